@@ -1,0 +1,107 @@
+# Everything needs only python3 (3.11 or later, with venv) and make; `make help` lists the targets.
+
+PYTHON ?= python3
+VENV ?= .venv
+# What pytest gets besides the suite's own settings, such as PYTEST_ARGS='-k lora'
+PYTEST_ARGS ?=
+# How much of the suite runs: all or fast (without the slow tests); on the second Python also none
+SUITE ?= all
+SECOND_SUITE ?= $(SUITE)
+# The second Python: the first python3.12 that really starts, for a pyenv shim may not
+SECOND_PYTHON ?= $(shell \
+	for python in python3.12 "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/3.12*/bin/python3.12; do \
+		if "$$python" -c 'import ensurepip, venv' >/dev/null 2>&1 </dev/null; then \
+			command -v "$$python"; break; \
+		fi; \
+	done)
+
+# A few threads are fastest for small tensors, and leave the machine usable
+export OMP_NUM_THREADS ?= 2
+export MKL_NUM_THREADS ?= $(OMP_NUM_THREADS)
+export MPLBACKEND ?= Agg
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+export PIP_NO_INPUT = 1
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: help demo test pytest lint format test-lowest clean
+
+BIN := $(VENV)/bin
+LOWEST := .venv-lowest
+
+# $(call install,what): install into $(VENV), showing only the large downloads and the outcome
+define install
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+	f"explora_geo needs Python 3.11 or later, {sys.executable} is {sys.version.split()[0]}: make PYTHON=...")'
+@echo "Installing explora_geo into $(VENV) (PyTorch is large: minutes the first time)"
+@$(BIN)/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
+@$(BIN)/python -m pip install --progress-bar off --editable $(1) | while IFS= read -r line; do \
+	case "$$line" in \
+		*Downloading*[0-9][0-9].[0-9]' MB'*|*'Using cached'*[0-9][0-9].[0-9]' MB'*|Installing*) \
+			echo "$${line:0:100}";; \
+	esac; \
+done
+@$(BIN)/python -W ignore -c 'import torchvision, torchgeo' || { \
+	echo "torchvision or torchgeo does not import beside the installed torch: torch and torchvision" \
+		"must come from the same place. Remove $(VENV) and try again." >&2; exit 1; }
+endef
+
+$(BIN)/.installed: pyproject.toml
+	$(call install,.)
+	@touch $@
+
+$(BIN)/.installed-tests: pyproject.toml
+	$(call install,'.[tests]')
+	@touch $(BIN)/.installed $@
+
+help: ## List the targets
+	@sed -nE 's/^([a-z-]+):.* ## (.*)/\1|\2/p' $(MAKEFILE_LIST) | \
+		while IFS='|' read -r name what; do printf '  make %-12s %s\n' "$$name" "$$what"; done
+
+demo: $(BIN)/.installed ## Install into .venv once, then run the demonstration
+	@$(BIN)/explora-geo demo
+
+test: lint ## Style, types and the whole suite on python3, then the suite on python3.12 if there is one
+	@second='$(SECOND_PYTHON)'; \
+	first=$$($(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
+	if [ '$(SECOND_SUITE)' = none ] || [ "$$first" = 3.12 ]; then second=; \
+	elif [ -z "$$second" ]; then echo "No working python3.12 found: testing on Python $$first only"; fi; \
+	echo "Testing on Python $$first"; \
+	$(MAKE) pytest; \
+	if [ -n "$$second" ]; then \
+		echo "Testing on Python 3.12 ($$second)"; \
+		$(MAKE) pytest VENV=.venv-3.12 PYTHON="$$second" SUITE='$(SECOND_SUITE)'; \
+	fi
+
+pytest: $(BIN)/.installed-tests ## The whole suite on python3 only
+	@$(BIN)/python -m pytest $(if $(filter fast,$(SUITE)),-m 'not slow') $(PYTEST_ARGS)
+
+lint: $(BIN)/.installed-tests ## Check style (ruff) and types (mypy)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: $(BIN)/.installed-tests ## Rewrite the code in the house style
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+# In an empty environment each time: uv keeps what is installed already, be it the lowest or not
+$(LOWEST)/bin/.installed: pyproject.toml
+	@echo "Installing the lowest versions pyproject.toml allows into $(LOWEST)"
+	@$(PYTHON) -m venv --clear $(LOWEST)
+	@$(LOWEST)/bin/python -m pip install --quiet uv
+	@$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python \
+		--resolution lowest-direct --requirements pyproject.toml --extra tests
+	@$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --no-deps --editable .
+	@touch $@
+
+test-lowest: $(LOWEST)/bin/.installed ## The fast tests on the lowest versions of every dependency
+	@EXPLORA_GEO_LOWEST=1 $(LOWEST)/bin/python -m pytest -m 'not slow' $(PYTEST_ARGS)
+
+clean: ## Remove environments, caches and build output
+	@rm -rf .venv* build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

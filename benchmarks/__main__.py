@@ -1,0 +1,57 @@
+"""The command line `explora-bench`."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from explora_geo.cli import run_app
+
+app = typer.Typer(
+    name='explora-bench',
+    help='Measurements behind the numbers of explora_geo.',
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback()
+def _commands() -> None:
+    """Measurements behind the numbers of explora_geo."""
+
+
+@app.command()
+def search(
+    config: Annotated[Path, typer.Argument(help='YAML file of the rows to try.')],
+    out: Annotated[Path, typer.Option(help='Folder of the results.')] = Path('benchmarks/results'),
+    rows: Annotated[str, typer.Option(help='Only rows whose name holds this text.')] = '',
+) -> None:
+    """Try adaptation recipes on a validation part and tabulate what they bought.
+
+    Finished rows are kept and not run again. Example:
+    explora-bench search benchmarks/conf/search_eurosat_mae.yaml
+    """
+    from benchmarks.search import run_search
+
+    run_search(config, out, rows)
+
+
+@app.command('export-source')
+def export_source(
+    run: Annotated[Path, typer.Argument(help='Folder of a full pre-training run.')],
+    out: Annotated[Path, typer.Argument(help='Half-precision file to write (.safetensors).')],
+) -> None:
+    """Write the file of the shipped source model and print its loss table."""
+    from benchmarks.export_source import export_source as export
+
+    typer.echo(export(run, out))
+
+
+def main() -> None:
+    """Run the command line; user errors become one sentence and exit code 2."""
+    run_app(app, sys.argv[1:])
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,39 @@
+"""Ship a pre-trained source model: half precision, and the lines of its model card."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from explora_geo.checkpoints import read_state, write_state
+
+
+def export_source(run: Path, out: Path) -> str:
+    """Write the half-precision file of a full pre-training run.
+
+    Args:
+        run: Folder of the run, with `model.safetensors` and `metrics.csv`.
+        out: File to write, `.safetensors`.
+
+    Returns:
+        Markdown table of loss and k-NN accuracy by epoch, for the model card.
+
+    Raises:
+        FileNotFoundError: If the run has no model.
+    """
+    state, metadata = read_state(run / 'model.safetensors')
+    write_state(out, {k: v.half() for k, v in state.items()}, {**metadata, 'dtype': 'float16'})
+    metrics = pd.read_csv(run / 'metrics.csv')
+    epochs = metrics.groupby('epoch').agg(
+        steps=('step', 'max'), train_loss=('train_loss', 'mean'), val_loss=('val_loss', 'max'),
+        knn=('val_knn', 'max'), gain=('val_knn_gain', 'max'),
+    )
+    lines = [
+        '| epoch | steps | training loss | EuroSAT loss | EuroSAT k-NN | over random weights |',
+        '|---|---|---|---|---|---|',
+    ]
+    for epoch, row in epochs.iterrows():
+        measured = ['-' if pd.isna(v) else f'{v:.3f}' for v in (row.val_loss, row.knn, row.gain)]
+        lines.append(
+            f'| {int(str(epoch)) + 1} | {int(row.steps) + 1} | {row.train_loss:.3f} | {" | ".join(measured)} |'
+        )
+    return '\n'.join(lines)

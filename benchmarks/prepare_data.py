@@ -1,0 +1,169 @@
+"""Make the small real data sets shipped in ``tests/data`` from complete downloads.
+
+The source folder holds ``EuroSAT_RGB.zip``, ``EuroSAT_MS/<Class>/*.tif``,
+``presto_train_test_split.json`` (keys ``train`` and ``test``) and ``NAIP/*.tif``::
+
+    python benchmarks/prepare_data.py --source DIR --out tests/data
+
+The choice of tiles is a pure function of their names, so every run ships the same files.
+"""
+
+import argparse
+import hashlib
+import json
+import logging
+import zipfile
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import rasterio
+from rasterio.windows import Window
+
+logger = logging.getLogger(__name__)
+
+MS_BANDS = (*(f'B{i:02d}' for i in range(1, 13)), 'B8A')  # the order in the files: B8A comes last
+NAIP_BANDS = ('red', 'green', 'blue', 'nir')
+
+
+def choose(names: Iterable[str], count: int) -> list[str]:
+    """Choose names by the SHA-256 of their stem, which is random but needs no seed.
+
+    Args:
+        names: File names or archive members.
+        count: How many names to keep.
+
+    Returns:
+        The chosen names, sorted.
+    """
+    ranked = sorted(names, key=lambda n: hashlib.sha256(PurePosixPath(n).stem.encode()).digest())
+    return sorted(ranked[:count])
+
+
+def copy_rgb(archive: Path, split_file: Path, out: Path, counts: dict[str, int]) -> int:
+    """Copy JPEG tiles byte for byte into ``out/<split>/<Class>/``.
+
+    Args:
+        archive: The complete ``EuroSAT_RGB.zip``.
+        split_file: JSON lists of tile names by split.
+        out: Folder to write to.
+        counts: Tiles per class by split.
+
+    Returns:
+        Number of tiles written.
+
+    Raises:
+        ValueError: If a class has too few tiles in a split.
+    """
+    splits = json.loads(split_file.read_text(encoding='utf-8'))
+    written = 0
+    with zipfile.ZipFile(archive) as source:
+        members = {PurePosixPath(n).stem: n for n in source.namelist() if n.endswith('.jpg')}
+        for split, count in counts.items():
+            by_class = defaultdict(list)
+            for name in splits[split]:
+                member = members[PurePosixPath(name).stem]
+                by_class[PurePosixPath(member).parent.name].append(member)
+            for label, names in sorted(by_class.items()):
+                if len(names) < count:
+                    raise ValueError(
+                        f'{split} needs {count} tiles of each class, but {label} has {len(names)}.'
+                    )
+                folder = out / split / label
+                folder.mkdir(parents=True, exist_ok=True)
+                for name in choose(names, count):
+                    (folder / PurePosixPath(name).name).write_bytes(source.read(name))
+                    written += 1
+    return written
+
+
+def recompress(source: Path, target: Path, bands: tuple[str, ...], window: Window | None) -> None:
+    """Rewrite a GeoTIFF losslessly and check that nothing but the size changed.
+
+    Args:
+        source: GeoTIFF to read.
+        target: GeoTIFF to write, deflated with horizontal differencing.
+        bands: Band names in file order, for the error message when they do not fit.
+        window: Part to keep; the whole image if None.
+
+    Raises:
+        ValueError: If the number of bands is unexpected, or the copy differs from the original.
+    """
+    with rasterio.open(source) as src:
+        if src.count != len(bands):
+            raise ValueError(f'{source.name} has {src.count} bands, expected {len(bands)}: {bands}')
+        pixels = src.read(window=window)
+        profile = {
+            'driver': 'GTiff',
+            'dtype': src.dtypes[0],
+            'count': src.count,
+            'height': pixels.shape[1],
+            'width': pixels.shape[2],
+            'crs': src.crs,
+            'transform': src.window_transform(window) if window else src.transform,
+            'nodata': src.nodata,
+            # Without these GDAL would tag the fourth of four bands as transparency.
+            'photometric': 'minisblack',
+            'alpha': 'unspecified',
+            'compress': 'deflate',
+            'zlevel': 9,
+            'predictor': 2,
+            # Bands differ more than neighbouring pixels, so storing them apart packs better.
+            'interleave': 'band',
+            # One strip per band: the default strips of a few rows would each be packed alone.
+            'blockysize': pixels.shape[1],
+        }
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with rasterio.open(target, 'w', **profile) as dst:
+        dst.write(pixels)
+    with rasterio.open(target) as dst:
+        same = np.array_equal(dst.read(), pixels) and dst.dtypes[0] == profile['dtype']
+        if not same or dst.crs != profile['crs'] or dst.transform != profile['transform']:
+            raise ValueError(f'{target} differs from {source}; delete it and run again.')
+
+
+def copy_ms(source: Path, out: Path, count: int) -> int:
+    """Recompress ``count`` 13-band tiles of every class; return how many were written."""
+    written = 0
+    for folder in sorted(p for p in source.iterdir() if p.is_dir()):
+        for name in choose((p.name for p in folder.glob('*.tif')), count):
+            recompress(folder / name, out / folder.name / name, MS_BANDS, None)
+            written += 1
+    return written
+
+
+def copy_naip(source: Path, out: Path, dates: tuple[str, ...], size: int) -> int:
+    """Cut a ``size`` x ``size`` window out of the scenes of some dates; return how many."""
+    scenes = [p for p in sorted(source.glob('*.tif')) if p.stem.endswith(dates)]
+    for path in scenes:
+        with rasterio.open(path) as src:
+            window = Window((src.width - size) // 2, (src.height - size) // 2, size, size)
+        recompress(path, out / path.name, NAIP_BANDS, window)
+    return len(scenes)
+
+
+def main() -> None:
+    """Command line entry point."""
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('--source', type=Path, required=True, help='folder with the downloads')
+    parser.add_argument('--out', type=Path, required=True, help='folder to write to')
+    parser.add_argument('--train', type=int, default=200, help='RGB training tiles per class')
+    parser.add_argument('--test', type=int, default=100, help='RGB test tiles per class')
+    parser.add_argument('--ms', type=int, default=20, help='13-band tiles per class')
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format='%(message)s')
+
+    rgb = copy_rgb(
+        args.source / 'EuroSAT_RGB.zip',
+        args.source / 'presto_train_test_split.json',
+        args.out / 'eurosat_rgb',
+        {'train': args.train, 'test': args.test},
+    )
+    ms = copy_ms(args.source / 'EuroSAT_MS', args.out / 'eurosat_ms', args.ms)
+    naip = copy_naip(args.source / 'NAIP', args.out / 'naip', ('20170827', '20200831'), 256)
+    logger.info('wrote %d RGB tiles, %d 13-band tiles and %d scenes', rgb, ms, naip)
+
+
+if __name__ == '__main__':
+    main()

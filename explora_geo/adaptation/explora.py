@@ -1,0 +1,243 @@
+"""ExPLoRA: which few per cent of a pre-trained transformer train on the new domain (section 4)."""
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Self
+
+from torch import nn
+
+from explora_geo.adaptation.lora import LoRALinear
+
+_TARGETS = ('q', 'k', 'v', 'proj', 'fc1', 'fc2')
+_NOTATION = re.compile(
+    r'(?:(?P<prefix>DINOv2|MAE|D|M)-)?(?:ExPLoRA-)?\[(?P<blocks>[^\]]*)\](?:-r(?P<rank>\d+))?'
+)
+_BLOCK = re.compile(r'(?P<first>[1-9]\d*)|L(?:-(?P<before>\d+))?')
+
+
+@dataclass(frozen=True)
+class ExPLoRAConfig:
+    """What trains in a transformer whose other weights stay as they were pre-trained.
+
+    Attributes:
+        unfrozen_blocks: The set U of blocks trained in full, as Python indices (0 the first, -1 the
+            last), or `'all'` for full pre-training, which leaves everything trainable.
+        rank: Rank r of LoRA in the blocks outside U; 0 for no LoRA.
+        alpha: LoRA's alpha, the update is scaled by alpha / r; None means alpha = r, scale 1. The
+            released ExPLoRA code uses 1.
+        dropout: Dropout on the input of LoRA updates.
+        targets: Matrices that get LoRA: the paper's `('q', 'v')`, or any of q, k, v, proj, fc1, fc2.
+        train_norms: Train the norms of all blocks and the final norm.
+        train_cls_token: Train the class token.
+        extra: Names of further parameters or modules that train, such as `patch_embed`.
+    """
+
+    unfrozen_blocks: tuple[int, ...] | Literal['all'] = (-1,)
+    rank: int = 32
+    alpha: float | None = None
+    dropout: float = 0.0
+    targets: tuple[str, ...] = ('q', 'v')
+    train_norms: bool = True
+    train_cls_token: bool = True
+    extra: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check the values that need no model."""
+        for field in ('unfrozen_blocks', 'targets', 'extra'):  # lists from YAML and JSON
+            value = getattr(self, field)
+            if not isinstance(value, str):
+                object.__setattr__(self, field, tuple(value))
+        if self.rank < 0:
+            raise ValueError(f'rank must be 0 (no LoRA) or more, got {self.rank}')
+        if self.alpha is not None and self.alpha <= 0:
+            raise ValueError(f'alpha must be positive, got {self.alpha}')
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f'dropout must be in [0, 1), got {self.dropout}')
+        unknown = [name for name in self.targets if name not in _TARGETS]
+        if unknown:
+            raise ValueError(f'targets must be among {_TARGETS}, got {unknown}')
+
+    @property
+    def full(self) -> bool:
+        """Whether everything trains."""
+        return self.unfrozen_blocks == 'all'
+
+    @classmethod
+    def parse(cls, notation: str, **changes: Any) -> Self:
+        """Read the paper's notation.
+
+        Args:
+            notation: `D-ExPLoRA-[L]-r32`, `M-ExPLoRA-[1,L]-r32`, `[L-1,L]` (no LoRA), `[]-r256` (LoRA
+                only) or `full`. Blocks count from 1, L is the last. The leading D or M names the
+                objective of the weights and is not part of the configuration.
+            **changes: Other fields, such as `alpha=1`.
+
+        Returns:
+            The configuration.
+
+        Raises:
+            ValueError: If the text is no such notation.
+        """
+        if notation.strip().lower() == 'full':
+            return cls(unfrozen_blocks='all', rank=0, **changes)
+        match = _NOTATION.fullmatch(notation.strip())
+        names = [b.strip() for b in match['blocks'].split(',') if b.strip()] if match else []
+        blocks = [_BLOCK.fullmatch(name) for name in names]
+        if match is None or None in blocks:
+            raise ValueError(
+                f'cannot read the notation {notation!r}: write it as D-ExPLoRA-[L]-r32 or '
+                'M-ExPLoRA-[1,L]-r32, blocks counted from 1 and L the last, or full'
+            )
+        unfrozen = tuple(
+            int(b['first']) - 1 if b['first'] else -1 - int(b['before'] or 0) for b in blocks if b
+        )
+        return cls(unfrozen_blocks=unfrozen, rank=int(match['rank'] or 0), **changes)
+
+    def notation(self, prefix: str = '') -> str:
+        """The paper's notation of this configuration.
+
+        Args:
+            prefix: `D` or `M` for weights from DINOv2 or MAE.
+
+        Returns:
+            Text that `parse` reads back to the same blocks and rank.
+        """
+        if self.full:
+            return 'full'
+        names = []
+        for i in self.unfrozen_blocks:
+            assert isinstance(i, int)
+            names.append(str(i + 1) if i >= 0 else 'L' if i == -1 else f'L{i + 1}')
+        blocks = f'[{",".join(names)}]' + (f'-r{self.rank}' if self.rank else '')
+        return f'{prefix}-ExPLoRA-{blocks}' if prefix else blocks
+
+    @classmethod
+    def create(cls, value: 'ExPLoRAConfig | Mapping[str, Any] | str') -> 'ExPLoRAConfig':
+        """Accept a configuration, its fields as a mapping, or the paper's notation."""
+        if isinstance(value, ExPLoRAConfig):
+            return value
+        return cls.parse(value) if isinstance(value, str) else cls(**value)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Fields as JSON-ready values."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+
+def explora(model: nn.Module, config: ExPLoRAConfig) -> nn.Module:
+    """Adapt a transformer in place: steps (ii) and (iii) of section 4.
+
+    Everything is frozen; the blocks of U are unfrozen; all other blocks get LoRA on the target
+    matrices; norms, class token and the named extras train. The output does not change.
+
+    Args:
+        model: Any module with `blocks` of timm's layout and a final `norm`: a `ViT`, a `MAEDecoder`.
+        config: What trains.
+
+    Returns:
+        The same model.
+
+    Raises:
+        ValueError: If a block or an extra does not exist, or the model is adapted already.
+    """
+    if any(isinstance(layer, LoRALinear) for layer in model.modules()):
+        raise ValueError('the model carries LoRA already: merge it before it is adapted again')
+    if config.full:
+        return model
+    unfrozen = resolve_blocks(config.unfrozen_blocks, len(model.blocks))  # type: ignore[arg-type]
+    model.requires_grad_(False)
+    for i, block in enumerate(model.blocks):  # type: ignore[arg-type]
+        if i in unfrozen:
+            block.requires_grad_(True)
+        elif config.rank:
+            _add_lora(block, config)
+    if config.train_norms:
+        for module in model.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.requires_grad_(True)
+    if config.train_cls_token and getattr(model, 'cls_token', None) is not None:
+        model.cls_token.requires_grad_(True)  # type: ignore[union-attr, operator]
+    for name in config.extra:
+        _unfreeze(model, name)
+    return model
+
+
+def resolve_blocks(blocks: Sequence[int], depth: int) -> frozenset[int]:
+    """Non-negative indices of blocks.
+
+    Raises:
+        ValueError: If a block lies outside the model.
+    """
+    wrong = [i for i in blocks if not -depth <= i < depth]
+    if wrong:
+        shown = ', '.join(str(i + 1) if i >= 0 else f'L{i + 1}' for i in wrong)
+        raise ValueError(f'block {shown} does not exist: the model has blocks 1 to L = {depth}')
+    return frozenset(range(depth)[i] for i in blocks)
+
+
+def _add_lora(block: Any, config: ExPLoRAConfig) -> None:
+    """Replace the target matrices of one block by their LoRA form."""
+    alpha = config.rank if config.alpha is None else config.alpha
+    width = block.attn.qkv.out_features // 3
+    thirds = {name: (i * width, (i + 1) * width) for i, name in enumerate('qkv')}
+    wanted: dict[tuple[Any, str], dict[str, tuple[int, int]]] = {
+        (block.attn, 'qkv'): {n: s for n, s in thirds.items() if n in config.targets},
+        (block.attn, 'proj'): {'all': (0, block.attn.proj.out_features)},
+        (block.mlp, 'fc1'): {'all': (0, block.mlp.fc1.out_features)},
+        (block.mlp, 'fc2'): {'all': (0, block.mlp.fc2.out_features)},
+    }
+    for (parent, name), slices in wanted.items():
+        if (name == 'qkv' and slices) or name in config.targets:
+            layer = LoRALinear(getattr(parent, name), slices, config.rank, alpha, config.dropout)
+            setattr(parent, name, layer)
+
+
+def _unfreeze(model: nn.Module, name: str) -> None:
+    """Unfreeze a parameter or module by its dotted name."""
+    parameters = dict(model.named_parameters())
+    chosen = [p for n, p in parameters.items() if n == name or n.startswith(f'{name}.')]
+    if not chosen:
+        tops = sorted({n.split('.')[0] for n in parameters})
+        raise ValueError(f'extra names {name!r}, which the model does not have: it has {", ".join(tops)}')
+    for parameter in chosen:
+        parameter.requires_grad_(True)
+
+
+def trainable_names(model: nn.Module) -> list[str]:
+    """Names of the parameters that train, in the model's order."""
+    return [name for name, p in model.named_parameters() if p.requires_grad]
+
+
+def trainable_summary(model: nn.Module) -> dict[str, int]:
+    """Count what trains by the parts that the paper counts.
+
+    Args:
+        model: Adapted model.
+
+    Returns:
+        Parameters per part (`unfrozen block 24`, `LoRA`, `norms`, `cls_token`, other top names), in
+        that order; their sum is the number of trainable parameters.
+    """
+    whole = {
+        i
+        for i, block in enumerate(model.blocks)  # type: ignore[arg-type]
+        if all(p.requires_grad for p in block.parameters())
+        and not any(isinstance(m, LoRALinear) for m in block.modules())
+    }
+    counts: Counter[str] = Counter()
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        path = name.split('.')
+        if path[0] == 'blocks' and int(path[1]) in whole:
+            part = f'unfrozen block {int(path[1]) + 1}'
+        elif 'lora_a' in path or 'lora_b' in path:
+            part = 'LoRA'
+        elif any(key.startswith('norm') for key in path):
+            part = 'norms'
+        else:
+            part = path[0]
+        counts[part] += parameter.numel()
+    order = {'LoRA': 1, 'norms': 2, 'cls_token': 3}
+    return dict(sorted(counts.items(), key=lambda row: 0 if 'block' in row[0] else order.get(row[0], 4)))

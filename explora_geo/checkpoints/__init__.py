@@ -1,0 +1,26 @@
+"""Reading everyone's weights and writing ours."""
+
+from explora_geo.checkpoints.adapter import (
+    AdapterHeader,
+    apply_adapter,
+    merge_adapter,
+    read_adapter,
+    save_adapter,
+)
+from explora_geo.checkpoints.files import atomic_path, read_state, write_state
+from explora_geo.checkpoints.io import BackboneWeights, load_backbone, load_weights, state_sha256
+
+__all__ = [
+    'AdapterHeader',
+    'BackboneWeights',
+    'apply_adapter',
+    'atomic_path',
+    'load_backbone',
+    'load_weights',
+    'merge_adapter',
+    'read_adapter',
+    'read_state',
+    'save_adapter',
+    'state_sha256',
+    'write_state',
+]

@@ -1,0 +1,179 @@
+"""Adapter files: the few per cent that ExPLoRA trained, and which base they belong to."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from explora_geo import __version__
+from explora_geo.adaptation import ExPLoRAConfig, explora, merge_lora, trainable_names
+from explora_geo.checkpoints.files import read_state, write_state
+from explora_geo.checkpoints.io import load_weights, state_sha256
+from explora_geo.models.builders import create_vit
+from explora_geo.models.vit import ViT
+
+_FORMAT = 'explora_geo.adapter'
+
+
+@dataclass(frozen=True)
+class AdapterHeader:
+    """What an adapter file says of itself.
+
+    Attributes:
+        backbone: Name of the backbone.
+        img_size: Image side, pixels.
+        patch_size: Patch side, pixels.
+        bands: Band names, in order.
+        config: Fields of the `ExPLoRAConfig`.
+        base_sha256: Hash of the base weights that stay as they are, from `frozen_sha256`.
+        version: Version of the package that wrote the file.
+    """
+
+    backbone: str
+    img_size: int
+    patch_size: int
+    bands: tuple[str, ...]
+    config: dict[str, Any]
+    base_sha256: str
+    version: str = __version__
+
+    def build(self) -> ViT:
+        """The unadapted backbone, with random weights."""
+        return create_vit(self.backbone, img_size=self.img_size, patch_size=self.patch_size, bands=self.bands)
+
+    @property
+    def explora_config(self) -> ExPLoRAConfig:
+        """The adaptation."""
+        return ExPLoRAConfig(**self.config)
+
+
+def save_adapter(path: str | Path, vit: ViT, backbone: str, config: ExPLoRAConfig) -> AdapterHeader:
+    """Write what trains of an adapted backbone, atomically.
+
+    Args:
+        path: File to write, `.safetensors`.
+        vit: Adapted backbone.
+        backbone: Its name, for rebuilding.
+        config: Its adaptation.
+
+    Returns:
+        The header that was written.
+
+    Raises:
+        ValueError: If the whole backbone trains: then the model is the file to keep.
+    """
+    if config.full:
+        raise ValueError('full pre-training has no adapter: save the whole model')
+    names = set(trainable_names(vit))
+    tokenizer = vit.patch_embed
+    header = AdapterHeader(
+        backbone=backbone,
+        img_size=tokenizer.grid_size[0] * tokenizer.patch_size,
+        patch_size=tokenizer.patch_size,
+        bands=tokenizer.bands,
+        config=config.to_dict(),
+        base_sha256=frozen_sha256(vit),
+    )
+    state = {k: v for k, v in vit.state_dict().items() if k in names}
+    write_state(path, state, {'format': _FORMAT, 'adapter': json.dumps(asdict(header))})
+    return header
+
+
+def frozen_sha256(vit: ViT) -> str:
+    """Hash of what an adapted backbone keeps from its base: every tensor the adapter does not hold."""
+    names = set(trainable_names(vit))
+    return state_sha256({k: v for k, v in vit.state_dict().items() if k not in names})
+
+
+def read_adapter(path: str | Path) -> tuple[AdapterHeader, dict[str, Tensor]]:
+    """Read an adapter file.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is damaged or no adapter file.
+    """
+    state, metadata = read_state(path)
+    if metadata.get('format') != _FORMAT:
+        raise ValueError(f'{path} is no adapter file: its header lacks format {_FORMAT}')
+    try:
+        fields = json.loads(metadata['adapter'])
+        header = AdapterHeader(**{**fields, 'bands': tuple(fields['bands'])})
+        _ = header.explora_config  # checks its fields
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f'{path} has a damaged adapter header ({error})') from error
+    return header, state
+
+
+def apply_adapter(vit: ViT, path: str | Path) -> AdapterHeader:
+    """Adapt a backbone that carries its base weights, in place, and load the adapter.
+
+    Args:
+        vit: Backbone with the base weights, not adapted.
+        path: Adapter file.
+
+    Returns:
+        The file's header.
+
+    Raises:
+        ValueError: If the base is another one, or the file lacks or adds a tensor.
+    """
+    header, state = read_adapter(path)
+    explora(vit, header.explora_config)
+    found = frozen_sha256(vit)
+    if found != header.base_sha256:
+        raise ValueError(
+            f'{path} was made on other base weights (SHA-256 {header.base_sha256[:12]}…, given '
+            f'{found[:12]}…): give the weights that {header.backbone} was adapted from'
+        )
+    _load(vit, state, path)
+    return header
+
+
+def _load(vit: ViT, state: Mapping[str, Tensor], path: str | Path) -> None:
+    names = trainable_names(vit)
+    missing = [k for k in names if k not in state]
+    unknown = [k for k in state if k not in names]
+    if missing or unknown:
+        what = f'lacks {missing[0]}' if missing else f'holds the unknown {unknown[0]}'
+        raise ValueError(
+            f'{path} {what} ({len(missing)} missing, {len(unknown)} unknown): the file is incomplete'
+        )
+    own = vit.state_dict()
+    for name, tensor in state.items():
+        if tensor.shape != own[name].shape:
+            raise ValueError(
+                f'{path} holds {name} of shape {tuple(tensor.shape)}, expected {tuple(own[name].shape)}'
+            )
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f'{path} holds values that are not finite in {name}')
+    vit.load_state_dict(dict(state), strict=False)
+
+
+def merge_adapter(path: str | Path, base: str | Path, out: str | Path) -> AdapterHeader:
+    """Write base + adapter as one plain model with timm's keys.
+
+    Args:
+        path: Adapter file.
+        base: Base weights: a file or `timm/<name>`.
+        out: File to write, `.safetensors`.
+
+    Returns:
+        The adapter's header.
+    """
+    header, _ = read_adapter(path)
+    vit = header.build()
+    load_weights(vit, base, fresh=header.explora_config.extra)
+    apply_adapter(vit, path)
+    merge_lora(vit)
+    meta = {
+        'format': 'pt',
+        'backbone': header.backbone,
+        'bands': json.dumps(list(header.bands)),
+        'adaptation': header.explora_config.notation(),
+    }
+    write_state(out, vit.state_dict(), meta)
+    return header

@@ -1,0 +1,191 @@
+"""The command line `explora-geo`."""
+
+import re
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+app = typer.Typer(
+    name='explora-geo',
+    help='Adapt pre-trained vision transformers to your own satellite archive (ExPLoRA).',
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={'help_option_names': ['-h', '--help']},
+)
+adapter_app = typer.Typer(help='Look into adapter files and merge them.', no_args_is_help=True)
+app.add_typer(adapter_app, name='adapter')
+console = Console()
+
+_PASS_ON = {'allow_extra_args': True, 'ignore_unknown_options': True, 'help_option_names': []}
+
+
+def _lightning(context: typer.Context) -> None:
+    import warnings
+
+    from explora_geo.main import run
+
+    # Lightning warns that both sys.argv and args are given; they are the same.
+    warnings.filterwarnings('ignore', message="LightningCLI's args parameter")
+    run([str(context.info_name), *context.args])
+
+
+@app.command(context_settings=_PASS_ON)
+def fit(context: typer.Context) -> None:
+    """Pre-train or tune by a YAML file (LightningCLI): `explora-geo fit --config run.yaml`."""
+    _lightning(context)
+
+
+@app.command(context_settings=_PASS_ON)
+def validate(context: typer.Context) -> None:
+    """Evaluate a checkpoint on validation data: `explora-geo validate --config run.yaml`."""
+    _lightning(context)
+
+
+@app.command()
+def params(
+    adaptation: Annotated[str, typer.Argument(help='Notation such as "D-ExPLoRA-[L]-r32" or full.')],
+    backbone: Annotated[str, typer.Option(help='Backbone by timm name.')] = 'vit_large_patch14_dinov2',
+    alpha: Annotated[float | None, typer.Option(help='LoRA alpha; the rank if not given.')] = None,
+    targets: Annotated[str, typer.Option(help='Matrices with LoRA, of q,k,v,proj,fc1,fc2.')] = 'q,v',
+    norms: Annotated[bool, typer.Option(help='Train the norms.')] = True,
+) -> None:
+    """Count what an adaptation trains, without building the weights.
+
+    Example: explora-geo params "D-ExPLoRA-[L]-r32" --backbone vit_large_patch14_dinov2
+    """
+    import torch
+
+    from explora_geo.adaptation import ExPLoRAConfig, explora, trainable_summary
+    from explora_geo.models.builders import create_vit
+
+    config = ExPLoRAConfig.parse(
+        adaptation, alpha=alpha, targets=tuple(targets.split(',')), train_norms=norms
+    )
+    with torch.device('meta'):
+        vit = create_vit(backbone)
+        total = sum(p.numel() for p in vit.parameters())
+        explora(vit, config)
+    counts = trainable_summary(vit)
+    trained = sum(counts.values())
+    table = Table(
+        'part', 'parameters', title=escape(f'{adaptation} on {backbone}'), title_justify='left', min_width=44
+    )
+    table.columns[1].justify = 'right'
+    for part, count in counts.items():
+        table.add_row(part, f'{count:,}')
+    table.add_section()
+    table.add_row('trainable', f'{trained:,}')
+    console.print(table)
+    console.print(f'{trained:,} of {total:,} parameters train ({trained / total:.1%})', highlight=False)
+
+
+@adapter_app.command('info')
+def adapter_info(file: Annotated[Path, typer.Argument(help='Adapter file.')]) -> None:
+    """Show what an adapter file holds and which base it belongs to.
+
+    Example: explora-geo adapter info runs/demo/adapter.safetensors
+    """
+    from explora_geo.checkpoints import read_adapter
+
+    header, state = read_adapter(file)
+    table = Table(show_header=False, title=str(file))
+    rows = {
+        'backbone': f'{header.backbone}, {header.img_size} px, patch {header.patch_size}',
+        'adaptation': header.explora_config.notation(),
+        'configuration': ', '.join(f'{k}={v}' for k, v in header.config.items()),
+        'bands': ', '.join(header.bands),
+        'base SHA-256': header.base_sha256,
+        'written by': f'explora_geo {header.version}',
+        'tensors': f'{len(state)}, {sum(t.numel() for t in state.values()):,} numbers',
+        'size': f'{file.stat().st_size / 1e6:.2f} MB',
+    }
+    for name, value in rows.items():
+        table.add_row(name, escape(value))
+    console.print(table)
+
+
+@adapter_app.command('merge')
+def adapter_merge(
+    file: Annotated[Path, typer.Argument(help='Adapter file.')],
+    base: Annotated[str, typer.Option(help='Base weights: a file or timm/<name>.')],
+    out: Annotated[Path, typer.Option(help='Model file to write (.safetensors).')],
+) -> None:
+    """Merge an adapter into its base: a plain model with timm's keys.
+
+    Example: explora-geo adapter merge adapter.safetensors --base base.safetensors --out model.safetensors
+    """
+    from explora_geo.checkpoints import merge_adapter
+
+    header = merge_adapter(file, base, out)
+    console.print(f'{out}: {header.backbone} with {header.explora_config.notation()} merged', markup=False)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help='Folder for report, picture and adapter.')] = Path('runs/demo'),
+    steps: Annotated[
+        int | None, typer.Option(help='Adaptation steps; the demo default if not given.')
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help='EuroSAT folder with train/ and test/.')] = None,
+) -> None:
+    """Adapt the shipped source model to shipped Sentinel-2 tiles and show what that bought.
+
+    Example: explora-geo demo --out runs/demo
+    """
+    from explora_geo.demo import run_demo
+
+    run_demo(out, steps=steps, data=data)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run `explora-geo`.
+
+    Args:
+        argv: Arguments without the program name; `sys.argv[1:]` if None.
+    """
+    run_app(app, list(sys.argv[1:] if argv is None else argv))
+
+
+def run_app(application: typer.Typer, args: list[str]) -> None:
+    """Run a command line; user errors become one sentence and exit code 2.
+
+    Args:
+        application: Commands.
+        args: Arguments; `--debug` anywhere shows tracebacks.
+    """
+    debug = '--debug' in args
+    try:
+        application([a for a in args if a != '--debug'])
+    except (ValueError, OSError, ImportError) as error:
+        _fail(error, debug)
+    except Exception as error:
+        # jsonargparse is imported only by the Lightning commands, so its error is known by name.
+        if type(error).__name__ != 'ArgumentError':
+            raise
+        _fail(error, debug)
+
+
+def _fail(error: Exception, debug: bool) -> None:
+    if debug:
+        raise error
+    message = f'[bold red]error:[/] {escape(_sentence(error))}'
+    Console(stderr=True).print(message, soft_wrap=True, highlight=False)
+    raise SystemExit(2) from error
+
+
+def _sentence(error: Exception) -> str:
+    """The user's part of an error message, on one line."""
+    text = ' '.join(str(error).split())
+    unknown = re.search(r"Option '([^']+)' is not accepted|Key '([^']+)' is not expected", text)
+    if unknown is not None:  # jsonargparse lists every alternative it tried around this
+        key = unknown[1] or unknown[2]
+        return (
+            f'unknown key {key!r} in the configuration: '
+            'correct it, explora-geo fit --print_config shows the keys that exist'
+        )
+    return text

@@ -1,0 +1,163 @@
+"""What all data modules share: statistics by band name, views on the device, loaders."""
+
+from collections.abc import Iterable, Sequence, Sized
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+from torchgeo.datamodules import BaseDataModule
+
+from ..datasets import collate_skipping
+from ..transforms import normalisation, training_view
+from .statistics import Statistic, estimate, resolve
+
+
+class ArchiveDataModule(BaseDataModule):
+    """Base class of data modules over archives of unlabelled, or partly labelled, images.
+
+    Images are normalised and augmented in batches on the device, by TorchGeo's
+    ``on_after_batch_transfer``.
+
+    Attributes:
+        bands: Names of the bands of a batch, in order; known after :meth:`setup`.
+        mean: Mean of each band in units of the images, shape (C,); known after :meth:`setup`.
+        std: Standard deviation of each band, shape (C,); known after :meth:`setup`.
+    """
+
+    def __init__(
+        self,
+        dataset_class: type[Dataset[Any]],
+        image_size: int,
+        batch_size: int,
+        num_workers: int,
+        mean: Statistic,
+        std: Statistic,
+        crop_scale: tuple[float, float],
+        horizontal_flip: bool,
+        vertical_flip: bool,
+        quarter_turns: bool,
+        **kwargs: Any,
+    ) -> None:
+        """Initialize a new ArchiveDataModule instance.
+
+        Args:
+            dataset_class: Class used to make datasets.
+            image_size: Side of the images in a batch.
+            batch_size: Size of each mini-batch.
+            num_workers: Number of processes that load data.
+            mean: Mean of each band, by name, in order, ``'imagenet'`` or ``'auto'``.
+            std: Standard deviation of each band, likewise.
+            crop_scale: Smallest and largest share of an image's area in a training crop.
+            horizontal_flip: Whether to mirror training images left to right.
+            vertical_flip: Whether to mirror training images top to bottom.
+            quarter_turns: Whether to turn training images by multiples of 90 degrees.
+            **kwargs: Arguments of the dataset.
+
+        Raises:
+            ValueError: If a size or number is out of range.
+        """
+        for name, value, least in (
+            ('image_size', image_size, 1),
+            ('batch_size', batch_size, 1),
+            ('num_workers', num_workers, 0),
+        ):
+            if value < least:
+                raise ValueError(f'{name} must be at least {least}, got {value}.')
+        super().__init__(dataset_class, batch_size, num_workers, **kwargs)
+        self.image_size = image_size
+        self.mean_source = mean
+        self.std_source = std
+        self.crop_scale = (float(crop_scale[0]), float(crop_scale[1]))
+        self.horizontal_flip = horizontal_flip
+        self.vertical_flip = vertical_flip
+        self.quarter_turns = quarter_turns
+        self.bands: tuple[str, ...] = ()
+        self.collate_fn = collate_skipping
+        # Checked now rather than after a long scan of the archive.
+        training_view(torch.zeros(1), torch.ones(1), image_size, self.crop_scale)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Make the loader of training images, shuffled."""
+        return self._loader('train')
+
+    def val_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
+        """Make the loader of validation images, or no loader if there are none."""
+        return self._loader('val') if self.val_dataset is not None else []
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Make the loader of test images."""
+        return self._loader('test')
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """Make the loader of images to predict on, in order."""
+        return self._loader('predict')
+
+    def _sampler(self, split: str) -> Sampler[Any] | None:
+        """Choose how to index the dataset of a split; by position if None."""
+        return None
+
+    def _loader(self, split: str) -> DataLoader[Any]:
+        dataset = getattr(self, f'{split}_dataset')
+        if dataset is None:
+            raise ValueError(
+                f'{type(self).__name__} has no {split} images; give it a {split} folder, and call '
+                'setup() before asking for a loader.'
+            )
+        sampler = self._sampler(split)
+        length = len(cast(Sized, sampler if sampler is not None else dataset))
+        training = split == 'train'
+        return DataLoader(
+            dataset,
+            batch_size=self.batch_size,
+            sampler=sampler,
+            shuffle=training if sampler is None else None,
+            # A single incomplete batch is all there is; dropping it would leave nothing.
+            drop_last=training and length > self.batch_size,
+            num_workers=self.num_workers,
+            collate_fn=self.collate_fn,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=self.num_workers > 0,
+        )
+
+    def _set_statistics(
+        self,
+        bands: Sequence[str],
+        images: Iterable[Tensor],
+        mean: Statistic | None = None,
+        std: Statistic | None = None,
+    ) -> None:
+        """Settle mean and std once, and make the views from them.
+
+        Args:
+            bands: Names of the bands of a batch.
+            images: Images to estimate from, each of shape (C, H, W); read only if needed.
+            mean: Values that replace ``'auto'``.
+            std: Likewise.
+        """
+        if self.bands:
+            return
+        sources: dict[str, Statistic] = {'mean': self.mean_source, 'std': self.std_source}
+        for name, known in (('mean', mean), ('std', std)):
+            if known is not None and sources[name] == 'auto':
+                sources[name] = known
+        # What is given is checked before what is not takes time to estimate.
+        values = {
+            'mean': None if sources['mean'] == 'auto' else resolve(sources['mean'], bands, 'mean'),
+            'std': None if sources['std'] == 'auto' else resolve(sources['std'], bands, 'std'),
+        }
+        if values['mean'] is None or values['std'] is None:
+            estimated = dict(zip(('mean', 'std'), estimate(images), strict=True))
+            values = {name: estimated[name] if v is None else v for name, v in values.items()}
+        self.mean, self.std = cast(Tensor, values['mean']), cast(Tensor, values['std'])
+        self.aug = normalisation(self.mean, self.std)
+        self.train_aug = training_view(
+            self.mean,
+            self.std,
+            self.image_size,
+            self.crop_scale,
+            self.horizontal_flip,
+            self.vertical_flip,
+            self.quarter_turns,
+        )
+        self.bands = tuple(bands)

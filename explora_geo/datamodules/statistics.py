@@ -1,0 +1,100 @@
+"""Mean and standard deviation of bands: given by name, given in order, or estimated."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..datasets.bands import RGB, canonical
+
+#: One value per band: by name, in the order of the bands, ImageNet's, or estimated.
+Statistic = Literal['auto', 'imagenet'] | Mapping[str, float] | Sequence[float]
+
+#: Most tiles looked at to estimate statistics.
+SAMPLES = 512
+
+#: ImageNet's statistics for pixels from 0 to 255.
+IMAGENET = {
+    'mean': {'red': 0.485 * 255, 'green': 0.456 * 255, 'blue': 0.406 * 255},
+    'std': {'red': 0.229 * 255, 'green': 0.224 * 255, 'blue': 0.225 * 255},
+}
+
+
+def resolve(
+    value: Mapping[str, float] | Sequence[float] | str, bands: Sequence[str], name: Literal['mean', 'std']
+) -> Tensor:
+    """Put a given statistic into the order of the bands.
+
+    Args:
+        value: Values by band name, values in the order of the bands, or ``'imagenet'``.
+        bands: Names of the bands.
+        name: Which statistic it is.
+
+    Returns:
+        One value per band in units of the images, float32, shape (C,).
+
+    Raises:
+        ValueError: If values are missing, of the wrong number, or not positive for ``std``.
+    """
+    if isinstance(value, str):
+        if value != 'imagenet':
+            raise ValueError(f"{name} must be 'auto', 'imagenet' or numbers, got {value!r}.")
+        if not {canonical(band) for band in bands} <= set(RGB):
+            raise ValueError(
+                f"{name}='imagenet' is known for the bands {RGB}, but the bands are "
+                f"{tuple(bands)}; give {name} by band name, or 'auto'."
+            )
+        value = IMAGENET[name]
+    if isinstance(value, Mapping):
+        known = {canonical(band): number for band, number in value.items()}
+        missing = [band for band in bands if canonical(band) not in known]
+        if missing:
+            raise ValueError(
+                f'{name} must have a value for every band, but {missing} are missing: '
+                f'bands {tuple(bands)}, given {tuple(value)}.'
+            )
+        numbers = [known[canonical(band)] for band in bands]
+    else:
+        numbers = list(value)
+        if len(numbers) != len(bands):
+            raise ValueError(
+                f'{name} must have one value per band, got {len(numbers)} values for the '
+                f'{len(bands)} bands {tuple(bands)}.'
+            )
+    result = torch.tensor([float(number) for number in numbers])
+    if not torch.isfinite(result).all() or (name == 'std' and (result <= 0).any()):
+        rule = 'positive numbers' if name == 'std' else 'finite numbers'
+        raise ValueError(f'{name} must be {rule}, got {numbers}.')
+    return result
+
+
+def estimate(images: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """Estimate mean and standard deviation of each band over the pixels of images.
+
+    Args:
+        images: Images of one band list, each of shape (C, H, W).
+
+    Returns:
+        Mean and standard deviation in units of the images, float32, each of shape (C,). A band
+        that is constant gets the standard deviation 1, which leaves it at zero.
+
+    Raises:
+        ValueError: If there is no image.
+    """
+    count = 0
+    total = square = torch.zeros(1, dtype=torch.float64)
+    for image in images:
+        pixels = image.double().flatten(1)
+        count += pixels.shape[1]
+        total = total + pixels.sum(1)
+        square = square + pixels.square().sum(1)
+    if count == 0:
+        raise ValueError(
+            "mean or std 'auto' needs at least one readable tile, but none of those looked at can "
+            'be used; repair the files or give mean and std.'
+        )
+    mean = total / count
+    std = (square / count - mean.square()).clamp(min=0).sqrt()
+    std[std < 1e-6 * mean.abs().clamp(min=1e-6)] = 1
+    return mean.float(), std.float()

@@ -1,0 +1,112 @@
+"""EuroSAT from folders of JPEG or 13-band GeoTIFF tiles."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from .bands import RGB
+from .files import RASTER_SUFFIXES, PathLike, find_images, subfolders
+from .folder import FolderDataset
+
+#: Bands of the 13-band tiles in file order: B8A comes last, not after B08.
+MS_BANDS = (*(f'B{i:02d}' for i in range(1, 13)), 'B8A')
+
+
+class EuroSATDataset(FolderDataset):
+    """EuroSAT: 27,000 Sentinel-2 tiles of 64x64 pixels in 10 land-cover classes.
+
+    TorchGeo's own ``EuroSAT`` reads only the 13-band archive in its download layout with its own
+    split files; this class reads the JPEG set too, any subset, and any split.
+
+    The layout is ``root/<Class>/<Class>_<n>.<suffix>``, or ``root/<split>/<Class>/...``. JPEG
+    tiles have the bands red, green and blue (0 to 255), GeoTIFF tiles B01 to B12 and B8A
+    (reflectance x 10,000).
+
+    If you use this dataset in your research, please cite
+    https://ieeexplore.ieee.org/document/8736785.
+    """
+
+    def __init__(
+        self,
+        root: PathLike,
+        split: Literal['train', 'test'] | None = 'train',
+        bands: Sequence[str] | None = None,
+        split_file: PathLike | None = None,
+        size: int | None = None,
+        strict: bool = False,
+        cache: bool = False,
+        transforms: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+    ) -> None:
+        """Initialize a new EuroSATDataset instance.
+
+        Args:
+            root: Folder of class folders, or of the folders ``train`` and ``test``.
+            split: Which part to read; all tiles if None.
+            bands: Names of the bands to return, in any order; all bands if None.
+            split_file: JSON object that lists tile names by split. Names are compared without
+                their ending, so one file serves JPEG and GeoTIFF tiles.
+            size: Side of the returned images; the tiles' own size if None.
+            strict: Whether to raise on a tile that cannot be used instead of skipping it.
+            cache: Whether to keep decoded tiles in memory.
+            transforms: Function applied to each sample.
+
+        Raises:
+            FileNotFoundError: If the folder or the split file does not exist, or no tile is found.
+            ValueError: If the split cannot be told apart, or bands do not fit.
+        """
+        folder = Path(root)
+        members: frozenset[str] | None = None
+        if split is not None:
+            if split_file is not None:
+                members = read_split(split_file, split)
+            elif (folder / split).is_dir():
+                folder = folder / split
+            elif folder.is_dir():
+                raise ValueError(
+                    f'split={split!r} needs a folder {folder / split} or a split_file, but there '
+                    'is neither; give split_file, or split=None for all tiles.'
+                )
+        files = find_images(folder)
+        multispectral = bool(files) and files[0].suffix.lower() in RASTER_SUFFIXES
+        super().__init__(
+            folder,
+            bands=bands,
+            file_bands=MS_BANDS if multispectral else RGB,
+            labelled=True,
+            size=size,
+            strict=strict,
+            cache=cache,
+            transforms=transforms,
+            is_valid_file=None if members is None else lambda path: path.stem in members,
+        )
+        # A class without a tile in this split must not shift the labels of the others.
+        self.relabel([path.name for path in subfolders(folder)])
+        self.split = split
+
+
+def read_split(split_file: PathLike, split: str) -> frozenset[str]:
+    """Read the tile names of one split.
+
+    Args:
+        split_file: JSON object with a list of names for each split.
+        split: Name of the split.
+
+    Returns:
+        Names without their ending.
+
+    Raises:
+        FileNotFoundError: If the file does not exist.
+        ValueError: If it is no such object, or has no such split.
+    """
+    path = Path(split_file)
+    if not path.is_file():
+        raise FileNotFoundError(f'The split file {path} does not exist; check the path.')
+    try:
+        splits = json.loads(path.read_text(encoding='utf-8'))
+    except ValueError as error:
+        raise ValueError(f'The split file {path} is not JSON ({error}).') from error
+    if not isinstance(splits, dict) or not isinstance(splits.get(split), list):
+        keys = sorted(splits) if isinstance(splits, dict) else type(splits).__name__
+        raise ValueError(f'The split file {path} must list tile names under {split!r}, but it has {keys}.')
+    return frozenset(Path(name).stem for name in splits[split])

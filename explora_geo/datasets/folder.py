@@ -1,0 +1,243 @@
+"""Any folder of images as a dataset."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from torchgeo.datasets import NonGeoDataset
+
+from .bands import name_bands, select_bands, spell
+from .files import PathLike, evenly_spaced, find_images, subfolders
+from .images import BadTileError, Header, read_header, read_image, resize
+from .plotting import plot_sample
+
+#: Files looked at to tell a folder of grey images from a colour one that has some grey images.
+PROBES = 16
+
+
+class FolderDataset(NonGeoDataset):
+    """A folder of image tiles of any file type, pixel type and band count.
+
+    A folder whose sub-folders hold images is read as one class per sub-folder; any other folder
+    is read as unlabelled. Plain images (JPEG, PNG, ...) are read with Pillow, rasters (GeoTIFF,
+    JPEG 2000, ...) with rasterio. Palette and CMYK images become red, green and blue, and the
+    alpha channel of a plain RGBA image is dropped unless four bands are named.
+
+    A tile that cannot be used is not silently replaced: :meth:`__getitem__` returns
+    ``{'skipped': '<path>: <reason>'}``, which :func:`collate_skipping` gathers, or raises if
+    *strict*.
+
+    Attributes:
+        files: Paths of the images, in the order of their indices.
+        classes: Names of the classes in the order of their labels, empty if unlabelled.
+        class_to_idx: Label of each class.
+        labels: Label of each file, or None if unlabelled.
+        file_bands: Names of the bands in the files.
+        bands: Names of the bands of a sample, in order.
+    """
+
+    def __init__(
+        self,
+        root: PathLike,
+        bands: Sequence[str] | None = None,
+        file_bands: Sequence[str] | None = None,
+        labelled: bool | None = None,
+        size: int | None = None,
+        min_size: int = 1,
+        strict: bool = False,
+        cache: bool = False,
+        transforms: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+        is_valid_file: Callable[[Path], bool] | None = None,
+    ) -> None:
+        """Initialize a new FolderDataset instance.
+
+        Args:
+            root: Folder of images.
+            bands: Names of the bands to return, in any order; all bands if None.
+            file_bands: Names of all bands in file order. By default the band descriptions stored
+                in the files, or red, green and blue for 8-bit images of three bands.
+            labelled: Whether sub-folders are classes; if None, they are if every image lies in
+                one.
+            size: Side of the returned images: the shorter side is resized and the centre cropped.
+                Images keep their size if None.
+            min_size: Images with a shorter side below this, before resizing, are not used.
+            strict: Whether to raise on a tile that cannot be used instead of skipping it.
+            cache: Whether to keep decoded tiles in memory, in their own pixel type. Each worker
+                process keeps its own.
+            transforms: Function applied to each sample.
+            is_valid_file: Function that tells whether a file belongs to the dataset.
+
+        Raises:
+            FileNotFoundError: If the folder does not exist or holds no image.
+            ValueError: If band names, class folders or sizes do not fit.
+        """
+        for name, value in (('size', size), ('min_size', min_size)):
+            if value is not None and value < 1:
+                raise ValueError(f'{name} must be at least 1 pixel, got {value}.')
+        self.root = Path(root)
+        self.labelled = labelled
+        self.size = size
+        self.min_size = min_size
+        self.strict = strict
+        self.cache = cache
+        self.transforms = transforms
+        self._cached: dict[int, NDArray[Any]] = {}
+
+        files = find_images(self.root)
+        if is_valid_file is not None:
+            files = [path for path in files if is_valid_file(path)]
+        if not files:
+            which = ' that belongs to this split' if is_valid_file is not None else ''
+            raise FileNotFoundError(
+                f'{self.root} holds no image{which} (looked for JPEG, PNG, GeoTIFF and the like, '
+                'also in sub-folders); check the path.'
+            )
+        self.files = files
+        self.classes = self._find_classes()
+        self.class_to_idx = {name: i for i, name in enumerate(self.classes)}
+        self.labels = [self.class_to_idx[self._class_of(path)] for path in files] if self.classes else None
+        path, header = self._probe(None if file_bands is None else spell(file_bands))
+        self.file_bands = name_bands(header.count, header.dtype, header.descriptions, file_bands, str(path))
+        self._positions = select_bands(bands, self.file_bands)
+        self.bands = tuple(self.file_bands[i] for i in self._positions)
+
+    def __len__(self) -> int:
+        """Return the number of files, whether or not they can be read."""
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Return one sample.
+
+        Args:
+            index: Position in :attr:`files`.
+
+        Returns:
+            ``image``, float32 in the file's own units (8-bit: 0 to 255), shape (C, H, W), and
+            ``label``, int64, shape (), if labelled; or ``skipped``, which file and why.
+
+        Raises:
+            IndexError: If the index is out of range.
+            ValueError: If the tile cannot be used and *strict* is set.
+        """
+        try:
+            pixels = self._load(index)
+        except BadTileError as error:
+            message = f'{self.files[index]}: {error}'
+            if self.strict:
+                raise ValueError(
+                    f'{message}; repair or remove the file, or set strict=False to skip it.'
+                ) from error
+            return {'skipped': message}
+        sample: dict[str, Any] = {'image': torch.from_numpy(pixels.astype(np.float32))}
+        if self.labels is not None:
+            sample['label'] = torch.tensor(self.labels[index])
+        if self.transforms is not None:
+            sample = self.transforms(sample)
+        return sample
+
+    def relabel(self, classes: Sequence[str]) -> None:
+        """Number the labels by another list of classes, e.g. that of the training folder.
+
+        Args:
+            classes: Names of classes in the order of their labels.
+
+        Raises:
+            ValueError: If a class of this dataset is not in the list.
+        """
+        missing = [name for name in self.classes if name not in classes]
+        if missing:
+            raise ValueError(
+                f'Class folders {missing} of {self.root} are not among the classes '
+                f'{list(classes)}; rename the folders or remove them.'
+            )
+        self.class_to_idx = {name: i for i, name in enumerate(classes)}
+        if self.labels is not None:
+            self.labels = [self.class_to_idx[self._class_of(path)] for path in self.files]
+        self.classes = tuple(classes)
+
+    def plot(self, sample: dict[str, Any], show_titles: bool = True, suptitle: str | None = None) -> Figure:
+        """Plot a sample.
+
+        Args:
+            sample: A sample returned by :meth:`__getitem__`, optionally with a ``prediction``.
+            show_titles: Whether to show class names above the image.
+            suptitle: Title of the whole figure.
+
+        Returns:
+            The figure, in true colour if the bands allow it.
+        """
+        return plot_sample(sample, self.bands, self.classes, show_titles, suptitle)
+
+    def _load(self, index: int) -> NDArray[Any]:
+        if index < 0:
+            index += len(self)
+        if index in self._cached:
+            return self._cached[index]
+        pixels = read_image(self.files[index], self.file_bands, self._positions)
+        if min(pixels.shape[1:]) < self.min_size:
+            height, width = pixels.shape[1:]
+            raise BadTileError(f'its size {height}x{width} is below the minimum of {self.min_size} pixels')
+        if self.size is not None:
+            pixels = resize(pixels, self.size)
+        if self.cache:
+            self._cached[index] = pixels
+        return pixels
+
+    def _class_of(self, path: Path) -> str:
+        return path.relative_to(self.root).parts[0]
+
+    def _find_classes(self) -> tuple[str, ...]:
+        """Name the classes, or return nothing if the folder is unlabelled."""
+        loose = [path for path in self.files if path.parent == self.root]
+        if self.labelled is False or (self.labelled is None and loose):
+            return ()
+        if loose:
+            raise ValueError(
+                f'labelled=True needs every image in a class folder, but {len(loose)} lie directly '
+                f'in {self.root}, first {loose[0].name}; move them.'
+            )
+        classes = tuple(sorted({self._class_of(path) for path in self.files}))
+        others = [p for p in subfolders(self.root) if p.name not in classes]
+        empty = [p.name for p in others if not find_images(p)] if self.labelled else []
+        if empty:
+            raise ValueError(
+                f'labelled=True needs images in every class folder, but {empty} in {self.root} '
+                'hold none; fill or remove them.'
+            )
+        return classes
+
+    def _probe(self, names: tuple[str, ...] | None) -> tuple[Path, Header]:
+        """Find a file that stands for all, one with the bands named if there is one."""
+        found: tuple[Path, Header] | None = None
+        reason = ''
+        steps = evenly_spaced(len(self), PROBES)
+        for index in steps:
+            path = self.files[index]
+            try:
+                header = read_header(path, names)
+            except BadTileError as error:
+                if self.strict:
+                    raise ValueError(
+                        f'{path}: {error}; repair or remove the file, or set strict=False.'
+                    ) from error
+                reason = reason or f'{path}: {error}'
+                continue
+            if names is not None:
+                settled = header.count == len(names)
+            else:
+                # Grey images may be the colourless ones of a colour set.
+                settled = header.count != 1 or header.dtype != 'uint8'
+            if found is None or settled:
+                found = path, header
+            if settled:
+                break
+        if found is None:
+            raise ValueError(
+                f'None of the {len(steps)} images looked at in {self.root} can be read '
+                f'(first {reason}); check that they are complete image files.'
+            )
+        return found

@@ -1,0 +1,196 @@
+"""Reading one image file, of any type and band count, without hiding damage."""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageFile
+from rasterio.enums import ColorInterp
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from torch.nn import functional as F
+
+from .bands import RGB
+from .files import PLAIN_SUFFIXES
+
+#: What Pillow raises on files that are not, or not completely, images.
+PIL_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+
+
+class BadTileError(ValueError):
+    """An image file that must not be used; the message says why."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What is known of an image before its pixels are read.
+
+    Attributes:
+        count: Number of bands.
+        dtype: NumPy name of the pixel type.
+        descriptions: Names of the bands stored in the file, None where there is none.
+    """
+
+    count: int
+    dtype: str
+    descriptions: tuple[str | None, ...]
+
+
+def read_header(path: Path, names: Sequence[str] | None = None) -> Header:
+    """Read band count, pixel type and band names of an image.
+
+    Args:
+        path: Image file.
+        names: Names of the bands expected, if known.
+
+    Returns:
+        The header of what :func:`read_image` would return for these names.
+
+    Raises:
+        BadTileError: If the file is not a readable image.
+    """
+    if _is_plain(path):
+        with _pillow(path) as image:
+            # One pixel is enough to learn what the mode becomes.
+            pixels = _plain_bands(Image.new(image.mode, (1, 1)), names)
+        return Header(pixels.shape[0], pixels.dtype.name, (None,) * pixels.shape[0])
+    with _raster(path) as source:
+        if source.colorinterp[0] == ColorInterp.palette:
+            return Header(3, 'uint8', (None,) * 3)
+        return Header(source.count, source.dtypes[0], source.descriptions)
+
+
+def read_image(path: Path, names: Sequence[str], positions: Sequence[int]) -> NDArray[Any]:
+    """Read chosen bands of an image in the file's own type and units.
+
+    A grey plain image is repeated to three bands where red, green and blue are expected, as
+    writers of JPEG store colourless pictures so.
+
+    Args:
+        path: Image file.
+        names: Names of all bands the file should have, in file order.
+        positions: Zero-based positions of the bands to return.
+
+    Returns:
+        Pixels, shape (C, H, W).
+
+    Raises:
+        BadTileError: If the file is damaged, has other bands, or holds NaN or infinite pixels.
+    """
+    if _is_plain(path):
+        with _pillow(path) as image:
+            pixels = _plain_bands(image, names)
+        _check_count(len(pixels), names)
+        pixels = pixels[list(positions)]
+    else:
+        with _raster(path) as source:
+            if source.colorinterp[0] == ColorInterp.palette:
+                pixels = _apply_palette(source.read(1), source.colormap(1))
+                _check_count(len(pixels), names)
+                pixels = pixels[list(positions)]
+            else:
+                _check_count(source.count, names)
+                pixels = source.read([i + 1 for i in positions])
+    if np.iscomplexobj(pixels):
+        raise BadTileError('its pixels are complex numbers')
+    if pixels.dtype.kind == 'f' and not np.isfinite(pixels).all():
+        raise BadTileError('it has NaN or infinite pixels')
+    return np.ascontiguousarray(pixels)
+
+
+def resize(pixels: NDArray[Any], size: int) -> NDArray[Any]:
+    """Resize the shorter side and crop the centre square, as in appendix D.1 of the paper.
+
+    Args:
+        pixels: Image, shape (C, H, W).
+        size: Side of the result.
+
+    Returns:
+        Image of the same type, shape (C, size, size); an image that has this size is not touched.
+    """
+    height, width = pixels.shape[1:]
+    if min(height, width) != size:
+        scale = size / min(height, width)
+        target = (max(size, round(height * scale)), max(size, round(width * scale)))
+        tensor = torch.from_numpy(pixels.astype(np.float32))[None]
+        tensor = F.interpolate(tensor, target, mode='bicubic', antialias=True)
+        resized = tensor[0].numpy()
+        if pixels.dtype.kind in 'iu':
+            # Bicubic weights are partly negative, so sharp edges leave the range of the type.
+            limits = np.iinfo(pixels.dtype)
+            resized = np.clip(np.rint(resized.astype(np.float64)), limits.min, limits.max)
+        pixels = resized.astype(pixels.dtype)
+    top, left = (pixels.shape[1] - size) // 2, (pixels.shape[2] - size) // 2
+    return np.ascontiguousarray(pixels[:, top : top + size, left : left + size])
+
+
+def _check_count(count: int, names: Sequence[str]) -> None:
+    if count != len(names):
+        raise BadTileError(f'it has {count} bands instead of the {len(names)} bands {tuple(names)}')
+
+
+def _is_plain(path: Path) -> bool:
+    suffix = path.suffix.lower()
+    if suffix == '.png':
+        # Pillow cuts 16-bit colour down to 8 bits; byte 24 of a PNG is its bit depth.
+        try:
+            with path.open('rb') as file:
+                return file.read(25)[24:] != b'\x10'
+        except OSError as error:
+            raise BadTileError(f'it cannot be read ({error})') from error
+    return suffix in PLAIN_SUFFIXES
+
+
+@contextmanager
+def _pillow(path: Path) -> Iterator[Image.Image]:
+    # Other libraries switch this on for the whole process, which would pass damaged tiles.
+    tolerant = ImageFile.LOAD_TRUNCATED_IMAGES
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    try:
+        with Image.open(path) as image:
+            yield image
+    except BadTileError:
+        raise
+    except PIL_ERRORS as error:
+        raise BadTileError(f'it cannot be read ({error})') from error
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = tolerant
+
+
+@contextmanager
+def _raster(path: Path) -> Iterator[rasterio.DatasetReader]:
+    try:
+        with warnings.catch_warnings():
+            # Tiles need no position on Earth.
+            warnings.simplefilter('ignore', NotGeoreferencedWarning)
+            with rasterio.open(path) as source:
+                yield source
+    except (RasterioError, OSError) as error:
+        raise BadTileError(f'it cannot be read ({error})') from error
+
+
+def _plain_bands(image: Image.Image, names: Sequence[str] | None) -> NDArray[Any]:
+    """Turn a Pillow image of any mode into bands, shape (C, H, W)."""
+    if image.mode in {'1', 'LA', 'La'}:
+        image = image.convert('L')
+    # A fourth channel is transparency, unless the user says that there are four bands.
+    keep_alpha = image.mode == 'RGBA' and names is not None and len(names) == 4
+    if not (keep_alpha or image.mode in {'L', 'RGB', 'F'} or image.mode.startswith('I')):
+        image = image.convert('RGB')
+    pixels = np.array(image)
+    if image.mode == 'L' and names is not None and tuple(names) == RGB:
+        pixels = np.repeat(pixels[..., None], 3, axis=-1)
+    return pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0)
+
+
+def _apply_palette(indices: NDArray[Any], colours: dict[int, tuple[int, int, int, int]]) -> NDArray[np.uint8]:
+    table = np.zeros((int(max(max(colours), indices.max())) + 1, 3), dtype=np.uint8)
+    for index, colour in colours.items():
+        table[index] = colour[:3]
+    return np.moveaxis(table[indices], -1, 0)

@@ -1,0 +1,187 @@
+"""Whole georeferenced scenes, read window by window through TorchGeo."""
+
+import os
+import re
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import rasterio
+import torch
+from matplotlib.figure import Figure
+from pyproj import CRS
+from rasterio.errors import NodataShadowWarning, NotGeoreferencedWarning, RasterioError
+from torchgeo.datasets import RasterDataset
+from torchgeo.datasets.utils import GeoSlice
+
+from .bands import name_bands, select_bands
+from .files import RASTER_SUFFIXES, PathLike, find_images
+from .plotting import plot_sample
+
+#: A date such as 20170827 or 2017-08-27 that is not part of a longer number.
+DATE = re.compile(r'(?<!\d)((?:19|20)\d\d)[-_]?(0[1-9]|1[0-2])[-_]?(0[1-9]|[12]\d|3[01])(?!\d)', re.ASCII)
+
+
+class SceneDataset(RasterDataset):
+    """Georeferenced scenes of any size, indexed by place and time.
+
+    Scenes are told apart in time, so that a later image of the same place does not hide behind
+    an earlier one: a date in the file name gives the day, and a scene without one gets an instant
+    of its own. Windows that reach over the edge of a scene, and nodata pixels, are filled
+    with 0 where the nodata value is NaN, else with the nodata value of the file.
+
+    A window with other NaN or infinite pixels, or whose file cannot be read, is returned as
+    ``{'skipped': '<place>: <reason>'}``, or raises if *strict*.
+    """
+
+    def __init__(
+        self,
+        paths: PathLike | Iterable[PathLike],
+        bands: Sequence[str] | None = None,
+        file_bands: Sequence[str] | None = None,
+        crs: CRS | None = None,
+        res: float | tuple[float, float] | None = None,
+        strict: bool = False,
+        cache: bool = False,
+        transforms: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+    ) -> None:
+        """Initialize a new SceneDataset instance.
+
+        Args:
+            paths: Folders to search, or files to load.
+            bands: Names of the bands to return, in any order; all bands if None.
+            file_bands: Names of all bands in file order, e.g. ``('red', 'green', 'blue', 'nir')``.
+                By default the band descriptions stored in the files, or red, green and blue for
+                8-bit scenes of three bands.
+            crs: Coordinate reference system to warp to; that of the first scene if None.
+            res: Pixel size in units of *crs*; that of the first scene if None.
+            strict: Whether to raise on a scene that cannot be used instead of leaving it out.
+            cache: Whether to keep files open between windows. Leave it off in a process that
+                forks workers afterwards, as open files must not be shared.
+            transforms: Function applied to each sample.
+
+        Raises:
+            FileNotFoundError: If a path does not exist, or no scene can be used.
+            ValueError: If the band names do not fit, or *strict* and a scene cannot be used.
+        """
+        self.strict = strict
+        usable: list[Path] = []
+        names: tuple[str, ...] = ()
+        for path in _find_scenes(paths):
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter('ignore', NotGeoreferencedWarning)
+                    with rasterio.open(path) as src:
+                        count, dtype = src.count, src.dtypes[0]
+                        descriptions, has_place = src.descriptions, src.crs is not None
+            except RasterioError as error:
+                self._leave_out(path, f'it cannot be read ({error})')
+                continue
+            if not has_place:
+                self._leave_out(path, 'it has no coordinate reference system')
+                continue
+            if not names:
+                names = name_bands(count, dtype, descriptions, file_bands, str(path))
+            elif count != len(names):
+                self._leave_out(path, f'it has {count} bands instead of {len(names)} {names}')
+                continue
+            usable.append(path)
+        if not usable:
+            raise FileNotFoundError(
+                f'No georeferenced scene can be used in {paths}; check the path, or read images '
+                'without coordinates with FolderDataset.'
+            )
+        self.all_bands = names
+        chosen = tuple(names[i] for i in select_bands(bands, names))
+        super().__init__(usable, crs, res, chosen, None, cache)
+        # Kept from the base class, which would apply them before windows are checked.
+        self._sample_transforms = transforms
+        self.bands: tuple[str, ...] = chosen
+        self.index.index = _intervals(self.index['filepath'])
+        with rasterio.open(usable[0]) as src:
+            self._nan_is_nodata = src.nodata is not None and np.isnan(src.nodata)
+
+    def __getitem__(self, query: GeoSlice) -> dict[str, Any]:
+        """Return one window.
+
+        Args:
+            query: [xmin:xmax:xres, ymin:ymax:yres, tmin:tmax:tres] to read.
+
+        Returns:
+            ``image``, float32 in the file's own units, shape (C, H, W), and ``bounds``, float64
+            in units of :attr:`crs` as (xmin, ymin, xmax, ymax), shape (4,); or ``skipped``.
+
+        Raises:
+            IndexError: If no scene is there.
+            ValueError: If the window cannot be used and *strict* is set.
+        """
+        x, y, _ = self._disambiguate_slice(query)
+        try:
+            with warnings.catch_warnings():
+                # Many four-band files tag near infrared as alpha, which nodata then overrides.
+                warnings.simplefilter('ignore', NodataShadowWarning)
+                image = super().__getitem__(query)['image']
+        except RasterioError as error:
+            return self._skip(x, y, f'it cannot be read ({error})')
+        if self._nan_is_nodata:
+            image = torch.nan_to_num(image, nan=0.0, posinf=torch.inf, neginf=-torch.inf)
+        if not torch.isfinite(image).all():
+            return self._skip(x, y, 'it has NaN or infinite pixels')
+        bounds = torch.tensor([x.start, y.start, x.stop, y.stop], dtype=torch.float64)
+        # The other keys of TorchGeo differ between its versions, and cannot all be stacked.
+        sample: dict[str, Any] = {'image': image, 'bounds': bounds}
+        return sample if self._sample_transforms is None else self._sample_transforms(sample)
+
+    def plot(self, sample: dict[str, Any], show_titles: bool = True, suptitle: str | None = None) -> Figure:
+        """Plot a sample.
+
+        Args:
+            sample: A sample returned by :meth:`__getitem__`.
+            show_titles: Whether to show titles above the image.
+            suptitle: Title of the whole figure.
+
+        Returns:
+            The figure, in true colour if the bands allow it.
+        """
+        return plot_sample(sample, self.bands, (), show_titles, suptitle)
+
+    def _leave_out(self, path: Path, reason: str) -> None:
+        if self.strict:
+            raise ValueError(f'{path} cannot be used: {reason}; repair it, or set strict=False.')
+        warnings.warn(f'{path} is left out: {reason}.', UserWarning, stacklevel=3)
+
+    def _skip(self, x: slice, y: slice, reason: str) -> dict[str, Any]:
+        message = f'window x {x.start}:{x.stop}, y {y.start}:{y.stop}: {reason}'
+        if self.strict:
+            raise ValueError(f'{message}; repair the scene, or set strict=False to skip windows.')
+        return {'skipped': message}
+
+
+def _find_scenes(paths: PathLike | Iterable[PathLike]) -> list[Path]:
+    """List raster files in folders, and files as given, without doubles."""
+    given = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
+    found: list[Path] = []
+    for path in map(Path, given):
+        if path.is_file():
+            found.append(path)
+        else:
+            found.extend(find_images(path, RASTER_SUFFIXES))
+    return sorted(set(found))
+
+
+def _intervals(files: Iterable[str]) -> pd.IntervalIndex:
+    """Give each scene its day, or an instant of its own where the name has no valid date."""
+    intervals = []
+    for number, file in enumerate(files):
+        match = DATE.search(os.path.basename(file))
+        day = pd.to_datetime('-'.join(match.groups()), errors='coerce') if match else pd.NaT
+        if pd.isna(day):
+            instant = pd.Timestamp(0) + pd.Timedelta(seconds=number)
+            # Not of zero length: TorchGeo queries intervals without their left end.
+            intervals.append((instant, instant + pd.Timedelta(milliseconds=500)))
+        else:
+            intervals.append((day, day + pd.Timedelta(days=1) - pd.Timedelta(microseconds=1)))
+    return pd.IntervalIndex.from_tuples(intervals, closed='both', name='datetime')

@@ -1,0 +1,258 @@
+"""Adapt the shipped source model to shipped tiles and show what that bought."""
+
+import copy
+import logging
+import time
+import warnings
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer, seed_everything
+from rich.console import Console
+from rich.status import Status
+from rich.table import Table
+
+from explora_geo.adaptation import ExPLoRAConfig, merge_lora
+from explora_geo.checkpoints import load_backbone, write_state
+from explora_geo.datamodules import FolderDataModule
+from explora_geo.demo.measure import Protocol, compare, measure
+from explora_geo.demo.picture import draw, pca_colours
+from explora_geo.demo.report import verdict, write
+from explora_geo.demo.tiles import Tiles, split_by_class
+from explora_geo.models import ViTTiny8_Weights
+from explora_geo.models.vit import ViT
+from explora_geo.objectives import MAE
+from explora_geo.trainers import ExPLoRATask, OptimConfig
+
+SOURCE = ViTTiny8_Weights.TINY_IMAGENET_MAE
+BACKBONE = 'vit_tiny_patch8_64'
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the demo adapts; the values come from the search under `benchmarks/`.
+
+    Attributes:
+        adaptation: What trains.
+        optim: Optimiser and schedule.
+        steps: Optimiser steps.
+        batch_size: Tiles per step.
+        mask_ratio: Share of removed patches.
+        norm_pix_loss: Predict normalised patches.
+        crop_scale: Share of a tile's area in a training crop.
+    """
+
+    adaptation: ExPLoRAConfig = ExPLoRAConfig.parse('M-ExPLoRA-[L]-r32')  # noqa: RUF009 - frozen
+    optim: OptimConfig = OptimConfig(base_lr=1e-3, lr_scaling='none', warmup=0.1)  # noqa: RUF009
+    steps: int = 200
+    batch_size: int = 128
+    mask_ratio: float = 0.75
+    norm_pix_loss: bool = True
+    crop_scale: tuple[float, float] = (0.2, 1.0)
+
+
+def find_data(data: Path | None) -> Path:
+    """The folder of the shipped tiles.
+
+    Raises:
+        FileNotFoundError: If it is not there.
+    """
+    here = Path(__file__).resolve().parents[2] / 'tests' / 'data' / 'eurosat_rgb'
+    places = [data] if data else [Path('tests/data/eurosat_rgb'), here]
+    for place in places:
+        if (place / 'train').is_dir() and (place / 'test').is_dir():
+            return place
+    raise FileNotFoundError(
+        f'no EuroSAT tiles with train/ and test/ in {places[0]}: run in a clone of the repository, or '
+        'give --data'
+    )
+
+
+def open_data(data: Path, recipe: Recipe) -> tuple[FolderDataModule, Tiles, Tiles]:
+    """Datamodule of the unlabelled tiles, and labelled train and test tiles, normalised."""
+    datamodule = FolderDataModule(
+        data / 'train',
+        image_size=64,
+        batch_size=recipe.batch_size,
+        crop_scale=recipe.crop_scale,
+        vertical_flip=True,
+        cache=True,
+    )
+    datamodule.setup('fit')
+    train, test = (Tiles.read(data / part).normalised(datamodule) for part in ('train', 'test'))
+    return datamodule, train, test
+
+
+def adapt(datamodule: FolderDataModule, recipe: Recipe, out: Path, progress: bool = True) -> ExPLoRATask:
+    """Run the adaptation; the task leaves its report and the adapter file behind.
+
+    Args:
+        datamodule: Unlabelled tiles.
+        recipe: How to adapt.
+        out: Folder of these files.
+        progress: Show a progress bar.
+
+    Returns:
+        The trained task.
+    """
+    seed_everything(0, verbose=False)
+    task = ExPLoRATask(
+        BACKBONE,
+        weights=SOURCE,
+        adaptation=recipe.adaptation,
+        objective=partial(
+            MAE,
+            mask_ratio=recipe.mask_ratio,
+            norm_pix_loss=recipe.norm_pix_loss,
+            decoder_embed_dim=128,
+            decoder_num_heads=4,
+        ),
+        optim=recipe.optim,
+        learned_position=False,
+        monitor_features='none',
+    )
+    trainer = Trainer(
+        max_steps=recipe.steps,
+        accelerator='auto',
+        devices=1,
+        default_root_dir=out,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=progress,
+        limit_val_batches=0,
+        gradient_clip_val=3.0,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # Lightning's advice on loaders and loggers
+        trainer.fit(task, datamodule=datamodule)
+    return task
+
+
+def plain(vit: ViT) -> ViT:
+    """A merged copy on the CPU, in evaluation mode."""
+    merged: ViT = merge_lora(copy.deepcopy(vit)).requires_grad_(False).cpu().eval()  # type: ignore[assignment]
+    return merged
+
+
+def run_demo(
+    out: Path,
+    steps: int | None = None,
+    data: Path | None = None,
+    protocol: Protocol = Protocol(),  # noqa: B008 - read only
+    recipe: Recipe = Recipe(),
+) -> dict[str, Any]:
+    """Run the demo and write its report, picture and adapter.
+
+    Args:
+        out: Folder to write.
+        steps: Adaptation steps instead of the recipe's.
+        data: Folder with `train/` and `test/` class folders.
+        protocol: Label budgets and seeds.
+        recipe: How to adapt.
+
+    Returns:
+        The report.
+
+    Raises:
+        FileNotFoundError: If the tiles are not found.
+    """
+    if steps is not None:
+        recipe = Recipe(**{**vars(recipe), 'steps': steps})
+    logging.getLogger('lightning.pytorch').setLevel(logging.ERROR)
+    console = Console()
+    folder = find_data(data)
+    out.mkdir(parents=True, exist_ok=True)
+    name = recipe.adaptation.notation(MAE.letter)
+    seconds: dict[str, float] = {}
+
+    def timed(part: str, start: float) -> float:
+        seconds[part] = round(time.perf_counter() - start, 1)
+        return time.perf_counter()
+
+    console.rule('ExPLoRA on Sentinel-2 tiles')
+    console.print(
+        f'1. read EuroSAT tiles from {folder}\n2. adapt {BACKBONE} ({SOURCE.name}, natural images) without '
+        f'labels: {name}, {recipe.steps} steps of {recipe.batch_size}\n3. linear probe, k-NN and LoRA-r8 '
+        f'tuning before and after, on held-out tiles\n4. write {out}/',
+        markup=False,
+        highlight=False,
+    )
+    clock = time.perf_counter()
+    datamodule, train, test = open_data(folder, recipe)
+    source = load_backbone(BACKBONE, SOURCE, learned_position=False)
+    labelled, validation = split_by_class(train.label, 0.75)
+    parts = (train.take(labelled), train.take(validation), test)
+    clock = timed('reading', clock)
+    task = adapt(datamodule, recipe, out, progress=console.is_terminal)
+    adapted = plain(task.backbone)
+    write_state(out / 'model.safetensors', adapted.state_dict(), {'format': 'pt', 'backbone': BACKBONE})
+    clock = timed('adaptation', clock)
+    scores = {}
+    for title, vit in (('source', source), ('adapted', adapted)):
+        with console.status('') as status:
+
+            def progress(text: str, title: str = title, status: Status = status) -> None:
+                status.update(f'{title}: {text}')
+
+            scores[title] = measure(vit, *parts, protocol, progress)
+        clock = timed(f'measuring the {title}', clock)
+    rows = compare(scores['source'], scores['adapted'], protocol)
+
+    shown = test.take(torch.arange(0, len(test.label), len(test.label) // 10)[:10]).image
+    mean, std = (x.view(1, -1, 1, 1) for x in (datamodule.mean, datamodule.std))
+    several = test.image[:: max(1, len(test.image) // 200)]
+    pixels = {k: (v * std + mean) / 255 for k, v in task.cpu().eval().model.pictures(shown).items()}
+    colours = {
+        f'features, {title}': pca_colours(vit, torch.cat([shown, several]), len(shown))
+        for title, vit in (('source', source), ('adapted', adapted))
+    }
+    draw(out / 'demo.png', (shown * std + mean) / 255, pixels, colours, rows, f'{name}: EuroSAT RGB')
+    timed('picture', clock)
+    report = {
+        'adaptation': name,
+        'source': f'{BACKBONE} {SOURCE.name}, {SOURCE.meta["dataset"]}',
+        'config': recipe.adaptation.to_dict(),
+        'optim': dict(vars(recipe.optim)),
+        'steps': recipe.steps,
+        'batch': recipe.batch_size,
+        'trainable_share': task.trainable_share,
+        'tiles': {
+            'unlabelled': len(train.label),
+            'labelled': len(labelled),
+            'validation': len(validation),
+            'test': len(test.label),
+        },
+        'rows': rows,
+        'before': scores['source'].to_dict(),
+        'after': scores['adapted'].to_dict(),
+        'verdict': verdict(rows),
+        'adapter': {
+            f'{part}_mb': (out / f'{part}.safetensors').stat().st_size / 1e6 for part in ('adapter', 'model')
+        },
+        'seconds': seconds,
+        'skipped_files': task.skipped,
+    }
+    write(out, report)
+    _show(console, report, out)
+    return report
+
+
+def _show(console: Console, report: dict[str, Any], out: Path) -> None:
+    table = Table('test accuracy, %', 'source', 'adapted', 'gain', title='Before and after')
+    for row in report['rows']:
+        cells = [f'{100 * row[k]["mean"]:.1f} ± {100 * row[k]["half"]:.1f}' for k in ('before', 'after')]
+        gain = f'{100 * row["gain"]["mean"]:+.1f} ± {100 * row["gain"]["half"]:.1f}'
+        table.add_row(row['measurement'], *cells, gain)
+    console.print(table)
+    sizes = report['adapter']
+    console.print(report['verdict'], highlight=False)
+    console.print(
+        f'adapter {sizes["adapter_mb"]:.2f} MB, whole model {sizes["model_mb"]:.2f} MB; '
+        f'{sum(report["seconds"].values()):.0f} s in all\n'
+        f'report: {out / "demo.md"}\npicture: {out / "demo.png"}',
+        highlight=False,
+    )

@@ -1,0 +1,37 @@
+"""LightningCLI over TorchGeo's and our tasks and datamodules."""
+
+from typing import Any
+
+from lightning.pytorch.cli import ArgsType, LightningCLI
+from torchgeo.datamodules import BaseDataModule
+
+import explora_geo.datamodules
+import explora_geo.trainers  # noqa: F401 - lets a YAML name classes by their class name alone
+from explora_geo import __version__
+from explora_geo._compat import BaseTask
+
+
+def run(args: ArgsType = None, **kwargs: Any) -> LightningCLI:
+    """Run one Lightning subcommand.
+
+    Args:
+        args: `fit`, `validate`, `test` or `predict` with the options of LightningCLI.
+        **kwargs: Further arguments of `LightningCLI`.
+
+    Returns:
+        The finished command, with `trainer`, `model` and `datamodule`.
+
+    Raises:
+        jsonargparse.ArgumentError: If a key or value of the configuration is unknown.
+    """
+    return LightningCLI(
+        model_class=BaseTask,
+        datamodule_class=BaseDataModule,
+        seed_everything_default=0,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        save_config_kwargs={'overwrite': True},
+        parser_kwargs={'version': __version__, 'exit_on_error': False},
+        args=args,
+        **kwargs,
+    )

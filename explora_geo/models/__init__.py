@@ -1,0 +1,14 @@
+"""Vision transformers with a tokenizer in front.
+
+Shapes, everywhere in this package: B batch, T frames, C bands, H and W pixels, P patch side,
+S slots (1 for RGB, channel groups for multi-spectral, frames for time series), L patches per slot,
+N = S·L tokens, K kept tokens, D width, r rank.
+"""
+
+from explora_geo.models.builders import create_vit
+from explora_geo.models.decoder import MAEDecoder
+from explora_geo.models.tokenizers import PatchTokenizer, Tokenizer
+from explora_geo.models.vit import Features, ViT
+from explora_geo.models.weights import ViTTiny8_Weights
+
+__all__ = ['Features', 'MAEDecoder', 'PatchTokenizer', 'Tokenizer', 'ViT', 'ViTTiny8_Weights', 'create_vit']

@@ -1,0 +1,73 @@
+"""Named backbones: timm's names where timm has the model."""
+
+import re
+from collections.abc import Sequence
+
+from explora_geo.models.tokenizers import RGB, PatchTokenizer
+from explora_geo.models.vit import ViT
+
+# Width, blocks, heads.
+_SIZES = {'tiny': (192, 12, 3), 'small': (384, 12, 6), 'base': (768, 12, 12), 'large': (1024, 24, 16)}
+_NAME = re.compile(
+    r'vit_(?P<size>tiny|small|base|large)_patch(?P<patch>\d+)_(?:(?P<img>\d+)|(?P<dinov2>dinov2))'
+)
+
+
+def create_vit(
+    name: str,
+    *,
+    img_size: int | None = None,
+    patch_size: int | None = None,
+    bands: Sequence[str] = RGB,
+    drop_path_rate: float = 0.0,
+    uniform_drop_path: bool = False,
+    dynamic_img_size: bool = False,
+    learned_position: bool = True,
+    mask_token: bool = False,
+) -> ViT:
+    """Build a ViT by name, with random weights; build it under `torch.device('meta')` to count only.
+
+    Args:
+        name: `vit_{tiny,small,base,large}_patch{P}_{size}` or `vit_{small,base,large}_patch14_dinov2`
+            as in timm (a pre-training tag such as `.mae` is ignored), any P and size.
+        img_size: Image side, pixels; from the name if None (518 for DINOv2, as in timm).
+        patch_size: Patch side, pixels; from the name if None.
+        bands: Band names of the input, in order.
+        drop_path_rate: Stochastic depth.
+        uniform_drop_path: One rate for all blocks (DINOv2) instead of a linear rise.
+        dynamic_img_size: Accept other image sizes by resampling the positions.
+        learned_position: Train the position codes; False for fixed sine-cosine codes.
+        mask_token: Hold a mask token (iBOT).
+
+    Returns:
+        The backbone.
+
+    Raises:
+        ValueError: If the name is unknown or the sizes do not fit.
+    """
+    match = _NAME.fullmatch(name.split('.')[0])
+    if match is None:
+        raise ValueError(
+            f'unknown backbone {name!r}: use vit_{{{"|".join(_SIZES)}}}_patch{{P}}_{{size}}, such as '
+            'vit_base_patch16_224, or vit_{small|base|large}_patch14_dinov2'
+        )
+    width, depth, heads = _SIZES[match['size']]
+    dinov2 = match['dinov2'] is not None
+    tokenizer = PatchTokenizer(
+        width,
+        img_size=img_size or (518 if dinov2 else int(match['img'])),
+        patch_size=patch_size or int(match['patch']),
+        bands=bands,
+        dynamic_img_size=dynamic_img_size,
+    )
+    return ViT(
+        tokenizer,
+        width,
+        depth,
+        heads,
+        init_values=1e-5 if dinov2 else None,
+        drop_path_rate=drop_path_rate,
+        uniform_drop_path=uniform_drop_path,
+        learned_position=learned_position,
+        mask_token=mask_token,
+    )

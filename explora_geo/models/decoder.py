@@ -1,0 +1,90 @@
+"""The light decoder of masked autoencoders."""
+
+import torch
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from explora_geo.models.tokenizers import Tokenizer
+from explora_geo.models.vit import LayerNorm, init_transformer
+
+
+class MAEDecoder(nn.Module):
+    """Predicts the pixels of every patch from the tokens of the kept ones (He et al. 2022, section 3).
+
+    Blocks and norm carry the names `blocks` and `norm`, so that `explora()` adapts a decoder as it
+    does a ViT.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        in_dim: int,
+        embed_dim: int = 512,
+        depth: int = 8,
+        num_heads: int = 16,
+        mlp_ratio: float = 4,
+    ) -> None:
+        """Initialize an MAEDecoder with random weights.
+
+        Args:
+            tokenizer: The encoder's tokenizer: gives positions and the size of a target.
+            in_dim: Width of the encoder.
+            embed_dim: Width of the decoder.
+            depth: Number of blocks.
+            num_heads: Attention heads per block.
+            mlp_ratio: Hidden width of the MLP over the width.
+        """
+        super().__init__()
+        # Held in a tuple: the tokenizer belongs to the encoder and must not be registered twice.
+        self._tokenizer = (tokenizer,)
+        self.embed = nn.Linear(in_dim, embed_dim)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
+        self.blocks = nn.ModuleList(
+            Block(embed_dim, num_heads, mlp_ratio=mlp_ratio, qkv_bias=True, norm_layer=LayerNorm)
+            for _ in range(depth)
+        )
+        self.norm = LayerNorm(embed_dim)
+        self.pred = nn.Linear(embed_dim, tokenizer.target_dim)
+        # Sine-cosine codes are computed; a checkpoint may hold them rounded, and then its own are right.
+        self.pos_embed: Tensor | None
+        self.register_buffer('pos_embed', None, persistent=False)
+        if not self.mask_token.is_meta:
+            init_transformer(self)
+            nn.init.normal_(self.mask_token, std=0.02)
+
+    def forward(
+        self,
+        cls: Tensor,
+        kept: Tensor,
+        keep: Tensor,
+        grid: tuple[int, int],
+        slots: int,
+        timestamps: Tensor | None = None,
+    ) -> Tensor:
+        """Predict all patches.
+
+        Args:
+            cls: Class token of the encoder, shape (B, D).
+            kept: Kept tokens of the encoder, shape (B, K, D).
+            keep: Their indices among the N = S·L tokens, shape (B, K).
+            grid: Patch grid (height, width), L = height · width.
+            slots: Slots S.
+            timestamps: Acquisition times for temporal tokenizers, shape (B, T, 3).
+
+        Returns:
+            Predicted patches, shape (B, S, L, C·P·P).
+        """
+        patches = grid[0] * grid[1]
+        x = self.embed(torch.cat([cls.unsqueeze(1), kept], dim=1))
+        tokens = self.mask_token.to(x.dtype).repeat(len(x), slots * patches, 1)
+        tokens = tokens.scatter(1, keep.unsqueeze(-1).expand(-1, -1, x.shape[-1]), x[:, 1:])
+        if self.pos_embed is not None and grid == self._tokenizer[0].grid_size:
+            position = self.pos_embed[:, 1:].unsqueeze(1)
+        else:
+            position = self._tokenizer[0].sincos(x.shape[-1], grid, timestamps)
+        position = position.to(x).expand(-1, slots, -1, -1).flatten(1, 2)  # (·,S,L,D) -> (·,N,D)
+        x = torch.cat([x[:, :1], tokens + position], dim=1)  # the class token has position zero
+        for block in self.blocks:
+            x = block(x)
+        x = self.pred(self.norm(x))
+        return x[:, 1:].unflatten(1, (slots, patches))

@@ -1,0 +1,53 @@
+"""Position codes of patches: fixed sine-cosine codes and the resampling of stored grids."""
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+from lightly.models.utils import get_2d_sine_cosine_positional_embedding_from_grid
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@lru_cache(maxsize=32)
+def sincos_2d(dim: int, grid: tuple[int, int]) -> Tensor:
+    """Fixed 2-D sine-cosine position code of MAE.
+
+    Args:
+        dim: Width D of the code, a multiple of 4.
+        grid: Patches along height and width.
+
+    Returns:
+        One code per patch, rows first, shape (L, D).
+
+    Raises:
+        ValueError: If `dim` is not a multiple of 4.
+    """
+    if dim % 4:
+        raise ValueError(f'a 2-D sine-cosine position code needs a width divisible by 4, got {dim=}')
+    rows, columns = (np.arange(side, dtype=np.float32) for side in grid)
+    mesh = np.stack(np.meshgrid(columns, rows), axis=0)  # MAE: the column coordinate goes first
+    with torch.inference_mode(False):  # kept for training too, whoever asks first
+        return torch.from_numpy(get_2d_sine_cosine_positional_embedding_from_grid(dim, mesh)).float()
+
+
+def resample_position(position: Tensor, source: tuple[int, int], target: tuple[int, int]) -> Tensor:
+    """Resample a grid of position codes as DINOv2 does: bicubic, offset 0.1, no antialiasing.
+
+    Args:
+        position: Codes of the stored grid, shape (1, L, D).
+        source: Height and width of the stored grid.
+        target: Height and width of the wanted grid.
+
+    Returns:
+        Codes of the wanted grid, shape (1, L', D); the input itself if the grids are equal.
+    """
+    if source == target:
+        return position
+    grid = position.float().reshape(1, *source, -1).permute(0, 3, 1, 2)  # (1,L,D) -> (1,D,h,w)
+    # The offset is part of the coordinate mapping of the released DINOv2 models, not only of the size.
+    scale = tuple((new + 0.1) / old for new, old in zip(target, source, strict=True))
+    grid = F.interpolate(grid, scale_factor=scale, mode='bicubic', antialias=False)
+    if tuple(grid.shape[-2:]) != target:
+        raise ValueError(f'cannot resample a {source} grid of positions to {target}')
+    return grid.permute(0, 2, 3, 1).flatten(1, 2).to(position.dtype)  # (1,D,h,w) -> (1,L',D)

@@ -1,0 +1,199 @@
+"""Masked autoencoding (He et al. 2022) on an adapted backbone: M-ExPLoRA."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from lightly.models.utils import normalize_mean_var
+from torch import Tensor
+
+from explora_geo.adaptation import ExPLoRAConfig, explora
+from explora_geo.models.decoder import MAEDecoder
+from explora_geo.models.vit import Features, ViT
+from explora_geo.objectives.base import Objective
+from explora_geo.objectives.masking import random_keep
+
+# Facts of the released script: LoRA r8 on Q and V of the decoder, its norms, everything else frozen.
+DECODER_ADAPTATION = ExPLoRAConfig(unfrozen_blocks=(), rank=8, extra=('mask_token',))
+
+
+class Reconstruction(NamedTuple):
+    """One forward pass of the autoencoder.
+
+    Attributes:
+        pred: Predicted patches in (c, p, q) order, shape (B, S, L, C·P·P).
+        mask: 1 where a patch was removed, shape (B, S, L).
+        latent: Class and kept tokens of the encoder, shape (B, 1 + K, D).
+    """
+
+    pred: Tensor
+    mask: Tensor
+    latent: Tensor
+
+
+class MAE(Objective):
+    """Reconstruct removed patches from the kept ones."""
+
+    letter = 'M'
+
+    def __init__(
+        self,
+        backbone: ViT,
+        mask_ratio: float = 0.75,
+        norm_pix_loss: bool = True,
+        decoder_embed_dim: int = 512,
+        decoder_depth: int = 8,
+        decoder_num_heads: int | None = None,
+        decoder_adaptation: ExPLoRAConfig | str = DECODER_ADAPTATION,
+        shared_across_slots: bool = False,
+    ) -> None:
+        """Initialize an MAE objective.
+
+        Args:
+            backbone: Encoder.
+            mask_ratio: Share of removed patches, in (0, 1).
+            norm_pix_loss: Predict each patch normalised by its own mean and variance.
+            decoder_embed_dim: Width of the decoder; replaced by that of a checkpoint that carries one.
+            decoder_depth: Blocks of the decoder; likewise.
+            decoder_num_heads: Heads of the decoder, which no checkpoint states; heads of width 32, as
+                MAE's, if None.
+            decoder_adaptation: What trains in a pre-trained decoder; a random one trains in full.
+            shared_across_slots: Remove the same patches in every slot.
+
+        Raises:
+            ValueError: If the mask ratio leaves no patch to keep or to predict.
+        """
+        super().__init__(backbone)
+        tokens = backbone.patch_embed.num_patches * backbone.patch_embed.num_slots
+        if not 0 < mask_ratio < 1 or not 0 < int(tokens * (1 - mask_ratio)) < tokens:
+            raise ValueError(
+                f'mask_ratio must leave patches to keep and to predict, got {mask_ratio} of {tokens} patches'
+            )
+        self.mask_ratio = mask_ratio
+        self.norm_pix_loss = norm_pix_loss
+        self.shared_across_slots = shared_across_slots
+        self.decoder_adaptation = ExPLoRAConfig.create(decoder_adaptation)
+        self.decoder_num_heads = decoder_num_heads
+        self.decoder = self._build_decoder(decoder_embed_dim, decoder_depth)
+
+    def _build_decoder(self, embed_dim: int, depth: int, mlp_ratio: float = 4) -> MAEDecoder:
+        heads = self.decoder_num_heads or max(1, embed_dim // 32)
+        if embed_dim % heads:
+            raise ValueError(
+                f'decoder_num_heads must divide the decoder width, got {heads} heads, width {embed_dim}'
+            )
+        return MAEDecoder(
+            self.backbone.patch_embed, self.backbone.embed_dim, embed_dim, depth, heads, mlp_ratio
+        )
+
+    def load_pretrained(self, parts: Mapping[str, Tensor]) -> str:
+        """Take the checkpoint's decoder, whatever its size, and adapt it; else train it in full."""
+        state = {k.removeprefix('decoder.'): v for k, v in parts.items() if k.startswith('decoder.')}
+        if not state:
+            return 'the weights carry no decoder: it starts random and trains in full'
+        position = state.pop('pos_embed', None)
+        embed_dim = state['mask_token'].shape[-1]
+        depth = len({k.split('.')[1] for k in state if k.startswith('blocks.')})
+        hidden = state['blocks.0.mlp.fc1.bias'].shape[0]
+        self.decoder = self._build_decoder(embed_dim, depth, hidden / embed_dim)
+        adaptation, note = self.decoder_adaptation, ''
+        pred = self.decoder.pred
+        if 'pred.weight' in state and state['pred.weight'].shape != pred.weight.shape:
+            # Other bands than the source: the prediction starts anew and trains (appendix B.2).
+            state.update({'pred.weight': pred.weight.detach(), 'pred.bias': pred.bias.detach()})
+            if not adaptation.full:
+                adaptation = replace(adaptation, extra=(*adaptation.extra, 'pred'))
+            note = '; its prediction starts anew'
+        try:
+            self.decoder.load_state_dict(state)
+        except RuntimeError as error:
+            first = str(error).strip().split('\n\t')[1:2] or [str(error)]
+            raise ValueError(f'the decoder of the weights does not fit: {first[0]}') from error
+        if position is not None and position.shape[1] == 1 + self.backbone.patch_embed.num_patches:
+            self.decoder.pos_embed = position
+        explora(self.decoder, adaptation)
+        name = adaptation.notation()
+        return f'decoder of {depth} blocks, width {embed_dim}, loaded and adapted as {name}{note}'
+
+    def extra_state(self) -> dict[str, Tensor]:
+        """The decoder."""
+        return {f'decoder.{k}': v for k, v in self.decoder.state_dict().items()}
+
+    @staticmethod
+    def pool(features: Features) -> Tensor:
+        """Mean patch token: MAE's class token is trained by no loss of its own, shape (B, D)."""
+        return features.patches.flatten(1, -2).mean(dim=1)
+
+    def reconstruct(
+        self, image: Tensor, noise: Tensor | None = None, timestamps: Tensor | None = None
+    ) -> Reconstruction:
+        """Mask, encode and decode.
+
+        Args:
+            image: Normalised image, shape (B, C, H, W).
+            noise: Noise that orders the patches, shape (B, S·L) ((B, L) if shared); drawn if None.
+            timestamps: Acquisition times for temporal tokenizers.
+
+        Returns:
+            Prediction, mask and latent.
+        """
+        tokenizer = self.backbone.patch_embed
+        targets = tokenizer.patchify(image)
+        slots, length = targets.shape[1], targets.shape[2]
+        if noise is None:
+            size = length if self.shared_across_slots else slots * length
+            noise = torch.rand(len(image), size, device=image.device)
+        keep, mask = random_keep(noise, self.mask_ratio, slots, self.shared_across_slots)
+        features = self.backbone(image, timestamps=timestamps, keep=keep)
+        grid = tokenizer.grid(image)
+        pred = self.decoder(features.cls, features.patches, keep, grid, slots, timestamps)
+        latent = torch.cat([features.cls.unsqueeze(1), features.patches], dim=1)
+        return Reconstruction(pred, mask.unflatten(1, (slots, length)), latent)
+
+    def loss(self, image: Tensor, pred: Tensor, mask: Tensor) -> Tensor:
+        """Mean squared error over the removed patches.
+
+        Args:
+            image: Normalised image, shape (B, C, H, W).
+            pred: Predicted patches, shape (B, S, L, C·P·P).
+            mask: 1 where a patch was removed, shape (B, S, L).
+
+        Returns:
+            Scalar loss.
+        """
+        target = self.backbone.patch_embed.patchify(image)
+        if self.norm_pix_loss:
+            target = normalize_mean_var(target)
+        error = (pred.float() - target.float()).square().mean(dim=-1)
+        return (error * mask).sum() / mask.sum()
+
+    def forward(self, batch: Mapping[str, Any], step: int) -> dict[str, Tensor]:
+        """Reconstruction loss of a batch; see `Objective.forward`."""
+        image = batch['image']
+        out = self.reconstruct(image, timestamps=batch.get('timestamps'))
+        return {'loss_mae': self.loss(image, out.pred, out.mask)}
+
+    @torch.no_grad()
+    def pictures(self, image: Tensor) -> dict[str, Tensor]:
+        """Masked input and reconstruction, both in the units of the input.
+
+        Args:
+            image: Normalised image, shape (B, C, H, W).
+
+        Returns:
+            `masked`, the input with removed patches set to zero, and `reconstruction`, the input with
+            them predicted (their mean and variance are the input's if those were normalised away).
+        """
+        tokenizer = self.backbone.patch_embed
+        out = self.reconstruct(image)
+        grid = tokenizer.grid(image)
+        target = tokenizer.patchify(image)
+        pred = out.pred
+        if self.norm_pix_loss:
+            mean = target.mean(dim=-1, keepdim=True)
+            pred = pred * (target.var(dim=-1, keepdim=True) + 1e-6).sqrt() + mean
+        mask = out.mask.unsqueeze(-1)
+        masked = tokenizer.unpatchify(target * (1 - mask), grid)
+        filled = tokenizer.unpatchify(torch.where(mask.bool(), pred, target), grid)
+        return {'masked': masked, 'reconstruction': filled}

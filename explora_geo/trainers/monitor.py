@@ -1,0 +1,61 @@
+"""Accuracy of features on a small labelled set, by cross-validation on frozen features."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold, cross_val_score
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+
+
+class FeatureMonitor:
+    """Collects features and labels of validation batches and scores them."""
+
+    def __init__(self, kind: str, folds: int = 5) -> None:
+        """Initialize a FeatureMonitor.
+
+        Args:
+            kind: `knn`, `linear` or `none`.
+            folds: Folds of the cross-validation.
+        """
+        self.kind, self.folds = kind, folds
+        self.starting: float | None = None
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the collected features."""
+        self._features: list[np.ndarray] = []
+        self._labels: list[np.ndarray] = []
+
+    def add(self, features: Tensor, batch: Mapping[str, Any]) -> None:
+        """Collect a batch if it is labelled with one class per image.
+
+        Args:
+            features: Image features, shape (B, D).
+            batch: Sample dict.
+        """
+        label = batch.get('label')
+        if self.kind != 'none' and isinstance(label, Tensor) and label.ndim == 1:
+            self._features.append(features.float().cpu().numpy())
+            self._labels.append(label.cpu().numpy())
+
+    def score(self) -> float | None:
+        """Mean accuracy over the folds in [0, 1]; None without enough labels."""
+        if not self._labels:
+            return None
+        features, labels = np.concatenate(self._features), np.concatenate(self._labels)
+        folds = min(self.folds, int(np.bincount(labels)[np.unique(labels)].min()))
+        if folds < 2 or len(np.unique(labels)) < 2:
+            return None
+        neighbours = max(1, min(20, len(labels) * (folds - 1) // folds))
+        model: Any = (
+            KNeighborsClassifier(neighbours, metric='cosine', weights='distance')
+            if self.kind == 'knn'
+            else make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=500))
+        )
+        cv = StratifiedKFold(folds, shuffle=True, random_state=0)
+        return float(cross_val_score(model, features, labels, cv=cv).mean())

@@ -1,0 +1,93 @@
+"""Parameter groups and the warm-up cosine schedule, defined once."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from lightly.utils.scheduler import cosine_warmup_schedule
+from torch import nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Optimiser and schedule; the defaults are those of the workshop text for M-ExPLoRA.
+
+    Attributes:
+        base_lr: Learning rate before scaling by the batch.
+        lr_scaling: `linear` times batch / 256 (MAE), `sqrt` times sqrt(batch / 1024) (DINOv2), `none`.
+        adapter_lr_multiplier: Factor on the learning rate of LoRA matrices.
+        weight_decay: Decay of unfrozen matrices; LoRA, norms, biases and tokens never decay.
+        betas: AdamW's.
+        warmup: Warm-up as a share of all steps if below 1, else in epochs.
+        min_lr: Learning rate at the end of the cosine; it is not scaled by the batch.
+    """
+
+    base_lr: float = 1.5e-4
+    lr_scaling: Literal['linear', 'sqrt', 'none'] = 'linear'
+    adapter_lr_multiplier: float = 1.0
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.95)
+    warmup: float = 1
+    min_lr: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        for name in ('base_lr', 'adapter_lr_multiplier'):
+            if getattr(self, name) <= 0:
+                raise ValueError(f'{name} must be positive, got {getattr(self, name)}')
+        for name in ('weight_decay', 'warmup', 'min_lr'):
+            if getattr(self, name) < 0:
+                raise ValueError(f'{name} must not be negative, got {getattr(self, name)}')
+        if self.lr_scaling not in ('linear', 'sqrt', 'none'):
+            raise ValueError(f'lr_scaling must be linear, sqrt or none, got {self.lr_scaling!r}')
+
+    def scaled_lr(self, batch: int) -> float:
+        """Learning rate at an effective batch (batch size x accumulation x devices)."""
+        factor = {'linear': batch / 256, 'sqrt': (batch / 1024) ** 0.5, 'none': 1.0}
+        return self.base_lr * factor[self.lr_scaling]
+
+    def warmup_steps(self, total: int, epochs: int) -> int:
+        """Warm-up in optimiser steps, of a run of `total` steps in `epochs` epochs."""
+        if self.warmup < 1:
+            return int(self.warmup * total)
+        return min(int(self.warmup * total / max(epochs, 1)), total // 2)
+
+
+def build_optimizer(model: nn.Module, config: OptimConfig, batch: int) -> AdamW:
+    """AdamW over exactly the parameters that train."""
+    groups: dict[str, list[nn.Parameter]] = {'decay': [], 'no_decay': [], 'lora': []}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            lora = '.lora_a.' in name or '.lora_b.' in name
+            plain = parameter.ndim < 2 or name.endswith(('_token', 'pos_embed'))
+            groups['lora' if lora else 'no_decay' if plain else 'decay'].append(parameter)
+    lr = config.scaled_lr(batch)
+    settings = {
+        'decay': {'lr': lr, 'weight_decay': config.weight_decay},
+        'no_decay': {'lr': lr, 'weight_decay': 0.0},
+        'lora': {'lr': lr * config.adapter_lr_multiplier, 'weight_decay': 0.0},
+    }
+    used = [{'params': groups[n], 'name': n, **settings[n]} for n in groups if groups[n]]
+    if not used:
+        raise ValueError('nothing trains: the adaptation leaves every parameter frozen')
+    return AdamW(used, lr=lr, betas=config.betas)
+
+
+def build_schedule(optimizer: AdamW, config: OptimConfig, total: int, epochs: int, batch: int) -> LRScheduler:
+    """Linear warm-up and cosine decay, by optimiser step.
+
+    Its state is the step alone, so that a checkpoint can be resumed for longer than it was meant to run.
+    """
+
+    def factor(step: int) -> float:
+        return cosine_warmup_schedule(
+            step,
+            max_steps=max(total, 2),  # a single step would be the last of the cosine, at the lowest rate
+            start_value=1.0,
+            end_value=config.min_lr / config.scaled_lr(batch),
+            warmup_steps=config.warmup_steps(total, epochs),
+            warmup_start_value=0.0,
+        )
+
+    return LambdaLR(optimizer, factor)

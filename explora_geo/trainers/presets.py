@@ -1,0 +1,84 @@
+"""The two published recipes (workshop text, appendix D; released scripts) as data."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from explora_geo.adaptation import ExPLoRAConfig
+from explora_geo.trainers.optim import OptimConfig
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One published recipe.
+
+    Attributes:
+        adaptation: What trains in the backbone.
+        optim: Optimiser and schedule.
+        batch: Effective batch, reached with gradient accumulation.
+        epochs: Length in epochs, or None where it is given in steps or not published here.
+        steps: Length in optimiser steps, or None.
+        objective: Arguments of the objective.
+    """
+
+    adaptation: ExPLoRAConfig
+    optim: OptimConfig
+    batch: int
+    epochs: int | None = None
+    steps: int | None = None
+    objective: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _mae(adaptation: str, base_lr: float, epochs: int, alpha: float | None) -> Preset:
+    decoder = ExPLoRAConfig(unfrozen_blocks=(), rank=8, alpha=alpha, extra=('mask_token',))
+    return Preset(
+        ExPLoRAConfig.parse(adaptation, alpha=alpha),
+        OptimConfig(base_lr=base_lr, lr_scaling='linear', betas=(0.9, 0.95), warmup=1),
+        batch=1024,
+        epochs=epochs,
+        objective={'mask_ratio': 0.75, 'norm_pix_loss': True, 'decoder_adaptation': decoder},
+    )
+
+
+def _dinov2(adaptation: str, base_lr: float, batch: int, steps: int | None, alpha: float | None) -> Preset:
+    return Preset(
+        ExPLoRAConfig.parse(adaptation, alpha=alpha),
+        OptimConfig(base_lr=base_lr, lr_scaling='sqrt', betas=(0.9, 0.999), warmup=10, min_lr=1e-6),
+        batch=batch,
+        steps=steps,
+    )
+
+
+#: Recipes by name and by the weights they start from: `M` for MAE's, `D` for DINOv2's.
+PRESETS: dict[str, dict[str, Preset]] = {
+    'paper-workshop': {
+        'M': _mae('M-ExPLoRA-[L]-r32', 1.5e-4, 200, None),
+        'D': _dinov2('D-ExPLoRA-[L]-r32', 5e-3, 32, 200_000, None),
+    },
+    'paper-released': {
+        # The released code scales LoRA by alpha / r with alpha = 1.
+        'M': _mae('M-ExPLoRA-[L]-r64', 4.5e-4, 400, 1.0),
+        'D': _dinov2('D-ExPLoRA-[L]-r64', 1e-3, 1024, None, 1.0),
+    },
+}
+
+
+def get_preset(name: str, letter: str) -> Preset:
+    """A recipe by name.
+
+    Args:
+        name: `paper-workshop` or `paper-released`.
+        letter: `M` or `D`, the objective of the starting weights.
+
+    Returns:
+        The recipe.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    if name not in PRESETS or letter not in PRESETS[name]:
+        raise ValueError(
+            f'no preset {name!r} for the objective {letter!r}: there are {", ".join(PRESETS)}, each for '
+            'M (MAE) and D (DINOv2)'
+        )
+    return PRESETS[name][letter]

@@ -1,0 +1,275 @@
+"""ExPLoRATask: continue self-supervised pre-training of an adapted backbone."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torchvision.models._api import WeightsEnum
+
+from explora_geo._compat import BaseTask
+from explora_geo.adaptation import ExPLoRAConfig, explora, trainable_names, trainable_summary
+from explora_geo.checkpoints import BackboneWeights, load_weights
+from explora_geo.checkpoints.adapter import frozen_sha256
+from explora_geo.models import create_vit
+from explora_geo.models.tokenizers import RGB
+from explora_geo.models.vit import ViT
+from explora_geo.objectives import MAE, Objective
+from explora_geo.trainers.callbacks import PretrainReport
+from explora_geo.trainers.monitor import FeatureMonitor
+from explora_geo.trainers.optim import OptimConfig, build_optimizer, build_schedule
+from explora_geo.trainers.presets import get_preset
+
+
+class ExPLoRATask(BaseTask):
+    """ExPLoRA pre-training (paper, section 4): weights → adaptation → the objective, without labels.
+
+    Reads `batch['image']` only. With labelled validation batches it also reports the k-NN or
+    linear-probe accuracy of the features next to that of the starting weights.
+    """
+
+    ignore: Sequence[str] | str | None = ('objective', 'weights')
+    monitor = 'val_loss'
+
+    def __init__(
+        self,
+        model: str = 'vit_base_patch16_224',
+        weights: WeightsEnum | str | None = None,
+        adaptation: ExPLoRAConfig | str | None = None,
+        objective: Callable[[ViT], Objective] | None = None,
+        optim: OptimConfig | None = None,
+        preset: Literal['paper-workshop', 'paper-released'] = 'paper-workshop',
+        bands: Sequence[str] = RGB,
+        img_size: int | None = None,
+        patch_size: int | None = None,
+        drop_path_rate: float = 0.0,
+        learned_position: bool = True,
+        grad_checkpointing: bool = False,
+        monitor_features: Literal['knn', 'linear', 'none'] = 'knn',
+    ) -> None:
+        """Initialize an ExPLoRATask.
+
+        Args:
+            model: Backbone by timm's name; see `create_vit`.
+            weights: Starting weights: a `WeightsEnum`, a file, or `timm/<name>` for timm's hub; None
+                starts from random weights, which only full pre-training makes sense of.
+            adaptation: What trains: a configuration or the paper's notation, `full` for everything;
+                the preset's if None.
+            objective: Class (or other callable) that builds the objective around the backbone; MAE
+                as in the preset if None.
+            optim: Optimiser and schedule; the preset's if None.
+            preset: Published recipe that fills what is not given. Its effective batch and length are
+                the trainer's and datamodule's business; `PRESETS` holds them.
+            bands: Band names of the images, in order.
+            img_size: Image side, pixels; from the model's name if None.
+            patch_size: Patch side, pixels; from the model's name if None.
+            drop_path_rate: Stochastic depth of the backbone in training.
+            learned_position: Train position codes in full pre-training; False for MAE's fixed ones.
+            grad_checkpointing: Recompute activations in the backward pass to save memory.
+            monitor_features: What a labelled validation set is used for.
+
+        Raises:
+            ValueError: If a name, a notation or the weights do not fit.
+            FileNotFoundError: If the weights file does not exist.
+        """
+        recipe = get_preset(preset, getattr(objective, 'letter', MAE.letter))
+        self._weights = weights
+        self._objective: Callable[[ViT], Objective] = objective or partial(MAE, **recipe.objective)
+        self.config = ExPLoRAConfig.create(recipe.adaptation if adaptation is None else adaptation)
+        # A checkpoint's hyper-parameters come back as plain mappings.
+        self.optim = OptimConfig(**optim) if isinstance(optim, dict) else optim or recipe.optim
+        super().__init__()
+        # Plain values only: a Lightning checkpoint must load with weights_only=True.
+        plain = {'adaptation': self.config.to_dict(), 'optim': dict(vars(self.optim)), 'bands': list(bands)}
+        self.hparams.update(plain)
+        self._hparams_initial.update(plain)  # what loggers write
+
+    def configure_models(self) -> None:
+        """Build → load weights → adapt → objective, in this order."""
+        hparams = self.hparams
+        vit = create_vit(
+            hparams['model'],
+            img_size=hparams['img_size'],
+            patch_size=hparams['patch_size'],
+            bands=hparams['bands'],
+            drop_path_rate=hparams['drop_path_rate'],
+            learned_position=hparams['learned_position'],
+        )
+        vit.grad_checkpointing = hparams['grad_checkpointing']
+        loaded = BackboneWeights({}, {}, 'random weights')
+        if self._weights is not None:
+            loaded = load_weights(vit, self._weights, fresh=self.config.extra)
+        elif not self.config.full:
+            raise ValueError(
+                'an adaptation needs pre-trained weights: give weights, or adaptation full to pre-train '
+                'from random ones'
+            )
+        explora(vit, self.config)
+        self.model = self._objective(vit)
+        self.load_report = f'{loaded.report}; {self.model.load_pretrained(loaded.parts)}'
+
+    def configure_metrics(self) -> None:
+        """Features of labelled validation batches and the files that were skipped."""
+        self.features = FeatureMonitor(self.hparams['monitor_features'])
+        self.skipped: dict[str, str] = {}
+        self._last_step: float | None = None
+        self._acted = 0
+
+    @property
+    def backbone(self) -> ViT:
+        """The adapted backbone."""
+        return self.model.backbone
+
+    def forward(self, image: Tensor) -> Any:
+        """Features of images, shape (B, C, H, W)."""
+        return self.backbone(image)
+
+    @property
+    def effective_batch(self) -> int:
+        """Images per optimiser step: batch size x accumulation x devices."""
+        sources = (self.trainer.train_dataloader, getattr(self.trainer, 'datamodule', None))
+        # Loaders with a batch sampler (TorchGeo's geo samplers) have no batch size of their own.
+        size = next((n for n in (getattr(s, 'batch_size', None) for s in sources) if n), 1)
+        return size * self.trainer.accumulate_grad_batches * self.trainer.world_size
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW over what trains, warm-up and cosine by step."""
+        total = int(self.trainer.estimated_stepping_batches)
+        batch = self.effective_batch
+        epochs = self.trainer.max_epochs or 1
+        per_epoch = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
+        if self.trainer.max_steps > 0 and per_epoch:
+            epochs = max(1, round(total / per_epoch))
+        optimizer = build_optimizer(self.model, self.optim, batch)
+        schedule = build_schedule(optimizer, self.optim, total, epochs, batch)
+        return {'optimizer': optimizer, 'lr_scheduler': {'scheduler': schedule, 'interval': 'step'}}
+
+    def configure_callbacks(self) -> list[Callback]:
+        """The report, adapter file and pictures that every run leaves behind."""
+        return [PretrainReport()]
+
+    def setup(self, stage: str) -> None:
+        """Have Lightning's check before training cover the whole labelled set: the starting score."""
+        if stage == 'fit' and self.features.kind != 'none' and not self.trainer.fast_dev_run:
+            self.trainer.num_sanity_val_steps = float('inf')
+
+    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
+        """One step of the objective.
+
+        Args:
+            batch: Sample dict with `image`, shape (B, C, H, W).
+            batch_idx: Number of the batch.
+
+        Returns:
+            The loss.
+
+        Raises:
+            ValueError: If the loss is not finite.
+        """
+        self._note_skipped(batch)
+        losses = self.model(batch, self.global_step)
+        loss: Tensor = torch.stack(list(losses.values())).sum()
+        if not torch.isfinite(loss):
+            raise ValueError(
+                f'the loss is {loss.item()} at step {self.global_step}: lower optim.base_lr, clip gradients '
+                '(trainer.gradient_clip_val) or train in bf16-mixed instead of 16-mixed'
+            )
+        size = len(batch['image'])
+        self.log('train_loss', loss.detach(), batch_size=size, prog_bar=True)
+        self.log_dict({f'train_{k}': v.detach() for k, v in losses.items()}, batch_size=size)
+        self.log('lr', self.trainer.optimizers[0].param_groups[0]['lr'], batch_size=size)
+        now = time.perf_counter()
+        if self._last_step is not None:
+            speed = size * self.trainer.world_size / (now - self._last_step)
+            self.log('images_per_s', speed, batch_size=size, prog_bar=True)
+        self._last_step = now
+        return loss
+
+    def _note_skipped(self, batch: Mapping[str, Any]) -> None:
+        """Remember tiles that the loader could not read; the report names them."""
+        for entry in batch.get('skipped', ()):
+            path, _, reason = entry.partition(': ')
+            self.skipped.setdefault(path, reason)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Let the objective act after an optimiser step, not after each accumulated batch."""
+        if self.global_step > self._acted:
+            self._acted = self.global_step
+            self.model.after_step(self.global_step)
+
+    def on_train_epoch_start(self) -> None:
+        """Start the clock anew, so that validation does not count as a slow step."""
+        self._last_step = None
+        self.log('trainable_share', self.trainable_share)
+
+    @property
+    def trainable_share(self) -> float:
+        """Share of the backbone's parameters that train."""
+        total = sum(p.numel() for p in self.backbone.parameters())
+        return sum(trainable_summary(self.backbone).values()) / total
+
+    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        """Loss of the objective, and features of labelled images.
+
+        Args:
+            batch: Sample dict with `image` and optionally `label`, shape (B,).
+            batch_idx: Number of the batch.
+        """
+        self._note_skipped(batch)
+        size = len(batch['image'])
+        loss = torch.stack(list(self.model(batch, self.global_step).values())).sum()
+        self.log('val_loss', loss, batch_size=size, prog_bar=True)
+        if self.features.kind != 'none':
+            features = self.backbone(batch['image'])
+            self.features.add(self.model.pool(features), batch)
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the features of the validation before."""
+        self.features.reset()
+
+    def on_validation_epoch_end(self) -> None:
+        """Score the features; the check before training scores the starting weights."""
+        score = self.features.score()
+        if score is None:
+            return
+        if self.trainer.sanity_checking:
+            self.features.starting = score
+            return
+        self.log(f'val_{self.features.kind}', score, prog_bar=True)
+        if self.features.starting is not None:
+            self.log(f'val_{self.features.kind}_gain', score - self.features.starting)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave out what the starting weights hold already: frozen tensors are kept once, there."""
+        checkpoint['starting_score'] = self.features.starting
+        if self._weights is not None and not self.config.full:
+            checkpoint['frozen'] = frozen_sha256(self.backbone)
+            for name in self._frozen_keys():
+                checkpoint['state_dict'].pop(name, None)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Fill in the frozen tensors from the starting weights.
+
+        Raises:
+            ValueError: If the starting weights are not those of the checkpoint.
+        """
+        self.features.starting = checkpoint.get('starting_score')
+        frozen = checkpoint.get('frozen')
+        if frozen is not None:
+            if frozen != frozen_sha256(self.backbone):
+                raise ValueError(
+                    'the checkpoint was trained from other weights or another adaptation: give the '
+                    f'same weights and adaptation ({checkpoint["hyper_parameters"]["adaptation"]})'
+                )
+            own = self.state_dict()
+            checkpoint['state_dict'].update({k: own[k] for k in self._frozen_keys()})
+
+    def _frozen_keys(self) -> list[str]:
+        prefix = 'model.backbone.'
+        names = set(trainable_names(self.backbone))
+        keys = self.backbone.state_dict()
+        return [prefix + k for k in keys if k not in names]

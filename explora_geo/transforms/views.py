@@ -1,0 +1,74 @@
+"""The views of a batch a model sees: augmented and normalised on the device."""
+
+from collections.abc import Callable
+from typing import Any
+
+import kornia.augmentation as K
+from torch import Tensor
+
+Transform = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+def normalisation(mean: Tensor, std: Tensor) -> Transform:
+    """Make a transform that only normalises.
+
+    Args:
+        mean: Mean of each band in the units of the images, shape (C,).
+        std: Standard deviation of each band, shape (C,).
+
+    Returns:
+        Function from batch to batch that changes ``image``, shape (B, C, H, W), to zero mean and
+        unit variance; other keys pass.
+    """
+    return K.AugmentationSequential(K.Normalize(mean=mean, std=std), data_keys=None, keepdim=True)
+
+
+def training_view(
+    mean: Tensor,
+    std: Tensor,
+    image_size: int,
+    crop_scale: tuple[float, float] = (0.2, 1.0),
+    horizontal_flip: bool = True,
+    vertical_flip: bool = False,
+    quarter_turns: bool = False,
+) -> Transform:
+    """Make a transform that draws one random crop per image, mirrors it and normalises.
+
+    Args:
+        mean: Mean of each band in the units of the images, shape (C,).
+        std: Standard deviation of each band, shape (C,).
+        image_size: Side of the result.
+        crop_scale: Smallest and largest share of the image's area to crop.
+        horizontal_flip: Whether to mirror half of the images left to right.
+        vertical_flip: Whether to mirror half of the images top to bottom.
+        quarter_turns: Whether to turn images by a random multiple of 90 degrees.
+
+    Returns:
+        Function from batch to batch that changes ``image`` from shape (B, C, H, W) to
+        (B, C, image_size, image_size); other keys pass.
+
+    Raises:
+        ValueError: If the crop scale is not an interval within (0, 1].
+    """
+    low, high = crop_scale
+    if not 0 < low <= high <= 1:
+        raise ValueError(f'crop_scale must be (low, high) with 0 < low <= high <= 1, got {low, high}.')
+    steps: list[Any] = [
+        K.RandomResizedCrop(
+            (image_size, image_size),
+            scale=(low, high),
+            resample='bicubic',
+            # Half-pixel centres as in Pillow and torchvision, whose crops the weights were made on.
+            align_corners=False,
+            cropping_mode='slice',
+        )
+    ]
+    if horizontal_flip:
+        steps.append(K.RandomHorizontalFlip())
+    if vertical_flip:
+        steps.append(K.RandomVerticalFlip())
+    if quarter_turns:
+        # Satellites look straight down, so that no direction is up.
+        steps.append(K.RandomRotation90(times=(0, 3), p=1.0))
+    steps.append(K.Normalize(mean=mean, std=std))
+    return K.AugmentationSequential(*steps, data_keys=None, keepdim=True)

@@ -1,0 +1,189 @@
+"""Adapter files: small, tied to their base, refused when damaged, merged into plain models."""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+from torch.testing import assert_close
+
+from explora_geo.adaptation import ExPLoRAConfig, explora, trainable_names
+from explora_geo.checkpoints import (
+    apply_adapter,
+    load_backbone,
+    load_weights,
+    merge_adapter,
+    read_adapter,
+    read_state,
+    save_adapter,
+    write_state,
+)
+from explora_geo.models import ViT, create_vit
+
+MODEL = 'vit_tiny_patch8_32'
+CONFIG = ExPLoRAConfig.parse('[L]-r4', alpha=2)
+
+
+@pytest.fixture
+def adapted(base_file: Path) -> ViT:
+    """A backbone whose every trainable number has moved."""
+    vit = create_vit(MODEL)
+    load_weights(vit, base_file)
+    explora(vit, CONFIG)
+    with torch.no_grad():
+        for parameter in vit.parameters():
+            if parameter.requires_grad:
+                parameter += 0.1 * torch.randn_like(parameter)
+    return vit.eval()
+
+
+@pytest.fixture
+def adapter(adapted: ViT, tmp_path: Path) -> Path:
+    save_adapter(tmp_path / 'adapter.safetensors', adapted, MODEL, CONFIG)
+    return tmp_path / 'adapter.safetensors'
+
+
+@torch.no_grad()
+def test_base_and_adapter_are_the_adapted_model(
+    adapted: ViT, adapter: Path, base_file: Path, images: Tensor
+) -> None:
+    vit = create_vit(MODEL)
+    load_weights(vit, base_file)
+    header = apply_adapter(vit, adapter)
+    assert header.explora_config == CONFIG and header.bands == ('red', 'green', 'blue')
+    assert torch.equal(vit.eval()(images).cls, adapted(images).cls)
+    merged = load_backbone(MODEL, base_file, adapter)
+    assert not any('lora' in k for k in merged.state_dict())
+    assert_close(merged(images).cls, adapted(images).cls, atol=1e-5, rtol=0)
+
+
+def test_the_file_holds_exactly_what_trains(adapted: ViT, adapter: Path) -> None:
+    header, state = read_adapter(adapter)
+    assert sorted(state) == sorted(trainable_names(adapted))
+    assert adapter.stat().st_size < 4 * sum(t.numel() for t in state.values()) + 8192
+    assert (header.backbone, header.img_size, header.patch_size) == (MODEL, 32, 8)
+
+
+@torch.no_grad()
+def test_a_merged_file_loads_strictly_into_timm(
+    adapted: ViT, adapter: Path, base_file: Path, images: Tensor, tmp_path: Path
+) -> None:
+    merge_adapter(adapter, base_file, tmp_path / 'merged.safetensors')
+    state, metadata = read_state(tmp_path / 'merged.safetensors')
+    assert metadata['backbone'] == MODEL and json.loads(metadata['bands'])[0] == 'red'
+    model = VisionTransformer(32, 8, num_classes=0, embed_dim=32, depth=3, num_heads=2).eval()
+    model.load_state_dict(state, strict=True)
+    expected = adapted(images)
+    tokens = model.forward_features(images)
+    assert_close(tokens[:, 0], expected.cls, atol=1e-5, rtol=0)
+    assert_close(tokens[:, 1:], expected.patches[:, 0], atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_new_patch_embeddings_travel_in_the_adapter(base_file: Path, tmp_path: Path) -> None:
+    config = replace(CONFIG, extra=('patch_embed',))
+    bands = ('nir', 'red', 'green', 'blue', 'swir1')
+    vit = create_vit(MODEL, bands=bands)
+    load_weights(vit, base_file, fresh=['patch_embed'])
+    explora(vit, config)
+    save_adapter(tmp_path / 'ms.safetensors', vit, MODEL, config)
+    merge_adapter(tmp_path / 'ms.safetensors', base_file, tmp_path / 'merged.safetensors')
+    image = torch.randn(2, 5, 32, 32)
+    merged = load_backbone(MODEL, tmp_path / 'merged.safetensors', bands=bands)
+    assert_close(merged(image).cls, vit.eval()(image).cls, atol=1e-5, rtol=0)
+    loaded = load_backbone(MODEL, base_file, tmp_path / 'ms.safetensors', bands=bands)
+    assert torch.equal(loaded.patch_embed.proj.weight, vit.patch_embed.proj.weight)
+
+
+def test_another_base_is_refused(adapter: Path, base_state: dict[str, Tensor]) -> None:
+    other = {**base_state, 'blocks.0.mlp.fc1.weight': base_state['blocks.0.mlp.fc1.weight'] + 1e-3}
+    torch.save(other, adapter.parent / 'other.pth')
+    out = adapter.parent / 'merged.safetensors'
+    with pytest.raises(ValueError, match='made on other base weights') as caught:
+        merge_adapter(adapter, adapter.parent / 'other.pth', out)
+    assert MODEL in str(caught.value) and '\n' not in str(caught.value)
+    assert not out.exists()
+
+
+def test_a_base_that_differs_only_in_what_the_adapter_replaces_is_accepted(
+    adapter: Path, base_state: dict[str, Tensor]
+) -> None:
+    other = {**base_state, 'norm.weight': base_state['norm.weight'] + 1}
+    torch.save(other, adapter.parent / 'other.pth')
+    merge_adapter(adapter, adapter.parent / 'other.pth', adapter.parent / 'merged.safetensors')
+
+
+def test_a_truncated_file_is_refused_wherever_it_was_cut(adapter: Path) -> None:
+    content = adapter.read_bytes()
+    for cut in (0, 1, 7, 8, 100, 1000, len(content) // 2, len(content) - 4, len(content) - 1):
+        adapter.write_bytes(content[:cut])
+        with pytest.raises(ValueError, match='damaged'):
+            read_adapter(adapter)
+
+
+@pytest.mark.parametrize(
+    ('change', 'sentence'),
+    [
+        ({'cls_token': None}, r'lacks cls_token \(1 missing, 0 unknown\)'),
+        ({'blocks.0.attn.qkv.lora_b.q': None}, 'lacks blocks.0.attn.qkv.lora_b.q'),
+        ({'pos_embed': torch.ones(1)}, 'holds the unknown pos_embed'),
+        ({'norm.bias': torch.ones(3)}, r'norm.bias of shape \(3,\), expected \(32,\)'),
+        ({'norm.bias': torch.full((32,), torch.nan)}, 'not finite in norm.bias'),
+    ],
+)
+def test_a_file_that_lacks_or_adds_something_is_refused(
+    adapter: Path, base_file: Path, change: dict[str, Tensor | None], sentence: str
+) -> None:
+    state, metadata = read_state(adapter)
+    changed = {k: v for k, v in {**state, **change}.items() if v is not None}
+    write_state(adapter, changed, metadata)
+    with pytest.raises(ValueError, match=sentence):
+        merge_adapter(adapter, base_file, adapter.parent / 'merged.safetensors')
+
+
+@pytest.mark.parametrize(
+    'header',
+    [
+        'null',
+        '{',
+        '[]',
+        '{"bands": []}',
+        '{"backbone": "vit", "img_size": 32, "patch_size": 8, "bands": ["red"], "config": {"rang": 8}, '
+        '"base_sha256": ""}',
+        '{"backbone": "vit", "img_size": 32, "patch_size": 8, "bands": ["red"], "config": {"rank": -8},'
+        ' "base_sha256": ""}',
+    ],
+)
+def test_a_damaged_header_is_refused(adapter: Path, header: str) -> None:
+    state, metadata = read_state(adapter)
+    write_state(adapter, state, {**metadata, 'adapter': header})
+    with pytest.raises(ValueError, match='damaged adapter header'):
+        read_adapter(adapter)
+
+
+def test_other_files_are_no_adapters(adapter: Path, base_file: Path) -> None:
+    save_file({'a': torch.ones(1)}, adapter)
+    for path in (adapter, base_file):
+        with pytest.raises(ValueError, match='is no adapter file'):
+            read_adapter(path)
+
+
+def test_a_failing_write_keeps_the_old_adapter(
+    adapter: Path, adapted: ViT, fail_to_write: Callable[[], None]
+) -> None:
+    before, files = adapter.read_bytes(), sorted(os.listdir(adapter.parent))
+    fail_to_write()
+    with pytest.raises(OSError, match='No space left'):
+        save_adapter(adapter, adapted, MODEL, CONFIG)
+    assert adapter.read_bytes() == before and sorted(os.listdir(adapter.parent)) == files
+
+
+def test_full_pre_training_has_no_adapter(base_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match='save the whole model'):
+        save_adapter(tmp_path / 'a', create_vit(MODEL), MODEL, ExPLoRAConfig.parse('full'))

@@ -1,0 +1,131 @@
+"""Settings of every test: offline, no display, few threads, fixed seeds."""
+
+import os
+
+# Before torch, matplotlib and huggingface_hub are imported: they read these once
+os.environ['HF_HUB_OFFLINE'] = '1'
+os.environ['MPLBACKEND'] = 'Agg'
+os.environ.setdefault('OMP_NUM_THREADS', '2')
+
+import random
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from explora_geo.checkpoints import files
+from explora_geo.models import PatchTokenizer, ViT, builders
+from explora_geo.models.tokenizers import RGB
+from explora_geo.objectives import MAE
+
+TILES = Path(__file__).parent / 'data' / 'eurosat_rgb'
+MODEL = 'vit_tiny_patch8_32'
+
+matplotlib.use('Agg')
+torch.set_num_threads(int(os.environ['OMP_NUM_THREADS']))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip tests marked gpu where there is no CUDA device."""
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason='needs a CUDA device')
+    for item in items:
+        if 'gpu' in item.keywords:
+            item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def fixed_seeds() -> None:
+    """Start every test from the same random state, whatever ran before it."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope='session')
+def images() -> Tensor:
+    """Eight real tiles, normalised by band, shape (8, 3, 32, 32)."""
+    from explora_geo.datasets import FolderDataset
+
+    dataset = FolderDataset(TILES / 'test', size=32)
+    tiles = torch.stack([dataset[i]['image'] for i in range(0, 800, 100)])
+    deviation, mean = torch.std_mean(tiles, dim=(0, 2, 3), keepdim=True)
+    return (tiles - mean) / deviation
+
+
+@pytest.fixture
+def tiles(tmp_path: Path) -> Path:
+    """A folder of 24 real tiles in three class folders."""
+    for name in ('Forest', 'River', 'SeaLake'):
+        (tmp_path / 'tiles' / name).mkdir(parents=True)
+        for path in sorted((TILES / 'train' / name).glob('*.jpg'))[:8]:
+            shutil.copy(path, tmp_path / 'tiles' / name)
+    return tmp_path / 'tiles'
+
+
+@pytest.fixture
+def build_vit() -> Callable[..., ViT]:
+    """Build a ViT of 3 blocks and width 32 for 32 px images, whose every number is random."""
+
+    def build(
+        width: int = 32,
+        depth: int = 3,
+        heads: int = 2,
+        img_size: int = 32,
+        patch_size: int = 8,
+        bands: Sequence[str] = RGB,
+        dynamic_img_size: bool = False,
+        **kwargs: Any,
+    ) -> ViT:
+        tokenizer = PatchTokenizer(width, img_size, patch_size, bands, dynamic_img_size)
+        return randomise(ViT(tokenizer, width, depth, heads, **kwargs))
+
+    return build
+
+
+@pytest.fixture
+def small_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give the names `vit_tiny_*` three blocks of width 32, and `vit_small_*` two, for speed."""
+    monkeypatch.setitem(builders._SIZES, 'tiny', (32, 3, 2))
+    monkeypatch.setitem(builders._SIZES, 'small', (32, 2, 2))
+
+
+@pytest.fixture
+def base_state(small_names: None) -> dict[str, Tensor]:
+    """Weights of `vit_tiny_patch8_32` with a decoder of one block, our keys."""
+    vit = randomise(builders.create_vit(MODEL))
+    mae = MAE(vit, decoder_embed_dim=16, decoder_depth=1, decoder_num_heads=2)
+    return {k: v.clone() for k, v in {**vit.state_dict(), **mae.extra_state()}.items()}
+
+
+@pytest.fixture
+def base_file(base_state: dict[str, Tensor], tmp_path: Path) -> Path:
+    """Those weights as a file."""
+    torch.save({'model': base_state}, tmp_path / 'base.pth')
+    return tmp_path / 'base.pth'
+
+
+@pytest.fixture
+def fail_to_write(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Make every later write of tensors fail half way."""
+
+    def disk_full(tensors: object, file: Path, metadata: object) -> None:
+        Path(file).write_bytes(b'half')
+        raise OSError('No space left on device')
+
+    return lambda: monkeypatch.setattr(files, 'save_file', disk_full)
+
+
+def randomise(vit: ViT) -> ViT:
+    """Make biases, norms and LayerScale random too: 0 and 1 hide mistakes."""
+    with torch.no_grad():
+        for parameter in vit.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    return vit

@@ -1,0 +1,101 @@
+"""Tests of the scene data module on two dates of a real NAIP crop."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+from matplotlib import pyplot as plt
+from rasterio.windows import Window, from_bounds
+
+from explora_geo.datamodules import SceneDataModule
+
+Record = Callable[..., dict[str, list[dict[str, Any]]]]
+NAIP = Path(__file__).parents[1] / 'data' / 'naip'
+SCENES = sorted(NAIP.glob('*.tif'))
+BANDS = ('red', 'green', 'blue', 'nir')
+
+
+def test_a_trainer_gets_random_windows_and_a_grid_to_validate(record: Record) -> None:
+    datamodule = SceneDataModule(
+        NAIP, val_paths=SCENES[0], file_bands=BANDS, patch_size=64, length=6, batch_size=4
+    )
+    batches = record(datamodule)
+    assert [batch['image'].shape for batch in batches['train']] == [(4, 4, 64, 64)]
+    assert sum(len(batch['image']) for batch in batches['val']) == 16
+    assert batches['val'][0]['image'].mean().abs() < 1
+
+
+def test_random_windows_equal_what_rasterio_reads_on_either_date() -> None:
+    torch.manual_seed(0)
+    datamodule = SceneDataModule(
+        NAIP, file_bands=BANDS, bands=['nir', 'green'], patch_size=32, length=16, batch_size=1
+    )
+    datamodule.setup('fit')
+    matched = set()
+    for batch in datamodule.train_dataloader():
+        for number, path in enumerate(SCENES):
+            with rasterio.open(path) as file:
+                window = from_bounds(*batch['bounds'][0].tolist(), file.transform)
+                window = Window(round(window.col_off), round(window.row_off), window.width, window.height)
+                pixels = file.read([4, 2], window=window).astype(np.float32)
+            if np.array_equal(pixels, batch['image'][0].numpy()):
+                matched.add(number)
+                break
+        else:
+            pytest.fail(f'no scene has the window {batch["bounds"]}')
+    assert matched == {0, 1}
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_prediction_covers_each_scene_and_keeps_map_coordinates(workers: int, record: Record) -> None:
+    datamodule = SceneDataModule(
+        NAIP,
+        predict_paths=[SCENES[1]],
+        file_bands=BANDS,
+        patch_size=64,
+        batch_size=8,
+        num_workers=workers,
+        cache=True,
+    )
+    batches = record(datamodule, 'predict')
+    images = torch.cat([batch['image'] for batch in batches['predict']])
+    bounds = torch.cat([batch['bounds'] for batch in batches['predict']])
+    assert len(images) == 16
+    assert bounds.dtype == torch.float64
+    with rasterio.open(SCENES[1]) as file:
+        assert bounds[:, :2].amin(0).tolist() == [file.bounds.left, file.bounds.bottom]
+        assert bounds[:, 2:].amax(0).tolist() == [file.bounds.right, file.bounds.top]
+        first = file.read(window=from_bounds(*bounds[0].tolist(), file.transform))
+    restored = images[0] * datamodule.std[:, None, None] + datamodule.mean[:, None, None]
+    assert np.allclose(restored.numpy(), first, atol=1e-3)
+
+
+def test_statistics_are_those_of_all_pixels_when_windows_cover_the_scene() -> None:
+    datamodule = SceneDataModule(NAIP, file_bands=BANDS, patch_size=64)
+    datamodule.setup('fit')
+    pixels = []
+    for path in SCENES:
+        with rasterio.open(path) as file:
+            pixels.append(file.read().reshape(4, -1).astype(np.float64))
+    stacked = np.concatenate(pixels, axis=1)
+    assert np.allclose(datamodule.mean.numpy(), stacked.mean(1), rtol=1e-4)
+    assert np.allclose(datamodule.std.numpy(), stacked.std(1), rtol=1e-4)
+
+
+def test_windows_larger_than_every_scene_are_refused() -> None:
+    with pytest.raises(ValueError, match='patch_size=512 is larger than every scene'):
+        SceneDataModule(NAIP, file_bands=BANDS, patch_size=512).setup('fit')
+    with pytest.raises(ValueError, match='length must be at least 1'):
+        SceneDataModule(NAIP, length=0)
+
+
+def test_it_plots() -> None:
+    datamodule = SceneDataModule(NAIP, file_bands=BANDS, patch_size=64, length=1)
+    datamodule.setup('fit')
+    batch = next(iter(datamodule.train_dataloader()))
+    assert datamodule.plot({'image': batch['image'][0]}) is not None
+    plt.close('all')

@@ -1,0 +1,146 @@
+"""Masked autoencoding."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from explora_geo.adaptation import ExPLoRAConfig, explora, trainable_names
+from explora_geo.models import MAEDecoder, ViT
+from explora_geo.objectives import MAE
+
+Build = Callable[..., ViT]
+SMALL: dict[str, Any] = {'decoder_embed_dim': 16, 'decoder_depth': 2, 'decoder_num_heads': 2}
+
+
+@pytest.mark.parametrize('norm_pix_loss', [False, True])
+def test_the_loss_is_the_mean_over_removed_patches_only(
+    build_vit: Build, images: Tensor, norm_pix_loss: bool
+) -> None:
+    mae = MAE(build_vit(), norm_pix_loss=norm_pix_loss, **SMALL)
+    mask = torch.zeros(8, 1, 16)
+    mask[0, 0, 5] = mask[3, 0, 2] = 1
+    pred = torch.randn(8, 1, 16, 192)
+    errors = []
+    for image, row, column, guess in ((0, 1, 1, pred[0, 0, 5]), (3, 0, 2, pred[3, 0, 2])):
+        patch = images[image, :, row * 8 : row * 8 + 8, column * 8 : column * 8 + 8].flatten()
+        if norm_pix_loss:
+            patch = (patch - patch.mean()) / (patch.var() + 1e-6).sqrt()
+        errors.append((guess - patch).square().mean())
+    assert_close(mae.loss(images, pred, mask), torch.stack(errors).mean(), rtol=1e-4, atol=0)
+
+
+def test_the_prediction_depends_on_kept_pixels_only(build_vit: Build, images: Tensor) -> None:
+    mae = MAE(build_vit(), **SMALL).eval()
+    noise = torch.rand(8, 16)
+    out = mae.reconstruct(images, noise)
+    removed = mae.backbone.patch_embed.unpatchify(out.mask[..., None].expand(-1, -1, -1, 192), (4, 4))
+    again = mae.reconstruct(torch.where(removed.bool(), 7.0, images), noise)
+    assert torch.equal(out.pred, again.pred) and torch.equal(out.mask, again.mask)
+    assert out.mask.sum() == 8 * 12 and out.latent.shape == (8, 5, 32)
+
+
+def test_labels_are_never_read(build_vit: Build, images: Tensor) -> None:
+    class Strict(dict):
+        def __getitem__(self, key: str) -> Any:
+            assert key == 'image'
+            return super().__getitem__(key)
+
+        def get(self, key: str, default: Any = None) -> Any:
+            assert key == 'timestamps'
+            return default
+
+    mae = MAE(build_vit(), **SMALL)
+    losses = mae(Strict(image=images, label=torch.full((8,), -1)), 0)
+    assert list(losses) == ['loss_mae'] and losses['loss_mae'].ndim == 0
+
+
+def test_adapted_training_on_real_tiles_lowers_the_loss(build_vit: Build, images: Tensor) -> None:
+    mae = MAE(explora(build_vit(), ExPLoRAConfig.parse('[L]-r4')), norm_pix_loss=False, **SMALL)
+    optimizer = torch.optim.AdamW([p for p in mae.parameters() if p.requires_grad], lr=5e-3)
+    losses = []
+    for step in range(40):
+        loss = mae({'image': images}, step)['loss_mae']
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
+
+
+def test_a_checkpoints_decoder_of_any_size_is_taken_and_adapted(build_vit: Build) -> None:
+    vit = build_vit()
+    source = MAEDecoder(vit.patch_embed, 32, embed_dim=24, depth=3, num_heads=2, mlp_ratio=2)
+    parts = {f'decoder.{k}': v for k, v in source.state_dict().items()}
+    mae = MAE(vit, **SMALL)
+    report = mae.load_pretrained(parts)
+    assert report == 'decoder of 3 blocks, width 24, loaded and adapted as []-r8'
+    loaded = mae.decoder.state_dict()
+    assert all(torch.equal(loaded[k], v) for k, v in source.state_dict().items())
+    names = trainable_names(mae.decoder)
+    assert 'mask_token' in names and 'pred.weight' not in names and 'embed.weight' not in names
+    assert {n.split('.')[-2] for n in names if 'lora' in n} == {'lora_a', 'lora_b'}
+
+
+def test_without_a_decoder_a_random_one_trains_in_full(build_vit: Build) -> None:
+    mae = MAE(build_vit(), **SMALL)
+    assert 'starts random and trains in full' in mae.load_pretrained({})
+    assert len(trainable_names(mae.decoder)) == len(list(mae.decoder.parameters()))
+
+
+def test_extra_state_is_read_back(build_vit: Build, images: Tensor) -> None:
+    vit = build_vit()
+    source = MAE(vit, **SMALL).eval()
+    target = MAE(vit, **SMALL).eval()
+    target.load_pretrained(source.extra_state())
+    noise = torch.rand(8, 16)
+    assert torch.equal(source.reconstruct(images, noise).pred, target.reconstruct(images, noise).pred)
+
+
+def test_a_decoder_of_another_backbone_is_refused_in_one_sentence(build_vit: Build) -> None:
+    parts = MAE(build_vit(), **SMALL).extra_state()
+    with pytest.raises(ValueError, match=r'decoder of the weights does not fit: .*embed') as caught:
+        MAE(build_vit(width=64), **SMALL).load_pretrained(parts)
+    assert '\n' not in str(caught.value)
+    parts.pop('decoder.blocks.1.norm2.weight')
+    with pytest.raises(ValueError, match='does not fit'):
+        MAE(build_vit(), **SMALL).load_pretrained(parts)
+
+
+def test_other_bands_start_the_prediction_anew(build_vit: Build) -> None:
+    parts = MAE(build_vit(), **SMALL).extra_state()
+    mae = MAE(build_vit(bands='abcd'), **SMALL)
+    mae.load_pretrained(parts)
+    assert mae.decoder.pred.weight.shape == (4 * 64, 16)
+    # A random prediction that stayed frozen could not be learned.
+    assert {'pred.weight', 'pred.bias'} <= set(trainable_names(mae.decoder))
+
+
+@pytest.mark.parametrize('ratio', [0, 1, -0.5, 0.99])
+def test_a_ratio_that_leaves_nothing_is_refused(build_vit: Build, ratio: float) -> None:
+    with pytest.raises(ValueError, match='mask_ratio must leave patches to keep and to predict'):
+        MAE(build_vit(), mask_ratio=ratio, **SMALL)
+
+
+def test_heads_must_divide_the_decoder_width(build_vit: Build) -> None:
+    with pytest.raises(ValueError, match='3 heads, width 512'):
+        MAE(build_vit(), decoder_num_heads=3)
+
+
+def test_pictures_show_the_input_where_patches_were_kept(build_vit: Build, images: Tensor) -> None:
+    mae = MAE(build_vit(), **SMALL).eval()
+    pictures = mae.pictures(images)
+    masked, filled = pictures['masked'], pictures['reconstruction']
+    assert masked.shape == filled.shape == images.shape
+    kept = masked != 0
+    assert 0.2 < kept.float().mean() < 0.3
+    assert torch.equal(filled[kept], images[kept]) and torch.equal(masked[kept], images[kept])
+    assert not torch.equal(filled, images)
+
+
+def test_features_are_the_mean_patch(build_vit: Build, images: Tensor) -> None:
+    features = build_vit()(images)
+    assert_close(MAE.pool(features), features.patches[:, 0].mean(1))

@@ -1,0 +1,112 @@
+"""Imports point one way, and `import explora_geo` is cheap."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / 'explora_geo'
+MODULES = sorted(PACKAGE.rglob('*.py'))
+
+# What a module, or else its sub-package, may import of ours; its own package's parts are listed too.
+ALLOWED = {
+    'adaptation': {'adaptation'},
+    'models.position': set(),
+    'models.tokenizers': {'models.position'},
+    'models.vit': {'models.position', 'models.tokenizers'},
+    'models.decoder': {'models.tokenizers', 'models.vit'},
+    'models.weights': set(),
+    'models.builders': {'models.tokenizers', 'models.vit'},
+    'models': {'models'},
+    'checkpoints': {'adaptation', 'models', 'checkpoints'},
+    'objectives': {'adaptation', 'models', 'objectives'},
+    'trainers': {'_compat', 'adaptation', 'models', 'checkpoints', 'objectives', 'trainers'},
+    'evaluation': {'adaptation', 'models', 'evaluation'},
+    'datasets': {'datasets'},
+    'transforms': {'datasets', 'transforms'},
+    'datamodules': {'_compat', 'datasets', 'transforms', 'datamodules'},
+    'main': {'_compat', 'datamodules', 'trainers'},
+    'cli': {'adaptation', 'checkpoints', 'demo', 'main', 'models'},
+    '_compat': set(),
+}
+
+
+def name_of(path: Path) -> str:
+    return '.'.join(path.relative_to(PACKAGE).with_suffix('').parts)
+
+
+def imported(path: Path) -> set[str]:
+    """Absolute names of all modules that a file imports, wherever in the file."""
+    package = ['explora_geo', *path.relative_to(PACKAGE).parent.parts]
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = '.'.join([*base, *([node.module] if node.module else [])])
+            # `from package import module` imports the module.
+            names |= {
+                f'{module}.{alias.name}'
+                if (ROOT / Path(*module.split('.')) / f'{alias.name}.py').exists()
+                or (ROOT / Path(*module.split('.')) / alias.name / '__init__.py').exists()
+                else module
+                for alias in node.names
+            }
+    return names
+
+
+def ours(path: Path) -> set[str]:
+    """The same without the package's name, of our modules only; `__version__` is anyone's."""
+    names = {n.removeprefix('explora_geo').lstrip('.') for n in imported(path) if n.startswith('explora_geo')}
+    return names - {''}
+
+
+def rule_of(name: str) -> set[str] | None:
+    parts = name.removesuffix('.__init__').split('.')
+    names = ['.'.join(parts[:i]) for i in range(len(parts), 0, -1)]
+    return next((ALLOWED[n] for n in names if n in ALLOWED), None)
+
+
+@pytest.mark.parametrize('path', MODULES, ids=name_of)
+def test_imports_point_one_way(path: Path) -> None:
+    allowed = rule_of(name_of(path))
+    if allowed is None:
+        assert path.parent.name == 'demo' or path.name in ('__init__.py', '__main__.py')
+        return
+    for name in ours(path):
+        assert any(name == a or name.startswith(f'{a}.') for a in allowed), name
+
+
+@pytest.mark.parametrize('path', MODULES, ids=name_of)
+def test_nothing_imports_benchmarks_or_tests(path: Path) -> None:
+    assert not {n.split('.')[0] for n in imported(path)} & {'benchmarks', 'tests'}
+
+
+def test_adaptation_needs_torch_only() -> None:
+    found = {n.split('.')[0] for p in (PACKAGE / 'adaptation').glob('*.py') for n in imported(p)}
+    assert found - set(sys.stdlib_module_names) == {'torch', 'explora_geo'}
+
+
+def loaded_after(statement: str) -> set[str]:
+    code = f'import sys; {statement}; print(*sys.modules)'
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize('module', ['explora_geo', 'explora_geo.cli'])
+def test_the_package_and_its_command_line_import_nothing_heavy(module: str) -> None:
+    heavy = {'torch', 'lightning', 'torchgeo', 'timm', 'torchvision', 'rasterio', 'sklearn', 'pandas'}
+    assert not loaded_after(f'import {module}') & heavy
+
+
+def test_public_names_resolve_and_unknown_ones_do_not() -> None:
+    import explora_geo
+
+    for name in explora_geo.__all__:
+        assert getattr(explora_geo, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = explora_geo.nothing  # type: ignore[attr-defined]

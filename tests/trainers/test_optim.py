@@ -1,0 +1,127 @@
+"""The optimiser holds exactly what trains, and the schedule warms up and decays."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+from torch import nn
+
+from explora_geo.adaptation import ExPLoRAConfig, explora
+from explora_geo.models import ViT
+from explora_geo.trainers import OptimConfig
+from explora_geo.trainers.optim import build_optimizer, build_schedule
+
+Build = Callable[..., ViT]
+
+
+@pytest.mark.parametrize('notation', ['[L]-r4', '[1,L]', '[]-r8', 'full'])
+def test_the_optimiser_holds_exactly_what_trains(build_vit: Build, notation: str) -> None:
+    vit = explora(build_vit(), ExPLoRAConfig.parse(notation))
+    optimizer = build_optimizer(vit, OptimConfig(), batch=256)
+    held = [id(p) for group in optimizer.param_groups for p in group['params']]
+    assert sorted(held) == sorted(id(p) for p in vit.parameters() if p.requires_grad)
+    assert len(held) == len(set(held))
+
+
+def test_only_unfrozen_matrices_decay(build_vit: Build) -> None:
+    config = ExPLoRAConfig.parse('[L]-r4', extra=('patch_embed', 'pos_embed'))
+    vit = explora(build_vit(), config)
+    optimizer = build_optimizer(vit, OptimConfig(weight_decay=0.1), batch=256)
+    names = {id(p): n for n, p in vit.named_parameters()}
+    decay = {
+        names[id(p)]
+        for group in optimizer.param_groups
+        for p in group['params']
+        if group['weight_decay'] == 0.1
+    }
+    matrices = {f'blocks.2.{n}.weight' for n in ('attn.qkv', 'attn.proj', 'mlp.fc1', 'mlp.fc2')}
+    assert decay == matrices | {'patch_embed.proj.weight'}
+    assert {g['weight_decay'] for g in optimizer.param_groups} == {0.0, 0.1}
+
+
+def test_adapters_may_have_a_learning_rate_of_their_own(build_vit: Build) -> None:
+    vit = explora(build_vit(), ExPLoRAConfig.parse('[L]-r4'))
+    config = OptimConfig(base_lr=1e-3, lr_scaling='none', adapter_lr_multiplier=5)
+    rates = {g['name']: g['lr'] for g in build_optimizer(vit, config, 8).param_groups}
+    assert rates == pytest.approx({'decay': 1e-3, 'no_decay': 1e-3, 'lora': 5e-3})
+
+
+def test_betas_reach_adamw(build_vit: Build) -> None:
+    optimizer = build_optimizer(build_vit(), OptimConfig(betas=(0.8, 0.88)), 8)
+    assert {g['betas'] for g in optimizer.param_groups} == {(0.8, 0.88)}
+
+
+@pytest.mark.parametrize(
+    ('scaling', 'batch', 'expected'),
+    [
+        ('linear', 1024, 4e-3),
+        ('linear', 64, 2.5e-4),
+        ('sqrt', 1024, 1e-3),
+        ('sqrt', 256, 5e-4),
+        ('none', 7, 1e-3),
+    ],
+)
+def test_the_learning_rate_scales_with_the_batch(scaling: str, batch: int, expected: float) -> None:
+    config = OptimConfig(base_lr=1e-3, lr_scaling=scaling)
+    assert config.scaled_lr(batch) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(('warmup', 'steps'), [(0, 0), (0.1, 10), (1, 20), (2, 40), (10, 50)], ids=str)
+def test_warm_up_is_a_share_of_the_steps_or_epochs_of_at_most_half_of_them(warmup: float, steps: int) -> None:
+    assert OptimConfig(warmup=warmup).warmup_steps(total=100, epochs=5) == steps
+
+
+def rates(config: OptimConfig, total: int, epochs: int, batch: int) -> list[float]:
+    optimizer = build_optimizer(nn.Linear(2, 2), config, batch)
+    schedule = build_schedule(optimizer, config, total, epochs, batch)
+    found = []
+    for _ in range(total):
+        found.append(optimizer.param_groups[0]['lr'])
+        optimizer.step()
+        schedule.step()
+    return found
+
+
+def test_the_schedule_rises_linearly_and_falls_as_a_cosine() -> None:
+    config = OptimConfig(base_lr=0.1, lr_scaling='none', warmup=1, min_lr=0.01)
+    found = rates(config, total=100, epochs=10, batch=8)
+    assert max(found) == pytest.approx(0.1)
+    assert found[:10] == pytest.approx([0.01 * (i + 1) for i in range(10)])
+    for step in (10, 30, 55, 99):
+        share = (step - 10) / 89
+        cosine = 0.01 + 0.09 * (1 + math.cos(math.pi * share)) / 2
+        assert found[step] == pytest.approx(cosine, abs=2e-3)
+    assert found[10:] == sorted(found[10:], reverse=True)
+    assert found[-1] == pytest.approx(0.01, abs=1e-4)
+
+
+def test_the_smallest_rate_is_not_scaled_by_the_batch() -> None:
+    for batch in (64, 4096):
+        config = OptimConfig(base_lr=1e-3, min_lr=1e-6, warmup=0)
+        assert rates(config, 50, 5, batch)[-1] == pytest.approx(1e-6, rel=0.05)
+
+
+@pytest.mark.parametrize('total', [1, 2, 3])
+def test_very_short_runs_have_a_schedule(total: int) -> None:
+    found = rates(OptimConfig(base_lr=0.1, lr_scaling='none', warmup=1), total, 1, 8)
+    assert all(0 <= lr <= 0.1 for lr in found) and found[0] > 0
+
+
+@pytest.mark.parametrize(
+    ('fields', 'sentence'),
+    [
+        ({'base_lr': 0}, 'base_lr must be positive, got 0'),
+        ({'adapter_lr_multiplier': -1}, 'adapter_lr_multiplier must be positive'),
+        ({'weight_decay': -0.1}, 'weight_decay must not be negative'),
+        ({'warmup': -1}, 'warmup must not be negative'),
+        ({'lr_scaling': 'cubic'}, "lr_scaling must be linear, sqrt or none, got 'cubic'"),
+    ],
+)
+def test_values_out_of_range_are_refused(fields: dict[str, object], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        OptimConfig(**fields)
+
+
+def test_a_model_in_which_nothing_trains_is_refused(build_vit: Build) -> None:
+    with pytest.raises(ValueError, match='nothing trains'):
+        build_optimizer(build_vit().requires_grad_(False), OptimConfig(), 8)

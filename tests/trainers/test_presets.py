@@ -1,0 +1,57 @@
+"""Presets hold the published numbers (workshop text, appendix D, and released scripts)."""
+
+import pytest
+
+from explora_geo.adaptation import ExPLoRAConfig
+from explora_geo.trainers import PRESETS
+from explora_geo.trainers.presets import get_preset
+
+
+def test_there_are_two_recipes_for_two_kinds_of_weights() -> None:
+    assert {k: set(v) for k, v in PRESETS.items()} == {
+        'paper-workshop': {'M', 'D'},
+        'paper-released': {'M', 'D'},
+    }
+
+
+def test_workshop_dinov2() -> None:
+    preset = get_preset('paper-workshop', 'D')
+    assert (preset.batch, preset.steps, preset.epochs) == (32, 200_000, None)
+    assert (preset.optim.base_lr, preset.optim.weight_decay) == (5e-3, 0)
+    assert preset.adaptation.notation('D') == 'D-ExPLoRA-[L]-r32'
+
+
+def test_workshop_mae() -> None:
+    preset = get_preset('paper-workshop', 'M')
+    assert (preset.batch, preset.steps, preset.epochs) == (1024, None, 200)
+    assert (preset.optim.base_lr, preset.optim.weight_decay, preset.optim.warmup) == (1.5e-4, 0, 1)
+
+
+def test_released_dinov2() -> None:
+    preset = get_preset('paper-released', 'D')
+    assert (preset.batch, preset.optim.base_lr) == (1024, 1e-3)
+    # U=[23] counted from 0 is the last of ViT-L's 24 blocks.
+    assert preset.adaptation == ExPLoRAConfig((-1,), 64, alpha=1)
+
+
+def test_released_mae() -> None:
+    preset = get_preset('paper-released', 'M')
+    assert (preset.batch, preset.epochs, preset.optim.base_lr) == (1024, 400, 4.5e-4)
+    assert preset.optim.betas == (0.9, 0.95)
+    assert (preset.adaptation.rank, preset.adaptation.alpha) == (64, 1)
+    assert (preset.objective['mask_ratio'], preset.objective['norm_pix_loss']) == (0.75, True)
+    decoder = preset.objective['decoder_adaptation']
+    assert (decoder.unfrozen_blocks, decoder.rank, decoder.train_norms) == ((), 8, True)
+
+
+def test_norms_and_the_class_token_train_in_every_recipe() -> None:
+    for recipes in PRESETS.values():
+        for preset in recipes.values():
+            assert preset.adaptation.train_norms and preset.adaptation.train_cls_token
+            assert preset.adaptation.targets == ('q', 'v') and preset.optim.weight_decay == 0
+
+
+@pytest.mark.parametrize(('name', 'letter'), [('paper', 'M'), ('paper-workshop', 'X')])
+def test_an_unknown_recipe_is_refused_with_those_that_exist(name: str, letter: str) -> None:
+    with pytest.raises(ValueError, match='there are paper-workshop, paper-released'):
+        get_preset(name, letter)
