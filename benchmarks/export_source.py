@@ -24,8 +24,11 @@ def export_source(run: Path, out: Path) -> str:
     write_state(out, {k: v.half() for k, v in state.items()}, {**metadata, 'dtype': 'float16'})
     metrics = pd.read_csv(run / 'metrics.csv')
     epochs = metrics.groupby('epoch').agg(
-        steps=('step', 'max'), train_loss=('train_loss', 'mean'), val_loss=('val_loss', 'max'),
-        knn=('val_knn', 'max'), gain=('val_knn_gain', 'max'),
+        steps=('step', 'max'),
+        train_loss=('train_loss', 'mean'),
+        val_loss=('val_loss', 'max'),
+        knn=('val_knn', 'max'),
+        gain=('val_knn_gain', 'max'),
     )
     lines = [
         '| epoch | steps | training loss | EuroSAT loss | EuroSAT k-NN | over random weights |',
@@ -33,7 +36,6 @@ def export_source(run: Path, out: Path) -> str:
     ]
     for epoch, row in epochs.iterrows():
         measured = ['-' if pd.isna(v) else f'{v:.3f}' for v in (row.val_loss, row.knn, row.gain)]
-        lines.append(
-            f'| {int(str(epoch)) + 1} | {int(row.steps) + 1} | {row.train_loss:.3f} | {" | ".join(measured)} |'
-        )
+        numbers = [str(int(str(epoch)) + 1), str(int(row.steps) + 1), f'{row.train_loss:.3f}', *measured]
+        lines.append(f'| {" | ".join(numbers)} |')
     return '\n'.join(lines)

@@ -125,9 +125,9 @@ def load_weights(vit: ViT, weights: WeightsEnum | str | Path, fresh: Sequence[st
     raw, meta, source = read_weights(weights)
     state, parts, layout = convert(raw)
     notes = []
-    stated = json.loads(meta['bands']) if 'bands' in meta else None
     bands = list(vit.patch_embed.bands)
-    other_bands = stated is not None and list(stated) != bands
+    stated: list[str] = json.loads(meta['bands']) if 'bands' in meta else bands
+    other_bands = stated != bands
     if other_bands and 'patch_embed' not in fresh:
         raise ValueError(
             f'{source} was trained on the bands {", ".join(stated)}, the model reads {", ".join(bands)}: '
