@@ -53,9 +53,9 @@ def convert(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, T
         state: Tensors by name, as the file holds them.
 
     Returns:
-        Backbone tensors, other parts (`decoder.*`), and the name of the layout.
+        Backbone tensors, other parts (`decoder.*`, `dino_head.*`, `ibot_head.*`), and the name of the layout.
     """
     layout = recognise(state)
     ours = from_mae(state) if layout == 'mae' else dict(state)
-    parts = {k: v for k, v in ours.items() if k.startswith('decoder.')}
+    parts = {k: v for k, v in ours.items() if k.startswith(('decoder.', 'dino_head.', 'ibot_head.'))}
     return {k: v for k, v in ours.items() if k not in parts}, parts, layout

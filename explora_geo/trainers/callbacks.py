@@ -89,12 +89,12 @@ class PretrainReport(Callback):
         name = task.hparams['model']
         if task.config.full:
             file = folder / 'model.safetensors'
-            state = {**task.backbone.state_dict(), **task.model.extra_state()}
+            state = {**task.model.final_backbone.state_dict(), **task.model.extra_state()}
             bands = json.dumps(list(task.backbone.patch_embed.bands))
             write_state(file, state, {'format': 'pt', 'backbone': name, 'bands': bands})
         else:
             file = folder / 'adapter.safetensors'
-            save_adapter(file, task.backbone, name, task.config)
+            save_adapter(file, task.backbone, name, task.config, task.model.final_backbone)
         report = {
             'backbone': name,
             'adaptation': task.config.notation(task.model.letter),

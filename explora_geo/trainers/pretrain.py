@@ -18,7 +18,7 @@ from explora_geo.checkpoints.adapter import frozen_sha256
 from explora_geo.models import create_vit
 from explora_geo.models.tokenizers import RGB
 from explora_geo.models.vit import ViT
-from explora_geo.objectives import MAE, Objective
+from explora_geo.objectives import MAE, Objective, objective_class
 from explora_geo.trainers.callbacks import PretrainReport
 from explora_geo.trainers.monitor import FeatureMonitor
 from explora_geo.trainers.optim import OptimConfig, build_optimizer, build_schedule
@@ -76,7 +76,9 @@ class ExPLoRATask(BaseTask):
             ValueError: If a name, a notation or the weights do not fit.
             FileNotFoundError: If the weights file does not exist.
         """
-        recipe = get_preset(preset, getattr(objective, 'letter', MAE.letter))
+        kind = (objective and objective_class(objective)) or MAE
+        recipe = get_preset(preset, kind.letter)
+        self._backbone_options = kind.backbone_options
         self._weights = weights
         self._objective: Callable[[ViT], Objective] = objective or partial(MAE, **recipe.objective)
         self.config = ExPLoRAConfig.create(recipe.adaptation if adaptation is None else adaptation)
@@ -98,6 +100,7 @@ class ExPLoRATask(BaseTask):
             bands=hparams['bands'],
             drop_path_rate=hparams['drop_path_rate'],
             learned_position=hparams['learned_position'],
+            **self._backbone_options,
         )
         vit.grad_checkpointing = hparams['grad_checkpointing']
         loaded = BackboneWeights({}, {}, 'random weights')
@@ -144,6 +147,7 @@ class ExPLoRATask(BaseTask):
         per_epoch = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
         if self.trainer.max_steps > 0 and per_epoch:
             epochs = max(1, round(total / per_epoch))
+        self.model.plan(total, per_epoch)
         optimizer = build_optimizer(self.model, self.optim, batch)
         schedule = build_schedule(optimizer, self.optim, total, epochs, batch)
         return {'optimizer': optimizer, 'lr_scheduler': {'scheduler': schedule, 'interval': 'step'}}
@@ -159,6 +163,9 @@ class ExPLoRATask(BaseTask):
             for module in self.modules():
                 if hasattr(module, 'fused_attn'):
                     module.fused_attn = False  # type: ignore[assignment]
+        datamodule: Any = getattr(self.trainer, 'datamodule', None)
+        if self.model.views is not None and getattr(datamodule, 'views', self) is None:
+            datamodule.use_views(self.model.views)  # crops of whole images, not of crops
         if stage == 'fit' and self.features.kind != 'none' and not self.trainer.fast_dev_run:
             self.trainer.num_sanity_val_steps = float('inf')
 
@@ -166,7 +173,7 @@ class ExPLoRATask(BaseTask):
         """One step of the objective.
 
         Args:
-            batch: Sample dict with `image`, shape (B, C, H, W).
+            batch: Sample dict with `image`, shape (B, C, H, W), and perhaps `views`.
             batch_idx: Number of the batch.
 
         Returns:
@@ -185,7 +192,8 @@ class ExPLoRATask(BaseTask):
             )
         size = len(batch['image'])
         self.log('train_loss', loss.detach(), batch_size=size, prog_bar=True)
-        self.log_dict({f'train_{k}': v.detach() for k, v in losses.items()}, batch_size=size)
+        logged = {**losses, **self.model.metrics}
+        self.log_dict({f'train_{k}': v.detach() for k, v in logged.items()}, batch_size=size)
         self.log('lr', self.trainer.optimizers[0].param_groups[0]['lr'], batch_size=size)
         now = time.perf_counter()
         if self._last_step is not None:
@@ -199,6 +207,10 @@ class ExPLoRATask(BaseTask):
         for entry in batch.get('skipped', ()):
             path, _, reason = entry.partition(': ')
             self.skipped.setdefault(path, reason)
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """Let the objective withhold gradients."""
+        self.model.before_step(self.global_step)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Let the objective act after an optimiser step, not after each accumulated batch."""
@@ -229,7 +241,7 @@ class ExPLoRATask(BaseTask):
         loss = torch.stack(list(self.model(batch, self.global_step).values())).sum()
         self.log('val_loss', loss, batch_size=size, prog_bar=True)
         if self.features.kind != 'none':
-            features = self.backbone(batch['image'])
+            features = self.model.final_backbone(batch['image'])
             self.features.add(self.model.pool(features), batch)
 
     def on_validation_epoch_start(self) -> None:

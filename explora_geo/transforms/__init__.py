@@ -1,5 +1,6 @@
 """Augmentations that work on the device, for any number of bands."""
 
-from .views import normalisation, training_view
+from .multicrop import MultiCrop, ViewsConfig
+from .views import normalisation, training_view, training_views
 
-__all__ = ['normalisation', 'training_view']
+__all__ = ['MultiCrop', 'ViewsConfig', 'normalisation', 'training_view', 'training_views']
