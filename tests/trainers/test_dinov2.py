@@ -1,6 +1,7 @@
 """ExPLoRATask with the DINOv2 objective, in plain Lightning trainers."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,8 @@ from explora_geo.adaptation import trainable_names
 from explora_geo.checkpoints import load_backbone, read_adapter, read_state
 from explora_geo.datamodules import FolderDataModule
 from explora_geo.models.heads import HeadConfig
-from explora_geo.objectives import DINOv2
-from explora_geo.trainers import ExPLoRATask
+from explora_geo.objectives import MAE, DINOv2
+from explora_geo.trainers import PRESETS, ExPLoRATask
 from explora_geo.transforms import ViewsConfig
 
 Task = Callable[..., ExPLoRATask]
@@ -146,3 +147,29 @@ def test_full_training_leaves_the_teacher_and_its_heads_which_a_later_run_takes(
         assert torch.equal(parts['dino_head'].mlp[0].weight, teacher['dino_head.mlp.0.weight'])
     assert torch.equal(later.backbone.mask_token, teacher['backbone.mask_token'])
     assert not later.backbone.mask_token.requires_grad  # it was trained with the rest
+
+
+def test_the_notation_names_the_objective(build_task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = {'head': HEAD, 'freeze_last_layer': 1}
+    recipe = replace(PRESETS['paper-released']['D'], objective=small)
+    monkeypatch.setitem(PRESETS['paper-released'], 'D', recipe)
+    task = build_task(objective=None, adaptation='D-ExPLoRA-[L]-r4', preset='paper-released', optim=None)
+    assert isinstance(task.model, DINOv2) and task.model.freeze_last_layer == 1
+    assert task.optim == recipe.optim and task.config.rank == 4
+    rates = {block.drop_path1.drop_prob for block in task.backbone.blocks}
+    assert rates == {0.3}
+    assert isinstance(build_task(objective=None, adaptation='[L]-r4').model, MAE)
+
+
+@pytest.mark.parametrize(
+    'objective', [DINOv2, partial(DINOv2, head=HEAD), partial(partial(DINOv2), head=HEAD)]
+)
+def test_the_backbone_is_built_as_the_objective_needs_it(build_task: Task, objective: Any) -> None:
+    task = build_task(objective=objective, drop_path_rate=0.2)
+    assert task.backbone.mask_token is not None and task.backbone.patch_embed.dynamic_img_size
+    assert {block.drop_path2.drop_prob for block in task.backbone.blocks} == {0.2}
+
+
+def test_a_function_that_hides_its_objective_is_told_what_is_missing(build_task: Task) -> None:
+    with pytest.raises(ValueError, match='mask_token=True and dynamic_img_size=True'):
+        build_task(objective=lambda vit: DINOv2(vit, head=HEAD))
