@@ -18,7 +18,7 @@ from explora_geo.checkpoints.adapter import frozen_sha256
 from explora_geo.models import create_vit
 from explora_geo.models.tokenizers import RGB
 from explora_geo.models.vit import ViT
-from explora_geo.objectives import MAE, Objective, objective_class
+from explora_geo.objectives import MAE, DINOv2, Objective, objective_class
 from explora_geo.trainers.callbacks import PretrainReport
 from explora_geo.trainers.monitor import FeatureMonitor
 from explora_geo.trainers.optim import OptimConfig, build_optimizer, build_schedule
@@ -46,7 +46,7 @@ class ExPLoRATask(BaseTask):
         bands: Sequence[str] = RGB,
         img_size: int | None = None,
         patch_size: int | None = None,
-        drop_path_rate: float = 0.0,
+        drop_path_rate: float | None = None,
         learned_position: bool = True,
         grad_checkpointing: bool = False,
         monitor_features: Literal['knn', 'linear', 'none'] = 'knn',
@@ -59,15 +59,15 @@ class ExPLoRATask(BaseTask):
                 starts from random weights, which only full pre-training makes sense of.
             adaptation: What trains: a configuration or the paper's notation, `full` for everything;
                 the preset's if None.
-            objective: Class (or other callable) that builds the objective around the backbone; MAE
-                as in the preset if None.
+            objective: Class (or other callable) that builds the objective around the backbone; if None,
+                the preset's: DINOv2 where the adaptation is written as D-ExPLoRA, else MAE.
             optim: Optimiser and schedule; the preset's if None.
             preset: Published recipe that fills what is not given. Its effective batch and length are
                 the trainer's and datamodule's business; `PRESETS` holds them.
             bands: Band names of the images, in order.
             img_size: Image side, pixels; from the model's name if None.
             patch_size: Patch side, pixels; from the model's name if None.
-            drop_path_rate: Stochastic depth of the backbone in training.
+            drop_path_rate: Stochastic depth of the backbone in training; the preset's if None.
             learned_position: Train position codes in full pre-training; False for MAE's fixed ones.
             grad_checkpointing: Recompute activations in the backward pass to save memory.
             monitor_features: What a labelled validation set is used for.
@@ -76,11 +76,13 @@ class ExPLoRATask(BaseTask):
             ValueError: If a name, a notation or the weights do not fit.
             FileNotFoundError: If the weights file does not exist.
         """
-        kind = (objective and objective_class(objective)) or MAE
+        named = DINOv2 if isinstance(adaptation, str) and adaptation.strip().startswith('D') else MAE
+        kind = named if objective is None else objective_class(objective) or MAE
         recipe = get_preset(preset, kind.letter)
-        self._backbone_options = kind.backbone_options
+        drop_path = recipe.drop_path_rate if drop_path_rate is None else drop_path_rate
+        self._backbone_options = {**kind.backbone_options, 'drop_path_rate': drop_path}
         self._weights = weights
-        self._objective: Callable[[ViT], Objective] = objective or partial(MAE, **recipe.objective)
+        self._objective: Callable[[ViT], Objective] = objective or partial(kind, **recipe.objective)
         self.config = ExPLoRAConfig.create(recipe.adaptation if adaptation is None else adaptation)
         # A checkpoint's hyper-parameters come back as plain mappings.
         self.optim = OptimConfig(**optim) if isinstance(optim, dict) else optim or recipe.optim
@@ -98,7 +100,6 @@ class ExPLoRATask(BaseTask):
             img_size=hparams['img_size'],
             patch_size=hparams['patch_size'],
             bands=hparams['bands'],
-            drop_path_rate=hparams['drop_path_rate'],
             learned_position=hparams['learned_position'],
             **self._backbone_options,
         )

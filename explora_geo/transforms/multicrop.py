@@ -9,6 +9,7 @@ import kornia.augmentation as K
 import torch
 from einops import rearrange
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..datasets.bands import RGB, canonical
 
@@ -93,11 +94,9 @@ class MultiCrop:
         self.normalise = K.Normalize(mean, std) if mean is not None and std is not None else None
         first, second, local = config.blur
         size = config.global_size
-        self._crop_global = self._geometry(size, config.global_scale)
-        self._crop_local = self._geometry(config.local_size, config.local_scale)
         self._colours = self._colour_steps(len(bands))
         self._blurs = [_blur(size, first), _blur(size, second), _blur(config.local_size, local)]
-        self._solarise = K.RandomSolarize(0.5, 0.0, p=config.solarize)
+        self._solarise = K.RandomSolarize((0.5, 0.5), (0.0, 0.0), p=config.solarize)
 
     @torch.no_grad()
     def __call__(self, image: Tensor) -> list[Tensor]:
@@ -112,21 +111,23 @@ class MultiCrop:
             are none, local crops in the same way, shape (n·B, ..., g, g).
         """
         with torch.autocast(image.device.type, enabled=False):
+            config = self.config
             frames = image.shape[1] if image.ndim == 5 else None
             pixels = image.float().flatten(1, 2) if frames else image.float()  # (B,T,C,H,W) -> (B,T·C,H,W)
-            crops = self._cut(pixels, 2, self._crop_global).chunk(2)
+            crops = self._cut(pixels, 2, config.global_size, config.global_scale).chunk(2)
             views = [torch.cat([self._paint(crops[i], frames, self._blurs[i], i == 1) for i in (0, 1)])]
-            if self.config.num_local:
-                local = self._cut(pixels, self.config.num_local, self._crop_local)
+            if config.num_local:
+                local = self._cut(pixels, config.num_local, config.local_size, config.local_scale)
                 views.append(self._paint(local, frames, self._blurs[2], False))
         return [view.unflatten(1, (frames, -1)) if frames else view for view in views]
 
-    @staticmethod
-    def _cut(pixels: Tensor, count: int, steps: Sequence[Any]) -> Tensor:
+    def _cut(self, pixels: Tensor, count: int, size: int, scale: tuple[float, float]) -> Tensor:
+        """Crop, mirror and turn in one interpolation, (B, C, H, W) -> (count·B, C, size, size)."""
         crops = pixels.repeat(count, 1, 1, 1)
-        for step in steps:
-            crops = step(crops)
-        return crops
+        where = _random_affine(len(crops), scale, self.config.flips, self.config.quarter_turns)
+        grid = F.affine_grid(where.to(crops), [*crops.shape[:2], size, size], align_corners=False)
+        # kornia's batched crop fills with zeros, which its bicubic kernel mixes into the borders.
+        return F.grid_sample(crops, grid, 'bicubic', padding_mode='border', align_corners=False)
 
     def _paint(self, crops: Tensor, frames: int | None, blur: Any, solarise: bool) -> Tensor:
         """Change the pixels of crops, shape (N, T·C, h, w), and normalise them."""
@@ -150,17 +151,6 @@ class MultiCrop:
             crops = self.normalise(crops) if self.normalise is not None else crops
         return rearrange(crops, **flat)
 
-    def _geometry(self, size: int, scale: tuple[float, float]) -> list[Any]:
-        config = self.config
-        steps: list[Any] = [
-            K.RandomResizedCrop((size, size), scale=scale, resample='bicubic', cropping_mode='resample')
-        ]
-        if config.flips:
-            steps += [K.RandomHorizontalFlip(), K.RandomVerticalFlip()]
-        if config.quarter_turns:
-            steps.append(K.RandomRotation90(times=(0, 3), p=1.0))
-        return steps
-
     def _colour_steps(self, bands: int) -> list[Any]:
         config = self.config
         if self.rgb:
@@ -182,3 +172,21 @@ def _blur(size: int, probability: float) -> Any:
     low, high = 0.1 * size / 224, 2.0 * size / 224
     side = 2 * math.ceil(2 * high) + 1
     return K.RandomGaussianBlur((side, side), (low, high), p=probability)
+
+
+def _random_affine(count: int, scale: tuple[float, float], flips: bool, turns: bool) -> Tensor:
+    """Maps from a crop's coordinates to its image's, both from -1 to 1, shape (count, 2, 3).
+
+    Area and aspect ratio are drawn as in torchvision's `RandomResizedCrop`; a side that would reach over
+    the image is cut to it.
+    """
+    area = torch.empty(count).uniform_(*scale)
+    ratio = torch.empty(count).uniform_(math.log(3 / 4), math.log(4 / 3)).exp()
+    sides = torch.stack([(area * ratio).sqrt(), (area / ratio).sqrt()], dim=1).clamp(max=1)
+    centre = (1 - sides) * torch.empty(count, 2).uniform_(-1, 1)
+    turn = torch.randint(0, 4, (count,)) if turns else torch.zeros(count, dtype=torch.long)
+    cosine, sine = torch.tensor([1.0, 0, -1, 0])[turn], torch.tensor([0.0, 1, 0, -1])[turn]
+    rotation = torch.stack([cosine, -sine, sine, cosine], dim=1).view(count, 2, 2)
+    if flips:
+        rotation = rotation * (torch.randint(0, 2, (count, 1, 2)) * 2 - 1)
+    return torch.cat([sides[:, :, None] * rotation, centre[:, :, None]], dim=2)
