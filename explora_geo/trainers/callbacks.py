@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torchvision.utils import save_image
 
@@ -35,8 +36,9 @@ class PretrainReport(Callback):
         self._start = 0.0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock."""
+        """Start the clock, and say once what was loaded."""
         self._start = time.perf_counter()
+        rank_zero_info(pl_module.load_report)
 
     def on_validation_batch_end(
         self,
