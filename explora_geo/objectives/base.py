@@ -20,6 +20,8 @@ class Objective(nn.Module, ABC):
         backbone_options: Arguments of `create_vit` that the objective needs.
         views: Crops that the objective learns from, or None for the image itself.
         metrics: Numbers of the last batch that are worth a look but not minimised, by name.
+        watched: Features of the last training batch in which a collapse would show, shape (N, D), or None.
+        usage: How evenly the last training batches use all targets, from 0 for a single one to 1, or None.
     """
 
     letter: str = ''
@@ -31,6 +33,8 @@ class Objective(nn.Module, ABC):
         super().__init__()
         self.backbone = backbone
         self.metrics: dict[str, Tensor] = {}
+        self.watched: Tensor | None = None
+        self.usage: Tensor | None = None
 
     @property
     def final_backbone(self) -> ViT:

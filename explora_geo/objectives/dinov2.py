@@ -219,11 +219,14 @@ class DINOv2(Objective):
 
         Args:
             batch: Sample dict with `views`, the output of `MultiCrop`, or with `image`, shape
-                (B, C, H, W), from which views are drawn here; and `timestamps` where the tokenizer reads
-                them.
+                (B, C, H, W), from which views are drawn here, in validation global ones only; and
+                `timestamps` where the tokenizer reads them.
             step: Optimiser steps done so far.
         """
-        views = batch['views'] if 'views' in batch else self._multi_crop(batch['image'])
+        if 'views' in batch:
+            views = batch['views']
+        else:
+            views = self._multi_crop(batch['image'], local=self.training)
         crops, local = views[0], views[1] if len(views) > 1 else None
         times = batch.get('timestamps')
         images = len(crops) // 2
@@ -286,6 +289,9 @@ class DINOv2(Objective):
             found = self.assign_patches(patches, temperature) if len(rows) else None
             sharp, spread = entropies(probabilities)
         self.metrics = {'teacher_entropy': sharp, 'teacher_usage': spread}
+        if self.training:
+            self.watched = features.cls
+            self.usage = spread if self.usage is None else self.usage.lerp(spread, 0.1)
         return Targets(probabilities.unflatten(0, (2, -1)), found)
 
     @staticmethod

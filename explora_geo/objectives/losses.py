@@ -5,6 +5,7 @@ ties the teacher's centring, the loss and the update of the centre into one call
 take the place of centring, show the shares of global and local crops, and validate without an update.
 """
 
+import math
 from typing import Literal
 
 import torch
@@ -124,16 +125,17 @@ def ibot_loss(targets: Tensor, logits: Tensor, mask: Tensor, temperature: float)
 
 
 def entropies(targets: Tensor) -> tuple[Tensor, Tensor]:
-    """How sharp targets are, and how evenly a batch uses the prototypes, for watching over collapse.
+    """How vague targets are, and how evenly a batch uses the prototypes, for watching over collapse.
 
     Args:
         targets: Probabilities, shape (..., K).
 
     Returns:
-        Mean entropy of a row and entropy of the mean row, both over log K: the first is 1 where targets
-        say nothing, the second 0 where all rows choose one prototype.
+        Mean entropy of a row over log K: 1 where targets say nothing. Entropy of the mean row over the
+        most that as many sharp rows can have: 0 where all rows choose one prototype, at most 1.
     """
     rows = targets.flatten(0, -2)
-    mean = rows.mean(dim=0)
-    scale = torch.tensor(float(rows.shape[-1])).log().item()
-    return (torch.special.entr(rows).sum(-1).mean() / scale, torch.special.entr(mean).sum() / scale)
+    count, prototypes = rows.shape
+    sharp = torch.special.entr(rows).sum(-1).mean() / math.log(prototypes)
+    spread = torch.special.entr(rows.mean(dim=0)).sum() / math.log(max(2, min(count, prototypes)))
+    return sharp, spread.clamp(max=1)

@@ -108,6 +108,7 @@ class PretrainReport(Callback):
             'trainable': trainable_summary(task.backbone),
             'trainable_share': task.trainable_share,
             'steps': trainer.global_step,
+            'stopped': task.stopped,
             'seconds': round(time.perf_counter() - self._start, 1),
             'starting_score': task.features.starting,
             'history': self.history,

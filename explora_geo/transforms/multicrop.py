@@ -99,12 +99,13 @@ class MultiCrop:
         self._solarise = K.RandomSolarize((0.5, 0.5), (0.0, 0.0), p=config.solarize)
 
     @torch.no_grad()
-    def __call__(self, image: Tensor) -> list[Tensor]:
+    def __call__(self, image: Tensor, local: bool = True) -> list[Tensor]:
         """Draw the views of a batch.
 
         Args:
             image: Images, shape (B, C, H, W), or time series, shape (B, T, C, H, W), whose frames all get
                 the same crop and the same changes.
+            local: Draw local crops too.
 
         Returns:
             Global crops, all first ones before all second ones, shape (2·B, ..., G, G), and unless there
@@ -114,11 +115,11 @@ class MultiCrop:
             config = self.config
             frames = image.shape[1] if image.ndim == 5 else None
             pixels = image.float().flatten(1, 2) if frames else image.float()  # (B,T,C,H,W) -> (B,T·C,H,W)
-            crops = self._cut(pixels, 2, config.global_size, config.global_scale).chunk(2)
-            views = [torch.cat([self._paint(crops[i], frames, self._blurs[i], i == 1) for i in (0, 1)])]
-            if config.num_local:
-                local = self._cut(pixels, config.num_local, config.local_size, config.local_scale)
-                views.append(self._paint(local, frames, self._blurs[2], False))
+            pair = self._cut(pixels, 2, config.global_size, config.global_scale).chunk(2)
+            views = [torch.cat([self._paint(pair[i], frames, self._blurs[i], i == 1) for i in (0, 1)])]
+            if local and config.num_local:
+                crops = self._cut(pixels, config.num_local, config.local_size, config.local_scale)
+                views.append(self._paint(crops, frames, self._blurs[2], False))
         return [view.unflatten(1, (frames, -1)) if frames else view for view in views]
 
     def _cut(self, pixels: Tensor, count: int, size: int, scale: tuple[float, float]) -> Tensor:

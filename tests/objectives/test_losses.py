@@ -76,8 +76,10 @@ def test_entropies_tell_both_kinds_of_collapse() -> None:
     assert torch.stack(entropies(uniform)).tolist() == pytest.approx([1, 1])
     assert torch.stack(entropies(one)).tolist() == pytest.approx([0, 0])
     assert torch.stack(entropies(each)).tolist() == pytest.approx([0, 1])
-    half = torch.tensor([[0.5, 0.5, 0, 0]])
-    assert entropies(half)[0].item() == pytest.approx(math.log(2) / math.log(4))
+    half = torch.tensor([[0.5, 0.5, 0, 0], [0.5, 0.5, 0, 0], [1, 0, 0, 0]])
+    assert entropies(half)[0].item() == pytest.approx(2 / 3 * math.log(2) / math.log(4))
+    # Two sharp rows can use two prototypes at most, and do.
+    assert entropies(each[:2])[1].item() == pytest.approx(1)
 
 
 def test_an_unknown_kind_is_refused() -> None:
