@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -63,12 +64,26 @@ def refuse(capsys: pytest.CaptureFixture[str]) -> Refuse:
         (['full', '--backbone', 'vit_large_patch16_224'], '303,301,632'),
         (['[L]-r64', '--no-norms'], '18,628,608'),
         (['[L]-r64', '--targets', 'q,k,v,proj,fc1,fc2'], '39,827,456'),
+        (['full', '--tokenizer', 'temporal', '--backbone', 'vit_large_patch16_224'], '303,099,904'),
     ],
 )
 def test_params_counts_as_the_paper(run: Callable[..., str], args: list[str], number: str) -> None:
     printed = run('params', *args)
     assert f'{number} of ' in printed
     assert args[0] in printed.replace('\n', ' ')
+
+
+def test_params_counts_groups_of_bands_with_their_decoder_as_the_paper(run: Callable[..., str]) -> None:
+    args = '--backbone vit_large_patch8_96 --tokenizer group-channel --objective mae'.split()
+    printed = run('params', 'M-ExPLoRA-[1,L]-r32', *args)
+    assert '29,697,664 of ' in printed and '29.698M' in printed
+    rows = {m[1].strip(): int(m[2].replace(',', '')) for m in re.finditer(r'│ (.+?) +│ +([\d,]+) │', printed)}
+    encoder = ('unfrozen block 1', 'unfrozen block 24', 'LoRA', 'norms', 'cls_token')
+    assert sum(rows[name] for name in encoder) == 28_169_216
+    assert rows['patch_embed'] == 10 * 64 * 1024 + 3 * 1024
+    assert rows['decoder pred'] == 10 * 64 * 512 + 10 * 64
+    assert rows['decoder LoRA'] == 8 * 4 * 512 * 32
+    assert rows['decoder norms'] == 8 * 4 * 512 + 2 * 512
 
 
 def test_the_module_is_the_command() -> None:
@@ -91,6 +106,8 @@ def test_help_names_every_command(run: Callable[..., str]) -> None:
         (['[L]-r8', '--backbone', 'vit_giant'], "unknown backbone 'vit_giant'"),
         (['[L]-r8', '--targets', 'q,w'], 'targets must be among'),
         (['[L]-r8', '--alpha', '-1'], 'alpha must be positive'),
+        (['[L]-r8', '--tokenizer', 'groups'], "unknown tokenizer 'groups'"),
+        (['[L]-r8', '--objective', 'jepa'], "objective must be none or mae, got 'jepa'"),
     ],
 )
 def test_params_refuses_in_one_sentence(refuse: Refuse, args: list[str], sentence: str) -> None:
@@ -178,3 +195,19 @@ def test_a_failing_merge_keeps_the_old_file_and_leaves_no_other(
     fail_to_write()
     assert 'No space left' in refuse('adapter', 'merge', adapter, '--base', base_file, '--out', out)
     assert out.read_bytes() == b'old' and sorted(os.listdir(adapter.parent)) == files
+
+
+def test_weights_inspect_shows_what_a_file_is(
+    run: Callable[..., str], refuse: Refuse, base_file: Path, adapter: Path
+) -> None:
+    printed = ' '.join(run('weights', 'inspect', base_file).split())
+    for text in ('explora_geo', 'vit_tiny_patch8_32', '3, names not stated', '8 px', '32 px, 4x4 patches'):
+        assert text in printed
+    assert 'LoRA updates that are not merged' in refuse('weights', 'inspect', adapter)
+    assert 'no weights file' in refuse('weights', 'inspect', 'missing.pth')
+
+
+def test_weights_list_names_licence_and_backbone_of_every_entry(run: Callable[..., str]) -> None:
+    lines = run('weights', 'list').splitlines()
+    line = next(line for line in lines if line.startswith('ViTLarge8_Weights.FMOW_SENTINEL_SATMAE'))
+    assert 'vit_large_patch8_96, group-channel, with decoder; CC-BY-NC-4.0' in line

@@ -8,7 +8,13 @@ from explora_geo.checkpoints.adapter import (
     save_adapter,
 )
 from explora_geo.checkpoints.files import atomic_path, read_state, write_state
-from explora_geo.checkpoints.io import BackboneWeights, load_backbone, load_weights, state_sha256
+from explora_geo.checkpoints.io import (
+    BackboneWeights,
+    load_backbone,
+    load_weights,
+    model_metadata,
+    state_sha256,
+)
 
 __all__ = [
     'AdapterHeader',
@@ -18,6 +24,7 @@ __all__ = [
     'load_backbone',
     'load_weights',
     'merge_adapter',
+    'model_metadata',
     'read_adapter',
     'read_state',
     'save_adapter',
