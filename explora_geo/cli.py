@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from explora_geo.commands.probe import probe
+
 app = typer.Typer(
     name='explora-geo',
     help='Adapt pre-trained vision transformers to your own satellite archive (ExPLoRA).',
@@ -140,6 +142,9 @@ def demo(
     from explora_geo.demo import run_demo
 
     run_demo(out, steps=steps, data=data)
+
+
+app.command()(probe)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from explora_geo.checkpoints import files
+from explora_geo.evaluation import FeatureTable
 from explora_geo.models import PatchTokenizer, ViT, builders
 from explora_geo.models.tokenizers import RGB
 from explora_geo.objectives import MAE
@@ -110,6 +111,21 @@ def base_file(base_state: dict[str, Tensor], tmp_path: Path) -> Path:
     """Those weights as a file."""
     torch.save({'model': base_state}, tmp_path / 'base.pth')
     return tmp_path / 'base.pth'
+
+
+@pytest.fixture
+def table() -> Callable[..., FeatureTable]:
+    """Build features whose class tokens lie around one point per class, as far apart as `distance`."""
+
+    def build(count: int, seed: int, distance: float = 2.0, classes: int = 3) -> FeatureTable:
+        generator = torch.Generator().manual_seed(seed)
+        label = torch.arange(count) % classes
+        centres = distance * torch.eye(classes, 8)
+        cls = torch.randn(count, 4, 8, generator=generator) + centres[label][:, None]
+        avg = torch.randn(count, 4, 8, generator=generator)
+        return FeatureTable(cls.half(), avg.half(), label)
+
+    return build
 
 
 @pytest.fixture

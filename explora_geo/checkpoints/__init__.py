@@ -9,6 +9,7 @@ from explora_geo.checkpoints.adapter import (
 )
 from explora_geo.checkpoints.files import atomic_path, read_state, write_state
 from explora_geo.checkpoints.io import BackboneWeights, load_backbone, load_weights, state_sha256
+from explora_geo.checkpoints.open import open_backbone
 
 __all__ = [
     'AdapterHeader',
@@ -18,6 +19,7 @@ __all__ = [
     'load_backbone',
     'load_weights',
     'merge_adapter',
+    'open_backbone',
     'read_adapter',
     'read_state',
     'save_adapter',

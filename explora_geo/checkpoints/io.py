@@ -65,8 +65,9 @@ def read_weights(weights: WeightsEnum | str | Path) -> tuple[dict[str, Tensor], 
         group, _, member = weights.partition('.')
         weights = getattr(getattr(shipped, group, None), '__members__', {}).get(member, weights)
     if isinstance(weights, WeightsEnum):
-        bands = weights.meta.get('bands')
+        bands, model = weights.meta.get('bands'), weights.meta.get('model')
         meta = {'bands': json.dumps(list(bands))} if bands else {}
+        meta |= {'backbone': model} if model else {}
         url = urlparse(weights.url)
         if url.scheme == 'file':
             state, found = read_state(unquote(url.path))

@@ -1,0 +1,53 @@
+"""Backbones from files that say themselves what they are."""
+
+import json
+from pathlib import Path
+
+from torchvision.models._api import WeightsEnum
+
+from explora_geo.checkpoints.adapter import read_adapter
+from explora_geo.checkpoints.io import load_backbone, read_weights
+from explora_geo.models.vit import ViT
+
+
+def open_backbone(
+    weights: WeightsEnum | str | Path,
+    adapter: str | Path | None = None,
+    model: str | None = None,
+    **kwargs: object,
+) -> tuple[ViT, str]:
+    """Load a plain backbone, a merged one, or base and adapter.
+
+    Name, size and bands come from the adapter's header, or from the metadata of the weights, where they
+    state them and nothing else is asked for.
+
+    Args:
+        weights: A `WeightsEnum` or its name, a file, or `timm/<name>`.
+        adapter: Adapter file made on exactly these weights; it is merged.
+        model: Backbone name; see `create_vit`.
+        **kwargs: Further arguments of `create_vit`; None means as stated.
+
+    Returns:
+        The backbone in evaluation mode, and its name.
+
+    Raises:
+        ValueError: If the name is neither stated nor given, or the files do not fit.
+        FileNotFoundError: If a file does not exist.
+    """
+    stated: dict[str, object] = {}
+    if adapter is not None:
+        header, _ = read_adapter(adapter)
+        model = model or header.backbone
+        stated = {'img_size': header.img_size, 'patch_size': header.patch_size, 'bands': header.bands}
+    else:
+        _, meta, source = read_weights(weights)
+        text = str(weights)
+        model = model or meta.get('backbone') or (text.removeprefix('timm/') if text[:5] == 'timm/' else None)
+        if model is None:
+            raise ValueError(
+                f'{source} does not say which backbone it is: give model, such as vit_base_patch16_224'
+            )
+        if 'bands' in meta:
+            stated['bands'] = tuple(json.loads(meta['bands']))
+    given = {k: v for k, v in kwargs.items() if v is not None}
+    return load_backbone(model, weights, adapter, **{**stated, **given}), model
