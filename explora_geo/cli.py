@@ -55,35 +55,58 @@ def params(
     alpha: Annotated[float | None, typer.Option(help='LoRA alpha; the rank if not given.')] = None,
     targets: Annotated[str, typer.Option(help='Matrices with LoRA, of q,k,v,proj,fc1,fc2.')] = 'q,v',
     norms: Annotated[bool, typer.Option(help='Train the norms.')] = True,
+    tokenizer: Annotated[str, typer.Option(help='patch, group-channel or temporal.')] = 'patch',
+    objective: Annotated[str, typer.Option(help='mae to count its decoder too, else none.')] = 'none',
 ) -> None:
     """Count what an adaptation trains, without building the weights.
 
-    Example: explora-geo params "D-ExPLoRA-[L]-r32" --backbone vit_large_patch14_dinov2
+    Groups of bands are counted as they train from RGB weights: their patch embeddings and predictions start
+    anew. Examples:
+
+    explora-geo params "D-ExPLoRA-[L]-r32" --backbone vit_large_patch14_dinov2
+
+    explora-geo params "M-ExPLoRA-[1,L]-r32" --backbone vit_large_patch8_96 --tokenizer group-channel
+    --objective mae
     """
     import torch
 
     from explora_geo.adaptation import ExPLoRAConfig, explora, trainable_summary
     from explora_geo.models.builders import create_vit
+    from explora_geo.objectives.mae import MAE
 
+    if objective not in ('none', 'mae'):
+        raise ValueError(f'objective must be none or mae, got {objective!r}')
     config = ExPLoRAConfig.parse(
         adaptation, alpha=alpha, targets=tuple(targets.split(',')), train_norms=norms
     )
     with torch.device('meta'):
-        vit = create_vit(backbone)
-        total = sum(p.numel() for p in vit.parameters())
-        explora(vit, config)
-    counts = trainable_summary(vit)
+        vit = create_vit(backbone, tokenizer=tokenizer)
+        model = vit if objective == 'none' else MAE(vit)
+        total = sum(p.numel() for p in model.parameters())
+        explora(vit, config.with_extra(vit.patch_embed.fresh))
+        counts = trainable_summary(vit)
+        if isinstance(model, MAE):
+            # From the decoder that RGB weights of the same backbone carry.
+            rgb = MAE(create_vit(backbone)).extra_state()
+            model.load_pretrained(rgb)
+            counts |= {f'decoder {part}': n for part, n in trainable_summary(model.decoder).items()}
     trained = sum(counts.values())
-    table = Table(
-        'part', 'parameters', title=escape(f'{adaptation} on {backbone}'), title_justify='left', min_width=44
+    title = ', '.join(
+        [f'{adaptation} on {backbone}']
+        + ([tokenizer] if tokenizer != 'patch' else [])
+        + (['with the MAE decoder'] if objective == 'mae' else [])
     )
+    table = Table('part', 'parameters', title=escape(title), title_justify='left', min_width=44)
     table.columns[1].justify = 'right'
     for part, count in counts.items():
         table.add_row(part, f'{count:,}')
     table.add_section()
     table.add_row('trainable', f'{trained:,}')
     console.print(table)
-    console.print(f'{trained:,} of {total:,} parameters train ({trained / total:.1%})', highlight=False)
+    console.print(
+        f'{trained:,} of {total:,} parameters train ({trained / total:.1%}): {trained / 1e6:.3f}M',
+        highlight=False,
+    )
 
 
 @adapter_app.command('info')

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -63,12 +64,26 @@ def refuse(capsys: pytest.CaptureFixture[str]) -> Refuse:
         (['full', '--backbone', 'vit_large_patch16_224'], '303,301,632'),
         (['[L]-r64', '--no-norms'], '18,628,608'),
         (['[L]-r64', '--targets', 'q,k,v,proj,fc1,fc2'], '39,827,456'),
+        (['full', '--tokenizer', 'temporal', '--backbone', 'vit_large_patch16_224'], '303,099,904'),
     ],
 )
 def test_params_counts_as_the_paper(run: Callable[..., str], args: list[str], number: str) -> None:
     printed = run('params', *args)
     assert f'{number} of ' in printed
     assert args[0] in printed.replace('\n', ' ')
+
+
+def test_params_counts_groups_of_bands_with_their_decoder_as_the_paper(run: Callable[..., str]) -> None:
+    args = '--backbone vit_large_patch8_96 --tokenizer group-channel --objective mae'.split()
+    printed = run('params', 'M-ExPLoRA-[1,L]-r32', *args)
+    assert '29,697,664 of ' in printed and '29.698M' in printed
+    rows = {m[1].strip(): int(m[2].replace(',', '')) for m in re.finditer(r'│ (.+?) +│ +([\d,]+) │', printed)}
+    encoder = ('unfrozen block 1', 'unfrozen block 24', 'LoRA', 'norms', 'cls_token')
+    assert sum(rows[name] for name in encoder) == 28_169_216
+    assert rows['patch_embed'] == 10 * 64 * 1024 + 3 * 1024
+    assert rows['decoder pred'] == 10 * 64 * 512 + 10 * 64
+    assert rows['decoder LoRA'] == 8 * 4 * 512 * 32
+    assert rows['decoder norms'] == 8 * 4 * 512 + 2 * 512
 
 
 def test_the_module_is_the_command() -> None:
@@ -91,6 +106,8 @@ def test_help_names_every_command(run: Callable[..., str]) -> None:
         (['[L]-r8', '--backbone', 'vit_giant'], "unknown backbone 'vit_giant'"),
         (['[L]-r8', '--targets', 'q,w'], 'targets must be among'),
         (['[L]-r8', '--alpha', '-1'], 'alpha must be positive'),
+        (['[L]-r8', '--tokenizer', 'groups'], "unknown tokenizer 'groups'"),
+        (['[L]-r8', '--objective', 'jepa'], "objective must be none or mae, got 'jepa'"),
     ],
 )
 def test_params_refuses_in_one_sentence(refuse: Refuse, args: list[str], sentence: str) -> None:

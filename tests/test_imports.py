@@ -15,7 +15,7 @@ MODULES = sorted(PACKAGE.rglob('*.py'))
 ALLOWED = {
     'adaptation': {'adaptation'},
     'models.position': set(),
-    'models.tokenizers': {'models.position'},
+    'models.tokenizers': {'models.position', 'models.tokenizers'},
     'models.vit': {'models.position', 'models.tokenizers'},
     'models.decoder': {'models.tokenizers', 'models.vit'},
     'models.weights': set(),
@@ -30,7 +30,7 @@ ALLOWED = {
     'transforms': {'datasets', 'transforms'},
     'datamodules': {'_compat', 'datasets', 'transforms', 'datamodules'},
     'main': {'_compat', 'datamodules', 'trainers'},
-    'cli': {'adaptation', 'checkpoints', 'commands', 'demo', 'main', 'models'},
+    'cli': {'adaptation', 'checkpoints', 'commands', 'demo', 'main', 'models', 'objectives'},
     '_compat': set(),
 }
 

@@ -2,8 +2,8 @@
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, Self
 
 from torch import nn
@@ -119,6 +119,11 @@ class ExPLoRAConfig:
         if isinstance(value, ExPLoRAConfig):
             return value
         return cls.parse(value) if isinstance(value, str) else cls(**value)
+
+    def with_extra(self, names: Iterable[str]) -> Self:
+        """The same configuration in which these parts train too."""
+        new = tuple(name for name in names if name not in self.extra)
+        return self if self.full or not new else replace(self, extra=(*self.extra, *new))
 
     def to_dict(self) -> dict[str, Any]:
         """Fields as JSON-ready values."""

@@ -8,7 +8,13 @@ from explora_geo.checkpoints.adapter import (
     save_adapter,
 )
 from explora_geo.checkpoints.files import atomic_path, read_state, write_state
-from explora_geo.checkpoints.io import BackboneWeights, load_backbone, load_weights, state_sha256
+from explora_geo.checkpoints.io import (
+    BackboneWeights,
+    load_backbone,
+    load_weights,
+    model_metadata,
+    state_sha256,
+)
 from explora_geo.checkpoints.open import open_backbone
 
 __all__ = [
@@ -19,6 +25,7 @@ __all__ = [
     'load_backbone',
     'load_weights',
     'merge_adapter',
+    'model_metadata',
     'open_backbone',
     'read_adapter',
     'read_state',

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from explora_geo import __version__
 from explora_geo.adaptation import ExPLoRAConfig, explora, merge_lora, trainable_names
 from explora_geo.checkpoints.files import read_state, write_state
-from explora_geo.checkpoints.io import load_weights, state_sha256
+from explora_geo.checkpoints.io import load_weights, model_metadata, state_sha256
 from explora_geo.models.builders import create_vit
 from explora_geo.models.vit import ViT
 
@@ -31,6 +31,8 @@ class AdapterHeader:
         config: Fields of the `ExPLoRAConfig`.
         base_sha256: Hash of the base weights that stay as they are, from `frozen_sha256`.
         version: Version of the package that wrote the file.
+        tokenizer: Kind of tokenizer.
+        tokenizer_options: Its further arguments.
     """
 
     backbone: str
@@ -40,10 +42,18 @@ class AdapterHeader:
     config: dict[str, Any]
     base_sha256: str
     version: str = __version__
+    tokenizer: str = 'patch'
+    tokenizer_options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of `create_vit` that the file states."""
+        names = ('img_size', 'patch_size', 'bands', 'tokenizer', 'tokenizer_options')
+        return {name: getattr(self, name) for name in names}
 
     def build(self) -> ViT:
         """The unadapted backbone, with random weights."""
-        return create_vit(self.backbone, img_size=self.img_size, patch_size=self.patch_size, bands=self.bands)
+        return create_vit(self.backbone, **self.arguments)
 
     @property
     def explora_config(self) -> ExPLoRAConfig:
@@ -77,6 +87,8 @@ def save_adapter(path: str | Path, vit: ViT, backbone: str, config: ExPLoRAConfi
         bands=tokenizer.bands,
         config=config.to_dict(),
         base_sha256=frozen_sha256(vit),
+        tokenizer=tokenizer.kind,
+        tokenizer_options=tokenizer.options,
     )
     state = {k: v for k, v in vit.state_dict().items() if k in names}
     write_state(path, state, {'format': _FORMAT, 'adapter': json.dumps(asdict(header))})
@@ -169,11 +181,6 @@ def merge_adapter(path: str | Path, base: str | Path, out: str | Path) -> Adapte
     load_weights(vit, base, fresh=header.explora_config.extra)
     apply_adapter(vit, path)
     merge_lora(vit)
-    meta = {
-        'format': 'pt',
-        'backbone': header.backbone,
-        'bands': json.dumps(list(header.bands)),
-        'adaptation': header.explora_config.notation(),
-    }
+    meta = {**model_metadata(vit, header.backbone), 'adaptation': header.explora_config.notation()}
     write_state(out, vit.state_dict(), meta)
     return header

@@ -61,8 +61,8 @@ def extract_features(
 
     Args:
         vit: Backbone; run in evaluation mode on its own device.
-        batches: Sample dicts with normalised `image`, shape (B, C, H, W) or as the tokenizer says,
-            `label`, shape (B,), and `timestamps` for temporal tokenizers.
+        batches: Sample dicts with normalised `image`, shape (B, C, H, W) or as the tokenizer says, `label`,
+            shape (B,), and `timestamps` for temporal tokenizers.
         blocks: How many of the last blocks.
 
     Returns:
@@ -77,12 +77,9 @@ def extract_features(
     avg: list[Tensor] = []
     labels: list[Tensor] = []
     for batch in batches:
-        timestamps = batch.get('timestamps')
-        found = vit.intermediate(
-            batch['image'].to(device),
-            range(-blocks, 0),
-            timestamps=None if timestamps is None else timestamps.to(device),
-        )
+        times = batch.get('timestamps')
+        times = None if times is None else times.to(device)
+        found = vit.intermediate(batch['image'].to(device), range(-blocks, 0), timestamps=times)
         cls.append(torch.stack([f.cls for f in found], dim=1).float().cpu())
         avg.append(torch.stack([f.patches.flatten(1, 2).mean(1) for f in found], dim=1).float().cpu())
         labels.append(batch['label'].cpu())

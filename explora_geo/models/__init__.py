@@ -7,8 +7,18 @@ N = S·L tokens, K kept tokens, D width, r rank.
 
 from explora_geo.models.builders import create_vit
 from explora_geo.models.decoder import MAEDecoder
-from explora_geo.models.tokenizers import PatchTokenizer, Tokenizer
+from explora_geo.models.tokenizers import GroupChannelTokenizer, PatchTokenizer, TemporalTokenizer, Tokenizer
 from explora_geo.models.vit import Features, ViT
 from explora_geo.models.weights import ViTTiny8_Weights
 
-__all__ = ['Features', 'MAEDecoder', 'PatchTokenizer', 'Tokenizer', 'ViT', 'ViTTiny8_Weights', 'create_vit']
+__all__ = [
+    'Features',
+    'GroupChannelTokenizer',
+    'MAEDecoder',
+    'PatchTokenizer',
+    'TemporalTokenizer',
+    'Tokenizer',
+    'ViT',
+    'ViTTiny8_Weights',
+    'create_vit',
+]

@@ -44,10 +44,12 @@ class MAEDecoder(nn.Module):
             for _ in range(depth)
         )
         self.norm = LayerNorm(embed_dim)
-        self.pred = nn.Linear(embed_dim, tokenizer.target_dim)
+        self.pred = tokenizer.build_prediction(embed_dim)
         # Sine-cosine codes are computed; a checkpoint may hold them rounded, and then its own are right.
         self.pos_embed: Tensor | None
+        self.slot_embed: Tensor | None
         self.register_buffer('pos_embed', None, persistent=False)
+        self.register_buffer('slot_embed', None, persistent=False)
         if not self.mask_token.is_meta:
             init_transformer(self)
             nn.init.normal_(self.mask_token, std=0.02)
@@ -72,19 +74,17 @@ class MAEDecoder(nn.Module):
             timestamps: Acquisition times for temporal tokenizers, shape (B, T, 3).
 
         Returns:
-            Predicted patches, shape (B, S, L, C·P·P).
+            Predicted patches as the tokenizer's `patchify` orders them, shape (B, S, L, ·).
         """
         patches = grid[0] * grid[1]
         x = self.embed(torch.cat([cls.unsqueeze(1), kept], dim=1))
         tokens = self.mask_token.to(x.dtype).repeat(len(x), slots * patches, 1)
         tokens = tokens.scatter(1, keep.unsqueeze(-1).expand(-1, -1, x.shape[-1]), x[:, 1:])
-        if self.pos_embed is not None and grid == self._tokenizer[0].grid_size:
-            position = self.pos_embed[:, 1:].unsqueeze(1)
-        else:
-            position = self._tokenizer[0].sincos(x.shape[-1], grid, timestamps)
+        cls_position, position = self._tokenizer[0].decoder_position(
+            x.shape[-1], grid, timestamps, self.pos_embed, self.slot_embed
+        )
         position = position.to(x).expand(-1, slots, -1, -1).flatten(1, 2)  # (·,S,L,D) -> (·,N,D)
-        x = torch.cat([x[:, :1], tokens + position], dim=1)  # the class token has position zero
+        x = torch.cat([x[:, :1] + cls_position.to(x), tokens + position], dim=1)
         for block in self.blocks:
             x = block(x)
-        x = self.pred(self.norm(x))
-        return x[:, 1:].unflatten(1, (slots, patches))
+        return self.pred(self.norm(x)[:, 1:].unflatten(1, (slots, patches)))

@@ -31,6 +31,27 @@ def sincos_2d(dim: int, grid: tuple[int, int]) -> Tensor:
         return torch.from_numpy(get_2d_sine_cosine_positional_embedding_from_grid(dim, mesh)).float()
 
 
+def sincos_1d(dim: int, positions: Tensor) -> Tensor:
+    """Fixed 1-D sine-cosine code of numbers: sines first, then cosines.
+
+    Args:
+        dim: Width D of the code, a multiple of 2.
+        positions: Numbers of any shape (...).
+
+    Returns:
+        One code per number, shape (..., D).
+
+    Raises:
+        ValueError: If `dim` is not a multiple of 2.
+    """
+    if dim % 2:
+        raise ValueError(f'a 1-D sine-cosine code needs a width divisible by 2, got {dim=}')
+    exponents = torch.arange(dim // 2, dtype=torch.float64, device='cpu') / max(1, dim // 2)
+    frequencies = (10000.0**-exponents).to(positions.device, torch.float32)
+    angles = positions.float().unsqueeze(-1) * frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
 def resample_position(position: Tensor, source: tuple[int, int], target: tuple[int, int]) -> Tensor:
     """Resample a grid of position codes as DINOv2 does: bicubic, offset 0.1, no antialiasing.
 

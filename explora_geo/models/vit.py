@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 from lightly.models.utils import get_at_index
+from timm.layers.mlp import SwiGLUPacked
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -48,6 +49,8 @@ class ViT(nn.Module):
         uniform_drop_path: bool = False,
         learned_position: bool = True,
         mask_token: bool = False,
+        final_norm: bool = True,
+        swiglu: bool = False,
     ) -> None:
         """Initialize a ViT with random weights.
 
@@ -60,8 +63,11 @@ class ViT(nn.Module):
             init_values: Start of LayerScale (DINOv2), or None for no LayerScale.
             drop_path_rate: Stochastic depth of the last block.
             uniform_drop_path: Use that rate in every block (DINOv2) instead of a linear rise (timm).
-            learned_position: Train `pos_embed`; False starts from fixed sine-cosine codes as MAE.
+            learned_position: Train `pos_embed`; False starts from fixed sine-cosine codes as MAE. Codes
+                beside those of slots are always fixed, as SatMAE's.
             mask_token: Hold a token that replaces masked patches (iBOT); adds the key `mask_token`.
+            final_norm: Norm after the last block; models tuned on average-pooled patches have none.
+            swiglu: Gated MLPs (DINOv2's ViT-g); `mlp_ratio` counts both halves.
         """
         super().__init__()
         self.patch_embed = tokenizer
@@ -69,9 +75,12 @@ class ViT(nn.Module):
         self.grad_checkpointing = False
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.mask_token = nn.Parameter(torch.zeros(1, embed_dim)) if mask_token else None
+        learned_position = learned_position and not tokenizer.slot_dim
         self.pos_embed = nn.Parameter(
-            torch.zeros(1, 1 + tokenizer.num_patches, embed_dim), requires_grad=learned_position
+            torch.zeros(1, 1 + tokenizer.num_patches, embed_dim - tokenizer.slot_dim),
+            requires_grad=learned_position,
         )
+        gated: dict[str, Any] = {'mlp_layer': SwiGLUPacked, 'act_layer': nn.SiLU} if swiglu else {}
         rates = torch.linspace(0, drop_path_rate, depth, device='cpu').tolist()
         self.blocks = nn.ModuleList(
             Block(
@@ -82,10 +91,11 @@ class ViT(nn.Module):
                 init_values=init_values,
                 drop_path=drop_path_rate if uniform_drop_path else rates[i],
                 norm_layer=LayerNorm,
+                **gated,
             )
             for i in range(depth)
         )
-        self.norm = LayerNorm(embed_dim)
+        self.norm = LayerNorm(embed_dim) if final_norm else nn.Identity()
         if not self.cls_token.is_meta:  # models built only to be counted hold no numbers
             self._init_weights(learned_position)
 
@@ -124,6 +134,8 @@ class ViT(nn.Module):
             mask = token_mask.reshape(*tokens.shape[:3], 1)
             tokens = torch.where(mask, self.mask_token.to(tokens.dtype), tokens)
         cls_position, position = self.patch_embed.position(self.pos_embed, grid, timestamps)
+        if position.shape[1] not in (1, tokens.shape[1]):
+            raise ValueError(f'got {position.shape[1]} timestamps for {tokens.shape[1]} frames of each image')
         tokens = tokens + position
         slots = (tokens.shape[1], tokens.shape[2])
         x = tokens.flatten(1, 2)  # (B,S,L,D) -> (B,N,D)

@@ -40,7 +40,8 @@ class Objective(nn.Module, ABC):
         """Losses of a batch.
 
         Args:
-            batch: Sample dict with `image`, shape (B, C, H, W); labels are never read.
+            batch: Sample dict with `image`, shape (B, C, H, W), and for temporal tokenizers
+                `timestamps`, shape (B, T, 3); labels are never read.
             step: Optimiser steps done so far, for schedules.
 
         Returns:
@@ -56,7 +57,7 @@ class Objective(nn.Module, ABC):
         """The objective's own tensors that `load_pretrained` reads back."""
         return {}
 
-    def pictures(self, image: Tensor) -> dict[str, Tensor]:
+    def pictures(self, image: Tensor, timestamps: Tensor | None = None) -> dict[str, Tensor]:
         """Images that show what the objective does, by title, each of the input's shape; or none."""
         return {}
 

@@ -1,11 +1,9 @@
 """Masked autoencoding (He et al. 2022) on an adapted backbone: M-ExPLoRA."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-from lightly.models.utils import normalize_mean_var
 from torch import Tensor
 
 from explora_geo.adaptation import ExPLoRAConfig, explora
@@ -16,13 +14,15 @@ from explora_geo.objectives.masking import random_keep
 
 # Facts of the released script: LoRA r8 on Q and V of the decoder, its norms, everything else frozen.
 DECODER_ADAPTATION = ExPLoRAConfig(unfrozen_blocks=(), rank=8, extra=('mask_token',))
+# What the paper counts for groups of bands (appendix B.2): r32, the predictions start anew.
+SLOTS_DECODER_ADAPTATION = ExPLoRAConfig(unfrozen_blocks=(), rank=32)
 
 
 class Reconstruction(NamedTuple):
     """One forward pass of the autoencoder.
 
     Attributes:
-        pred: Predicted patches in (c, p, q) order, shape (B, S, L, C·P·P).
+        pred: Predicted patches as the tokenizer's `patchify` orders them, shape (B, S, L, ·).
         mask: 1 where a patch was removed, shape (B, S, L).
         latent: Class and kept tokens of the encoder, shape (B, 1 + K, D).
     """
@@ -45,7 +45,7 @@ class MAE(Objective):
         decoder_embed_dim: int = 512,
         decoder_depth: int = 8,
         decoder_num_heads: int | None = None,
-        decoder_adaptation: ExPLoRAConfig | str = DECODER_ADAPTATION,
+        decoder_adaptation: ExPLoRAConfig | str | None = None,
         shared_across_slots: bool = False,
     ) -> None:
         """Initialize an MAE objective.
@@ -53,13 +53,16 @@ class MAE(Objective):
         Args:
             backbone: Encoder.
             mask_ratio: Share of removed patches, in (0, 1).
-            norm_pix_loss: Predict each patch normalised by its own mean and variance.
+            norm_pix_loss: Predict each patch normalised by its own mean and variance (for groups of
+                bands: those over all its bands).
             decoder_embed_dim: Width of the decoder; replaced by that of a checkpoint that carries one.
             decoder_depth: Blocks of the decoder; likewise.
             decoder_num_heads: Heads of the decoder, which no checkpoint states; heads of width 32, as
                 MAE's, if None.
-            decoder_adaptation: What trains in a pre-trained decoder; a random one trains in full.
-            shared_across_slots: Remove the same patches in every slot.
+            decoder_adaptation: What trains in a pre-trained decoder; a random one trains in full. If
+                None, LoRA r8 as in the released script, for groups of bands r32 as the paper counts.
+            shared_across_slots: Remove the same patches in every slot (group of bands, frame) instead
+                of choosing them for each slot anew.
 
         Raises:
             ValueError: If the mask ratio leaves no patch to keep or to predict.
@@ -73,6 +76,9 @@ class MAE(Objective):
         self.mask_ratio = mask_ratio
         self.norm_pix_loss = norm_pix_loss
         self.shared_across_slots = shared_across_slots
+        if decoder_adaptation is None:
+            grouped = bool(backbone.patch_embed.fresh)
+            decoder_adaptation = SLOTS_DECODER_ADAPTATION if grouped else DECODER_ADAPTATION
         self.decoder_adaptation = ExPLoRAConfig.create(decoder_adaptation)
         self.decoder_num_heads = decoder_num_heads
         self.decoder = self._build_decoder(decoder_embed_dim, decoder_depth)
@@ -92,26 +98,29 @@ class MAE(Objective):
         state = {k.removeprefix('decoder.'): v for k, v in parts.items() if k.startswith('decoder.')}
         if not state:
             return 'the weights carry no decoder: it starts random and trains in full'
-        position = state.pop('pos_embed', None)
+        position, slot_embed = state.pop('pos_embed', None), state.pop('slot_embed', None)
         embed_dim = state['mask_token'].shape[-1]
         depth = len({k.split('.')[1] for k in state if k.startswith('blocks.')})
         hidden = state['blocks.0.mlp.fc1.bias'].shape[0]
         self.decoder = self._build_decoder(embed_dim, depth, hidden / embed_dim)
         adaptation, note = self.decoder_adaptation, ''
-        pred = self.decoder.pred
-        if 'pred.weight' in state and state['pred.weight'].shape != pred.weight.shape:
+        pred = {f'pred.{k}': v for k, v in self.decoder.pred.state_dict().items()}
+        stored = {k: v.shape for k, v in state.items() if k.startswith('pred.')}
+        if stored and stored != {k: v.shape for k, v in pred.items()}:
             # Other bands than the source: the prediction starts anew and trains (appendix B.2).
-            state.update({'pred.weight': pred.weight.detach(), 'pred.bias': pred.bias.detach()})
-            if not adaptation.full:
-                adaptation = replace(adaptation, extra=(*adaptation.extra, 'pred'))
+            state = {k: v for k, v in state.items() if k not in stored} | pred
+            adaptation = adaptation.with_extra(['pred'])
             note = '; its prediction starts anew'
         try:
             self.decoder.load_state_dict(state)
         except RuntimeError as error:
             first = str(error).strip().split('\n\t')[1:2] or [str(error)]
             raise ValueError(f'the decoder of the weights does not fit: {first[0]}') from error
-        if position is not None and position.shape[1] == 1 + self.backbone.patch_embed.num_patches:
+        tokenizer = self.backbone.patch_embed
+        if position is not None and position.shape[1] == 1 + tokenizer.num_patches:
             self.decoder.pos_embed = position
+        if slot_embed is not None and slot_embed.shape[1] == 1 + tokenizer.num_slots:
+            self.decoder.slot_embed = slot_embed
         explora(self.decoder, adaptation)
         name = adaptation.notation()
         return f'decoder of {depth} blocks, width {embed_dim}, loaded and adapted as {name}{note}'
@@ -131,9 +140,9 @@ class MAE(Objective):
         """Mask, encode and decode.
 
         Args:
-            image: Normalised image, shape (B, C, H, W).
+            image: Normalised image, shape (B, C, H, W), or as the tokenizer says.
             noise: Noise that orders the patches, shape (B, S·L) ((B, L) if shared); drawn if None.
-            timestamps: Acquisition times for temporal tokenizers.
+            timestamps: Acquisition times for temporal tokenizers, shape (B, T, 3).
 
         Returns:
             Prediction, mask and latent.
@@ -152,20 +161,27 @@ class MAE(Objective):
         return Reconstruction(pred, mask.unflatten(1, (slots, length)), latent)
 
     def loss(self, image: Tensor, pred: Tensor, mask: Tensor) -> Tensor:
-        """Mean squared error over the removed patches.
+        """Mean squared error over the removed patches, each of equal weight.
 
         Args:
-            image: Normalised image, shape (B, C, H, W).
-            pred: Predicted patches, shape (B, S, L, C·P·P).
+            image: Normalised image, shape (B, C, H, W), or as the tokenizer says.
+            pred: Predicted patches, shape (B, S, L, ·).
             mask: 1 where a patch was removed, shape (B, S, L).
 
         Returns:
             Scalar loss.
         """
-        target = self.backbone.patch_embed.patchify(image)
+        tokenizer = self.backbone.patch_embed
+        target = tokenizer.patchify(image).float()
         if self.norm_pix_loss:
-            target = normalize_mean_var(target)
-        error = (pred.float() - target.float()).square().mean(dim=-1)
+            mean, var = tokenizer.target_statistics(target)
+            target = (target - mean) / (var + 1e-6).sqrt()
+        error = (pred.float() - target).square()
+        sizes = tokenizer.target_sizes
+        if len(set(sizes)) == 1:
+            error = error.mean(dim=-1)
+        else:  # small slots are filled up to the largest with numbers that are none of theirs
+            error = torch.stack([error[:, i, :, :n].mean(dim=-1) for i, n in enumerate(sizes)], dim=1)
         return (error * mask).sum() / mask.sum()
 
     def forward(self, batch: Mapping[str, Any], step: int) -> dict[str, Tensor]:
@@ -175,24 +191,25 @@ class MAE(Objective):
         return {'loss_mae': self.loss(image, out.pred, out.mask)}
 
     @torch.no_grad()
-    def pictures(self, image: Tensor) -> dict[str, Tensor]:
+    def pictures(self, image: Tensor, timestamps: Tensor | None = None) -> dict[str, Tensor]:
         """Masked input and reconstruction, both in the units of the input.
 
         Args:
-            image: Normalised image, shape (B, C, H, W).
+            image: Normalised image, shape (B, C, H, W), or as the tokenizer says.
+            timestamps: Acquisition times for temporal tokenizers, shape (B, T, 3).
 
         Returns:
             `masked`, the input with removed patches set to zero, and `reconstruction`, the input with
             them predicted (their mean and variance are the input's if those were normalised away).
         """
         tokenizer = self.backbone.patch_embed
-        out = self.reconstruct(image)
+        out = self.reconstruct(image, timestamps=timestamps)
         grid = tokenizer.grid(image)
         target = tokenizer.patchify(image)
         pred = out.pred
         if self.norm_pix_loss:
-            mean = target.mean(dim=-1, keepdim=True)
-            pred = pred * (target.var(dim=-1, keepdim=True) + 1e-6).sqrt() + mean
+            mean, var = tokenizer.target_statistics(target)
+            pred = pred * (var + 1e-6).sqrt() + mean
         mask = out.mask.unsqueeze(-1)
         masked = tokenizer.unpatchify(target * (1 - mask), grid)
         filled = tokenizer.unpatchify(torch.where(mask.bool(), pred, target), grid)

@@ -14,6 +14,7 @@ from torchvision.utils import save_image
 from explora_geo.adaptation import trainable_summary
 from explora_geo.checkpoints.adapter import save_adapter
 from explora_geo.checkpoints.files import atomic_path, write_state
+from explora_geo.checkpoints.io import model_metadata
 
 if TYPE_CHECKING:
     from explora_geo.trainers.pretrain import ExPLoRATask
@@ -30,6 +31,7 @@ class PretrainReport(Callback):
         """Initialize a PretrainReport."""
         self.history: list[dict[str, float]] = []
         self._image: Tensor | None = None
+        self._timestamps: Tensor | None = None
         self._start = 0.0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -48,6 +50,8 @@ class PretrainReport(Callback):
         """Keep a few validation images for the pictures."""
         if batch_idx == 0:
             self._image = batch['image'][:8].detach()
+            times = batch.get('timestamps')
+            self._timestamps = None if times is None else times[:8]
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show what the objective does with the kept images: to the logger, else as PNG files."""
@@ -55,7 +59,7 @@ class PretrainReport(Callback):
             return
         task: ExPLoRATask = pl_module  # type: ignore[assignment]
         experiment: Any = getattr(trainer.logger, 'experiment', None)
-        for title, images in task.model.pictures(self._image).items():
+        for title, images in task.model.pictures(self._image, self._timestamps).items():
             grid = _grid(self._image, images)
             if hasattr(experiment, 'add_image'):
                 experiment.add_image(title, grid, trainer.global_step)
@@ -90,8 +94,7 @@ class PretrainReport(Callback):
         if task.config.full:
             file = folder / 'model.safetensors'
             state = {**task.backbone.state_dict(), **task.model.extra_state()}
-            bands = json.dumps(list(task.backbone.patch_embed.bands))
-            write_state(file, state, {'format': 'pt', 'backbone': name, 'bands': bands})
+            write_state(file, state, model_metadata(task.backbone, name))
         else:
             file = folder / 'adapter.safetensors'
             save_adapter(file, task.backbone, name, task.config)
@@ -123,7 +126,9 @@ def _folder(trainer: Trainer) -> Path:
 
 
 def _grid(image: Tensor, other: Tensor) -> Tensor:
-    """Two rows of pictures with values stretched to [0, 1], shape (3, 2·H, B·W)."""
+    """Two rows of pictures with values stretched to [0, 1], shape (3, 2·H, B·W); frames side by side."""
+    if image.ndim == 5:
+        image, other = image.flatten(0, 1), other.flatten(0, 1)
     bands = slice(0, 3) if image.shape[1] >= 3 else [0, 0, 0]
     low, high = image.amin(), image.amax()
     rows = [torch.cat(list(x[:, bands]), dim=-1) for x in (image, other)]

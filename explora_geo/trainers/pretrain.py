@@ -16,7 +16,6 @@ from explora_geo.adaptation import ExPLoRAConfig, explora, trainable_names, trai
 from explora_geo.checkpoints import BackboneWeights, load_weights
 from explora_geo.checkpoints.adapter import frozen_sha256
 from explora_geo.models import create_vit
-from explora_geo.models.tokenizers import RGB
 from explora_geo.models.vit import ViT
 from explora_geo.objectives import MAE, Objective
 from explora_geo.trainers.callbacks import PretrainReport
@@ -43,13 +42,16 @@ class ExPLoRATask(BaseTask):
         objective: Callable[[ViT], Objective] | None = None,
         optim: OptimConfig | None = None,
         preset: Literal['paper-workshop', 'paper-released'] = 'paper-workshop',
-        bands: Sequence[str] = RGB,
+        bands: Sequence[str] | None = None,
         img_size: int | None = None,
         patch_size: int | None = None,
         drop_path_rate: float = 0.0,
         learned_position: bool = True,
         grad_checkpointing: bool = False,
         monitor_features: Literal['knn', 'linear', 'none'] = 'knn',
+        tokenizer: Literal['patch', 'group-channel', 'temporal'] = 'patch',
+        tokenizer_options: dict[str, Any] | None = None,
+        patch_embed_init: Literal['random', 'wavelength'] = 'random',
     ) -> None:
         """Initialize an ExPLoRATask.
 
@@ -64,13 +66,19 @@ class ExPLoRATask(BaseTask):
             optim: Optimiser and schedule; the preset's if None.
             preset: Published recipe that fills what is not given. Its effective batch and length are
                 the trainer's and datamodule's business; `PRESETS` holds them.
-            bands: Band names of the images, in order.
+            bands: Band names of the images, in order; the tokenizer's default if None.
             img_size: Image side, pixels; from the model's name if None.
             patch_size: Patch side, pixels; from the model's name if None.
             drop_path_rate: Stochastic depth of the backbone in training.
             learned_position: Train position codes in full pre-training; False for MAE's fixed ones.
             grad_checkpointing: Recompute activations in the backward pass to save memory.
             monitor_features: What a labelled validation set is used for.
+            tokenizer: How images become tokens: `patch`, `group-channel` (groups of spectral bands, whose
+                patch embeddings start anew and train unless the weights have them) or `temporal` (frames
+                with `timestamps`).
+            tokenizer_options: Further arguments of that tokenizer's class, such as `channel_groups`.
+            patch_embed_init: How patch embeddings of other bands start: at random as in the paper, or from
+                the weights' filters by wavelength.
 
         Raises:
             ValueError: If a name, a notation or the weights do not fit.
@@ -84,7 +92,11 @@ class ExPLoRATask(BaseTask):
         self.optim = OptimConfig(**optim) if isinstance(optim, dict) else optim or recipe.optim
         super().__init__()
         # Plain values only: a Lightning checkpoint must load with weights_only=True.
-        plain = {'adaptation': self.config.to_dict(), 'optim': dict(vars(self.optim)), 'bands': list(bands)}
+        plain = {
+            'adaptation': self.config.to_dict(),
+            'optim': dict(vars(self.optim)),
+            'bands': list(self.backbone.patch_embed.bands),
+        }
         self.hparams.update(plain)
         self._hparams_initial.update(plain)  # what loggers write
 
@@ -96,13 +108,19 @@ class ExPLoRATask(BaseTask):
             img_size=hparams['img_size'],
             patch_size=hparams['patch_size'],
             bands=hparams['bands'],
+            tokenizer=hparams['tokenizer'],
+            tokenizer_options=hparams['tokenizer_options'],
             drop_path_rate=hparams['drop_path_rate'],
             learned_position=hparams['learned_position'],
         )
         vit.grad_checkpointing = hparams['grad_checkpointing']
         loaded = BackboneWeights({}, {}, 'random weights')
         if self._weights is not None:
-            loaded = load_weights(vit, self._weights, fresh=self.config.extra)
+            fresh = (*self.config.extra, *vit.patch_embed.fresh)
+            loaded = load_weights(vit, self._weights, fresh, hparams['patch_embed_init'])
+            self.config = self.config.with_extra(
+                name for name in vit.patch_embed.fresh if any(k.startswith(f'{name}.') for k in loaded.anew)
+            )
         elif not self.config.full:
             raise ValueError(
                 'an adaptation needs pre-trained weights: give weights, or adaptation full to pre-train '
@@ -124,9 +142,9 @@ class ExPLoRATask(BaseTask):
         """The adapted backbone."""
         return self.model.backbone
 
-    def forward(self, image: Tensor) -> Any:
-        """Features of images, shape (B, C, H, W)."""
-        return self.backbone(image)
+    def forward(self, image: Tensor, timestamps: Tensor | None = None) -> Any:
+        """Features of images, shape (B, C, H, W), or as the tokenizer says."""
+        return self.backbone(image, timestamps=timestamps)
 
     @property
     def effective_batch(self) -> int:
@@ -229,7 +247,7 @@ class ExPLoRATask(BaseTask):
         loss = torch.stack(list(self.model(batch, self.global_step).values())).sum()
         self.log('val_loss', loss, batch_size=size, prog_bar=True)
         if self.features.kind != 'none':
-            features = self.backbone(batch['image'])
+            features = self.backbone(batch['image'], timestamps=batch.get('timestamps'))
             self.features.add(self.model.pool(features), batch)
 
     def on_validation_epoch_start(self) -> None:

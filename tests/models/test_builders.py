@@ -11,7 +11,7 @@ from explora_geo.models import create_vit
 
 NAMES = [
     *(f'vit_{size}_patch16_224' for size in ('tiny', 'small', 'base', 'large')),
-    *(f'vit_{size}_patch14_dinov2' for size in ('small', 'base', 'large')),
+    *(f'vit_{size}_patch14_dinov2' for size in ('small', 'base', 'large', 'giant')),
 ]
 
 

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from explora_geo.models.position import resample_position, sincos_2d
+from explora_geo.models.position import resample_position, sincos_1d, sincos_2d
 
 
 @pytest.mark.parametrize(('dim', 'grid'), [(8, (3, 3)), (48, (2, 5)), (1024, (14, 14))])
@@ -60,3 +60,16 @@ def test_every_pair_of_grids_gives_the_wanted_size(old: int) -> None:
     stored = torch.randn(1, old * old, 1)
     for new in range(1, 40):
         assert resample_position(stored, (old, old), (new, new)).shape == (1, new * new, 1)
+
+
+def test_1d_codes_are_sines_then_cosines_of_falling_frequency() -> None:
+    code = sincos_1d(8, torch.tensor([[0.0, 3.0]]))
+    assert code.shape == (1, 2, 8)
+    frequencies = torch.tensor([1.0, 0.1, 0.01, 0.001])
+    assert_close(code[0, 1], torch.cat([(3 * frequencies).sin(), (3 * frequencies).cos()]))
+    assert torch.equal(code[0, 0], torch.tensor([0.0] * 4 + [1.0] * 4))
+
+
+def test_an_odd_width_has_no_1d_code() -> None:
+    with pytest.raises(ValueError, match='divisible by 2, got dim=7'):
+        sincos_1d(7, torch.zeros(1))

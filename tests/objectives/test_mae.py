@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from explora_geo.adaptation import ExPLoRAConfig, explora, trainable_names
-from explora_geo.models import MAEDecoder, ViT
+from explora_geo.models import MAEDecoder, ViT, create_vit
 from explora_geo.objectives import MAE
 
 Build = Callable[..., ViT]
@@ -144,3 +144,36 @@ def test_pictures_show_the_input_where_patches_were_kept(build_vit: Build, image
 def test_features_are_the_mean_patch(build_vit: Build, images: Tensor) -> None:
     features = build_vit()(images)
     assert_close(MAE.pool(features), features.patches[:, 0].mean(1))
+
+
+@pytest.mark.parametrize('shared', [False, True])
+@pytest.mark.parametrize('norm_pix_loss', [False, True])
+def test_band_groups_and_frames_are_shown_in_the_units_of_the_input(
+    norm_pix_loss: bool, shared: bool
+) -> None:
+    options = {'norm_pix_loss': norm_pix_loss, 'shared_across_slots': shared, **SMALL}
+    groups = create_vit('vit_tiny_patch8_32', tokenizer='group-channel')
+    frames = create_vit('vit_tiny_patch8_32', tokenizer='temporal')
+    times = torch.randint(0, 12, (2, 3, 3))
+    for vit, image, timestamps in (
+        (groups, torch.randn(2, 10, 32, 32), None),
+        (frames, torch.randn(2, 3, 3, 32, 32), times),
+    ):
+        shown = MAE(vit, **options).pictures(image, timestamps)
+        masked, filled = shown['masked'], shown['reconstruction']
+        assert masked.shape == filled.shape == image.shape
+        kept = masked != 0
+        # The same number of every slot is kept if patches are shared; groups differ in size otherwise.
+        assert kept.float().mean().item() == pytest.approx(0.25, abs=0.001 if shared else 0.06)
+        assert torch.equal(filled[kept], image[kept]) and not torch.equal(filled, image)
+
+
+def test_small_groups_count_as_much_as_large_ones() -> None:
+    vit = create_vit('vit_tiny_patch8_32', tokenizer='group-channel')
+    mae = MAE(vit, norm_pix_loss=False, **SMALL)
+    image = torch.randn(1, 10, 32, 32)
+    pred = vit.patch_embed.patchify(image)
+    pred[:, 2] += 2.0  # the group of two bands; the zeros that fill it up do not count
+    mask = torch.zeros(1, 3, 16)
+    mask[0, 0, 3] = mask[0, 2, 5] = 1
+    assert_close(mae.loss(image, pred, mask), torch.tensor(2.0))

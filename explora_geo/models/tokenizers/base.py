@@ -1,0 +1,202 @@
+"""What every tokenizer offers a ViT and a decoder."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from explora_geo.models.position import resample_position, sincos_2d
+
+RGB = ('red', 'green', 'blue')
+
+
+class Tokenizer(nn.Module, ABC):
+    """What a ViT asks of its input side.
+
+    A token's position is a spatial code next to a code of its slot. The ViT stores the spatial one,
+    `pos_embed`, of width D - `slot_dim`; the tokenizer joins both, so that slots (channel groups,
+    frames) are no business of the trunk.
+
+    Attributes:
+        kind: Name of the tokenizer in configurations.
+        bands: Names of the bands, in the order in which images carry them.
+        img_size: Nominal image side, pixels.
+        patch_size: Patch side P, pixels.
+        grid_size: Patches along height and width at the nominal image size.
+        num_slots: Slots S of the tokens at the nominal input.
+        slot_dim: Width of the slot code in the ViT; 0 without slots, and then positions can be learned.
+        fresh: Parts that no RGB weights can fill, and that train where they start anew.
+    """
+
+    kind: str
+    num_slots: int = 1
+    slot_dim: int = 0
+    fresh: tuple[str, ...] = ()
+
+    def __init__(self, img_size: int, patch_size: int, bands: Sequence[str], dynamic_img_size: bool) -> None:
+        """Check and keep what all tokenizers share.
+
+        Args:
+            img_size: Nominal image side, pixels, a multiple of `patch_size`.
+            patch_size: Patch side P, pixels.
+            bands: Band names in image order.
+            dynamic_img_size: Accept other image sizes and resample the positions to them.
+
+        Raises:
+            ValueError: If the image size is no multiple of the patch size or bands repeat.
+        """
+        super().__init__()
+        if img_size < patch_size or img_size % patch_size:
+            raise ValueError(f'img_size must be a multiple of patch_size, got {img_size=}, {patch_size=}')
+        if not bands or len(set(bands)) != len(bands):
+            raise ValueError(f'bands must be distinct names, got {tuple(bands)}')
+        self.bands = tuple(bands)
+        self.img_size = img_size
+        self.patch_size = patch_size
+        self.grid_size = (img_size // patch_size, img_size // patch_size)
+        self.dynamic_img_size = dynamic_img_size
+
+    @abstractmethod
+    def forward(self, image: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Embed an image.
+
+        Args:
+            image: Normalised image, shape (B, C, H, W) or as the tokenizer says.
+
+        Returns:
+            Tokens without position, shape (B, S, L, D), and the patch grid (height, width).
+        """
+
+    @abstractmethod
+    def patchify(self, image: Tensor) -> Tensor:
+        """Pixels of each patch in (c, p, q) order: the MAE target, shape (B, S, L, `target_dim`).
+
+        Where a slot has fewer bands than another, its numbers are followed by zeros.
+        """
+
+    @abstractmethod
+    def unpatchify(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Inverse of `patchify`."""
+
+    @abstractmethod
+    def build_prediction(self, dim: int) -> nn.Module:
+        """The last layer of an MAE decoder: tokens (B, S, L, dim) to patches (B, S, L, `target_dim`)."""
+
+    @property
+    @abstractmethod
+    def target_dim(self) -> int:
+        """Numbers per patch of the largest slot."""
+
+    @property
+    def target_sizes(self) -> tuple[int, ...]:
+        """Numbers per patch of each slot, or one number for all slots."""
+        return (self.target_dim,)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the constructor got beyond sizes and bands, as JSON-ready values."""
+        return {}
+
+    def slot_codes(self, timestamps: Tensor | None) -> Tensor:
+        """Slot codes in the ViT, class token first, shape (1 or B, 1 + S, `slot_dim`)."""
+        return torch.zeros(1, 1 + self.num_slots, 0)
+
+    def decoder_slot_codes(self, dim: int, timestamps: Tensor | None) -> Tensor:
+        """Slot codes in a decoder of width `dim`, class token first, shape (1 or B, 1 + S, ·)."""
+        return self.slot_codes(timestamps)
+
+    def position(
+        self, stored: Tensor, grid: tuple[int, int], timestamps: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Position codes of the class token and of the patches in the ViT.
+
+        Args:
+            stored: The ViT's spatial code, class token first, shape (1, 1 + L, D - `slot_dim`).
+            grid: Patch grid of this image.
+            timestamps: Acquisition times for tokenizers that use them, shape (B, T, 3).
+
+        Returns:
+            Class token position, shape (1 or B, 1, D), and patch positions, broadcastable to
+            (B, S, L, D).
+        """
+        patches = resample_position(stored[:, 1:], self.grid_size, grid)
+        return _join(stored[:, :1], patches, self.slot_codes(timestamps))
+
+    def decoder_position(
+        self,
+        dim: int,
+        grid: tuple[int, int],
+        timestamps: Tensor | None = None,
+        pos_embed: Tensor | None = None,
+        slot_embed: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Fixed position codes at any width, for decoders.
+
+        Args:
+            dim: Width of the decoder.
+            grid: Patch grid of this image.
+            timestamps: Acquisition times for tokenizers that use them, shape (B, T, 3).
+            pos_embed: Spatial codes of a checkpoint, class token first, used at its own grid.
+            slot_embed: Slot codes of a checkpoint, class token first, shape (1, 1 + S, ·).
+
+        Returns:
+            As `position`, of width `dim`.
+        """
+        slots = self.decoder_slot_codes(dim, timestamps) if slot_embed is None else slot_embed
+        width = dim - slots.shape[-1]
+        if pos_embed is not None and grid == self.grid_size and pos_embed.shape[-1] == width:
+            return _join(pos_embed[:, :1], pos_embed[:, 1:], slots)
+        return _join(slots.new_zeros(1, 1, width), sincos_2d(width, grid)[None], slots)
+
+    def target_statistics(self, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance that normalise targets (`norm_pix_loss`): of each patch by itself.
+
+        Args:
+            target: Output of `patchify`.
+
+        Returns:
+            Mean and variance, each broadcastable to (B, S, L, `target_dim`).
+        """
+        return target.mean(dim=-1, keepdim=True), target.var(dim=-1, keepdim=True)
+
+    def grid(self, image: Tensor) -> tuple[int, int]:
+        """Patches along height and width of an image, shape (..., H, W)."""
+        return image.shape[-2] // self.patch_size, image.shape[-1] // self.patch_size
+
+    @property
+    def num_patches(self) -> int:
+        """Patches L per slot at the nominal image size."""
+        return self.grid_size[0] * self.grid_size[1]
+
+    def _check(self, image: Tensor, axes: str = 'B, {}, H, W') -> None:
+        """Refuse an image that does not fit the bands, the patch size or the nominal size."""
+        if image.ndim != axes.count(',') + 1 or image.shape[-3] != len(self.bands):
+            raise ValueError(
+                f'the model reads images of shape ({axes.format(len(self.bands))}) with bands '
+                f'{", ".join(self.bands)}, got shape {tuple(image.shape)}'
+            )
+        height, width = image.shape[-2:]
+        size = self.patch_size
+        if height % size or width % size:
+            raise ValueError(
+                f'image sides must be multiples of the patch size {size}, got {height}x{width}: '
+                'crop or resize the images'
+            )
+        if not self.dynamic_img_size and (height, width) != (self.img_size, self.img_size):
+            raise ValueError(
+                f'the model was built for {self.img_size}x{self.img_size} images, got {height}x{width}: '
+                'set img_size, or dynamic_img_size=True to resample the positions'
+            )
+
+
+def _join(cls: Tensor, patches: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
+    """Put spatial codes (1, 1, ·), (1, L, ·) and slot codes (b, 1 + S, ·) side by side."""
+    if not slots.shape[-1]:
+        return cls, patches.unsqueeze(1)
+    batch, count, length = slots.shape[0], slots.shape[1] - 1, patches.shape[1]
+    slots = slots.to(patches.device)
+    cls_code = torch.cat([cls.to(patches.device).expand(batch, -1, -1), slots[:, :1]], dim=-1)
+    space = patches.unsqueeze(1).expand(batch, count, -1, -1)
+    return cls_code, torch.cat([space, slots[:, 1:, None].expand(-1, -1, length, -1)], dim=-1)

@@ -1,0 +1,192 @@
+"""Groups of spectral bands as slots (SatMAE, Cong et al. 2022, section 3.3)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from explora_geo.models.position import sincos_1d
+from explora_geo.models.tokenizers.base import Tokenizer
+
+#: Sentinel-2's groups in SatMAE and in the paper: visible and near infrared, red edge, short-wave.
+CHANNEL_GROUPS = (('B02', 'B03', 'B04', 'B08'), ('B05', 'B06', 'B07', 'B8A'), ('B11', 'B12'))
+#: Their bands in SatMAE's image order: B01, B09 and B10 are left out.
+SENTINEL2 = ('B02', 'B03', 'B04', 'B05', 'B06', 'B07', 'B08', 'B8A', 'B11', 'B12')
+
+
+class GroupChannelTokenizer(Tokenizer):
+    """One slot per group of bands, each with its own patch embedding.
+
+    A token's position is a spatial code next to a code of its group. Groups name their bands, so that
+    the order of the bands in an image is free.
+    """
+
+    kind = 'group-channel'
+    fresh = ('patch_embed',)
+
+    def __init__(
+        self,
+        embed_dim: int,
+        img_size: int = 96,
+        patch_size: int = 8,
+        bands: Sequence[str] = SENTINEL2,
+        dynamic_img_size: bool = False,
+        channel_groups: Sequence[Sequence[str]] = CHANNEL_GROUPS,
+        slot_dim: int | None = None,
+        decoder_slot_dim: int | None = None,
+        satmae_band_pairing: bool = False,
+    ) -> None:
+        """Initialize a GroupChannelTokenizer.
+
+        Args:
+            embed_dim: Token width D.
+            img_size: Nominal image side, pixels, a multiple of `patch_size`.
+            patch_size: Patch side P, pixels.
+            bands: Band names in image order.
+            dynamic_img_size: Accept other image sizes and resample the positions to them.
+            channel_groups: Band names of each group; together they are the bands, each once.
+            slot_dim: Width of the group code, even; SatMAE's 256 for D of 768 and more, else a quarter
+                of D.
+            decoder_slot_dim: The same in decoders; a quarter of their width if None (128 of 512).
+            satmae_band_pairing: Pair a decoder's predictions with bands as SatMAE's code does: the
+                k-th prediction, counted group after group, stands for the k-th band of the *image*, so
+                that some predict a band of another group. Needed to go on from SatMAE's decoders.
+
+        Raises:
+            ValueError: If sizes do not fit, or groups and bands differ.
+        """
+        super().__init__(img_size, patch_size, bands, dynamic_img_size)
+        self.channel_groups = tuple(tuple(group) for group in channel_groups)
+        grouped = [band for group in self.channel_groups for band in group]
+        if sorted(grouped) != sorted(self.bands) or not all(self.channel_groups):
+            shown = ' '.join(f'({", ".join(group)})' for group in self.channel_groups)
+            raise ValueError(
+                f'channel_groups must hold every band once, got the groups {shown} and the bands '
+                f'{", ".join(self.bands)}'
+            )
+        self.indices = tuple(tuple(self.bands.index(b) for b in group) for group in self.channel_groups)
+        self.num_slots = len(self.channel_groups)
+        self.slot_dim = _channel_width(embed_dim) if slot_dim is None else slot_dim
+        for name, width in (('slot_dim', self.slot_dim), ('decoder_slot_dim', decoder_slot_dim)):
+            if width is not None and (width < 2 or width % 2):
+                raise ValueError(f'{name} must be positive and even, got {width}')
+        if self.slot_dim >= embed_dim:
+            raise ValueError(f'slot_dim must be below the width {embed_dim}, got {self.slot_dim}')
+        self.satmae_band_pairing = satmae_band_pairing
+        self._options = {'slot_dim': slot_dim, 'decoder_slot_dim': decoder_slot_dim}
+        self.proj = nn.ModuleList(
+            nn.Conv2d(len(group), embed_dim, patch_size, stride=patch_size) for group in self.channel_groups
+        )
+        # A buffer: fixed in pre-training, yet some fine-tuned checkpoints bring their own.
+        codes = sincos_1d(self.slot_dim, torch.arange(self.num_slots, device='cpu'))
+        self.channel_embed: Tensor
+        self.register_buffer('channel_embed', codes[None].to(next(self.parameters()).device))
+
+    def forward(self, image: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Embed an image.
+
+        Args:
+            image: Normalised image, shape (B, C, H, W).
+
+        Returns:
+            Tokens, shape (B, G, L, D), and the patch grid.
+
+        Raises:
+            ValueError: If the image does not fit the bands, the patch size or the nominal size.
+        """
+        self._check(image)
+        tokens = torch.stack(
+            [proj(image[:, list(bands)]) for proj, bands in zip(self.proj, self.indices, strict=True)], dim=1
+        )
+        return rearrange(tokens, 'b g d h w -> b g (h w) d'), self.grid(image)
+
+    def slot_codes(self, timestamps: Tensor | None) -> Tensor:
+        """Zeros for the class token, then a code per group, shape (1, 1 + G, `slot_dim`)."""
+        return torch.cat([torch.zeros_like(self.channel_embed[:, :1]), self.channel_embed], dim=1)
+
+    def decoder_slot_codes(self, dim: int, timestamps: Tensor | None) -> Tensor:
+        """Codes at a decoder's width; there the class token has a place of its own, after the groups."""
+        width = self._options['decoder_slot_dim'] or _channel_width(dim)
+        places = torch.arange(-1, self.num_slots)
+        return sincos_1d(width, torch.where(places < 0, self.num_slots, places))[None]
+
+    def patchify(self, image: Tensor) -> Tensor:
+        """Pixels of each patch, (B, C, H, W) -> (B, G, L, `target_dim`), small groups filled with zeros."""
+        self._check(image)
+        size = self.patch_size
+        patches = rearrange(image, 'b c (h p) (w q) -> b (h w) c (p q)', p=size, q=size)
+        return self._stack([patches[:, :, list(bands)].flatten(2) for bands in self.indices])
+
+    def unpatchify(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Image of the patches, (B, G, L, `target_dim`) -> (B, C, H, W)."""
+        size = self.patch_size
+        by_group = [patches[:, i, :, :width] for i, width in enumerate(self.target_sizes)]
+        joined = rearrange(
+            torch.cat(by_group, dim=-1), 'b (h w) (c p q) -> b c (h p) (w q)', h=grid[0], p=size, q=size
+        )
+        order = [i for bands in self.indices for i in bands]
+        return joined[:, [order.index(i) for i in range(len(order))]]
+
+    def build_prediction(self, dim: int) -> nn.Module:
+        """One linear layer per group."""
+        return GroupPrediction(dim, self)
+
+    def target_statistics(self, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance over all bands of a patch, as in SatMAE, each of shape (B, 1, L, 1)."""
+        parts = [target[:, i, :, :width] for i, width in enumerate(self.target_sizes)]
+        whole = torch.cat(parts, dim=-1)
+        var, mean = torch.var_mean(whole, dim=-1, keepdim=True)
+        return mean[:, None], var[:, None]
+
+    @property
+    def target_sizes(self) -> tuple[int, ...]:
+        """Numbers per patch of each group."""
+        return tuple(len(group) * self.patch_size**2 for group in self.channel_groups)
+
+    @property
+    def target_dim(self) -> int:
+        """Numbers per patch of the largest group."""
+        return max(self.target_sizes)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Groups, and what differs from the defaults."""
+        found: dict[str, Any] = {'channel_groups': [list(group) for group in self.channel_groups]}
+        found |= {k: v for k, v in self._options.items() if v is not None}
+        return {**found, 'satmae_band_pairing': True} if self.satmae_band_pairing else found
+
+    def _stack(self, parts: list[Tensor]) -> Tensor:
+        """Bring the groups' patches, each (B, L, ·), to one width and stack them, (B, G, L, ·)."""
+        return torch.stack([F.pad(part, (0, self.target_dim - part.shape[-1])) for part in parts], dim=1)
+
+
+class GroupPrediction(nn.ModuleList):
+    """One linear layer per group of bands; the keys are `0.weight`, `1.weight`, ... as SatMAE's."""
+
+    def __init__(self, dim: int, tokenizer: GroupChannelTokenizer) -> None:
+        """Initialize a GroupPrediction.
+
+        Args:
+            dim: Width of the decoder.
+            tokenizer: Says the groups and how predictions are paired with bands.
+        """
+        super().__init__(nn.Linear(dim, width) for width in tokenizer.target_sizes)
+        # Held in a tuple: the tokenizer belongs to the encoder and must not be registered twice.
+        self._tokenizer = (tokenizer,)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Predict patches, (B, G, L, dim) -> (B, G, L, `target_dim`)."""
+        tokenizer = self._tokenizer[0]
+        parts = [layer(tokens[:, i]) for i, layer in enumerate(self)]
+        if tokenizer.satmae_band_pairing:
+            bands = torch.cat(parts, dim=-1).unflatten(-1, (len(tokenizer.bands), -1))
+            parts = [bands[:, :, list(chosen)].flatten(2) for chosen in tokenizer.indices]
+        return tokenizer._stack(parts)
+
+
+def _channel_width(dim: int) -> int:
+    """Width of the group code: 256 as in SatMAE, or a quarter of a smaller model."""
+    return 256 if dim >= 768 else max(4, dim // 16 * 4)

@@ -1,0 +1,126 @@
+"""Several images of one place, each with its time (SatMAE, Cong et al. 2022, section 3.2)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from explora_geo.models.position import sincos_1d
+from explora_geo.models.tokenizers.base import RGB, Tokenizer
+
+
+class TemporalTokenizer(Tokenizer):
+    """One slot per frame; the patch embedding is shared by the frames.
+
+    A token's position is a spatial code next to the codes of the year, month and hour of its frame, so
+    that any number of frames in any order can be read, and the weights of an RGB model load as they are.
+    """
+
+    kind = 'temporal'
+
+    def __init__(
+        self,
+        embed_dim: int,
+        img_size: int = 224,
+        patch_size: int = 16,
+        bands: Sequence[str] = RGB,
+        dynamic_img_size: bool = False,
+        num_frames: int = 3,
+        slot_dim: int | None = None,
+        decoder_slot_dim: int | None = None,
+    ) -> None:
+        """Initialize a TemporalTokenizer.
+
+        Args:
+            embed_dim: Token width D.
+            img_size: Nominal image side, pixels, a multiple of `patch_size`.
+            patch_size: Patch side P, pixels.
+            bands: Band names of a frame, in order.
+            dynamic_img_size: Accept other image sizes and resample the positions to them.
+            num_frames: Frames expected; others are read too.
+            slot_dim: Width of the time code, a multiple of 6; SatMAE's 384 for D of 768 and more, else
+                three eighths of D.
+            decoder_slot_dim: The same in decoders; three eighths of their width if None (192 of 512).
+
+        Raises:
+            ValueError: If sizes do not fit, bands repeat or there is no frame.
+        """
+        super().__init__(img_size, patch_size, bands, dynamic_img_size)
+        if num_frames < 1:
+            raise ValueError(f'num_frames must be at least 1, got {num_frames}')
+        self.num_slots = num_frames
+        self.slot_dim = _time_width(embed_dim) if slot_dim is None else slot_dim
+        self._options = {'slot_dim': slot_dim, 'decoder_slot_dim': decoder_slot_dim}
+        for name, width in (('slot_dim', self.slot_dim), ('decoder_slot_dim', decoder_slot_dim)):
+            if width is not None and (width < 6 or width % 6):
+                raise ValueError(f'{name} must be a positive multiple of 6 (year, month, hour), got {width}')
+        if self.slot_dim >= embed_dim:
+            raise ValueError(f'slot_dim must be below the width {embed_dim}, got {self.slot_dim}')
+        self.proj = nn.Conv2d(len(bands), embed_dim, patch_size, stride=patch_size)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Embed a series.
+
+        Args:
+            image: Normalised frames, shape (B, T, C, H, W).
+
+        Returns:
+            Tokens, shape (B, T, L, D), and the patch grid.
+
+        Raises:
+            ValueError: If the frames do not fit the bands, the patch size or the nominal size.
+        """
+        self._check(image, 'B, T, {}, H, W')
+        tokens = rearrange(self.proj(image.flatten(0, 1)), '(b t) d h w -> b t (h w) d', b=len(image))
+        return tokens, self.grid(image)
+
+    def slot_codes(self, timestamps: Tensor | None) -> Tensor:
+        """Zeros for the class token, then the code of each frame's time, shape (B, 1 + T, `slot_dim`)."""
+        return _time_codes(self.slot_dim, timestamps)
+
+    def decoder_slot_codes(self, dim: int, timestamps: Tensor | None) -> Tensor:
+        """The same for a decoder of width `dim`."""
+        return _time_codes(self._options['decoder_slot_dim'] or _time_width(dim), timestamps)
+
+    def patchify(self, image: Tensor) -> Tensor:
+        """Pixels of each patch, (B, T, C, H, W) -> (B, T, L, C·P·P)."""
+        self._check(image, 'B, T, {}, H, W')
+        size = self.patch_size
+        return rearrange(image, 'b t c (h p) (w q) -> b t (h w) (c p q)', p=size, q=size)
+
+    def unpatchify(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Frames of the patches, (B, T, L, C·P·P) -> (B, T, C, H, W)."""
+        size = self.patch_size
+        return rearrange(patches, 'b t (h w) (c p q) -> b t c (h p) (w q)', h=grid[0], p=size, q=size)
+
+    def build_prediction(self, dim: int) -> nn.Module:
+        """One linear layer, shared by the frames."""
+        return nn.Linear(dim, self.target_dim)
+
+    @property
+    def target_dim(self) -> int:
+        """C·P·P numbers per patch."""
+        return len(self.bands) * self.patch_size**2
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Frames, and widths that were given."""
+        return {'num_frames': self.num_slots, **{k: v for k, v in self._options.items() if v is not None}}
+
+
+def _time_width(dim: int) -> int:
+    """Width of the time code: 384 as in SatMAE, or three eighths of a smaller model."""
+    return 384 if dim >= 768 else max(12, 3 * dim // 8 // 12 * 12)
+
+
+def _time_codes(dim: int, timestamps: Tensor | None) -> Tensor:
+    if timestamps is None or timestamps.ndim != 3 or timestamps.shape[-1] != 3:
+        shape = None if timestamps is None else tuple(timestamps.shape)
+        raise ValueError(
+            'a temporal tokenizer needs timestamps of shape (B, T, 3): years since 2002, months since '
+            f'January, hours; got {shape}'
+        )
+    codes = sincos_1d(dim // 3, timestamps).flatten(2)  # (B,T,3,·) -> (B,T,dim), year first
+    return torch.cat([torch.zeros_like(codes[:, :1]), codes], dim=1)
