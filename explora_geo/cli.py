@@ -48,6 +48,18 @@ def validate(context: typer.Context) -> None:
     _lightning(context)
 
 
+@app.command(context_settings=_PASS_ON)
+def test(context: typer.Context) -> None:
+    """Measure a tuned model on test data: `explora-geo test --config run.yaml --ckpt_path last.ckpt`."""
+    _lightning(context)
+
+
+@app.command(context_settings=_PASS_ON)
+def predict(context: typer.Context) -> None:
+    """Predict with a tuned model: `explora-geo predict --config run.yaml --ckpt_path last.ckpt`."""
+    _lightning(context)
+
+
 @app.command()
 def params(
     adaptation: Annotated[str, typer.Argument(help='Notation such as "D-ExPLoRA-[L]-r32" or full.')],
@@ -215,5 +227,11 @@ def _sentence(error: Exception) -> str:
         return (
             f'unknown key {key!r} in the configuration: '
             'correct it, explora-geo fit --print_config shows the keys that exist'
+        )
+    # The innermost of the errors it wraps, without the values it repeats around them
+    inner = re.search(r".*Errors: - (.+?)(?: - Expected a <class 'NoneType'>| Given value type:)", text)
+    if inner is not None:
+        return re.sub(r"^Problem with given class_path '[^']*': ", '', inner[1]).replace(
+            'typing.Literal', 'one of '
         )
     return text

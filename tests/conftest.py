@@ -9,6 +9,7 @@ os.environ.setdefault('OMP_NUM_THREADS', '2')
 
 import random
 import shutil
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pytest
+import rasterio
 import torch
+from rasterio.errors import NotGeoreferencedWarning
 from torch import Tensor
 
 from explora_geo.checkpoints import files
@@ -69,6 +72,35 @@ def tiles(tmp_path: Path) -> Path:
         for path in sorted((TILES / 'train' / name).glob('*.jpg'))[:8]:
             shutil.copy(path, tmp_path / 'tiles' / name)
     return tmp_path / 'tiles'
+
+
+@pytest.fixture
+def masks(tmp_path: Path) -> Path:
+    """Twelve real 64 px windows of NAIP with masks of vegetation, and the index itself as numbers.
+
+    The folders are `masks` and `numbers`, each with `images` (red, green, blue) and `masks`. Vegetation is
+    a difference index above 0.1 of near infrared, which the images do not carry.
+    """
+    scene = sorted((Path(__file__).parent / 'data' / 'naip').glob('*.tif'))[0]
+    with rasterio.open(scene) as source:
+        pixels = source.read()
+    red, nir = pixels[0].astype(np.float32), pixels[3].astype(np.float32)
+    index = (nir - red) / np.maximum(nir + red, 1)
+    targets = {'masks': (index > 0.1).astype(np.uint8), 'numbers': index}
+    for name, values in targets.items():
+        for number in range(12):
+            top, left = 64 * (number // 4), 64 * (number % 4)
+            window = slice(top, top + 64), slice(left, left + 64)
+            for kind, data in (('images', pixels[:3]), ('masks', values[None])):
+                file = tmp_path / name / kind / f'{number:02d}.tif'
+                file.parent.mkdir(parents=True, exist_ok=True)
+                cut = data[:, *window]
+                profile = {'count': len(cut), 'dtype': cut.dtype, 'height': 64, 'width': 64}
+                with warnings.catch_warnings():
+                    warnings.simplefilter('ignore', NotGeoreferencedWarning)
+                    with rasterio.open(file, 'w', driver='GTiff', **profile) as target:
+                        target.write(cut)
+    return tmp_path / 'masks'
 
 
 @pytest.fixture

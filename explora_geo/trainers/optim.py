@@ -1,5 +1,7 @@
 """Parameter groups and the warm-up cosine schedule, defined once."""
 
+import re
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,6 +23,9 @@ class OptimConfig:
         betas: AdamW's.
         warmup: Warm-up as a share of all steps if below 1, else in epochs.
         min_lr: Learning rate at the end of the cosine; it is not scaled by the batch.
+        layer_decay: Factor on the learning rate from each block of the backbone to the one before it; the
+            input side is one more block down, the final norm and heads keep the full rate (DINOv2).
+        patch_embed_lr_multiplier: Further factor for the patch embedding.
     """
 
     base_lr: float = 1.5e-4
@@ -30,10 +35,12 @@ class OptimConfig:
     betas: tuple[float, float] = (0.9, 0.95)
     warmup: float = 1
     min_lr: float = 0.0
+    layer_decay: float = 1.0
+    patch_embed_lr_multiplier: float = 1.0
 
     def __post_init__(self) -> None:
         """Check the values."""
-        for name in ('base_lr', 'adapter_lr_multiplier'):
+        for name in ('base_lr', 'adapter_lr_multiplier', 'layer_decay', 'patch_embed_lr_multiplier'):
             if getattr(self, name) <= 0:
                 raise ValueError(f'{name} must be positive, got {getattr(self, name)}')
         for name in ('weight_decay', 'warmup', 'min_lr'):
@@ -56,22 +63,45 @@ class OptimConfig:
 
 def build_optimizer(model: nn.Module, config: OptimConfig, batch: int) -> AdamW:
     """AdamW over exactly the parameters that train."""
-    groups: dict[str, list[nn.Parameter]] = {'decay': [], 'no_decay': [], 'lora': []}
+    depth = len({found['block'] for name, _ in model.named_parameters() if (found := _BLOCK.match(name))})
+    groups: dict[tuple[float, str], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             lora = '.lora_a.' in name or '.lora_b.' in name
             plain = parameter.ndim < 2 or name.endswith(('_token', 'pos_embed'))
-            groups['lora' if lora else 'no_decay' if plain else 'decay'].append(parameter)
+            kind = 'lora' if lora else 'no_decay' if plain else 'decay'
+            groups[_lr_factor(name, depth, config), kind].append(parameter)
     lr = config.scaled_lr(batch)
     settings = {
         'decay': {'lr': lr, 'weight_decay': config.weight_decay},
         'no_decay': {'lr': lr, 'weight_decay': 0.0},
         'lora': {'lr': lr * config.adapter_lr_multiplier, 'weight_decay': 0.0},
     }
-    used = [{'params': groups[n], 'name': n, **settings[n]} for n in groups if groups[n]]
-    if not used:
+    if not groups:
         raise ValueError('nothing trains: the adaptation leaves every parameter frozen')
+    used = [
+        {
+            'params': parameters,
+            'name': kind if factor == 1 else f'{kind}, lr x{factor:.4g}',
+            'lr': settings[kind]['lr'] * factor,
+            'weight_decay': settings[kind]['weight_decay'],
+        }
+        for (factor, kind), parameters in sorted(groups.items(), reverse=True, key=lambda row: row[0][0])
+    ]
     return AdamW(used, lr=lr, betas=config.betas)
+
+
+# Of a backbone alone or within an objective, but not of its decoder.
+_BLOCK = re.compile(r'(?:backbone\.)?blocks\.(?P<block>\d+)\.')
+_INPUT = re.compile(r'(?:backbone\.)?(?:patch_embed\.|pos_embed$|cls_token$|mask_token$|channel_embed)')
+
+
+def _lr_factor(name: str, depth: int, config: OptimConfig) -> float:
+    """Factor on the learning rate of a parameter by its place in the backbone."""
+    block = _BLOCK.match(name)
+    below = depth - int(block['block']) if block else depth + 1 if _INPUT.match(name) else 0
+    embedding = re.match(r'(?:backbone\.)?patch_embed\.', name)
+    return config.layer_decay**below * (config.patch_embed_lr_multiplier if embedding else 1.0)
 
 
 def build_schedule(optimizer: AdamW, config: OptimConfig, total: int, epochs: int, batch: int) -> LRScheduler:
