@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from explora_geo.commands.probe import probe
+
 app = typer.Typer(
     name='explora-geo',
     help='Adapt pre-trained vision transformers to your own satellite archive (ExPLoRA).',
@@ -45,6 +47,18 @@ def fit(context: typer.Context) -> None:
 @app.command(context_settings=_PASS_ON)
 def validate(context: typer.Context) -> None:
     """Evaluate a checkpoint on validation data: `explora-geo validate --config run.yaml`."""
+    _lightning(context)
+
+
+@app.command(context_settings=_PASS_ON)
+def test(context: typer.Context) -> None:
+    """Measure a tuned model on test data: `explora-geo test --config run.yaml --ckpt_path last.ckpt`."""
+    _lightning(context)
+
+
+@app.command(context_settings=_PASS_ON)
+def predict(context: typer.Context) -> None:
+    """Predict with a tuned model: `explora-geo predict --config run.yaml --ckpt_path last.ckpt`."""
     _lightning(context)
 
 
@@ -195,6 +209,9 @@ def demo(
     run_demo(out, steps=steps, data=data)
 
 
+app.command()(probe)
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run `explora-geo`.
 
@@ -240,5 +257,11 @@ def _sentence(error: Exception) -> str:
         return (
             f'unknown key {key!r} in the configuration: '
             'correct it, explora-geo fit --print_config shows the keys that exist'
+        )
+    # The innermost of the errors it wraps, without the values it repeats around them
+    inner = re.search(r".*Errors: - (.+?)(?: - Expected a <class 'NoneType'>| Given value type:)", text)
+    if inner is not None:
+        return re.sub(r"^Problem with given class_path '[^']*': ", '', inner[1]).replace(
+            'typing.Literal', 'one of '
         )
     return text

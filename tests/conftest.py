@@ -9,6 +9,7 @@ os.environ.setdefault('OMP_NUM_THREADS', '2')
 
 import random
 import shutil
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,13 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pytest
+import rasterio
 import torch
+from rasterio.errors import NotGeoreferencedWarning
 from torch import Tensor
 
 from explora_geo.checkpoints import files
+from explora_geo.evaluation import FeatureTable
 from explora_geo.models import PatchTokenizer, ViT, builders
 from explora_geo.models.tokenizers import RGB
 from explora_geo.objectives import MAE
@@ -71,6 +75,35 @@ def tiles(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def masks(tmp_path: Path) -> Path:
+    """Twelve real 64 px windows of NAIP with masks of vegetation, and the index itself as numbers.
+
+    The folders are `masks` and `numbers`, each with `images` (red, green, blue) and `masks`. Vegetation is
+    a difference index above 0.1 of near infrared, which the images do not carry.
+    """
+    scene = sorted((Path(__file__).parent / 'data' / 'naip').glob('*.tif'))[0]
+    with rasterio.open(scene) as source:
+        pixels = source.read()
+    red, nir = pixels[0].astype(np.float32), pixels[3].astype(np.float32)
+    index = (nir - red) / np.maximum(nir + red, 1)
+    targets = {'masks': (index > 0.1).astype(np.uint8), 'numbers': index}
+    for name, values in targets.items():
+        for number in range(12):
+            top, left = 64 * (number // 4), 64 * (number % 4)
+            window = slice(top, top + 64), slice(left, left + 64)
+            for kind, data in (('images', pixels[:3]), ('masks', values[None])):
+                file = tmp_path / name / kind / f'{number:02d}.tif'
+                file.parent.mkdir(parents=True, exist_ok=True)
+                cut = data[:, *window]
+                profile = {'count': len(cut), 'dtype': cut.dtype, 'height': 64, 'width': 64}
+                with warnings.catch_warnings():
+                    warnings.simplefilter('ignore', NotGeoreferencedWarning)
+                    with rasterio.open(file, 'w', driver='GTiff', **profile) as target:
+                        target.write(cut)
+    return tmp_path / 'masks'
+
+
+@pytest.fixture
 def build_vit() -> Callable[..., ViT]:
     """Build a ViT of 3 blocks and width 32 for 32 px images, whose every number is random."""
 
@@ -110,6 +143,21 @@ def base_file(base_state: dict[str, Tensor], tmp_path: Path) -> Path:
     """Those weights as a file."""
     torch.save({'model': base_state}, tmp_path / 'base.pth')
     return tmp_path / 'base.pth'
+
+
+@pytest.fixture
+def table() -> Callable[..., FeatureTable]:
+    """Build features whose class tokens lie around one point per class, as far apart as `distance`."""
+
+    def build(count: int, seed: int, distance: float = 2.0, classes: int = 3) -> FeatureTable:
+        generator = torch.Generator().manual_seed(seed)
+        label = torch.arange(count) % classes
+        centres = distance * torch.eye(classes, 8)
+        cls = torch.randn(count, 4, 8, generator=generator) + centres[label][:, None]
+        avg = torch.randn(count, 4, 8, generator=generator)
+        return FeatureTable(cls.half(), avg.half(), label)
+
+    return build
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from explora_geo.checkpoints import read_adapter
 from explora_geo.cli import main
 
 ROOT = Path(__file__).parents[1]
-EXAMPLES = sorted((ROOT / 'tests' / 'conf').glob('*.yaml'))
+EXAMPLES = sorted((ROOT / 'tests' / 'conf').glob('pretrain_*.yaml'))
 FIRST = ROOT / 'tests' / 'conf' / 'pretrain_mae_folder.yaml'
 Refuse = Callable[..., str]
 

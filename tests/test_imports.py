@@ -25,12 +25,13 @@ ALLOWED = {
     'checkpoints': {'adaptation', 'models', 'checkpoints'},
     'objectives': {'adaptation', 'models', 'objectives', 'transforms'},
     'trainers': {'_compat', 'adaptation', 'models', 'checkpoints', 'objectives', 'trainers'},
-    'evaluation': {'adaptation', 'models', 'evaluation'},
+    'evaluation': {'adaptation', 'models', 'checkpoints', 'evaluation'},
+    'commands': {'checkpoints', 'commands', 'datamodules', 'evaluation'},
     'datasets': {'datasets'},
     'transforms': {'datasets', 'transforms'},
     'datamodules': {'_compat', 'datasets', 'transforms', 'datamodules'},
     'main': {'_compat', 'datamodules', 'trainers'},
-    'cli': {'adaptation', 'checkpoints', 'demo', 'main', 'models', 'objectives'},
+    'cli': {'adaptation', 'checkpoints', 'commands', 'demo', 'main', 'models', 'objectives'},
     '_compat': set(),
 }
 

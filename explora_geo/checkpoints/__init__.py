@@ -15,6 +15,7 @@ from explora_geo.checkpoints.io import (
     model_metadata,
     state_sha256,
 )
+from explora_geo.checkpoints.open import open_backbone
 
 __all__ = [
     'AdapterHeader',
@@ -25,6 +26,7 @@ __all__ = [
     'load_weights',
     'merge_adapter',
     'model_metadata',
+    'open_backbone',
     'read_adapter',
     'read_state',
     'save_adapter',

@@ -33,8 +33,9 @@ def read_weights(weights: WeightsEnum | str | Path) -> tuple[dict[str, Tensor], 
         group, _, member = weights.partition('.')
         weights = getattr(getattr(named, group, None), '__members__', {}).get(member, weights)
     if isinstance(weights, WeightsEnum):
-        bands = weights.meta.get('bands')
+        bands, model = weights.meta.get('bands'), weights.meta.get('model')
         meta = {'bands': json.dumps(list(bands))} if bands else {}
+        meta |= {'backbone': model} if model else {}
         state, found = read_state(fetch(weights.url, weights.meta))
         return state, {**found, **meta}, str(weights)
     text = str(weights)

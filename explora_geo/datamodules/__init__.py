@@ -2,6 +2,7 @@
 
 from .eurosat import EuroSATDataModule
 from .folder import FolderDataModule
+from .masks import MaskFolderDataModule
 from .scenes import SceneDataModule
 
-__all__ = ['EuroSATDataModule', 'FolderDataModule', 'SceneDataModule']
+__all__ = ['EuroSATDataModule', 'FolderDataModule', 'MaskFolderDataModule', 'SceneDataModule']

@@ -3,6 +3,7 @@
 from .collate import collate_skipping
 from .eurosat import EuroSATDataset
 from .folder import FolderDataset
+from .masks import MaskFolderDataset
 from .scenes import SceneDataset
 
-__all__ = ['EuroSATDataset', 'FolderDataset', 'SceneDataset', 'collate_skipping']
+__all__ = ['EuroSATDataset', 'FolderDataset', 'MaskFolderDataset', 'SceneDataset', 'collate_skipping']

@@ -1,16 +1,28 @@
 """How good features are: probes on frozen features and few-label tuning."""
 
-from explora_geo.evaluation.features import extract_features, feature_sets
-from explora_geo.evaluation.intervals import Interval, mean_interval
+from explora_geo.evaluation.budgets import Budget
+from explora_geo.evaluation.cache import cached_features
+from explora_geo.evaluation.features import FeatureTable, extract_features, feature_sets
+from explora_geo.evaluation.intervals import Interval, bootstrap_interval, mean_interval
 from explora_geo.evaluation.probes import knn_accuracy, linear_probe
+from explora_geo.evaluation.protocol import ProbeProtocol, run_probes
+from explora_geo.evaluation.sweep import SweepConfig, linear_sweep
 from explora_geo.evaluation.tuning import tune_few_labels
 
 __all__ = [
+    'Budget',
+    'FeatureTable',
     'Interval',
+    'ProbeProtocol',
+    'SweepConfig',
+    'bootstrap_interval',
+    'cached_features',
     'extract_features',
     'feature_sets',
     'knn_accuracy',
     'linear_probe',
+    'linear_sweep',
     'mean_interval',
+    'run_probes',
     'tune_few_labels',
 ]

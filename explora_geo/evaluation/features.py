@@ -1,7 +1,7 @@
 """Frozen features of images."""
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -11,6 +11,46 @@ from torch import Tensor
 from explora_geo.models.vit import ViT
 
 Array = NDArray[np.float32]
+
+
+class FeatureTable(NamedTuple):
+    """Features of a data set, as the cache holds them: in half precision.
+
+    Attributes:
+        cls: Class tokens of the last blocks, last block last, shape (N, blocks, D).
+        avg: Mean patch tokens of the same blocks, over slots and patches, shape (N, blocks, D).
+        label: Classes, shape (N,).
+        skipped: Images that could not be read, `<path>: <reason>`.
+    """
+
+    cls: Tensor
+    avg: Tensor
+    label: Tensor
+    skipped: tuple[str, ...] = ()
+
+    @classmethod
+    def join(cls, parts: Sequence[Self]) -> Self:
+        """One table of several, in order."""
+        columns = (torch.cat([getattr(p, name) for p in parts]) for name in ('cls', 'avg', 'label'))
+        tokens, averages, labels = columns
+        return cls(tokens, averages, labels, tuple(text for part in parts for text in part.skipped))
+
+    def take(self, index: Tensor) -> Self:
+        """Some of the rows."""
+        return self._replace(cls=self.cls[index], avg=self.avg[index], label=self.label[index])
+
+    def stacked(self, blocks: int) -> Tensor:
+        """One vector per image, shape (N, (1 + blocks)·D).
+
+        The mean patch token of the last block comes first, then class tokens from the last block backwards,
+        so that every variant of the sweep is a slice.
+        """
+        tokens = self.cls[:, -blocks:].flip(1).flatten(1)
+        return torch.cat([self.avg[:, -1], tokens], dim=1)
+
+    def arrays(self) -> dict[str, Array]:
+        """The features of the last block for methods without a sweep over blocks, by token kind."""
+        return {kind: getattr(self, kind)[:, -1].float().numpy() for kind in ('cls', 'avg')}
 
 
 @torch.no_grad()

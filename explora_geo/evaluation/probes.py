@@ -1,6 +1,6 @@
 """Linear probe and k-NN on frozen features."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,6 +28,37 @@ class ProbeResult(NamedTuple):
     accuracy: float
     validation: float
     setting: str
+
+
+class Choice(NamedTuple):
+    """The setting that was best on validation.
+
+    Attributes:
+        hits: Whether each test image is right, shape (M,).
+        validation: Validation accuracy.
+        setting: Text that names the setting.
+    """
+
+    hits: NDArray[np.bool_]
+    validation: float
+    setting: str
+
+
+def _choose(
+    candidates: Iterable[tuple[str, Any, str]],
+    val: dict[str, Array],
+    val_labels: Array,
+    test: dict[str, Array],
+    test_labels: Array,
+) -> Choice:
+    """Of fitted models `(setting, model, feature set)`, the first that is best on validation."""
+    best: tuple[float, str, Any, str] = (-1.0, '', None, '')
+    for setting, model, name in candidates:
+        score = float(model.score(val[name], val_labels))
+        if score > best[0]:
+            best = score, setting, model, name
+    score, setting, model, name = best
+    return Choice(model.predict(test[name]) == test_labels, score, setting)
 
 
 def _logistic(strength: float) -> Any:
@@ -58,16 +89,28 @@ def linear_probe(
     Returns:
         The chosen setting and its accuracies.
     """
-    best = ProbeResult(0.0, -1.0, '')
-    for name, features in train.items():
-        for strength in strengths:
-            model = _logistic(strength).fit(features, train_labels)
-            score = float(model.score(val[name], val_labels))
-            if score > best.validation:
-                best = ProbeResult(
-                    float(model.score(test[name], test_labels)), score, f'{name}, C={strength:g}'
-                )
-    return best
+    hits, validation, setting = logistic_hits(
+        train, train_labels, val, val_labels, test, test_labels, strengths
+    )
+    return ProbeResult(float(hits.mean()), validation, setting)
+
+
+def logistic_hits(
+    train: dict[str, Array],
+    train_labels: Array,
+    val: dict[str, Array],
+    val_labels: Array,
+    test: dict[str, Array],
+    test_labels: Array,
+    strengths: Sequence[float] = STRENGTHS,
+) -> Choice:
+    """As `linear_probe`, but which test images are right."""
+    candidates = (
+        (f'{name}, C={strength:g}', _logistic(strength).fit(features, train_labels), name)
+        for name, features in train.items()
+        for strength in strengths
+    )
+    return _choose(candidates, val, val_labels, test, test_labels)
 
 
 def knn_accuracy(train: Array, train_labels: Array, test: Array, test_labels: Array, k: int = 10) -> float:
@@ -83,5 +126,23 @@ def knn_accuracy(train: Array, train_labels: Array, test: Array, test_labels: Ar
     Returns:
         Accuracy in [0, 1].
     """
+    return float(np.mean(_knn(k, train, train_labels).predict(test) == test_labels))
+
+
+def knn_hits(
+    train: dict[str, Array],
+    train_labels: Array,
+    val: dict[str, Array],
+    val_labels: Array,
+    test: dict[str, Array],
+    test_labels: Array,
+    k: int = 5,
+) -> Choice:
+    """Which test images k nearest neighbours classify correctly; the feature set is chosen on validation."""
+    candidates = ((f'{name}, k={k}', _knn(k, x, train_labels), name) for name, x in train.items())
+    return _choose(candidates, val, val_labels, test, test_labels)
+
+
+def _knn(k: int, train: Array, labels: Array) -> KNeighborsClassifier:
     model = KNeighborsClassifier(min(k, len(train)), metric='cosine', weights='distance')
-    return float(np.mean(model.fit(train, train_labels).predict(test) == test_labels))
+    return model.fit(train, labels)

@@ -1,9 +1,27 @@
-"""TorchGeo tasks: pre-training by ExPLoRA."""
+"""TorchGeo tasks: pre-training by ExPLoRA, and tuning on labels."""
 
 from explora_geo.objectives import MAE, DINOv2  # lets a YAML name objectives by class name
+from explora_geo.trainers.classification import ClassificationTask
 from explora_geo.trainers.guard import GuardConfig
 from explora_geo.trainers.optim import OptimConfig
 from explora_geo.trainers.presets import PRESETS
 from explora_geo.trainers.pretrain import ExPLoRATask
+from explora_geo.trainers.recipes import Regularisation
+from explora_geo.trainers.regression import RegressionTask
+from explora_geo.trainers.segmentation import SegmentationTask
+from explora_geo.trainers.taskfile import load_task, save_task
 
-__all__ = ['MAE', 'PRESETS', 'DINOv2', 'ExPLoRATask', 'GuardConfig', 'OptimConfig']
+__all__ = [
+    'MAE',
+    'PRESETS',
+    'ClassificationTask',
+    'DINOv2',
+    'ExPLoRATask',
+    'GuardConfig',
+    'OptimConfig',
+    'RegressionTask',
+    'Regularisation',
+    'SegmentationTask',
+    'load_task',
+    'save_task',
+]

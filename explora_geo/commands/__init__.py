@@ -1,0 +1,1 @@
+"""Commands of `explora-geo`, one file each; heavy imports wait until a command runs."""

@@ -1,0 +1,65 @@
+"""Data modules for commands: a folder of parts, or the `data` section of a YAML file."""
+
+from pathlib import Path
+from typing import Any
+
+
+def open_data(data: Path, image_size: int, bands: tuple[str, ...], **kwargs: Any) -> Any:
+    """Make a data module.
+
+    Args:
+        data: Folder with `train/` and `test/`, and optionally `val/`, of class folders; or a YAML file with
+            `class_path` and `init_args`, or a whole configuration of `explora-geo fit`.
+        image_size: Side of the images of a folder.
+        bands: Names of the bands of a folder.
+        **kwargs: Further arguments of a folder's data module.
+
+    Returns:
+        The data module, not set up.
+
+    Raises:
+        FileNotFoundError: If there is no such file or folder, or a part is missing.
+        ValueError: If the YAML file describes no data module.
+    """
+    from explora_geo.datamodules import FolderDataModule
+
+    if not data.exists():
+        raise FileNotFoundError(f'no data {data}: give a folder with train/ and test/, or a YAML file')
+    if data.is_file():
+        return _configured(data)
+    missing = [part for part in ('train', 'test') if not (data / part).is_dir()]
+    if missing:
+        raise FileNotFoundError(
+            f'{data} has no folder {" and no ".join(missing)}: put class folders into {data}/train and '
+            f'{data}/test, or give a YAML file that names a data module'
+        )
+    val = data / 'val'
+    return FolderDataModule(
+        data / 'train',
+        val_root=val if val.is_dir() else None,
+        test_root=data / 'test',
+        bands=bands,
+        image_size=image_size,
+        **kwargs,
+    )
+
+
+def _configured(file: Path) -> Any:
+    import yaml
+    from jsonargparse import ArgumentParser
+    from torchgeo.datamodules import BaseDataModule
+
+    try:
+        content = yaml.safe_load(file.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f'{file} is not YAML ({error})') from error
+    section = content.get('data', content) if isinstance(content, dict) else None
+    if not isinstance(section, dict) or 'class_path' not in section:
+        raise ValueError(f'{file} describes no data module: it needs class_path, or data with class_path')
+    import explora_geo.datamodules  # noqa: F401 - lets a YAML name classes by their class name alone
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(BaseDataModule, 'data')
+    # Renamed in jsonargparse 4.49
+    instantiate = getattr(parser, 'instantiate', None) or parser.instantiate_classes
+    return instantiate(parser.parse_object({'data': section})).data

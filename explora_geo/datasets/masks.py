@@ -1,0 +1,204 @@
+"""A folder of images with a folder of masks: segmentation and dense regression."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from .files import IMAGE_SUFFIXES, PathLike
+from .folder import FolderDataset
+from .images import BadTileError, _raster
+from .plot_masks import Colour, plot_masks
+
+
+class MaskFolderDataset(FolderDataset):
+    """Images in ``root/images`` and masks of the same name and size in ``root/masks``.
+
+    Masks are images of one band: classes per pixel (of palette images the indices), or numbers. A tile
+    whose mask is missing, damaged or of another size is skipped and named, or raises if *strict*.
+
+    Attributes:
+        classes: Names of the classes in the order of their values.
+        colours: Colour of each class, red, green and blue from 0 to 255.
+    """
+
+    def __init__(
+        self,
+        root: PathLike,
+        bands: Sequence[str] | None = None,
+        file_bands: Sequence[str] | None = None,
+        classes: Sequence[str] = (),
+        colours: Sequence[Colour] = (),
+        mask_values: Mapping[int, int] | None = None,
+        ignore_black: int | None = None,
+        numbers: bool = False,
+        size: int | None = None,
+        strict: bool = False,
+        cache: bool = False,
+        transforms: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+    ) -> None:
+        """Initialize a new MaskFolderDataset instance.
+
+        Args:
+            root: Folder that holds ``images`` and ``masks``.
+            bands: Names of the bands to return, in any order; all bands if None.
+            file_bands: Names of all bands in file order, see :class:`FolderDataset`.
+            classes: Names of the classes, for plots and maps.
+            colours: Colour of each class.
+            mask_values: Class of each value in the files, such as ``{0: 0, 255: 1}``; values are classes if
+                None. Values that are not listed are an error.
+            ignore_black: Value of the mask where every band of the image is 0 (outside the scene).
+            numbers: Whether masks hold numbers to regress instead of classes.
+            size: Side of the returned images: the shorter side is resized and the centre cropped; masks
+                follow without mixing classes.
+            strict: Whether to raise on a tile that cannot be used instead of skipping it.
+            cache: Whether to keep decoded images in memory.
+            transforms: Function applied to each sample.
+
+        Raises:
+            FileNotFoundError: If one of the folders does not exist or holds no image.
+            ValueError: If band names do not fit.
+        """
+        folder = Path(root)
+        for name in ('images', 'masks'):
+            if not (folder / name).is_dir():
+                raise FileNotFoundError(f'There is no folder {folder / name}: put images and masks there.')
+        super().__init__(
+            folder / 'images',
+            bands=bands,
+            file_bands=file_bands,
+            labelled=False,
+            size=size,
+            strict=strict,
+            cache=cache,
+        )
+        self.classes, self.colours = tuple(classes), tuple(colours)
+        self.mask_root = folder / 'masks'
+        self.mask_values = None if mask_values is None else {int(k): int(v) for k, v in mask_values.items()}
+        self.ignore_black, self.numbers = ignore_black, numbers
+        self._mask_transforms = transforms
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Return one sample.
+
+        Args:
+            index: Position in :attr:`files`.
+
+        Returns:
+            ``image``, float32, shape (C, H, W), and ``mask``, int64 or, of numbers, float32, shape (H, W); or
+            ``skipped``, which file and why.
+
+        Raises:
+            ValueError: If the tile cannot be used and *strict* is set.
+        """
+        sample = super().__getitem__(index)
+        if 'skipped' in sample:
+            return sample
+        try:
+            mask = self._mask(index, sample['image'])
+        except BadTileError as error:
+            message = f'{self.files[index]}: {error}'
+            if self.strict:
+                raise ValueError(f'{message}; correct the mask, or set strict=False to skip it.') from error
+            return {'skipped': message}
+        sample['mask'] = mask
+        return sample if self._mask_transforms is None else self._mask_transforms(sample)
+
+    def plot(self, sample: dict[str, Any], show_titles: bool = True, suptitle: str | None = None) -> Figure:
+        """Plot a sample.
+
+        Args:
+            sample: A sample returned by :meth:`__getitem__`, optionally with a ``prediction``.
+            show_titles: Whether to show titles above the panels.
+            suptitle: Title of the whole figure.
+
+        Returns:
+            The figure.
+        """
+        return plot_masks(sample, self.bands, self.classes, self.colours, show_titles, suptitle)
+
+    def _mask(self, index: int, image: Tensor) -> Tensor:
+        path = self._mask_path(self.files[index])
+        values = read_mask(path)
+        original = self._original_size(self.files[index])
+        if values.shape != original:
+            raise BadTileError(
+                f'its mask {path.name} has {values.shape[0]}x{values.shape[1]} pixels, the image '
+                f'{original[0]}x{original[1]}'
+            )
+        if self.mask_values is not None:
+            unknown = sorted(set(np.unique(values).tolist()) - set(self.mask_values))
+            if unknown:
+                raise BadTileError(
+                    f'its mask holds the values {unknown[:5]}, which mask_values does not list'
+                )
+            table = values.copy()
+            for value, label in self.mask_values.items():
+                table[values == value] = label
+            values = table
+        dtype = np.float32 if self.numbers else np.int64
+        mask = resize_mask(torch.from_numpy(values.astype(dtype)), self.size)
+        if self.ignore_black is not None:
+            mask[(image == 0).all(0)] = self.ignore_black
+        return mask
+
+    def _mask_path(self, image: Path) -> Path:
+        relative = image.relative_to(self.root)
+        same = self.mask_root / relative
+        if same.is_file():
+            return same
+        for suffix in sorted(IMAGE_SUFFIXES):
+            if same.with_suffix(suffix).is_file():
+                return same.with_suffix(suffix)
+        raise BadTileError(f'there is no mask {same.with_suffix(".*")}')
+
+    @staticmethod
+    def _original_size(image: Path) -> tuple[int, int]:
+        with _raster(image) as source:
+            return source.height, source.width
+
+
+def read_mask(path: Path) -> NDArray[Any]:
+    """Read the one band of a mask; of palette images the indices.
+
+    Args:
+        path: Image file of any kind.
+
+    Returns:
+        Values, shape (H, W).
+
+    Raises:
+        BadTileError: If the file is damaged or has several bands.
+    """
+    with _raster(path) as source:
+        if source.count != 1:
+            raise BadTileError(f'its mask {path.name} has {source.count} bands instead of one')
+        return source.read(1)
+
+
+def resize_mask(mask: Tensor, size: int | None) -> Tensor:
+    """Resize the shorter side and crop the centre square as images are, taking the nearest value.
+
+    Args:
+        mask: Values, shape (H, W).
+        size: Side of the result; the mask itself if None.
+
+    Returns:
+        Values, shape (size, size).
+    """
+    if size is None:
+        return mask
+    height, width = mask.shape
+    if min(height, width) != size:
+        scale = size / min(height, width)
+        target = (max(size, round(height * scale)), max(size, round(width * scale)))
+        resized = F.interpolate(mask[None, None].double(), target, mode='nearest-exact')
+        mask = resized[0, 0].to(mask.dtype)
+    top, left = (mask.shape[0] - size) // 2, (mask.shape[1] - size) // 2
+    return mask[top : top + size, left : left + size].clone()

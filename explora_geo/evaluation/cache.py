@@ -1,0 +1,175 @@
+"""Features on disk: extracted once for the same weights, images and transform."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Subset, default_collate
+
+from explora_geo.checkpoints import read_state, state_sha256, write_state
+from explora_geo.evaluation.features import FeatureTable, extract_features
+from explora_geo.models.vit import ViT
+
+Transform = Callable[[dict[str, Any]], dict[str, Any]]
+Collate = Callable[[list[Any]], dict[str, Any]]
+
+#: Images per file of the cache: what an interruption can cost.
+SHARD = 2048
+# Raised when what a file holds changes.
+_VERSION = 1
+
+
+def dataset_sha256(dataset: Dataset[Any]) -> str:
+    """Hash of what a data set would return.
+
+    Files are told apart by name, size and time of change, which costs nothing to read; a data set that
+    does not list its files is read as a whole.
+
+    Args:
+        dataset: Any data set; `Subset` is looked into.
+
+    Returns:
+        Hexadecimal SHA-256.
+    """
+    digest = hashlib.sha256()
+    if isinstance(dataset, Subset):
+        digest.update(f'{dataset_sha256(dataset.dataset)}{list(dataset.indices)}'.encode())
+        return digest.hexdigest()
+    files = list(_files(dataset))
+    if files:
+        root = Path(getattr(dataset, 'root', '/'))
+        for path in files:
+            status = path.stat()
+            name = path.relative_to(root) if path.is_relative_to(root) else path
+            digest.update(f'{name}|{status.st_size}|{status.st_mtime_ns}\n'.encode())
+        digest.update(f'{getattr(dataset, "classes", "")}{getattr(dataset, "labels", "")}'.encode())
+        return digest.hexdigest()
+    for index in range(len(dataset)):  # type: ignore[arg-type]
+        _update(digest, dataset[index])
+    return digest.hexdigest()
+
+
+def _files(dataset: Dataset[Any]) -> Iterator[Path]:
+    """The image files of a data set of ours or of torchvision's and TorchGeo's folder kind."""
+    for name in ('files', 'samples', 'imgs'):
+        entries = getattr(dataset, name, None)
+        if isinstance(entries, Sequence) and entries and not isinstance(entries, str):
+            for entry in entries:
+                path = entry[0] if isinstance(entry, tuple) else entry
+                if isinstance(path, str | Path):
+                    yield Path(path)
+            return
+
+
+def _update(digest: Any, sample: Mapping[str, Any]) -> None:
+    for key in sorted(sample):
+        value = sample[key]
+        content = value.numpy(force=True).tobytes() if isinstance(value, Tensor) else str(value).encode()
+        digest.update(key.encode() + content)
+
+
+def cached_features(
+    folder: str | Path | None,
+    vit: ViT,
+    dataset: Dataset[Any],
+    *,
+    transform: Transform | None = None,
+    collate: Collate = default_collate,
+    blocks: int = 4,
+    batch_size: int = 64,
+    num_workers: int = 0,
+    shard: int = SHARD,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> FeatureTable:
+    """Features of a data set, from the cache where it has them.
+
+    A cache entry belongs to one hash of weights, images and transform (of what the transform makes of the
+    first batch). Each of its files appears in one piece, so an interrupted extraction goes on with the
+    first file that is missing.
+
+    Args:
+        folder: Folder of the cache; None keeps nothing.
+        vit: Plain or merged backbone, on the device to use.
+        dataset: Samples with `image`, `label` and, for temporal tokenizers, `timestamps`.
+        transform: Normalisation of a batch, on the device.
+        collate: Makes a batch of samples.
+        blocks: How many of the last blocks; all of a shallower backbone.
+        batch_size: Images per forward pass.
+        num_workers: Processes that read images.
+        shard: Images per file.
+        progress: Told the images done and their number.
+
+    Returns:
+        The features, in the order of the data set.
+
+    Raises:
+        ValueError: If there is no image, or images carry no class each.
+    """
+    total = len(dataset)  # type: ignore[arg-type]
+    blocks = min(blocks, vit.depth)
+    loader: Any = {'batch_size': batch_size, 'num_workers': num_workers, 'collate_fn': collate}
+    device = vit.cls_token.device
+
+    def batches(start: int, stop: int) -> Iterator[dict[str, Any]]:
+        for batch in DataLoader(Subset(dataset, range(start, stop)), **loader):
+            moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+            yield moved if transform is None else transform(moved)
+
+    entry = None
+    if folder is not None and total:
+        first = hashlib.sha256()
+        _update(first, next(batches(0, min(batch_size, total))))
+        described = {
+            'version': _VERSION,
+            'weights': state_sha256(vit.state_dict()),
+            'data': dataset_sha256(dataset),
+            'transform': first.hexdigest(),
+            'blocks': blocks,
+            'shard': shard,
+        }
+        key = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+        entry = Path(folder) / key[:20]
+    parts = []
+    for number, start in enumerate(range(0, total, shard)):
+        stop = min(start + shard, total)
+        file = None if entry is None else entry / f'features_{number:05d}.safetensors'
+        if file is not None and file.is_file():
+            parts.append(_read(file))
+        else:
+            parts.append(_extract(vit, batches(start, stop), blocks))
+            if file is not None:
+                state = {'cls': parts[-1].cls, 'avg': parts[-1].avg, 'label': parts[-1].label}
+                write_state(file, state, {'skipped': json.dumps(parts[-1].skipped)})
+        progress(stop, total)
+    if not parts:
+        raise ValueError('there are no images to extract features from')
+    return FeatureTable.join(parts)
+
+
+def _extract(vit: ViT, batches: Iterator[dict[str, Any]], blocks: int) -> FeatureTable:
+    skipped: list[str] = []
+
+    def labelled() -> Iterator[dict[str, Any]]:
+        for batch in batches:
+            skipped.extend(batch.get('skipped', ()))
+            label = batch.get('label')
+            if not isinstance(label, Tensor) or label.ndim != 1:
+                shape = tuple(label.shape) if isinstance(label, Tensor) else None
+                raise ValueError(
+                    f'a probe needs one class per image, got labels of shape {shape}: use images in class '
+                    'folders, or a data module whose batches carry label of shape (B,)'
+                )
+            yield batch
+
+    features, labels = extract_features(vit, labelled(), blocks)
+    halves = {k: torch.from_numpy(v).half() for k, v in features.items()}
+    return FeatureTable(halves['cls'], halves['avg'], torch.from_numpy(labels), tuple(skipped))
+
+
+def _read(file: Path) -> FeatureTable:
+    state, metadata = read_state(file)
+    return FeatureTable(state['cls'], state['avg'], state['label'], tuple(json.loads(metadata['skipped'])))

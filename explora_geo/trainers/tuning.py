@@ -1,0 +1,279 @@
+"""What the downstream tasks share: backbone, what of it trains, steps, metrics and files."""
+
+import warnings
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torchmetrics import MetricCollection
+from torchvision.models._api import WeightsEnum
+
+from explora_geo._compat import BaseTask
+from explora_geo.adaptation import ExPLoRAConfig, explora
+from explora_geo.checkpoints import open_backbone
+from explora_geo.models import create_vit
+from explora_geo.models.pooling import Slots
+from explora_geo.models.predictor import Predictor
+from explora_geo.models.vit import ViT
+from explora_geo.trainers.length import run_length
+from explora_geo.trainers.optim import OptimConfig, build_optimizer, build_schedule
+from explora_geo.trainers.recipes import ADAPTATIONS, OPTIMISERS, Regularisation, Tuning
+from explora_geo.trainers.tuning_report import TuningReport, describe_data
+
+
+class TuningTask(BaseTask):
+    """A pre-trained backbone and a head, tuned on labels.
+
+    Sub-classes say what the head predicts. Checkpoints are complete: they load without the starting
+    weights.
+
+    Attributes:
+        target_key: Key of the target in a batch, `label` or `mask`.
+        data: What the data said of itself when the task was trained: bands, statistics, class names.
+    """
+
+    ignore: Sequence[str] | str | None = ('weights', 'adapter')
+    monitor = 'val_loss'
+    target_key = 'label'
+    model: Predictor
+
+    def __init__(
+        self,
+        model: str | None = None,
+        weights: WeightsEnum | str | None = None,
+        adapter: str | None = None,
+        tuning: Tuning = 'lora',
+        adaptation: ExPLoRAConfig | str | None = None,
+        optim: OptimConfig | None = None,
+        lr: float | None = None,
+        regularisation: Regularisation | None = None,
+        bands: Sequence[str] | None = None,
+        img_size: int | None = None,
+        patch_size: int | None = None,
+        tokenizer: Literal['patch', 'group-channel', 'temporal'] | None = None,
+        tokenizer_options: dict[str, Any] | None = None,
+        slots: Slots = 'mean',
+        grad_checkpointing: bool = False,
+    ) -> None:
+        """Initialize a TuningTask.
+
+        Args:
+            model: Backbone by timm's name; what the files state if None.
+            weights: Plain or merged backbone: a `WeightsEnum`, a file, or `timm/<name>`.
+            adapter: Adapter file made on these weights; it is merged before tuning.
+            tuning: What trains besides the head: nothing, LoRA-r8 on Q and V of every block (the paper's),
+                everything, or ExPLoRA's choice: last block, LoRA elsewhere, norms and class token.
+            adaptation: Another choice of what trains, as a configuration or in the paper's notation.
+            optim: Optimiser and schedule; those of *tuning* if None.
+            lr: Learning rate as it is, for any batch: short for `optim` with `lr_scaling: none`.
+            regularisation: Drop path, label smoothing, mixup, cutmix, erasing.
+            bands: Band names of the images, in order.
+            img_size: Image side, pixels.
+            patch_size: Patch side, pixels.
+            tokenizer: How images become tokens: `patch`, `group-channel` or `temporal`.
+            tokenizer_options: Further arguments of the tokenizer's class.
+            slots: How channel groups or frames are reduced in the head: `mean`, or `concat`.
+            grad_checkpointing: Recompute activations in the backward pass to save memory.
+
+        Raises:
+            ValueError: If a name or value is unknown, or the weights do not fit.
+            FileNotFoundError: If a file does not exist.
+        """
+        if tuning not in ADAPTATIONS:
+            raise ValueError(f'tuning must be one of {", ".join(ADAPTATIONS)}, got {tuning!r}')
+        self._weights, self._adapter = weights, adapter
+        self.config = ExPLoRAConfig.create(ADAPTATIONS[tuning] if adaptation is None else adaptation)
+        # A checkpoint's hyper-parameters come back as plain mappings.
+        self.optim = OptimConfig(**optim) if isinstance(optim, dict) else optim or OPTIMISERS[tuning]
+        if lr is not None:
+            self.optim = OptimConfig(**{**vars(self.optim), 'base_lr': lr, 'lr_scaling': 'none'})
+        plain_regularisation = isinstance(regularisation, dict)
+        self.regularisation: Regularisation = (
+            Regularisation(**regularisation)  # type: ignore[arg-type]
+            if plain_regularisation
+            else regularisation or Regularisation()
+        )
+        self.data: dict[str, Any] = {}
+        self.skipped: dict[str, str] = {}
+        self._restored = False
+        super().__init__()
+        vit = self.model.backbone
+        # Plain values only: a Lightning checkpoint must load with weights_only=True.
+        plain = {
+            'model': self._name,
+            'adaptation': self.config.to_dict(),
+            'optim': dict(vars(self.optim)),
+            'lr': None,
+            'regularisation': dict(vars(self.regularisation)),
+            'bands': list(vit.patch_embed.bands),
+            'img_size': vit.patch_embed.grid_size[0] * vit.patch_embed.patch_size,
+            'patch_size': vit.patch_embed.patch_size,
+            'tokenizer': vit.patch_embed.kind,
+            'tokenizer_options': dict(vit.patch_embed.options),
+        }
+        self.hparams.update(plain)
+        self._hparams_initial.update(plain)  # what loggers write
+
+    @abstractmethod
+    def build(self, vit: ViT) -> Predictor:
+        """Put the head onto the backbone."""
+
+    @abstractmethod
+    def metrics(self) -> MetricCollection:
+        """Metrics of one split."""
+
+    @abstractmethod
+    def loss(self, scores: Tensor, target: Tensor) -> Tensor:
+        """Loss of a batch, a scalar."""
+
+    @abstractmethod
+    def check_target(self, target: Tensor, image: Tensor) -> None:
+        """Refuse targets that do not fit the image or the task."""
+
+    @abstractmethod
+    def predict(self, scores: Tensor) -> Tensor:
+        """What the task predicts for scores: probabilities, or values."""
+
+    @abstractmethod
+    def decide(self, predicted: Tensor) -> Tensor:
+        """The classes, or values, of predictions, with the shape of targets."""
+
+    def configure_models(self) -> None:
+        """Build → load weights and adapter → adapt → head, in this order."""
+        keys = ('img_size', 'patch_size', 'bands', 'tokenizer', 'tokenizer_options')
+        options = {k: self.hparams[k] for k in keys if self.hparams[k] is not None}
+        rate = 0.0 if self.config == ADAPTATIONS['linear'] else self.regularisation.drop_path
+        name = self.hparams['model']
+        if self._weights is not None:
+            vit, name = open_backbone(self._weights, self._adapter, name, **options, drop_path_rate=rate)
+            vit.requires_grad_(True)  # merging an adapter froze it
+        elif name is None:
+            raise ValueError('give weights, or the model of a checkpoint that is loaded')
+        else:
+            vit = create_vit(name, **options, drop_path_rate=rate)
+        vit.grad_checkpointing = self.hparams['grad_checkpointing']
+        explora(vit, self.config)
+        self._name = name
+        self.model = self.build(vit)
+        self.model.train(self.training)  # a frozen backbone goes into evaluation mode
+
+    def configure_metrics(self) -> None:
+        """The same metrics for each split."""
+        metrics = self.metrics()
+        self.train_metrics = metrics.clone(prefix='train_')
+        self.val_metrics = metrics.clone(prefix='val_')
+        self.test_metrics = metrics.clone(prefix='test_')
+
+    def forward(self, image: Tensor, timestamps: Tensor | None = None) -> Any:
+        """Scores of images, shape (B, C, H, W) or as the tokenizer says."""
+        return self.model(image, timestamps)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW over what trains, warm-up and cosine by step."""
+        length = run_length(self.trainer)
+        optimizer = build_optimizer(self.model, self.optim, length.batch)
+        schedule = build_schedule(optimizer, self.optim, *length)
+        return {'optimizer': optimizer, 'lr_scheduler': {'scheduler': schedule, 'interval': 'step'}}
+
+    def configure_callbacks(self) -> list[Callback]:
+        """The report, model file and pictures that every run leaves behind."""
+        return [TuningReport()]
+
+    def setup(self, stage: str) -> None:
+        """Keep Lightning from warning of what is meant."""
+        if self.model.frozen:  # as it must be
+            warnings.filterwarnings('ignore', message=r'Found \d+ module\(s\) in eval mode')
+
+    def augment(self, image: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Change training images and targets; erasing alone where targets are one per image."""
+        return self.regularisation.erase(image), target
+
+    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
+        """Loss of an augmented batch.
+
+        Args:
+            batch: Sample dict with `image` and the target.
+            batch_idx: Number of the batch.
+
+        Returns:
+            The loss.
+
+        Raises:
+            ValueError: If targets do not fit or the loss is not finite.
+        """
+        image, target = self._read(batch)
+        changed, wanted = self.augment(image, target)
+        scores = self(changed, batch.get('timestamps'))
+        loss = self.loss(scores, wanted)
+        if not torch.isfinite(loss):
+            raise ValueError(
+                f'the loss is {loss.item()} at step {self.global_step}: lower the learning rate, clip '
+                'gradients (trainer.gradient_clip_val) or train in bf16-mixed instead of 16-mixed'
+            )
+        size = len(image)
+        self.log('train_loss', loss.detach(), batch_size=size, prog_bar=True)
+        self.log('lr', self.trainer.optimizers[0].param_groups[0]['lr'], batch_size=size)
+        if wanted is target:  # mixed images have no one class to score
+            self._score(self.train_metrics, scores.detach(), target)
+        return loss
+
+    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        """Loss and metrics of a validation batch."""
+        self._evaluate(batch, 'val', self.val_metrics)
+
+    def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        """Loss and metrics of a test batch."""
+        self._evaluate(batch, 'test', self.test_metrics)
+
+    def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
+        """What the task predicts for a batch: probabilities, or values."""
+        return self.predict(self(batch['image'], batch.get('timestamps')))
+
+    def _read(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """Image and checked target of a batch."""
+        if self.target_key not in batch:
+            raise ValueError(
+                f'{type(self).__name__} needs {self.target_key!r} in every batch, got the keys '
+                f'{", ".join(batch)}: use labelled images'
+            )
+        image, target = batch['image'], batch[self.target_key]
+        self.check_target(target, image)
+        for entry in batch.get('skipped', ()):
+            path, _, reason = entry.partition(': ')
+            self.skipped.setdefault(path, reason)
+        return image, target
+
+    def _evaluate(self, batch: Mapping[str, Any], split: str, metrics: MetricCollection) -> None:
+        image, target = self._read(batch)
+        scores = self(image, batch.get('timestamps'))
+        self.log(f'{split}_loss', self.loss(scores, target), batch_size=len(image), prog_bar=split == 'val')
+        self._score(metrics, scores, target)
+
+    def _score(self, metrics: MetricCollection, scores: Tensor, target: Tensor) -> None:
+        metrics.update(self.predict(scores), target)
+        self.log_dict(metrics, batch_size=len(target), on_step=False, on_epoch=True)  # type: ignore[arg-type]
+
+    def on_fit_start(self) -> None:
+        """Remember what the data says of itself, for whoever uses the model later.
+
+        Raises:
+            ValueError: If the backbone would stay random, or the data has other bands than the model.
+        """
+        if self._weights is None and not self.config.full and not self._restored:
+            raise ValueError(
+                'tuning needs a pre-trained backbone: give weights, or tuning full to train all of it'
+            )
+        self.data = describe_data(getattr(self.trainer, 'datamodule', None), self.hparams['bands'])
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Say which task this is and on what data it was trained."""
+        checkpoint['explora_geo'] = {'task': type(self).__name__, 'data': self.data}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take over what is known of the data."""
+        self.data = checkpoint.get('explora_geo', {}).get('data', {})
+        self._restored = True

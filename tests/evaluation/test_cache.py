@@ -1,0 +1,157 @@
+"""The feature cache: same key, same features; anything else, another entry."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.testing import assert_close
+from torch.utils.data import Dataset, Subset
+
+from explora_geo.datasets import FolderDataset, collate_skipping
+from explora_geo.evaluation import cache as cache_module
+from explora_geo.evaluation.cache import cached_features, dataset_sha256
+from explora_geo.models import ViT
+
+Build = Callable[..., ViT]
+
+
+@pytest.fixture
+def extract(tmp_path: Path, tiles: Path, build_vit: Build) -> Callable[..., Any]:
+    """Extract features of 24 tiles in files of 10, with a chosen transform."""
+
+    def call(vit: ViT | None = None, scale: float = 100.0, **kwargs: Any) -> Any:
+        defaults: dict[str, Any] = {
+            'dataset': FolderDataset(tiles, size=32),
+            'transform': lambda batch: {**batch, 'image': batch['image'] / scale},
+            'collate': collate_skipping,
+            'batch_size': 4,
+            'shard': 10,
+        }
+        vit = build_vit() if vit is None else vit
+        return cached_features(tmp_path / 'cache', vit, **{**defaults, **kwargs})
+
+    return call
+
+
+def entries(tmp_path: Path) -> list[str]:
+    return sorted(str(p.relative_to(tmp_path)) for p in (tmp_path / 'cache').rglob('*.safetensors'))
+
+
+def test_features_are_those_of_the_backbone_in_order(
+    extract: Callable[..., Any], build_vit: Build, tiles: Path, tmp_path: Path
+) -> None:
+    vit = build_vit()
+    found = extract(vit)
+    dataset = FolderDataset(tiles, size=32)
+    images = torch.stack([dataset[i]['image'] for i in range(24)]) / 100
+    with torch.no_grad():
+        expected = vit.eval().intermediate(images, [-3, -2, -1])
+    assert found.label.tolist() == dataset.labels
+    assert_close(found.cls.float(), torch.stack([f.cls for f in expected], 1), atol=2e-3, rtol=2e-3)
+    mean = torch.stack([f.patches.mean((1, 2)) for f in expected], 1)
+    assert_close(found.avg.float(), mean, atol=2e-3, rtol=2e-3)
+    assert len(entries(tmp_path)) == 3
+
+
+def test_the_second_time_no_image_passes_the_backbone(
+    extract: Callable[..., Any], build_vit: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vit = build_vit()
+    first = extract(vit)
+    monkeypatch.setattr(cache_module, 'extract_features', None)
+    again = extract(vit)
+    assert all(torch.equal(a, b) for a, b in zip(first[:3], again[:3], strict=True))
+
+
+def test_an_interrupted_extraction_goes_on_where_it_stopped(
+    extract: Callable[..., Any], build_vit: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vit = build_vit()
+    original = cache_module.extract_features
+    calls = []
+
+    def stop_at_the_third(*args: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return original(*args)
+
+    monkeypatch.setattr(cache_module, 'extract_features', stop_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        extract(vit)
+    assert len(entries(tmp_path)) == 2
+    extract(vit)
+    assert len(calls) == 4 and len(entries(tmp_path)) == 3
+    uncached = cached_features(
+        None, vit, FolderDataset(next((tmp_path / 'tiles').parent.glob('tiles')), size=32)
+    )
+    assert len(uncached.label) == 24
+
+
+def test_other_weights_images_or_transforms_have_another_entry(
+    extract: Callable[..., Any], build_vit: Build, tiles: Path, tmp_path: Path
+) -> None:
+    vit = build_vit()
+    extract(vit)
+    count = len(entries(tmp_path))
+    with torch.no_grad():
+        vit.norm.bias += 1
+    extract(vit)
+    assert len(entries(tmp_path)) == 2 * count
+    extract(vit, scale=50.0)
+    assert len(entries(tmp_path)) == 3 * count
+    changed = sorted(tiles.rglob('*.jpg'))[-1]
+    os.utime(changed, ns=(1, 1))
+    extract(vit)
+    assert len(entries(tmp_path)) == 4 * count
+
+
+def test_a_full_disk_keeps_the_finished_files(
+    extract: Callable[..., Any], tmp_path: Path, build_vit: Build, fail_to_write: Callable[[], None]
+) -> None:
+    vit = build_vit()
+    extract(vit, dataset=Subset(FolderDataset(tmp_path / 'tiles', size=32), range(10)))
+    before = entries(tmp_path)
+    fail_to_write()
+    with pytest.raises(OSError, match='No space left'):
+        extract(vit, scale=2.0)
+    assert entries(tmp_path) == before
+
+
+def test_torn_tiles_are_left_out_and_named_from_the_cache_too(
+    extract: Callable[..., Any], tiles: Path, build_vit: Build
+) -> None:
+    torn = sorted(tiles.rglob('*.jpg'))[12]
+    torn.write_bytes(torn.read_bytes()[:-50])
+    vit = build_vit()
+    for _ in range(2):
+        found = extract(vit)
+        assert len(found.label) == 23 and len(found.skipped) == 1 and torn.name in found.skipped[0]
+
+
+class Numbers(Dataset[dict[str, Any]]):
+    """A data set that lists no files."""
+
+    def __init__(self, offset: float = 0.0, label: Any = 0) -> None:
+        self.offset, self.label = offset, label
+
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        image = torch.full((3, 32, 32), self.offset + index)
+        return {'image': image, 'label': torch.as_tensor(self.label)}
+
+
+def test_data_without_files_is_told_apart_by_its_samples() -> None:
+    assert dataset_sha256(Numbers()) == dataset_sha256(Numbers())
+    assert dataset_sha256(Numbers()) != dataset_sha256(Numbers(1.0))
+    assert dataset_sha256(Subset(Numbers(), [0, 1])) != dataset_sha256(Subset(Numbers(), [0, 2]))
+
+
+def test_labels_must_be_one_class_per_image(build_vit: Build) -> None:
+    with pytest.raises(ValueError, match=r'one class per image, got labels of shape \(6, 2\)'):
+        cached_features(None, build_vit(), Numbers(label=[0, 1]))
