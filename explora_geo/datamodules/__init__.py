@@ -1,7 +1,15 @@
-"""Data modules: folders of tiles, EuroSAT, and whole scenes."""
+"""Data modules: folders of tiles, EuroSAT, Functional Map of the World, and whole scenes."""
 
 from .eurosat import EuroSATDataModule
+from .fmow import FMoWRGBDataModule, FMoWSentinelDataModule, FMoWTemporalDataModule
 from .folder import FolderDataModule
 from .scenes import SceneDataModule
 
-__all__ = ['EuroSATDataModule', 'FolderDataModule', 'SceneDataModule']
+__all__ = [
+    'EuroSATDataModule',
+    'FMoWRGBDataModule',
+    'FMoWSentinelDataModule',
+    'FMoWTemporalDataModule',
+    'FolderDataModule',
+    'SceneDataModule',
+]

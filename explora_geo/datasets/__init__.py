@@ -1,8 +1,17 @@
-"""Datasets: folders of tiles, EuroSAT, and whole scenes."""
+"""Datasets: folders of tiles, EuroSAT, Functional Map of the World, and whole scenes."""
 
 from .collate import collate_skipping
 from .eurosat import EuroSATDataset
+from .fmow import FMoWRGB, FMoWSentinel, FMoWTemporal
 from .folder import FolderDataset
 from .scenes import SceneDataset
 
-__all__ = ['EuroSATDataset', 'FolderDataset', 'SceneDataset', 'collate_skipping']
+__all__ = [
+    'EuroSATDataset',
+    'FMoWRGB',
+    'FMoWSentinel',
+    'FMoWTemporal',
+    'FolderDataset',
+    'SceneDataset',
+    'collate_skipping',
+]
