@@ -94,7 +94,7 @@ def test_torchgeos_command_line_takes_the_same_file(
     ('args', 'sentence'),
     [
         (['--model.init_args.num_classes=2'], 'labels must be 0 to 1'),
-        (['--model.init_args.tuning=half'], 'Parser key "tuning": expected one of'),
+        (['--model.init_args.tuning=half'], "one of ['linear', 'lora', 'full', 'explora']"),
         (['--model.init_args.weights=missing.pth'], 'no weights file missing.pth'),
         (['--model.init_args.regularisation.mixup=-1'], 'mixup must not be negative'),
         (
