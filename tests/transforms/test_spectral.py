@@ -5,10 +5,10 @@ from typing import Any
 import kornia.augmentation as K
 import pytest
 import torch
-from explora_geo.datamodules.fmow import SENTINEL_MEAN, SENTINEL_STD
 from torch import Tensor
 from torch.testing import assert_close
 
+from explora_geo.datamodules.fmow import SENTINEL_MEAN, SENTINEL_STD
 from explora_geo.transforms import (
     ClipNormalize,
     QuantileNormalize,
