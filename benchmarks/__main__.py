@@ -54,6 +54,19 @@ def packing(
     typer.echo(path.read_text())
 
 
+@app.command()
+def memory(
+    model: Annotated[str, typer.Option(help='Backbone.')] = 'vit_large_patch14_dinov2',
+    adaptation: Annotated[list[str] | None, typer.Option(help='Notation; repeat for several.')] = None,
+    out: Annotated[Path, typer.Option(help='Folder of the results.')] = Path('benchmarks/results'),
+) -> None:
+    """Count what a student and the teacher that shares its frozen trunk store."""
+    from benchmarks.memory import write_memory
+
+    path = write_memory(out, model, adaptation or ['[L]-r32', '[L]-r64', '[1,L-1,L]-r64', '[]-r32', 'full'])
+    typer.echo(path.read_text())
+
+
 @app.command('export-source')
 def export_source(
     run: Annotated[Path, typer.Argument(help='Folder of a full pre-training run.')],

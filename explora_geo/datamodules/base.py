@@ -154,28 +154,25 @@ class ArchiveDataModule(BaseDataModule):
             values = {name: estimated[name] if v is None else v for name, v in values.items()}
         self.mean, self.std = cast(Tensor, values['mean']), cast(Tensor, values['std'])
         self.aug = normalisation(self.mean, self.std)
+        self.train_aug = training_view(
+            self.mean,
+            self.std,
+            self.image_size,
+            self.crop_scale,
+            self.horizontal_flip,
+            self.vertical_flip,
+            self.quarter_turns,
+        )
         self.bands = tuple(bands)
-        self.use_views(self.views)
+        if self.views is not None:
+            self.use_views(self.views)
 
-    def use_views(self, views: ViewsConfig | None) -> None:
-        """Choose the views of training images; an objective that needs several calls this.
+    def use_views(self, views: ViewsConfig) -> None:
+        """Give training batches several crops of every image; an objective that needs them calls this.
 
         Args:
-            views: Several crops of every image, or None for one.
+            views: What to draw from images that are normalised as for validation.
         """
         self.views = views
-        if not self.bands:  # statistics are not known yet
-            return
-        self.train_aug = (
-            training_views(views, self.bands, self.mean, self.std)
-            if views is not None
-            else training_view(
-                self.mean,
-                self.std,
-                self.image_size,
-                self.crop_scale,
-                self.horizontal_flip,
-                self.vertical_flip,
-                self.quarter_turns,
-            )
-        )
+        if self.bands:  # else statistics are not known yet
+            self.train_aug = training_views(views, self.bands, self.aug, self.mean, self.std)

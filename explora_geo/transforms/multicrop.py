@@ -86,12 +86,14 @@ class MultiCrop:
         Args:
             config: What to draw.
             bands: Names of the bands, in image order.
-            mean: Mean of each band, shape (C,), if images are to be normalised; they are already if None.
+            mean: Mean of each band by which images were normalised, shape (C,), if known: colour
+                operations are defined on colours.
             std: Standard deviation of each band, shape (C,), likewise.
         """
         self.config = config
         self.rgb = tuple(canonical(band) for band in bands) == RGB
-        self.normalise = K.Normalize(mean, std) if mean is not None and std is not None else None
+        self.mean = torch.zeros(1) if mean is None else mean.view(-1, 1, 1)
+        self.std = torch.ones(1) if std is None else std.view(-1, 1, 1)
         first, second, local = config.blur
         size = config.global_size
         self._colours = self._colour_steps(len(bands))
@@ -103,8 +105,8 @@ class MultiCrop:
         """Draw the views of a batch.
 
         Args:
-            image: Images, shape (B, C, H, W), or time series, shape (B, T, C, H, W), whose frames all get
-                the same crop and the same changes.
+            image: Normalised images, shape (B, C, H, W), or time series, shape (B, T, C, H, W), whose
+                frames all get the same crop and the same changes.
             local: Draw local crops too.
 
         Returns:
@@ -131,25 +133,24 @@ class MultiCrop:
         return F.grid_sample(crops, grid, 'bicubic', padding_mode='border', align_corners=False)
 
     def _paint(self, crops: Tensor, frames: int | None, blur: Any, solarise: bool) -> Tensor:
-        """Change the pixels of crops, shape (N, T·C, h, w), and normalise them."""
+        """Change the pixels of crops, shape (N, T·C, h, w)."""
         size = crops.shape[-2]
         # Frames one below the other: what is drawn for an image holds for all its frames.
         tall: dict[str, Any] = {'pattern': 'b (t c) h w -> b c (t h) w', 't': frames or 1}
         flat: dict[str, Any] = {'pattern': 'b c (t h) w -> b (t c) h w', 'h': size}
         crops = rearrange(crops, **tall)
+        mean, std = self.mean.to(crops), self.std.to(crops)
         if self.rgb:
+            crops = crops * std + mean
             low, high = crops.amin((1, 2, 3), keepdim=True), crops.amax((1, 2, 3), keepdim=True)
             scale = (high - low).clamp(min=1e-6)
             crops = (crops - low) / scale  # colour operations are defined on [0, 1]
-        elif self.normalise is not None:
-            crops = self.normalise(crops)
         for step in self._colours:
             crops = step(crops)
         crops = rearrange(blur(rearrange(crops, **flat)), **tall)
         if self.rgb:
             crops = self._solarise(crops) if solarise else crops
-            crops = crops * scale + low
-            crops = self.normalise(crops) if self.normalise is not None else crops
+            crops = (crops * scale + low - mean) / std
         return rearrange(crops, **flat)
 
     def _colour_steps(self, bands: int) -> list[Any]:

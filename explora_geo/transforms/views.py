@@ -76,23 +76,25 @@ def training_view(
     return K.AugmentationSequential(*steps, data_keys=None, keepdim=True)
 
 
-def training_views(config: ViewsConfig, bands: Sequence[str], mean: Tensor, std: Tensor) -> Transform:
-    """Make a transform that draws several crops per image and normalises.
+def training_views(
+    config: ViewsConfig, bands: Sequence[str], normalise: Transform, mean: Tensor, std: Tensor
+) -> Transform:
+    """Make a transform that normalises and draws several crops per image.
 
     Args:
         config: What to draw.
         bands: Names of the bands, in image order.
-        mean: Mean of each band in the units of the images, shape (C,).
-        std: Standard deviation of each band, shape (C,).
+        normalise: Function from batch to batch that normalises ``image``, shape (B, C, H, W), or series.
+        mean: Mean of each band that it subtracts, shape (C,).
+        std: Standard deviation of each band that it divides by, shape (C,).
 
     Returns:
-        Function from batch to batch that adds ``views``, see :class:`MultiCrop`, and normalises
-        ``image``, shape (B, C, H, W); other keys pass.
+        Function from batch to batch that normalises and adds ``views``, see :class:`MultiCrop`.
     """
-    crop, plain = MultiCrop(config, bands, mean, std), normalisation(mean, std)
+    crop = MultiCrop(config, bands, mean, std)
 
     def transform(batch: dict[str, Any]) -> dict[str, Any]:
-        views = crop(batch['image'])
-        return {**plain(batch), 'views': views}
+        batch = normalise(batch)
+        return {**batch, 'views': crop(batch['image'])}
 
     return transform

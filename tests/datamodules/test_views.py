@@ -45,15 +45,16 @@ def test_training_batches_carry_crops_and_normalised_images(name: str, bands: in
     assert 'views' not in batches['val'][0]
 
 
-def test_views_can_be_chosen_and_left_again_after_setup() -> None:
+@pytest.mark.parametrize('setup_first', [False, True])
+def test_views_can_be_chosen_before_and_after_setup(setup_first: bool) -> None:
     datamodule = MODULES['folder'](batch_size=4)
-    datamodule.setup('fit')
     image = torch.rand(4, 3, 48, 48) * 255
-    assert set(datamodule.train_aug({'image': image})) == {'image'}
+    if setup_first:
+        datamodule.setup('fit')
+        assert set(datamodule.train_aug({'image': image})) == {'image'}
     datamodule.use_views(VIEWS)
+    datamodule.setup('fit')
     assert set(datamodule.train_aug({'image': image})) == {'image', 'views'}
-    datamodule.use_views(None)
-    assert set(datamodule.train_aug({'image': image})) == {'image'}
 
 
 def test_images_of_a_batch_with_crops_are_not_cropped_themselves() -> None:
