@@ -48,6 +48,22 @@ def export_source(
     typer.echo(export(run, out))
 
 
+@app.command()
+def reading(
+    out: Annotated[Path, typer.Option(help='Folder of the results.')] = Path('benchmarks/results'),
+    tiles: Annotated[Path, typer.Option(help='13-band EuroSAT tiles.')] = Path('tests/data/eurosat_ms'),
+    images: Annotated[Path, typer.Option(help='RGB images.')] = Path('tests/data/eurosat_rgb/test'),
+    seconds: Annotated[float, typer.Option(help='CPU seconds for each way of reading.')] = 3.0,
+) -> None:
+    """Measure how many tiles one core reads per second, in every way that is installed.
+
+    Example: explora-bench reading --tiles data/EuroSAT_MS
+    """
+    from benchmarks.reading import run_reading
+
+    run_reading(out, tiles, images, seconds)
+
+
 def main() -> None:
     """Run the command line; user errors become one sentence and exit code 2."""
     run_app(app, sys.argv[1:])

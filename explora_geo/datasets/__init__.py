@@ -4,6 +4,7 @@ from .collate import collate_skipping
 from .eurosat import EuroSATDataset
 from .fmow import FMoWRGB, FMoWSentinel, FMoWTemporal
 from .folder import FolderDataset
+from .packed import PackedDataset
 from .scenes import SceneDataset
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     'FMoWSentinel',
     'FMoWTemporal',
     'FolderDataset',
+    'PackedDataset',
     'SceneDataset',
     'collate_skipping',
 ]
