@@ -223,8 +223,8 @@ def _markdown(tables: dict[str, list[Row]]) -> str:
     lines = [
         '# Reading speed',
         '',
-        'Per second of CPU time of one thread, all files in the page cache, the median of three runs. Other work '
-        'on the machine moves single rows by up to a third.',
+        'Per second of CPU time of one thread, all files in the page cache, the median of three runs. Other '
+        'work on the machine moves single rows by up to a third.',
     ]
     for title, rows in tables.items():
         used = rows[0].per_second
