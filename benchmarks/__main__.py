@@ -78,6 +78,57 @@ def export_source(
     typer.echo(export(run, out))
 
 
+@app.command()
+def reading(
+    out: Annotated[Path, typer.Option(help='Folder of the results.')] = Path('benchmarks/results'),
+    tiles: Annotated[Path, typer.Option(help='13-band EuroSAT tiles.')] = Path('tests/data/eurosat_ms'),
+    images: Annotated[Path, typer.Option(help='RGB images.')] = Path('tests/data/eurosat_rgb/test'),
+    seconds: Annotated[float, typer.Option(help='CPU seconds for each way of reading.')] = 3.0,
+) -> None:
+    """Measure how many tiles one core reads per second, in every way that is installed.
+
+    Example: explora-bench reading --tiles data/EuroSAT_MS
+    """
+    from benchmarks.reading import run_reading
+
+    run_reading(out, tiles, images, seconds)
+
+
+@app.command()
+def bands(
+    tiles: Annotated[Path, typer.Argument(help='13-band EuroSAT tiles by class.')] = Path(
+        'tests/data/eurosat_ms'
+    ),
+    out: Annotated[Path, typer.Option(help='Folder of the results.')] = Path('benchmarks/results'),
+    steps: Annotated[int, typer.Option(help='Optimiser steps of 64 tiles.')] = 100,
+    seeds: Annotated[int, typer.Option(help='Splits and runs.')] = 3,
+) -> None:
+    """Adapt the shipped RGB model to groups of Sentinel-2 bands: probes, losses, reconstructions.
+
+    Example: explora-bench bands data/EuroSAT_MS
+    """
+    from benchmarks.bands import run_bands
+
+    run_bands(out, tiles, steps, seeds)
+
+
+@app.command()
+def dates(
+    scenes: Annotated[Path, typer.Argument(help='Scenes of one place, dates in their names.')] = Path(
+        'tests/data/naip'
+    ),
+    out: Annotated[Path, typer.Option(help='Folder of the results.')] = Path('benchmarks/results'),
+    steps: Annotated[int, typer.Option(help='Optimiser steps of 32 series.')] = 100,
+) -> None:
+    """Adapt the shipped RGB model to dates of one scene: losses and reconstructions.
+
+    Example: explora-bench dates data/NAIP
+    """
+    from benchmarks.dates import run_dates
+
+    run_dates(out, scenes, steps)
+
+
 def main() -> None:
     """Run the command line; user errors become one sentence and exit code 2."""
     run_app(app, sys.argv[1:])

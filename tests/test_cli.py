@@ -211,3 +211,14 @@ def test_weights_list_names_licence_and_backbone_of_every_entry(run: Callable[..
     lines = run('weights', 'list').splitlines()
     line = next(line for line in lines if line.startswith('ViTLarge8_Weights.FMOW_SENTINEL_SATMAE'))
     assert 'vit_large_patch8_96, group-channel, with decoder; CC-BY-NC-4.0' in line
+
+
+def test_pack_says_what_it_wrote_and_refuses_another_archive(
+    run: Callable[..., str], refuse: Refuse, tiles: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / 'pack'
+    for _ in range(2):  # the second time only checks
+        printed = run('pack', tiles, out, '--bands', 'blue,red', '--size', 32)
+        assert '24 tiles of (2, 32, 32), uint8' in printed and 'every tile compared' in printed
+    assert 'holds the pack of other' in refuse('pack', tiles, out)
+    assert 'does not exist' in refuse('pack', tmp_path / 'missing', out)

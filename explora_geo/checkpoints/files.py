@@ -1,10 +1,7 @@
 """Files of tensors: read without unpickling code, written in one piece or not at all."""
 
 import argparse
-import os
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,27 +10,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from explora_geo._atomic import atomic_path as atomic_path
+
 # Where trainers nest the state dict, in the order in which they are looked for.
 _NESTS = ('model', 'state_dict', 'teacher', 'module')
-
-
-@contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
-    """A temporary path that becomes `path` only when the block ends without an error."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f'.{path.name}.', dir=path.parent)
-    os.close(handle)
-    try:
-        yield Path(name)
-        with open(name, 'rb') as file:
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)  # mkstemp makes private files
-        os.replace(name, path)
-    finally:
-        Path(name).unlink(missing_ok=True)
 
 
 def read_state(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -6,8 +6,9 @@ from typing import Any, Literal
 from torch import Tensor
 from torch.utils.data import Subset
 
-from ..datasets import FolderDataset
+from ..datasets import FolderDataset, PackedDataset
 from ..datasets.files import PathLike, evenly_spaced
+from ..datasets.packed import is_pack
 from ..transforms import ViewsConfig
 from .base import ArchiveDataModule
 from .statistics import SAMPLES, Statistic
@@ -46,7 +47,7 @@ class FolderDataModule(ArchiveDataModule):
         """Initialize a new FolderDataModule instance.
 
         Args:
-            root: Folder of training images.
+            root: Folder of training images, or a pack that `explora-geo pack` made of one.
             val_root: Folder of validation images.
             test_root: Folder of test images, also used to predict; *root* is used if None.
             bands: Names of the bands to use, in any order; all bands if None.
@@ -142,7 +143,12 @@ class FolderDataModule(ArchiveDataModule):
     def _make_dataset(self, split: Literal['train', 'val', 'test']) -> FolderDataset | None:
         """Make the dataset of a split, or return None if there is none."""
         root = {'train': self.root, 'val': self.val_root, 'test': self.test_root}[split]
-        return None if root is None else FolderDataset(root, **self.kwargs)
+        if root is None:
+            return None
+        if is_pack(root):  # says its own file bands, and its tiles passed `min_size` if they were to
+            kept = {k: self.kwargs[k] for k in ('bands', 'size', 'strict')}
+            return PackedDataset(root, **kept)
+        return FolderDataset(root, **self.kwargs)
 
     def _published(self, dataset: FolderDataset) -> tuple[Statistic | None, Statistic | None]:
         """Return mean and std to use for 'auto' instead of an estimate."""

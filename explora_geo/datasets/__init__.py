@@ -5,6 +5,7 @@ from .eurosat import EuroSATDataset
 from .fmow import FMoWRGB, FMoWSentinel, FMoWTemporal
 from .folder import FolderDataset
 from .masks import MaskFolderDataset
+from .packed import PackedDataset
 from .scenes import SceneDataset
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     'FMoWTemporal',
     'FolderDataset',
     'MaskFolderDataset',
+    'PackedDataset',
     'SceneDataset',
     'collate_skipping',
 ]

@@ -189,7 +189,7 @@ class FolderDataset(NonGeoDataset):
             index += len(self)
         if index in self._cached:
             return self._cached[index]
-        pixels = read_image(self.files[index], self.file_bands, self._positions)
+        pixels = self._read(index)
         if min(pixels.shape[1:]) < self.min_size:
             height, width = pixels.shape[1:]
             raise BadTileError(f'its size {height}x{width} is below the minimum of {self.min_size} pixels')
@@ -198,6 +198,10 @@ class FolderDataset(NonGeoDataset):
         if self.cache:
             self._cached[index] = pixels
         return pixels
+
+    def _read(self, index: int) -> NDArray[Any]:
+        """Pixels of one file as they are, shape (C, H, W)."""
+        return read_image(self.files[index], self.file_bands, self._positions)
 
     def _class_of(self, path: Path) -> str:
         return path.relative_to(self.root).parts[0]

@@ -11,6 +11,8 @@ from lightning.pytorch import seed_everything
 from matplotlib import pyplot as plt
 
 from explora_geo.datamodules import FolderDataModule
+from explora_geo.datasets import FolderDataset
+from explora_geo.datasets.packing import pack
 
 Record = Callable[..., dict[str, list[dict[str, Any]]]]
 RGB = Path(__file__).parents[1] / 'data' / 'eurosat_rgb'
@@ -163,3 +165,17 @@ def test_it_plots(small: Path) -> None:
     datamodule.setup('fit')
     assert datamodule.plot(datamodule.train_dataset[0]) is not None
     plt.close('all')
+
+
+def test_a_pack_takes_the_place_of_its_folder(
+    tiles: Path, tmp_path: Path, record: Callable[..., dict[str, list[dict[str, Any]]]]
+) -> None:
+    for _ in pack(FolderDataset(tiles), tmp_path / 'pack'):
+        pass
+    values = []
+    for root in (tiles, tmp_path / 'pack'):
+        datamodule = FolderDataModule(root, val_root=root, image_size=32, batch_size=24, num_workers=1)
+        (batch,) = record(datamodule)['val']
+        values.append((batch['image'], batch['label'], datamodule.mean))
+    for one, two in zip(*values, strict=True):
+        assert torch.equal(one, two)

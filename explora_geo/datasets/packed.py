@@ -1,0 +1,157 @@
+"""Packs: all tiles of an archive in one file of pixels that is mapped into memory."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .bands import select_bands
+from .files import PathLike
+from .folder import FolderDataset
+from .images import BadTileError
+
+FORMAT = 'explora_geo.pack'
+#: Files of a pack: what it is, its pixels, the state of each tile, its checksum, and why some are skipped.
+HEADER, PIXELS, STATES, CHECKS, REASONS = (
+    *('pack.json', 'pixels.bin', 'states.npy', 'checks.npy', 'skipped.json'),
+)
+#: States of a tile in a pack.
+OPEN, DONE, SKIPPED = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class PackHeader:
+    """What a pack says of itself.
+
+    Attributes:
+        shape: Tiles, bands, height and width.
+        dtype: NumPy name of the pixel type.
+        bands: Names of the bands, in order.
+        files: Names of the source files, relative to their folder.
+        classes: Names of the classes in the order of their labels.
+        labels: Label of each tile, or None if unlabelled.
+        format: Kind of file.
+    """
+
+    shape: tuple[int, int, int, int]
+    dtype: str
+    bands: tuple[str, ...]
+    files: tuple[str, ...]
+    classes: tuple[str, ...]
+    labels: tuple[int, ...] | None
+    format: str = FORMAT
+
+
+class PackedDataset(FolderDataset):
+    """A pack that :func:`~explora_geo.datasets.packing.pack` made of a folder, with the folder's samples.
+
+    Pixels are mapped into memory, so that workers share them and no file is decoded.
+    """
+
+    def __init__(
+        self,
+        root: PathLike,
+        bands: Sequence[str] | None = None,
+        size: int | None = None,
+        strict: bool = False,
+        transforms: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+    ) -> None:
+        """Initialize a new PackedDataset instance.
+
+        Args:
+            root: Folder of the pack.
+            bands: Names of the bands to return, in any order; all bands if None.
+            size: Side of the returned images; that of the pack if None.
+            strict: Whether to raise on a tile that could not be packed instead of skipping it.
+            transforms: Function applied to each sample.
+
+        Raises:
+            FileNotFoundError: If there is no pack.
+            ValueError: If it is not complete, or bands do not fit.
+        """
+        self.root = Path(root)
+        self.header = read_header(self.root)
+        self._states = np.load(self.root / STATES)
+        if (self._states == OPEN).any():
+            raise ValueError(
+                f'The pack {self.root} lacks {int((self._states == OPEN).sum())} of {len(self._states)} '
+                'tiles; run the same explora-geo pack command again to finish it.'
+            )
+        self.labelled = self.header.labels is not None
+        self.size, self.min_size, self.strict, self.cache = size, 1, strict, False
+        self.transforms = transforms
+        self._cached: dict[int, NDArray[Any]] = {}
+        self.files = [Path(name) for name in self.header.files]
+        self.classes = self.header.classes
+        self.class_to_idx = {name: i for i, name in enumerate(self.classes)}
+        self.labels = None if self.header.labels is None else list(self.header.labels)
+        self.file_bands = self.header.bands
+        self._positions = select_bands(bands, self.file_bands)
+        self.bands = tuple(self.file_bands[i] for i in self._positions)
+        self._reasons: dict[str, str] = json.loads((self.root / REASONS).read_text(encoding='utf-8'))
+        self._pixels = open_pixels(self.root, self.header)
+
+    @property
+    def skipped_count(self) -> int:
+        """Tiles that could not be packed."""
+        return int((self._states == SKIPPED).sum())
+
+    def _class_of(self, path: Path) -> str:
+        return path.parts[0]  # files are named from the folder that was packed
+
+    def _read(self, index: int) -> NDArray[Any]:
+        if self._states[index] == SKIPPED:
+            raise BadTileError(self._reasons[str(self.files[index])])
+        return self._pixels[index, self._positions]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the mapping, which each worker process opens for itself."""
+        return {**self.__dict__, '_pixels': None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Open the mapping again."""
+        self.__dict__.update(state)
+        self._pixels = open_pixels(self.root, self.header)
+
+
+def open_pixels(root: Path, header: PackHeader, mode: Literal['r', 'r+'] = 'r') -> NDArray[Any]:
+    """Map the pixels of a pack into memory, shape (N, C, H, W)."""
+    return np.memmap(root / PIXELS, header.dtype, mode, shape=header.shape)
+
+
+def is_pack(root: PathLike) -> bool:
+    """Whether a folder is a pack."""
+    return (Path(root) / HEADER).is_file()
+
+
+def read_header(root: Path) -> PackHeader:
+    """Read what a pack says of itself.
+
+    Raises:
+        FileNotFoundError: If there is no pack.
+        ValueError: If its header is damaged.
+    """
+    path = root / HEADER
+    if not path.is_file():
+        raise FileNotFoundError(f'{root} is no pack: there is no {path}.')
+    try:
+        fields = json.loads(path.read_text(encoding='utf-8'))
+        labels = fields['labels']
+        header = PackHeader(
+            tuple(fields['shape']),
+            fields['dtype'],
+            tuple(fields['bands']),
+            tuple(fields['files']),
+            tuple(fields['classes']),
+            None if labels is None else tuple(labels),
+            fields['format'],
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f'The header {path} is damaged ({error}); pack the archive again.') from error
+    if header.format != FORMAT:
+        raise ValueError(f'{path} is no header of a pack, its format is {header.format!r}.')
+    return header
