@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from explora_geo.commands.export import export
 from explora_geo.commands.map import make
 from explora_geo.commands.probe import probe
 
@@ -182,6 +183,7 @@ def demo(
 
 app.command()(probe)
 app.command('map')(make)
+app.command()(export)
 
 
 def main(argv: list[str] | None = None) -> None:
