@@ -37,6 +37,23 @@ def search(
     run_search(config, out, rows)
 
 
+@app.command()
+def packing(
+    model: Annotated[str, typer.Option(help='Backbone.')] = 'vit_tiny_patch8_64',
+    images: Annotated[int, typer.Option(help='Images per step.')] = 8,
+    global_size: Annotated[int, typer.Option(help='Side of the two global crops, pixels.')] = 64,
+    local_size: Annotated[int, typer.Option(help='Side of local crops, pixels.')] = 32,
+    num_local: Annotated[int, typer.Option(help='Local crops per image.')] = 8,
+    repeats: Annotated[int, typer.Option(help='Turns, of which the fastest counts.')] = 5,
+    out: Annotated[Path, typer.Option(help='Folder of the results.')] = Path('benchmarks/results'),
+) -> None:
+    """Time crops of two sizes: a call per size, nested tensors, FlexAttention, block-diagonal masks."""
+    from benchmarks.packing import measure_packing
+
+    path = measure_packing(out, model, images, global_size, local_size, num_local, repeats)
+    typer.echo(path.read_text())
+
+
 @app.command('export-source')
 def export_source(
     run: Annotated[Path, typer.Argument(help='Folder of a full pre-training run.')],

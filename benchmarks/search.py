@@ -54,7 +54,12 @@ def _recipe(values: dict[str, Any], where: str) -> Recipe:
     values['adaptation'] = ExPLoRAConfig.parse(values['adaptation'], alpha=alpha)
     if 'crop_scale' in values:
         values['crop_scale'] = tuple(values['crop_scale'])
-    return Recipe(**values, optim=OptimConfig(**optim))
+    recipe = Recipe(**values, optim=OptimConfig(**optim))
+    try:
+        _ = recipe.factory  # checks the objective's arguments before anything runs
+    except ValueError as error:
+        raise ValueError(f'{where}: {error}') from error
+    return recipe
 
 
 def run_search(config: Path, out: Path, only: str = '') -> Path:
@@ -85,7 +90,7 @@ def run_search(config: Path, out: Path, only: str = '') -> Path:
     for name, recipe in recipes.items():
         if name in known or only not in name:
             continue
-        console.print(f'{name}: {recipe.adaptation.notation("M")}, {recipe.steps} steps', markup=False)
+        console.print(f'{name}: {recipe.name}, {recipe.steps} steps', markup=False)
         known[name] = _run_row(name, recipe, protocol)
         _write(results, known)
     report = out / f'{config.stem}.md'
@@ -113,7 +118,7 @@ def _run_row(name: str, recipe: Recipe, protocol: Protocol) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         task = adapt(datamodule, recipe, Path(folder), progress=False)
     seconds = time.perf_counter() - start
-    score = measure(plain(task.backbone), *_parts(train), protocol)
+    score = measure(plain(task.model.final_backbone), *_parts(train), protocol)
     return {
         'name': name,
         'recipe': {

@@ -23,6 +23,8 @@ app = typer.Typer(
 )
 adapter_app = typer.Typer(help='Look into adapter files and merge them.', no_args_is_help=True)
 app.add_typer(adapter_app, name='adapter')
+weights_app = typer.Typer(help='Look into weights of any known layout.', no_args_is_help=True)
+app.add_typer(weights_app, name='weights')
 console = Console()
 
 _PASS_ON = {'allow_extra_args': True, 'ignore_unknown_options': True, 'help_option_names': []}
@@ -162,6 +164,34 @@ def adapter_merge(
 
     header = merge_adapter(file, base, out)
     console.print(f'{out}: {header.backbone} with {header.explora_config.notation()} merged', markup=False)
+
+
+@weights_app.command('inspect')
+def weights_inspect(
+    weights: Annotated[str, typer.Argument(help='File, timm/<name>, or a name that weights list shows.')],
+) -> None:
+    """Show what weights are: layout, backbone, bands, patch, size, and what stands beside the backbone.
+
+    Example: explora-geo weights inspect ViTTiny8_Weights.TINY_IMAGENET_MAE
+    """
+    from explora_geo.checkpoints.inspect import describe_weights
+
+    table = Table(show_header=False, title=escape(weights))
+    for name, value in describe_weights(weights).items():
+        table.add_row(name, escape(value))
+    console.print(table)
+
+
+@weights_app.command('list')
+def weights_list() -> None:
+    """List the weights that are known by name, their backbone, tokenizer and licence."""
+    from explora_geo.models.weights import all_weights
+
+    for name, entry in all_weights().items():  # one line each, whole, so that names can be copied
+        meta = entry.meta
+        parts = [meta['model'], meta.get('tokenizer', 'patch'), 'with decoder' if meta['decoder'] else '']
+        line = f'{name}: {", ".join(filter(None, parts))}; {meta["licence"]}'
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -7,11 +7,13 @@ os.environ['HF_HUB_OFFLINE'] = '1'
 os.environ['MPLBACKEND'] = 'Agg'
 os.environ.setdefault('OMP_NUM_THREADS', '2')
 
+import importlib.util
 import random
 import shutil
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import matplotlib
@@ -28,7 +30,8 @@ from explora_geo.models import PatchTokenizer, ViT, builders
 from explora_geo.models.tokenizers import RGB
 from explora_geo.objectives import MAE
 
-TILES = Path(__file__).parent / 'data' / 'eurosat_rgb'
+DATA = Path(__file__).parent / 'data'
+TILES = DATA / 'eurosat_rgb'
 MODEL = 'vit_tiny_patch8_32'
 
 matplotlib.use('Agg')
@@ -104,6 +107,18 @@ def masks(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def fmow(tmp_path: Path) -> Path:
+    """fMoW-RGB: two splits of ten images of four places."""
+    return Path(_load('fmow').create(tmp_path / 'fmow_root'))
+
+
+@pytest.fixture
+def fmow_sentinel(tmp_path: Path) -> Path:
+    """fMoW-Sentinel: two splits of seven tiles of three places."""
+    return Path(_load('fmow_sentinel').create(tmp_path / 'sentinel_root'))
+
+
+@pytest.fixture
 def build_vit() -> Callable[..., ViT]:
     """Build a ViT of 3 blocks and width 32 for 32 px images, whose every number is random."""
 
@@ -169,6 +184,15 @@ def fail_to_write(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
         raise OSError('No space left on device')
 
     return lambda: monkeypatch.setattr(files, 'save_file', disk_full)
+
+
+def _load(name: str) -> ModuleType:
+    """The script that makes a tiny copy of a data set."""
+    spec = importlib.util.spec_from_file_location(f'data_{name}', DATA / name / 'data.py')
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def randomise(vit: ViT) -> ViT:

@@ -195,3 +195,19 @@ def test_a_failing_merge_keeps_the_old_file_and_leaves_no_other(
     fail_to_write()
     assert 'No space left' in refuse('adapter', 'merge', adapter, '--base', base_file, '--out', out)
     assert out.read_bytes() == b'old' and sorted(os.listdir(adapter.parent)) == files
+
+
+def test_weights_inspect_shows_what_a_file_is(
+    run: Callable[..., str], refuse: Refuse, base_file: Path, adapter: Path
+) -> None:
+    printed = ' '.join(run('weights', 'inspect', base_file).split())
+    for text in ('explora_geo', 'vit_tiny_patch8_32', '3, names not stated', '8 px', '32 px, 4x4 patches'):
+        assert text in printed
+    assert 'LoRA updates that are not merged' in refuse('weights', 'inspect', adapter)
+    assert 'no weights file' in refuse('weights', 'inspect', 'missing.pth')
+
+
+def test_weights_list_names_licence_and_backbone_of_every_entry(run: Callable[..., str]) -> None:
+    lines = run('weights', 'list').splitlines()
+    line = next(line for line in lines if line.startswith('ViTLarge8_Weights.FMOW_SENTINEL_SATMAE'))
+    assert 'vit_large_patch8_96, group-channel, with decoder; CC-BY-NC-4.0' in line

@@ -50,7 +50,7 @@ def torchgeo_eurosat(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def small(
-    base_file: Path, tmp_path: Path, tiles: Path, torchgeo_eurosat: Path
+    base_file: Path, tmp_path: Path, tiles: Path, torchgeo_eurosat: Path, fmow: Path
 ) -> Callable[[Path], list[str]]:
     """Arguments that make an example small: a tiny base, two batches, few tiles, no files left behind."""
 
@@ -68,6 +68,8 @@ def small(
         ]
         if 'torchgeo' in example.name:
             args.append(f'--data.dict_kwargs.root={torchgeo_eurosat}')
+        if 'temporal' in example.name:
+            args += [f'--data.init_args.root={fmow}', '--data.init_args.batch_size=4']
         if example == FIRST:
             args += [f'--data.init_args.{name}={tiles}' for name in ('root', 'val_root')]
         return args
@@ -89,6 +91,7 @@ def test_every_example_runs_in_our_and_in_torchgeos_command_line(
     header, _ = read_adapter(tmp_path / 'run' / 'adapter.safetensors')
     assert report['steps'] in (1, 2) and header.backbone == settings['model']
     assert header.bands == tuple(settings.get('bands', ['red', 'green', 'blue']))
+    assert header.tokenizer == settings.get('tokenizer', 'patch')
 
 
 @pytest.mark.slow

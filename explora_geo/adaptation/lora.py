@@ -56,6 +56,11 @@ class LoRALinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer and its updates, shape (..., in) -> (..., out)."""
+        # Without gradients, folding the update in costs less than running it beside half as many tokens
+        # as the layer is wide.
+        dropping = self.training and self.lora_dropout.p > 0
+        if not torch.is_grad_enabled() and not dropping and 2 * x[..., 0].numel() > self.in_features:
+            return F.linear(x, self.weight + self.delta(), self.bias)
         y = F.linear(x, self.weight, self.bias)
         # One matrix product for the A of all slices, then each B on its own rows. A ParameterDict sorts
         # its keys, so the order is that of the slices.

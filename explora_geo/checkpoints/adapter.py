@@ -17,6 +17,8 @@ from explora_geo.models.builders import create_vit
 from explora_geo.models.vit import ViT
 
 _FORMAT = 'explora_geo.adapter'
+# What only pre-training uses: backbones with and without it take the same adapters.
+_PRETRAINING = {'mask_token'}
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,9 @@ class AdapterHeader:
         return ExPLoRAConfig(**self.config)
 
 
-def save_adapter(path: str | Path, vit: ViT, backbone: str, config: ExPLoRAConfig) -> AdapterHeader:
+def save_adapter(
+    path: str | Path, vit: ViT, backbone: str, config: ExPLoRAConfig, source: ViT | None = None
+) -> AdapterHeader:
     """Write what trains of an adapted backbone, atomically.
 
     Args:
@@ -69,6 +73,7 @@ def save_adapter(path: str | Path, vit: ViT, backbone: str, config: ExPLoRAConfi
         vit: Adapted backbone.
         backbone: Its name, for rebuilding.
         config: Its adaptation.
+        source: Backbone of the same layout whose values are written, such as its teacher.
 
     Returns:
         The header that was written.
@@ -78,7 +83,7 @@ def save_adapter(path: str | Path, vit: ViT, backbone: str, config: ExPLoRAConfi
     """
     if config.full:
         raise ValueError('full pre-training has no adapter: save the whole model')
-    names = set(trainable_names(vit))
+    names = set(trainable_names(vit)) - _PRETRAINING
     tokenizer = vit.patch_embed
     header = AdapterHeader(
         backbone=backbone,
@@ -90,14 +95,14 @@ def save_adapter(path: str | Path, vit: ViT, backbone: str, config: ExPLoRAConfi
         tokenizer=tokenizer.kind,
         tokenizer_options=tokenizer.options,
     )
-    state = {k: v for k, v in vit.state_dict().items() if k in names}
+    state = {k: v for k, v in (source or vit).state_dict().items() if k in names}
     write_state(path, state, {'format': _FORMAT, 'adapter': json.dumps(asdict(header))})
     return header
 
 
 def frozen_sha256(vit: ViT) -> str:
     """Hash of what an adapted backbone keeps from its base: every tensor the adapter does not hold."""
-    names = set(trainable_names(vit))
+    names = set(trainable_names(vit)) | _PRETRAINING
     return state_sha256({k: v for k, v in vit.state_dict().items() if k not in names})
 
 

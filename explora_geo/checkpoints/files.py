@@ -1,5 +1,6 @@
 """Files of tensors: read without unpickling code, written in one piece or not at all."""
 
+import argparse
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -58,7 +59,9 @@ def read_state(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         except (SafetensorError, OSError) as error:
             raise ValueError(f'{path} is damaged or no safetensors file ({error})') from error
     try:
-        content = torch.load(path, map_location='cpu', weights_only=True)
+        # Trainers keep their arguments beside the tensors: a plain container, safe to rebuild.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # the unpickler raises almost any kind on damaged bytes
         first = str(error).split('\n')[0]
         raise ValueError(

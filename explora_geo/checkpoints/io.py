@@ -5,8 +5,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
-from urllib.parse import unquote, urlparse
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,9 +13,8 @@ from torchvision.models._api import WeightsEnum
 
 from explora_geo.adaptation import merge_lora
 from explora_geo.checkpoints.convert import convert
-from explora_geo.checkpoints.files import read_state
+from explora_geo.checkpoints.sources import read_weights
 from explora_geo.checkpoints.wavelengths import patch_embed_by_wavelength
-from explora_geo.models import weights as shipped
 from explora_geo.models.builders import create_vit
 from explora_geo.models.position import resample_position
 from explora_geo.models.tokenizers import RGB
@@ -52,66 +50,6 @@ def state_sha256(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def read_weights(weights: WeightsEnum | str | Path) -> tuple[dict[str, Tensor], dict[str, str], str]:
-    """Tensors, metadata and name of any source of weights.
-
-    Args:
-        weights: A `WeightsEnum` or its name (`ViTTiny8_Weights.TINY_IMAGENET_MAE`), the path of a file,
-            or `timm/<name>` for timm's hub.
-
-    Returns:
-        Tensors as the source holds them, its metadata (`bands` as JSON if stated), its name.
-
-    Raises:
-        FileNotFoundError: If a file does not exist.
-        ValueError: If the source cannot be read.
-    """
-    if isinstance(weights, str):
-        group, _, member = weights.partition('.')
-        weights = getattr(getattr(shipped, group, None), '__members__', {}).get(member, weights)
-    if isinstance(weights, WeightsEnum):
-        bands, model = weights.meta.get('bands'), weights.meta.get('model')
-        meta = {'bands': json.dumps(list(bands))} if bands else {}
-        meta |= {'backbone': model} if model else {}
-        url = urlparse(weights.url)
-        if url.scheme == 'file':
-            state, found = read_state(unquote(url.path))
-            return state, {**found, **meta}, str(weights)
-        return weights.get_state_dict(progress=True, check_hash=True), meta, str(weights)
-    text = str(weights)
-    if text.startswith('timm/'):
-        return timm_state(text.removeprefix('timm/')), {}, text
-    state, meta = read_state(text)
-    return state, meta, text
-
-
-def timm_state(name: str, file: str | Path | None = None) -> dict[str, Tensor]:
-    """Pre-trained weights by timm's name, from its hub or from a local file in the hub's format.
-
-    Args:
-        name: timm model with tag, such as `vit_base_patch16_224.mae`.
-        file: Read this file instead of downloading.
-
-    Returns:
-        State dict with timm's keys, without a classifier.
-
-    Raises:
-        ValueError: If timm does not know the name or the weights cannot be fetched.
-    """
-    import timm  # heavy, and only needed for hub weights
-
-    overlay: Any = {'pretrained_cfg_overlay': {'file': str(file)}} if file else {}
-    try:
-        model = timm.create_model(name, pretrained=True, num_classes=0, **overlay)
-    except Exception as error:  # timm, the hub client and the network raise many kinds
-        first = str(error).split('\n')[0]
-        raise ValueError(
-            f'cannot get the weights timm/{name} ({first}): check the name with timm.list_models, and '
-            'the network, or give the path of a downloaded file'
-        ) from error
-    return dict(model.state_dict())
-
-
 def load_weights(
     vit: ViT,
     weights: WeightsEnum | str | Path,
@@ -141,7 +79,7 @@ def load_weights(
     except ValueError as error:
         raise ValueError(f'{source}: {error}') from error
     own = vit.state_dict()
-    left_out = [k for k in parts if not k.startswith('decoder.')]
+    left_out = [k for k in parts if not k.startswith(('decoder.', 'dino_head.', 'ibot_head.'))]
     if 'mask_token' in state:
         if vit.mask_token is None:
             left_out.append('mask_token')

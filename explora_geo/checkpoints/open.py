@@ -7,7 +7,8 @@ from typing import Any
 from torchvision.models._api import WeightsEnum
 
 from explora_geo.checkpoints.adapter import read_adapter
-from explora_geo.checkpoints.io import load_backbone, read_weights
+from explora_geo.checkpoints.io import load_backbone
+from explora_geo.checkpoints.sources import read_weights
 from explora_geo.models.vit import ViT
 
 

@@ -1,8 +1,17 @@
-"""Data modules: folders of tiles, EuroSAT, and whole scenes."""
+"""Data modules: folders of tiles, EuroSAT, Functional Map of the World, and whole scenes."""
 
 from .eurosat import EuroSATDataModule
+from .fmow import FMoWRGBDataModule, FMoWSentinelDataModule, FMoWTemporalDataModule
 from .folder import FolderDataModule
 from .masks import MaskFolderDataModule
 from .scenes import SceneDataModule
 
-__all__ = ['EuroSATDataModule', 'FolderDataModule', 'MaskFolderDataModule', 'SceneDataModule']
+__all__ = [
+    'EuroSATDataModule',
+    'FMoWRGBDataModule',
+    'FMoWSentinelDataModule',
+    'FMoWTemporalDataModule',
+    'FolderDataModule',
+    'MaskFolderDataModule',
+    'SceneDataModule',
+]

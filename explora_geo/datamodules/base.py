@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchgeo.datamodules import BaseDataModule
 
 from ..datasets import collate_skipping
-from ..transforms import normalisation, training_view
+from ..transforms import ViewsConfig, normalisation, training_view, training_views
 from .statistics import Statistic, estimate, resolve
 
 
@@ -37,6 +37,7 @@ class ArchiveDataModule(BaseDataModule):
         horizontal_flip: bool,
         vertical_flip: bool,
         quarter_turns: bool,
+        views: ViewsConfig | None = None,
         **kwargs: Any,
     ) -> None:
         """Initialize a new ArchiveDataModule instance.
@@ -52,6 +53,7 @@ class ArchiveDataModule(BaseDataModule):
             horizontal_flip: Whether to mirror training images left to right.
             vertical_flip: Whether to mirror training images top to bottom.
             quarter_turns: Whether to turn training images by multiples of 90 degrees.
+            views: Several crops of every training image instead of one, under the key ``views``.
             **kwargs: Arguments of the dataset.
 
         Raises:
@@ -72,6 +74,7 @@ class ArchiveDataModule(BaseDataModule):
         self.horizontal_flip = horizontal_flip
         self.vertical_flip = vertical_flip
         self.quarter_turns = quarter_turns
+        self.views = views
         self.bands: tuple[str, ...] = ()
         self.collate_fn = collate_skipping
         # Checked now rather than after a long scan of the archive.
@@ -151,13 +154,28 @@ class ArchiveDataModule(BaseDataModule):
             values = {name: estimated[name] if v is None else v for name, v in values.items()}
         self.mean, self.std = cast(Tensor, values['mean']), cast(Tensor, values['std'])
         self.aug = normalisation(self.mean, self.std)
-        self.train_aug = training_view(
-            self.mean,
-            self.std,
-            self.image_size,
-            self.crop_scale,
-            self.horizontal_flip,
-            self.vertical_flip,
-            self.quarter_turns,
-        )
         self.bands = tuple(bands)
+        self.use_views(self.views)
+
+    def use_views(self, views: ViewsConfig | None) -> None:
+        """Choose the views of training images; an objective that needs several calls this.
+
+        Args:
+            views: Several crops of every image, or None for one.
+        """
+        self.views = views
+        if not self.bands:  # statistics are not known yet
+            return
+        self.train_aug = (
+            training_views(views, self.bands, self.mean, self.std)
+            if views is not None
+            else training_view(
+                self.mean,
+                self.std,
+                self.image_size,
+                self.crop_scale,
+                self.horizontal_flip,
+                self.vertical_flip,
+                self.quarter_turns,
+            )
+        )

@@ -8,6 +8,7 @@ from torchgeo.datamodules.eurosat import MEAN, STD
 from ..datasets import EuroSATDataset, FolderDataset
 from ..datasets.eurosat import MS_BANDS
 from ..datasets.files import PathLike
+from ..transforms import ViewsConfig
 from .folder import FolderDataModule
 from .statistics import Statistic
 
@@ -33,6 +34,7 @@ class EuroSATDataModule(FolderDataModule):
         horizontal_flip: bool = True,
         vertical_flip: bool = False,
         quarter_turns: bool = False,
+        views: ViewsConfig | None = None,
         val_split: float = 0.1,
         strict: bool = False,
         cache: bool = False,
@@ -54,6 +56,8 @@ class EuroSATDataModule(FolderDataModule):
             horizontal_flip: Whether to mirror training images left to right.
             vertical_flip: Whether to mirror training images top to bottom.
             quarter_turns: Whether to turn training images by multiples of 90 degrees.
+            views: Several crops of every training image, under the key ``views``, instead of one;
+                objectives that need several bring their own if None.
             val_split: Share of the training tiles held out for validation, evenly spaced.
             strict: Whether to raise on a tile that cannot be used instead of skipping it.
             cache: Whether to keep decoded tiles in memory; each worker keeps its own.
@@ -73,6 +77,7 @@ class EuroSATDataModule(FolderDataModule):
             horizontal_flip=horizontal_flip,
             vertical_flip=vertical_flip,
             quarter_turns=quarter_turns,
+            views=views,
             val_split=val_split,
             strict=strict,
             cache=cache,

@@ -8,6 +8,7 @@ from torch.utils.data import Subset
 
 from ..datasets import FolderDataset
 from ..datasets.files import PathLike, evenly_spaced
+from ..transforms import ViewsConfig
 from .base import ArchiveDataModule
 from .statistics import SAMPLES, Statistic
 
@@ -36,6 +37,7 @@ class FolderDataModule(ArchiveDataModule):
         horizontal_flip: bool = True,
         vertical_flip: bool = False,
         quarter_turns: bool = False,
+        views: ViewsConfig | None = None,
         val_split: float = 0.0,
         min_size: int = 1,
         strict: bool = False,
@@ -61,6 +63,8 @@ class FolderDataModule(ArchiveDataModule):
             horizontal_flip: Whether to mirror training images left to right.
             vertical_flip: Whether to mirror training images top to bottom.
             quarter_turns: Whether to turn training images by multiples of 90 degrees.
+            views: Several crops of every training image, under the key ``views``, instead of one;
+                objectives that need several bring their own if None.
             val_split: Share of the training images held out for validation, evenly spaced; only
                 without *val_root*.
             min_size: Images with a shorter side below this are not used.
@@ -85,6 +89,7 @@ class FolderDataModule(ArchiveDataModule):
             horizontal_flip,
             vertical_flip,
             quarter_turns,
+            views,
             bands=bands,
             file_bands=file_bands,
             size=image_size,

@@ -13,6 +13,7 @@ from torchgeo.samplers import GridGeoSampler, RandomGeoSampler
 
 from ..datasets import SceneDataset
 from ..datasets.files import PathLike, evenly_spaced
+from ..transforms import ViewsConfig
 from .base import ArchiveDataModule
 from .statistics import SAMPLES, Statistic
 
@@ -43,6 +44,7 @@ class SceneDataModule(ArchiveDataModule):
         horizontal_flip: bool = True,
         vertical_flip: bool = False,
         quarter_turns: bool = False,
+        views: ViewsConfig | None = None,
         strict: bool = False,
         cache: bool = False,
     ) -> None:
@@ -68,6 +70,8 @@ class SceneDataModule(ArchiveDataModule):
             horizontal_flip: Whether to mirror training windows left to right.
             vertical_flip: Whether to mirror training windows top to bottom.
             quarter_turns: Whether to turn training windows by multiples of 90 degrees.
+            views: Several crops of every training image, under the key ``views``, instead of one;
+                objectives that need several bring their own if None.
             strict: Whether to raise on a scene or window that cannot be used instead of leaving
                 it out.
             cache: Whether to keep files open between windows.
@@ -88,6 +92,7 @@ class SceneDataModule(ArchiveDataModule):
             horizontal_flip,
             vertical_flip,
             quarter_turns,
+            views,
             bands=bands,
             file_bands=file_bands,
             res=res,

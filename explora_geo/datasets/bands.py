@@ -6,7 +6,13 @@ RGB = ('red', 'green', 'blue')
 GREY = ('grey',)
 
 #: Other spellings of a band name, in lower case.
-ALIASES = {'r': 'red', 'g': 'green', 'b': 'blue', 'gray': 'grey'}
+ALIASES = {
+    'r': 'red',
+    'g': 'green',
+    'b': 'blue',
+    'gray': 'grey',
+    **{f'b{i}': f'b0{i}' for i in range(1, 10)},  # Sentinel-2's B2 and B02
+}
 
 
 def canonical(band: str) -> str:

@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from torchgeo.datasets import EuroSAT
+
 from .bands import RGB
 from .files import RASTER_SUFFIXES, PathLike, find_images, subfolders
 from .folder import FolderDataset
@@ -19,9 +21,9 @@ class EuroSATDataset(FolderDataset):
     TorchGeo's own ``EuroSAT`` reads only the 13-band archive in its download layout with its own
     split files; this class reads the JPEG set too, any subset, and any split.
 
-    The layout is ``root/<Class>/<Class>_<n>.<suffix>``, or ``root/<split>/<Class>/...``. JPEG
-    tiles have the bands red, green and blue (0 to 255), GeoTIFF tiles B01 to B12 and B8A
-    (reflectance x 10,000).
+    The layout is ``root/<Class>/<Class>_<n>.<suffix>``, ``root/<split>/<Class>/...``, or that of
+    TorchGeo's download with its split files, which can be downloaded. JPEG tiles have the bands red,
+    green and blue (0 to 255), GeoTIFF tiles B01 to B12 and B8A (reflectance x 10,000).
 
     If you use this dataset in your research, please cite
     https://ieeexplore.ieee.org/document/8736785.
@@ -30,13 +32,15 @@ class EuroSATDataset(FolderDataset):
     def __init__(
         self,
         root: PathLike,
-        split: Literal['train', 'test'] | None = 'train',
+        split: Literal['train', 'val', 'test'] | None = 'train',
         bands: Sequence[str] | None = None,
         split_file: PathLike | None = None,
         size: int | None = None,
         strict: bool = False,
         cache: bool = False,
         transforms: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+        download: bool = False,
+        checksum: bool = False,
     ) -> None:
         """Initialize a new EuroSATDataset instance.
 
@@ -50,14 +54,23 @@ class EuroSATDataset(FolderDataset):
             strict: Whether to raise on a tile that cannot be used instead of skipping it.
             cache: Whether to keep decoded tiles in memory.
             transforms: Function applied to each sample.
+            download: Whether to get the 13-band tiles through TorchGeo if *root* does not hold them.
+            checksum: Whether to check what is downloaded (slow).
 
         Raises:
             FileNotFoundError: If the folder or the split file does not exist, or no tile is found.
             ValueError: If the split cannot be told apart, or bands do not fit.
         """
         folder = Path(root)
+        if download and not (folder / EuroSAT.base_dir).is_dir():
+            for part in EuroSAT.splits:  # each has a list of its own
+                EuroSAT(str(root), part, download=True, checksum=checksum)
         members: frozenset[str] | None = None
-        if split is not None:
+        if (folder / EuroSAT.base_dir).is_dir():
+            if split is not None and split_file is None:
+                members = _read_lines(folder / EuroSAT.split_filenames[split])
+            folder = folder / EuroSAT.base_dir
+        if split is not None and members is None:
             if split_file is not None:
                 members = read_split(split_file, split)
             elif (folder / split).is_dir():
@@ -83,6 +96,13 @@ class EuroSATDataset(FolderDataset):
         # A class without a tile in this split must not shift the labels of the others.
         self.relabel([path.name for path in subfolders(folder)])
         self.split = split
+
+
+def _read_lines(path: Path) -> frozenset[str]:
+    """Names without their ending in TorchGeo's list of a split."""
+    if not path.is_file():
+        raise FileNotFoundError(f"TorchGeo's split file {path} does not exist; set download=True.")
+    return frozenset(Path(line.strip()).stem for line in path.read_text(encoding='utf-8').splitlines())
 
 
 def read_split(split_file: PathLike, split: str) -> frozenset[str]:

@@ -1,9 +1,11 @@
 """Any folder of images as a dataset."""
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import geopandas as gpd
 import numpy as np
 import torch
 from matplotlib.figure import Figure
@@ -11,6 +13,7 @@ from numpy.typing import NDArray
 from torchgeo.datasets import NonGeoDataset
 
 from .bands import name_bands, select_bands, spell
+from .catalog import build_catalog
 from .files import PathLike, evenly_spaced, find_images, subfolders
 from .images import BadTileError, Header, read_header, read_image, resize
 from .plotting import plot_sample
@@ -158,6 +161,15 @@ class FolderDataset(NonGeoDataset):
         if self.labels is not None:
             self.labels = [self.class_to_idx[self._class_of(path)] for path in self.files]
         self.classes = tuple(classes)
+
+    @cached_property
+    def catalog(self) -> gpd.GeoDataFrame:
+        """One row per file with its footprint in longitude and latitude, for QGIS and geopandas."""
+        labels = self.labels
+        columns: dict[str, Any] = {}
+        if labels is not None:
+            columns = {'label': labels, 'category': [self.classes[label] for label in labels]}
+        return build_catalog(self.files, columns)
 
     def plot(self, sample: dict[str, Any], show_titles: bool = True, suptitle: str | None = None) -> Figure:
         """Plot a sample.

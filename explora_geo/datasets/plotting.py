@@ -26,8 +26,8 @@ def plot_sample(
     """Show an image in true colour, or its first band in grey where that is not possible.
 
     Args:
-        sample: Sample with ``image`` of shape (C, H, W) in any units, and optionally ``label``
-            and ``prediction``.
+        sample: Sample with ``image`` of shape (C, H, W), or (T, C, H, W) for a series, in any units, and
+            optionally ``label`` and ``prediction``.
         bands: Names of the bands of the image.
         classes: Names of the classes.
         show_titles: Whether to show class names above the image.
@@ -36,16 +36,18 @@ def plot_sample(
     Returns:
         The figure.
     """
-    fig, ax = plt.subplots(figsize=(4, 4))
-    ax.imshow(_to_rgb(sample['image'], bands), cmap='gray')
-    ax.axis('off')
+    frames = sample['image'] if sample['image'].ndim == 4 else sample['image'][None]
+    fig, axes = plt.subplots(1, len(frames), figsize=(4 * len(frames), 4), squeeze=False)
+    for ax, frame in zip(axes[0], frames, strict=True):
+        ax.imshow(_to_rgb(frame, bands), cmap='gray')
+        ax.axis('off')
     if show_titles:
         titles = [
             f'{key.capitalize()}: {_class_name(int(sample[key]), classes)}'
             for key in ('label', 'prediction')
             if key in sample
         ]
-        ax.set_title('\n'.join(titles))
+        axes[0, 0].set_title('\n'.join(titles))
     if suptitle is not None:
         fig.suptitle(suptitle)
     return fig

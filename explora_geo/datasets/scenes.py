@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import geopandas as gpd
 import numpy as np
 import pandas as pd
 import rasterio
@@ -18,6 +19,7 @@ from torchgeo.datasets import RasterDataset
 from torchgeo.datasets.utils import GeoSlice
 
 from .bands import name_bands, select_bands
+from .catalog import CRS as CATALOG_CRS
 from .files import RASTER_SUFFIXES, PathLike, find_images
 from .plotting import plot_sample
 
@@ -134,6 +136,13 @@ class SceneDataset(RasterDataset):
         # The other keys of TorchGeo differ between its versions, and cannot all be stacked.
         sample: dict[str, Any] = {'image': image, 'bounds': bounds}
         return sample if self._sample_transforms is None else self._sample_transforms(sample)
+
+    @property
+    def catalog(self) -> gpd.GeoDataFrame:
+        """One row per scene with its time and footprint in longitude and latitude."""
+        times = self.index.index
+        columns = {'path': list(self.index['filepath']), 'start': times.left, 'end': times.right}
+        return gpd.GeoDataFrame(columns, geometry=list(self.index.geometry), crs=self.crs).to_crs(CATALOG_CRS)
 
     def plot(self, sample: dict[str, Any], show_titles: bool = True, suptitle: str | None = None) -> Figure:
         """Plot a sample.

@@ -1,34 +1,50 @@
 """Adapt the shipped source model to shipped tiles and show what that bought."""
 
 import copy
+import functools
+import inspect
 import logging
 import time
+import timeit
 import warnings
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Trainer, seed_everything
 from rich.console import Console
 from rich.status import Status
 from rich.table import Table
+from torch import Tensor
+from torch.nn import functional as F
 
 from explora_geo.adaptation import ExPLoRAConfig, merge_lora
-from explora_geo.checkpoints import load_backbone, write_state
+from explora_geo.checkpoints import load_backbone, load_weights, write_state
 from explora_geo.datamodules import FolderDataModule
 from explora_geo.demo.measure import Protocol, compare, measure
 from explora_geo.demo.picture import draw, pca_colours
 from explora_geo.demo.report import verdict, write
 from explora_geo.demo.tiles import Tiles, split_by_class
-from explora_geo.models import ViTTiny8_Weights
+from explora_geo.models import ViTTiny8_Weights, create_vit
+from explora_geo.models.heads import HeadConfig
 from explora_geo.models.vit import ViT
-from explora_geo.objectives import MAE
+from explora_geo.objectives import MAE, DINOv2, MaskConfig, Objective, TeacherConfig
 from explora_geo.trainers import ExPLoRATask, OptimConfig
+from explora_geo.transforms import ViewsConfig
 
 SOURCE = ViTTiny8_Weights.TINY_IMAGENET_MAE
 BACKBONE = 'vit_tiny_patch8_64'
+_OBJECTIVES: dict[str, type[Objective]] = {'MAE': MAE, 'DINOv2': DINOv2}
+_GROUPS: dict[str, Any] = {
+    'head': HeadConfig,
+    'ibot_head': HeadConfig,
+    'teacher': TeacherConfig,
+    'masks': MaskConfig,
+    'views': ViewsConfig,
+}
 
 
 @dataclass(frozen=True)
@@ -37,21 +53,41 @@ class Recipe:
 
     Attributes:
         adaptation: What trains.
+        objective: Name of the objective's class.
+        arguments: Its arguments, groups of them as mappings.
         optim: Optimiser and schedule.
         steps: Optimiser steps.
         batch_size: Tiles per step.
-        mask_ratio: Share of removed patches.
-        norm_pix_loss: Predict normalised patches.
-        crop_scale: Share of a tile's area in a training crop.
+        crop_scale: Share of a tile's area in a training crop of MAE.
     """
 
-    adaptation: ExPLoRAConfig = ExPLoRAConfig.parse('M-ExPLoRA-[L]-r32')  # noqa: RUF009 - frozen
+    adaptation: ExPLoRAConfig = ExPLoRAConfig.parse('D-ExPLoRA-[L]-r32')  # noqa: RUF009 - frozen
+    objective: Literal['MAE', 'DINOv2'] = 'DINOv2'
+    arguments: Mapping[str, Any] = field(default_factory=dict)
     optim: OptimConfig = OptimConfig(base_lr=1e-3, lr_scaling='none', warmup=0.1)  # noqa: RUF009
     steps: int = 200
-    batch_size: int = 128
-    mask_ratio: float = 0.75
-    norm_pix_loss: bool = True
+    batch_size: int = 64
     crop_scale: tuple[float, float] = (0.2, 1.0)
+
+    @property
+    def name(self) -> str:
+        """The adaptation in the paper's notation."""
+        return self.adaptation.notation(_OBJECTIVES[self.objective].letter)
+
+    @property
+    def factory(self) -> Callable[[ViT], Objective]:
+        """What builds the objective around a backbone.
+
+        Raises:
+            ValueError: If an argument is unknown or out of range.
+        """
+        kind = _OBJECTIVES[self.objective]
+        try:
+            arguments = {k: _GROUPS[k](**v) if k in _GROUPS else v for k, v in self.arguments.items()}
+            inspect.signature(kind).bind_partial(**arguments)
+        except TypeError as error:
+            raise ValueError(f'{self.objective} cannot take {dict(self.arguments)}: {error}') from error
+        return partial(kind, **arguments)
 
 
 def find_data(data: Path | None) -> Path:
@@ -103,13 +139,7 @@ def adapt(datamodule: FolderDataModule, recipe: Recipe, out: Path, progress: boo
         BACKBONE,
         weights=SOURCE,
         adaptation=recipe.adaptation,
-        objective=partial(
-            MAE,
-            mask_ratio=recipe.mask_ratio,
-            norm_pix_loss=recipe.norm_pix_loss,
-            decoder_embed_dim=128,
-            decoder_num_heads=4,
-        ),
+        objective=recipe.factory,
         optim=recipe.optim,
         learned_position=False,
         monitor_features='none',
@@ -118,6 +148,7 @@ def adapt(datamodule: FolderDataModule, recipe: Recipe, out: Path, progress: boo
         max_steps=recipe.steps,
         accelerator='auto',
         devices=1,
+        precision=faster_precision(),
         default_root_dir=out,
         logger=False,
         enable_checkpointing=False,
@@ -132,10 +163,44 @@ def adapt(datamodule: FolderDataModule, recipe: Recipe, out: Path, progress: boo
     return task
 
 
+@functools.cache
+def faster_precision() -> Literal['bf16-mixed', '32-true']:
+    """Lightning's name of the faster precision on this machine; not every processor knows bfloat16."""
+    if torch.cuda.is_available():
+        return 'bf16-mixed' if torch.cuda.is_bf16_supported(including_emulation=False) else '32-true'
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        product = partial(F.linear, torch.randn(4096, 192).to(dtype), torch.randn(768, 192).to(dtype))
+        seconds[dtype] = min(timeit.repeat(product, number=3, repeat=5))
+    return 'bf16-mixed' if 1.3 * seconds[torch.bfloat16] < seconds[torch.float32] else '32-true'
+
+
 def plain(vit: ViT) -> ViT:
     """A merged copy on the CPU, in evaluation mode."""
     merged: ViT = merge_lora(copy.deepcopy(vit)).requires_grad_(False).cpu().eval()  # type: ignore[assignment]
+    merged.mask_token = None  # only pre-training uses it, and timm's models have none
     return merged
+
+
+def reconstructions(objective: Objective, image: Tensor) -> dict[str, Tensor]:
+    """Masked input and reconstruction, by the source where the objective has no decoder.
+
+    Args:
+        objective: What adapted the model.
+        image: Normalised images, shape (N, C, H, W).
+
+    Returns:
+        Images by title, each of the input's shape and units.
+    """
+    if isinstance(objective, MAE):
+        return objective.cpu().eval().pictures(image)
+    vit = create_vit(BACKBONE, learned_position=False)
+    parts = load_weights(vit, SOURCE).parts
+    source = MAE(vit)
+    source.load_pretrained(parts)
+    pictures = source.eval().pictures(image)
+    pictures['reconstruction\nby the source'] = pictures.pop('reconstruction')
+    return pictures
 
 
 def run_demo(
@@ -166,7 +231,7 @@ def run_demo(
     console = Console()
     folder = find_data(data)
     out.mkdir(parents=True, exist_ok=True)
-    name = recipe.adaptation.notation(MAE.letter)
+    name = recipe.name
     seconds: dict[str, float] = {}
 
     def timed(part: str, start: float) -> float:
@@ -188,7 +253,7 @@ def run_demo(
     parts = (train.take(labelled), train.take(validation), test)
     clock = timed('reading', clock)
     task = adapt(datamodule, recipe, out, progress=console.is_terminal)
-    adapted = plain(task.backbone)
+    adapted = plain(task.model.final_backbone)
     write_state(out / 'model.safetensors', adapted.state_dict(), {'format': 'pt', 'backbone': BACKBONE})
     clock = timed('adaptation', clock)
     scores = {}
@@ -205,7 +270,7 @@ def run_demo(
     shown = test.take(torch.arange(0, len(test.label), len(test.label) // 10)[:10]).image
     mean, std = (x.view(1, -1, 1, 1) for x in (datamodule.mean, datamodule.std))
     several = test.image[:: max(1, len(test.image) // 200)]
-    pixels = {k: (v * std + mean) / 255 for k, v in task.cpu().eval().model.pictures(shown).items()}
+    pixels = {k: (v * std + mean) / 255 for k, v in reconstructions(task.model, shown).items()}
     colours = {
         f'features, {title}': pca_colours(vit, torch.cat([shown, several]), len(shown))
         for title, vit in (('source', source), ('adapted', adapted))
@@ -216,7 +281,9 @@ def run_demo(
         'adaptation': name,
         'source': f'{BACKBONE} {SOURCE.name}, {SOURCE.meta["dataset"]}',
         'config': recipe.adaptation.to_dict(),
+        'objective': {'name': recipe.objective, **recipe.arguments},
         'optim': dict(vars(recipe.optim)),
+        'precision': faster_precision(),
         'steps': recipe.steps,
         'batch': recipe.batch_size,
         'trainable_share': task.trainable_share,

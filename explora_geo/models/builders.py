@@ -92,3 +92,8 @@ def create_vit(
         final_norm=final_norm,
         swiglu=swiglu,
     )
+
+
+def size_name(width: int, depth: int) -> str | None:
+    """What a backbone of this width and number of blocks is called, such as `base`, if anything."""
+    return next((name for name, (w, d, _) in _SIZES.items() if (w, d) == (width, depth)), None)

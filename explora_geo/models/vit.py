@@ -17,6 +17,9 @@ from explora_geo.models.tokenizers import Tokenizer
 # timm's models, MAE's and DINOv2's all use this; timm's `Block` alone has had other defaults.
 LayerNorm: Any = partial(nn.LayerNorm, eps=1e-6)
 
+#: Tokens without position, shape (B, S, L, D), and the patch grid: output of a tokenizer.
+Embedded = tuple[Tensor, tuple[int, int]]
+
 
 class Features(NamedTuple):
     """Output of a ViT after its final norm.
@@ -121,13 +124,14 @@ class ViT(nn.Module):
         timestamps: Tensor | None = None,
         token_mask: Tensor | None = None,
         keep: Tensor | None = None,
+        embedded: Embedded | None = None,
     ) -> tuple[Tensor, tuple[int, int]]:
         """Tokens before the first block, in the order tokens → mask → position → keep → class token.
 
         Returns:
             Tokens, shape (B, 1 + N, D) or (B, 1 + K, D) with `keep`, and (slots, patches per slot).
         """
-        tokens, grid = self.patch_embed(image)
+        tokens, grid = self.patch_embed(image) if embedded is None else embedded
         if token_mask is not None:
             if self.mask_token is None:
                 raise ValueError('token_mask needs a ViT built with mask_token=True')
@@ -151,19 +155,21 @@ class ViT(nn.Module):
         timestamps: Tensor | None = None,
         token_mask: Tensor | None = None,
         keep: Tensor | None = None,
+        embedded: Embedded | None = None,
     ) -> Features:
         """Features of the last block after the final norm.
 
         Args:
             image: Normalised image, shape (B, C, H, W), or as the tokenizer says.
             timestamps: Acquisition times for temporal tokenizers, shape (B, T, 3).
-            token_mask: True where the mask token replaces a patch (iBOT), shape (B, S·L).
+            token_mask: True where the mask token replaces a patch (iBOT), shape (B, S, L) or (B, S·L).
             keep: Indices into the N = S·L tokens to run, the others are dropped (MAE), shape (B, K).
+            embedded: What `patch_embed(image)` gave, where it was asked already.
 
         Returns:
             Class token and patch tokens.
         """
-        x, slots = self.embed(image, timestamps, token_mask, keep)
+        x, slots = self.embed(image, timestamps, token_mask, keep, embedded)
         for block in self.blocks:
             x = self._run(block, x)
         return self._features(x, None if keep is not None else slots)

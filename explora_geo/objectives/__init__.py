@@ -1,6 +1,7 @@
 """Self-supervised objectives on an adapted backbone."""
 
-from explora_geo.objectives.base import Objective
+from explora_geo.objectives.base import Objective, objective_class
+from explora_geo.objectives.dinov2 import DINOv2, MaskConfig, TeacherConfig
 from explora_geo.objectives.mae import MAE
 
-__all__ = ['MAE', 'Objective']
+__all__ = ['MAE', 'DINOv2', 'MaskConfig', 'Objective', 'TeacherConfig', 'objective_class']

@@ -1,12 +1,14 @@
 """The contract between an objective and the task that trains it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from explora_geo.models.vit import Features, ViT
+from explora_geo.transforms.multicrop import ViewsConfig
 
 
 class Objective(nn.Module, ABC):
@@ -15,14 +17,29 @@ class Objective(nn.Module, ABC):
     Attributes:
         backbone: The ViT that is trained and later kept.
         letter: How the paper's notation names weights of this objective (`M`, `D`).
+        backbone_options: Arguments of `create_vit` that the objective needs.
+        views: Crops that the objective learns from, or None for the image itself.
+        metrics: Numbers of the last batch that are worth a look but not minimised, by name.
+        watched: Features of the last training batch in which a collapse would show, shape (N, D), or None.
+        usage: How evenly the last training batches use all targets, from 0 for a single one to 1, or None.
     """
 
     letter: str = ''
+    backbone_options: ClassVar[Mapping[str, Any]] = {}
+    views: ViewsConfig | None = None
 
     def __init__(self, backbone: ViT) -> None:
         """Initialize an Objective around a backbone that carries its weights and adaptation."""
         super().__init__()
         self.backbone = backbone
+        self.metrics: dict[str, Tensor] = {}
+        self.watched: Tensor | None = None
+        self.usage: Tensor | None = None
+
+    @property
+    def final_backbone(self) -> ViT:
+        """The backbone that a run leaves behind: the trained one, unless the objective says otherwise."""
+        return self.backbone
 
     def load_pretrained(self, parts: Mapping[str, Tensor]) -> str:
         """Take the objective's own pre-trained parts (a decoder, heads) from a checkpoint.
@@ -61,5 +78,31 @@ class Objective(nn.Module, ABC):
         """Images that show what the objective does, by title, each of the input's shape; or none."""
         return {}
 
+    def plan(self, total: int, epoch: float) -> None:
+        """Learn how long training is, for schedules; nothing by default.
+
+        Args:
+            total: Optimiser steps of the whole run.
+            epoch: Optimiser steps per epoch.
+        """
+
+    def before_step(self, step: int) -> None:
+        """Act on gradients before an optimiser step; nothing by default."""
+
     def after_step(self, step: int) -> None:
         """Act after an optimiser step, for instance average a teacher; nothing by default."""
+
+
+def objective_class(factory: Callable[..., Any]) -> type[Objective] | None:
+    """The objective that a factory builds, as far as it can be told.
+
+    Args:
+        factory: A class, or a partial of one; command lines wrap the class as an argument of a partial.
+
+    Returns:
+        The class, or None for other callables.
+    """
+    if isinstance(factory, type) and issubclass(factory, Objective):
+        return factory
+    inner = (factory.func, *factory.args) if isinstance(factory, partial) else ()
+    return next((found for x in inner if callable(x) and (found := objective_class(x))), None)

@@ -1,6 +1,9 @@
 """Random masks over tokens."""
 
+import random
+
 import torch
+from lightly.models.utils import random_block_mask_image
 from torch import Tensor
 
 
@@ -28,3 +31,40 @@ def random_keep(
         length *= slots
     mask = torch.ones(len(noise), length, device=noise.device)
     return keep, mask.scatter(1, keep, 0.0)
+
+
+def block_masks(
+    images: int,
+    grid: tuple[int, int],
+    slots: int = 1,
+    ratio: tuple[float, float] = (0.1, 0.5),
+    probability: float = 0.5,
+    shared_across_slots: bool = False,
+) -> Tensor:
+    """Block-wise masks of DINOv2 on a share of the images.
+
+    The masked share of the chosen images is spread evenly over `ratio`, as DINOv2's collation does, and
+    rectangles fill it. Unlike lightly's `random_block_mask`, grids of a few patches are allowed, where
+    four patches, DINOv2's smallest block, would exceed the share.
+
+    Args:
+        images: Images B.
+        grid: Patches along height and width.
+        slots: Slots S.
+        ratio: Smallest and largest share of an image's patches to mask.
+        probability: Share of the images that are masked.
+        shared_across_slots: Mask the same patches in every slot.
+
+    Returns:
+        True where a token is masked, shape (B, S, L).
+    """
+    masked = int(images * probability)
+    low, high = ratio
+    drawn = 1 if shared_across_slots else slots
+    masks = torch.zeros(images, drawn, *grid, dtype=torch.bool)
+    for i, image in enumerate(torch.randperm(images)[:masked].tolist()):
+        share = low + (high - low) * (i + random.random()) / masked
+        count = int(grid[0] * grid[1] * share)
+        for slot in range(drawn):
+            masks[image, slot] = random_block_mask_image(grid, count, min_num_masks_per_block=min(4, count))
+    return masks.flatten(2).expand(images, slots, -1)

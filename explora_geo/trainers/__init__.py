@@ -1,7 +1,8 @@
 """TorchGeo tasks: pre-training by ExPLoRA, and tuning on labels."""
 
-from explora_geo.objectives import MAE  # lets a YAML name the objective by its class name
+from explora_geo.objectives import MAE, DINOv2  # lets a YAML name objectives by class name
 from explora_geo.trainers.classification import ClassificationTask
+from explora_geo.trainers.guard import GuardConfig
 from explora_geo.trainers.optim import OptimConfig
 from explora_geo.trainers.presets import PRESETS
 from explora_geo.trainers.pretrain import ExPLoRATask
@@ -14,7 +15,9 @@ __all__ = [
     'MAE',
     'PRESETS',
     'ClassificationTask',
+    'DINOv2',
     'ExPLoRATask',
+    'GuardConfig',
     'OptimConfig',
     'RegressionTask',
     'Regularisation',

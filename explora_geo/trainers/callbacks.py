@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torchvision.utils import save_image
 
@@ -35,8 +36,9 @@ class PretrainReport(Callback):
         self._start = 0.0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock."""
+        """Start the clock, and say once what was loaded."""
         self._start = time.perf_counter()
+        rank_zero_info(pl_module.load_report)
 
     def on_validation_batch_end(
         self,
@@ -93,11 +95,11 @@ class PretrainReport(Callback):
         name = task.hparams['model']
         if task.config.full:
             file = folder / 'model.safetensors'
-            state = {**task.backbone.state_dict(), **task.model.extra_state()}
+            state = {**task.model.final_backbone.state_dict(), **task.model.extra_state()}
             write_state(file, state, model_metadata(task.backbone, name))
         else:
             file = folder / 'adapter.safetensors'
-            save_adapter(file, task.backbone, name, task.config)
+            save_adapter(file, task.backbone, name, task.config, task.model.final_backbone)
         report = {
             'backbone': name,
             'adaptation': task.config.notation(task.model.letter),
@@ -106,6 +108,7 @@ class PretrainReport(Callback):
             'trainable': trainable_summary(task.backbone),
             'trainable_share': task.trainable_share,
             'steps': trainer.global_step,
+            'stopped': task.stopped,
             'seconds': round(time.perf_counter() - self._start, 1),
             'starting_score': task.features.starting,
             'history': self.history,

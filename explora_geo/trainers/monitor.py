@@ -1,9 +1,10 @@
-"""Accuracy of features on a small labelled set, by cross-validation on frozen features."""
+"""How good features are: accuracy by cross-validation with labels, effective rank without."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
@@ -13,7 +14,12 @@ from torch import Tensor
 
 
 class FeatureMonitor:
-    """Collects features and labels of validation batches and scores them."""
+    """Collects features and labels of validation batches and scores them.
+
+    Attributes:
+        starting: Score of the starting weights, if known.
+        latest: Score of the last validation, if labelled.
+    """
 
     def __init__(self, kind: str, folds: int = 5) -> None:
         """Initialize a FeatureMonitor.
@@ -24,6 +30,7 @@ class FeatureMonitor:
         """
         self.kind, self.folds = kind, folds
         self.starting: float | None = None
+        self.latest: float | None = None
         self.reset()
 
     def reset(self) -> None:
@@ -32,20 +39,22 @@ class FeatureMonitor:
         self._labels: list[np.ndarray] = []
 
     def add(self, features: Tensor, batch: Mapping[str, Any]) -> None:
-        """Collect a batch if it is labelled with one class per image.
+        """Collect a batch.
 
         Args:
             features: Image features, shape (B, D).
-            batch: Sample dict.
+            batch: Sample dict; its labels count if there is one class per image.
         """
+        if self.kind == 'none':
+            return
+        self._features.append(features.float().cpu().numpy())
         label = batch.get('label')
-        if self.kind != 'none' and isinstance(label, Tensor) and label.ndim == 1:
-            self._features.append(features.float().cpu().numpy())
+        if isinstance(label, Tensor) and label.ndim == 1:
             self._labels.append(label.cpu().numpy())
 
     def score(self) -> float | None:
         """Mean accuracy over the folds in [0, 1]; None without enough labels."""
-        if not self._labels:
+        if not self._labels or len(self._labels) < len(self._features):
             return None
         features, labels = np.concatenate(self._features), np.concatenate(self._labels)
         folds = min(self.folds, int(np.bincount(labels)[np.unique(labels)].min()))
@@ -59,3 +68,24 @@ class FeatureMonitor:
         )
         cv = StratifiedKFold(folds, shuffle=True, random_state=0)
         return float(cross_val_score(model, features, labels, cv=cv).mean())
+
+    def rank(self) -> float | None:
+        """Effective rank of the features; None without any."""
+        return effective_rank(torch.from_numpy(np.concatenate(self._features))) if self._features else None
+
+
+@torch.no_grad()
+def effective_rank(features: Tensor) -> float:
+    """Effective rank of features (RankMe, Garrido et al. 2023): directions they take, about evenly.
+
+    Features are not centred, so that those which are all the same up to noise have rank 1.
+
+    Args:
+        features: Image features, shape (N, D).
+
+    Returns:
+        Exponential of the entropy of the normalised singular values, from 1 to the smaller of N and D.
+    """
+    values = torch.linalg.svdvals(features.double())
+    shares = values / values.sum().clamp(min=1e-12)
+    return float(torch.special.entr(shares).sum().exp())

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from explora_geo.adaptation import ExPLoRAConfig
+from explora_geo.models.heads import HeadConfig
+from explora_geo.objectives import TeacherConfig
 from explora_geo.trainers.optim import OptimConfig
 
 
@@ -19,6 +21,8 @@ class Preset:
         epochs: Length in epochs, or None where it is given in steps or not published here.
         steps: Length in optimiser steps, or None.
         objective: Arguments of the objective.
+        drop_path_rate: Stochastic depth of the student.
+        gradient_clip: Largest norm of the gradient, the trainer's `gradient_clip_val`, or None.
     """
 
     adaptation: ExPLoRAConfig
@@ -27,6 +31,8 @@ class Preset:
     epochs: int | None = None
     steps: int | None = None
     objective: Mapping[str, Any] = field(default_factory=dict)
+    drop_path_rate: float = 0.0
+    gradient_clip: float | None = None
 
 
 def _mae(adaptation: str, base_lr: float, epochs: int, alpha: float | None) -> Preset:
@@ -40,12 +46,33 @@ def _mae(adaptation: str, base_lr: float, epochs: int, alpha: float | None) -> P
     )
 
 
-def _dinov2(adaptation: str, base_lr: float, batch: int, steps: int | None, alpha: float | None) -> Preset:
+def _dinov2(
+    adaptation: str, base_lr: float, batch: int, steps: int | None, alpha: float | None, freeze: float
+) -> Preset:
+    # What the two sources do not state is DINOv2's default.
     return Preset(
         ExPLoRAConfig.parse(adaptation, alpha=alpha),
-        OptimConfig(base_lr=base_lr, lr_scaling='sqrt', betas=(0.9, 0.999), warmup=10, min_lr=1e-6),
+        OptimConfig(
+            base_lr=base_lr,
+            lr_scaling='sqrt',
+            betas=(0.9, 0.999),
+            warmup=10,
+            min_lr=1e-6,
+            layer_decay=0.9,
+            patch_embed_lr_multiplier=0.2,
+        ),
         batch=batch,
         steps=steps,
+        objective={
+            'head': HeadConfig(prototypes=65536, hidden_dim=2048, bottleneck_dim=256, num_layers=3),
+            'teacher': TeacherConfig(
+                momentum=0.992, temperature=0.04, final_temperature=0.07, temperature_warmup=30
+            ),
+            'freeze_last_layer': freeze,
+            'head_warmup': 0,
+        },
+        drop_path_rate=0.3,
+        gradient_clip=3.0,
     )
 
 
@@ -53,12 +80,12 @@ def _dinov2(adaptation: str, base_lr: float, batch: int, steps: int | None, alph
 PRESETS: dict[str, dict[str, Preset]] = {
     'paper-workshop': {
         'M': _mae('M-ExPLoRA-[L]-r32', 1.5e-4, 200, None),
-        'D': _dinov2('D-ExPLoRA-[L]-r32', 5e-3, 32, 200_000, None),
+        'D': _dinov2('D-ExPLoRA-[L]-r32', 5e-3, 32, 200_000, None, freeze=1),
     },
     'paper-released': {
         # The released code scales LoRA by alpha / r with alpha = 1.
         'M': _mae('M-ExPLoRA-[L]-r64', 4.5e-4, 400, 1.0),
-        'D': _dinov2('D-ExPLoRA-[L]-r64', 1e-3, 1024, None, 1.0),
+        'D': _dinov2('D-ExPLoRA-[L]-r64', 1e-3, 1024, None, 1.0, freeze=3),
     },
 }
 

@@ -17,18 +17,25 @@ from explora_geo.checkpoints import BackboneWeights, load_weights
 from explora_geo.checkpoints.adapter import frozen_sha256
 from explora_geo.models import create_vit
 from explora_geo.models.vit import ViT
-from explora_geo.objectives import MAE, Objective
+from explora_geo.objectives import MAE, DINOv2, Objective, objective_class
 from explora_geo.trainers.callbacks import PretrainReport
+from explora_geo.trainers.guard import CollapseGuard, GuardConfig
 from explora_geo.trainers.monitor import FeatureMonitor
 from explora_geo.trainers.optim import OptimConfig, build_optimizer, build_schedule
 from explora_geo.trainers.presets import get_preset
+
+GUARD = GuardConfig()
 
 
 class ExPLoRATask(BaseTask):
     """ExPLoRA pre-training (paper, section 4): weights → adaptation → the objective, without labels.
 
     Reads `batch['image']` only. With labelled validation batches it also reports the k-NN or
-    linear-probe accuracy of the features next to that of the starting weights.
+    linear-probe accuracy of the features next to that of the starting weights, without labels their
+    effective rank.
+
+    Attributes:
+        stopped: Why the run was stopped as collapsed, or empty.
     """
 
     ignore: Sequence[str] | str | None = ('objective', 'weights')
@@ -45,13 +52,14 @@ class ExPLoRATask(BaseTask):
         bands: Sequence[str] | None = None,
         img_size: int | None = None,
         patch_size: int | None = None,
-        drop_path_rate: float = 0.0,
+        drop_path_rate: float | None = None,
         learned_position: bool = True,
         grad_checkpointing: bool = False,
         monitor_features: Literal['knn', 'linear', 'none'] = 'knn',
         tokenizer: Literal['patch', 'group-channel', 'temporal'] = 'patch',
         tokenizer_options: dict[str, Any] | None = None,
         patch_embed_init: Literal['random', 'wavelength'] = 'random',
+        guard: GuardConfig | None = GUARD,
     ) -> None:
         """Initialize an ExPLoRATask.
 
@@ -61,15 +69,16 @@ class ExPLoRATask(BaseTask):
                 starts from random weights, which only full pre-training makes sense of.
             adaptation: What trains: a configuration or the paper's notation, `full` for everything;
                 the preset's if None.
-            objective: Class (or other callable) that builds the objective around the backbone; MAE
-                as in the preset if None.
+            objective: Class (or other callable) that builds the objective around the backbone; if None,
+                the preset's: DINOv2 where the adaptation is written as D-ExPLoRA, else MAE.
             optim: Optimiser and schedule; the preset's if None.
             preset: Published recipe that fills what is not given. Its effective batch and length are
                 the trainer's and datamodule's business; `PRESETS` holds them.
             bands: Band names of the images, in order; the tokenizer's default if None.
             img_size: Image side, pixels; from the model's name if None.
             patch_size: Patch side, pixels; from the model's name if None.
-            drop_path_rate: Stochastic depth of the backbone in training.
+            drop_path_rate: Stochastic depth of the backbone in training; if None, the preset's with the
+                preset's objective, and none with another.
             learned_position: Train position codes in full pre-training; False for MAE's fixed ones.
             grad_checkpointing: Recompute activations in the backward pass to save memory.
             monitor_features: What a labelled validation set is used for.
@@ -79,23 +88,31 @@ class ExPLoRATask(BaseTask):
             tokenizer_options: Further arguments of that tokenizer's class, such as `channel_groups`.
             patch_embed_init: How patch embeddings of other bands start: at random as in the paper, or from
                 the weights' filters by wavelength.
+            guard: When the run counts as collapsed, is stopped and taken back; None never stops.
 
         Raises:
             ValueError: If a name, a notation or the weights do not fit.
             FileNotFoundError: If the weights file does not exist.
         """
-        recipe = get_preset(preset, getattr(objective, 'letter', MAE.letter))
+        named = DINOv2 if isinstance(adaptation, str) and adaptation.strip().startswith('D') else MAE
+        kind = named if objective is None else objective_class(objective) or MAE
+        recipe = get_preset(preset, kind.letter)
+        default = recipe.drop_path_rate if objective is None else 0.0
+        drop_path = default if drop_path_rate is None else drop_path_rate
+        self._backbone_options = {**kind.backbone_options, 'drop_path_rate': drop_path}
         self._weights = weights
-        self._objective: Callable[[ViT], Objective] = objective or partial(MAE, **recipe.objective)
+        self._objective: Callable[[ViT], Objective] = objective or partial(kind, **recipe.objective)
         self.config = ExPLoRAConfig.create(recipe.adaptation if adaptation is None else adaptation)
         # A checkpoint's hyper-parameters come back as plain mappings.
         self.optim = OptimConfig(**optim) if isinstance(optim, dict) else optim or recipe.optim
+        self.guard = GuardConfig(**guard) if isinstance(guard, dict) else guard
         super().__init__()
         # Plain values only: a Lightning checkpoint must load with weights_only=True.
         plain = {
             'adaptation': self.config.to_dict(),
             'optim': dict(vars(self.optim)),
             'bands': list(self.backbone.patch_embed.bands),
+            'guard': self.guard and dict(vars(self.guard)),
         }
         self.hparams.update(plain)
         self._hparams_initial.update(plain)  # what loggers write
@@ -110,8 +127,8 @@ class ExPLoRATask(BaseTask):
             bands=hparams['bands'],
             tokenizer=hparams['tokenizer'],
             tokenizer_options=hparams['tokenizer_options'],
-            drop_path_rate=hparams['drop_path_rate'],
             learned_position=hparams['learned_position'],
+            **self._backbone_options,
         )
         vit.grad_checkpointing = hparams['grad_checkpointing']
         loaded = BackboneWeights({}, {}, 'random weights')
@@ -134,6 +151,7 @@ class ExPLoRATask(BaseTask):
         """Features of labelled validation batches and the files that were skipped."""
         self.features = FeatureMonitor(self.hparams['monitor_features'])
         self.skipped: dict[str, str] = {}
+        self.stopped = ''
         self._last_step: float | None = None
         self._acted = 0
 
@@ -162,13 +180,14 @@ class ExPLoRATask(BaseTask):
         per_epoch = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
         if self.trainer.max_steps > 0 and per_epoch:
             epochs = max(1, round(total / per_epoch))
+        self.model.plan(total, per_epoch)
         optimizer = build_optimizer(self.model, self.optim, batch)
         schedule = build_schedule(optimizer, self.optim, total, epochs, batch)
         return {'optimizer': optimizer, 'lr_scheduler': {'scheduler': schedule, 'interval': 'step'}}
 
     def configure_callbacks(self) -> list[Callback]:
-        """The report, adapter file and pictures that every run leaves behind."""
-        return [PretrainReport()]
+        """The watch over collapse, and the report, adapter file and pictures that every run leaves behind."""
+        return [*([CollapseGuard(self.guard)] if self.guard else []), PretrainReport()]
 
     def setup(self, stage: str) -> None:
         """Have Lightning's check before training cover the whole labelled set: the starting score."""
@@ -177,6 +196,9 @@ class ExPLoRATask(BaseTask):
             for module in self.modules():
                 if hasattr(module, 'fused_attn'):
                     module.fused_attn = False  # type: ignore[assignment]
+        datamodule: Any = getattr(self.trainer, 'datamodule', None)
+        if self.model.views is not None and getattr(datamodule, 'views', self) is None:
+            datamodule.use_views(self.model.views)  # crops of whole images, not of crops
         if stage == 'fit' and self.features.kind != 'none' and not self.trainer.fast_dev_run:
             self.trainer.num_sanity_val_steps = float('inf')
 
@@ -184,7 +206,7 @@ class ExPLoRATask(BaseTask):
         """One step of the objective.
 
         Args:
-            batch: Sample dict with `image`, shape (B, C, H, W).
+            batch: Sample dict with `image`, shape (B, C, H, W), and perhaps `views`.
             batch_idx: Number of the batch.
 
         Returns:
@@ -203,7 +225,8 @@ class ExPLoRATask(BaseTask):
             )
         size = len(batch['image'])
         self.log('train_loss', loss.detach(), batch_size=size, prog_bar=True)
-        self.log_dict({f'train_{k}': v.detach() for k, v in losses.items()}, batch_size=size)
+        logged = {**losses, **self.model.metrics}
+        self.log_dict({f'train_{k}': v.detach() for k, v in logged.items()}, batch_size=size)
         self.log('lr', self.trainer.optimizers[0].param_groups[0]['lr'], batch_size=size)
         now = time.perf_counter()
         if self._last_step is not None:
@@ -217,6 +240,10 @@ class ExPLoRATask(BaseTask):
         for entry in batch.get('skipped', ()):
             path, _, reason = entry.partition(': ')
             self.skipped.setdefault(path, reason)
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """Let the objective withhold gradients."""
+        self.model.before_step(self.global_step)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Let the objective act after an optimiser step, not after each accumulated batch."""
@@ -236,18 +263,18 @@ class ExPLoRATask(BaseTask):
         return sum(trainable_summary(self.backbone).values()) / total
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
-        """Loss of the objective, and features of labelled images.
+        """Loss of the objective, and features.
 
         Args:
             batch: Sample dict with `image` and optionally `label`, shape (B,).
             batch_idx: Number of the batch.
         """
         self._note_skipped(batch)
-        size = len(batch['image'])
-        loss = torch.stack(list(self.model(batch, self.global_step).values())).sum()
-        self.log('val_loss', loss, batch_size=size, prog_bar=True)
+        if not self.trainer.sanity_checking:  # which is there for the starting score
+            loss = torch.stack(list(self.model(batch, self.global_step).values())).sum()
+            self.log('val_loss', loss, batch_size=len(batch['image']), prog_bar=True)
         if self.features.kind != 'none':
-            features = self.backbone(batch['image'], timestamps=batch.get('timestamps'))
+            features = self.model.final_backbone(batch['image'], timestamps=batch.get('timestamps'))
             self.features.add(self.model.pool(features), batch)
 
     def on_validation_epoch_start(self) -> None:
@@ -256,8 +283,11 @@ class ExPLoRATask(BaseTask):
 
     def on_validation_epoch_end(self) -> None:
         """Score the features; the check before training scores the starting weights."""
-        score = self.features.score()
+        score = self.features.latest = self.features.score()
         if score is None:
+            rank = None if self.trainer.sanity_checking else self.features.rank()
+            if rank is not None:
+                self.log('val_rank', rank)
             return
         if self.trainer.sanity_checking:
             self.features.starting = score
@@ -271,7 +301,7 @@ class ExPLoRATask(BaseTask):
         checkpoint['starting_score'] = self.features.starting
         if self._weights is not None and not self.config.full:
             checkpoint['frozen'] = frozen_sha256(self.backbone)
-            for name in self._frozen_keys():
+            for name in self.frozen_keys():
                 checkpoint['state_dict'].pop(name, None)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -289,9 +319,10 @@ class ExPLoRATask(BaseTask):
                     f'same weights and adaptation ({checkpoint["hyper_parameters"]["adaptation"]})'
                 )
             own = self.state_dict()
-            checkpoint['state_dict'].update({k: own[k] for k in self._frozen_keys()})
+            checkpoint['state_dict'].update({k: own[k] for k in self.frozen_keys()})
 
-    def _frozen_keys(self) -> list[str]:
+    def frozen_keys(self) -> list[str]:
+        """Names in the state dict of what does not train in the backbone."""
         prefix = 'model.backbone.'
         names = set(trainable_names(self.backbone))
         keys = self.backbone.state_dict()

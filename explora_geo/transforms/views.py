@@ -1,10 +1,12 @@
 """The views of a batch a model sees: augmented and normalised on the device."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import kornia.augmentation as K
 from torch import Tensor
+
+from .multicrop import MultiCrop, ViewsConfig
 
 Transform = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -72,3 +74,25 @@ def training_view(
         steps.append(K.RandomRotation90(times=(0, 3), p=1.0))
     steps.append(K.Normalize(mean=mean, std=std))
     return K.AugmentationSequential(*steps, data_keys=None, keepdim=True)
+
+
+def training_views(config: ViewsConfig, bands: Sequence[str], mean: Tensor, std: Tensor) -> Transform:
+    """Make a transform that draws several crops per image and normalises.
+
+    Args:
+        config: What to draw.
+        bands: Names of the bands, in image order.
+        mean: Mean of each band in the units of the images, shape (C,).
+        std: Standard deviation of each band, shape (C,).
+
+    Returns:
+        Function from batch to batch that adds ``views``, see :class:`MultiCrop`, and normalises
+        ``image``, shape (B, C, H, W); other keys pass.
+    """
+    crop, plain = MultiCrop(config, bands, mean, std), normalisation(mean, std)
+
+    def transform(batch: dict[str, Any]) -> dict[str, Any]:
+        views = crop(batch['image'])
+        return {**plain(batch), 'views': views}
+
+    return transform

@@ -172,3 +172,23 @@ def test_mixed_precision_runs_and_stays_close(precision: torch.dtype) -> None:
     assert_close(y.float(), layer(x), atol=0.1, rtol=0.1)
     y.float().sum().backward()
     assert all(p.grad is not None for p in layer.lora_b.values())
+
+
+@pytest.mark.parametrize('tokens', [3, 100])
+def test_without_gradients_folding_the_update_in_changes_nothing(build_vit: Build, tokens: int) -> None:
+    vit = explora(build_vit(), ExPLoRAConfig.parse('[]-r4', targets=ALL, alpha=2)).eval()
+    fill(vit)
+    for layer in (m for m in vit.modules() if isinstance(m, LoRALinear)):
+        x = torch.randn(tokens, layer.in_features)
+        with torch.no_grad():
+            folded = layer(x)
+        assert_close(folded, layer(x), atol=1e-5, rtol=1e-5)
+
+
+def test_dropout_of_the_update_is_kept_without_gradients(build_vit: Build) -> None:
+    vit = explora(build_vit(), ExPLoRAConfig.parse('[]-r4', dropout=0.5)).train()
+    fill(vit)
+    layer = vit.blocks[0].attn.qkv
+    x = torch.randn(100, 32)
+    with torch.no_grad():
+        assert not torch.equal(layer(x), layer(x))

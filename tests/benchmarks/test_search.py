@@ -8,7 +8,7 @@ from explora_geo.demo.measure import Score
 
 CONFIG = """
 protocol: {probe_seeds: 2, tune_seeds: 0}
-defaults: {adaptation: 'M-ExPLoRA-[L]-r8', base_lr: 0.001, lr_scaling: none, steps: 3}
+defaults: {objective: MAE, adaptation: 'M-ExPLoRA-[L]-r8', base_lr: 0.001, lr_scaling: none, steps: 3}
 rows:
   plain:
   wide: {adaptation: 'M-ExPLoRA-[1,L]-r64', alpha: 1}
@@ -35,6 +35,9 @@ def test_rows_are_read_over_defaults(config: Path) -> None:
 def test_an_unknown_key_is_named(config: Path) -> None:
     config.write_text(CONFIG + '  odd: {step: 3}\n')
     with pytest.raises(ValueError, match=r'row odd: unknown keys step'):
+        search.read_rows(config)
+    config.write_text(CONFIG + '  odd: {arguments: {views: {}}}\n')
+    with pytest.raises(ValueError, match=r'row odd: MAE cannot take'):
         search.read_rows(config)
 
 

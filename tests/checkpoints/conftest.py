@@ -57,3 +57,21 @@ def mae_state() -> dict[str, Tensor]:
         'decoder_pred.bias': (PATCH * PATCH * 3,),
     }
     return {k: torch.randn(v) for k, v in (shapes(3) | decoder).items()}
+
+
+@pytest.fixture
+def group_state(mae_state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """SatMAE's file of two groups of bands, as `pretrain-vit-*-e199.pth`."""
+    single = ('patch_embed.', 'decoder_pred.', 'pos_embed', 'decoder_pos_embed')
+    state = {k: v for k, v in mae_state.items() if not k.startswith(single)}
+    for i, bands in enumerate((2, 1)):
+        state[f'patch_embed.{i}.proj.weight'] = torch.randn(WIDTH, bands, PATCH, PATCH)
+        state[f'patch_embed.{i}.proj.bias'] = torch.randn(WIDTH)
+        state[f'decoder_pred.{i}.weight'] = torch.randn(PATCH * PATCH * bands, DECODER)
+        state[f'decoder_pred.{i}.bias'] = torch.randn(PATCH * PATCH * bands)
+    return state | {
+        'pos_embed': torch.randn(1, 17, WIDTH - 8),
+        'channel_embed': torch.randn(1, 2, 8),
+        'decoder_pos_embed': torch.randn(1, 17, DECODER - 4),
+        'decoder_channel_embed': torch.randn(1, 3, 4),
+    }

@@ -3,6 +3,7 @@
 import os
 import pickle
 import stat
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
@@ -130,3 +131,10 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
     for path in (tmp_path / 'none.pth', tmp_path):
         with pytest.raises(FileNotFoundError, match=f'no weights file {path}'):
             read_state(path)
+
+
+def test_a_trainers_arguments_beside_the_tensors_are_no_obstacle(tmp_path: Path) -> None:
+    content = {'model': state(), 'args': Namespace(lr=0.1, model='mae_vit_large_patch16'), 'epoch': 199}
+    torch.save(content, tmp_path / 'checkpoint-199.pth')
+    found, _ = read_state(tmp_path / 'checkpoint-199.pth')
+    assert sorted(found) == sorted(state())

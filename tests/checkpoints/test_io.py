@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from torchvision.models._api import Weights, WeightsEnum
 
 from explora_geo.checkpoints import load_backbone, load_weights, state_sha256
-from explora_geo.checkpoints.io import read_weights, timm_state
+from explora_geo.checkpoints.sources import read_weights, timm_state
 from explora_geo.models import ViT, create_vit
 from explora_geo.models import weights as shipped
 from explora_geo.models.position import resample_position
@@ -213,3 +213,52 @@ def test_a_backbone_is_built_and_loaded_in_one_call(base_file: Path, base_state:
     vit = load_backbone('vit_tiny_patch8_32', base_file, img_size=64)
     assert not vit.training and vit.patch_embed.img_size == 64
     assert torch.equal(vit.norm.weight, base_state['norm.weight'])
+
+
+def test_a_checkpoint_of_torchgeo_is_read_with_its_settings_beside(
+    build_vit: Build, encoder_state: State, tmp_path: Path
+) -> None:
+    content = {
+        'state_dict': {f'model.{k}': v for k, v in encoder_state.items()},
+        'hyper_parameters': {'model': 'vit_tiny_patch16_224', 'lr': 1e-3},
+        'epoch': 3,
+    }
+    torch.save(content, tmp_path / 'last.ckpt')
+    vit = build_vit()
+    loaded = load_weights(vit, tmp_path / 'last.ckpt')
+    assert 'timm inside model layout, 42 of 42 tensors matched' in loaded.report
+    assert torch.equal(vit.norm.bias, encoder_state['norm.bias'])
+
+
+def test_many_tensors_that_are_left_out_are_counted(
+    build_vit: Build, encoder_state: State, tmp_path: Path
+) -> None:
+    state = {f'student.{k}': v for k, v in encoder_state.items()}
+    state |= {f'teacher.{k}': v + 1 for k, v in encoder_state.items()}
+    vit = build_vit()
+    report = load_weights(vit, save(state, tmp_path / 'pair.safetensors')).report
+    assert torch.equal(vit.cls_token, encoder_state['cls_token'])
+    assert 'left out: ' in report and len(report) < 300
+
+
+def test_a_run_that_keeps_only_what_trained_is_no_source_of_weights(
+    build_vit: Build, encoder_state: State, tmp_path: Path
+) -> None:
+    state = {f'model.backbone.{k}': v for k, v in encoder_state.items()}
+    state['model.backbone.blocks.0.attn.qkv.lora_a.q'] = torch.ones(4, 32)
+    torch.save({'state_dict': state}, tmp_path / 'run.ckpt')
+    with pytest.raises(ValueError, match=r'run\.ckpt: the file holds LoRA updates that are not merged'):
+        load_weights(build_vit(), tmp_path / 'run.ckpt')
+
+
+def test_weights_tuned_on_averaged_patches_need_a_model_without_final_norm(
+    build_vit: Build, encoder_state: State, tmp_path: Path
+) -> None:
+    state = {
+        k.replace('norm.', 'fc_norm.') if k.startswith('norm.') else k: v for k, v in encoder_state.items()
+    }
+    path = save(state, tmp_path / 'tuned.safetensors')
+    with pytest.raises(ValueError, match='build the backbone with final_norm=False'):
+        load_weights(build_vit(), path)
+    vit = build_vit(final_norm=False)
+    assert 'left out: fc_norm.bias, fc_norm.weight' in load_weights(vit, path).report

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import rasterio
 import torch
+from torchgeo.datasets import EuroSAT
 
 from explora_geo.datasets import EuroSATDataset
+from explora_geo.models.tokenizers import SENTINEL2
 
 DATA = Path(__file__).parents[1] / 'data'
 RGB = DATA / 'eurosat_rgb'
@@ -85,3 +87,75 @@ def test_unusable_splits_say_what_is_missing(split_file: Path, tmp_path: Path) -
     split_file.write_text('no JSON')
     with pytest.raises(ValueError, match='is not JSON'):
         EuroSATDataset(MS, 'train', split_file=split_file)
+
+
+@pytest.fixture
+def torchgeo_root(tmp_path: Path) -> Path:
+    """Real 13-band tiles in the folders in which TorchGeo downloads EuroSAT."""
+    root = tmp_path / 'eurosat'
+    tiles = [p for name in ('Forest', 'River') for p in sorted((MS / name).glob('*.tif'))[:6]]
+    for tile in tiles:
+        folder = root / EuroSAT.base_dir / tile.parent.name
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / tile.name).symlink_to(tile)
+    for split, chosen in (('train', tiles[::2]), ('val', tiles[1::4]), ('test', tiles[3::4])):
+        (root / f'eurosat-{split}.txt').write_text('\n'.join(p.stem + '.jpg' for p in chosen) + '\n')
+    return root
+
+
+def test_torchgeos_download_gives_the_same_images_and_labels(torchgeo_root: Path) -> None:
+    bands = ('B8A', 'B02', 'B12', 'B09')
+    for split, count in (('train', 6), ('val', 3), ('test', 3)):
+        ours = EuroSATDataset(torchgeo_root, split, bands=bands)
+        theirs = EuroSAT(str(torchgeo_root), split, bands=bands)
+        assert len(ours) == len(theirs) == count
+        for i in range(count):
+            assert torch.equal(ours[i]['image'], theirs[i]['image'])
+            assert int(ours[i]['label']) == int(theirs[i]['label'])
+
+
+def test_b8a_is_the_last_band_of_the_files_and_is_never_taken_for_b09(torchgeo_root: Path) -> None:
+    sample = EuroSATDataset(torchgeo_root, 'train', bands=SENTINEL2)[0]['image']
+    dataset = EuroSATDataset(torchgeo_root, 'train')
+    with rasterio.open(dataset.files[0]) as source:
+        pixels = source.read()
+    by_name = dict(zip(dataset.file_bands, pixels, strict=True))
+    assert dataset.file_bands.index('B8A') == 12
+    assert np.array_equal(sample[SENTINEL2.index('B8A')].numpy(), pixels[12])
+    for band, plane in zip(SENTINEL2, sample, strict=True):
+        assert np.array_equal(plane.numpy(), by_name[band])
+    # Near infrared: B8A resembles its neighbour B08, which the water vapour band B09 does not.
+    levels = {b: float(np.mean(by_name[b])) for b in ('B08', 'B8A', 'B09')}
+    assert abs(levels['B8A'] - levels['B08']) < abs(levels['B09'] - levels['B08'])
+
+
+def test_the_download_is_torchgeos(torchgeo_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    class Downloads(EuroSAT):
+        def __init__(self, root: str, split: str, **kwargs: bool) -> None:
+            asked.append((split, kwargs))
+            shutil.copytree(torchgeo_root, root, dirs_exist_ok=True)
+
+    monkeypatch.setattr('explora_geo.datasets.eurosat.EuroSAT', Downloads)
+    root = torchgeo_root.parent / 'new'
+    dataset = EuroSATDataset(root, 'val', download=True, checksum=True)
+    assert len(dataset) == 3 and asked[0] == ('train', {'download': True, 'checksum': True})
+    EuroSATDataset(root, 'val', download=True)
+    assert len(asked) == 3  # what is there is not asked for again
+
+
+def test_a_missing_list_of_torchgeo_is_named(torchgeo_root: Path) -> None:
+    (torchgeo_root / 'eurosat-val.txt').unlink()
+    with pytest.raises(FileNotFoundError, match=r'eurosat-val\.txt does not exist; set download=True'):
+        EuroSATDataset(torchgeo_root, 'val')
+
+
+def test_the_catalogue_places_every_tile(torchgeo_root: Path) -> None:
+    catalog = EuroSATDataset(torchgeo_root, None).catalog
+    assert len(catalog) == 12 and set(catalog['category']) == {'Forest', 'River'}
+    assert catalog.crs == 'EPSG:4326' and catalog.geometry.is_valid.all()
+    west, south, east, north = catalog.total_bounds
+    assert -25 < west < east < 45 and 30 < south < north < 72  # Europe
+    unplaced = EuroSATDataset(RGB, 'test').catalog
+    assert unplaced.geometry.isna().all() and len(unplaced) == 1000

@@ -137,3 +137,11 @@ def test_scenes_plot_in_true_colour() -> None:
     fig = dataset.plot(sample, suptitle='NAIP')
     assert fig.axes[0].images[0].get_array().shape == (64, 64, 3)
     plt.close('all')
+
+
+def test_the_catalogue_names_scene_time_and_place() -> None:
+    catalog = SceneDataset(NAIP, file_bands=BANDS).catalog
+    assert [str(t.date()) for t in catalog['start']] == ['2017-08-27', '2020-08-31']
+    assert catalog.crs == 'EPSG:4326'
+    west, south, east, north = catalog.total_bounds
+    assert -105 < west < east < -96 and 45 < south < north < 49.1  # North Dakota

@@ -161,3 +161,12 @@ def test_the_mask_token_is_the_only_key_that_it_adds(build_vit: Build) -> None:
     plain, masked = build_vit().state_dict(), build_vit(mask_token=True).state_dict()
     assert set(masked) - set(plain) == {'mask_token'}
     assert masked['mask_token'].shape == (1, 32)  # DINOv2's shape
+
+
+def test_tokens_embedded_before_give_the_same_features(build_vit: Build, images: Tensor) -> None:
+    vit = build_vit(mask_token=True)
+    mask = torch.rand(len(images), 1, 16) < 0.5
+    for options in ({}, {'token_mask': mask}, {'keep': torch.arange(4).expand(len(images), 4)}):
+        expected = vit(images, **options)
+        found = vit(images, embedded=vit.patch_embed(images), **options)
+        assert torch.equal(found.cls, expected.cls) and torch.equal(found.patches, expected.patches)

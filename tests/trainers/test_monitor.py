@@ -64,3 +64,21 @@ def test_half_precision_features_are_scored() -> None:
     monitor = FeatureMonitor('knn')
     monitor.add(features.bfloat16(), {'label': labels})
     assert monitor.score() == 1
+
+
+def test_features_have_a_rank_with_and_without_labels() -> None:
+    features, labels = clusters()
+    for batch in ({}, {'label': labels}):
+        monitor = FeatureMonitor('knn')
+        assert monitor.rank() is None
+        monitor.add(features, batch)
+        rank = monitor.rank()
+        assert rank is not None and 2 < rank < 8
+
+
+def test_features_of_which_some_lack_labels_are_not_scored() -> None:
+    features, labels = clusters()
+    monitor = FeatureMonitor('knn')
+    monitor.add(features, {'label': labels})
+    monitor.add(features, {})
+    assert monitor.score() is None and monitor.rank() is not None

@@ -8,6 +8,7 @@ from torch import nn
 
 from explora_geo.adaptation import ExPLoRAConfig, explora
 from explora_geo.models import ViT
+from explora_geo.objectives import MAE, DINOv2
 from explora_geo.trainers import OptimConfig
 from explora_geo.trainers.optim import build_optimizer, build_schedule
 
@@ -44,6 +45,59 @@ def test_adapters_may_have_a_learning_rate_of_their_own(build_vit: Build) -> Non
     config = OptimConfig(base_lr=1e-3, lr_scaling='none', adapter_lr_multiplier=5)
     rates = {g['name']: g['lr'] for g in build_optimizer(vit, config, 8).param_groups}
     assert rates == pytest.approx({'decay': 1e-3, 'no_decay': 1e-3, 'lora': 5e-3})
+
+
+def rate_of(model: nn.Module, config: OptimConfig) -> dict[str, float]:
+    names = {id(p): n for n, p in model.named_parameters()}
+    groups = build_optimizer(model, config, 8).param_groups
+    return {names[id(p)]: g['lr'] for g in groups for p in g['params']}
+
+
+@pytest.mark.parametrize('within', ['alone', 'objective'])
+def test_rates_decay_from_block_to_block_towards_the_input(build_vit: Build, within: str) -> None:
+    vit = build_vit(mask_token=True, dynamic_img_size=True)
+    prefix, model = ('', vit) if within == 'alone' else ('backbone.', DINOv2(vit))
+    config = OptimConfig(1.0, 'none', layer_decay=0.5, patch_embed_lr_multiplier=0.2)
+    found = rate_of(model, config)
+    expected = {
+        'patch_embed.proj.weight': 0.5**4 * 0.2,
+        'pos_embed': 0.5**4,
+        'cls_token': 0.5**4,
+        'mask_token': 0.5**4,
+        'blocks.0.attn.qkv.weight': 0.5**3,
+        'blocks.0.norm1.bias': 0.5**3,
+        'blocks.2.mlp.fc2.weight': 0.5,
+        'norm.weight': 1,
+    }
+    assert {k: found[prefix + k] for k in expected} == pytest.approx(expected)
+    if within == 'objective':
+        assert found['dino_head.mlp.0.weight'] == found['dino_head.last_layer.weight_v'] == 1
+
+
+def test_frozen_blocks_count_as_layers_and_adapters_decay_too(build_vit: Build) -> None:
+    vit = explora(build_vit(), ExPLoRAConfig.parse('[L]-r4'))
+    found = rate_of(vit, OptimConfig(1.0, 'none', adapter_lr_multiplier=3, layer_decay=0.5))
+    assert found['blocks.0.attn.qkv.lora_a.q'] == pytest.approx(3 * 0.5**3)
+    assert found['blocks.2.attn.qkv.weight'] == pytest.approx(0.5)
+
+
+def test_the_decoder_of_an_autoencoder_keeps_the_full_rate(build_vit: Build) -> None:
+    mae = MAE(build_vit(), decoder_embed_dim=16, decoder_depth=2, decoder_num_heads=2)
+    found = rate_of(mae, OptimConfig(1.0, 'none', layer_decay=0.5))
+    assert {v for k, v in found.items() if k.startswith('decoder.')} == {1}
+    assert found['backbone.blocks.0.attn.qkv.weight'] == pytest.approx(0.5**3)
+
+
+def test_the_schedule_scales_every_group_alike(build_vit: Build) -> None:
+    config = OptimConfig(1.0, 'none', warmup=0.1, layer_decay=0.5)
+    optimizer = build_optimizer(build_vit(), config, 8)
+    schedule = build_schedule(optimizer, config, 100, 1, 8)
+    start = [g['initial_lr'] for g in optimizer.param_groups]
+    for _ in range(40):
+        optimizer.step()
+        schedule.step()
+    ratios = [g['lr'] / s for g, s in zip(optimizer.param_groups, start, strict=True)]
+    assert len(set(start)) == 5 and ratios == pytest.approx([ratios[0]] * len(ratios))
 
 
 def test_betas_reach_adamw(build_vit: Build) -> None:
@@ -112,6 +166,8 @@ def test_very_short_runs_have_a_schedule(total: int) -> None:
     [
         ({'base_lr': 0}, 'base_lr must be positive, got 0'),
         ({'adapter_lr_multiplier': -1}, 'adapter_lr_multiplier must be positive'),
+        ({'layer_decay': 0}, 'layer_decay must be positive, got 0'),
+        ({'patch_embed_lr_multiplier': -1}, 'patch_embed_lr_multiplier must be positive'),
         ({'weight_decay': -0.1}, 'weight_decay must not be negative'),
         ({'warmup': -1}, 'warmup must not be negative'),
         ({'lr_scaling': 'cubic'}, "lr_scaling must be linear, sqrt or none, got 'cubic'"),

@@ -3,6 +3,8 @@
 import pytest
 
 from explora_geo.adaptation import ExPLoRAConfig
+from explora_geo.models import create_vit
+from explora_geo.objectives import DINOv2
 from explora_geo.trainers import PRESETS
 from explora_geo.trainers.presets import get_preset
 
@@ -42,6 +44,29 @@ def test_released_mae() -> None:
     assert (preset.objective['mask_ratio'], preset.objective['norm_pix_loss']) == (0.75, True)
     decoder = preset.objective['decoder_adaptation']
     assert (decoder.unfrozen_blocks, decoder.rank, decoder.train_norms) == ((), 8, True)
+
+
+@pytest.mark.parametrize(('name', 'epochs'), [('paper-workshop', 1), ('paper-released', 3)])
+def test_dinov2s_defaults_fill_what_the_paper_leaves_open(name: str, epochs: int) -> None:
+    preset = get_preset(name, 'D')
+    head, teacher = preset.objective['head'], preset.objective['teacher']
+    assert (head.prototypes, head.hidden_dim, head.bottleneck_dim, head.num_layers) == (65536, 2048, 256, 3)
+    assert (teacher.momentum, teacher.temperature, teacher.final_temperature) == (0.992, 0.04, 0.07)
+    assert (teacher.temperature_warmup, teacher.center_momentum) == (30, 0.9)
+    assert preset.objective['freeze_last_layer'] == epochs
+    assert preset.optim.lr_scaling == 'sqrt' and preset.optim.betas == (0.9, 0.999)
+    assert (preset.optim.warmup, preset.optim.min_lr) == (10, 1e-6)
+    assert (preset.optim.layer_decay, preset.optim.patch_embed_lr_multiplier) == (0.9, 0.2)
+    assert (preset.drop_path_rate, preset.gradient_clip) == (0.3, 3.0)
+
+
+def test_a_preset_builds_dinov2s_objective_and_crops() -> None:
+    vit = create_vit('vit_small_patch14_dinov2', img_size=224, **DINOv2.backbone_options)
+    model = DINOv2(vit, **get_preset('paper-released', 'D').objective)
+    assert (model.views.global_size, model.views.local_size, model.views.num_local) == (224, 98, 8)
+    assert (model.views.global_scale, model.views.local_scale) == ((0.32, 1.0), (0.05, 0.32))
+    assert (model.masks.ratio, model.masks.probability) == ((0.1, 0.5), 0.5)
+    assert (model.student_temperature, model.koleo_weight, model.ibot_head) == (0.1, 0.1, None)
 
 
 def test_norms_and_the_class_token_train_in_every_recipe() -> None:

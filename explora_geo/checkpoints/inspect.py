@@ -1,0 +1,90 @@
+"""What a file of weights is, as far as it can be told without building the model."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from math import isqrt
+from pathlib import Path
+
+from torch import Tensor
+from torchvision.models._api import WeightsEnum
+
+from explora_geo.checkpoints.convert import convert
+from explora_geo.checkpoints.sources import read_weights
+from explora_geo.models.builders import size_name
+from explora_geo.models.weights import all_weights
+
+
+def describe_weights(weights: WeightsEnum | str | Path) -> dict[str, str]:
+    """Describe weights of any known layout.
+
+    Args:
+        weights: A `WeightsEnum` or its name, a file, or `timm/<name>`.
+
+    Returns:
+        Text by title: layout, backbone, tokenizer, bands, patch, image size, blocks, decoder, parameters,
+        and what stands beside the backbone.
+
+    Raises:
+        FileNotFoundError: If a file does not exist.
+        ValueError: If it cannot be read or is no ViT.
+    """
+    raw, meta, source = read_weights(weights)
+    try:
+        state, parts, layout = convert(raw)
+    except ValueError as error:
+        raise ValueError(f'{source}: {error}') from error
+    filters = sorted((k, v) for k, v in state.items() if k.startswith('patch_embed.proj') and v.ndim == 4)
+    if not filters or 'pos_embed' not in state:
+        raise ValueError(f'{source} has no patch embedding or no positions, so it is no whole ViT')
+    width, patch = filters[0][1].shape[0], filters[0][1].shape[-1]
+    depth = _depth(state)
+    side = isqrt(state['pos_embed'].shape[1] - 1)
+    counts = [v.shape[1] for _, v in filters]
+    rows = {
+        'layout': layout,
+        'backbone': meta.get('backbone') or _name(state, width, depth, patch, side * patch),
+        'tokenizer': meta.get('tokenizer') or _tokenizer(state, width, counts),
+        'bands': ', '.join(json.loads(meta.get('bands', '[]'))) or f'{sum(counts)}, names not stated',
+        'patch': f'{patch} px',
+        'image size': f'{side * patch} px, {side}x{side} patches',
+        'width, blocks': f'{width}, {depth}',
+        'decoder': _decoder(parts),
+        'parameters': f'{sum(v.numel() for v in state.values()):,} without what stands beside',
+        'beside': ', '.join(f'{k} ({n})' for k, n in _beside(parts).items()) or 'nothing',
+    }
+    entry = all_weights().get(str(weights))
+    for key in ('licence', 'publication', 'dataset'):
+        if entry is not None and key in entry.meta:
+            rows[key] = str(entry.meta[key])
+    return rows
+
+
+def _depth(state: Mapping[str, Tensor], prefix: str = 'blocks.') -> int:
+    return len({k.removeprefix(prefix).split('.')[0] for k in state if k.startswith(prefix)})
+
+
+def _name(state: Mapping[str, Tensor], width: int, depth: int, patch: int, size: int) -> str:
+    """Name of the backbone, for the sizes that have one."""
+    name = size_name(width, depth)
+    if name is None:
+        return 'of a size without a name'
+    dinov2 = 'blocks.0.ls1.gamma' in state
+    return f'vit_{name}_patch{patch}_' + ('dinov2' if dinov2 else str(size))
+
+
+def _tokenizer(state: Mapping[str, Tensor], width: int, counts: Sequence[int]) -> str:
+    if 'patch_embed.channel_embed' in state:
+        return f'group-channel, groups of {", ".join(map(str, counts))} bands'
+    return 'temporal' if state['pos_embed'].shape[-1] < width else 'patch'
+
+
+def _decoder(parts: Mapping[str, Tensor]) -> str:
+    embed = parts.get('decoder.embed.weight')
+    if embed is None:
+        return 'none'
+    return f'width {embed.shape[0]}, {_depth(parts, "decoder.blocks.")} blocks'
+
+
+def _beside(parts: Mapping[str, Tensor]) -> Counter[str]:
+    return Counter(k.split('.')[0] for k in parts if not k.startswith('decoder.'))

@@ -1,0 +1,102 @@
+"""Where weights come from: files, entries by name, timm's hub."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+from urllib.parse import unquote, urlparse
+
+import torch
+from torch import Tensor
+from torchvision.models._api import WeightsEnum
+
+from explora_geo.checkpoints.files import read_state
+from explora_geo.models import weights as named
+
+
+def read_weights(weights: WeightsEnum | str | Path) -> tuple[dict[str, Tensor], dict[str, str], str]:
+    """Tensors, metadata and name of any source of weights.
+
+    Args:
+        weights: A `WeightsEnum` or its name (`ViTTiny8_Weights.TINY_IMAGENET_MAE`), the path of a file,
+            or `timm/<name>` for timm's hub.
+
+    Returns:
+        Tensors as the source holds them, its metadata (`bands` as JSON if stated), its name.
+
+    Raises:
+        FileNotFoundError: If a file does not exist.
+        ValueError: If the source cannot be read.
+    """
+    if isinstance(weights, str):
+        group, _, member = weights.partition('.')
+        weights = getattr(getattr(named, group, None), '__members__', {}).get(member, weights)
+    if isinstance(weights, WeightsEnum):
+        bands, model = weights.meta.get('bands'), weights.meta.get('model')
+        meta = {'bands': json.dumps(list(bands))} if bands else {}
+        meta |= {'backbone': model} if model else {}
+        state, found = read_state(fetch(weights.url, weights.meta))
+        return state, {**found, **meta}, str(weights)
+    text = str(weights)
+    if text.startswith('timm/'):
+        return timm_state(text.removeprefix('timm/')), {}, text
+    state, meta = read_state(text)
+    return state, meta, text
+
+
+def fetch(url: str, meta: Mapping[str, Any]) -> Path:
+    """The local file of a URL, downloaded once into torch's cache.
+
+    Args:
+        url: A `file:` URL, or one to download.
+        meta: `sha256` is checked after the download if it is stated.
+
+    Returns:
+        Path of the file.
+
+    Raises:
+        ValueError: If it cannot be downloaded or is another file.
+    """
+    parts = urlparse(url)
+    if parts.scheme == 'file':
+        return Path(unquote(parts.path))
+    path = Path(torch.hub.get_dir()) / 'checkpoints' / Path(unquote(parts.path)).name
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:  # writes a temporary file first, and checks it
+            torch.hub.download_url_to_file(url, str(path), meta.get('sha256'), progress=True)
+        except (URLError, OSError, RuntimeError) as error:
+            first = str(error).split('\n')[0]
+            raise ValueError(
+                f'cannot download {url} ({first}): check the network, or download it elsewhere and give '
+                'the path of the file'
+            ) from error
+    return path
+
+
+def timm_state(name: str, file: str | Path | None = None) -> dict[str, Tensor]:
+    """Pre-trained weights by timm's name, from its hub or from a local file in the hub's format.
+
+    Args:
+        name: timm model with tag, such as `vit_base_patch16_224.mae`.
+        file: Read this file instead of downloading.
+
+    Returns:
+        State dict with timm's keys, without a classifier.
+
+    Raises:
+        ValueError: If timm does not know the name or the weights cannot be fetched.
+    """
+    import timm  # heavy, and only needed for hub weights
+
+    overlay: Any = {'pretrained_cfg_overlay': {'file': str(file)}} if file else {}
+    try:
+        model = timm.create_model(name, pretrained=True, num_classes=0, **overlay)
+    except Exception as error:  # timm, the hub client and the network raise many kinds
+        first = str(error).split('\n')[0]
+        raise ValueError(
+            f'cannot get the weights timm/{name} ({first}): check the name with timm.list_models, and '
+            'the network, or give the path of a downloaded file'
+        ) from error
+    return dict(model.state_dict())

@@ -1,0 +1,84 @@
+"""Projection heads of self-distillation."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """Size of a projection head; the defaults suit thousands of images, DINOv2's suit millions.
+
+    Attributes:
+        prototypes: Outputs K (DINOv2: 65536).
+        hidden_dim: Width of the hidden layers (DINOv2: 2048).
+        bottleneck_dim: Width before the prototypes (DINOv2: 256).
+        num_layers: Layers before the prototypes (DINOv2: 3).
+    """
+
+    prototypes: int = 4096
+    hidden_dim: int = 1024
+    bottleneck_dim: int = 256
+    num_layers: int = 3
+
+    def __post_init__(self) -> None:
+        """Check the sizes."""
+        for name, least in (('prototypes', 2), ('hidden_dim', 1), ('bottleneck_dim', 1), ('num_layers', 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f'{name} of a head must be at least {least}, got {getattr(self, name)}')
+
+
+class LastLayer(nn.Module):
+    """Weight-normalised linear layer without bias: one direction and one gain per prototype.
+
+    Keys are those of `torch.nn.utils.weight_norm`, which DINOv2's checkpoints hold and PyTorch deprecates.
+    """
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        """Initialize a LastLayer with gain 1, which never trains (DINO's choice: it steadies training)."""
+        super().__init__()
+        self.weight_g = nn.Parameter(torch.ones(out_features, 1), requires_grad=False)
+        self.weight_v = nn.Parameter(torch.empty(out_features, in_features))
+        nn.init.trunc_normal_(self.weight_v, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Gain times cosine, for inputs of length one, shape (..., in) -> (..., K)."""
+        return F.linear(x, self.weight_g * F.normalize(self.weight_v, dim=-1))
+
+
+class ProjectionHead(nn.Module):
+    """DINOv2's head: an MLP, L2 normalisation, and weight-normalised prototypes.
+
+    It computes what lightly's `DINOProjectionHead` computes. It is our own for DINOv2's key names, any
+    number of layers, and to be free of PyTorch's deprecated weight-norm hook.
+    """
+
+    def __init__(self, in_dim: int, config: HeadConfig) -> None:
+        """Initialize a ProjectionHead with random weights.
+
+        Args:
+            in_dim: Width D of the tokens.
+            config: Sizes.
+        """
+        super().__init__()
+        hidden = [config.hidden_dim] * (config.num_layers - 1)
+        widths = [in_dim, *hidden, config.bottleneck_dim]
+        layers: list[nn.Module] = []
+        for i in range(config.num_layers):
+            layers += [nn.GELU()] if i else []
+            layers.append(nn.Linear(widths[i], widths[i + 1]))
+        self.mlp = nn.Sequential(*layers)
+        for layer in layers:
+            if isinstance(layer, nn.Linear):
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+                nn.init.zeros_(layer.bias)
+        self.last_layer = LastLayer(config.bottleneck_dim, config.prototypes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits over prototypes, shape (..., D) -> (..., K)."""
+        x = self.mlp(x)
+        # Half precision needs a larger epsilon than float32's default.
+        x = F.normalize(x, dim=-1, eps=1e-6 if x.dtype == torch.float16 else 1e-12)
+        return self.last_layer(x)

@@ -1,0 +1,327 @@
+"""DINOv2's self-distillation (Oquab et al. 2024) on an adapted backbone: D-ExPLoRA."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+import torch.distributed as dist
+from lightly.loss import KoLeoLoss
+from torch import Tensor, nn
+
+from explora_geo.models.heads import HeadConfig, ProjectionHead
+from explora_geo.models.vit import Embedded, ViT
+from explora_geo.objectives.base import Objective
+from explora_geo.objectives.losses import Assignment, dino_losses, entropies, ibot_loss
+from explora_geo.objectives.masking import block_masks
+from explora_geo.objectives.schedules import Horizon
+from explora_geo.objectives.teacher import Teacher
+from explora_geo.transforms.multicrop import MultiCrop, ViewsConfig
+
+_HEADS = ('dino_head', 'ibot_head')
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """How the teacher follows the student and how sharp its targets are.
+
+    Attributes:
+        momentum: Share of the teacher that stays at a step, at first; it rises to 1 as a cosine.
+        temperature: Temperature of the targets at first.
+        final_temperature: Temperature after its warm-up.
+        temperature_warmup: Length of that warm-up: a share of the run if below 1, else epochs.
+        centering: `centering` by a running mean, or `sinkhorn` for Sinkhorn-Knopp on each batch.
+        center_momentum: Momentum of the running mean.
+    """
+
+    momentum: float = 0.992
+    temperature: float = 0.04
+    final_temperature: float = 0.07
+    temperature_warmup: float = 0.3
+    centering: Literal['centering', 'sinkhorn'] = 'centering'
+    center_momentum: float = 0.9
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if not 0 <= self.momentum <= 1 or not 0 <= self.center_momentum < 1:
+            raise ValueError(
+                f'momentum must be in [0, 1] and center_momentum in [0, 1), got {self.momentum} and '
+                f'{self.center_momentum}'
+            )
+        if not 0 < self.temperature <= self.final_temperature:
+            raise ValueError(
+                'the temperature must be positive and not above final_temperature, got '
+                f'{self.temperature} and {self.final_temperature}'
+            )
+
+
+@dataclass(frozen=True)
+class MaskConfig:
+    """Which tokens of global crops the student does not see (iBOT).
+
+    Attributes:
+        ratio: Smallest and largest masked share of a masked crop.
+        probability: Share of the global crops that are masked.
+        shared_across_slots: Mask the same patches in every slot.
+    """
+
+    ratio: tuple[float, float] = (0.1, 0.5)
+    probability: float = 0.5
+    shared_across_slots: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if not 0 <= self.ratio[0] <= self.ratio[1] < 1 or not 0 <= self.probability <= 1:
+            raise ValueError(
+                'mask ratio must be (low, high) with 0 <= low <= high < 1, and its probability in [0, 1], '
+                f'got {self.ratio} and {self.probability}'
+            )
+
+
+class Targets(NamedTuple):
+    """What the teacher says of the global crops.
+
+    Attributes:
+        cls: Probabilities of the class tokens by crop, shape (2, B, K).
+        patches: Probabilities of the masked tokens, shape (M, K), or None without any.
+    """
+
+    cls: Tensor
+    patches: Tensor | None
+
+
+HEAD, TEACHER, MASKS = HeadConfig(), TeacherConfig(), MaskConfig()
+
+
+class DINOv2(Objective):
+    """Predict a teacher's view of an image: from other crops (DINO) and from hidden patches (iBOT).
+
+    The teacher is a running average of the student that shares every frozen tensor with it, and what a
+    run leaves behind, as in DINOv2. Heads start random and train in full.
+    """
+
+    letter = 'D'
+    backbone_options: ClassVar[Mapping[str, Any]] = {
+        'mask_token': True,
+        'dynamic_img_size': True,
+        'uniform_drop_path': True,
+    }
+
+    def __init__(
+        self,
+        backbone: ViT,
+        head: HeadConfig = HEAD,
+        ibot_head: HeadConfig | None = None,
+        teacher: TeacherConfig = TEACHER,
+        masks: MaskConfig = MASKS,
+        student_temperature: float = 0.1,
+        ibot_weight: float = 1.0,
+        koleo_weight: float = 0.1,
+        freeze_last_layer: float = 0.01,
+        head_warmup: float = 0.05,
+        views: ViewsConfig | None = None,
+    ) -> None:
+        """Initialize a DINOv2 objective.
+
+        Args:
+            backbone: Student, with a mask token and for images of any size; its mask token trains if it
+                never did, that is if it is zero.
+            head: Size of the head of class tokens, and of masked tokens unless those have their own.
+            ibot_head: Size of a separate head of masked tokens.
+            teacher: How the teacher follows.
+            masks: What the student does not see.
+            student_temperature: Temperature of the student's predictions.
+            ibot_weight: Weight of the masked-patch loss.
+            koleo_weight: Weight of KoLeo, which spreads the class tokens of a batch.
+            freeze_last_layer: How long the prototypes stay as they are: a share of the run if below 1,
+                else epochs.
+            head_warmup: How long only the heads train, likewise: random heads would harm the backbone.
+            views: Crops; DINOv2's in proportion to the backbone's image size if None.
+
+        Raises:
+            ValueError: If the backbone lacks a mask token, or a crop is no multiple of the patch.
+        """
+        super().__init__(backbone)
+        if backbone.mask_token is None or not getattr(backbone.patch_embed, 'dynamic_img_size', True):
+            raise ValueError(
+                'DINOv2 hides patches and takes crops of two sizes: build the backbone with '
+                'mask_token=True and dynamic_img_size=True'
+            )
+        if not backbone.mask_token.any():
+            backbone.mask_token.requires_grad_(True)
+        self.views = self._fit_views(views)
+        self.masks, self.targets = masks, teacher
+        self.student_temperature = student_temperature
+        self.ibot_weight, self.koleo_weight = ibot_weight, koleo_weight
+        self.freeze_last_layer, self.head_warmup = freeze_last_layer, head_warmup
+        self.horizon = Horizon()
+        self.koleo = KoLeoLoss()
+        self.dino_head = ProjectionHead(backbone.embed_dim, head)
+        self.ibot_head = ProjectionHead(backbone.embed_dim, ibot_head) if ibot_head else None
+        sizes = (head.prototypes, (ibot_head or head).prototypes)
+        self.assign_cls, self.assign_patches = (
+            Assignment(size, teacher.centering, teacher.center_momentum) for size in sizes
+        )
+        # A frozen patch embedding is the teacher's too, so that crops are embedded once.
+        self._shares_embedding = not any(p.requires_grad for p in backbone.patch_embed.parameters())
+        self.teacher = Teacher(self.student)
+        self._multi_crop = MultiCrop(self.views, backbone.patch_embed.bands)
+
+    def _fit_views(self, views: ViewsConfig | None) -> ViewsConfig:
+        tokenizer = self.backbone.patch_embed
+        size = tokenizer.patch_size
+        if views is None:
+            side = tokenizer.grid_size[0]
+            # DINOv2's sides are 224 and 98.
+            views = ViewsConfig(global_size=side * size, local_size=max(1, round(side * 98 / 224)) * size)
+        if views.global_size % size or (views.num_local and views.local_size % size):
+            raise ValueError(
+                f'crops must be multiples of the patch size {size}, got {views.global_size} and '
+                f'{views.local_size} pixels: set global_size and local_size of views'
+            )
+        return views
+
+    @property
+    def student(self) -> nn.ModuleDict:
+        """Backbone and heads, as the teacher has them."""
+        parts: dict[str, nn.Module] = {'backbone': self.backbone, 'dino_head': self.dino_head}
+        return nn.ModuleDict(parts if self.ibot_head is None else {**parts, 'ibot_head': self.ibot_head})
+
+    @property
+    def final_backbone(self) -> ViT:
+        """The teacher's backbone: DINOv2 and ExPLoRA release the teacher."""
+        return self.teacher.parts['backbone']  # type: ignore[return-value]
+
+    def load_pretrained(self, parts: Mapping[str, Tensor]) -> str:
+        """Take heads of the checkpoint if they have the size of these; else heads start random."""
+        taken = []
+        for name in _HEADS:
+            state = {k.removeprefix(f'{name}.'): v for k, v in parts.items() if k.startswith(f'{name}.')}
+            head = getattr(self, name)
+            own = {} if head is None else {k: v.shape for k, v in head.state_dict().items()}
+            if state and own == {k: v.shape for k, v in state.items()}:
+                head.load_state_dict(state)
+                self.teacher.parts[name].load_state_dict(state)
+                taken.append(name)
+        return f'{" and ".join(taken)} loaded' if taken else 'the heads start random and train in full'
+
+    def extra_state(self) -> dict[str, Tensor]:
+        """The teacher's heads."""
+        state = self.teacher.parts.state_dict()
+        return {k: v for k, v in state.items() if k.startswith(_HEADS)}
+
+    def plan(self, total: int, epoch: float) -> None:
+        """Learn how long training is, for the schedules."""
+        self.horizon = Horizon(max(total, 1), epoch)
+
+    def forward(self, batch: Mapping[str, Any], step: int) -> dict[str, Tensor]:
+        """Weighted losses of a batch; see `Objective.forward`.
+
+        Args:
+            batch: Sample dict with `views`, the output of `MultiCrop`, or with `image`, shape
+                (B, C, H, W), from which views are drawn here, in validation global ones only; and
+                `timestamps` where the tokenizer reads them.
+            step: Optimiser steps done so far.
+        """
+        if 'views' in batch:
+            views = batch['views']
+        else:
+            views = self._multi_crop(batch['image'], local=self.training)
+        crops, local = views[0], views[1] if len(views) > 1 else None
+        times = batch.get('timestamps')
+        images = len(crops) // 2
+        embedded = self.backbone.patch_embed(crops)
+        tokens, grid = embedded
+        mask = block_masks(len(crops), grid, tokens.shape[1], **vars(self.masks))
+        # Rows of the masked tokens, found on the CPU: a boolean index would wait for the device.
+        rows = mask.flatten().nonzero().squeeze(1).to(crops.device)
+        targets = self._teach(crops, embedded, rows, times, step)
+
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self._warming_up(step)):
+            features = self.backbone(
+                crops, timestamps=_repeat(times, 2), token_mask=mask.to(crops.device), embedded=embedded
+            )
+            cls = [features.cls]
+            if local is not None:
+                count = len(local) // images
+                cls.append(self.backbone(local, timestamps=_repeat(times, count)).cls)
+        dino, ibot = self._heads(
+            self.dino_head, self.ibot_head, torch.cat(cls), features.patches.flatten(0, 2)[rows]
+        )
+        with torch.autocast(crops.device.type, enabled=False):
+            dino = dino.unflatten(0, (-1, images))  # (2·B + n·B,K) -> (2 + n,B,K)
+            loss_global, loss_local = dino_losses(
+                targets.cls, dino[:2], dino[2:] if local is not None else None, self.student_temperature
+            )
+            losses = {'loss_dino_global': loss_global}
+            if loss_local is not None:
+                losses['loss_dino_local'] = loss_local
+            if targets.patches is not None:
+                loss = ibot_loss(targets.patches, ibot, mask, self.student_temperature)
+                losses['loss_ibot'] = self.ibot_weight * loss
+            if self.koleo_weight and images > 1:  # a single image has no neighbour
+                spread = [self.koleo(x) for x in features.cls.float().chunk(2)]
+                losses['loss_koleo'] = self.koleo_weight * torch.stack(spread).sum()
+        return losses
+
+    @torch.no_grad()
+    def _teach(
+        self, crops: Tensor, embedded: Embedded, rows: Tensor, times: Tensor | None, step: int
+    ) -> Targets:
+        """Targets of global crops, shape (2·B, C, H, W), and of their tokens in `rows`, shape (M,)."""
+        parts = self.teacher.parts.eval()  # the student alone drops paths
+        teacher: ViT = self.final_backbone
+        features = teacher(
+            crops, timestamps=_repeat(times, 2), embedded=embedded if self._shares_embedding else None
+        )
+        cls, patches = self._heads(
+            parts['dino_head'],
+            parts['ibot_head'] if 'ibot_head' in parts else None,
+            features.cls,
+            features.patches.flatten(0, 2)[rows],
+        )
+        config = self.targets
+        temperature = self.horizon.rise(
+            step, config.temperature, config.final_temperature, config.temperature_warmup
+        )
+        with torch.autocast(crops.device.type, enabled=False):
+            probabilities = self.assign_cls(cls, temperature)
+            found = self.assign_patches(patches, temperature) if len(rows) else None
+            sharp, spread = entropies(probabilities)
+        self.metrics = {'teacher_entropy': sharp, 'teacher_usage': spread}
+        if self.training:
+            self.watched = features.cls
+            self.usage = spread if self.usage is None else self.usage.lerp(spread, 0.1)
+        return Targets(probabilities.unflatten(0, (2, -1)), found)
+
+    @staticmethod
+    def _heads(
+        dino_head: nn.Module, ibot_head: nn.Module | None, cls: Tensor, patches: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Logits of class and masked tokens; a shared head is called once."""
+        if ibot_head is not None:
+            return dino_head(cls), ibot_head(patches)
+        logits = dino_head(torch.cat([cls, patches]))
+        return logits[: len(cls)], logits[len(cls) :]
+
+    def _warming_up(self, step: int) -> bool:
+        """Whether the backbone needs no gradients; distributed training wants them of everything."""
+        return self.training and not dist.is_initialized() and step < self.horizon.steps(self.head_warmup)
+
+    def before_step(self, step: int) -> None:
+        """Withhold the gradients of what does not train yet."""
+        if step < self.horizon.steps(self.freeze_last_layer):
+            for head in (self.dino_head, self.ibot_head):
+                if head is not None:
+                    head.last_layer.weight_v.grad = None
+        if step < self.horizon.steps(self.head_warmup):
+            for parameter in self.backbone.parameters():
+                parameter.grad = None
+
+    def after_step(self, step: int) -> None:
+        """Move the teacher towards the student."""
+        self.teacher.update(self.student, self.horizon.cosine(step - 1, self.targets.momentum, 1.0))
+
+
+def _repeat(times: Tensor | None, count: int) -> Tensor | None:
+    return None if times is None else times.repeat(count, 1, 1)

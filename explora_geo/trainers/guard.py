@@ -1,0 +1,136 @@
+"""A watch over collapse: self-distillation can lose in hours what the weights had learnt."""
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from explora_geo.trainers.monitor import effective_rank
+
+if TYPE_CHECKING:
+    from explora_geo.trainers.pretrain import ExPLoRATask
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class GuardConfig:
+    """When a run counts as collapsed; a bound of 0 never stops.
+
+    Attributes:
+        accuracy: Least k-NN or probe accuracy on labelled validation images, as a share of that of the
+            starting weights.
+        rank: Least effective rank of features, likewise: of validation images without labels, and of
+            training crops where the objective has features of them.
+        usage: Least evenness, in [0, 1], with which the objective's targets are used, where it has any.
+        every: Optimiser steps between looks at training.
+    """
+
+    accuracy: float = 0.7
+    rank: float = 0.25
+    usage: float = 0.1
+    every: int = 50
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        wrong = [name for name in ('accuracy', 'rank', 'usage') if not 0 <= getattr(self, name) <= 1]
+        if wrong:
+            raise ValueError(f'{wrong[0]} of a guard must be in [0, 1], got {getattr(self, wrong[0])}')
+        if self.every < 1:
+            raise ValueError(f'every of a guard must be at least 1 step, got {self.every}')
+
+
+class CollapseGuard(Callback):
+    """Stops a run whose features fall far below those of the starting weights, and takes it back.
+
+    What trains is kept, on the CPU, as it was at the best accuracy, or without labels when it last looked
+    sound. A run that is stopped leaves that state.
+    """
+
+    def __init__(self, config: GuardConfig) -> None:
+        """Initialize a CollapseGuard."""
+        self.config = config
+        self.starting: dict[str, float] = {}
+        self._kept: dict[str, Tensor] = {}
+        self._kept_step = 0
+        self._best = float('-inf')
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the starting weights had, for a run that is resumed."""
+        return {'starting': dict(self.starting)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Read it back."""
+        self.starting = dict(state_dict['starting'])
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep what there is at the start."""
+        self._keep(trainer, pl_module)  # type: ignore[arg-type]
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at the validation features; the check before training shows the starting weights."""
+        task: ExPLoRATask = pl_module  # type: ignore[assignment]
+        accuracy, rank = task.features.latest, task.features.rank()
+        if accuracy is not None:
+            name = {'knn': 'k-NN accuracy', 'linear': 'linear-probe accuracy'}[task.features.kind]
+            sound = self._compare(trainer, task, name, accuracy, self.config.accuracy)
+            if sound and accuracy >= self._best:
+                self._best = accuracy
+                self._keep(trainer, task)
+        elif rank is not None:
+            name = 'effective rank of validation features'
+            if self._compare(trainer, task, name, rank, self.config.rank):
+                self._keep(trainer, task)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Look at a training batch; features of the first step are those of the starting weights."""
+        task: ExPLoRATask = pl_module  # type: ignore[assignment]
+        name, features, usage = 'effective rank of training features', task.model.watched, task.model.usage
+        if trainer.global_step % self.config.every and name in self.starting:
+            return
+        sound = True
+        if usage is not None:
+            what = f'all images get nearly the same target (usage {float(usage):.2g})'
+            sound = self._judge(trainer, task, float(usage) >= self.config.usage, what)
+        if features is not None:
+            rank = effective_rank(features.float().cpu())
+            sound = self._compare(trainer, task, name, rank, self.config.rank) and sound
+            if sound and task.features.latest is None:  # a labelled validation set judges better
+                self._keep(trainer, task)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take a collapsed run back to what was kept."""
+        task: ExPLoRATask = pl_module  # type: ignore[assignment]
+        if task.stopped:
+            task.load_state_dict({**task.state_dict(), **self._kept})
+
+    def _compare(self, trainer: Trainer, task: 'ExPLoRATask', name: str, value: float, share: float) -> bool:
+        """Whether a number is at least a share of what the starting weights have."""
+        start = self.starting.setdefault(name, value)
+        what = f'their {name} is {value:.3g}, with the starting weights {start:.3g}'
+        return self._judge(trainer, task, value >= share * start, what)
+
+    def _judge(self, trainer: Trainer, task: 'ExPLoRATask', sound: bool, what: str) -> bool:
+        """Stop the run, on all devices, if any device sees a collapse."""
+        sound = trainer.strategy.reduce_boolean_decision(sound, all=True)
+        if not sound and not task.stopped:
+            task.stopped = (
+                f'the features collapsed at step {trainer.global_step}: {what}; the run is stopped and what '
+                f'was learnt by step {self._kept_step} is kept: lower optim.base_lr, raise koleo_weight or '
+                'lengthen head_warmup'
+            )
+            logger.warning(task.stopped)
+            trainer.should_stop = True
+        return sound
+
+    def _keep(self, trainer: Trainer, task: 'ExPLoRATask') -> None:
+        """Copy what trains to the CPU."""
+        frozen = set(task.frozen_keys())
+        state = task.state_dict()
+        self._kept = {k: v.detach().cpu().clone() for k, v in state.items() if k not in frozen}
+        self._kept_step = trainer.global_step
