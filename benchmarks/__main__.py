@@ -129,6 +129,19 @@ def dates(
     run_dates(out, scenes, steps)
 
 
+@app.command('map-memory')
+def map_memory(
+    side: Annotated[int, typer.Option(help='Side of the scene, pixels.')] = 20_000,
+    model: Annotated[str, typer.Option(help='Backbone, not trained.')] = 'vit_tiny_patch16_256',
+) -> None:
+    """Map a scene of 13 bands and tell the time and the highest memory of the process."""
+    import json
+
+    from benchmarks.map_memory import measure
+
+    typer.echo(json.dumps(measure(side, model=model)))
+
+
 def main() -> None:
     """Run the command line; user errors become one sentence and exit code 2."""
     run_app(app, sys.argv[1:])

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from explora_geo.commands.export import export
+from explora_geo.commands.map import make
 from explora_geo.commands.probe import probe
 
 app = typer.Typer(
@@ -258,6 +260,8 @@ def demo(
 
 
 app.command()(probe)
+app.command('map')(make)
+app.command()(export)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -310,6 +314,6 @@ def _sentence(error: Exception) -> str:
     inner = re.search(r".*Errors: - (.+?)(?: - Expected a <class 'NoneType'>| Given value type:)", text)
     if inner is not None:
         return re.sub(r"^Problem with given class_path '[^']*': ", '', inner[1]).replace(
-            'typing.Literal', 'one of '
+            'Expected a typing.Literal', 'expected one of '
         )
     return text

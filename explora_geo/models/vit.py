@@ -145,7 +145,7 @@ class ViT(nn.Module):
         x = tokens.flatten(1, 2)  # (B,S,L,D) -> (B,N,D)
         if keep is not None:
             x = get_at_index(x, keep)
-        cls = (self.cls_token + cls_position).expand(len(x), -1, -1)
+        cls = (self.cls_token + cls_position).expand(x.shape[0], -1, -1)
         return torch.cat([cls, x], dim=1), slots
 
     def forward(

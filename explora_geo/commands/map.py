@@ -1,0 +1,72 @@
+"""`explora-geo map`: a georeferenced map of a scene."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+
+def make(
+    scene: Annotated[Path, typer.Argument(help='Georeferenced raster of any size.')],
+    model: Annotated[
+        Path | None, typer.Option(help='Tuned model: model.safetensors or a checkpoint of a run.')
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help='Map to write (.tif).')] = None,
+    weights: Annotated[str | None, typer.Option(help='Backbone instead of a model, for embeddings.')] = None,
+    adapter: Annotated[Path | None, typer.Option(help='Adapter file made on these weights.')] = None,
+    probabilities: Annotated[Path | None, typer.Option(help='Probability of each class (.tif).')] = None,
+    vectors: Annotated[Path | None, typer.Option(help='Polygons (.gpkg, .parquet, .geojson).')] = None,
+    classes: Annotated[str, typer.Option(help='Classes to polygonise, comma-separated; all.')] = '',
+    min_area: Annotated[float, typer.Option(help='Smallest polygon, square metres.')] = 0.0,
+    embeddings: Annotated[Path | None, typer.Option(help='Features per patch (.tif, .parquet).')] = None,
+    quicklook: Annotated[Path | None, typer.Option(help='Picture of scene and map (.png).')] = None,
+    file_bands: Annotated[str, typer.Option(help='Names of all bands in file order.')] = '',
+    statistics: Annotated[str, typer.Option(help='Normalise by those of the model or the scene.')] = '',
+    overlap: Annotated[float, typer.Option(help='Share of a tile that the next covers again.')] = 0.25,
+    block: Annotated[int, typer.Option(help='Side of blocks finished one by one, pixels.')] = 2048,
+    batch_size: Annotated[int, typer.Option(help='Tiles per forward pass.')] = 16,
+    workers: Annotated[int, typer.Option(help='Processes that read tiles.')] = 0,
+    device: Annotated[str, typer.Option(help='cpu, cuda or auto.')] = 'auto',
+) -> None:
+    """Map a scene of any size: classes or numbers per pixel, polygons, embeddings.
+
+    An interrupted map goes on with the same command. Example:
+    explora-geo map scene.tif --model runs/segmentation/model.safetensors --out map.tif --quicklook map.png
+    """
+    from rich.console import Console
+
+    from explora_geo.checkpoints import open_backbone
+    from explora_geo.commands.device import pick_device
+    from explora_geo.maps import MapOptions, make_map
+    from explora_geo.maps.model import open_features, open_model
+    from explora_geo.maps.scene import Scene
+
+    if (model is None) == (weights is None):
+        raise ValueError('give either model, a tuned model, or weights, a backbone for embeddings')
+    where = pick_device(device)
+    if model is not None:
+        found, source = open_model(model, where), str(model)
+    else:
+        found, source = open_features(open_backbone(str(weights), adapter)[0], where), str(weights)
+    kind: Literal['model', 'scene'] = statistics or ('model' if 'mean' in found.data else 'scene')  # type: ignore[assignment]
+    options = MapOptions(
+        overlap=overlap, block=block, batch_size=batch_size, workers=workers, device=where, statistics=kind
+    )
+    opened = Scene(scene, found.bands, file_bands.split(',') if file_bands else None)
+    console = Console()
+    with console.status('') as status:
+        files = make_map(
+            opened,
+            found,
+            source,
+            out,
+            options,
+            probabilities=probabilities,
+            vectors=vectors,
+            vector_classes=tuple(c.strip() for c in classes.split(',') if c.strip()),
+            min_area=min_area,
+            embeddings=embeddings,
+            quicklook=quicklook,
+            progress=lambda what, done, total: status.update(f'{what}: block {done} of {total}'),
+        )
+    console.print('\n'.join(f'{k}: {v}' for k, v in files.items()), markup=False, highlight=False)

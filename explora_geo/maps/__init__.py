@@ -1,0 +1,5 @@
+"""Maps of whole scenes: tiled prediction with georeferenced output, bounded in memory."""
+
+from explora_geo.maps.run import MapOptions, make_map
+
+__all__ = ['MapOptions', 'make_map']

@@ -1,0 +1,280 @@
+"""From a scene to a map: block by block, resumable, and the files made of it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import rasterio
+import torch
+
+from explora_geo.maps.grid import TileGrid
+from explora_geo.maps.model import MapModel, patch_features
+from explora_geo.maps.parts import Parts, assemble
+from explora_geo.maps.predict import Function, predict_block
+from explora_geo.maps.quicklook import draw
+from explora_geo.maps.scene import Scene, statistics_of
+from explora_geo.maps.vectors import check_vector_path, embedding_points, polygonise
+
+#: Value of pixels without data in a map of classes.
+NODATA = 255
+#: What GDAL may keep of the scene in memory, megabytes.
+CACHE_MB = 256
+
+
+@dataclass(frozen=True)
+class MapOptions:
+    """How a map is made.
+
+    Attributes:
+        overlap: Share of a tile that the next one covers again.
+        block: Side of the blocks that are finished, and kept, one by one, pixels.
+        batch_size: Tiles per forward pass.
+        workers: Processes that read tiles.
+        device: Where the model runs.
+        statistics: Normalise with the statistics of the model's training images, or of the scene.
+    """
+
+    overlap: float = 0.25
+    block: int = 2048
+    batch_size: int = 16
+    workers: int = 0
+    device: torch.device | str = 'cpu'
+    statistics: Literal['model', 'scene'] = 'model'
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        for name, least in (('block', 1), ('batch_size', 1), ('workers', 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f'{name} must be at least {least}, got {getattr(self, name)}')
+        if self.statistics not in ('model', 'scene'):
+            raise ValueError(f'statistics must be model or scene, got {self.statistics!r}')
+
+
+def make_map(
+    scene: Scene,
+    model: MapModel,
+    source: str | Path,
+    out: Path | None = None,
+    options: MapOptions = MapOptions(),
+    *,
+    probabilities: Path | None = None,
+    vectors: Path | None = None,
+    vector_classes: tuple[str, ...] = (),
+    min_area: float = 0.0,
+    embeddings: Path | None = None,
+    quicklook: Path | None = None,
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> dict[str, Path]:
+    """Map a scene.
+
+    Finished blocks are kept beside the output until it is written: after an interruption, or a full disk,
+    the same call goes on from there.
+
+    Args:
+        scene: The scene.
+        model: The model.
+        source: File of the model, for messages and tags.
+        out: Cloud-Optimized GeoTIFF of classes (uint8, 255 without data) or numbers (float32).
+        options: How.
+        probabilities: GeoTIFF of a probability per class, as bands.
+        vectors: File of polygons of the classes.
+        vector_classes: Classes to polygonise; all if empty.
+        min_area: Smallest area of a polygon, square metres.
+        embeddings: GeoTIFF, or `.parquet`, of features per patch.
+        quicklook: PNG of scene and map.
+        progress: Told what is done, blocks finished and their number.
+
+    Returns:
+        The files by kind.
+
+    Raises:
+        ValueError: If the scene is smaller than a tile, or the options do not fit the model.
+        OSError: If a file cannot be written.
+    """
+    _check(model, source, out, probabilities, vectors, embeddings, quicklook, vector_classes)
+    statistics = scene.statistics() if options.statistics == 'scene' else statistics_of(model.data, source)
+    setting = {
+        'scene': scene.identity,
+        'bands': scene.bands,
+        'model': model.sha256,
+        'statistics': statistics,
+        'overlap': options.overlap,
+        'block': options.block,
+    }
+    files: dict[str, Path] = {}
+    with rasterio.Env(GDAL_CACHEMAX=CACHE_MB):
+        if out is not None and model.function is not None:
+            grid = TileGrid.create(scene.height, scene.width, model.tile, options.overlap, options.block)
+            keep = probabilities is not None
+            parts = Parts(out, {**setting, 'probabilities': keep})
+            _fill(scene, grid, parts, model.function, statistics, options, 1, _pixels(model, keep), progress)
+            files |= _write_maps(scene, model, grid, parts, out, probabilities, str(source))
+            parts.remove()
+        if embeddings is not None:
+            step = model.backbone.patch_embed.patch_size
+            grid = TileGrid.create(
+                scene.height, scene.width, model.tile, options.overlap, options.block, step
+            )
+            parts = Parts(embeddings, {**setting, 'embeddings': step})
+            function = patch_features(model.backbone.eval())
+            _fill(scene, grid, parts, function, statistics, options, step, _features(model), progress)
+            files['embeddings'] = _write_embeddings(scene, model, grid, parts, embeddings, str(source))
+            parts.remove()
+        if out is not None and vectors is not None:
+            polygonise(out, vectors, model.classes, vector_classes, min_area)
+            files['vectors'] = vectors
+        if out is not None and quicklook is not None:
+            draw(
+                quicklook, scene, out, model.classes, model.colours, f'{scene.path.name}: {Path(source).name}'
+            )
+            files['quicklook'] = quicklook
+    return files
+
+
+def _check(
+    model: MapModel,
+    source: str | Path,
+    out: Path | None,
+    probabilities: Path | None,
+    vectors: Path | None,
+    embeddings: Path | None,
+    quicklook: Path | None,
+    vector_classes: tuple[str, ...],
+) -> None:
+    """Refuse what would fail after hours of computing."""
+    if out is None and embeddings is None:
+        raise ValueError('give out for a map, or embeddings for features of patches')
+    if out is None and (probabilities or vectors or quicklook):
+        raise ValueError('probabilities, vectors and quick-look are made of a map: give out')
+    if out is not None and model.function is None:
+        raise ValueError(f'{source} is a backbone without a head: it has embeddings, but no map')
+    if (probabilities or vectors) and not model.classes:
+        raise ValueError(f'{source} predicts numbers: probabilities and polygons are of classes')
+    if len(model.classes) > NODATA:
+        raise ValueError(f'a map holds at most {NODATA} classes, {source} has {len(model.classes)}')
+    if model.backbone.patch_embed.kind == 'temporal':
+        raise ValueError(f'{source} reads series of images: a map is made of one scene')
+    unknown = [name for name in vector_classes if name not in model.classes]
+    if unknown:
+        raise ValueError(f'the model has no class {unknown[0]!r}: its classes are {", ".join(model.classes)}')
+    for path in (vectors, embeddings if embeddings and embeddings.suffix == '.parquet' else None):
+        if path is not None:
+            check_vector_path(path)
+
+
+def _fill(
+    scene: Scene,
+    grid: TileGrid,
+    parts: Parts,
+    function: Function,
+    statistics: Mapping[str, list[float]],
+    options: MapOptions,
+    cell: int,
+    finish: Callable[[Any, Any], dict[str, Any]],
+    progress: Callable[[str, int, int], None],
+) -> None:
+    """Finish the blocks that are missing."""
+    mean, std = (torch.tensor(statistics[name]) for name in ('mean', 'std'))
+    blocks = grid.blocks()
+    what = 'map' if cell == 1 else 'embeddings'
+    for number, block in enumerate(blocks):
+        progress(what, number, len(blocks))
+        if parts.done(number):
+            continue
+        values, valid = predict_block(
+            scene,
+            grid,
+            block,
+            function,
+            mean,
+            std,
+            cell=cell,
+            batch_size=options.batch_size,
+            workers=options.workers,
+            device=options.device,
+        )
+        try:
+            parts.write(number, **finish(values, valid))
+        except OSError as error:
+            raise OSError(
+                f'{error.strerror or error} while writing block {number + 1} of {len(blocks)}: the finished '
+                f'ones are kept in {parts.folder}, the same command goes on from there'
+            ) from error
+    progress(what, len(blocks), len(blocks))
+
+
+def _pixels(model: MapModel, probabilities: bool) -> Callable[[Any, Any], dict[str, Any]]:
+    """Classes, or numbers, of a block, and probabilities if they are wanted."""
+    count = max(len(model.classes), 1)
+
+    def finish(values: Any, valid: Any) -> dict[str, Any]:
+        if values is None:
+            values = np.zeros((count, *valid.shape), dtype=np.float32)
+        if not model.classes:
+            return {'map': np.where(valid, values, np.float32(np.nan))}
+        found = {'map': np.where(valid, values.argmax(0), NODATA).astype(np.uint8)[None]}
+        if probabilities:
+            found['probabilities'] = np.where(valid, values, np.float32(np.nan))
+        return found
+
+    return finish
+
+
+def _features(model: MapModel) -> Callable[[Any, Any], dict[str, Any]]:
+    """Features of the patches of a block, NaN without data."""
+    width = model.backbone.embed_dim
+
+    def finish(values: Any, valid: Any) -> dict[str, Any]:
+        if values is None:
+            values = np.zeros((width, *valid.shape), dtype=np.float32)
+        return {'embeddings': np.where(valid, values, np.float32(np.nan))}
+
+    return finish
+
+
+def _write_maps(
+    scene: Scene,
+    model: MapModel,
+    grid: TileGrid,
+    parts: Parts,
+    out: Path,
+    probabilities: Path | None,
+    source: str,
+) -> dict[str, Path]:
+    place = {'crs': scene.crs, 'transform': scene.transform}
+    tags = {'MODEL': Path(source).name, 'MODEL_SHA256': model.sha256, 'SCENE': scene.path.name}
+    files = {'map': out}
+    if model.classes:
+        named = {f'CLASS_{i}': name for i, name in enumerate(model.classes)}
+        profile = {**place, 'dtype': 'uint8', 'count': 1, 'nodata': NODATA}
+        assemble(out, parts, grid, 'map', profile, colours=model.colours, names=['class'], tags=tags | named)
+    else:
+        bands = parts.read(0)['map'].shape[0]
+        profile = {**place, 'dtype': 'float32', 'count': bands, 'nodata': np.nan}
+        assemble(out, parts, grid, 'map', profile, tags=tags)
+    if probabilities is not None:
+        profile = {**place, 'dtype': 'float32', 'count': len(model.classes), 'nodata': np.nan}
+        assemble(probabilities, parts, grid, 'probabilities', profile, names=model.classes, tags=tags)
+        files['probabilities'] = probabilities
+    return files
+
+
+def _write_embeddings(
+    scene: Scene, model: MapModel, grid: TileGrid, parts: Parts, out: Path, source: str
+) -> Path:
+    cell = model.backbone.patch_embed.patch_size
+    profile = {
+        'crs': scene.crs,
+        'transform': scene.transform,
+        'dtype': 'float32',
+        'count': model.backbone.embed_dim,
+        'nodata': np.nan,
+    }
+    tags = {'MODEL': Path(source).name, 'MODEL_SHA256': model.sha256, 'SCENE': scene.path.name}
+    raster = out.with_suffix('.tif') if out.suffix == '.parquet' else out
+    assemble(raster, parts, grid, 'embeddings', profile, cell=cell, tags=tags)
+    if out.suffix == '.parquet':
+        embedding_points(raster, out)
+    return out

@@ -1,0 +1,149 @@
+"""One scene on disk, read window by window."""
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from rasterio.errors import NodataShadowWarning, NotGeoreferencedWarning, RasterioError
+from rasterio.windows import Window
+
+from explora_geo.datasets.bands import name_bands, select_bands
+from explora_geo.maps.grid import Box
+
+
+class Scene:
+    """A georeferenced raster whose bands are used by name.
+
+    Attributes:
+        path: The file.
+        height: Height, pixels.
+        width: Width, pixels.
+        crs: Coordinate reference system.
+        transform: From pixels to coordinates.
+        bands: Names of the bands that `read` returns.
+        indices: Their positions in the file, counted from 1.
+        identity: What tells this file from a changed one, JSON-ready.
+    """
+
+    def __init__(
+        self, path: str | Path, bands: Sequence[str] | None = None, file_bands: Sequence[str] | None = None
+    ) -> None:
+        """Open a scene.
+
+        Args:
+            path: Raster file.
+            bands: Names of the bands to read, in order; all if None.
+            file_bands: Names of all bands in file order, if the file does not state them.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If it cannot be read, has no coordinate reference system, or lacks a band.
+        """
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise FileNotFoundError(f'no scene {self.path}')
+        with self.open() as source:
+            self.height, self.width = source.height, source.width
+            self.crs, self.transform = source.crs, source.transform
+            names = name_bands(
+                source.count, source.dtypes[0], source.descriptions, file_bands, str(self.path)
+            )
+        if self.crs is None:
+            raise ValueError(
+                f'{self.path} has no coordinate reference system, so its map would lie nowhere: assign one, '
+                f'for example with rio edit-info --crs EPSG:32631 {self.path.name}'
+            )
+        try:
+            self.indices = [i + 1 for i in select_bands(bands, names)]
+        except ValueError as error:
+            raise ValueError(
+                f'the model reads the bands {", ".join(bands or ())}, but {self.path.name} has '
+                f'{", ".join(names)}: give a scene with these bands, or their names in file order with '
+                '--file-bands'
+            ) from error
+        self.bands = tuple(names[i - 1] for i in self.indices)
+        status = self.path.stat()
+        self.identity = {'file': self.path.name, 'size': status.st_size, 'changed': status.st_mtime_ns}
+
+    @contextmanager
+    def open(self) -> Iterator[rasterio.DatasetReader]:
+        """The file, open for reading; a process opens its own."""
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter('ignore', NotGeoreferencedWarning)
+                # Many four-band files tag near infrared as alpha, which nodata then overrides.
+                warnings.simplefilter('ignore', NodataShadowWarning)
+                with rasterio.open(self.path) as source:
+                    yield source
+        except RasterioError as error:
+            raise ValueError(f'{self.path} cannot be read ({error})') from error
+
+    def read(self, source: rasterio.DatasetReader, box: Box) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Read a window.
+
+        Args:
+            source: The open file.
+            box: The window, inside the scene.
+
+        Returns:
+            Pixels in units of the file, shape (C, H, W), and where they are data, shape (H, W): every band
+            differs from nodata and is finite.
+        """
+        window = Window(box.left, box.top, box.shape[1], box.shape[0])
+        pixels = source.read(self.indices, window=window).astype(np.float32)
+        valid = np.isfinite(pixels).all(0)
+        if source.nodata is not None and np.isfinite(source.nodata):
+            # All bands: a dark pixel of one band is no hole. Alpha tags are not trusted, see above.
+            valid &= ~(pixels == source.nodata).all(0)
+        return pixels, valid
+
+    def statistics(self, samples: int = 64, size: int = 256) -> dict[str, list[float]]:
+        """Mean and standard deviation of each band over evenly spaced windows.
+
+        Args:
+            samples: Most windows to read.
+            size: Side of a window, pixels.
+
+        Returns:
+            `mean` and `std` of the valid pixels.
+
+        Raises:
+            ValueError: If no window has data.
+        """
+        size = min(size, self.height, self.width)
+        side = max(int(samples**0.5), 1)
+        tops = np.linspace(0, self.height - size, side).astype(int)
+        lefts = np.linspace(0, self.width - size, side).astype(int)
+        count, total, square = 0, np.zeros(len(self.bands)), np.zeros(len(self.bands))
+        with self.open() as source:
+            for top in np.unique(tops):
+                for left in np.unique(lefts):
+                    pixels, valid = self.read(source, Box(top, left, top + size, left + size))
+                    data = pixels[:, valid].astype(np.float64)
+                    count += data.shape[1]
+                    total += data.sum(1)
+                    square += (data**2).sum(1)
+        if not count:
+            raise ValueError(f'{self.path} holds nodata only where it was looked at')
+        mean = total / count
+        std = np.sqrt(np.maximum(square / count - mean**2, 0))
+        return {'mean': mean.tolist(), 'std': np.where(std > 0, std, 1).tolist()}
+
+
+def statistics_of(data: Mapping[str, Any], path: str | Path) -> dict[str, list[float]]:
+    """Mean and standard deviation that a model was trained with.
+
+    Raises:
+        ValueError: If its file does not state them.
+    """
+    if 'mean' not in data or 'std' not in data:
+        raise ValueError(
+            f'{path} does not state the mean and standard deviation of its training images: give '
+            '--statistics scene to take those of the scene'
+        )
+    return {'mean': data['mean'], 'std': data['std']}

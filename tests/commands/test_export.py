@@ -1,0 +1,58 @@
+"""`explora-geo export`."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.testing import assert_close
+
+from explora_geo.checkpoints import open_backbone
+from explora_geo.trainers import ClassificationTask, load_task, save_task
+
+MODEL = ['--model', 'vit_tiny_patch8_32']
+
+
+@pytest.fixture
+def tuned(base_file: Path, tmp_path: Path) -> Path:
+    """A tuned model that learnt nothing."""
+    task = ClassificationTask(model='vit_tiny_patch8_32', weights=str(base_file), num_classes=3)
+    save_task(tmp_path / 'tuned.safetensors', task.eval())
+    return tmp_path / 'tuned.safetensors'
+
+
+def test_a_backbone_becomes_every_kind_of_file(
+    run: Callable[..., str], base_file: Path, tmp_path: Path, images: Tensor
+) -> None:
+    for name in ('m.safetensors', 'm.ckpt', 'm.pt2'):
+        run('export', tmp_path / name, '--weights', base_file, *MODEL)
+    vit, _ = open_backbone(base_file, model='vit_tiny_patch8_32')
+    state = load_file(tmp_path / 'm.safetensors')
+    assert state.keys() == vit.state_dict().keys()
+    again, name = open_backbone(tmp_path / 'm.safetensors', img_size=32)
+    assert name == 'vit_tiny_patch8_32'
+    with torch.no_grad():
+        assert_close(again(images).cls, vit(images).cls)
+        found = torch.export.load(tmp_path / 'm.pt2').module()(images)
+        assert_close(found[0], vit(images).cls, atol=1e-5, rtol=1e-4)
+
+
+def test_a_tuned_model_becomes_a_program(
+    run: Callable[..., str], tuned: Path, tmp_path: Path, images: Tensor
+) -> None:
+    run('export', tmp_path / 't.pt2', '--tuned', tuned)
+    with torch.no_grad():
+        found = torch.export.load(tmp_path / 't.pt2').module()(images)
+        assert_close(found, load_task(tuned)(images), atol=1e-5, rtol=1e-4)
+
+
+def test_mistakes_end_in_one_sentence(
+    refuse: Callable[..., str], base_file: Path, tuned: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / 'm.safetensors'
+    assert 'files end in .safetensors' in refuse('export', tmp_path / 'm.h5', '--weights', base_file, *MODEL)
+    assert 'hold a backbone' in refuse('export', out, '--tuned', tuned)
+    assert 'give either weights' in refuse('export', out)
+    assert 'does not say which backbone' in refuse('export', out, '--weights', base_file)

@@ -1,0 +1,253 @@
+"""Maps: equal to whole-image inference, georeferenced, resumable."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import geopandas as gpd
+import numpy as np
+import pytest
+import rasterio
+import torch
+from PIL import Image
+from torch import Tensor
+
+from explora_geo.maps import MapOptions, make_map
+from explora_geo.maps import parts as parts_module
+from explora_geo.maps.grid import TileGrid, blending_weights
+from explora_geo.maps.model import MapModel, open_features
+from explora_geo.maps.scene import Scene
+from explora_geo.models import ViT
+
+Write = Callable[..., Path]
+SMALL = MapOptions(overlap=0.5, block=50, batch_size=4)
+
+
+def read(path: Path) -> np.ndarray:
+    with rasterio.open(path) as source:
+        return source.read()
+
+
+def mapped(
+    scene: Path, model: MapModel, tmp_path: Path, options: MapOptions = SMALL, **kwargs: Any
+) -> dict[str, Path]:
+    return make_map(
+        Scene(scene, model.bands), model, 'model.safetensors', tmp_path / 'map.tif', options, **kwargs
+    )
+
+
+def test_a_local_models_map_is_that_of_the_whole_image(
+    write_scene: Write, local: MapModel, whole: Callable[..., Tensor], tmp_path: Path
+) -> None:
+    path = write_scene()
+    files = mapped(path, local, tmp_path, probabilities=tmp_path / 'p.tif')
+    expected = whole(Scene(path), local)
+    np.testing.assert_allclose(read(files['probabilities']), expected, atol=1e-5)
+    assert np.array_equal(read(files['map'])[0], expected.argmax(0))
+
+
+def test_a_scene_of_one_tile_is_one_forward_pass(
+    write_scene: Write, model: MapModel, whole: Callable[..., Tensor], tmp_path: Path
+) -> None:
+    path = write_scene(32, 32)
+    files = mapped(path, model, tmp_path, probabilities=tmp_path / 'p.tif')
+    np.testing.assert_allclose(read(files['probabilities']), whole(Scene(path), model), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    'options', [SMALL, MapOptions(overlap=0.3, block=1000), MapOptions(overlap=0, block=33)]
+)
+def test_blocks_do_not_show_in_the_blend_of_all_tiles(
+    write_scene: Write, model: MapModel, tmp_path: Path, options: MapOptions
+) -> None:
+    path = write_scene()
+    files = mapped(path, model, tmp_path, options, probabilities=tmp_path / 'p.tif')
+    pixels = torch.from_numpy(read(path).astype(np.float32))
+    mean, std = (torch.tensor(model.data[k]).view(-1, 1, 1) for k in ('mean', 'std'))
+    grid = TileGrid.create(100, 132, 32, options.overlap, 10**6)
+    sums, total, weights = (
+        torch.zeros(3, 100, 132),
+        torch.zeros(100, 132),
+        torch.from_numpy(blending_weights(32)),
+    )
+    assert model.function is not None
+    for tile in grid.tiles(grid.blocks()[0]):
+        place = slice(tile.top, tile.bottom), slice(tile.left, tile.right)
+        sums[:, *place] += weights * model.function(((pixels - mean) / std)[None, :, *place])[0]
+        total[place] += weights
+    np.testing.assert_allclose(read(files['probabilities']), sums / total, atol=1e-5)
+
+
+def test_the_map_lies_where_the_scene_lies_and_says_what_it_shows(
+    write_scene: Write, model: MapModel, tmp_path: Path
+) -> None:
+    path = write_scene(600, 700)
+    files = mapped(
+        path, model, tmp_path, MapOptions(overlap=0, batch_size=64), quicklook=tmp_path / 'look.png'
+    )
+    with rasterio.open(files['map']) as found, rasterio.open(path) as scene:
+        assert found.crs == scene.crs and found.transform == scene.transform and found.shape == scene.shape
+        assert found.tags(ns='IMAGE_STRUCTURE')['LAYOUT'] == 'COG' and found.overviews(1)
+        assert found.dtypes == ('uint8',) and found.nodata == 255
+        assert found.colormap(1)[1] == (20, 110, 40, 255)
+        assert [found.tags()[f'CLASS_{i}'] for i in range(3)] == ['field', 'forest', 'water']
+        assert found.tags()['MODEL_SHA256'] == model.sha256
+    assert Image.open(files['quicklook']).width > 800
+    assert not list(tmp_path.glob('.*'))
+
+
+def test_nodata_stays_nodata_and_does_not_spoil_its_neighbours(
+    write_scene: Write, model: MapModel, local: MapModel, whole: Callable[..., Tensor], tmp_path: Path
+) -> None:
+    pixels = np.random.default_rng(1).integers(1, 255, (3, 160, 96)).astype(np.uint8)
+    pixels[:, :40] = 0
+    pixels[:, 100:, :20] = 0
+    path = write_scene(pixels=pixels, nodata=0)
+    files = mapped(path, local, tmp_path, probabilities=tmp_path / 'p.tif')
+    hole = (pixels == 0).all(0)
+    assert np.array_equal(read(files['map'])[0] == 255, hole)
+    assert np.array_equal(np.isnan(read(files['probabilities'])), np.broadcast_to(hole, (3, 160, 96)))
+    expected = whole(Scene(path), local).argmax(0).numpy()
+    assert np.array_equal(read(files['map'])[0][~hole], expected[~hole])
+    # A whole model sees the mean of each band there, whatever nodata is.
+    first = read(mapped(path, model, tmp_path)['map'])
+    pixels[:, hole] = 255
+    again = read(mapped(write_scene(pixels=pixels, nodata=255, name='other.tif'), model, tmp_path)['map'])
+    assert np.array_equal(first, again)
+
+
+def test_an_interrupted_map_goes_on_with_the_missing_blocks(
+    write_scene: Write, model: MapModel, tmp_path: Path
+) -> None:
+    path = write_scene()
+    expected = read(mapped(path, model, tmp_path)['map'])
+    (tmp_path / 'map.tif').unlink()
+    calls: list[int] = []
+    function = model.function
+    assert function is not None
+
+    def counted(image: Tensor) -> Tensor:
+        calls.append(len(image))
+        return function(image)
+
+    def stop(what: str, done: int, total: int) -> None:
+        if done == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        mapped(path, model._replace(function=counted), tmp_path, progress=stop)
+    before = sum(calls)
+    assert not (tmp_path / 'map.tif').exists() and len(list(tmp_path.glob('.map.tif.parts/*.npz'))) == 4
+    calls.clear()
+    assert np.array_equal(read(mapped(path, model._replace(function=counted), tmp_path)['map']), expected)
+    grid = TileGrid.create(100, 132, 32, 0.5, 50)
+    assert before + sum(calls) == sum(len(grid.tiles(b)) for b in grid.blocks())
+    assert not list(tmp_path.glob('.*'))
+
+
+def test_parts_of_another_setting_are_not_used(write_scene: Write, model: MapModel, tmp_path: Path) -> None:
+    path = write_scene()
+
+    def stop(what: str, done: int, total: int) -> None:
+        if done == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        mapped(path, model, tmp_path, progress=stop)
+    assert model.function is not None
+    other = model._replace(function=lambda x: model.function(-x), sha256='other')  # type: ignore[misc]
+    found = read(mapped(path, other, tmp_path)['map'])
+    os.remove(tmp_path / 'map.tif')
+    assert np.array_equal(found, read(mapped(path, other, tmp_path)['map']))
+
+
+def test_a_full_disk_is_told_and_finished_blocks_are_kept(
+    write_scene: Write, model: MapModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_scene()
+    original = np.savez_compressed
+    written: list[int] = []
+
+    def disk_full(file: Any, **arrays: Any) -> None:
+        written.append(1)
+        if len(written) == 3:
+            file.write(b'half')
+            raise OSError(28, 'No space left on device')
+        original(file, **arrays)
+
+    monkeypatch.setattr(parts_module.np, 'savez_compressed', disk_full)
+    with pytest.raises(
+        OSError, match='No space left on device while writing block 3 of 6: the finished ones'
+    ):
+        mapped(path, model, tmp_path)
+    assert len(list(tmp_path.glob('.map.tif.parts/*.npz'))) == 2
+    monkeypatch.undo()
+    assert read(mapped(path, model, tmp_path)['map']).shape == (1, 100, 132)
+
+
+def test_several_workers_make_the_same_map(write_scene: Write, model: MapModel, tmp_path: Path) -> None:
+    path = write_scene()
+    alone = read(mapped(path, model, tmp_path)['map'])
+    together = mapped(path, model, tmp_path, MapOptions(overlap=0.5, block=50, batch_size=4, workers=2))
+    assert np.array_equal(read(together['map']), alone)
+
+
+def test_polygons_cover_the_classes_with_their_areas(
+    write_scene: Write, local: MapModel, tmp_path: Path
+) -> None:
+    pixels = np.full((3, 64, 96), 10, dtype=np.uint8)
+    pixels[:, 10:30, 20:60] = 250
+    path = write_scene(pixels=pixels)
+    bright = local._replace(
+        function=lambda x: torch.stack([x[:, 0] < 0, x[:, 0] >= 0, x[:, 0] > 99], 1).float()
+    )
+    for name in ('v.gpkg', 'v.geojson'):
+        files = mapped(path, bright, tmp_path, vectors=tmp_path / name, vector_classes=('forest',))
+        frame = gpd.read_file(files['vectors'])
+        assert list(frame['name']) == ['forest'] and list(frame['class']) == [1]
+        # 20 x 40 pixels of 10 m, on UTM whose scale at the central meridian is 0.9996
+        assert frame['area_m2'][0] == pytest.approx(80_000 / 0.9996**2, rel=1e-3)
+    assert gpd.read_file(tmp_path / 'v.gpkg').total_bounds.tolist() == [500200, 4999700, 500600, 4999900]
+    files = mapped(path, bright, tmp_path, vectors=tmp_path / 'v.gpkg', min_area=1e6)
+    assert len(gpd.read_file(files['vectors'])) == 0
+
+
+def test_embeddings_are_the_patch_features_at_their_places(
+    write_scene: Write, build_vit: Callable[..., ViT], tmp_path: Path
+) -> None:
+    path = write_scene(37, 32)
+    vit = build_vit()
+    model = open_features(vit)
+    options = MapOptions(statistics='scene')
+    scene = Scene(path)
+    files = make_map(scene, model, 'weights', None, options, embeddings=tmp_path / 'e.tif')
+    statistics = scene.statistics()
+    mean, std = (torch.tensor(statistics[k]).view(-1, 1, 1).float() for k in ('mean', 'std'))
+    pixels = torch.from_numpy(read(path)[:, :32].astype(np.float32))
+    with torch.no_grad():
+        expected = vit.eval()(((pixels - mean) / std)[None]).patches[0, 0].T.unflatten(1, (4, 4))
+    with rasterio.open(files['embeddings']) as found:
+        assert found.transform.a == 80 and found.shape == (4, 4) and found.count == 32
+        np.testing.assert_allclose(found.read(), expected, atol=1e-4)
+
+
+def test_mistakes_are_refused_before_anything_is_computed(
+    write_scene: Write, model: MapModel, build_vit: Callable[..., ViT], tmp_path: Path
+) -> None:
+    path = write_scene()
+    with pytest.raises(ValueError, match='vector files end in'):
+        mapped(path, model, tmp_path, vectors=tmp_path / 'v.shp')
+    with pytest.raises(ValueError, match="no class 'house': its classes are field, forest, water"):
+        mapped(path, model, tmp_path, vectors=tmp_path / 'v.gpkg', vector_classes=('house',))
+    with pytest.raises(ValueError, match='smaller than a tile of 32'):
+        mapped(write_scene(20, 99, name='small.tif'), model, tmp_path)
+    with pytest.raises(ValueError, match='does not state the mean and standard deviation'):
+        mapped(path, model._replace(data={}), tmp_path)
+    with pytest.raises(ValueError, match='a backbone without a head'):
+        mapped(path, open_features(build_vit()), tmp_path)
+    with pytest.raises(ValueError, match='give out for a map, or embeddings'):
+        make_map(Scene(path), model, 'm', None)
+    with pytest.raises(ValueError, match='statistics must be model or scene'):
+        MapOptions(statistics='none')  # type: ignore[arg-type]
+    assert not list(tmp_path.glob('.*parts'))
