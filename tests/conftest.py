@@ -155,15 +155,15 @@ def _fake_spacenet1(root: Path) -> None:
         for number in range(1, 13):
             folder = root / 'SN1_buildings' / split
             left, top = -43.6 + number * 1e-3, -22.9
-            pixels = np.random.default_rng(number).integers(1, 255, (3, 40, 44)).astype(np.uint8)
-            pixels[:, :, 30:] = 0  # outside the scene
+            pixels = np.random.default_rng(number).integers(1, 255, (3, 406, 439)).astype(np.uint8)
+            pixels[:, :, 310:] = 0  # outside the scene
             file = folder / '3band' / f'3band_AOI_1_RIO_img{number}.tif'
             file.parent.mkdir(parents=True, exist_ok=True)
             place = from_origin(left, top, box, box)
             profile = {
                 'count': 3,
-                'height': 40,
-                'width': 44,
+                'height': 406,
+                'width': 439,
                 'dtype': 'uint8',
                 'crs': crs,
                 'transform': place,
@@ -171,8 +171,8 @@ def _fake_spacenet1(root: Path) -> None:
             with rasterio.open(file, 'w', driver='GTiff', **profile) as target:
                 target.write(pixels)
             if split == 'train':
-                x, y = left + 5 * box, top - 5 * box
-                ring = [(x, y), (x + 12 * box, y), (x + 12 * box, y - 9 * box), (x, y - 9 * box), (x, y)]
+                x, y = left + 50 * box, top - 50 * box
+                ring = [(x, y), (x + 120 * box, y), (x + 120 * box, y - 90 * box), (x, y - 90 * box), (x, y)]
                 shape = {'type': 'Polygon', 'coordinates': [ring]}
                 feature = {'type': 'Feature', 'properties': {}, 'geometry': shape}
                 label = folder / 'geojson' / f'Geo_AOI_1_RIO_img{number}.geojson'

@@ -149,7 +149,7 @@ class RESISC45DataModule(SplitDataModule):
 class NAIPLandCoverDataModule(SplitDataModule):
     """LightningDataModule for NAIP land cover; tests use val and test together, as published."""
 
-    published = (
+    published: tuple[Statistic | None, Statistic | None] = (
         dict(zip(RGB, (255 * x for x in (0.47996818, 0.47633689, 0.42402868)), strict=True)),
         dict(zip(RGB, (255 * x for x in (0.17774512, 0.13703743, 0.11909943)), strict=True)),
     )
