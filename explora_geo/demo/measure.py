@@ -31,7 +31,7 @@ class Protocol:
         tune_epochs: Passes over these labels.
     """
 
-    probe_per_class: int = 25
+    probe_per_class: int = 50
     probe_seeds: int = 5
     tune_per_class: int = 5
     tune_seeds: int = 3
