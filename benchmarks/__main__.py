@@ -100,7 +100,7 @@ def bands(
         'tests/data/eurosat_ms'
     ),
     out: Annotated[Path, typer.Option(help='Folder of the results.')] = Path('benchmarks/results'),
-    steps: Annotated[int, typer.Option(help='Optimiser steps of 64 tiles.')] = 100,
+    steps: Annotated[int, typer.Option(help='Optimiser steps of 16 tiles.')] = 100,
     seeds: Annotated[int, typer.Option(help='Splits and runs.')] = 3,
 ) -> None:
     """Adapt the shipped RGB model to groups of Sentinel-2 bands: probes, losses, reconstructions.
@@ -118,7 +118,7 @@ def dates(
         'tests/data/naip'
     ),
     out: Annotated[Path, typer.Option(help='Folder of the results.')] = Path('benchmarks/results'),
-    steps: Annotated[int, typer.Option(help='Optimiser steps of 32 series.')] = 100,
+    steps: Annotated[int, typer.Option(help='Optimiser steps of 8 series.')] = 100,
 ) -> None:
     """Adapt the shipped RGB model to dates of one scene: losses and reconstructions.
 

@@ -24,6 +24,7 @@ from explora_geo.models.tokenizers import SENTINEL2
 from explora_geo.transforms import training_view
 
 ADAPTATION = 'M-ExPLoRA-[1,L]-r32'
+BATCH = 16
 STARTS = {'random': 'at random (paper)', 'wavelength': 'from RGB by wavelength'}
 #: Bands of each group that are shown as red, green and blue.
 SHOWN = {
@@ -42,7 +43,7 @@ def run_bands(out: Path, tiles: Path, steps: int = 100, seeds: int = 3, lr: floa
     Args:
         out: Folder of `bands.json`, `bands.md` and `bands.png`.
         tiles: Folder of 13-band EuroSAT tiles by class.
-        steps: Optimiser steps of 64 tiles.
+        steps: Optimiser steps of 16 tiles.
         seeds: Splits and runs.
         lr: Learning rate.
 
@@ -74,7 +75,7 @@ def run_bands(out: Path, tiles: Path, steps: int = 100, seeds: int = 3, lr: floa
             )
             held_out = {'image': normal[parts[1]]}
             train = [{'image': images[i]} for i in parts[0]]
-            losses = fit(task, train, view, held_out, steps, 64, seed)
+            losses = fit(task, train, view, held_out, steps, BATCH, seed)
             _add(curves, f'embeddings {title}', losses)
             _add(
                 scores,
@@ -110,7 +111,8 @@ def _add(table: dict[str, list[Any]], name: str, value: Any) -> None:
 def _probe(vit: ViT, images: Tensor, labels: Tensor, parts: Sequence[Any], seed: int) -> float:
     """Test accuracy of a linear probe whose setting is chosen within the training part."""
     batches = [{'image': x, 'label': y} for x, y in zip(images.split(100), labels.split(100), strict=True)]
-    found, y = extract_features(vit, batches)
+    with torch.autocast('cpu', torch.bfloat16):
+        found, y = extract_features(vit, batches)
     sets = feature_sets(found)
     train, test = parts
     fit_part, choose = train_test_split(train, test_size=0.25, random_state=seed, stratify=y[train])
@@ -137,7 +139,7 @@ def _markdown(
         '# Groups of bands on Sentinel-2 tiles',
         '',
         f'A demonstration on {count} tiles ({name}), not a result: {ADAPTATION} from {BACKBONE} '
-        f'({SOURCE.name}), {steps} steps of 64 tiles, {seeds} seeds (splits of 70 % and 30 %). Linear probe '
+        f'({SOURCE.name}), {steps} steps of {BATCH} tiles, {seeds} seeds (splits of 70 % and 30 %). Linear probe '
         'on tiles that were never trained on; mean and 95 % interval over seeds, which share their splits.',
         '',
         '| backbone | linear probe, % |',

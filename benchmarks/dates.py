@@ -17,7 +17,7 @@ from explora_geo.models.tokenizers import RGB
 from explora_geo.transforms import FramesAsChannels, training_view
 
 ADAPTATION = 'M-ExPLoRA-[L]-r32'
-SIZE = 64
+SIZE, BATCH = 64, 8
 RUNS: dict[str, dict[str, Any]] = {
     'one date': {},
     'all dates': {},
@@ -33,7 +33,7 @@ def run_dates(out: Path, scenes: Path, steps: int = 100, lr: float = 2e-3) -> Pa
     Args:
         out: Folder of `dates.json`, `dates.md` and `dates.png`.
         scenes: Folder of four-band scenes of one place with the date in their names.
-        steps: Optimiser steps of 32 series (or as many single images).
+        steps: Optimiser steps of 8 series (or as many single images).
         lr: Learning rate.
 
     Returns:
@@ -53,7 +53,7 @@ def run_dates(out: Path, scenes: Path, steps: int = 100, lr: float = 2e-3) -> Pa
         view = FramesAsChannels(training_view(*statistics, SIZE, (0.5, 1.0), vertical_flip=True))
         samples = [{'image': x, 'timestamps': stamps[i % len(stamps)]} for i, x in enumerate(series)]
         held_out = {'image': held, 'timestamps': stamps.repeat(len(held) // len(stamps), 1, 1)}
-        curves[name] = [fit(task, samples, view, held_out, steps, 32 * len(times) // frames, 0)]
+        curves[name] = [fit(task, samples, view, held_out, steps, BATCH * len(times) // frames, 0)]
         if name == 'all dates':
             picture = task, held[:3], held_out['timestamps'][:3]
     losses = {name: [c.held_out for c in runs] for name, runs in curves.items()}
@@ -122,7 +122,7 @@ def _markdown(curves: dict[str, list[HeldOutLoss]], train: int, test: int, times
         '# Dates of one scene',
         '',
         f'A demonstration on one scene, not a result: {ADAPTATION} from {BACKBONE} ({SOURCE.name}), '
-        f'{steps} steps of 32 windows of {SIZE} px at {len(times)} dates ({years}); {train} overlapping '
+        f'{steps} steps of {BATCH} windows of {SIZE} px at {len(times)} dates ({years}); {train} overlapping '
         f'windows of the western two thirds, {test} of the eastern third held out. 75 % of the patches are '
         'removed; the loss is that of normalised pixels, where 1 is the mean of a patch.',
         '',

@@ -53,7 +53,9 @@ class HeldOutLoss(Callback):
         task.eval()
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            self.held_out.append((step, float(task.model(self.batch, step)['loss_mae'])))
+            with torch.autocast(task.device.type, torch.bfloat16):
+                loss = task.model(self.batch, step)['loss_mae']
+            self.held_out.append((step, float(loss)))
         task.train()
 
 
@@ -100,7 +102,7 @@ def fit(
     """
     logging.getLogger('lightning.pytorch').setLevel(logging.ERROR)
     seed_everything(seed, verbose=False)
-    losses = HeldOutLoss(held_out, every=max(1, steps // 10))
+    losses = HeldOutLoss(held_out, every=max(1, steps // 5))
     loader: Any = DataLoader(
         samples,  # type: ignore[arg-type]
         batch_size,
@@ -119,6 +121,7 @@ def fit(
             enable_checkpointing=False,
             enable_model_summary=False,
             enable_progress_bar=False,
+            precision='bf16-mixed',  # several times faster on recent processors
             gradient_clip_val=3.0,
             callbacks=[losses],
         )

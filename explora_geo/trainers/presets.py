@@ -1,4 +1,4 @@
-"""The two published recipes (workshop text, appendix D; released scripts) as data."""
+"""The published recipes (workshop text, appendix D; released scripts) as data."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,6 +7,7 @@ from typing import Any
 from explora_geo.adaptation import ExPLoRAConfig
 from explora_geo.models.heads import HeadConfig
 from explora_geo.objectives import TeacherConfig
+from explora_geo.objectives.mae import SLOTS_DECODER_ADAPTATION
 from explora_geo.trainers.optim import OptimConfig
 
 
@@ -35,8 +36,10 @@ class Preset:
     gradient_clip: float | None = None
 
 
-def _mae(adaptation: str, base_lr: float, epochs: int, alpha: float | None) -> Preset:
-    decoder = ExPLoRAConfig(unfrozen_blocks=(), rank=8, alpha=alpha, extra=('mask_token',))
+def _mae(
+    adaptation: str, base_lr: float, epochs: int, alpha: float | None, decoder: ExPLoRAConfig | None = None
+) -> Preset:
+    decoder = decoder or ExPLoRAConfig(unfrozen_blocks=(), rank=8, alpha=alpha, extra=('mask_token',))
     return Preset(
         ExPLoRAConfig.parse(adaptation, alpha=alpha),
         OptimConfig(base_lr=base_lr, lr_scaling='linear', betas=(0.9, 0.95), warmup=1),
@@ -87,6 +90,10 @@ PRESETS: dict[str, dict[str, Preset]] = {
         'M': _mae('M-ExPLoRA-[L]-r64', 4.5e-4, 400, 1.0),
         'D': _dinov2('D-ExPLoRA-[L]-r64', 1e-3, 1024, None, 1.0, freeze=3),
     },
+    # The workshop text's fMoW-Sentinel (tokenizer group-channel, 96 px, patch 8) and fMoW-Temporal; the
+    # decoder's rank follows from the parameters that it counts.
+    'paper-sentinel': {'M': _mae('M-ExPLoRA-[1,L]-r32', 4.5e-4, 50, None, SLOTS_DECODER_ADAPTATION)},
+    'paper-temporal': {'M': _mae('M-ExPLoRA-[L]-r32', 4.5e-4, 50, None, SLOTS_DECODER_ADAPTATION)},
 }
 
 
@@ -94,7 +101,7 @@ def get_preset(name: str, letter: str) -> Preset:
     """A recipe by name.
 
     Args:
-        name: `paper-workshop` or `paper-released`.
+        name: `paper-workshop`, `paper-released`, or of MAE alone `paper-sentinel`, `paper-temporal`.
         letter: `M` or `D`, the objective of the starting weights.
 
     Returns:
@@ -105,7 +112,8 @@ def get_preset(name: str, letter: str) -> Preset:
     """
     if name not in PRESETS or letter not in PRESETS[name]:
         raise ValueError(
-            f'no preset {name!r} for the objective {letter!r}: there are {", ".join(PRESETS)}, each for '
-            'M (MAE) and D (DINOv2)'
+            f'no preset {name!r} for the objective {letter!r}: there are '
+            + ', '.join(f'{known} ({" and ".join(letters)})' for known, letters in PRESETS.items())
+            + '; M is MAE and D is DINOv2'
         )
     return PRESETS[name][letter]

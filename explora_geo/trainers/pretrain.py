@@ -48,7 +48,9 @@ class ExPLoRATask(BaseTask):
         adaptation: ExPLoRAConfig | str | None = None,
         objective: Callable[[ViT], Objective] | None = None,
         optim: OptimConfig | None = None,
-        preset: Literal['paper-workshop', 'paper-released'] = 'paper-workshop',
+        preset: Literal[
+            'paper-workshop', 'paper-released', 'paper-sentinel', 'paper-temporal'
+        ] = 'paper-workshop',
         bands: Sequence[str] | None = None,
         img_size: int | None = None,
         patch_size: int | None = None,

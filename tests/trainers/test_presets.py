@@ -9,10 +9,12 @@ from explora_geo.trainers import PRESETS
 from explora_geo.trainers.presets import get_preset
 
 
-def test_there_are_two_recipes_for_two_kinds_of_weights() -> None:
+def test_there_are_recipes_for_two_kinds_of_weights_and_for_two_kinds_of_slots() -> None:
     assert {k: set(v) for k, v in PRESETS.items()} == {
         'paper-workshop': {'M', 'D'},
         'paper-released': {'M', 'D'},
+        'paper-sentinel': {'M'},
+        'paper-temporal': {'M'},
     }
 
 
@@ -46,6 +48,16 @@ def test_released_mae() -> None:
     assert (decoder.unfrozen_blocks, decoder.rank, decoder.train_norms) == ((), 8, True)
 
 
+@pytest.mark.parametrize(
+    ('name', 'notation'), [('paper-sentinel', 'M-ExPLoRA-[1,L]-r32'), ('paper-temporal', 'M-ExPLoRA-[L]-r32')]
+)
+def test_sentinel_and_temporal(name: str, notation: str) -> None:
+    preset = get_preset(name, 'M')
+    assert preset.adaptation.notation('M') == notation
+    assert (preset.batch, preset.epochs, preset.optim.base_lr) == (1024, 50, 4.5e-4)
+    assert preset.objective['decoder_adaptation'].notation() == '[]-r32'
+
+
 @pytest.mark.parametrize(('name', 'epochs'), [('paper-workshop', 1), ('paper-released', 3)])
 def test_dinov2s_defaults_fill_what_the_paper_leaves_open(name: str, epochs: int) -> None:
     preset = get_preset(name, 'D')
@@ -76,7 +88,11 @@ def test_norms_and_the_class_token_train_in_every_recipe() -> None:
             assert preset.adaptation.targets == ('q', 'v') and preset.optim.weight_decay == 0
 
 
-@pytest.mark.parametrize(('name', 'letter'), [('paper', 'M'), ('paper-workshop', 'X')])
+@pytest.mark.parametrize(
+    ('name', 'letter'), [('paper', 'M'), ('paper-workshop', 'X'), ('paper-sentinel', 'D')]
+)
 def test_an_unknown_recipe_is_refused_with_those_that_exist(name: str, letter: str) -> None:
-    with pytest.raises(ValueError, match='there are paper-workshop, paper-released'):
+    with pytest.raises(
+        ValueError, match=r'there are paper-workshop \(M and D\), paper-released .*paper-sentinel \(M\)'
+    ):
         get_preset(name, letter)
