@@ -31,11 +31,11 @@ class Protocol:
         tune_epochs: Passes over these labels.
     """
 
-    probe_per_class: int = 50
+    probe_per_class: int = 25
     probe_seeds: int = 5
     tune_per_class: int = 5
     tune_seeds: int = 3
-    tune_epochs: int = 20
+    tune_epochs: int = 12
 
 
 @dataclass

@@ -65,7 +65,7 @@ class Recipe:
     objective: Literal['MAE', 'DINOv2'] = 'MAE'
     arguments: Mapping[str, Any] = field(default_factory=dict)
     optim: OptimConfig = OptimConfig(base_lr=1e-3, lr_scaling='none', warmup=0.1)  # noqa: RUF009
-    steps: int = 450
+    steps: int = 250
     batch_size: int = 128
     crop_scale: tuple[float, float] = (0.2, 1.0)
 

@@ -17,4 +17,4 @@ def test_the_gain_is_paired_by_seed() -> None:
 
 def test_what_was_not_measured_has_no_row() -> None:
     rows = compare(Score(linear=[0.1, 0.2]), Score(linear=[0.1, 0.2]), Protocol())
-    assert [r['measurement'] for r in rows] == ['linear probe, 50 labels a class']
+    assert [r['measurement'] for r in rows] == ['linear probe, 25 labels a class']
