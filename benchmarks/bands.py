@@ -140,7 +140,8 @@ def _markdown(
         '',
         f'A demonstration on {count} tiles ({name}), not a result: {ADAPTATION} from {BACKBONE} '
         f'({SOURCE.name}), {steps} steps of {BATCH} tiles, {seeds} seeds (splits of 70 % and 30 %). Linear '
-        'probe on tiles that were never trained on; mean and 95 % interval over seeds, which share their splits.',
+        'probe on tiles that were never trained on; mean and 95 % interval over seeds, which share their '
+        'splits.',
         '',
         '| backbone | linear probe, % |',
         '|---|---|',
