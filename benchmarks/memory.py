@@ -56,6 +56,7 @@ def measure_memory(model: str, adaptation: str, head: HeadConfig) -> Memory:
         plain = sum(t.nbytes for t in vit.state_dict().values())
         explora(vit, ExPLoRAConfig.parse(adaptation))
     vit.to_empty(device='cpu')  # real storages, whose numbers do not matter
+    nn.init.ones_(vit.get_parameter('mask_token'))  # trained, as in DINOv2's files
     objective = DINOv2(vit, head)
     teacher = objective.final_backbone
     both = [*vit.state_dict().values(), *teacher.state_dict().values()]

@@ -35,7 +35,7 @@ class Protocol:
     probe_seeds: int = 5
     tune_per_class: int = 5
     tune_seeds: int = 3
-    tune_epochs: int = 20
+    tune_epochs: int = 12
 
 
 @dataclass

@@ -61,12 +61,12 @@ class Recipe:
         crop_scale: Share of a tile's area in a training crop of MAE.
     """
 
-    adaptation: ExPLoRAConfig = ExPLoRAConfig.parse('D-ExPLoRA-[L]-r32')  # noqa: RUF009 - frozen
-    objective: Literal['MAE', 'DINOv2'] = 'DINOv2'
+    adaptation: ExPLoRAConfig = ExPLoRAConfig.parse('M-ExPLoRA-[L]-r32')  # noqa: RUF009 - frozen
+    objective: Literal['MAE', 'DINOv2'] = 'MAE'
     arguments: Mapping[str, Any] = field(default_factory=dict)
     optim: OptimConfig = OptimConfig(base_lr=1e-3, lr_scaling='none', warmup=0.1)  # noqa: RUF009
-    steps: int = 200
-    batch_size: int = 64
+    steps: int = 250
+    batch_size: int = 128
     crop_scale: tuple[float, float] = (0.2, 1.0)
 
     @property

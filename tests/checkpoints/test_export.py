@@ -35,8 +35,8 @@ def image() -> Tensor:
 def torchgeo_task() -> Any:
     """TorchGeo's own task, wherever this version has it."""
     modules = ('torchgeo.tasks', 'torchgeo.trainers')
-    module = next(m for m in modules if importlib.util.find_spec(m) is not None)
-    return importlib.import_module(module).ClassificationTask
+    module = importlib.import_module(next(m for m in modules if importlib.util.find_spec(m) is not None))
+    return getattr(module, 'ClassificationTask', None) or module.Classification
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ from explora_geo.demo.run import (
 from explora_geo.models import create_vit
 from explora_geo.objectives import DINOv2
 
-RECIPES = [Recipe(batch_size=16), Recipe(ExPLoRAConfig.parse('[L]-r8'), 'MAE', batch_size=16)]
+RECIPES = [Recipe(batch_size=16), Recipe(ExPLoRAConfig.parse('[L]-r8'), 'DINOv2', batch_size=16)]
 
 
 @pytest.mark.slow
@@ -61,7 +61,7 @@ def test_arguments_of_the_objective_are_checked_and_named() -> None:
     with pytest.raises(ValueError, match=r"MAE cannot take \{'views': 3\}"):
         _ = Recipe(objective='MAE', arguments={'views': 3}).factory
     with pytest.raises(ValueError, match='num_crops'):
-        _ = Recipe(arguments={'views': {'num_crops': 3}}).factory
+        _ = Recipe(objective='DINOv2', arguments={'views': {'num_crops': 3}}).factory
 
 
 def test_the_faster_precision_is_one_that_lightning_knows() -> None:

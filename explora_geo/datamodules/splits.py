@@ -1,0 +1,317 @@
+"""Data modules of data sets that come with their own parts."""
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+from torch import Tensor
+from torch.utils.data import Dataset, Subset
+
+from ..datasets import (
+    Camelyon17Dataset,
+    IWildCamDataset,
+    NAIPLandCoverDataset,
+    RESISC45Dataset,
+    SpaceNet1Dataset,
+)
+from ..datasets.bands import RGB
+from ..datasets.files import PathLike, evenly_spaced
+from ..transforms import ViewsConfig
+from .base import ArchiveDataModule
+from .statistics import SAMPLES, Statistic
+
+Part = Literal['train', 'val', 'test', 'predict']
+
+
+class SplitDataModule(ArchiveDataModule):
+    """Base class: sub-classes make the data set of each part.
+
+    Attributes:
+        published: Mean and standard deviation by band for 'auto', or None to estimate them.
+    """
+
+    published: tuple[Statistic | None, Statistic | None] = (None, None)
+
+    def __init__(
+        self,
+        dataset_class: type[Dataset[Any]],
+        root: PathLike,
+        bands: Sequence[str] | None = None,
+        image_size: int = 224,
+        batch_size: int = 64,
+        num_workers: int = 0,
+        mean: Statistic = 'auto',
+        std: Statistic = 'auto',
+        crop_scale: tuple[float, float] = (0.2, 1.0),
+        horizontal_flip: bool = True,
+        vertical_flip: bool = False,
+        quarter_turns: bool = False,
+        views: ViewsConfig | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Initialize a new SplitDataModule instance.
+
+        Args:
+            dataset_class: Class used to make datasets.
+            root: Folder of the data set.
+            bands: Names of the bands to use, in any order; all bands if None.
+            image_size: Side of the images: the shorter side is resized and the centre cropped; training
+                takes random crops of that.
+            batch_size: Size of each mini-batch.
+            num_workers: Number of processes that load data.
+            mean: Mean of each band in units of the files, by band name, in the order of *bands*, or
+                ``'auto'``: published where it is, else estimated from up to 512 training images.
+            std: Standard deviation of each band, likewise.
+            crop_scale: Smallest and largest share of an image's area in a training crop.
+            horizontal_flip: Whether to mirror training images left to right.
+            vertical_flip: Whether to mirror training images top to bottom.
+            quarter_turns: Whether to turn training images by multiples of 90 degrees.
+            views: Several crops of every training image, for objectives that compare them.
+            **kwargs: Further arguments of the datasets.
+
+        Raises:
+            ValueError: If an argument is out of range.
+        """
+        super().__init__(
+            dataset_class,
+            image_size,
+            batch_size,
+            num_workers,
+            mean,
+            std,
+            crop_scale,
+            horizontal_flip,
+            vertical_flip,
+            quarter_turns,
+            views,
+            bands=bands,
+            size=image_size,
+            **kwargs,
+        )
+        self.root = root
+
+    @abstractmethod
+    def make(self, part: Part) -> Dataset[Any] | None:
+        """Make the data set of a part, or return None if there is none."""
+
+    def setup(self, stage: str) -> None:
+        """Set up datasets, and the statistics of the bands.
+
+        Args:
+            stage: Either 'fit', 'validate', 'test', or 'predict'.
+        """
+        if self.train_dataset is None:
+            self.dataset = self.train_dataset = self.make('train')
+            self._set_statistics(self._bands(), self._samples(), *self.published)
+        if stage in {'fit', 'validate'} and self.val_dataset is None:
+            self.val_dataset = self.make('val')
+        if stage == 'test' and self.test_dataset is None:
+            self.test_dataset = self.make('test')
+        if stage == 'predict' and self.predict_dataset is None:
+            self.predict_dataset = self.make('predict')
+
+    def _bands(self) -> tuple[str, ...]:
+        dataset: Any = self.train_dataset
+        bands: tuple[str, ...] = getattr(dataset, 'dataset', dataset).bands
+        return bands
+
+    def _samples(self) -> Iterator[Tensor]:
+        dataset: Any = self.train_dataset
+        for index in evenly_spaced(len(dataset), SAMPLES):
+            sample = dataset[index]
+            if 'image' in sample:
+                yield sample['image']
+
+
+class RESISC45DataModule(SplitDataModule):
+    """LightningDataModule for RESISC45 with TorchGeo's splits and statistics."""
+
+    published = (
+        dict(zip(RGB, (93.89391792, 97.11226906, 87.56775284), strict=True)),
+        dict(zip(RGB, (51.84919672, 47.2365918, 47.06308786), strict=True)),
+    )
+
+    def __init__(self, root: PathLike, strict: bool = False, **kwargs: Any) -> None:
+        """Initialize a new RESISC45DataModule instance.
+
+        Args:
+            root: Folder of ``NWPU-RESISC45`` and the split files.
+            strict: Whether to raise on an image that cannot be used instead of skipping it.
+            **kwargs: Images and augmentation; see :class:`SplitDataModule`.
+        """
+        super().__init__(RESISC45Dataset, root, strict=strict, **kwargs)
+
+    def make(self, part: Part) -> Dataset[Any]:
+        """One of the published splits; the test part to predict."""
+        return RESISC45Dataset(self.root, 'test' if part == 'predict' else part, **self.kwargs)
+
+
+class NAIPLandCoverDataModule(SplitDataModule):
+    """LightningDataModule for NAIP land cover; tests use val and test together, as published."""
+
+    published: tuple[Statistic | None, Statistic | None] = (
+        dict(zip(RGB, (255 * x for x in (0.47996818, 0.47633689, 0.42402868)), strict=True)),
+        dict(zip(RGB, (255 * x for x in (0.17774512, 0.13703743, 0.11909943)), strict=True)),
+    )
+
+    def __init__(
+        self,
+        root: PathLike,
+        bands: Sequence[str] = RGB,
+        vertical_flip: bool = True,
+        quarter_turns: bool = True,
+        strict: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Initialize a new NAIPLandCoverDataModule instance.
+
+        Args:
+            root: Folder of the arrays.
+            bands: Names of the bands to use; statistics are published for red, green and blue.
+            vertical_flip: Whether to mirror training images top to bottom.
+            quarter_turns: Whether to turn training images by multiples of 90 degrees.
+            strict: Whether to raise on a tile that cannot be used instead of skipping it.
+            **kwargs: Images and augmentation; see :class:`SplitDataModule`.
+        """
+        super().__init__(
+            NAIPLandCoverDataset,
+            root,
+            bands=bands,
+            vertical_flip=vertical_flip,
+            quarter_turns=quarter_turns,
+            strict=strict,
+            **kwargs,
+        )
+        if not set(bands) <= set(RGB):
+            self.published = (None, None)
+
+    def make(self, part: Part) -> Dataset[Any]:
+        """One of the published splits; val and test together to test and predict."""
+        split: Any = part if part in ('train', 'val') else 'val+test'
+        return NAIPLandCoverDataset(self.root, split, **self.kwargs)
+
+
+class SpaceNet1DataModule(SplitDataModule):
+    """LightningDataModule for SpaceNet 1: a tenth of the labelled images validates, another tests."""
+
+    def __init__(
+        self,
+        root: PathLike,
+        image: Literal['3band', '8band'] = '3band',
+        ignore_black: int | None = 255,
+        vertical_flip: bool = True,
+        quarter_turns: bool = True,
+        crop_scale: tuple[float, float] = (0.5, 1.0),
+        **kwargs: Any,
+    ) -> None:
+        """Initialize a new SpaceNet1DataModule instance.
+
+        Args:
+            root: Folder that holds ``SN1_buildings``.
+            image: Pan-sharpened colours or eight bands.
+            ignore_black: Value of masks outside the scene, for the task's ``ignore_index``.
+            vertical_flip: Whether to mirror training images top to bottom.
+            quarter_turns: Whether to turn training images by multiples of 90 degrees.
+            crop_scale: Smallest and largest share of an image's area in a training crop.
+            **kwargs: Images and augmentation; see :class:`SplitDataModule`.
+        """
+        super().__init__(
+            SpaceNet1Dataset,
+            root,
+            image=image,
+            ignore_black=ignore_black,
+            vertical_flip=vertical_flip,
+            quarter_turns=quarter_turns,
+            crop_scale=crop_scale,
+            **kwargs,
+        )
+
+    def make(self, part: Part) -> Dataset[Any]:
+        """Every tenth labelled image tests, the one before it validates; the test part predicts."""
+        labelled = SpaceNet1Dataset(self.root, 'train', **self.kwargs)
+        rest = {'test': (9,), 'val': (8,)}.get(part, range(8))
+        if part == 'predict':
+            try:
+                return SpaceNet1Dataset(self.root, 'test', **self.kwargs)
+            except FileNotFoundError:
+                rest = (9,)
+        return Subset(labelled, [i for i in range(len(labelled)) if i % 10 in rest])
+
+
+class Camelyon17DataModule(SplitDataModule):
+    """LightningDataModule for Camelyon17 of WILDS: another hospital validates, a third one tests."""
+
+    def __init__(
+        self,
+        root: PathLike,
+        unlabelled: bool = False,
+        image_size: int = 96,
+        vertical_flip: bool = True,
+        quarter_turns: bool = True,
+        strict: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Initialize a new Camelyon17DataModule instance.
+
+        Args:
+            root: Folder that the ``wilds`` package downloads to.
+            unlabelled: Train on ``train_unlabeled``, for pre-training; validation stays labelled where the
+                labelled data is there.
+            image_size: Side of the images; patches have 96 pixels.
+            vertical_flip: Whether to mirror training images top to bottom.
+            quarter_turns: Whether to turn training images by multiples of 90 degrees.
+            strict: Whether to raise on an image that cannot be used instead of skipping it.
+            **kwargs: Images and augmentation; see :class:`SplitDataModule`.
+        """
+        super().__init__(
+            Camelyon17Dataset,
+            root,
+            image_size=image_size,
+            vertical_flip=vertical_flip,
+            quarter_turns=quarter_turns,
+            strict=strict,
+            **kwargs,
+        )
+        self.unlabelled = unlabelled
+
+    def make(self, part: Part) -> Dataset[Any] | None:
+        """One of the published splits; the test hospital to predict."""
+        if part == 'train':
+            return Camelyon17Dataset(self.root, 'train', self.unlabelled, **self.kwargs)
+        return _labelled(Camelyon17Dataset, self, part)
+
+
+class IWildCamDataModule(SplitDataModule):
+    """LightningDataModule for iWildCam of WILDS: cameras of other places validate and test."""
+
+    def __init__(self, root: PathLike, unlabelled: bool = False, strict: bool = False, **kwargs: Any) -> None:
+        """Initialize a new IWildCamDataModule instance.
+
+        Args:
+            root: Folder that the ``wilds`` package downloads to.
+            unlabelled: Train on ``extra_unlabeled``, for pre-training; validation stays labelled where the
+                labelled data is there.
+            strict: Whether to raise on an image that cannot be used instead of skipping it.
+            **kwargs: Images and augmentation; see :class:`SplitDataModule`.
+        """
+        super().__init__(IWildCamDataset, root, strict=strict, **kwargs)
+        self.unlabelled = unlabelled
+
+    def make(self, part: Part) -> Dataset[Any] | None:
+        """One of the published splits; the test places to predict."""
+        if part == 'train':
+            return IWildCamDataset(self.root, 'train', self.unlabelled, **self.kwargs)
+        return _labelled(IWildCamDataset, self, part)
+
+
+def _labelled(dataset_class: Any, module: Any, part: Part) -> Dataset[Any] | None:
+    """A labelled part; pre-training goes without one where only unlabelled images were downloaded."""
+    try:
+        found: Dataset[Any] = dataset_class(
+            module.root, 'test' if part == 'predict' else part, **module.kwargs
+        )
+    except FileNotFoundError:
+        if module.unlabelled and part == 'val':
+            return None
+        raise
+    return found

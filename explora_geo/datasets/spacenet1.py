@@ -1,0 +1,109 @@
+"""SpaceNet 1: buildings of Rio de Janeiro, through TorchGeo's class."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from matplotlib.figure import Figure
+from torchgeo.datasets import DatasetNotFoundError, NonGeoDataset, SpaceNet1
+
+from .bands import RGB, select_bands
+from .files import PathLike
+from .images import resize
+from .masks import resize_mask
+from .plot_masks import plot_masks
+
+#: Bands of the images by TorchGeo's name of them.
+IMAGE_BANDS = {
+    '3band': RGB,
+    '8band': ('coastal', 'blue', 'green', 'yellow', 'red', 'red_edge', 'nir1', 'nir2'),
+}
+
+
+class SpaceNet1Dataset(NonGeoDataset):
+    """SpaceNet 1 as samples of one size, with the black regions outside the scene marked.
+
+    TorchGeo reads images and rasterises footprints; the published test images have no labels, so parts
+    are taken out of the training images, evenly spaced.
+    """
+
+    classes = ('other', 'building')
+    colours = ((235, 230, 220), (190, 60, 40))
+
+    def __init__(
+        self,
+        root: PathLike,
+        split: Literal['train', 'test'] = 'train',
+        image: Literal['3band', '8band'] = '3band',
+        bands: Sequence[str] | None = None,
+        size: int | None = None,
+        ignore_black: int | None = 255,
+        transforms: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+    ) -> None:
+        """Initialize a new SpaceNet1Dataset instance.
+
+        Args:
+            root: Folder that holds ``SN1_buildings``.
+            split: ``train`` with masks, or ``test`` without.
+            image: Pan-sharpened colours or eight bands.
+            bands: Names of the bands to return, in any order; all bands if None.
+            size: Side of the returned images: the shorter side is resized and the centre cropped.
+            ignore_black: Value of the mask where every band is 0; None leaves these pixels ``other``.
+            transforms: Function applied to each sample.
+
+        Raises:
+            FileNotFoundError: If there is no image.
+            ValueError: If a band does not exist.
+        """
+        if image not in IMAGE_BANDS:
+            raise ValueError(f'image must be one of {", ".join(IMAGE_BANDS)}, got {image!r}.')
+        self._positions = select_bands(bands, IMAGE_BANDS[image])
+        self.bands = tuple(IMAGE_BANDS[image][i] for i in self._positions)
+        self.size, self.ignore_black, self.transforms = size, ignore_black, transforms
+        try:
+            self.source = SpaceNet1(str(root), split, image=image)
+        except DatasetNotFoundError as error:
+            raise FileNotFoundError(
+                f'There are no SpaceNet 1 images in {root}/SN1_buildings/{split}/{image}: check the path.'
+            ) from error
+        self.files = [str(path) for path in self.source.images]
+        self.root = root
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Return one sample.
+
+        Args:
+            index: Position of the image.
+
+        Returns:
+            ``image``, float32, shape (C, H, W), and, but for the test part, ``mask``, int64, shape (H, W).
+        """
+        found = self.source[index]
+        pixels = found['image'].numpy()
+        black = (pixels == 0).all(0)
+        if self.size is not None:
+            pixels = resize(pixels, self.size)
+        sample: dict[str, Any] = {'image': torch.from_numpy(pixels[self._positions].copy())}
+        if 'mask' in found:
+            mask = found['mask'].long().clamp(max=1)
+            if self.ignore_black is not None:
+                mask[torch.from_numpy(black)] = self.ignore_black
+            sample['mask'] = resize_mask(mask, self.size)
+        return sample if self.transforms is None else self.transforms(sample)
+
+    def plot(self, sample: dict[str, Any], show_titles: bool = True, suptitle: str | None = None) -> Figure:
+        """Plot a sample with its mask.
+
+        Args:
+            sample: A sample returned by :meth:`__getitem__`, optionally with a ``prediction``.
+            show_titles: Whether to show titles above the panels.
+            suptitle: Title of the whole figure.
+
+        Returns:
+            The figure.
+        """
+        return plot_masks(sample, self.bands, self.classes, self.colours, show_titles, suptitle)
