@@ -139,9 +139,9 @@ def _markdown(
         '# Groups of bands on Sentinel-2 tiles',
         '',
         f'A demonstration on {count} tiles ({name}), not a result: {ADAPTATION} from {BACKBONE} '
-        f'({SOURCE.name}), {steps} steps of {BATCH} tiles, {seeds} seeds (splits of 70 % and 30 %). '
-        'Linear probe on tiles that were never trained on; mean and 95 % interval over seeds, which share '
-        'their splits.',
+        f'({SOURCE.name}), {steps} steps of {BATCH} tiles, {seeds} seeds (splits of 70 % and 30 %). Linear '
+        'probe on tiles that were never trained on; mean and 95 % interval over seeds, which share their '
+        'splits.',
         '',
         '| backbone | linear probe, % |',
         '|---|---|',

@@ -108,6 +108,9 @@ def load_weights(
     _check(state, own, [*fixed, *random], source, vit, parts)
     vit.load_state_dict({**{k: own[k] for k in (*fixed, *random)}, **state})
     notes += [f'left out: {_summary(left_out)}'] if left_out else []
+    paired = getattr(vit.patch_embed, 'satmae_band_pairing', True)
+    if layout.endswith('satmae group-channel') and 'decoder.pred.0.weight' in parts and not paired:
+        notes.append('its decoder pairs bands as SatMAE does: set satmae_band_pairing to go on with it')
     report = f'{source}: {layout} layout, {len(state)} of {len(own)} tensors matched'
     return BackboneWeights(state, parts, '; '.join([report, *notes]), tuple(anew))
 

@@ -18,7 +18,7 @@ from explora_geo.objectives import MAE
 MASKS = pytest.mark.parametrize('mask', ['independent', 'spatial'])
 
 
-def vit_of(golden: Any, **kwargs: Any) -> ViT:
+def vit_of(golden: Any, pairing: bool = True, **kwargs: Any) -> ViT:
     """A ViT of the golden configuration, with random weights."""
     config = golden.config
     bands = [f'band {i}' for i in range(config['in_chans'])]
@@ -30,7 +30,7 @@ def vit_of(golden: Any, **kwargs: Any) -> ViT:
         channel_groups=[[bands[i] for i in group] for group in config['channel_groups']],
         slot_dim=config['channel_embed'],
         decoder_slot_dim=config.get('decoder_channel_embed'),
-        satmae_band_pairing=True,
+        satmae_band_pairing=pairing,
     )
     width, depth, heads = config['embed_dim'], config['depth'], config['num_heads']
     return ViT(tokenizer, width, depth, heads, config['mlp_ratio'], **kwargs).eval()
@@ -154,3 +154,12 @@ def test_the_loader_reads_the_files_as_a_user_would(golden: Callable[[str], Any]
         assert torch.equal(vit.patch_embed.proj[1].weight, reference.state['patch_embed.1.proj.weight'])
     with pytest.raises(ValueError, match='final_norm=False'):
         load_weights(vit_of(reference), tmp_path / 'satmae.pth')
+
+
+def test_the_loader_says_how_a_satmae_decoder_must_be_gone_on_with(group_golden: Any, tmp_path: Any) -> None:
+    torch.save({'model': group_golden.state}, tmp_path / 'satmae.pth')
+    reports = [
+        load_weights(vit_of(group_golden, pairing), tmp_path / 'satmae.pth').report
+        for pairing in (False, True)
+    ]
+    assert 'set satmae_band_pairing to go on with it' in reports[0] and 'pairing' not in reports[1]
