@@ -38,6 +38,22 @@ def search(
 
 
 @app.command()
+def arms(
+    config: Annotated[Path, typer.Argument(help='YAML file of the arms.')],
+    out: Annotated[Path, typer.Option(help='Folder of the results.')] = Path('benchmarks/results'),
+    only: Annotated[str, typer.Option(help='Only arms whose name holds this text.')] = '',
+) -> None:
+    """Compare adaptations of one source that learn for the same number of steps.
+
+    Finished arms and seeds are kept and not run again. Example:
+    explora-bench arms benchmarks/conf/arms_eurosat_dinov2_64.yaml
+    """
+    from benchmarks.arms.run import run_arms
+
+    run_arms(config, out, only)
+
+
+@app.command()
 def packing(
     model: Annotated[str, typer.Option(help='Backbone.')] = 'vit_tiny_patch8_64',
     images: Annotated[int, typer.Option(help='Images per step.')] = 8,

@@ -4,6 +4,7 @@ import json
 import logging
 import tempfile
 import time
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -39,11 +40,23 @@ def read_rows(path: Path) -> tuple[Protocol, dict[str, Recipe]]:
     recipes = {}
     for name, changes in content['rows'].items():
         values = {**content.get('defaults', {}), **(changes or {})}
-        recipes[name] = _recipe(values, f'{path}, row {name}')
+        recipes[name] = recipe_of(values, f'{path}, row {name}')
     return Protocol(**content.get('protocol', {})), recipes
 
 
-def _recipe(values: dict[str, Any], where: str) -> Recipe:
+def recipe_of(values: dict[str, Any], where: str) -> Recipe:
+    """Build a recipe from the flat values of a file.
+
+    Args:
+        values: Fields of `Recipe` and of `OptimConfig`, `alpha`, and the adaptation in the paper's notation.
+        where: Place to name in messages.
+
+    Returns:
+        The recipe.
+
+    Raises:
+        ValueError: If a key is unknown or a value does not fit.
+    """
     values = dict(values)
     alpha = values.pop('alpha', None)
     optim_keys = {f.name for f in fields(OptimConfig)}
@@ -81,18 +94,17 @@ def run_search(config: Path, out: Path, only: str = '') -> Path:
     console = Console()
     results = out / f'{config.stem}.jsonl'
     out.mkdir(parents=True, exist_ok=True)
-    done = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
-    known = {row['name']: row for row in done}
+    known = {row['name']: row for row in read_results(results)}
     if 'source' not in known:
         score, seconds = _measure_source(next(iter(recipes.values())), protocol), 0.0
         known['source'] = {'name': 'source', 'recipe': {}, 'score': score.to_dict(), 'seconds': seconds}
-        _write(results, known)
+        write_results(results, known.values())
     for name, recipe in recipes.items():
         if name in known or only not in name:
             continue
         console.print(f'{name}: {recipe.name}, {recipe.steps} steps', markup=False)
         known[name] = _run_row(name, recipe, protocol)
-        _write(results, known)
+        write_results(results, known.values())
     report = out / f'{config.stem}.md'
     with atomic_path(report) as temporary:
         temporary.write_text(_markdown(known, protocol, config))
@@ -133,9 +145,15 @@ def _run_row(name: str, recipe: Recipe, protocol: Protocol) -> dict[str, Any]:
     }
 
 
-def _write(path: Path, known: dict[str, Any]) -> None:
+def read_results(path: Path) -> list[dict[str, Any]]:
+    """Rows of a results file; none if there is no file yet."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def write_results(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write rows as JSON lines, atomically."""
     with atomic_path(path) as temporary:
-        temporary.write_text(''.join(json.dumps(row) + '\n' for row in known.values()))
+        temporary.write_text(''.join(json.dumps(row) + '\n' for row in rows))
 
 
 def _markdown(known: dict[str, Any], protocol: Protocol, config: Path) -> str:

@@ -7,7 +7,7 @@ import logging
 import time
 import timeit
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 from rich.status import Status
 from rich.table import Table
@@ -59,6 +60,7 @@ class Recipe:
         steps: Optimiser steps.
         batch_size: Tiles per step.
         crop_scale: Share of a tile's area in a training crop of MAE.
+        drop_path_rate: Stochastic depth in training.
     """
 
     adaptation: ExPLoRAConfig = ExPLoRAConfig.parse('M-ExPLoRA-[L]-r32')  # noqa: RUF009 - frozen
@@ -68,6 +70,7 @@ class Recipe:
     steps: int = 250
     batch_size: int = 128
     crop_scale: tuple[float, float] = (0.2, 1.0)
+    drop_path_rate: float = 0.0
 
     @property
     def name(self) -> str:
@@ -122,7 +125,15 @@ def open_data(data: Path, recipe: Recipe) -> tuple[FolderDataModule, Tiles, Tile
     return datamodule, train, test
 
 
-def adapt(datamodule: FolderDataModule, recipe: Recipe, out: Path, progress: bool = True) -> ExPLoRATask:
+def adapt(
+    datamodule: FolderDataModule,
+    recipe: Recipe,
+    out: Path,
+    progress: bool = True,
+    seed: int = 0,
+    callbacks: Sequence[Callback] = (),
+    **settings: Any,
+) -> ExPLoRATask:
     """Run the adaptation; the task leaves its report and the adapter file behind.
 
     Args:
@@ -130,19 +141,22 @@ def adapt(datamodule: FolderDataModule, recipe: Recipe, out: Path, progress: boo
         recipe: How to adapt.
         out: Folder of these files.
         progress: Show a progress bar.
+        seed: Seed of new weights, order and crops.
+        callbacks: Further callbacks of the trainer.
+        **settings: Arguments of `ExPLoRATask` in place of the demo's.
 
     Returns:
         The trained task.
     """
-    seed_everything(0, verbose=False)
+    seed_everything(seed, verbose=False)
+    demo: dict[str, Any] = {'model': BACKBONE, 'weights': SOURCE, 'learned_position': False}
     task = ExPLoRATask(
-        BACKBONE,
-        weights=SOURCE,
         adaptation=recipe.adaptation,
         objective=recipe.factory,
         optim=recipe.optim,
-        learned_position=False,
+        drop_path_rate=recipe.drop_path_rate,
         monitor_features='none',
+        **{**demo, **settings},
     )
     trainer = Trainer(
         max_steps=recipe.steps,
@@ -156,6 +170,7 @@ def adapt(datamodule: FolderDataModule, recipe: Recipe, out: Path, progress: boo
         enable_progress_bar=progress,
         limit_val_batches=0,
         gradient_clip_val=3.0,
+        callbacks=list(callbacks),
     )
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # Lightning's advice on loaders and loggers

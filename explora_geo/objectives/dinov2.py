@@ -26,7 +26,8 @@ class TeacherConfig:
     """How the teacher follows the student and how sharp its targets are.
 
     Attributes:
-        momentum: Share of the teacher that stays at a step, at first; it rises to 1 as a cosine.
+        momentum: Share of the teacher that stays at a step, at first; it rises to 1 as a cosine. If None,
+            the teacher remembers a twentieth of the run: 0.95 for 400 steps, at most DINOv2's 0.992.
         temperature: Temperature of the targets at first.
         final_temperature: Temperature after its warm-up.
         temperature_warmup: Length of that warm-up: a share of the run if below 1, else epochs.
@@ -34,7 +35,7 @@ class TeacherConfig:
         center_momentum: Momentum of the running mean.
     """
 
-    momentum: float = 0.992
+    momentum: float | None = None
     temperature: float = 0.04
     final_temperature: float = 0.07
     temperature_warmup: float = 0.3
@@ -43,7 +44,7 @@ class TeacherConfig:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        if not 0 <= self.momentum <= 1 or not 0 <= self.center_momentum < 1:
+        if not 0 <= (self.momentum or 0) <= 1 or not 0 <= self.center_momentum < 1:
             raise ValueError(
                 f'momentum must be in [0, 1] and center_momentum in [0, 1), got {self.momentum} and '
                 f'{self.center_momentum}'
@@ -53,6 +54,12 @@ class TeacherConfig:
                 'the temperature must be positive and not above final_temperature, got '
                 f'{self.temperature} and {self.final_temperature}'
             )
+
+    def momentum_of(self, total: int) -> float:
+        """Momentum at the start of a run of `total` optimiser steps."""
+        if self.momentum is not None:
+            return self.momentum
+        return min(0.992, max(0.9, 1 - 20 / total))
 
 
 @dataclass(frozen=True)
@@ -120,6 +127,7 @@ class DINOv2(Objective):
         freeze_last_layer: float = 0.01,
         head_warmup: float = 0.05,
         views: ViewsConfig | None = None,
+        load_heads: bool = True,
     ) -> None:
         """Initialize a DINOv2 objective.
 
@@ -137,6 +145,7 @@ class DINOv2(Objective):
                 else epochs.
             head_warmup: How long only the heads train, likewise: random heads would harm the backbone.
             views: Crops; DINOv2's in proportion to the backbone's image size if None.
+            load_heads: Start from the heads of the weights, if they carry heads of these sizes.
 
         Raises:
             ValueError: If the backbone lacks a mask token, or a crop is no multiple of the patch.
@@ -154,6 +163,7 @@ class DINOv2(Objective):
         self.student_temperature = student_temperature
         self.ibot_weight, self.koleo_weight = ibot_weight, koleo_weight
         self.freeze_last_layer, self.head_warmup = freeze_last_layer, head_warmup
+        self.load_heads = load_heads
         self.horizon = Horizon()
         self.koleo = KoLeoLoss()
         self.dino_head = ProjectionHead(backbone.embed_dim, head)
@@ -199,7 +209,7 @@ class DINOv2(Objective):
             state = {k.removeprefix(f'{name}.'): v for k, v in parts.items() if k.startswith(f'{name}.')}
             head = getattr(self, name)
             own = {} if head is None else {k: v.shape for k, v in head.state_dict().items()}
-            if state and own == {k: v.shape for k, v in state.items()}:
+            if self.load_heads and state and own == {k: v.shape for k, v in state.items()}:
                 head.load_state_dict(state)
                 self.teacher.parts[name].load_state_dict(state)
                 taken.append(name)
@@ -320,7 +330,8 @@ class DINOv2(Objective):
 
     def after_step(self, step: int) -> None:
         """Move the teacher towards the student."""
-        self.teacher.update(self.student, self.horizon.cosine(step - 1, self.targets.momentum, 1.0))
+        start = self.targets.momentum_of(self.horizon.total)
+        self.teacher.update(self.student, self.horizon.cosine(step - 1, start, 1.0))
 
 
 def _repeat(times: Tensor | None, count: int) -> Tensor | None:

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from lightly.utils.scheduler import cosine_schedule, linear_warmup_schedule
+from lightly.utils.scheduler import cosine_schedule
 
 
 class Horizon(NamedTuple):
@@ -28,8 +28,9 @@ class Horizon(NamedTuple):
 
     def cosine(self, step: int, start: float, end: float) -> float:
         """Half a cosine from `start` to `end` over the run."""
-        return cosine_schedule(min(step, self.total), self.total, start, end)
+        return float(cosine_schedule(min(step, self.total), self.total, start, end))
 
     def rise(self, step: int, start: float, end: float, length: float) -> float:
         """Linear from `start` to `end` over a phase, then `end`."""
-        return linear_warmup_schedule(step, self.steps(length), start, end)
+        steps = self.steps(length)
+        return end if step >= steps else start + (end - start) * step / steps

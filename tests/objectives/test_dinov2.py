@@ -173,6 +173,15 @@ def test_a_separate_head_of_masked_tokens(build: Callable[..., DINOv2], images: 
     assert {k.split('.')[0] for k in model.extra_state()} == {'dino_head', 'ibot_head'}
 
 
+def test_heads_are_taken_unless_told_otherwise(build: Callable[..., DINOv2]) -> None:
+    heads = build().extra_state()
+    for load_heads in (True, False):
+        model = build(load_heads=load_heads)
+        assert model.load_pretrained(heads).startswith('dino_head loaded') == load_heads
+        weight = model.teacher.parts['dino_head'].mlp[0].weight
+        assert torch.equal(weight, heads['dino_head.mlp.0.weight']) == load_heads
+
+
 def test_heads_of_another_size_are_not_taken(build: Callable[..., DINOv2]) -> None:
     other = build(head=HeadConfig(prototypes=10, hidden_dim=16, bottleneck_dim=8)).extra_state()
     model = build()
@@ -195,6 +204,14 @@ def test_losses_in_bfloat16_are_near_those_in_float32(
     for name, value in exact.items():
         assert rough[name].dtype == torch.float32
         torch.testing.assert_close(rough[name], value, atol=0.1, rtol=0.05)
+
+
+@pytest.mark.parametrize(
+    ('steps', 'momentum'), [(1, 0.9), (100, 0.9), (400, 0.95), (1000, 0.98), (2500, 0.992), (100_000, 0.992)]
+)
+def test_the_teacher_of_a_short_run_follows_faster(steps: int, momentum: float) -> None:
+    assert TeacherConfig().momentum_of(steps) == pytest.approx(momentum)
+    assert TeacherConfig(momentum=0.5).momentum_of(steps) == 0.5
 
 
 def test_a_mask_token_trains_only_if_it_never_did(build_vit: Build) -> None:
@@ -266,7 +283,9 @@ def naive_step(
 def test_two_steps_equal_those_written_out_with_a_whole_copied_teacher(
     build: Callable[..., DINOv2], images: Tensor, adaptation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = build(adaptation, teacher=TeacherConfig(temperature_warmup=0.5), freeze_last_layer=0)
+    model = build(
+        adaptation, teacher=TeacherConfig(momentum=0.992, temperature_warmup=0.5), freeze_last_layer=0
+    )
     with torch.no_grad():  # gradients of a small head at its start are too large to compare
         for parameter in model.dino_head.mlp.parameters():
             parameter += 0.2 * torch.randn_like(parameter)

@@ -1,0 +1,1 @@
+"""Arms: adaptations of one source that learn for the same number of steps."""
