@@ -145,6 +145,46 @@ def dates(
     run_dates(out, scenes, steps)
 
 
+@app.command()
+def labels(
+    plan: Annotated[Path, typer.Argument(help='YAML file of backbones, ways of tuning and budgets.')],
+    out: Annotated[Path, typer.Option(help='Folder of the results.')] = Path('benchmarks/results'),
+) -> None:
+    """Tune backbones with few and all labels and tabulate the test accuracy; finished runs are kept.
+
+    Example: explora-bench labels benchmarks/conf/labels_eurosat.yaml
+    """
+    from benchmarks.labels import run_labels
+
+    typer.echo(run_labels(plan, out).read_text())
+
+
+@app.command()
+def picture(
+    what: Annotated[str, typer.Argument(help='clouds, buildings or land-cover.')],
+    source: Annotated[Path, typer.Argument(help='38-Cloud, SpaceNet sample, or a NAIP scene.')],
+    out: Annotated[Path, typer.Option(help='Folder to write.')] = Path('runs/picture'),
+    tiles: Annotated[Path, typer.Option(help='EuroSAT RGB for land-cover.')] = Path('tests/data/eurosat_rgb'),
+    epochs: Annotated[int | None, typer.Option(help='Passes over the tiles.')] = None,
+) -> None:
+    """Tune on real images and map a held-out one.
+
+    Example: explora-bench picture clouds data/38-Cloud
+    """
+    import json
+
+    from benchmarks import segmentation
+
+    length = {} if epochs is None else {'epochs': epochs}
+    if what == 'land-cover':
+        scores = segmentation.land_cover(source, tiles, out, **length)
+    elif what in ('clouds', 'buildings'):
+        scores = getattr(segmentation, what)(source, out, **length)
+    else:
+        raise ValueError(f'what must be clouds, buildings or land-cover, got {what!r}')
+    typer.echo(json.dumps(scores))
+
+
 @app.command('map-memory')
 def map_memory(
     side: Annotated[int, typer.Option(help='Side of the scene, pixels.')] = 20_000,

@@ -27,7 +27,7 @@ ALLOWED = {
     'trainers': {'_compat', 'adaptation', 'models', 'checkpoints', 'objectives', 'trainers'},
     'evaluation': {'adaptation', 'models', 'checkpoints', 'evaluation'},
     'maps': {'checkpoints', 'datasets', 'maps', 'models', 'trainers'},
-    'commands': {'checkpoints', 'commands', 'datamodules', 'evaluation', 'maps', 'trainers'},
+    'commands': {'checkpoints', 'commands', 'datamodules', 'datasets', 'evaluation', 'maps', 'trainers'},
     'datasets': {'_atomic', 'datasets'},
     'transforms': {'datasets', 'transforms'},
     'datamodules': {'_compat', 'datasets', 'transforms', 'datamodules'},

@@ -93,8 +93,8 @@ def test_torchgeos_command_line_takes_the_same_file(
 @pytest.mark.parametrize(
     ('args', 'sentence'),
     [
-        (['--model.init_args.num_classes=2'], 'labels must be 0 to 1'),
-        (['--model.init_args.tuning=half'], "one of ['linear', 'lora', 'full', 'explora']"),
+        (['--model.init_args.num_classes=2'], 'num_classes is 2, but the data has 10 classes (AnnualCrop'),
+        (['--model.init_args.tuning=half'], 'Parser key "tuning":'),
         (['--model.init_args.weights=missing.pth'], 'no weights file missing.pth'),
         (['--model.init_args.regularisation.mixup=-1'], 'mixup must not be negative'),
         (

@@ -22,6 +22,7 @@ def open_data(data: Path, image_size: int, bands: tuple[str, ...], **kwargs: Any
         ValueError: If the YAML file describes no data module.
     """
     from explora_geo.datamodules import FolderDataModule
+    from explora_geo.datasets.files import find_images
 
     if not data.exists():
         raise FileNotFoundError(f'no data {data}: give a folder with train/ and test/, or a YAML file')
@@ -33,6 +34,12 @@ def open_data(data: Path, image_size: int, bands: tuple[str, ...], **kwargs: Any
             f'{data} has no folder {" and no ".join(missing)}: put class folders into {data}/train and '
             f'{data}/test, or give a YAML file that names a data module'
         )
+    for part in ('train', 'test'):
+        empty = [p.name for p in sorted((data / part).iterdir()) if p.is_dir() and not find_images(p)]
+        if empty:
+            raise ValueError(
+                f'the class folders {", ".join(empty)} in {data / part} hold no image: fill or remove them'
+            )
     val = data / 'val'
     return FolderDataModule(
         data / 'train',

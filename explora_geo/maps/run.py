@@ -94,6 +94,8 @@ def make_map(
         OSError: If a file cannot be written.
     """
     _check(model, source, out, probabilities, vectors, embeddings, quicklook, vector_classes)
+    if vectors is not None:
+        scene.check_areas()
     statistics = scene.statistics() if options.statistics == 'scene' else statistics_of(model.data, source)
     setting = {
         'scene': scene.identity,

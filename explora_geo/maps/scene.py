@@ -9,11 +9,16 @@ from typing import Any
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
+from pyproj import Transformer
+from pyproj.exceptions import ProjError
 from rasterio.errors import NodataShadowWarning, NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
 
 from explora_geo.datasets.bands import name_bands, select_bands
 from explora_geo.maps.grid import Box
+
+#: Equal areas all over the Earth, in metres (EASE-Grid 2.0).
+EQUAL_AREA = 'EPSG:6933'
 
 
 class Scene:
@@ -101,6 +106,23 @@ class Scene:
             # All bands: a dark pixel of one band is no hole. Alpha tags are not trusted, see above.
             valid &= ~(pixels == source.nodata).all(0)
         return pixels, valid
+
+    def check_areas(self) -> None:
+        """Refuse coordinates from which no area in square metres follows.
+
+        Raises:
+            ValueError: If the coordinate reference system has no place on Earth.
+        """
+        try:
+            to_earth = Transformer.from_crs(self.crs.to_wkt(), EQUAL_AREA, always_xy=True)
+            placed = bool(np.isfinite(to_earth.transform(*(self.transform @ (0, 0)))).all())
+        except ProjError:
+            placed = False
+        if not placed:
+            raise ValueError(
+                f'{self.path} has a coordinate reference system without a place on Earth '
+                f'({self.crs.to_string()[:60]}): polygons need the right one, assign it'
+            )
 
     def statistics(self, samples: int = 64, size: int = 256) -> dict[str, list[float]]:
         """Mean and standard deviation of each band over evenly spaced windows.

@@ -13,8 +13,8 @@ import numpy as np
 import rasterio
 from rasterio.features import shapes
 
-#: Equal areas all over the Earth, in metres (EASE-Grid 2.0).
-EQUAL_AREA = 'EPSG:6933'
+from explora_geo.maps.scene import EQUAL_AREA
+
 SUFFIXES = ('.gpkg', '.parquet', '.geojson')
 
 

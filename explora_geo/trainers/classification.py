@@ -12,7 +12,7 @@ from torchmetrics.classification import Accuracy, AveragePrecision, FBetaScore, 
 from explora_geo.models.pooling import Tokens
 from explora_geo.models.predictor import ImagePredictor, Predictor
 from explora_geo.models.vit import ViT
-from explora_geo.trainers.tuning import TuningTask
+from explora_geo.trainers.tuning import TuningTask, compare_classes
 
 
 class ClassificationTask(TuningTask):
@@ -120,6 +120,11 @@ class ClassificationTask(TuningTask):
         if self.regularisation.mixes:
             image, target = self.regularisation.mix(image, target, self.outputs)
         return self.regularisation.erase(image), target
+
+    def check_classes(self, classes: Sequence[str]) -> None:
+        """As many classes as the data names."""
+        if self.kind == 'multiclass':
+            compare_classes(classes, self.outputs)
 
     def loss(self, scores: Tensor, target: Tensor) -> Tensor:
         """The loss of scores, shape (B, K)."""

@@ -11,7 +11,7 @@ from torchmetrics.classification import Accuracy, FBetaScore, JaccardIndex
 
 from explora_geo.models.predictor import DensePredictor, Predictor
 from explora_geo.models.vit import ViT
-from explora_geo.trainers.tuning import TuningTask
+from explora_geo.trainers.tuning import TuningTask, compare_classes
 
 #: A value no mask holds, for losses that want to ignore one.
 _NONE = -1000
@@ -129,6 +129,11 @@ class SegmentationTask(TuningTask):
                 f'masks must hold classes 0 to {highest}, got {int(counted.min())} to {int(counted.max())}: '
                 'correct num_classes, or give ignore_index for pixels without a class'
             )
+
+    def check_classes(self, classes: Sequence[str]) -> None:
+        """As many classes as the data names."""
+        if self.kind == 'multiclass':
+            compare_classes(classes, self.outputs)
 
     def loss(self, scores: Tensor, target: Tensor) -> Tensor:
         """The loss of scores, shape (B, K, H, W)."""

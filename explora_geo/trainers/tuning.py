@@ -134,6 +134,9 @@ class TuningTask(BaseTask):
     def check_target(self, target: Tensor, image: Tensor) -> None:
         """Refuse targets that do not fit the image or the task."""
 
+    def check_classes(self, classes: Sequence[str]) -> None:
+        """Refuse data of other classes than the head predicts; nothing by default."""
+
     @abstractmethod
     def predict(self, scores: Tensor) -> Tensor:
         """What the task predicts for scores: probabilities, or values."""
@@ -268,6 +271,7 @@ class TuningTask(BaseTask):
                 'tuning needs a pre-trained backbone: give weights, or tuning full to train all of it'
             )
         self.data = describe_data(getattr(self.trainer, 'datamodule', None), self.hparams['bands'])
+        self.check_classes(self.data.get('classes', []))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say which task this is and on what data it was trained."""
@@ -277,3 +281,21 @@ class TuningTask(BaseTask):
         """Take over what is known of the data."""
         self.data = checkpoint.get('explora_geo', {}).get('data', {})
         self._restored = True
+
+
+def compare_classes(classes: Sequence[str], outputs: int) -> None:
+    """Refuse a number of classes that is not that of the data.
+
+    Args:
+        classes: Names of the classes that the data has; empty if it does not say.
+        outputs: Classes that the head predicts.
+
+    Raises:
+        ValueError: If the numbers differ.
+    """
+    if classes and len(classes) != outputs:
+        shown = ', '.join(classes[:12]) + (', …' if len(classes) > 12 else '')
+        raise ValueError(
+            f'num_classes is {outputs}, but the data has {len(classes)} classes ({shown}): correct '
+            'num_classes, or fill class folders that are empty'
+        )
