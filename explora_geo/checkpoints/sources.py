@@ -90,7 +90,9 @@ def timm_state(name: str, file: str | Path | None = None) -> dict[str, Tensor]:
     """
     import timm  # heavy, and only needed for hub weights
 
-    overlay: Any = {'pretrained_cfg_overlay': {'file': str(file)}} if file else {}
+    # Some names stand for NumPy archives on the hub; a state dict of theirs is read as any other.
+    changes = {'file': str(file), **({} if str(file).endswith('.npz') else {'custom_load': False})}
+    overlay: Any = {'pretrained_cfg_overlay': changes} if file else {}
     try:
         model = timm.create_model(name, pretrained=True, num_classes=0, **overlay)
     except Exception as error:  # timm, the hub client and the network raise many kinds
