@@ -126,7 +126,8 @@ def assemble(
         tags: Text entries of the file.
     """
     height, width = shape or (grid.height // cell, grid.width // cell)
-    transform = profile['transform'] * Affine.scale(cell)
+    t = profile['transform']
+    transform = Affine(t.a * cell, t.b * cell, t.c, t.d * cell, t.e * cell, t.f)
     with finished_raster(path) as plain:
         settings = {**profile, 'transform': transform, 'height': height, 'width': width}
         with rasterio.open(

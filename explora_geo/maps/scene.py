@@ -115,7 +115,7 @@ class Scene:
         """
         try:
             to_earth = Transformer.from_crs(self.crs.to_wkt(), EQUAL_AREA, always_xy=True)
-            placed = bool(np.isfinite(to_earth.transform(*(self.transform @ (0, 0)))).all())
+            placed = bool(np.isfinite(to_earth.transform(self.transform.c, self.transform.f)).all())
         except ProjError:
             placed = False
         if not placed:

@@ -28,7 +28,7 @@ def plan(tiles: Path, base_file: Path, tmp_path: Path) -> Path:
         'seeds': 2,
         'trainer': {'accelerator': 'cpu'},
     }
-    (tmp_path / 'plan.yaml').write_text(yaml.safe_dump(content))
+    (tmp_path / 'plan.yaml').write_text(yaml.safe_dump(content, sort_keys=False))
     return tmp_path / 'plan.yaml'
 
 
