@@ -111,7 +111,7 @@ def build_schedule(optimizer: AdamW, config: OptimConfig, total: int, epochs: in
     """
 
     def factor(step: int) -> float:
-        return cosine_warmup_schedule(
+        rate = cosine_warmup_schedule(
             step,
             max_steps=max(total, 2),  # a single step would be the last of the cosine, at the lowest rate
             start_value=1.0,
@@ -119,5 +119,6 @@ def build_schedule(optimizer: AdamW, config: OptimConfig, total: int, epochs: in
             warmup_steps=config.warmup_steps(total, epochs),
             warmup_start_value=0.0,
         )
+        return float(rate)  # a NumPy number in a checkpoint could not be read with weights_only
 
     return LambdaLR(optimizer, factor)
