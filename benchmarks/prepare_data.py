@@ -5,6 +5,11 @@ The source folder holds ``EuroSAT_RGB.zip``, ``EuroSAT_MS/<Class>/*.tif``,
 
     python benchmarks/prepare_data.py --source DIR --out tests/data
 
+With ``--complete`` the whole RGB set is unpacked into ``DIR/<split>/<Class>/`` instead, for the larger
+comparisons::
+
+    python benchmarks/prepare_data.py --source DIR --complete data/eurosat_rgb
+
 The choice of tiles is a pure function of their names, so every run ships the same files.
 """
 
@@ -27,12 +32,12 @@ MS_BANDS = (*(f'B{i:02d}' for i in range(1, 13)), 'B8A')  # the order in the fil
 NAIP_BANDS = ('red', 'green', 'blue', 'nir')
 
 
-def choose(names: Iterable[str], count: int) -> list[str]:
+def choose(names: Iterable[str], count: int | None) -> list[str]:
     """Choose names by the SHA-256 of their stem, which is random but needs no seed.
 
     Args:
         names: File names or archive members.
-        count: How many names to keep.
+        count: How many names to keep; all of them if None.
 
     Returns:
         The chosen names, sorted.
@@ -41,14 +46,14 @@ def choose(names: Iterable[str], count: int) -> list[str]:
     return sorted(ranked[:count])
 
 
-def copy_rgb(archive: Path, split_file: Path, out: Path, counts: dict[str, int]) -> int:
+def copy_rgb(archive: Path, split_file: Path, out: Path, counts: dict[str, int | None]) -> int:
     """Copy JPEG tiles byte for byte into ``out/<split>/<Class>/``.
 
     Args:
         archive: The complete ``EuroSAT_RGB.zip``.
         split_file: JSON lists of tile names by split.
         out: Folder to write to.
-        counts: Tiles per class by split.
+        counts: Tiles per class by split; all of them if None.
 
     Returns:
         Number of tiles written.
@@ -66,7 +71,7 @@ def copy_rgb(archive: Path, split_file: Path, out: Path, counts: dict[str, int])
                 member = members[PurePosixPath(name).stem]
                 by_class[PurePosixPath(member).parent.name].append(member)
             for label, names in sorted(by_class.items()):
-                if len(names) < count:
+                if count is not None and len(names) < count:
                     raise ValueError(
                         f'{split} needs {count} tiles of each class, but {label} has {len(names)}.'
                     )
@@ -147,19 +152,22 @@ def main() -> None:
     """Command line entry point."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--source', type=Path, required=True, help='folder with the downloads')
-    parser.add_argument('--out', type=Path, required=True, help='folder to write to')
+    kind = parser.add_mutually_exclusive_group(required=True)
+    kind.add_argument('--out', type=Path, help='folder to write the shipped choice to')
+    kind.add_argument('--complete', type=Path, help='folder to write all RGB tiles to')
     parser.add_argument('--train', type=int, default=200, help='RGB training tiles per class')
     parser.add_argument('--test', type=int, default=100, help='RGB test tiles per class')
     parser.add_argument('--ms', type=int, default=20, help='13-band tiles per class')
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format='%(message)s')
 
-    rgb = copy_rgb(
-        args.source / 'EuroSAT_RGB.zip',
-        args.source / 'presto_train_test_split.json',
-        args.out / 'eurosat_rgb',
-        {'train': args.train, 'test': args.test},
-    )
+    rgb_source = args.source / 'EuroSAT_RGB.zip', args.source / 'presto_train_test_split.json'
+    if args.complete is not None:
+        logger.info(
+            'wrote %d RGB tiles', copy_rgb(*rgb_source, args.complete, {'train': None, 'test': None})
+        )
+        return
+    rgb = copy_rgb(*rgb_source, args.out / 'eurosat_rgb', {'train': args.train, 'test': args.test})
     ms = copy_ms(args.source / 'EuroSAT_MS', args.out / 'eurosat_ms', args.ms)
     naip = copy_naip(args.source / 'NAIP', args.out / 'naip', ('20170827', '20200831'), 256)
     logger.info('wrote %d RGB tiles, %d 13-band tiles and %d scenes', rgb, ms, naip)

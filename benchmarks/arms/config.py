@@ -18,6 +18,7 @@ class Setting:
         model: Backbone name.
         weights: Source: a `WeightsEnum` by name or a file.
         train: Folder of class folders: unlabelled images of the arms, and labels of the probes.
+        labels: Labelled images per class for the probes, a quarter of them to choose hyper-parameters with.
         test: Folder of class folders that is only reported.
         image_size: Side of the images, pixels.
         learned_position: Whether position codes train in full training.
@@ -33,6 +34,7 @@ class Setting:
     weights: str
     train: str
     test: str
+    labels: int | None = None
     image_size: int = 64
     learned_position: bool = False
     mean: Any = 'auto'

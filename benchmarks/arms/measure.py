@@ -94,7 +94,8 @@ class Images:
         self.labelled = FolderDataset(setting.train, labelled=True, strict=True, size=setting.image_size)
         self.test = FolderDataset(setting.test, labelled=True, strict=True, size=setting.image_size)
         label = torch.tensor(self.labelled.labels)
-        first, held = split_by_class(label, 0.75)
+        chosen = draw_labels(label, setting.labels or len(label), 0)
+        first, held = (chosen[part] for part in split_by_class(label[chosen], 0.75))
         self.parts = {'train': first, 'val': held}
         few = first[draw_labels(label[first], 25, 0)]
         self.curve = {'train': few, 'val': held[draw_labels(label[held], 50, 0)]}

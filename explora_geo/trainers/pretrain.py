@@ -19,6 +19,7 @@ from explora_geo.models import create_vit
 from explora_geo.models.vit import ViT
 from explora_geo.objectives import MAE, DINOv2, Objective, objective_class
 from explora_geo.trainers.callbacks import PretrainReport
+from explora_geo.trainers.clock import LoaderClock, install_clock
 from explora_geo.trainers.guard import CollapseGuard, GuardConfig
 from explora_geo.trainers.monitor import FeatureMonitor
 from explora_geo.trainers.optim import OptimConfig, build_optimizer, build_schedule
@@ -201,6 +202,8 @@ class ExPLoRATask(BaseTask):
         datamodule: Any = getattr(self.trainer, 'datamodule', None)
         if self.model.views is not None and getattr(datamodule, 'views', self) is None:
             datamodule.use_views(self.model.views)  # crops of whole images, not of crops
+        if stage == 'fit':
+            install_clock(self.trainer)
         if stage == 'fit' and self.features.kind != 'none' and not self.trainer.fast_dev_run:
             self.trainer.num_sanity_val_steps = float('inf')
 
@@ -230,12 +233,21 @@ class ExPLoRATask(BaseTask):
         logged = {**losses, **self.model.metrics}
         self.log_dict({f'train_{k}': v.detach() for k, v in logged.items()}, batch_size=size)
         self.log('lr', self.trainer.optimizers[0].param_groups[0]['lr'], batch_size=size)
-        now = time.perf_counter()
-        if self._last_step is not None:
-            speed = size * self.trainer.world_size / (now - self._last_step)
-            self.log('images_per_s', speed, batch_size=size, prog_bar=True)
-        self._last_step = now
+        self._log_speed(size)
         return loss
+
+    def _log_speed(self, size: int) -> None:
+        """Log images per second and the share of the time in which the loop waited for them."""
+        now = time.perf_counter()
+        clock: Any = self.trainer.profiler
+        waited = clock.take() if isinstance(clock, LoaderClock) else None
+        if self._last_step is not None:
+            passed = now - self._last_step
+            speed = size * self.trainer.world_size / passed
+            self.log('images_per_s', speed, batch_size=size, prog_bar=True)
+            if waited is not None:
+                self.log('data_wait', waited / passed, batch_size=size, on_step=False, on_epoch=True)
+        self._last_step = now
 
     def _note_skipped(self, batch: Mapping[str, Any]) -> None:
         """Remember tiles that the loader could not read; the report names them."""

@@ -1,0 +1,59 @@
+"""The backbone compiles as one graph, for every tokenizer, and computes what it did."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from explora_geo.adaptation import ExPLoRAConfig, explora
+from explora_geo.models import ViT, create_vit
+
+TOKENIZERS: dict[str, dict[str, Any]] = {
+    'patch': {},
+    'group-channel': {},
+    'temporal': {'tokenizer_options': {'num_frames': 2}},
+}
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler() -> None:
+    """Forget earlier graphs, whose number is limited."""
+    torch.compiler.reset()
+
+
+def inputs(vit: ViT) -> dict[str, torch.Tensor]:
+    """Two random images as the tokenizer reads them."""
+    bands = len(vit.patch_embed.bands)
+    if vit.patch_embed.kind == 'temporal':
+        return {'image': torch.randn(2, 2, bands, 32, 32), 'timestamps': torch.randint(0, 12, (2, 2, 3))}
+    return {'image': torch.randn(2, bands, 32, 32)}
+
+
+@pytest.mark.parametrize('tokenizer', TOKENIZERS)
+def test_an_adapted_backbone_has_no_graph_break(tokenizer: str, small_names: None) -> None:
+    vit = create_vit('vit_tiny_patch8_32', tokenizer=tokenizer, mask_token=True, **TOKENIZERS[tokenizer])
+    explora(vit, ExPLoRAConfig.parse('[L]-r4').with_extra(vit.patch_embed.fresh))
+    batch = inputs(vit)
+    tokens = 16 * vit(**batch).patches.shape[1]
+    keep = torch.stack([torch.randperm(tokens)[: tokens // 4] for _ in range(2)])
+    mask = torch.rand(2, tokens) < 0.3
+    compiled = torch.compile(vit, fullgraph=True, backend='aot_eager')
+    for options in ({}, {'keep': keep}, {'token_mask': mask}):
+        torch.testing.assert_close(compiled(**batch, **options).cls, vit(**batch, **options).cls)
+
+
+def test_gradients_of_the_compiled_backbone_are_the_same(small_names: None) -> None:
+    vit = create_vit('vit_tiny_patch8_32')
+    explora(vit, ExPLoRAConfig.parse('[L]-r4'))
+    with torch.no_grad():
+        for name, value in vit.named_parameters():
+            if 'lora_b' in name:
+                value.normal_(std=0.02)
+    image = torch.randn(2, 3, 32, 32)
+    grads = []
+    for module in (vit, torch.compile(vit, fullgraph=True, backend='aot_eager')):
+        vit.zero_grad()
+        module(image).patches.square().mean().backward()
+        grads.append({n: p.grad.clone() for n, p in vit.named_parameters() if p.grad is not None})
+    assert grads[0].keys() == grads[1].keys() and any('lora_a' in name for name in grads[0])
+    torch.testing.assert_close(grads[0], grads[1])
