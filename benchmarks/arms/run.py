@@ -2,7 +2,9 @@
 
 import logging
 import multiprocessing
+import re
 import resource
+import shutil
 import statistics
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
@@ -97,6 +99,11 @@ def run_arm(config: Path, name: str, seed: int) -> dict[str, Any]:
                 learned_position=setting.learned_position,
                 guard=None,  # every arm is to be seen as it is
             )
+            adapter = Path(folder) / 'adapter.safetensors'
+            if adapter.is_file():
+                kept = adapter_file(config, name, seed)
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(adapter, kept)
         cuda = torch.cuda.is_available()
         grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
         row.update(
@@ -108,6 +115,12 @@ def run_arm(config: Path, name: str, seed: int) -> dict[str, Any]:
         )
         vit = plain(task.model.final_backbone)
     return {**row, 'scores': images.scores(vit), 'torch': torch.__version__, 'device': _device()}
+
+
+def adapter_file(config: Path, name: str, seed: int) -> Path:
+    """Where the adapter of an arm is kept, for use in what follows."""
+    plain_name = re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')
+    return Path('runs/arms') / config.stem / f'{plain_name}-{seed}.safetensors'
 
 
 def _device() -> str:

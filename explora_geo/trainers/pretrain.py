@@ -21,6 +21,7 @@ from explora_geo.objectives import MAE, DINOv2, Objective, objective_class
 from explora_geo.trainers.callbacks import PretrainReport
 from explora_geo.trainers.clock import LoaderClock, install_clock
 from explora_geo.trainers.guard import CollapseGuard, GuardConfig
+from explora_geo.trainers.kernels import choose_attention
 from explora_geo.trainers.monitor import FeatureMonitor
 from explora_geo.trainers.optim import OptimConfig, build_optimizer, build_schedule
 from explora_geo.trainers.presets import get_preset
@@ -194,11 +195,7 @@ class ExPLoRATask(BaseTask):
 
     def setup(self, stage: str) -> None:
         """Have Lightning's check before training cover the whole labelled set: the starting score."""
-        if self.trainer.strategy.root_device.type == 'cpu' and str(self.trainer.precision).startswith('bf16'):
-            # The fused kernel's backward pass on the CPU takes longer in bfloat16 than all matrix products
-            for module in self.modules():
-                if hasattr(module, 'fused_attn'):
-                    module.fused_attn = False  # type: ignore[assignment]
+        choose_attention(self)
         datamodule: Any = getattr(self.trainer, 'datamodule', None)
         if self.model.views is not None and getattr(datamodule, 'views', self) is None:
             datamodule.use_views(self.model.views)  # crops of whole images, not of crops

@@ -19,6 +19,7 @@ from explora_geo.models import create_vit
 from explora_geo.models.pooling import Slots
 from explora_geo.models.predictor import Predictor
 from explora_geo.models.vit import ViT
+from explora_geo.trainers.kernels import choose_attention
 from explora_geo.trainers.length import run_length
 from explora_geo.trainers.optim import OptimConfig, build_optimizer, build_schedule
 from explora_geo.trainers.recipes import ADAPTATIONS, OPTIMISERS, Regularisation, Tuning
@@ -187,7 +188,8 @@ class TuningTask(BaseTask):
         return [TuningReport()]
 
     def setup(self, stage: str) -> None:
-        """Keep Lightning from warning of what is meant."""
+        """Choose kernels, and keep Lightning from warning of what is meant."""
+        choose_attention(self)
         if self.model.frozen:  # as it must be
             warnings.filterwarnings('ignore', message=r'Found \d+ module\(s\) in eval mode')
 
