@@ -185,6 +185,52 @@ def picture(
     typer.echo(json.dumps(scores))
 
 
+@app.command()
+def speed(
+    objective: Annotated[str, typer.Option(help='mae or dinov2.')] = 'mae',
+    model: Annotated[str, typer.Option(help='Backbone.')] = 'vit_base_patch16_224',
+    batch: Annotated[int, typer.Option(help='Images per step.')] = 8,
+    image_size: Annotated[int, typer.Option(help='Side of images and global crops, pixels.')] = 224,
+    local_size: Annotated[int, typer.Option(help='Side of local crops, pixels.')] = 96,
+    num_local: Annotated[int, typer.Option(help='Local crops per image.')] = 8,
+    precision: Annotated[str, typer.Option(help='bf16 or fp32.')] = 'bf16',
+    repeats: Annotated[int, typer.Option(help='Rounds that count.')] = 5,
+    out: Annotated[Path, typer.Option(help='Folder of the results.')] = Path('benchmarks/results'),
+) -> None:
+    """Time training steps beside those of PEFT, Hugging Face, lightly and TorchGeo, in turns.
+
+    Example: explora-bench speed --objective dinov2 --batch 2
+    """
+    from benchmarks.speed.setting import Setting
+    from benchmarks.speed.steps import compare_steps
+
+    setting = Setting(model, batch, image_size, local_size, num_local, precision=precision)  # type: ignore[arg-type]
+    typer.echo(compare_steps(out, objective, setting, repeats).read_text())
+
+
+@app.command()
+def peak(
+    objective: Annotated[str, typer.Option(help='mae or dinov2.')] = 'mae',
+    model: Annotated[str, typer.Option(help='Backbone.')] = 'vit_base_patch16_224',
+    batch: Annotated[int, typer.Option(help='Images per step.')] = 8,
+    image_size: Annotated[int, typer.Option(help='Side of images and global crops, pixels.')] = 224,
+    local_size: Annotated[int, typer.Option(help='Side of local crops, pixels.')] = 96,
+    num_local: Annotated[int, typer.Option(help='Local crops per image.')] = 8,
+    precision: Annotated[str, typer.Option(help='bf16 or fp32.')] = 'bf16',
+    only: Annotated[str, typer.Option(help='Only contenders whose name holds this text.')] = '',
+    out: Annotated[Path, typer.Option(help='Folder of the results.')] = Path('benchmarks/results'),
+) -> None:
+    """Measure the memory of a training step beside others, each in a process of its own.
+
+    Example: explora-bench peak --objective dinov2 --model vit_large_patch16_224 --only explora_geo
+    """
+    from benchmarks.speed.peak import compare_peaks
+    from benchmarks.speed.setting import Setting
+
+    setting = Setting(model, batch, image_size, local_size, num_local, precision=precision)  # type: ignore[arg-type]
+    typer.echo(compare_peaks(out, objective, setting, only).read_text())
+
+
 @app.command('map-memory')
 def map_memory(
     side: Annotated[int, typer.Option(help='Side of the scene, pixels.')] = 20_000,

@@ -163,9 +163,7 @@ def main() -> None:
 
     rgb_source = args.source / 'EuroSAT_RGB.zip', args.source / 'presto_train_test_split.json'
     if args.complete is not None:
-        logger.info(
-            'wrote %d RGB tiles', copy_rgb(*rgb_source, args.complete, {'train': None, 'test': None})
-        )
+        logger.info('wrote %d RGB tiles', copy_rgb(*rgb_source, args.complete, {'train': None, 'test': None}))
         return
     rgb = copy_rgb(*rgb_source, args.out / 'eurosat_rgb', {'train': args.train, 'test': args.test})
     ms = copy_ms(args.source / 'EuroSAT_MS', args.out / 'eurosat_ms', args.ms)

@@ -1,6 +1,7 @@
 """How long training waits for its images."""
 
 import time
+from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.profilers import PassThroughProfiler
@@ -33,5 +34,6 @@ class LoaderClock(PassThroughProfiler):
 
 def install_clock(trainer: Trainer) -> None:
     """Give a trainer the clock, unless it has a profiler of its own."""
-    if type(trainer.profiler) is PassThroughProfiler:
-        trainer.profiler = LoaderClock()
+    holder: Any = trainer  # its profiler is set without an annotation
+    if type(holder.profiler) is PassThroughProfiler:
+        holder.profiler = LoaderClock()

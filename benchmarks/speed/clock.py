@@ -1,0 +1,61 @@
+"""Steps in turns, so that whatever slows the machine slows all of them."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+
+Step = Callable[[], object]
+
+
+class Times(NamedTuple):
+    """Seconds of a step.
+
+    Attributes:
+        median: Median over the repeats.
+        low: Fastest repeat.
+        high: Slowest repeat.
+    """
+
+    median: float
+    low: float
+    high: float
+
+
+def alternate(
+    steps: Mapping[str, Step], repeats: int, warmup: int = 1, clock: Callable[[], float] | None = None
+) -> dict[str, Times]:
+    """Time steps in turns: every round takes one of each.
+
+    Args:
+        steps: Callables by name.
+        repeats: Rounds that count.
+        warmup: Rounds before them.
+        clock: Source of seconds; wall time if None.
+
+    Returns:
+        Times by name.
+
+    Raises:
+        ValueError: If there is no round to count.
+    """
+    if repeats < 1:
+        raise ValueError(f'repeats must be at least 1, got {repeats}')
+    now = clock or time.perf_counter
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for turn in range(warmup + repeats):
+        for name, step in steps.items():
+            _wait()
+            start = now()
+            step()
+            _wait()
+            if turn >= warmup:
+                seconds[name].append(now() - start)
+    return {n: Times(statistics.median(s), min(s), max(s)) for n, s in seconds.items()}
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

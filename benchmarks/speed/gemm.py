@@ -1,0 +1,116 @@
+"""What the matrix products of a step take on their own: the limit that a step cannot go below."""
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+PRODUCTS = frozenset({'mm', 'addmm', 'bmm', 'baddbmm', 'convolution', 'convolution_backward'})
+
+
+class Product(NamedTuple):
+    """One matrix product.
+
+    Attributes:
+        name: Operator.
+        shapes: Shape, strides and type of each tensor.
+        flops: Floating-point operations; convolutions count as none and are timed only.
+    """
+
+    name: str
+    shapes: tuple[Any, ...]
+    flops: int
+
+
+class ProductRecorder(TorchDispatchMode):
+    """Records the matrix products that run inside it."""
+
+    def __init__(self) -> None:
+        """Initialize a ProductRecorder."""
+        super().__init__()
+        self.counts: Counter[Product] = Counter()
+        self.calls: dict[Product, tuple[Any, tuple[Any, ...], dict[str, Any]]] = {}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run the operator, and remember it if it is a product."""
+        name = func.overloadpacket.__name__
+        if name in PRODUCTS:
+            tensors = [a for a in args if isinstance(a, Tensor)]
+            shapes = tuple((tuple(t.shape), t.stride(), t.dtype) for t in tensors)
+            product = Product(name, shapes, _flops(name, tensors))
+            self.counts[product] += 1
+            if product not in self.calls:
+                like = tuple(_like(a) if isinstance(a, Tensor) else a for a in args)
+                self.calls[product] = (func, like, kwargs or {})
+        return func(*args, **(kwargs or {}))
+
+
+def _like(tensor: Tensor) -> Tensor:
+    """Random numbers of the same layout; what was expanded is expanded again."""
+    kept = [1 if stride == 0 else n for n, stride in zip(tensor.shape, tensor.stride(), strict=True)]
+    values = torch.empty_strided(kept, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
+    return values.normal_().expand(tensor.shape)
+
+
+def _flops(name: str, tensors: list[Tensor]) -> int:
+    if name.startswith('convolution'):
+        return 0
+    first, second = tensors[-2:]
+    return 2 * first.numel() * second.shape[-1]
+
+
+class Limit(NamedTuple):
+    """The limit of a step.
+
+    Attributes:
+        seconds: Sum of its matrix products, each timed alone.
+        flops: Operations of the products.
+        rate: Operations per second of the machine's fastest large product of that precision.
+    """
+
+    seconds: float
+    flops: int
+    rate: float
+
+
+@torch.no_grad()
+def measure_limit(step: Callable[[], object], precision: str, repeats: int = 3) -> Limit:
+    """Record the products of a step and time each of them alone.
+
+    Args:
+        step: Training step.
+        precision: `bf16` or `fp32`, for the rate of the machine.
+        repeats: Runs of each product, of which the fastest counts.
+
+    Returns:
+        The limit.
+    """
+    with torch.enable_grad(), ProductRecorder() as recorder:
+        step()
+    seconds = 0.0
+    for product, count in recorder.counts.items():
+        func, args, kwargs = recorder.calls[product]
+        seconds += count * _fastest(partial(func, *args, **kwargs), repeats)
+    flops = sum(p.flops * n for p, n in recorder.counts.items())
+    dtype = torch.bfloat16 if precision == 'bf16' else torch.float32
+    side, device = 2048, next(iter(recorder.calls.values()))[1][0].device
+    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    return Limit(seconds, flops, 2 * side**3 / _fastest(lambda: a @ b, repeats + 2))
+
+
+def _fastest(run: Callable[[], object], repeats: int) -> float:
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        run()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)

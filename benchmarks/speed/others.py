@@ -1,0 +1,256 @@
+"""The same work with what people would use instead; a library that is not installed is named as missing."""
+
+import importlib.util
+from functools import partial
+from typing import Any
+
+import timm
+import torch
+from lightly.loss import DINOLoss, IBOTPatchLoss, KoLeoLoss
+from lightly.models import utils
+from lightly.models.modules import DINOv2ProjectionHead, MAEDecoderTIMM, MaskedVisionTransformerTIMM
+from torch import Tensor, nn
+
+from benchmarks.speed.ours import backbone, dinov2_step, mae_step
+from benchmarks.speed.setting import Contenders, Optimised, Setting
+from explora_geo.objectives import MAE, DINOv2
+
+RANK = 32
+
+
+class SplitQKV(nn.Module):
+    """Q, K and V as three layers, so that PEFT can adapt Q and V alone."""
+
+    q: nn.Linear
+    k: nn.Linear
+    v: nn.Linear
+
+    def __init__(self, qkv: nn.Linear) -> None:
+        """Take the rows of a fused layer."""
+        super().__init__()
+        for name, weight, bias in zip('qkv', qkv.weight.chunk(3), qkv.bias.chunk(3), strict=True):
+            layer = nn.Linear(qkv.in_features, qkv.out_features // 3)
+            layer.weight = nn.Parameter(weight.detach().clone())
+            layer.bias = nn.Parameter(bias.detach().clone())
+            setattr(self, name, layer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Rows in the order of the fused layer."""
+        return torch.cat([self.q(x), self.k(x), self.v(x)], dim=-1)
+
+
+def peft_backbone(setting: Setting, objective: type[MAE | DINOv2]) -> Any:
+    """The last block and the norms unfrozen by hand, LoRA of PEFT on split Q and V elsewhere."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    vit: Any = backbone(setting, objective, 'full')
+    for block in vit.blocks:
+        block.attn.qkv = SplitQKV(block.attn.qkv)
+    last = len(vit.blocks) - 1
+    config = LoraConfig(
+        r=RANK,
+        lora_alpha=RANK,
+        target_modules=['q', 'v'],
+        layers_to_transform=list(range(last)),
+        layers_pattern='blocks',
+    )
+    inject_adapter_in_model(config, vit)
+    for name, parameter in vit.named_parameters():
+        unfrozen = name.startswith(f'blocks.{last}.') or 'norm' in name or name == 'cls_token'
+        parameter.requires_grad = 'lora_' in name or unfrozen
+    return vit
+
+
+def peft_mae(setting: Setting) -> Optimised:
+    """Our MAE around PEFT's backbone."""
+    return mae_step(setting, '[L]-r32', peft_backbone(setting, MAE))
+
+
+def peft_dinov2(setting: Setting) -> Optimised:
+    """Our DINOv2 around PEFT's backbone."""
+    return dinov2_step(setting, '[L]-r32', peft_backbone(setting, DINOv2))
+
+
+class LightlyMAE(nn.Module):
+    """MAE of lightly's building blocks."""
+
+    def __init__(self, setting: Setting) -> None:
+        """Build encoder and decoder."""
+        super().__init__()
+        vit: Any = timm.create_model(setting.model, num_classes=0, img_size=setting.image_size)
+        self.ratio, self.patch_size = setting.mask_ratio, vit.patch_embed.patch_size[0]
+        self.encoder = MaskedVisionTransformerTIMM(vit=vit)
+        self.decoder = MAEDecoderTIMM(
+            num_patches=vit.patch_embed.num_patches,
+            patch_size=self.patch_size,
+            embed_dim=vit.embed_dim,
+            decoder_embed_dim=512,
+            decoder_depth=setting.decoder_depth,
+            decoder_num_heads=16,
+        )
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Loss of images."""
+        length = self.encoder.sequence_length
+        keep, masked = utils.random_token_mask(
+            size=(len(image), length), mask_ratio=self.ratio, device=image.device
+        )
+        x = self.decoder.embed(self.encoder.encode(images=image, idx_keep=keep))
+        tokens = utils.repeat_token(self.decoder.mask_token, (len(image), length))
+        tokens = utils.set_at_index(tokens, keep, x.type_as(tokens))
+        prediction = self.decoder.predict(utils.get_at_index(self.decoder.decode(tokens), masked))
+        target = utils.get_at_index(utils.patchify(image, self.patch_size), masked - 1)
+        target = utils.normalize_mean_var(target, dim=-1)
+        return nn.functional.mse_loss(prediction.float(), target)
+
+
+def lightly_mae(setting: Setting) -> Optimised:
+    """All weights with lightly's building blocks."""
+    model, image = LightlyMAE(setting), setting.batch_images()
+    return Optimised(setting, model, lambda: model(image))
+
+
+def huggingface_mae(setting: Setting, adapted: bool) -> Optimised:
+    """Hugging Face's ViTMAE, all weights or with PEFT."""
+    from transformers import ViTMAEConfig, ViTMAEForPreTraining
+
+    vit: Any = timm.create_model(setting.model, num_classes=0, img_size=setting.image_size)
+    config: Any = ViTMAEConfig(
+        hidden_size=vit.embed_dim,
+        num_hidden_layers=len(vit.blocks),
+        num_attention_heads=vit.blocks[0].attn.num_heads,
+        intermediate_size=vit.blocks[0].mlp.fc1.out_features,
+        image_size=setting.image_size,
+        patch_size=vit.patch_embed.patch_size[0],
+        decoder_num_hidden_layers=setting.decoder_depth,
+        mask_ratio=setting.mask_ratio,
+        norm_pix_loss=True,
+    )
+    slow = setting.precision == 'bf16' and setting.device == 'cpu'  # torch's fused attention there
+    config._attn_implementation = 'eager' if slow else 'sdpa'
+    model: Any = ViTMAEForPreTraining(config)
+    if adapted:
+        from peft import LoraConfig, inject_adapter_in_model
+
+        last = len(vit.blocks) - 1
+        lora = LoraConfig(
+            r=RANK,
+            lora_alpha=RANK,
+            target_modules=['q_proj', 'v_proj'],
+            layers_to_transform=list(range(last)),
+            layers_pattern='layers',
+        )
+        inject_adapter_in_model(lora, model)
+        for name, parameter in model.named_parameters():
+            unfrozen = f'vit.layers.{last}.' in name or 'norm' in name
+            parameter.requires_grad = 'lora_' in name or unfrozen
+    image = setting.batch_images()
+    return Optimised(setting, model, lambda: model(pixel_values=image).loss)
+
+
+def torchgeo_mae(setting: Setting) -> Optimised:
+    """TorchGeo's own task, with a decoder of the same depth and without its augmentation.
+
+    Raises:
+        ValueError: If the images are not of the size that the model is named for.
+    """
+    from torchgeo.tasks import MAE as TorchGeoMAE
+
+    if not setting.model.endswith(f'_{setting.image_size}'):
+        raise ValueError(f'it takes images of the size in {setting.model} only')
+    task: Any = TorchGeoMAE(
+        model=setting.model,
+        transform=nn.Identity(),
+        size=setting.image_size,
+        mask_ratio=setting.mask_ratio,
+        decoder_depth=setting.decoder_depth,
+        decoder_num_heads=16,
+    )
+    task.log = lambda *args, **kwargs: None  # there is no trainer
+    image = setting.batch_images()
+    return Optimised(setting, task, lambda: task.training_step({'image': image}, 0))
+
+
+def _lightly_parts(setting: Setting) -> Any:
+    head = setting.head
+    vit: Any = timm.create_model(
+        setting.model, num_classes=0, img_size=setting.image_size, dynamic_img_size=True
+    )
+    projection = DINOv2ProjectionHead(vit.embed_dim, head.hidden_dim, head.bottleneck_dim, head.prototypes)
+    return nn.ModuleDict({'backbone': MaskedVisionTransformerTIMM(vit=vit), 'head': projection})
+
+
+class LightlyDINOv2(nn.Module):
+    """DINOv2 of lightly's building blocks, with a teacher that is a whole copy."""
+
+    def __init__(self, setting: Setting) -> None:
+        """Build student, teacher and losses."""
+        super().__init__()
+        self.student, self.teacher = (_lightly_parts(setting) for _ in range(2))
+        # Weight normalisation in lightly's head rules out a deep copy.
+        self.teacher.load_state_dict(self.student.state_dict())
+        self.teacher.requires_grad_(False)
+        self.grid, self.images = self.student['backbone'].vit.patch_embed.grid_size, setting.batch
+        head = setting.head
+        self.dino = DINOLoss(head.prototypes)
+        self.ibot = IBOTPatchLoss(head.prototypes)
+        self.koleo = KoLeoLoss()
+
+    def forward(self, views: list[Tensor]) -> Tensor:
+        """Loss of crops: global ones (2·B, 3, H, W) and local ones (n·B, 3, h, w)."""
+        crops, local = views[0], views[1] if len(views) > 1 else None
+        size = (len(crops), *self.grid)
+        mask = utils.random_block_mask(size=size, device=crops.device).flatten(1)
+        full = torch.cat([mask.new_zeros(len(mask), 1), mask], dim=1)
+        with torch.no_grad():
+            x = self.teacher['backbone'].encode(crops)
+            cls, patches = self.teacher['head'](x[:, 0]), self.teacher['head'](x[full])
+        x = self.student['backbone'].encode(crops, mask=full)
+        own = [self.student['head'](x[:, 0]), self.student['head'](x[full])]
+        predicted = list(own[0].chunk(2))
+        if local is not None:
+            small = self.student['head'](self.student['backbone'].encode(local)[:, 0])
+            predicted += list(small.chunk(len(local) // self.images))
+        with torch.autocast(crops.device.type, enabled=False):
+            loss: Tensor = self.dino([c.float() for c in cls.chunk(2)], [p.float() for p in predicted])
+            if len(patches):
+                loss = loss + self.ibot(patches.float(), own[1].float(), mask.view(size))
+            return loss + 0.1 * sum(self.koleo(c.float()) for c in x[:, 0].chunk(2))
+
+    def update(self) -> None:
+        """Move the whole teacher."""
+        utils.update_momentum(self.student, self.teacher, m=0.996)
+
+
+def lightly_dinov2(setting: Setting) -> Optimised:
+    """All weights with lightly's building blocks."""
+    model, views = LightlyDINOv2(setting), setting.views()
+    return Optimised(setting, model, lambda: model(views), model.update)
+
+
+MAE_STEPS: Contenders = {
+    'PEFT on split Q, K, V': peft_mae,
+    'Hugging Face ViTMAE + PEFT': partial(huggingface_mae, adapted=True),
+    'Hugging Face ViTMAE, all weights': partial(huggingface_mae, adapted=False),
+    'lightly MAE, all weights': lightly_mae,
+    'TorchGeo MAE, all weights': torchgeo_mae,
+}
+DINOV2_STEPS: Contenders = {
+    'PEFT on split Q, K, V': peft_dinov2,
+    'lightly DINOv2, all weights, copied teacher': lightly_dinov2,
+}
+#: What a contender needs beyond this package's own dependencies.
+NEEDS = {'TorchGeo': 'torchgeo.tasks', 'Hugging Face': 'transformers', 'PEFT': 'peft'}
+
+
+def missing(name: str) -> str:
+    """The module that a contender lacks, or nothing."""
+    for part, module in NEEDS.items():
+        if part in name:
+            try:
+                found = importlib.util.find_spec(module)
+            except ModuleNotFoundError:
+                found = None
+            if found is None:
+                return module
+    return ''

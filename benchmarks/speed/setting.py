@@ -1,0 +1,115 @@
+"""What all contenders share: model, images, crops, precision."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.speed.images import read_images
+from explora_geo.models.heads import HeadConfig
+from explora_geo.transforms import MultiCrop, ViewsConfig
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The work of one step.
+
+    Attributes:
+        model: Backbone by timm's name.
+        batch: Images per step.
+        image_size: Side of images and of global crops, pixels.
+        local_size: Side of local crops, pixels.
+        num_local: Local crops per image.
+        mask_ratio: Share of the patches that MAE removes.
+        decoder_depth: Blocks of MAE's decoder, of width 512 and 16 heads.
+        head: Size of DINOv2's head.
+        precision: Products in bfloat16, or all in float32.
+        images: Folder of class folders of JPEG files.
+        device: Where steps run.
+    """
+
+    model: str = 'vit_base_patch16_224'
+    batch: int = 8
+    image_size: int = 224
+    local_size: int = 96
+    num_local: int = 8
+    mask_ratio: float = 0.75
+    decoder_depth: int = 8
+    head: HeadConfig = field(default_factory=lambda: HeadConfig(65536, 2048, 256))
+    precision: Literal['bf16', 'fp32'] = 'bf16'
+    images: Path = Path('tests/data/eurosat_rgb/test')
+    device: str = 'cuda' if torch.cuda.is_available() else 'cpu'
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if self.precision not in ('bf16', 'fp32'):
+            raise ValueError(f'precision must be bf16 or fp32, got {self.precision!r}')
+        if self.batch < 1:
+            raise ValueError(f'batch must be at least 1, got {self.batch}')
+
+    def batch_images(self) -> Tensor:
+        """Real images, shape (B, 3, H, W)."""
+        return read_images(self.images, self.batch, self.image_size).to(self.device)
+
+    def views(self) -> list[Tensor]:
+        """Their crops, drawn once: global ones (2·B, 3, H, W) and local ones (n·B, 3, h, w)."""
+        config = ViewsConfig(self.image_size, self.local_size, self.num_local)
+        torch.manual_seed(0)
+        return [v.to(self.device) for v in MultiCrop(config, ('red', 'green', 'blue'))(self.batch_images())]
+
+
+class Optimised:
+    """A training step: losses, backward, AdamW over what trains.
+
+    Attributes:
+        trained: Parameters that train.
+    """
+
+    def __init__(
+        self,
+        setting: Setting,
+        module: nn.Module,
+        loss: Callable[[], Tensor],
+        after: Callable[[], object] | None = None,
+    ) -> None:
+        """Initialize a step.
+
+        Args:
+            setting: Device and precision.
+            module: What trains.
+            loss: Loss of the batch.
+            after: What follows the optimiser, such as a teacher's update.
+        """
+        self.module, self.loss, self.after = module.to(setting.device).train(), loss, after
+        trained = [p for p in module.parameters() if p.requires_grad]
+        self.trained = sum(p.numel() for p in trained)
+        self.optimizer = torch.optim.AdamW(trained, lr=1e-6)
+        self.kind = torch.device(setting.device).type
+        self.bf16 = setting.precision == 'bf16'
+        if self.bf16 and self.kind == 'cpu':
+            _unfuse(module)
+
+    def __call__(self) -> float:
+        """Take the step; returns the loss."""
+        with torch.autocast(self.kind, dtype=torch.bfloat16, enabled=self.bf16):
+            loss = self.loss()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        if self.after is not None:
+            self.after()
+        return float(loss.detach())
+
+
+def _unfuse(module: nn.Module) -> None:
+    """Give every contender the faster attention of a CPU in bfloat16, not ours alone."""
+    for part in module.modules():
+        if hasattr(part, 'fused_attn'):
+            switched: Any = part
+            switched.fused_attn = False
+
+
+Contenders = Mapping[str, Callable[[Setting], Optimised]]

@@ -1,0 +1,32 @@
+"""Peak memory of training steps."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.speed.peak import compare_peaks
+from benchmarks.speed.setting import Setting
+
+SETTING = Setting(
+    model='vit_small_patch16_224',
+    batch=1,
+    image_size=112,
+    decoder_depth=1,
+    precision='fp32',
+    images=Path(__file__).parents[2] / 'data' / 'eurosat_rgb' / 'test',
+    device='cpu',
+)
+
+
+def test_training_less_needs_less_memory(tmp_path: Path) -> None:
+    report = compare_peaks(tmp_path, 'mae', SETTING, 'explora_geo').read_text()
+    ours, full = json.loads((tmp_path / 'speed_peak.jsonl').read_text())['peaks'].values()
+    # 22 M weights that train have a gradient and two averages, of four bytes each.
+    assert 0.15e9 < full - ours < 0.6e9
+    assert f'{ours / 1e9:.2f} | {ours / full:.0%} |' in report and f'{full / 1e9:.2f} | 100% |' in report
+
+
+def test_an_unknown_objective_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match='objective must be one of'):
+        compare_peaks(tmp_path, 'simclr', SETTING)

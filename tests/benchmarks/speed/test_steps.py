@@ -1,0 +1,119 @@
+"""Training steps side by side: the same work for everybody, in turns, and tables of it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks.speed import ours
+from benchmarks.speed.clock import alternate
+from benchmarks.speed.gemm import measure_limit
+from benchmarks.speed.images import read_images
+from benchmarks.speed.others import SplitQKV, missing, peft_backbone
+from benchmarks.speed.setting import Setting
+from benchmarks.speed.steps import CONTENDERS, compare_steps
+from explora_geo.adaptation import trainable_summary
+from explora_geo.models.heads import HeadConfig
+from explora_geo.objectives import MAE
+
+TILES = Path(__file__).parents[2] / 'data' / 'eurosat_rgb' / 'test'
+SETTING = Setting(
+    model='vit_tiny_patch16_224',
+    batch=2,
+    image_size=112,
+    local_size=32,
+    num_local=2,
+    decoder_depth=1,
+    head=HeadConfig(64, 32, 16),
+    precision='fp32',
+    images=TILES,
+    device='cpu',
+)
+
+
+def test_steps_are_taken_in_turns_and_the_median_counts() -> None:
+    now, order = [0.0], []
+
+    def step(name: str, seconds: list[float]) -> None:
+        order.append(name)
+        now[0] += seconds.pop(0)
+
+    a, b = [9.0, 1.0, 5.0, 2.0], [9.0, 4.0, 4.0, 7.0]
+    times = alternate({'a': lambda: step('a', a), 'b': lambda: step('b', b)}, 3, clock=lambda: now[0])
+    assert order == ['a', 'b'] * 4
+    assert times['a'] == (2.0, 1.0, 5.0) and times['b'] == (4.0, 4.0, 7.0)
+    with pytest.raises(ValueError, match='repeats must be at least 1'):
+        alternate({}, 0)
+
+
+def test_images_are_real_and_of_all_classes() -> None:
+    images = read_images(TILES, 10, 48)
+    assert images.shape == (10, 3, 48, 48)
+    assert len({tuple(image.mean((1, 2)).tolist()) for image in images}) == 10
+    assert images.std() > 0.3
+    with pytest.raises(FileNotFoundError, match='holds 1000 JPEG images'):
+        read_images(TILES, 2000, 48)
+
+
+@pytest.mark.parametrize(
+    ('objective', 'name'),
+    [(o, n) for o, steps in CONTENDERS.items() for n in steps if not missing(n) and 'TorchGeo' not in n],
+)
+def test_every_contender_learns_from_the_same_images(objective: str, name: str) -> None:
+    torch.manual_seed(0)
+    step = CONTENDERS[objective][name](SETTING)
+    for group in step.optimizer.param_groups:
+        group['lr'] = 1e-3
+    before = [p.detach().clone() for p in step.module.parameters()]
+    losses = []
+    for _ in range(4):
+        torch.manual_seed(1)  # the same masks
+        losses.append(step())
+    assert losses[-1] < losses[0]
+    moved = sum(
+        p.numel()
+        for p, q in zip(step.module.parameters(), before, strict=True)
+        if p.requires_grad and not torch.equal(p, q)
+    )
+    assert 0 < moved <= step.trained
+    full = 'all weights' in name
+    assert (step.trained > 3e6) == full
+
+
+def test_peft_by_hand_trains_what_the_adaptation_trains() -> None:
+    adapted = ours.backbone(SETTING, MAE, '[L]-r32')
+    by_hand = sum(p.numel() for p in peft_backbone(SETTING, MAE).parameters() if p.requires_grad)
+    assert by_hand == sum(trainable_summary(adapted).values())
+
+
+def test_split_layers_compute_what_the_fused_one_does() -> None:
+    qkv, x = nn.Linear(8, 24), torch.randn(3, 8)
+    torch.testing.assert_close(SplitQKV(qkv)(x), qkv(x))
+
+
+def test_the_limit_counts_every_product_of_a_step() -> None:
+    layer, x = nn.Linear(64, 32, bias=False), torch.randn(16, 64)
+    limit = measure_limit(lambda: layer(x).sum().backward(), 'fp32')
+    assert limit.flops == 2 * (2 * 16 * 64 * 32)  # forward, and the weight's gradient
+    assert 0 < limit.seconds < 1 and limit.rate > 1e9
+
+
+def test_the_table_names_ratios_and_who_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(setting: Setting) -> None:
+        raise ValueError('it cannot')
+
+    chosen = {**ours.MAE_STEPS, 'stranger': refuse}
+    monkeypatch.setitem(CONTENDERS, 'mae', chosen)  # type: ignore[arg-type]
+    for _ in range(2):
+        report = compare_steps(tmp_path, 'mae', SETTING, repeats=1).read_text()
+    assert len((tmp_path / 'speed_steps.jsonl').read_text().splitlines()) == 1  # measured anew, not twice
+    row = json.loads((tmp_path / 'speed_steps.jsonl').read_text())
+    times = row['times']
+    ours_s, full = (times[n]['median'] for n in ours.MAE_STEPS)
+    assert f'| {full / ours_s:.2f} |' in report and '| stranger | - | it cannot | - |' in report
+    with pytest.raises(ValueError, match='objective must be one of mae, dinov2'):
+        compare_steps(tmp_path, 'simclr', SETTING)
+    with pytest.raises(ValueError, match='precision must be'):
+        Setting(precision='fp8')  # type: ignore[arg-type]
