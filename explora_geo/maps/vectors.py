@@ -1,6 +1,7 @@
 """Polygons and points from finished maps."""
 
 import importlib.util
+import json
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -10,8 +11,10 @@ from typing import Any
 
 import geopandas as gpd
 import numpy as np
+import pyproj
 import rasterio
 from rasterio.features import shapes
+from rasterio.windows import Window
 
 from explora_geo.maps.scene import EQUAL_AREA
 
@@ -71,26 +74,49 @@ def polygonise(
     return len(frame)
 
 
-def embedding_points(raster: Path, out: Path) -> int:
+def embedding_points(raster: Path, out: Path, cells: int = 1 << 18) -> int:
     """Write features of patches as one point per patch, with the features as a list.
+
+    Rows of the raster are read and written a few at a time, so that memory does not grow with the scene.
 
     Args:
         raster: Features as bands; NaN where there are none.
         out: `.parquet` file to write.
+        cells: Patches in memory at once.
 
     Returns:
         Number of points.
     """
-    with rasterio.open(raster) as source:
-        values = source.read()
-        valid = np.isfinite(values).all(0)
-        rows, columns = np.nonzero(valid)
-        x, y = rasterio.transform.xy(source.transform, rows, columns)
-        crs = source.crs
-    features = list(values[:, rows, columns].T)
-    points = gpd.points_from_xy(x, y, crs=crs.to_wkt())
-    write_frame(gpd.GeoDataFrame({'embedding': features}, geometry=points), out)
-    return len(features)
+    check_vector_path(out)
+    import pyarrow as pa
+    from pyarrow.parquet import ParquetWriter
+
+    count = 0
+    with rasterio.open(raster) as source, _beside(out) as temporary:
+        columns = {'embedding': pa.list_(pa.float32()), 'geometry': pa.binary()}
+        schema = pa.schema(columns, metadata={'geo': json.dumps(_geoparquet(source.crs))})
+        height = max(1, cells // source.width)
+        with ParquetWriter(temporary, schema) as writer:
+            for top in range(0, source.height, height):
+                window = Window(0, top, source.width, min(height, source.height - top))
+                values = source.read(window=window)
+                row, column = np.nonzero(np.isfinite(values).all(0))
+                x, y = rasterio.transform.xy(source.window_transform(window), row, column)
+                points = gpd.GeoSeries.from_xy(x, y).to_wkb().tolist()
+                features = list(values[:, row, column].T)
+                writer.write_table(pa.table({'embedding': features, 'geometry': points}, schema))
+                count += len(points)
+    return count
+
+
+def _geoparquet(crs: Any) -> dict[str, Any]:
+    """Metadata of a GeoParquet 1.0 file of points."""
+    column = {
+        'encoding': 'WKB',
+        'geometry_types': ['Point'],
+        'crs': pyproj.CRS.from_wkt(crs.to_wkt()).to_json_dict(),
+    }
+    return {'version': '1.0.0', 'primary_column': 'geometry', 'columns': {'geometry': column}}
 
 
 def write_frame(frame: gpd.GeoDataFrame, out: Path) -> None:

@@ -1,4 +1,4 @@
-"""GeoParquet, where the package that writes it is installed."""
+"""Polygons and points of finished maps."""
 
 import importlib.util
 from collections.abc import Callable
@@ -14,8 +14,8 @@ from explora_geo.maps.vectors import embedding_points, polygonise
 
 
 @pytest.mark.parametrize('kind', ['polygons', 'points'])
-def test_geoparquet_is_written_or_its_package_named(
-    write_scene: Callable[..., Path], tmp_path: Path, kind: str
+def test_geoparquet_is_written_and_its_missing_package_named(
+    write_scene: Callable[..., Path], tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pixels = np.zeros((2, 8, 8), dtype=np.float32)
     pixels[1] = np.arange(64).reshape(8, 8)
@@ -27,14 +27,34 @@ def test_geoparquet_is_written_or_its_package_named(
     def write() -> int:
         return polygonise(classes, out, ['a', 'b']) if kind == 'polygons' else embedding_points(features, out)
 
-    if importlib.util.find_spec('pyarrow') is None:
+    with monkeypatch.context() as patch:
+        patch.setattr(importlib.util, 'find_spec', lambda name: None)
         with pytest.raises(ImportError, match=r'explora_geo\[parquet\]'):
             write()
-        assert not out.exists()
-        return
+    assert not out.exists()
     assert write() == (1 if kind == 'polygons' else 63)
     frame = gpd.read_parquet(out)
     with rasterio.open(features) as source:
         assert frame.crs == source.crs
     if kind == 'points':
         assert frame['embedding'][0].tolist() == [0, 1] and frame.geometry[0].coords[0] == (15, 75)
+
+
+def test_points_written_a_row_at_a_time_are_the_same(
+    write_scene: Callable[..., Path], tmp_path: Path
+) -> None:
+    pixels = np.random.default_rng(0).normal(size=(3, 9, 5)).astype(np.float32)
+    pixels[:, 4] = np.nan  # a whole row without features
+    pixels[:, 8, 4] = np.nan
+    features = write_scene(pixels=pixels, transform=from_origin(500_000, 5_000_000, 80, 80))
+    frames = []
+    for cells in (1, 10, 1 << 18):
+        out = tmp_path / f'{cells}.parquet'
+        assert embedding_points(features, out, cells) == 39
+        frames.append(gpd.read_parquet(out))
+    for frame in frames[:2]:
+        assert frame.geometry.equals(frames[2].geometry) and frame.crs == frames[2].crs
+        assert all((a == b).all() for a, b in zip(frame['embedding'], frames[2]['embedding'], strict=True))
+    last = frames[2].iloc[-1]
+    assert last['embedding'].tolist() == pixels[:, 8, 3].tolist()
+    assert (last.geometry.x, last.geometry.y) == (500_000 + 3.5 * 80, 5_000_000 - 8.5 * 80)
