@@ -164,7 +164,6 @@ def picture(
     what: Annotated[str, typer.Argument(help='clouds, buildings or land-cover.')],
     source: Annotated[Path, typer.Argument(help='38-Cloud, SpaceNet sample, or a NAIP scene.')],
     out: Annotated[Path, typer.Option(help='Folder to write.')] = Path('runs/picture'),
-    tiles: Annotated[Path, typer.Option(help='EuroSAT RGB for land-cover.')] = Path('tests/data/eurosat_rgb'),
     epochs: Annotated[int | None, typer.Option(help='Passes over the tiles.')] = None,
 ) -> None:
     """Tune on real images and map a held-out one.
@@ -176,12 +175,9 @@ def picture(
     from benchmarks import segmentation
 
     length = {} if epochs is None else {'epochs': epochs}
-    if what == 'land-cover':
-        scores = segmentation.land_cover(source, tiles, out, **length)
-    elif what in ('clouds', 'buildings'):
-        scores = getattr(segmentation, what)(source, out, **length)
-    else:
+    if what not in ('clouds', 'buildings', 'land-cover'):
         raise ValueError(f'what must be clouds, buildings or land-cover, got {what!r}')
+    scores = getattr(segmentation, what.replace('-', '_'))(source, out, **length)
     typer.echo(json.dumps(scores))
 
 

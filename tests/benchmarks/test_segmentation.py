@@ -4,9 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 
-from benchmarks.segmentation import clouds, write_tiles
+from benchmarks.segmentation import clouds, index_classes, land_cover, write_raster, write_tiles
 from explora_geo.datasets import MaskFolderDataset
+
+TILES = Path(__file__).parents[1] / 'data'
 
 
 def test_tiles_are_cut_with_their_masks_and_empty_ones_left_out(tmp_path: Path) -> None:
@@ -24,3 +27,17 @@ def test_tiles_are_cut_with_their_masks_and_empty_ones_left_out(tmp_path: Path) 
 def test_another_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match='give the folder of 38-Cloud'):
         clouds(tmp_path, tmp_path / 'out')
+
+
+def test_classes_of_the_near_infrared() -> None:
+    # Red, green, blue, near infrared of open water, bare soil and a green crop.
+    pixels = np.array([[40, 120, 50], [60, 110, 90], [50, 90, 40], [10, 130, 180]], dtype=np.uint8)
+    assert index_classes(pixels[:, None]).tolist() == [[0, 1, 2]]
+    scene = index_classes(rasterio.open(next((TILES / 'naip').glob('*2017*.tif'))).read())
+    assert scene.shape == (256, 256) and set(np.unique(scene)) == {0, 1, 2}
+
+
+def test_a_scene_of_other_bands_is_refused(tmp_path: Path) -> None:
+    scene = write_raster(tmp_path / 'rgb.tif', np.ones((3, 64, 64), dtype=np.uint8))
+    with pytest.raises(ValueError, match='has 3 bands: give a NAIP scene'):
+        land_cover(scene, tmp_path / 'out')
