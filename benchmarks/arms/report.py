@@ -41,16 +41,18 @@ def markdown(
         '',
         f'Made by `explora-bench arms {config}` on {first["device"]}. {setting.model} '
         f'({size / 1e6:.1f} M parameters) from {setting.weights}, images of {setting.image_size} px. Test '
-        f'accuracy in %, mean and 95 % interval over {setting.seeds} seeds of training; labels: a number per '
+        f'accuracy in %, mean and 95 % interval over the seeds of training; labels: a number per '
         f'class ({setting.label_seeds} draws each) or all. Features are the class token or the mean patch '
         'token of the last block, as validation chose.',
         '',
-        f'| arm | adaptation | steps | trainable, M | {" | ".join(titles)} | s/step | peak memory, MB |',
-        '|' + '---|' * (6 + len(titles)),
+        f'| arm | adaptation | steps | seeds | trains, M | {" | ".join(titles)} | s/step | peak, MB |',
+        '|' + '---|' * (7 + len(titles)),
     ]
     for name, found in rows.items():
         recipe = arms[name].recipe
-        cells = [name, '-', '0', '0'] if recipe is None else [name, recipe.name, str(recipe.steps)]
+        cells = [name, '-', '0', '-', '0']
+        if recipe:
+            cells = [name, recipe.name, str(recipe.steps), str(len(found))]
         cells += [f'{found[0]["trainable"] / 1e6:.2f}'] if recipe else []
         cells += [_cell([row['scores'][n] for row in found]) for n in names]
         for key, scale, form in (('seconds_per_step', 1, '.3f'), ('peak_memory', 1e-6, '.0f')):
