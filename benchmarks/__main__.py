@@ -227,6 +227,23 @@ def peak(
     typer.echo(compare_peaks(out, objective, setting, only).read_text())
 
 
+@app.command()
+def sweep(
+    images: Annotated[Path, typer.Argument(help='Folder with train and test folders of classes.')] = Path(
+        'tests/data/eurosat_rgb'
+    ),
+    width: Annotated[int, typer.Option(help='Width of the tokens.')] = 192,
+    out: Annotated[Path, typer.Option(help='Folder of the results.')] = Path('benchmarks/results'),
+) -> None:
+    """Time the 28 linear probes of the paper's sweep on cached features.
+
+    Example: explora-bench sweep data/eurosat_rgb --width 1024
+    """
+    from benchmarks.speed.sweep import time_sweep
+
+    typer.echo(time_sweep(out, images, width).read_text())
+
+
 @app.command('map-memory')
 def map_memory(
     side: Annotated[int, typer.Option(help='Side of the scene, pixels.')] = 20_000,
