@@ -73,11 +73,12 @@ def build_backbone(job: Job) -> ViT:
             source.model,
             learned_position=source.learned_position,
             **backbone_options(source, job.backbone_options),
-            **(_objective(job.recipe).backbone_options if job.recipe else {}),
+            **(objective_of(job.recipe).backbone_options if job.recipe else {}),
         )
 
 
-def _objective(recipe: Recipe) -> type[Objective]:
+def objective_of(recipe: Recipe) -> type[Objective]:
+    """Class of a recipe's objective."""
     return MAE if recipe.objective == 'MAE' else DINOv2
 
 

@@ -58,12 +58,11 @@ def cut(module: Any, labelled: int | None, tested: int | None) -> None:
 
 
 def classes_of(module: Any, data: Data) -> int:
-    """Number of classes."""
+    """Number of classes: those the data set names, else those that are stated."""
     dataset = module.train_dataset
     while isinstance(dataset, Subset):
         dataset = dataset.dataset
-    known = getattr(dataset, 'classes', ())
-    return data.classes or len(known)
+    return len(getattr(dataset, 'classes', None) or ()) or data.classes or 0
 
 
 def describe_data(data: Data, module: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.paper.carbon import Energy, EnergyMeter
 
-_LIBRARIES = ('torch', 'torchgeo', 'lightning', 'timm')
+_LIBRARIES = ('torchgeo', 'lightning', 'timm')
 _STATUS = Path('/proc/self/status')
 
 
@@ -98,6 +98,7 @@ def describe_machine() -> dict[str, Any]:
         'versions': {
             'explora_geo': __version__,
             'python': platform.python_version(),
+            'torch': torch.__version__,  # with the build for the device
             **{name: metadata.version(name) for name in _LIBRARIES},
         },
     }

@@ -11,7 +11,7 @@ import torch
 from rich.markup import escape
 from rich.table import Table as View
 
-from benchmarks.paper.cost import Cost, pretraining_cost, tuning_cost
+from benchmarks.paper.cost import Cost, objective_of, pretraining_cost, tuning_cost
 from benchmarks.paper.data import build_data
 from benchmarks.paper.jobs import Job, build_job, why_not
 from benchmarks.paper.meter import describe_machine
@@ -36,6 +36,8 @@ class Planned(NamedTuple):
         tune: Cost of tuning; None for a probe.
         released: Released weights that take the place of pre-training.
         hours: Device hours at the measured rate; None where no step was timed.
+        agrees: Whether the model has as many parameters as the paper states; None where it states none, or
+            at another scale than the paper's.
     """
 
     row: Row
@@ -44,13 +46,7 @@ class Planned(NamedTuple):
     tune: Cost | None = None
     released: str = ''
     hours: float | None = None
-
-    @property
-    def agrees(self) -> bool | None:
-        """Whether the model has as many parameters as the paper states; None where it states none."""
-        if not self.row.trainable or self.pretrain is None:
-            return None
-        return matches(self.row.trainable, self.pretrain.trainable)
+    agrees: bool | None = None
 
 
 def matches(stated: str, count: int) -> bool:
@@ -98,7 +94,10 @@ def plan_rows(table: Table, rows: Sequence[Row], scale: Scale, rate: float | Non
         tune = tuning_cost(job, job.data.images)
         work = sum(c.flops * c.images for c in (None if released else pretrain, tune) if c is not None)
         hours = None if rate is None else work / rate / 3600
-        planned.append(Planned(row, '', pretrain, tune, released, hours))
+        agrees = None
+        if scale.published and row.trainable and pretrain is not None:
+            agrees = matches(row.trainable, pretrain.trainable)
+        planned.append(Planned(row, '', pretrain, tune, released, hours, agrees))
     return planned
 
 
@@ -127,8 +126,8 @@ def time_steps(job: Job, steps: int, batch: int) -> float:
     assert job.recipe is not None
     cost, recipe, source = pretraining_cost(job), job.recipe, job.source
     device = pick_device('auto')
-    objective_options = {} if recipe.objective == 'MAE' else {'mask_token': True, 'dynamic_img_size': True}
-    vit = create_vit(source.model, **job.backbone_options, **objective_options)
+    options = {**objective_of(recipe).backbone_options, **job.backbone_options}
+    vit = create_vit(source.model, **options)
     explora(vit, recipe.adaptation.with_extra(vit.patch_embed.fresh))
     objective = recipe.factory(vit).to(device)
     objective.plan(recipe.steps, recipe.steps)

@@ -85,8 +85,8 @@ def _scatter(path: Path, table: Table, found: _Found, key: str, label: str) -> P
             axis.axhline(value.mean, color='grey', linestyle='--', label=title)
     axis.set_title('here', fontsize=10, loc='left')
     if published:
-        for name, (x, y) in published.items():
-            axes[0, 1].plot(x, y, 'x', label=name)
+        for title, (x, y) in published.items():
+            axes[0, 1].plot(x, y, 'x', label=title)
         axes[0, 1].set_title('published', fontsize=10, loc='left')
     for panel in axes[0]:
         panel.set_xscale('log')

@@ -14,12 +14,12 @@ class Spread(NamedTuple):
     Attributes:
         mean: The mean.
         half: Half width of its 95 % interval (Student's t); None for a single seed.
-        count: Seeds.
+        seeds: Number of seeds.
     """
 
     mean: float
     half: float | None
-    count: int
+    seeds: int
 
     def text(self, sign: str = '') -> str:
         """Mean and interval, to one decimal."""
@@ -87,7 +87,7 @@ def judge_all(table: Table, records: Sequence[Record]) -> list[tuple[Finding, Sp
     found = by_row(records, table.id)
     judged = []
     for finding in table.findings:
-        rows = (found.get((name, 'run'), []) for name in (finding.better, finding.worse))
-        difference = paired(*rows)
+        better, worse = (found.get((name, 'run'), []) for name in (finding.better, finding.worse))
+        difference = paired(better, worse)
         judged.append((finding, difference, judge(finding, difference)))
     return judged
