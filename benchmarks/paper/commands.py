@@ -141,7 +141,7 @@ def run(
 
     def progress(text: str) -> None:
         if is_first_process():
-            console.print(text, markup=False, highlight=False)
+            console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     run_rows(one, chosen, found, seeds or found.seeds, Store(store, resume), results, progress)
     if is_first_process():

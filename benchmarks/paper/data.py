@@ -43,15 +43,20 @@ def build_data(data: Data, **changes: Any) -> Any:
         raise ValueError(f'{data.class_path} does not take {arguments}: {error}') from error
 
 
-def cut(module: Any, labelled: int | None, tested: int | None) -> None:
-    """Keep evenly spaced images of the training and the test part.
+def cut(
+    module: Any, labelled: int | None = None, validated: int | None = None, tested: int | None = None
+) -> None:
+    """Keep evenly spaced images of each part.
 
     Args:
         module: Data module that is set up; changed in place.
         labelled: Training images; all of them if None.
-        tested: Test images; all of them if None.
+        validated: Validation images, likewise.
+        tested: Test images, likewise.
     """
-    for part, count in (('train_dataset', labelled), ('test_dataset', tested)):
+    counts = {'train': labelled, 'val': validated, 'test': tested}
+    for name, count in counts.items():
+        part = f'{name}_dataset'
         dataset = getattr(module, part)
         if count is not None and dataset is not None:
             setattr(module, part, Subset(dataset, evenly_spaced(len(dataset), count)))

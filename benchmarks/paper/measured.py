@@ -43,7 +43,7 @@ def probe(store: Store, job: Job, model: Stage, validate: bool = False) -> Stage
     """
     settings = job.scale.probe
     module = open_data(job.data)
-    cut(module, settings.labelled, None if validate else settings.tested)
+    cut(module, settings.labelled, settings.validated, settings.tested)
     content = {
         'model': model.key,
         'data': describe_data(job.data, module),
@@ -118,7 +118,7 @@ def tune(
         The finished stage; `value` of its record is in [0, 1].
     """
     module = open_data(job.data, batch_size=job.tune.batch_size)
-    cut(module, None, None if validate else job.scale.probe.tested)
+    cut(module, None, job.scale.probe.validated, job.scale.probe.tested)
     content = {
         'model': model.key,
         'data': describe_data(job.data, module),

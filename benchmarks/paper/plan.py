@@ -20,6 +20,7 @@ from benchmarks.paper.rows import Row, Table
 from benchmarks.paper.scales import Scale
 from explora_geo.adaptation import explora
 from explora_geo.commands.device import pick_device
+from explora_geo.demo.run import faster_precision
 from explora_geo.models import create_vit
 from explora_geo.trainers.optim import build_optimizer
 
@@ -141,7 +142,7 @@ def time_steps(job: Job, steps: int, batch: int) -> float:
     seconds = []
     for _ in range(1 + steps):
         start = time.perf_counter()
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == 'cuda'):
+        with torch.autocast(device.type, torch.bfloat16, enabled=faster_precision() == 'bf16-mixed'):
             torch.stack(list(objective(sample, 0).values())).sum().backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -6,6 +6,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from benchmarks.paper.records import Record, by_row
 from benchmarks.paper.rows import Table
@@ -27,7 +28,8 @@ def draw_plots(out: Path, stem: str, table: Table, records: Sequence[Record]) ->
     Returns:
         The PNG files.
     """
-    found = {k: rows for k, rows in by_row(records, table.id).items() if k[1] == 'run'}
+    known = by_row(records, table.id)
+    found = {(name, 'run'): known[name, 'run'] for name in table.rows if (name, 'run') in known}
     if not found:
         return []
     files = [_bars(out / f'{stem}_bars.png', table, found)]
@@ -53,12 +55,17 @@ def _bars(path: Path, table: Table, found: _Found) -> Path:
         published = table.rows[key[0]].published
         if published.value is not None:
             axis.barh(i - 0.19, published.value, 0.36, color=_PAPER)
-    axis.barh([], [], color=_HERE, label='here')
-    axis.barh([], [], color=_PAPER, label='published (other data and models)')
+    labels = {'here': _HERE, 'published, other data and models': _PAPER}
+    figure.legend(
+        handles=[Patch(color=colour, label=label) for label, colour in labels.items()],
+        loc='outside lower center',
+        ncols=2,
+        frameon=False,
+        fontsize=8,
+    )
     axis.set_yticks(range(len(rows)), [table.rows[key[0]].name for key in rows])
     axis.invert_yaxis()
     axis.set_xlabel(table.metric)
-    axis.legend(frameon=False, fontsize=8)
     return _save(figure, [axis], path)
 
 
@@ -90,6 +97,8 @@ def _scatter(path: Path, table: Table, found: _Found, key: str, label: str) -> P
         axes[0, 1].set_title('published', fontsize=10, loc='left')
     for panel in axes[0]:
         panel.set_xscale('log')
+        panel.xaxis.set_major_formatter('{x:g}')
+        panel.xaxis.set_minor_formatter('{x:.2g}')
         panel.set_xlabel(label)
         panel.set_ylabel(table.metric)
         panel.legend(frameon=False, fontsize=7)

@@ -2,14 +2,14 @@
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.paper.jobs import why_not
 from benchmarks.paper.plots import draw_plots
 from benchmarks.paper.records import Record, by_row, latest
-from benchmarks.paper.rows import MARKS, Table
+from benchmarks.paper.rows import MARKS, Row, Table
 from benchmarks.paper.scales import Scale
 from benchmarks.paper.summary import judge_all, paired, spread
 from explora_geo.checkpoints import atomic_path
@@ -120,6 +120,9 @@ def _setting(table: Table, scale: Scale, records: Sequence[Record]) -> str:
     stands_in = sorted({r['stands_in'] for r in records if r['stands_in']})
     devices = sorted({r['hardware']['device'] for r in records})
     text = f'{scale.about[0].upper()}{scale.about[1:]}.'
+    models = sorted({r['model'] for r in records})
+    if models:
+        text += f' Rows keep the names of the paper; the backbone here is {", ".join(models)}.'
     if stands_in:
         text += f' {", ".join(stands_in)} stands in for {table.dataset}.'
     if scale.search is not None:
@@ -134,10 +137,11 @@ def _setting(table: Table, scale: Scale, records: Sequence[Record]) -> str:
 
 def _table(table: Table, scale: Scale, found: dict[tuple[str, str], list[Record]]) -> list[str]:
     methods = list(dict.fromkeys(m for rows in found.values() for r in rows for m in r['scores']))
-    baseline = next((found[k] for k in found if not found[k][0]['adaptation']), None)
-    gain = ['gain over the source'] if baseline else []
+    gain = (
+        ['gain over its source'] if any(_source_of(table, row, found) for row in table.rows.values()) else []
+    )
     header = ['row', f'published, {table.metric}', f'{table.metric} here', *gain, *methods]
-    header += ['trains', 'images seen', 'seeds']
+    header += ['adaptation here', 'trains', 'images seen', 'seeds']
     lines = [f'| {" | ".join(header)} |', '|' + '---|' * len(header)]
     for row in table.rows.values():
         published = '-' if row.added else str(row.published)
@@ -150,17 +154,28 @@ def _table(table: Table, scale: Scale, found: dict[tuple[str, str], list[Record]
             rows = found[key]
             origin = '' if key[1] == 'run' else f' ({key[1]})'
             cells = [name + origin, published, spread([r['value'] for r in rows]).text()]
-            if baseline is not None:
-                difference = paired(rows, baseline) if rows is not baseline else None
+            if gain:
+                baseline = _source_of(table, row, found)
+                difference = paired(rows, baseline) if row.adaptation and baseline else None
                 cells.append('-' if difference is None else difference.text('+'))
             for method in methods:
                 values = [r['scores'][method] for r in rows if method in r['scores']]
                 cells.append(spread(values).text() if values else '-')
             first = rows[0]
             share = f'{first["trainable"] / 1e6:.2f}M ({first["trainable"] / first["parameters"]:.0%})'
-            cells += [share if first['trainable'] else '-', f'{first["images_seen"]:,}', str(len(rows))]
+            cells += [first['adaptation'] or '-', share if first['trainable'] else '-']
+            cells += [f'{first["images_seen"]:,}', str(len(rows))]
             lines.append(f'| {" | ".join(cells)} |')
     return lines
+
+
+def _source_of(table: Table, row: Row, found: Mapping[tuple[str, str], list[Record]]) -> list[Record]:
+    """Records of the row that measures the source of a row as it is, in the same way, if any."""
+    for other in table.rows.values():
+        same = (other.objective, other.tuning) == (row.objective, row.tuning)
+        if same and not other.adaptation and not other.only:
+            return found.get((other.id, 'run'), [])
+    return []
 
 
 def _cost(table: Table, found: dict[tuple[str, str], list[Record]]) -> list[str]:

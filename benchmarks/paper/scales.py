@@ -88,6 +88,7 @@ class Probe:
         epochs: Epochs of the linear sweep.
         iterations: Steps per epoch of it.
         labelled: Labelled images used, evenly spaced; all of them if None.
+        validated: Held-out training images used, likewise, to choose settings and learning rates.
         tested: Test images used, likewise.
     """
 
@@ -98,6 +99,7 @@ class Probe:
     epochs: int = 10
     iterations: int = 1500
     labelled: int | None = None
+    validated: int | None = None
     tested: int | None = None
 
 

@@ -49,6 +49,22 @@ def test_every_row_of_the_table_is_there_with_its_published_value(tiny: Scale, a
     assert gfm[1] == '73.03 (I)' and gfm[2].startswith('published only: a Swin transformer')
 
 
+def test_a_row_is_compared_with_the_source_of_its_own_objective(
+    tiny: Scale, record: Callable[..., dict]
+) -> None:
+    values = {'dinov2': 60.0, 'mae': 50.0, 'd_l_r64': 61.0, 'm_l_r64': 53.0}
+    sources = ('dinov2', 'mae')
+    found = [
+        record(row, seed, value + seed, '2', adaptation=None if row in sources else '[L]-r4')
+        for row, value in values.items()
+        for seed in (0, 1)
+    ]
+    rows = lines_of(markdown(get_table('2'), tiny, found).split('## ')[0])
+    assert rows['D-ExPLoRA-[L]-r64 ViT-L'][3] == '+1.0 ± 0.0'
+    assert rows['M-ExPLoRA-[L]-r64 ViT-L (added)'][3] == '+3.0 ± 0.0'
+    assert rows['MAE ViT-L (added)'][3] == '-'
+
+
 def test_the_papers_findings_are_judged_by_paired_differences(tiny: Scale, ablation: list[dict]) -> None:
     judged = {f.text: (d, v) for f, d, v in judge_all(get_table('3'), ablation)}
     difference, verdict = judged['[L]-r64 is above the source']
