@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from benchmarks.paper.commands import register
 from explora_geo.cli import run_app
 
 app = typer.Typer(
@@ -14,6 +15,9 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+
+
+register(app)
 
 
 @app.callback()

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import seed_everything
 from rich.console import Console
 from torch.utils.data import Subset
 
+from benchmarks.fitting import build_trainer, draw_training_labels
 from explora_geo.checkpoints import atomic_path
 from explora_geo.datamodules import EuroSATDataModule
 from explora_geo.evaluation import Budget, mean_interval
@@ -107,11 +107,8 @@ def _run(plan: Plan, backbone: str, tuning: str, labels: str, seed: int) -> dict
     data.setup('fit')
     training: Any = data.train_dataset
     source: Any = training.dataset if isinstance(training, Subset) else training
-    kept = list(training.indices) if isinstance(training, Subset) else list(range(len(source)))
-    known = torch.tensor([source.labels[i] for i in kept])
-    drawn = Budget.parse(labels).draw(known, seed)
-    data.train_dataset = Subset(source, [kept[int(i)] for i in drawn])
-    data.batch_size = min(data.batch_size, len(drawn))
+    images = draw_training_labels(data, labels, seed)
+    data.batch_size = min(data.batch_size, images)
     settings = plan.tunings[tuning]
     task = ClassificationTask(
         num_classes=len(source.classes),
@@ -123,23 +120,14 @@ def _run(plan: Plan, backbone: str, tuning: str, labels: str, seed: int) -> dict
     steps = plan.steps[labels]
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(
-            max_steps=steps,
-            max_epochs=math.ceil(steps / max(len(drawn) // data.batch_size, 1)),
-            default_root_dir=folder,
-            logger=False,
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            enable_progress_bar=False,
-            limit_val_batches=0,
-            **plan.trainer,
-        )
+        epochs = math.ceil(steps / max(images // data.batch_size, 1))
+        trainer = build_trainer(folder, steps, max_epochs=epochs, **plan.trainer)
         trainer.fit(task, datamodule=data)
         seconds = time.perf_counter() - start
         data.batch_size = plan.data.get('batch_size', 64)
         score = trainer.test(task, datamodule=data, verbose=False)[0]
     return {
-        'images': len(drawn),
+        'images': images,
         'accuracy': round(score['test_OverallAccuracy'], 4),
         'steps': trainer.global_step,
         'seconds': round(seconds, 1),

@@ -77,7 +77,7 @@ def write_reports(
         'probe.json': json.dumps(content, indent=1),
         'probe.csv': _csv(outcome.scores),
         'probe.md': markdown(outcome, about),
-        'torchgeo_bench.csv': _bench(outcome.scores, protocol, about),
+        'torchgeo_bench.csv': bench_csv(outcome.scores, protocol, about),
     }
     files = []
     for name, text in texts.items():
@@ -138,7 +138,7 @@ def _csv(scores: Sequence[ProbeScore]) -> str:
     return file.getvalue()
 
 
-def _bench(scores: Sequence[ProbeScore], protocol: ProbeProtocol, about: Mapping[str, Any]) -> str:
+def bench_csv(scores: Sequence[ProbeScore], protocol: ProbeProtocol, about: Mapping[str, Any]) -> str:
     """torchgeo-bench's rows; what has no counterpart here stays empty."""
     file = io.StringIO()
     writer = csv.DictWriter(file, BENCH_COLUMNS, restval='', lineterminator='\n')
@@ -163,7 +163,7 @@ def _bench(scores: Sequence[ProbeScore], protocol: ProbeProtocol, about: Mapping
                 'n_train': score.labels,
                 'n_val': about['images']['val'],
                 'n_test': about['images']['test'],
-                'seed': 0,
+                'seed': about.get('seed', 0),
                 'model': 'explora_geo.models.ViT',
                 'name': about['name'],
                 'normalization': 'dataset',

@@ -1,0 +1,211 @@
+"""What each block of a backbone knows: eigenvalues, position and class of patches, attention maps."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.linear_model import RidgeClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+
+from explora_geo.checkpoints import atomic_path
+from explora_geo.models import ViT
+
+
+class Block(NamedTuple):
+    """What one block's output holds.
+
+    Attributes:
+        eigenvalue_mean: Mean eigenvalue of the covariance of its patch tokens.
+        eigenvalue_variance: Variance of the eigenvalues.
+        position: Accuracy of a linear classifier for the place of a patch, in [0, 1].
+        label: Accuracy of a linear classifier for the image's class from a single patch, in [0, 1].
+    """
+
+    eigenvalue_mean: float
+    eigenvalue_variance: float
+    position: float
+    label: float
+
+
+def eigenvalues(tokens: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Eigenvalues of the covariance of tokens, largest first.
+
+    Args:
+        tokens: Tokens, shape (N, D).
+
+    Returns:
+        Eigenvalues, shape (D,).
+    """
+    covariance = np.cov(tokens.astype(np.float64), rowvar=False)
+    return np.maximum(np.linalg.eigvalsh(covariance)[::-1], 0)
+
+
+def linear_accuracy(
+    tokens: NDArray[np.float32], target: NDArray[np.int64], train: NDArray[np.bool_]
+) -> float:
+    """Accuracy of a ridge classifier on tokens of other images than it learnt from.
+
+    Args:
+        tokens: Tokens, shape (N, D).
+        target: Classes, shape (N,).
+        train: Which tokens it learns from, shape (N,).
+
+    Returns:
+        Accuracy in [0, 1].
+    """
+    model = make_pipeline(StandardScaler(), RidgeClassifier())
+    model.fit(tokens[train], target[train])
+    return float(model.score(tokens[~train], target[~train]))
+
+
+@torch.no_grad()
+def analyse_blocks(vit: ViT, image: Tensor, label: Tensor, batch_size: int = 32) -> list[Block]:
+    """Analyse every block's output map, each through the final norm.
+
+    Half of the images teach the classifiers, every other one tests them.
+
+    Args:
+        vit: Plain backbone.
+        image: Normalised images, shape (N, C, H, W).
+        label: Their classes, shape (N,).
+        batch_size: Images per forward pass.
+
+    Returns:
+        One result per block.
+
+    Raises:
+        ValueError: If there are fewer than four images, or one class only.
+    """
+    if len(image) < 4 or len(label.unique()) < 2:
+        raise ValueError('an analysis needs at least four images of two classes')
+    vit.eval()
+    parts = [vit.intermediate(x, range(vit.depth)) for x in image.split(batch_size)]
+    found = []
+    for i in range(vit.depth):
+        patches = torch.cat([p[i].patches.flatten(1, 2) for p in parts]).float().cpu().numpy()
+        images, length, width = patches.shape
+        tokens = patches.reshape(-1, width)
+        train = np.repeat(np.arange(images) % 2 == 0, length)
+        values = eigenvalues(tokens)
+        place = np.tile(np.arange(length), images)
+        kind = np.repeat(label.cpu().numpy(), length)
+        found.append(
+            Block(
+                float(values.mean()),
+                float(values.var()),
+                linear_accuracy(tokens, place, train),
+                linear_accuracy(tokens, kind, train),
+            )
+        )
+    return found
+
+
+@torch.no_grad()
+def attention_maps(vit: ViT, image: Tensor, blocks: Sequence[int]) -> Tensor:
+    """Attention of the class token to the patches, mean over heads.
+
+    Args:
+        vit: Plain backbone with one slot.
+        image: Normalised images, shape (N, C, H, W).
+        blocks: Blocks to show.
+
+    Returns:
+        Maps that sum to at most 1, shape (len(blocks), N, h, w).
+    """
+    maps: dict[int, Tensor] = {}
+
+    def keep(number: int) -> Any:
+        def hook(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            x = inputs[0]
+            qkv = module.qkv(x).unflatten(-1, (3, module.num_heads, -1)).permute(2, 0, 3, 1, 4)
+            query, key = module.q_norm(qkv[0]), module.k_norm(qkv[1])
+            weights = (query[:, :, :1] * module.scale @ key.transpose(-2, -1)).softmax(-1)
+            maps[number] = weights.mean(1)[:, 0, 1:]  # (B,heads,1,1+N) -> (B,N)
+
+        return hook
+
+    wanted = [range(vit.depth)[i] for i in blocks]
+    layers: Any = vit.blocks
+    hooks = [layers[i].attn.register_forward_hook(keep(i)) for i in wanted]
+    try:
+        vit.eval()(image)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    size = vit.patch_embed.patch_size
+    grid = tuple(side // size for side in image.shape[-2:])
+    return torch.stack([maps[i].unflatten(1, grid) for i in wanted]).float().cpu()
+
+
+def write_analysis(
+    out: Path, models: Mapping[str, ViT], image: Tensor, label: Tensor, pictures: Tensor, shown: int = 4
+) -> list[Path]:
+    """Analyse models and write `analysis.json` and one figure of all of them.
+
+    Args:
+        out: Folder.
+        models: Plain backbones by name.
+        image: Normalised images, shape (N, C, H, W).
+        label: Their classes, shape (N,).
+        pictures: The same images in [0, 1], red, green and blue.
+        shown: Images whose attention is shown.
+
+    Returns:
+        The files.
+    """
+    found = {name: analyse_blocks(vit, image, label) for name, vit in models.items()}
+    chosen = torch.arange(0, len(image), max(1, len(image) // shown))[:shown]
+    maps = {name: attention_maps(vit, image[chosen], [-1])[0] for name, vit in models.items()}
+    files = [out / 'analysis.json', out / 'analysis.png']
+    with atomic_path(files[0]) as temporary:
+        content = {name: [block._asdict() for block in blocks] for name, blocks in found.items()}
+        temporary.write_text(json.dumps({'images': len(image), 'models': content}, indent=1))
+    _draw(files[1], found, maps, pictures[chosen])
+    return files
+
+
+def _draw(
+    path: Path, found: Mapping[str, Sequence[Block]], maps: Mapping[str, Tensor], pictures: Tensor
+) -> None:
+    titles = {
+        'eigenvalue_mean': 'mean eigenvalue of patch tokens',
+        'eigenvalue_variance': 'variance of the eigenvalues',
+        'position': 'place of a patch, accuracy',
+        'label': 'class from one patch, accuracy',
+    }
+    rows = 1 + len(maps)
+    figure = plt.figure(figsize=(14, 3.2 + 1.6 * rows), layout='constrained')
+    panels: Any = figure.subfigures(2, 1, height_ratios=[3.2, 1.6 * rows])
+    axes = panels[0].subplots(1, len(titles))
+    for axis, (key, title) in zip(axes, titles.items(), strict=True):
+        for name, blocks in found.items():
+            values = [getattr(b, key) for b in blocks]
+            axis.plot(range(1, len(values) + 1), values, marker='o', markersize=3, label=name)
+        axis.set_title(title, fontsize=9, loc='left')
+        axis.set_xlabel('block')
+        axis.spines[['top', 'right']].set_visible(False)
+        axis.grid(alpha=0.3)
+    axes[1].set_yscale('log')
+    axes[0].legend(frameon=False, fontsize=8)
+    grid = panels[1].subplots(rows, len(pictures), squeeze=False)
+    strips = {
+        'image': pictures.permute(0, 2, 3, 1).clamp(0, 1).numpy(),
+        **{k: v.numpy() for k, v in maps.items()},
+    }
+    for row, (name, images) in zip(grid, strips.items(), strict=True):
+        for axis, picture in zip(row, images, strict=True):
+            axis.imshow(picture, interpolation='nearest', cmap='viridis')
+            axis.set_xticks([])
+            axis.set_yticks([])
+        row[0].set_ylabel(name, rotation=0, ha='right', va='center', fontsize=8)
+    panels[1].suptitle("the class token's attention in the last block, mean over heads", fontsize=9)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=110, format='png')
+    plt.close(figure)

@@ -1,0 +1,194 @@
+"""What a row does at a scale: source, recipe, data and tuning, all settled before anything runs."""
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, is_dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from benchmarks.paper.rows import Row, Table
+from benchmarks.paper.scales import Data, Scale, Source, Tune
+from benchmarks.search import recipe_of
+from explora_geo.adaptation import ExPLoRAConfig
+from explora_geo.demo.run import Recipe
+from explora_geo.trainers import OptimConfig
+from explora_geo.trainers.presets import get_preset
+
+_OBJECTIVES = {'M': 'MAE', 'D': 'DINOv2'}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A row at a scale.
+
+    Attributes:
+        table: Its table.
+        row: The row.
+        scale: The scale.
+        source: What it starts from; its weights are empty for random ones.
+        recipe: How it is pre-trained, or None for the source as it is.
+        seed: Seed of the run.
+    """
+
+    table: Table
+    row: Row
+    scale: Scale
+    source: Source
+    recipe: Recipe | None
+    seed: int = 0
+
+    @property
+    def dataset(self) -> str:
+        """Name of the data set that is tuned on."""
+        return self.row.dataset or self.table.dataset
+
+    @cached_property
+    def data(self) -> Data:
+        """Data of tuning."""
+        return self.scale.data[self.dataset]
+
+    @cached_property
+    def pretrain_data(self) -> Data:
+        """Data of pre-training."""
+        data = self.scale.data[self.table.pretrain_dataset or self.dataset]
+        extra = data.pretrain_args if self.table.unlabelled else {}
+        return replace(data, init_args={**data.init_args, **extra})
+
+    @property
+    def tune(self) -> Tune:
+        """Length and optimiser of tuning."""
+        return self.scale.tune[self.row.tuning]
+
+    @property
+    def backbone_options(self) -> dict[str, Any]:
+        """Arguments of `create_vit` that source and table settle."""
+        return {
+            'img_size': self.source.img_size,
+            'bands': list(self.table.bands) or None,
+            'tokenizer': self.table.tokenizer,
+        }
+
+
+def why_not(table: Table, row: Row, scale: Scale) -> str:
+    """Why a row does not run at a scale; empty if it does.
+
+    Args:
+        table: The table.
+        row: One of its rows.
+        scale: The scale.
+
+    Returns:
+        A few words.
+    """
+    if row.only:
+        return f'published only: {row.only}'
+    if row.objective not in scale.sources:
+        return f'no source of {_OBJECTIVES[row.objective]} at the scale {scale.name}'
+    if row.model and row.weights and not scale.published:
+        return f'another backbone, which the scale {scale.name} does not have'
+    for name in {row.dataset or table.dataset, table.pretrain_dataset or row.dataset or table.dataset}:
+        if name not in scale.data:
+            return f'no {name} at the scale {scale.name}'
+    return ''
+
+
+def build_job(table: Table, row: Row, scale: Scale, seed: int = 0) -> Job:
+    """Settle what a row does.
+
+    Raises:
+        ValueError: If it does not run at this scale, or a value does not fit.
+    """
+    reason = why_not(table, row, scale)
+    if reason:
+        raise ValueError(f'table {table.id}, row {row.id} does not run: {reason}')
+    source = scale.sources[row.objective]
+    if scale.published:
+        source = replace(
+            source,
+            model=row.model or source.model,
+            weights=row.weights or source.weights,
+            img_size=None if row.model and not row.weights else source.img_size,
+        )
+        if row.released:
+            return Job(table, row, scale, replace(source, weights=row.released), None, seed)
+    if row.start == 'random':
+        source = replace(source, weights='')
+    recipe = None
+    if row.adaptation:
+        recipe = _published_recipe(table, row, scale) if scale.published else _recipe(row, scale)
+    return Job(table, row, scale, source, recipe, seed)
+
+
+def fit_rank(config: ExPLoRAConfig, scale: Scale) -> ExPLoRAConfig:
+    """The adaptation with a rank that the scale's backbones have room for."""
+    highest = scale.max_rank
+    return config if highest is None or config.rank <= highest else replace(config, rank=highest)
+
+
+def _recipe(row: Row, scale: Scale) -> Recipe:
+    values = {**scale.pretrain[row.objective], 'adaptation': row.adaptation}
+    recipe = recipe_of(values, f'scale {scale.name}, pretrain, {row.objective}')
+    return replace(recipe, adaptation=fit_rank(row.config, scale))
+
+
+def _published_recipe(table: Table, row: Row, scale: Scale) -> Recipe:
+    preset = get_preset(row.preset, row.objective)
+    arguments = {k: vars(v) if is_dataclass(v) else v for k, v in preset.objective.items()}
+    if 'decoder_adaptation' in arguments:
+        arguments['decoder_adaptation'] = preset.objective['decoder_adaptation'].to_dict()
+    steps = row.steps or preset.steps
+    if steps is None:
+        data = scale.data[table.pretrain_dataset or row.dataset or table.dataset]
+        if not preset.epochs or not data.images:
+            raise ValueError(
+                f'the length of {row.preset} for {_OBJECTIVES[row.objective]} is not known: give steps in '
+                f'row {row.id}, or images of the data in the scale {scale.name}'
+            )
+        steps = preset.epochs * data.images // preset.batch
+    return Recipe(
+        adaptation=replace(row.config, alpha=row.config.alpha or preset.adaptation.alpha),
+        objective=_OBJECTIVES[row.objective],  # type: ignore[arg-type]
+        arguments=arguments,
+        optim=preset.optim,
+        steps=steps,
+        batch_size=preset.batch,
+        drop_path_rate=preset.drop_path_rate,
+    )
+
+
+def with_rate(optim: OptimConfig, factor: float) -> OptimConfig:
+    """The same optimiser at another learning rate."""
+    return replace(optim, base_lr=optim.base_lr * factor)
+
+
+def describe_recipe(recipe: Recipe) -> dict[str, Any]:
+    """A recipe as JSON-ready values."""
+    values = {k: v for k, v in vars(recipe).items() if k not in ('adaptation', 'optim', 'arguments')}
+    return {
+        **values,
+        'arguments': {k: plain_value(v) for k, v in recipe.arguments.items()},
+        'adaptation': recipe.adaptation.to_dict(),
+        'optim': dict(vars(recipe.optim)),
+    }
+
+
+def plain_value(value: Any) -> Any:
+    """A value of a file as JSON-ready values."""
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
+    if isinstance(value, Mapping):
+        return {k: plain_value(v) for k, v in value.items()}
+    return [plain_value(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def load_class(path: str) -> Any:
+    """A class by its dotted path.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    module, _, name = path.rpartition('.')
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f'no class {path!r}: give the full path of a data module or task') from error

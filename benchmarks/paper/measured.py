@@ -1,0 +1,207 @@
+"""The last stage: what a backbone is worth, by a probe of its frozen features or by tuning on labels."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from lightning.pytorch import seed_everything
+
+from benchmarks.fitting import build_trainer, draw_training_labels, quiet
+from benchmarks.paper.data import classes_of, cut, describe_data, open_data
+from benchmarks.paper.jobs import Job, load_class, with_rate
+from benchmarks.paper.meter import Meter
+from benchmarks.paper.progress import CurveScore, Progress
+from benchmarks.paper.source import MODEL, open_stage
+from benchmarks.paper.stages import Stage, Store
+from explora_geo.commands.device import pick_device
+from explora_geo.commands.probe import extract_parts
+from explora_geo.demo.run import faster_precision
+from explora_geo.evaluation import Budget, ProbeProtocol, SweepConfig, run_probes
+from explora_geo.trainers import OptimConfig, Regularisation
+from explora_geo.trainers.recipes import ADAPTATIONS
+
+#: The metric of a task that is the table's value.
+_VALUES = {'SegmentationTask': 'JaccardIndex'}
+
+
+def probe(store: Store, job: Job, model: Stage, validate: bool = False) -> Stage:
+    """Measure frozen features, unless that is done.
+
+    Args:
+        store: Where stages are kept.
+        job: The row.
+        model: Stage that left the backbone.
+        validate: Score held-out training images by a logistic regression instead of the test part.
+
+    Returns:
+        The finished stage; `value` of its record is in [0, 1].
+
+    Raises:
+        ValueError: If there are no held-out training images to validate on.
+    """
+    settings = job.scale.probe
+    module = open_data(job.data)
+    cut(module, settings.labelled, settings.validated, settings.tested)
+    content = {
+        'model': model.key,
+        'data': describe_data(job.data, module),
+        'protocol': {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(settings).items()},
+        'seed': job.seed,
+        'validate': validate,
+    }
+
+    def work(stage: Stage) -> Mapping[str, Any]:
+        vit = open_stage(model, job.source.img_size).to(pick_device('auto'))
+        if validate:
+            _validate_on_training(module)
+        with Meter() as meter:
+            tables = extract_parts(vit, module, None, progress=lambda text: None)
+            found = run_probes(
+                tables['train'], tables['val'], tables['test'], _protocol(job, vit.depth, validate)
+            )
+        return {
+            **meter.to_dict(),
+            'value': found.scores[0].mean,
+            'scores': {f'{s.method}, {s.budget}': s.mean for s in found.scores},
+            'details': [s.to_dict() for s in found.scores],
+            'feature_dim': vit.embed_dim,
+            'images': {part: len(table.label) for part, table in tables.items()},
+        }
+
+    stage = store.stage('probed', content)
+    store.run(stage, work)
+    return stage
+
+
+def _protocol(job: Job, depth: int, validate: bool) -> ProbeProtocol:
+    settings = job.scale.probe
+    blocks = tuple(dict.fromkeys(min(n, depth) for n in settings.blocks))
+    sweep = SweepConfig(blocks=blocks, epochs=settings.epochs, iterations=settings.iterations, seed=job.seed)
+    return ProbeProtocol(
+        budgets=tuple(Budget.parse(b) for b in (('all',) if validate else settings.budgets)),
+        seeds=settings.label_seeds,
+        methods=('logistic',) if validate else settings.methods,
+        sweep=sweep,
+    )
+
+
+def _validate_on_training(module: Any) -> None:
+    """Make the held-out training images the test; settings are chosen on others of the training part."""
+    if module.val_dataset is None:
+        raise ValueError(
+            'a search needs held-out training images: give the data module val_split, or search: null'
+        )
+    module.test_dataset, module.val_dataset = module.val_dataset, None
+
+
+def tune(
+    store: Store,
+    job: Job,
+    model: Stage,
+    factor: float = 1.0,
+    steps: int | None = None,
+    validate: bool = False,
+) -> Stage:
+    """Tune on labels, unless that is done.
+
+    Args:
+        store: Where stages are kept.
+        job: The row.
+        model: Stage that left the backbone.
+        factor: Factor on the learning rate.
+        steps: Optimiser steps instead of the scale's.
+        validate: Score held-out training images instead of the test part.
+
+    Returns:
+        The finished stage; `value` of its record is in [0, 1].
+    """
+    module = open_data(job.data, batch_size=job.tune.batch_size)
+    cut(module, None, job.scale.probe.validated, job.scale.probe.tested)
+    content = {
+        'model': model.key,
+        'data': describe_data(job.data, module),
+        'tuning': job.row.tuning,
+        'tune': {k: dict(v) if isinstance(v, Mapping) else v for k, v in asdict(job.tune).items()},
+        'task': [job.data.task, dict(job.data.task_args)],
+        'factor': factor,
+        'steps': steps,
+        'seed': job.seed,
+        'validate': validate,
+    }
+    stage = store.stage('tuned', content)
+    store.run(stage, _Tuning(job, model, module, factor, steps, validate), together=True)
+    return stage
+
+
+class _Tuning:
+    """The work of the stage."""
+
+    def __init__(
+        self, job: Job, model: Stage, module: Any, factor: float, steps: int | None, validate: bool
+    ) -> None:
+        self.job, self.model, self.module = job, model, module
+        self.factor, self.steps, self.validate = factor, steps, validate
+
+    def build(self) -> Any:
+        """The task, before anything is tuned."""
+        job, settings = self.job, self.job.tune
+        kind = load_class(job.data.task or 'explora_geo.trainers.ClassificationTask')
+        config = ADAPTATIONS[job.row.tuning]
+        config = config.with_extra(self.model.record.get('fresh', ()))  # embeddings that hold nothing yet
+        seed_everything(job.seed, workers=False, verbose=False)
+        return kind(
+            weights=str(self.model.folder / MODEL),
+            img_size=job.source.img_size,
+            tuning=job.row.tuning,
+            adaptation=config,
+            num_classes=classes_of(self.module, job.data),
+            optim=with_rate(OptimConfig(**settings.optim), self.factor),
+            regularisation=Regularisation(**settings.regularisation),
+            **job.data.task_args,
+        )
+
+    def __call__(self, stage: Stage) -> Mapping[str, Any]:
+        """Tune and test."""
+        job, settings = self.job, self.job.tune
+        if self.validate:
+            _validate_on_training(self.module)
+        images = draw_training_labels(self.module, settings.labels, job.seed)
+        batches = max(images // settings.batch_size, 1)
+        steps = settings.steps or settings.epochs * batches  # type: ignore[operator]
+        steps = min(steps, self.steps or steps)
+        self.module.batch_size = min(settings.batch_size, images)
+        progress = Progress(CurveScore(self.module, 1), max(1, job.scale.every), drawn=False)
+        task = self.build()
+        trained = sum(p.numel() for p in task.model.backbone.parameters() if p.requires_grad)
+        with quiet(), Meter() as meter:
+            trainer = build_trainer(
+                stage.folder,
+                steps,
+                [progress],
+                stage.checkpoint,
+                job.scale.every,
+                **{
+                    'devices': 1,
+                    'precision': faster_precision(),
+                    'max_epochs': math.ceil(steps / batches),
+                    **job.scale.trainer,
+                },
+            )
+            resume = str(stage.checkpoint) if stage.checkpoint.is_file() else None
+            trainer.fit(task, datamodule=self.module, ckpt_path=resume, weights_only=True)
+        with quiet(), torch.no_grad():
+            found = trainer.test(task, datamodule=self.module, verbose=False)[0]
+        name = _VALUES.get(type(task).__name__, 'OverallAccuracy')
+        return {
+            **progress.costs(meter),
+            'value': found[f'test_{name}'],
+            'metrics': {k.removeprefix('test_'): v for k, v in found.items()},
+            'steps': trainer.global_step,
+            'labels': images,
+            'images_seen': trainer.global_step * self.module.batch_size,
+            'tuned_parameters': trained,
+            'images': {'train': images, 'test': len(self.module.test_dataset)},
+            'precision': str(trainer.precision),
+        }

@@ -1,0 +1,77 @@
+"""Results as JSON lines: one for each row and seed, appended in one piece."""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+Record = dict[str, Any]
+
+
+def append(path: Path, record: Mapping[str, Any]) -> None:
+    """Append one record.
+
+    The line is written by one call under a lock, and reaches the disk before the call returns. What an
+    interrupted writer left of a line is removed first.
+
+    Args:
+        path: File of JSON lines; it is made if there is none.
+        record: JSON-ready values.
+    """
+    line = (json.dumps(record) + '\n').encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        _drop_torn_line(handle)
+        os.write(handle, line)
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _drop_torn_line(handle: int) -> None:
+    size = os.fstat(handle).st_size
+    content = os.pread(handle, size, 0)
+    if content and not content.endswith(b'\n'):
+        os.ftruncate(handle, content.rfind(b'\n') + 1)
+
+
+def read(path: Path) -> list[Record]:
+    """Records of a file, without a last line that was never finished; none if there is no file.
+
+    Raises:
+        ValueError: If another line is damaged.
+    """
+    if not path.is_file():
+        return []
+    text = path.read_text()
+    lines = text.splitlines()
+    if text and not text.endswith('\n'):
+        lines.pop()
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise ValueError(f'{path}, line {number} is damaged ({error.msg}): remove the line') from error
+    return records
+
+
+def latest(records: Iterable[Record]) -> list[Record]:
+    """The last record of each row, origin and seed, in the order of their first."""
+    found: dict[tuple[Any, ...], Record] = {}
+    for record in records:
+        found[record['table'], record['row'], record['origin'], record['seed']] = record
+    return list(found.values())
+
+
+def by_row(records: Sequence[Record], table: str) -> dict[tuple[str, str], list[Record]]:
+    """Records of a table by row and origin, seeds in order."""
+    found: dict[tuple[str, str], list[Record]] = {}
+    for record in sorted(latest(records), key=lambda r: r['seed']):
+        if record['table'] == table:
+            found.setdefault((record['row'], record['origin']), []).append(record)
+    return found

@@ -1,0 +1,255 @@
+"""Reports of a table at a scale: Markdown, CSV and torchgeo-bench's rows, the published value beside each."""
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.paper.jobs import why_not
+from benchmarks.paper.plots import draw_plots
+from benchmarks.paper.records import Record, by_row, latest
+from benchmarks.paper.rows import MARKS, Row, Table
+from benchmarks.paper.scales import Scale
+from benchmarks.paper.summary import judge_all, paired, spread
+from explora_geo.checkpoints import atomic_path
+from explora_geo.evaluation import Budget, ProbeProtocol
+from explora_geo.evaluation.protocol import ProbeScore
+from explora_geo.evaluation.report import BENCH_COLUMNS, bench_csv
+
+_COLUMNS = (
+    'table',
+    'row',
+    'name',
+    'origin',
+    'scale',
+    'seed',
+    'value',
+    'published',
+    'mark',
+    'dataset',
+    'stands_in',
+    'model',
+    'source',
+    'adaptation',
+    'tuning',
+    'trainable',
+    'parameters',
+    'steps',
+    'images_seen',
+    'images_per_s',
+    'seconds',
+    'peak_memory',
+    'flops',
+    'time',
+)
+
+
+def write_report(out: Path, table: Table, scale: Scale, records: Sequence[Record]) -> list[Path]:
+    """Write every report of a table.
+
+    Args:
+        out: Folder.
+        table: The table.
+        scale: The scale.
+        records: Results of the scale, of any table.
+
+    Returns:
+        The files.
+    """
+    stem = f'table_{table.id}'
+    mine = [r for r in latest(records) if r['table'] == table.id]
+    plots = draw_plots(out, stem, table, mine)
+    texts = {f'{stem}.md': markdown(table, scale, mine, plots), f'{stem}.csv': to_csv(mine)}
+    bench = torchgeo_bench(mine)
+    if bench.count('\n') > 1:
+        texts[f'{stem}_torchgeo_bench.csv'] = bench
+    files = []
+    for name, text in texts.items():
+        with atomic_path(out / name) as temporary:
+            temporary.write_text(text)
+        files.append(out / name)
+    return [*files, *plots]
+
+
+def markdown(table: Table, scale: Scale, records: Sequence[Record], plots: Sequence[Path] = ()) -> str:
+    """The report.
+
+    Args:
+        table: The table.
+        scale: The scale.
+        records: Results of this table.
+        plots: Pictures beside the report.
+
+    Returns:
+        Markdown.
+    """
+    found = by_row(records, table.id)
+    marks = {row.published.mark for row in table.rows.values()} | {f.mark for f in table.findings}
+    legend = '; '.join(f'{m}: {MARKS[m]}' for m in MARKS if m in marks)
+    lines = [
+        f'# Table {table.id} at the scale {scale.name}: {table.title}',
+        '',
+        f'Made by `explora-bench report {table.id} --scale {scale.name}`. {_setting(table, scale, records)}',
+        f"**The published column is {table.metric} on {table.dataset} with the paper's models; the next one "
+        f'was measured here**, mean and 95 % Student interval over seeds. {legend}.',
+        '',
+        *(f'- {note}' for note in table.notes),
+        *([''] if table.notes else []),
+        *_table(table, scale, found),
+    ]
+    judged = judge_all(table, records)
+    if judged and records:
+        lines += [
+            '',
+            "## The paper's findings at this scale",
+            '',
+            '| finding | of | difference, points | verdict |',
+            '|---|---|---|---|',
+        ]
+        for finding, difference, verdict in judged:
+            cell = '-' if difference is None else difference.text('+')
+            lines.append(f'| {finding.text} | {finding.mark} | {cell} | {verdict} |')
+        lines += ['', 'Differences are paired by seed; a verdict needs one beyond its own interval.']
+    lines += _cost(table, found)
+    lines += ['', *(f'![{p.stem.replace("_", " ")}]({p.name})' for p in plots)]
+    return '\n'.join([*lines, ''])
+
+
+def _setting(table: Table, scale: Scale, records: Sequence[Record]) -> str:
+    stands_in = sorted({r['stands_in'] for r in records if r['stands_in']})
+    devices = sorted({r['hardware']['device'] for r in records})
+    text = f'{scale.about[0].upper()}{scale.about[1:]}.'
+    models = sorted({r['model'] for r in records})
+    if models:
+        text += f' Rows keep the names of the paper; the backbone here is {", ".join(models)}.'
+    if stands_in:
+        text += f' {", ".join(stands_in)} stands in for {table.dataset}.'
+    if scale.search is not None:
+        text += (
+            f' The learning rate of every row is the best of {len(scale.search.factors)} on held-out '
+            'training images.'
+        )
+    notes = sorted({s.note for s in scale.sources.values() if s.note})
+    text += f' Sources: {"; ".join(notes)}.' if notes else ''
+    return text + (f' Run on {", ".join(devices)}.' if devices else ' Nothing was run yet.')
+
+
+def _table(table: Table, scale: Scale, found: dict[tuple[str, str], list[Record]]) -> list[str]:
+    methods = list(dict.fromkeys(m for rows in found.values() for r in rows for m in r['scores']))
+    gain = (
+        ['gain over its source'] if any(_source_of(table, row, found) for row in table.rows.values()) else []
+    )
+    header = ['row', f'published, {table.metric}', f'{table.metric} here', *gain, *methods]
+    header += ['adaptation here', 'trains', 'images seen', 'seeds']
+    lines = [f'| {" | ".join(header)} |', '|' + '---|' * len(header)]
+    for row in table.rows.values():
+        published = '-' if row.added else str(row.published)
+        name = f'{row.name} (added)' if row.added else row.name
+        keys = [key for key in found if key[0] == row.id]
+        if not keys:
+            reason = why_not(table, row, scale) or 'not run'
+            lines.append(f'| {name} | {published} | {reason} |' + ' |' * (len(header) - 3))
+        for key in keys:
+            rows = found[key]
+            origin = '' if key[1] == 'run' else f' ({key[1]})'
+            cells = [name + origin, published, spread([r['value'] for r in rows]).text()]
+            if gain:
+                baseline = _source_of(table, row, found)
+                difference = paired(rows, baseline) if row.adaptation and baseline else None
+                cells.append('-' if difference is None else difference.text('+'))
+            for method in methods:
+                values = [r['scores'][method] for r in rows if method in r['scores']]
+                cells.append(spread(values).text() if values else '-')
+            first = rows[0]
+            share = f'{first["trainable"] / 1e6:.2f}M ({first["trainable"] / first["parameters"]:.0%})'
+            cells += [first['adaptation'] or '-', share if first['trainable'] else '-']
+            cells += [f'{first["images_seen"]:,}', str(len(rows))]
+            lines.append(f'| {" | ".join(cells)} |')
+    return lines
+
+
+def _source_of(table: Table, row: Row, found: Mapping[tuple[str, str], list[Record]]) -> list[Record]:
+    """Records of the row that measures the source of a row as it is, in the same way, if any."""
+    for other in table.rows.values():
+        same = (other.objective, other.tuning) == (row.objective, row.tuning)
+        if same and not other.adaptation and not other.only:
+            return found.get((other.id, 'run'), [])
+    return []
+
+
+def _cost(table: Table, found: dict[tuple[str, str], list[Record]]) -> list[str]:
+    """Time, memory, energy and carbon of each row."""
+    if not found:
+        return []
+    lines = [
+        '',
+        '## What it cost',
+        '',
+        '| row | s | images/s | peak memory, MB | Wh | g CO2 | of it pre-training | energy by |',
+        '|---|---|---|---|---|---|---|---|',
+    ]
+    for (row, _), rows in found.items():
+        known = [r for r in rows if r.get('energy')]
+        if not known:
+            continue
+        mean = {k: sum(r['energy'][k] for r in known) / len(known) for k in ('kwh', 'kg', 'pretrain_kg')}
+        speed = [r['images_per_s'] for r in known if r['images_per_s']]
+        cells = [
+            table.rows[row].name,
+            f'{sum(r["seconds"] for r in known) / len(known):,.0f}',
+            f'{sum(speed) / len(speed):,.0f}' if speed else '-',
+            f'{max(r["peak_memory"] for r in known) / 1e6:,.0f}',
+            f'{1000 * mean["kwh"]:.3g}',
+            f'{1000 * mean["kg"]:.3g}',
+            f'{1000 * mean["pretrain_kg"]:.3g}',
+            known[0]['energy']['method'],
+        ]
+        lines.append(f'| {" | ".join(cells)} |')
+    return [*lines, '', 'Means over seeds; searches of learning rates are not counted.']
+
+
+def to_csv(records: Iterable[Record]) -> str:
+    """One line for each row and seed."""
+    file = io.StringIO()
+    columns = [*_COLUMNS, 'kwh', 'kg_co2', 'energy_method', 'device', 'scores']
+    writer = csv.DictWriter(file, columns, restval='', lineterminator='\n', extrasaction='ignore')
+    writer.writeheader()
+    for record in records:
+        energy: dict[str, Any] = record.get('energy') or {}
+        writer.writerow(
+            {
+                **record,
+                'kwh': energy.get('kwh', ''),
+                'kg_co2': energy.get('kg', ''),
+                'energy_method': energy.get('method', ''),
+                'device': record['hardware']['device'],
+                'scores': '; '.join(f'{k}={v:.3f}' for k, v in record['scores'].items()),
+            }
+        )
+    return file.getvalue()
+
+
+def torchgeo_bench(records: Iterable[Record]) -> str:
+    """torchgeo-bench's rows of what was probed; a header alone if nothing was."""
+    lines = [','.join(BENCH_COLUMNS)]
+    for record in records:
+        details = record.get('details')
+        if not details:
+            continue
+        scores = [ProbeScore(**{**_fields(d), 'budget': Budget.parse(d['budget'])}) for d in details]
+        about = {
+            'dataset': record['stands_in'] or record['dataset'],
+            'name': f'{record["model"]} {record["name"]}',
+            'feature_dim': record['feature_dim'],
+            'images': record['images'],
+            'image_size': '',
+            'bands': ['red', 'green', 'blue'],
+            'seed': record['seed'],
+        }
+        lines += bench_csv(scores, ProbeProtocol(), about).splitlines()[1:]
+    return '\n'.join([*lines, ''])
+
+
+def _fields(detail: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in detail.items() if k in ProbeScore._fields}

@@ -1,0 +1,256 @@
+"""Rows of the paper's tables, read from `conf/tables`: what each system does, and what was published."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, Self, get_args
+
+import yaml
+
+from explora_geo.adaptation import ExPLoRAConfig
+
+TABLES = Path(__file__).parents[1] / 'conf' / 'tables'
+UNPUBLISHED = 'not published here'
+#: What the letter after a published number says of its source.
+MARKS = {
+    'W': 'workshop text of 2024',
+    'I': 'ICML 2025 version, its website or scripts',
+    'D': 'derived',
+    'O': "another system's own publication",
+}
+_VALUE = re.compile(r'(?P<value>\d+(?:\.\d+)?)(?P<unit>M?) (?P<mark>[WIDO])')
+Tuning = Literal['probe', 'lora', 'full', 'none']
+
+
+@dataclass(frozen=True)
+class Published:
+    """A printed number.
+
+    Attributes:
+        text: The number as printed, with a unit; empty if it is not published here.
+        mark: Key of `MARKS`.
+    """
+
+    text: str = ''
+    mark: str = ''
+
+    @classmethod
+    def parse(cls, text: str | None, where: str) -> Self:
+        """Read `79.09 W`, `15.7M W` or null.
+
+        Raises:
+            ValueError: If the text is none of these.
+        """
+        if text is None:
+            return cls()
+        match = _VALUE.fullmatch(str(text))
+        if match is None:
+            raise ValueError(
+                f'{where}: cannot read {text!r}: write the number, M for millions, and one of the marks '
+                f'{", ".join(MARKS)}, such as 79.09 W, or null for what is not published'
+            )
+        return cls(match['value'] + match['unit'], match['mark'])
+
+    @property
+    def value(self) -> float | None:
+        """The number, in units; None if it is not published here."""
+        factor = 1e6 if self.text.endswith('M') else 1
+        return factor * float(self.text.rstrip('M')) if self.text else None
+
+    def __str__(self) -> str:
+        """Number and mark, or that there is none."""
+        return f'{self.text} ({self.mark})' if self.text else UNPUBLISHED
+
+
+@dataclass(frozen=True)
+class Row:
+    """One system of a table.
+
+    Attributes:
+        id: Key within the table.
+        name: What reports call it.
+        published: Its value in the table.
+        objective: `M` (MAE) or `D` (DINOv2): which source it starts from and what it learns by; empty for
+            systems of others that are not built here.
+        start: Start from the source of that objective, or from random weights.
+        adaptation: Pre-training on the new domain in the paper's notation; empty for the source as it is.
+        options: Further fields of `ExPLoRAConfig`: `targets`, `train_norms`, `alpha`.
+        tuning: What is measured: a linear probe, LoRA or full fine-tuning, or the pre-training alone.
+        only: Why the row cannot be run, for rows that are published only.
+        added: The row is not in the paper's table.
+        model: Backbone at the paper's scale, instead of its objective's.
+        weights: Source weights there, instead of its objective's.
+        released: Released weights that are the outcome of this pre-training, used there.
+        preset: Published recipe used there.
+        steps: Optimiser steps used there, where the recipe does not say.
+        dataset: Data set, instead of the table's.
+        pretrain_parameters: Printed number of parameters that train in pre-training.
+        tune_parameters: The same in tuning.
+        gpu_hours: Printed hours of pre-training.
+        trainable: Number that the model built for pre-training must have: exact, or millions to three
+            decimals such as `18.725M`.
+    """
+
+    id: str
+    name: str
+    published: Published = Published()
+    objective: Literal['M', 'D', ''] = ''
+    start: Literal['source', 'random'] = 'source'
+    adaptation: str = ''
+    options: Mapping[str, Any] = field(default_factory=dict)
+    tuning: Tuning = 'probe'
+    only: str = ''
+    added: bool = False
+    model: str = ''
+    weights: str = ''
+    released: str = ''
+    preset: str = 'paper-workshop'
+    steps: int | None = None
+    dataset: str = ''
+    pretrain_parameters: Published = Published()
+    tune_parameters: Published = Published()
+    gpu_hours: Published = Published()
+    trainable: str = ''
+
+    def __post_init__(self) -> None:
+        """Check what belongs together."""
+        if not self.only and not self.objective:
+            raise ValueError('a row that runs needs an objective, M or D; say only: why if it cannot run')
+        if self.tuning not in get_args(Tuning):
+            raise ValueError(f'tuning must be one of {", ".join(get_args(Tuning))}, got {self.tuning!r}')
+        if self.start == 'random' and self.adaptation != 'full':
+            raise ValueError('only a full pre-training can start from random weights')
+        if self.adaptation:
+            _ = self.config
+
+    @property
+    def config(self) -> ExPLoRAConfig:
+        """What trains in pre-training."""
+        return ExPLoRAConfig.parse(self.adaptation, **self.options)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A statement of the paper that two rows of a table can bear out or not.
+
+    Attributes:
+        text: The statement.
+        mark: Where it is made, key of `MARKS`.
+        better: Row that the statement puts above the other.
+        worse: The other.
+        equal: The statement is that `better` is not below `worse`.
+    """
+
+    text: str
+    mark: str
+    better: str
+    worse: str
+    equal: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table.
+
+    Attributes:
+        id: Its number in the workshop text, a letter after it for tables that are added.
+        title: What it shows.
+        dataset: Data set of pre-training and tuning, a name in `conf/data`.
+        metric: What its values are.
+        rows: Its rows by id.
+        findings: What the paper reads from it.
+        pretrain_dataset: Data set of pre-training, if it is another.
+        unlabelled: Pre-training reads the data set's unlabelled part.
+        tokenizer: How images become tokens.
+        bands: Bands of the images, in order, where they are not red, green and blue.
+        notes: What a reader must know.
+    """
+
+    id: str
+    title: str
+    dataset: str
+    metric: str
+    rows: Mapping[str, Row]
+    findings: tuple[Finding, ...] = ()
+    pretrain_dataset: str = ''
+    unlabelled: bool = False
+    tokenizer: str = 'patch'
+    bands: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def choose(self, rows: str) -> list[Row]:
+        """Rows by their ids, separated by commas; all of them if empty.
+
+        Raises:
+            ValueError: If there is no such row.
+        """
+        wanted = [name.strip() for name in rows.split(',') if name.strip()]
+        unknown = [name for name in wanted if name not in self.rows]
+        if unknown:
+            raise ValueError(f'table {self.id} has no row {unknown[0]!r}: it has {", ".join(self.rows)}')
+        return [row for row in self.rows.values() if not wanted or row.id in wanted]
+
+
+_PUBLISHED = ('published', 'pretrain_parameters', 'tune_parameters', 'gpu_hours')
+
+
+def read_table(path: Path) -> Table:
+    """Read one table.
+
+    Args:
+        path: YAML file: the fields of `Table`, `defaults` of its rows, `rows` by id, and `findings`.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If a key or value does not fit.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f'no table {path}')
+    content = dict(yaml.safe_load(path.read_text()))
+    defaults = content.pop('defaults', {})
+    known = {f.name for f in fields(Row)} - {'id'}
+    rows = {}
+    for name, given in content.pop('rows').items():
+        where = f'{path.name}, row {name}'
+        values = {**defaults, **given}
+        unknown = set(values) - known
+        if unknown:
+            raise ValueError(f'{where}: unknown keys {", ".join(sorted(unknown))}')
+        for key in _PUBLISHED:
+            values[key] = Published.parse(values.get(key), f'{where}, {key}')
+        try:
+            rows[name] = Row(id=name, **{k: v for k, v in values.items() if v is not None})
+        except (TypeError, ValueError) as error:
+            raise ValueError(f'{where}: {error}') from error
+    try:
+        findings = tuple(Finding(**f) for f in content.pop('findings', ()))
+        for key in ('bands', 'notes'):
+            content[key] = tuple(content.get(key, ()))
+        table = Table(rows=rows, findings=findings, **{**content, 'id': str(content['id'])})
+    except (KeyError, TypeError) as error:
+        raise ValueError(f'{path.name} does not fit: {error}') from error
+    for finding in table.findings:
+        for name in (finding.better, finding.worse):
+            if name not in rows:
+                raise ValueError(f'{path.name}: the finding {finding.text!r} names no row of it: {name!r}')
+    return table
+
+
+def read_tables(folder: Path = TABLES) -> dict[str, Table]:
+    """Every table by id, in the paper's order."""
+    return {table.id: table for table in map(read_table, sorted(folder.glob('*.yaml')))}
+
+
+def get_table(name: str, folder: Path = TABLES) -> Table:
+    """A table by id, or from a file of one's own.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    if name.endswith('.yaml'):
+        return read_table(Path(name))
+    tables = read_tables(folder)
+    if name not in tables:
+        raise ValueError(f'no table {name!r}: there are {", ".join(tables)}, or give a YAML file')
+    return tables[name]

@@ -1,0 +1,205 @@
+"""Runs rows of a table: source, adapted, tuned or probed, and one line of results."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks.paper import records
+from benchmarks.paper.adapted import adapt
+from benchmarks.paper.cost import pretraining_cost
+from benchmarks.paper.jobs import Job, build_job, why_not
+from benchmarks.paper.measured import probe, tune
+from benchmarks.paper.meter import describe_machine
+from benchmarks.paper.rows import Row, Table
+from benchmarks.paper.scales import Scale
+from benchmarks.paper.source import prepare_source
+from benchmarks.paper.stages import Stage, Store, is_first_process
+
+#: What the search of a learning rate does not depend on: all rows and seeds are searched with this one.
+_SEARCH_SEED = 0
+
+
+class Chosen(NamedTuple):
+    """Outcome of the search of a learning rate.
+
+    Attributes:
+        factor: The best factor on the recipe's rate.
+        scores: Validation value by factor, in [0, 1]; empty if nothing was searched.
+    """
+
+    factor: float
+    scores: dict[str, float]
+
+
+def run_rows(
+    table: Table,
+    rows: Sequence[Row],
+    scale: Scale,
+    seeds: int,
+    store: Store,
+    results: Path,
+    progress: Callable[[str], None] = lambda text: None,
+) -> list[records.Record]:
+    """Run rows and seeds that are not in the results yet.
+
+    Args:
+        table: Their table.
+        rows: The rows.
+        scale: With which models, images and lengths.
+        seeds: Runs of every row.
+        store: Where stages are kept.
+        results: JSON lines that are appended to.
+        progress: Told what is done next.
+
+    Returns:
+        The records of these rows, new and old.
+    """
+    chosen = []
+    for row in rows:
+        reason = why_not(table, row, scale)
+        if reason:
+            progress(f'{row.name}: {reason}')
+            continue
+        for seed in range(seeds):
+
+            def report(text: str, name: str = row.name, seed: int = seed) -> None:
+                progress(f'{name}, seed {seed}: {text}')
+
+            record = run_job(build_job(table, row, scale, seed), store, report)
+            known = [r for r in records.read(results) if _same(r, record)]
+            if not known and is_first_process():
+                records.append(results, record)
+            chosen.append(known[-1] if known else record)
+    return chosen
+
+
+def _same(one: records.Record, other: records.Record) -> bool:
+    return all(one.get(key) == other[key] for key in ('table', 'row', 'stages'))
+
+
+def run_job(job: Job, store: Store, progress: Callable[[str], None] = lambda text: None) -> records.Record:
+    """Run one row with one seed; finished stages are read, not run.
+
+    Args:
+        job: The row.
+        store: Where stages are kept.
+        progress: Told what is done next.
+
+    Returns:
+        Its record.
+    """
+    progress('source')
+    source = prepare_source(store, job)
+    stages: dict[str, Stage] = {'source': source}
+    rates: dict[str, Any] = {}
+    if job.recipe is not None:
+        chosen = search_pretraining(job, store, progress)
+        progress(f'{job.recipe.name}, {job.recipe.steps} steps of {job.recipe.batch_size}')
+        stages['adapted'] = adapt(store, job, source, chosen.factor)
+        rates['pretrain'] = {'base_lr': chosen.factor * job.recipe.optim.base_lr, 'search': chosen.scores}
+    model = stages.get('adapted', source)
+    if job.row.tuning == 'probe':
+        progress('probe')
+        stages['probed'] = probe(store, job, model)
+    elif job.row.tuning in ('lora', 'full'):
+        chosen = search_tuning(job, store, model, progress)
+        progress(f'{job.row.tuning} tuning')
+        stages['tuned'] = tune(store, job, model, chosen.factor)
+        rates['tune'] = {'factor': chosen.factor, 'search': chosen.scores}
+    return _record(job, stages, rates)
+
+
+def search_pretraining(job: Job, store: Store, progress: Callable[[str], None]) -> Chosen:
+    """Choose the learning rate of pre-training by short runs and a probe of held-out training images."""
+    search = job.scale.search
+    if search is None or job.recipe is None:
+        return Chosen(1.0, {})
+    trial = replace(job, seed=_SEARCH_SEED)
+    source = prepare_source(store, trial)
+    scores = {}
+    for factor in search.factors:
+        progress(f'search, learning rate x{factor:g}')
+        model = adapt(store, trial, source, factor, search.pretrain_steps)
+        scores[f'{factor:g}'] = probe(store, trial, model, validate=True).record['value']
+    return Chosen(float(max(scores, key=scores.__getitem__)), scores)
+
+
+def search_tuning(job: Job, store: Store, model: Stage, progress: Callable[[str], None]) -> Chosen:
+    """Choose the learning rate of tuning by short runs scored on held-out training images.
+
+    The first seed's backbone is searched with, and its choice holds for every seed.
+    """
+    search = job.scale.search
+    if search is None:
+        return Chosen(1.0, {})
+    trial = replace(job, seed=_SEARCH_SEED)
+    if job.seed != _SEARCH_SEED:
+        model = prepare_source(store, trial)
+        if trial.recipe is not None:
+            model = adapt(store, trial, model, search_pretraining(trial, store, progress).factor)
+    scores = {}
+    for factor in search.factors:
+        progress(f'search of tuning, learning rate x{factor:g}')
+        stage = tune(store, trial, model, factor, search.tune_steps, validate=True)
+        scores[f'{factor:g}'] = stage.record['value']
+    return Chosen(float(max(scores, key=scores.__getitem__)), scores)
+
+
+def _record(job: Job, stages: dict[str, Stage], rates: dict[str, Any]) -> records.Record:
+    found = {kind: stage.record for kind, stage in stages.items()}
+    adapted = found.get('adapted', {})
+    last = found.get('probed') or found.get('tuned') or {}
+    costly = [r for r in (adapted, last) if r]
+    pretraining = adapted.get('energy', {})
+    energies = [r['energy'] for r in costly]
+    # The table of carbon shows pre-training alone.
+    value = 100 * last['value'] if last else pretraining['kg']
+    return {
+        'table': job.table.id,
+        'row': job.row.id,
+        'name': job.row.name,
+        'origin': 'run',
+        'scale': job.scale.name,
+        'seed': job.seed,
+        'value': value,
+        'scores': {k: 100 * v for k, v in last.get('scores', {}).items()},
+        'published': job.row.published.value,
+        'mark': job.row.published.mark,
+        'dataset': job.dataset,
+        'stands_in': job.data.stands_in,
+        'model': job.source.model,
+        'source': job.source.weights or 'random',
+        'adaptation': None if job.recipe is None else job.recipe.name,
+        'tuning': job.row.tuning,
+        'trainable': adapted.get('trainable', 0),
+        'parameters': found['source']['parameters'],
+        'tuned_parameters': last.get('tuned_parameters', 0),
+        'steps': adapted.get('steps', 0),
+        'batch': adapted.get('batch', 0),
+        'images_seen': adapted.get('images_seen', 0),
+        'images_per_s': adapted.get('images_per_s'),
+        'seconds_per_step': adapted.get('seconds_per_step'),
+        'flops': 0.0 if job.recipe is None else pretraining_cost(job).flops * adapted['images_seen'],
+        'tune_steps': last.get('steps', 0),
+        'labels': last.get('labels', last.get('images', {}).get('train')),
+        'seconds': round(sum(r['seconds'] for r in costly), 2),
+        'peak_memory': max(r['peak_memory'] for r in costly),
+        'energy': {
+            'kwh': sum(e['kwh'] for e in energies),
+            'kg': sum(e['kg'] for e in energies),
+            'method': ' and '.join(dict.fromkeys(e['method'] for e in energies)),
+            'pretrain_kg': pretraining.get('kg', 0.0),
+        },
+        'loss': adapted.get('loss'),
+        'curve': adapted.get('curve', []),
+        'precision': adapted.get('precision') or last.get('precision'),
+        'learning_rates': rates,
+        'images': last.get('images', {}),
+        'details': last.get('details', []),
+        'feature_dim': last.get('feature_dim'),
+        'stages': {kind: stage.key for kind, stage in stages.items()},
+        'time': time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()),
+        **describe_machine(),
+    }

@@ -1,0 +1,108 @@
+"""Our backbones as models of torchgeo-bench: `conf/model/explora_geo.yaml` names this class.
+
+torchgeo-bench builds a model with the bands of each data set and asks it for one vector per image; nothing of
+it is imported here.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from explora_geo.checkpoints import open_backbone
+
+# How torchgeo-bench names bands that we know by another name.
+_NAMES = {'red': ('red', 'b04'), 'green': ('green', 'b03'), 'blue': ('blue', 'b02')}
+
+
+class ExPLoRABench(nn.Module):
+    """A plain, merged or adapted backbone behind torchgeo-bench's model interface.
+
+    Attributes:
+        bands: What torchgeo-bench says of each band: name, mean, standard deviation.
+        num_channels: Number of bands.
+        backbone: The backbone; layers for its segmentation probes are `blocks.<i>`.
+    """
+
+    def __init__(
+        self,
+        bands: Sequence[Any],
+        weights: str,
+        adapter: str | None = None,
+        model: str | None = None,
+        img_size: int | None = None,
+        tokens: Literal['cls', 'avg', 'cls+avg'] = 'cls',
+        normalization: str = 'bandspec_zscore',
+        **_: Any,
+    ) -> None:
+        """Initialize an ExPLoRABench.
+
+        Args:
+            bands: Bands in the order of the images' channels, as torchgeo-bench gives them.
+            weights: Merged or source weights: a file, a name of ours, or `timm/<name>`.
+            adapter: Adapter file made on these weights.
+            model: Backbone name, if the file does not state it.
+            img_size: Side to which images are resized; that of the model if None.
+            tokens: What stands for an image: class token, mean patch, or both.
+            normalization: `bandspec_zscore` (statistics of each data set) or `identity`.
+
+        Raises:
+            ValueError: If the bands are others than the model's, or a name is unknown.
+            FileNotFoundError: If a file does not exist.
+        """
+        super().__init__()
+        if normalization not in ('bandspec_zscore', 'identity'):
+            raise ValueError(f'normalization must be bandspec_zscore or identity, got {normalization!r}')
+        if tokens not in ('cls', 'avg', 'cls+avg'):
+            raise ValueError(f'tokens must be cls, avg or cls+avg, got {tokens!r}')
+        self.bands = list(bands)
+        self.num_channels = len(self.bands)
+        self.tokens, self.normalization = tokens, normalization
+        self.backbone, _name = open_backbone(
+            weights, None if adapter is None else Path(adapter), model, img_size=img_size
+        )
+        self._check_bands()
+        statistics = [[float(getattr(b, key)) for b in self.bands] for key in ('mean', 'std')]
+        mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in statistics)
+        self.register_buffer('mean', mean, persistent=False)
+        self.register_buffer('std', std.clamp_min(1e-8), persistent=False)
+
+    def _check_bands(self) -> None:
+        given = [str(b.name).lower() for b in self.bands]
+        wanted = list(self.backbone.patch_embed.bands)
+        fits = len(given) == len(wanted) and all(
+            name in _NAMES.get(band.lower(), (band.lower(), band.lower().replace('b0', 'b')))
+            for name, band in zip(given, wanted, strict=True)
+        )
+        if not fits:
+            raise ValueError(
+                f'the model reads the bands {", ".join(wanted)}, the data set gives {", ".join(given)}: set '
+                'dataset.bands to those of the model, in its order'
+            )
+
+    def normalize_inputs(self, images: Tensor) -> Tensor:
+        """Normalise raw images, shape (B, C, H, W)."""
+        if self.normalization == 'identity':
+            return images
+        mean, std = self.get_buffer('mean'), self.get_buffer('std')
+        return (images - mean) / std
+
+    @torch.no_grad()
+    def forward_patch_features(self, images: Tensor) -> Tensor:
+        """One vector per image of raw images, shape (B, C, H, W) -> (B, K)."""
+        x = self.normalize_inputs(images.float())
+        tokenizer = self.backbone.patch_embed
+        side = tokenizer.grid_size[0] * tokenizer.patch_size
+        if x.shape[-2:] != (side, side):
+            x = F.interpolate(x, (side, side), mode='bilinear', antialias=True)
+        found = self.backbone(x)
+        average = found.patches.flatten(1, 2).mean(1)
+        kinds = {'cls': found.cls, 'avg': average, 'cls+avg': torch.cat([found.cls, average], dim=1)}
+        return kinds[self.tokens]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The same."""
+        return self.forward_patch_features(images)

@@ -1,0 +1,85 @@
+"""Energy is measured where it is reported, else computed, and says which."""
+
+import types
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.paper import carbon
+from benchmarks.paper.carbon import EnergyMeter, device_watts, lacoste
+from benchmarks.paper.meter import Meter
+
+
+def test_the_formula_is_power_times_hours_times_grid() -> None:
+    # An A4000 for 320 hours on a grid of 0.5 kg/kWh
+    assert lacoste(140, 320, 0.5) == pytest.approx(22.4)
+
+
+def test_without_counters_the_formula_is_used_and_says_what_it_assumes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(carbon, '_RAPL', tmp_path / 'none')
+    meter = EnergyMeter()
+    meter.start()
+    energy = meter.stop(3600.0, grid=0.4)
+    assert energy.kwh == pytest.approx(10 * torch.get_num_threads() / 1000)
+    assert energy.kg == pytest.approx(0.4 * energy.kwh)
+    assert energy.method.startswith('formula, 10 W a core (assumed)')
+
+
+def test_counters_of_the_processor_are_read_where_they_may_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ('intel-rapl:0', 'intel-rapl:1', 'intel-rapl:0:0'):  # the last is part of the first
+        (tmp_path / name).mkdir()
+        (tmp_path / name / 'energy_uj').write_text('1000000')
+    monkeypatch.setattr(carbon, '_RAPL', tmp_path)
+    meter = EnergyMeter()
+    meter.start()
+    (tmp_path / 'intel-rapl:0' / 'energy_uj').write_text(str(1_000_000 + 3_600_000_000))
+    (tmp_path / 'intel-rapl:1' / 'energy_uj').write_text('5')  # went over its end, and is left out
+    energy = meter.stop(1.0)
+    assert energy.kwh == pytest.approx(0.001)
+    assert energy.method == 'measured, RAPL'
+
+
+def test_the_drivers_counter_is_read_on_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    millijoules = [5_000_000]
+
+    class Library:
+        def nvmlInit_v2(self) -> int:
+            return 0
+
+        def nvmlDeviceGetHandleByUUID(self, uuid: bytes, handle: object) -> int:
+            return 0 if uuid == b'GPU-abc' else 1
+
+        def nvmlDeviceGetTotalEnergyConsumption(self, handle: object, energy: object) -> int:
+            energy._obj.value = millijoules[0]  # type: ignore[attr-defined]
+            return 0
+
+    monkeypatch.setattr(carbon.ctypes, 'CDLL', lambda name: Library())
+    monkeypatch.setattr(carbon, '_RAPL', tmp_path)
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 1)
+    properties = types.SimpleNamespace(uuid='abc')
+    monkeypatch.setattr(torch.cuda, 'get_device_properties', lambda index: properties)
+    meter = EnergyMeter()
+    meter.start()
+    millijoules[0] += 7_200_000_000
+    energy = meter.stop(1.0)
+    assert energy.kwh == pytest.approx(2.0) and energy.method == 'measured, NVML'
+    monkeypatch.setattr(torch.cuda, 'get_device_name', lambda: 'NVIDIA RTX A4000')
+    assert device_watts() == (140.0, "140 W a GPU (its maker's limit)")
+    monkeypatch.setattr(torch.cuda, 'get_device_name', lambda: 'Unheard Of')
+    assert device_watts() == (300.0, '300 W a GPU (assumed)')
+
+
+def test_a_meter_sees_time_and_memory() -> None:
+    with Meter() as meter:
+        block = torch.ones(20_000_000)
+        block += 1
+    found = meter.to_dict()
+    assert found['seconds'] > 0 and set(found['energy']) == {'kwh', 'kg', 'method'}
+    if not torch.cuda.is_available():
+        assert found['peak_memory'] > 40_000_000

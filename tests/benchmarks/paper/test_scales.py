@@ -1,0 +1,84 @@
+"""Scales, and what rows do at them."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from benchmarks.paper.jobs import build_job, why_not
+from benchmarks.paper.rows import get_table, read_tables
+from benchmarks.paper.scales import SCALES, Scale, get_scale, read_scale
+
+
+@pytest.mark.parametrize('path', sorted(SCALES.glob('*.yaml')), ids=lambda p: p.stem)
+def test_every_row_of_every_table_runs_at_a_scale_or_says_why_not(path: Path) -> None:
+    scale = read_scale(path)
+    for table in read_tables().values():
+        for row in table.rows.values():
+            if not why_not(table, row, scale):
+                job = build_job(table, row, scale)
+                assert job.recipe is None or job.recipe.steps > 0
+                assert job.data.class_path.startswith('explora_geo.datamodules.')
+
+
+@pytest.mark.parametrize('name', ['small', 'small_vit_tiny16'])
+def test_all_rows_of_the_ablations_see_the_same_images(name: str) -> None:
+    scale = get_scale(name)
+    for table in ('3', '3m'):
+        jobs = [build_job(get_table(table), row, scale) for row in get_table(table).rows.values()]
+        seen = {j.recipe.steps * j.recipe.batch_size for j in jobs if j.recipe is not None}
+        assert len(seen) == 1 and len(jobs) > 10
+
+
+def test_the_papers_recipes_are_the_published_ones() -> None:
+    scale = get_scale('paper')
+    recipe = build_job(get_table('3'), get_table('3').rows['l_r32'], scale).recipe
+    assert recipe is not None
+    assert (recipe.steps, recipe.batch_size, recipe.optim.base_lr) == (200_000, 32, 5e-3)
+    released = build_job(get_table('3'), get_table('3').rows['l_r64'], scale).recipe
+    assert released is not None and released.adaptation.alpha == 1
+    assert released.steps * released.batch_size == recipe.steps * recipe.batch_size
+    sentinel = build_job(get_table('5'), get_table('5').rows['m_ends_r32'], scale)
+    assert sentinel.recipe is not None and sentinel.recipe.optim.base_lr == 4.5e-4
+    assert sentinel.recipe.steps == 50 * 712_874 // 1024
+    assert sentinel.tune.epochs == 120 and sentinel.tune.batch_size == 256
+
+
+def test_released_weights_take_the_place_of_pre_training_at_the_papers_scale_only(tiny: Scale) -> None:
+    table = get_table('1')
+    job = build_job(table, table.rows['satmae_lora'], get_scale('paper'))
+    assert job.recipe is None and job.source.weights == 'ViTLarge16_Weights.FMOW_RGB_SATMAE'
+    job = build_job(table, table.rows['satmae_lora'], tiny)
+    assert job.recipe is not None and job.recipe.adaptation.full and not job.source.weights
+
+
+def test_ranks_fit_the_backbone(tiny: Scale) -> None:
+    table = get_table('3')
+    job = build_job(table, table.rows['lora_all'], tiny)
+    assert job.recipe is not None and job.recipe.adaptation.rank == 4
+    assert job.recipe.adaptation.targets == ('q', 'k', 'v', 'proj', 'fc1', 'fc2')
+
+
+def test_pre_training_reads_the_unlabelled_part_where_the_paper_does() -> None:
+    table = get_table('4')
+    job = build_job(table, table.rows['d_l_r32_lora'], get_scale('paper'))
+    assert job.pretrain_data.init_args['unlabelled'] is True
+    assert 'unlabelled' not in job.data.init_args
+
+
+def test_a_row_without_its_data_says_so(tiny: Scale) -> None:
+    table = get_table('5')
+    assert why_not(table, table.rows['m_ends_r32'], tiny) == 'no fmow_sentinel at the scale tiny'
+    with pytest.raises(ValueError, match='table 5, row m_ends_r32 does not run: no fmow_sentinel'):
+        build_job(table, table.rows['m_ends_r32'], tiny)
+
+
+def test_bad_scales_are_named(scale_file: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r'tiny\.yaml: unknown keys epochs'):
+        read_scale(scale_file(epochs=3))
+    with pytest.raises(ValueError, match=r'tiny\.yaml, probe: unknown keys method'):
+        read_scale(scale_file(probe={'method': 'knn'}))
+    with pytest.raises(ValueError, match="no scale 'tiny': there are demo, paper, small"):
+        get_scale('tiny')
+    with pytest.raises(FileNotFoundError, match='no scale'):
+        get_scale(str(tmp_path / 'none.yaml'))
