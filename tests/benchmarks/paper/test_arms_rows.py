@@ -57,7 +57,7 @@ def test_finished_arms_are_appended_once_under_their_own_origin(results: Path, t
     assert set(found) == {('source', 'arms arms_eurosat_dinov2_64'), ('l_r32', 'arms arms_eurosat_dinov2_64')}
     (source,), adapted = found.values()
     assert source['value'] == pytest.approx(80) and source['images_seen'] == 0
-    assert [r['seed'] for r in adapted] == [0, 1] and adapted[0]['images_seen'] == 450 * 64
+    assert [r['seed'] for r in adapted] == [0, 1] and adapted[0]['images_seen'] == 200 * 64
     assert adapted[0]['images_per_s'] == 128 and adapted[0]['published'] is None
 
 
