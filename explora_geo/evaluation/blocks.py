@@ -1,6 +1,6 @@
 """What the blocks of a backbone know: the paper's block-wise analysis (ICML version, section 7)."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -51,13 +51,14 @@ def analyse_blocks(
     Returns:
         A row per block.
     """
-    parts = [_tokens(vit, batches, patches, seed) for batches in (train, test)]
+    tokens, places, labels = _tokens(vit, train, patches, seed)
+    others, true_places, true_labels = _tokens(vit, test, patches, seed)
     rows = []
-    for block in range(vit.depth):
-        x, y = (part[0][block] for part in parts)
+    for number, (x, y) in enumerate(zip(tokens, others, strict=True), start=1):
         values = np.linalg.eigvalsh(np.cov(x, rowvar=False))
-        accuracies = [_accuracy(x, parts[0][i], y, parts[1][i]) for i in (1, 2)]
-        rows.append(BlockRow(block + 1, float(values.mean()), float(values.var()), *accuracies))
+        position = _accuracy(x, places, y, true_places)
+        label = _accuracy(x, labels, y, true_labels)
+        rows.append(BlockRow(number, float(values.mean()), float(values.var()), position, label))
     return rows
 
 
@@ -83,6 +84,6 @@ def _tokens(
     return [torch.cat(x).numpy() for x in tokens], torch.cat(places).numpy(), torch.cat(labels).numpy()
 
 
-def _accuracy(x: NDArray[Any], y: NDArray[Any], test: NDArray[Any], expected: Sequence[int] | Any) -> float:
+def _accuracy(x: NDArray[Any], y: NDArray[Any], test: NDArray[Any], expected: NDArray[Any]) -> float:
     model = make_pipeline(StandardScaler(), RidgeClassifier(alpha=1.0))
     return float(model.fit(x, y).score(test, expected))

@@ -197,7 +197,7 @@ class ExPLoRATask(BaseTask):
             # The fused kernel's backward pass on the CPU takes longer in bfloat16 than all matrix products
             for module in self.modules():
                 if hasattr(module, 'fused_attn'):
-                    module.fused_attn = False  # type: ignore[assignment]
+                    module.fused_attn = False
         datamodule: Any = getattr(self.trainer, 'datamodule', None)
         if self.model.views is not None and getattr(datamodule, 'views', self) is None:
             datamodule.use_views(self.model.views)  # crops of whole images, not of crops
