@@ -67,7 +67,10 @@ def packing(
     repeats: Annotated[int, typer.Option(help='Turns, of which the fastest counts.')] = 5,
     out: Annotated[Path, typer.Option(help='Folder of the results.')] = Path('benchmarks/results'),
 ) -> None:
-    """Time crops of two sizes: a call per size, nested tensors, FlexAttention, block-diagonal masks."""
+    """Time crops of two sizes: a call per size, nested tensors, FlexAttention, block-diagonal masks.
+
+    Example: explora-bench packing --images 8
+    """
     from benchmarks.packing import measure_packing
 
     path = measure_packing(out, model, images, global_size, local_size, num_local, repeats)
@@ -80,7 +83,10 @@ def memory(
     adaptation: Annotated[list[str] | None, typer.Option(help='Notation; repeat for several.')] = None,
     out: Annotated[Path, typer.Option(help='Folder of the results.')] = Path('benchmarks/results'),
 ) -> None:
-    """Count what a student and the teacher that shares its frozen trunk store."""
+    """Count what a student and the teacher that shares its frozen trunk store.
+
+    Example: explora-bench memory --model vit_base_patch14_dinov2
+    """
     from benchmarks.memory import write_memory
 
     path = write_memory(out, model, adaptation or ['[L]-r32', '[L]-r64', '[1,L-1,L]-r64', '[]-r32', 'full'])
@@ -92,7 +98,10 @@ def export_source(
     run: Annotated[Path, typer.Argument(help='Folder of a full pre-training run.')],
     out: Annotated[Path, typer.Argument(help='Half-precision file to write (.safetensors).')],
 ) -> None:
-    """Write the file of the shipped source model and print its loss table."""
+    """Write the file of the shipped source model and print its loss table.
+
+    Example: explora-bench export-source runs/source model.safetensors
+    """
     from benchmarks.export_source import export_source as export
 
     typer.echo(export(run, out))
@@ -253,7 +262,10 @@ def map_memory(
     side: Annotated[int, typer.Option(help='Side of the scene, pixels.')] = 20_000,
     model: Annotated[str, typer.Option(help='Backbone, not trained.')] = 'vit_tiny_patch16_256',
 ) -> None:
-    """Map a scene of 13 bands and tell the time and the highest memory of the process."""
+    """Map a scene of 13 bands and tell the time and the highest memory of the process.
+
+    Example: explora-bench map-memory --side 4000
+    """
     import json
 
     from benchmarks.map_memory import measure

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from explora_geo.commands.doctor import doctor
 from explora_geo.commands.export import export
+from explora_geo.commands.fit import PASS_ON, fit, predict, test, validate
 from explora_geo.commands.map import make
 from explora_geo.commands.probe import probe
 
@@ -22,49 +25,10 @@ app = typer.Typer(
     context_settings={'help_option_names': ['-h', '--help']},
 )
 adapter_app = typer.Typer(help='Look into adapter files and merge them.', no_args_is_help=True)
-app.add_typer(adapter_app, name='adapter')
 weights_app = typer.Typer(help='Look into weights of any known layout.', no_args_is_help=True)
-app.add_typer(weights_app, name='weights')
 console = Console()
 
-_PASS_ON = {'allow_extra_args': True, 'ignore_unknown_options': True, 'help_option_names': []}
 
-
-def _lightning(context: typer.Context) -> None:
-    import warnings
-
-    from explora_geo.main import run
-
-    # Lightning warns that both sys.argv and args are given; they are the same.
-    warnings.filterwarnings('ignore', message="LightningCLI's args parameter")
-    run([str(context.info_name), *context.args])
-
-
-@app.command(context_settings=_PASS_ON)
-def fit(context: typer.Context) -> None:
-    """Pre-train or tune by a YAML file (LightningCLI): `explora-geo fit --config run.yaml`."""
-    _lightning(context)
-
-
-@app.command(context_settings=_PASS_ON)
-def validate(context: typer.Context) -> None:
-    """Evaluate a checkpoint on validation data: `explora-geo validate --config run.yaml`."""
-    _lightning(context)
-
-
-@app.command(context_settings=_PASS_ON)
-def test(context: typer.Context) -> None:
-    """Measure a tuned model on test data: `explora-geo test --config run.yaml --ckpt_path last.ckpt`."""
-    _lightning(context)
-
-
-@app.command(context_settings=_PASS_ON)
-def predict(context: typer.Context) -> None:
-    """Predict with a tuned model: `explora-geo predict --config run.yaml --ckpt_path last.ckpt`."""
-    _lightning(context)
-
-
-@app.command()
 def params(
     adaptation: Annotated[str, typer.Argument(help='Notation such as "D-ExPLoRA-[L]-r32" or full.')],
     backbone: Annotated[str, typer.Option(help='Backbone by timm name.')] = 'vit_large_patch14_dinov2',
@@ -184,7 +148,10 @@ def weights_inspect(
 
 @weights_app.command('list')
 def weights_list() -> None:
-    """List the weights that are known by name, their backbone, tokenizer and licence."""
+    """List the weights that are known by name, their backbone, tokenizer and licence.
+
+    Example: explora-geo weights list
+    """
     from explora_geo.models.weights import all_weights
 
     for name, entry in all_weights().items():  # one line each, whole, so that names can be copied
@@ -194,7 +161,6 @@ def weights_list() -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-@app.command()
 def pack(
     root: Annotated[Path, typer.Argument(help='Folder of tiles, with one sub-folder per class or without.')],
     out: Annotated[Path, typer.Argument(help='Folder of the pack.')],
@@ -205,6 +171,7 @@ def pack(
     file_bands: Annotated[
         str, typer.Option(help='Names of all bands in file order, if files lack them.')
     ] = '',
+    dry_run: Annotated[bool, typer.Option('--dry-run', help='Say how large the pack will be.')] = False,
 ) -> None:
     """Copy an archive into one file of pixels, which is read many times faster than the tiles.
 
@@ -219,10 +186,20 @@ def pack(
 
     from explora_geo.datasets import FolderDataset
     from explora_geo.datasets.packed import PackedDataset
+    from explora_geo.datasets.packing import header_of
     from explora_geo.datasets.packing import pack as write
 
     start = time.perf_counter()
     source = FolderDataset(root, bands=_names(bands), file_bands=_names(file_bands), size=size)
+    if dry_run:
+        header = header_of(source)
+        console.print(
+            f'{out}: {len(source):,} tiles of {header.shape[1:]}, {header.dtype}, would take '
+            f'{header.nbytes / 1e6:,.1f} MB; bands {", ".join(header.bands)}',
+            markup=False,
+            soft_wrap=True,
+        )
+        return
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task('packing', total=len(source))
         for done, _ in write(source, out):
@@ -242,13 +219,13 @@ def _names(text: str) -> list[str] | None:
     return [name.strip() for name in text.split(',')] if text else None
 
 
-@app.command()
 def demo(
     out: Annotated[Path, typer.Option(help='Folder for report, picture and adapter.')] = Path('runs/demo'),
     steps: Annotated[
         int | None, typer.Option(help='Adaptation steps; the demo default if not given.')
     ] = None,
     data: Annotated[Path | None, typer.Option(help='EuroSAT folder with train/ and test/.')] = None,
+    dry_run: Annotated[bool, typer.Option('--dry-run', help='Say what would be done.')] = False,
 ) -> None:
     """Adapt the shipped source model to shipped Sentinel-2 tiles and show what that bought.
 
@@ -256,12 +233,23 @@ def demo(
     """
     from explora_geo.demo import run_demo
 
-    run_demo(out, steps=steps, data=data)
+    run_demo(out, steps=steps, data=data, dry_run=dry_run)
 
 
-app.command()(probe)
-app.command('map')(make)
-app.command()(export)
+#: `explora-geo --help` as a table of contents, in the order in which a project goes.
+_CONTENTS: dict[str, tuple[tuple[str, Callable[..., None]], ...]] = {
+    'Start': (('doctor', doctor), ('demo', demo)),
+    'Plan and prepare': (('params', params), ('pack', pack)),
+    'Train': (('fit', fit), ('validate', validate), ('test', test), ('predict', predict)),
+    'Measure and map': (('probe', probe), ('map', make)),
+    'Files': (('export', export),),
+}
+for _panel, _commands in _CONTENTS.items():
+    for _name, _command in _commands:
+        _settings = PASS_ON if _panel == 'Train' else None
+        app.command(_name, context_settings=_settings, rich_help_panel=_panel)(_command)
+app.add_typer(adapter_app, name='adapter', rich_help_panel='Files')
+app.add_typer(weights_app, name='weights', rich_help_panel='Files')
 
 
 def main(argv: list[str] | None = None) -> None:

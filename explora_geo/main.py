@@ -10,12 +10,31 @@ import explora_geo.trainers  # noqa: F401 - lets a YAML name classes by their cl
 from explora_geo import __version__
 from explora_geo._compat import BaseTask
 
+# What the help of a subcommand ends with
+_EXAMPLES = {
+    name: {'epilog': f'Example: explora-geo {name} --config run.yaml{more}'}
+    for name, more in (
+        ('fit', ' --dry-run'),
+        ('validate', ' --ckpt_path last.ckpt'),
+        ('test', ' --ckpt_path last.ckpt'),
+        ('predict', ' --ckpt_path last.ckpt'),
+    )
+}
 
-def run(args: ArgsType = None, **kwargs: Any) -> LightningCLI:
+
+class _Prepared(LightningCLI):
+    """The same command, made ready and not started."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Start nothing."""
+
+
+def run(args: ArgsType = None, start: bool = True, **kwargs: Any) -> LightningCLI:
     """Run one Lightning subcommand.
 
     Args:
         args: `fit`, `validate`, `test` or `predict` with the options of LightningCLI.
+        start: False makes trainer, model and datamodule, and leaves it at that.
         **kwargs: Further arguments of `LightningCLI`.
 
     Returns:
@@ -24,14 +43,14 @@ def run(args: ArgsType = None, **kwargs: Any) -> LightningCLI:
     Raises:
         jsonargparse.ArgumentError: If a key or value of the configuration is unknown.
     """
-    return LightningCLI(
+    return (LightningCLI if start else _Prepared)(
         model_class=BaseTask,
         datamodule_class=BaseDataModule,
         seed_everything_default=0,
         subclass_mode_model=True,
         subclass_mode_data=True,
         save_config_kwargs={'overwrite': True},
-        parser_kwargs={'version': __version__, 'exit_on_error': False},
+        parser_kwargs={'version': __version__, 'exit_on_error': False, **_EXAMPLES},
         args=args,
         **kwargs,
     )

@@ -27,7 +27,10 @@ ALLOWED = {
     'trainers': {'_compat', 'adaptation', 'models', 'checkpoints', 'objectives', 'trainers'},
     'evaluation': {'adaptation', 'models', 'checkpoints', 'evaluation'},
     'maps': {'checkpoints', 'datasets', 'maps', 'models', 'trainers'},
-    'commands': {'checkpoints', 'commands', 'datamodules', 'datasets', 'evaluation', 'maps', 'trainers'},
+    'commands': {
+        *('adaptation', 'checkpoints', 'commands', 'datamodules', 'datasets', 'evaluation', 'main'),
+        *('maps', 'models', 'trainers'),
+    },
     'datasets': {'_atomic', 'datasets'},
     'transforms': {'datasets', 'transforms'},
     'datamodules': {'_compat', 'datasets', 'transforms', 'datamodules'},

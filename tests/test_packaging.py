@@ -4,8 +4,11 @@ import ast
 import importlib
 import os
 import re
+import shutil
+import subprocess
 import sys
 import tomllib
+import zipfile
 from importlib import metadata
 from importlib.resources import files
 from pathlib import Path
@@ -30,7 +33,12 @@ BOUNDS = DEPENDENCIES + [Requirement(line) for extra in EXTRAS.values() for line
 CONDA_NAMES = {'torch': 'pytorch'}
 
 # Imported by the package, but no dependency of its own: parts of those declared
-BUNDLED = {'yaml': 'jsonargparse', 'pytorch_lightning': 'lightning', 'transformers': 'peft'}
+BUNDLED = {
+    'yaml': 'jsonargparse',
+    'pytorch_lightning': 'lightning',
+    'packaging': 'lightning',
+    'transformers': 'peft',
+}
 
 # Extras whose packages are imported by the functions that need them
 OPTIONAL = ('onnx', 'parquet', 'wilds')
@@ -95,8 +103,91 @@ def test_every_import_is_a_declared_dependency(package: str) -> None:
     assert not undeclared
 
 
-def test_there_is_one_version() -> None:
-    assert explora_geo.__version__ == metadata.version('explora_geo') == PROJECT['version']
+def test_the_version_stands_in_one_place() -> None:
+    assert 'version' not in PROJECT and PROJECT['dynamic'] == ['version']
+    assert PYPROJECT['tool']['setuptools']['dynamic']['version'] == {'attr': 'explora_geo.__version__'}
+    assert explora_geo.__version__ == metadata.version('explora_geo')
+    # A citation names the version that was used, which the file cannot know.
+    assert 'version' not in yaml.safe_load((ROOT / 'CITATION.cff').read_text())
+
+
+def test_the_changelog_is_kept_and_its_newest_version_is_this_one() -> None:
+    text = (ROOT / 'CHANGELOG.md').read_text()
+    versions = re.findall(
+        r'^## (?:\[)?(\d+\.\d+\.\d+)(?:\])? (?:\(unreleased\)|- \d{4}-\d\d-\d\d)$', text, re.M
+    )
+    assert versions[0] == explora_geo.__version__
+    assert sorted(versions, key=Version, reverse=True) == versions
+    kinds = {'Added', 'Changed', 'Deprecated', 'Removed', 'Fixed', 'Security'}
+    assert set(re.findall(r'^### (.+)$', text, re.M)) <= kinds
+    assert len(re.findall('^## ', text, re.M)) == len(versions)
+
+
+def test_the_citation_names_the_paper_as_the_readme_does() -> None:
+    citation = yaml.safe_load((ROOT / 'CITATION.cff').read_text())
+    assert {'cff-version', 'message', 'title', 'authors'} <= set(citation)
+    assert citation['license'] == PROJECT['license']
+    paper, readme = citation['preferred-citation'], (ROOT / 'README.md').read_text()
+    assert paper['title'] in readme and f'year = {{{paper["year"]}}}' in readme
+    names = ' and '.join(f'{a["family-names"]}, {a["given-names"]}' for a in paper['authors'])
+    assert names in readme and paper['url'] in readme
+
+
+@pytest.fixture(scope='module')
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of a copy of the sources, which the build leaves its traces in."""
+    source, out = tmp_path_factory.mktemp('source'), tmp_path_factory.mktemp('wheel')
+    for name in ('pyproject.toml', 'README.md', 'LICENSE'):
+        shutil.copy(ROOT / name, source)
+    for name in ('explora_geo', 'benchmarks'):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns('__pycache__'))
+    offline = ['--no-build-isolation', '--no-deps', '--no-index', '--quiet']
+    command = [sys.executable, '-m', 'pip', 'wheel', *offline, '--wheel-dir', str(out), str(source)]
+    subprocess.run(command, check=True, capture_output=True, text=True)
+    (built,) = out.glob('*.whl')
+    return built
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_all_modules_and_data_files_and_nothing_else(wheel: Path) -> None:
+    assert wheel.name == f'explora_geo-{explora_geo.__version__}-py3-none-any.whl'
+    with zipfile.ZipFile(wheel) as archive:
+        held = {n for n in archive.namelist() if '.dist-info/' not in n}
+    expected = {
+        str(p.relative_to(ROOT)) for n in ('explora_geo', 'benchmarks') for p in (ROOT / n).rglob('*.py')
+    }
+    for package, patterns in PYPROJECT['tool']['setuptools']['package-data'].items():
+        expected |= {
+            str(p.relative_to(ROOT)) for n in patterns for p in (ROOT / package).glob(n) if p.is_file()
+        }
+    assert held == expected and 'explora_geo/py.typed' in held
+
+
+@pytest.mark.slow
+def test_an_installed_wheel_passes_the_smoke_test(wheel: Path, tmp_path: Path) -> None:
+    target = tmp_path / 'installed'
+    install = ['install', '--no-deps', '--no-index', '--quiet', '--target', str(target), str(wheel)]
+    subprocess.run([sys.executable, '-m', 'pip', *install], check=True, capture_output=True)
+    code = """
+import torch
+import explora_geo
+from explora_geo import ExPLoRATask, load_backbone
+from explora_geo.cli import main
+vit = load_backbone('vit_tiny_patch8_64', 'ViTTiny8_Weights.TINY_IMAGENET_MAE')
+print(explora_geo.__file__, vit(torch.zeros(1, 3, 64, 64)).cls.shape[1], flush=True)
+main(['params', 'D-ExPLoRA-[L]-r32'])
+"""
+    environment = {**os.environ, 'PYTHONPATH': str(target)}
+    command = [sys.executable, '-P', '-c', code]  # -P: not from the working directory
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    file, width = done.stdout.splitlines()[0].split()
+    assert Path(file) == target / 'explora_geo' / '__init__.py' and width == '192'
+    assert '15,710,208' in done.stdout
+    script = target / 'bin' / 'explora-geo'
+    printed = subprocess.run(
+        [sys.executable, script, '--help'], env=environment, capture_output=True, text=True
+    )
+    assert printed.returncode == 0 and 'doctor' in printed.stdout
 
 
 @pytest.mark.parametrize(('script', 'target'), PROJECT['scripts'].items())

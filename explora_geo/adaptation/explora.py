@@ -162,7 +162,7 @@ def explora(model: nn.Module, config: ExPLoRAConfig) -> nn.Module:
             if isinstance(module, nn.LayerNorm):
                 module.requires_grad_(True)
     if config.train_cls_token and getattr(model, 'cls_token', None) is not None:
-        model.cls_token.requires_grad_(True)  # type: ignore[union-attr, operator]
+        model.cls_token.requires_grad_(True)
     for name in config.extra:
         _unfreeze(model, name)
     return model

@@ -58,11 +58,8 @@ def fetch(url: str, meta: Mapping[str, Any]) -> Path:
     Raises:
         ValueError: If it cannot be downloaded or is another file.
     """
-    parts = urlparse(url)
-    if parts.scheme == 'file':
-        return Path(unquote(parts.path))
-    path = Path(torch.hub.get_dir()) / 'checkpoints' / Path(unquote(parts.path)).name
-    if not path.is_file():
+    path = local_file(url)
+    if urlparse(url).scheme != 'file' and not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         try:  # writes a temporary file first, and checks it
             torch.hub.download_url_to_file(url, str(path), meta.get('sha256'), progress=True)
@@ -73,6 +70,13 @@ def fetch(url: str, meta: Mapping[str, Any]) -> Path:
                 'the path of the file'
             ) from error
     return path
+
+
+def local_file(url: str) -> Path:
+    """Where the file of a URL lies, or will lie once it is downloaded."""
+    parts = urlparse(url)
+    path = Path(unquote(parts.path))
+    return path if parts.scheme == 'file' else Path(torch.hub.get_dir()) / 'checkpoints' / path.name
 
 
 def timm_state(name: str, file: str | Path | None = None) -> dict[str, Tensor]:

@@ -1,9 +1,16 @@
 """`explora-geo map`: a georeferenced map of a scene."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+    from explora_geo.maps import MapOptions
+    from explora_geo.maps.model import MapModel
+    from explora_geo.maps.scene import Scene
 
 
 def make(
@@ -27,6 +34,7 @@ def make(
     batch_size: Annotated[int, typer.Option(help='Tiles per forward pass.')] = 16,
     workers: Annotated[int, typer.Option(help='Processes that read tiles.')] = 0,
     device: Annotated[str, typer.Option(help='cpu, cuda or auto.')] = 'auto',
+    dry_run: Annotated[bool, typer.Option('--dry-run', help='Say how much there is to do.')] = False,
 ) -> None:
     """Map a scene of any size: classes or numbers per pixel, polygons, embeddings.
 
@@ -34,6 +42,7 @@ def make(
     explora-geo map scene.tif --model runs/segmentation/model.safetensors --out map.tif --quicklook map.png
     """
     from rich.console import Console
+    from rich.progress import Progress
 
     from explora_geo.checkpoints import open_backbone
     from explora_geo.commands.device import pick_device
@@ -54,7 +63,17 @@ def make(
     )
     opened = Scene(scene, found.bands, file_bands.split(',') if file_bands else None)
     console = Console()
-    with console.status('') as status:
+    if dry_run:
+        console.print(_plan(opened, found, options), markup=False, highlight=False, soft_wrap=True)
+        return
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        bars: dict[str, TaskID] = {}
+
+        def report(what: str, done: int, total: int) -> None:
+            if what not in bars:
+                bars[what] = progress.add_task(what, total=total)
+            progress.update(bars[what], completed=done)
+
         files = make_map(
             opened,
             found,
@@ -67,6 +86,20 @@ def make(
             min_area=min_area,
             embeddings=embeddings,
             quicklook=quicklook,
-            progress=lambda what, done, total: status.update(f'{what}: block {done} of {total}'),
+            progress=report,
         )
     console.print('\n'.join(f'{k}: {v}' for k, v in files.items()), markup=False, highlight=False)
+
+
+def _plan(scene: 'Scene', model: 'MapModel', options: 'MapOptions') -> str:
+    from explora_geo.maps.grid import TileGrid
+
+    grid = TileGrid.create(scene.height, scene.width, model.tile, options.overlap, options.block)
+    blocks = grid.blocks()
+    tiles = sum(len(grid.tiles(block)) for block in blocks)
+    return (
+        f'{scene.path}: {scene.width:,} x {scene.height:,} pixels, bands {", ".join(scene.bands)}; '
+        f'{len(blocks):,} blocks, {tiles:,} tiles of {model.tile} px, '
+        f'{-(-tiles // options.batch_size):,} or more forward passes on {options.device}; normalised by the '
+        f'statistics of the {options.statistics}; nothing was written'
+    )

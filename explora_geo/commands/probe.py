@@ -28,6 +28,7 @@ def probe(
     batch_size: Annotated[int, typer.Option(help='Images per forward pass.')] = 128,
     workers: Annotated[int, typer.Option(help='Processes that read images.')] = 0,
     device: Annotated[str, typer.Option(help='cpu, cuda or auto.')] = 'auto',
+    dry_run: Annotated[bool, typer.Option('--dry-run', help='Say how much there is to do.')] = False,
 ) -> None:
     """Measure frozen features: linear sweep, logistic regression, k-NN, with few and all labels.
 
@@ -63,6 +64,9 @@ def probe(
         data, side, tokenizer.bands, val_split=0.0 if (data / 'val').is_dir() else val_split
     )
     console = Console()
+    if dry_run:
+        console.print(_plan(datamodule, protocol), markup=False, highlight=False, soft_wrap=True)
+        return
     with console.status('') as status:
         tables = extract_parts(
             vit, datamodule, cache, batch_size=batch_size, num_workers=workers, progress=status.update
@@ -96,6 +100,18 @@ def probe(
         table.add_row(str(score.labels), score.method, f'{100 * score.mean:.1f}', interval, chosen)
     console.print(table)
     console.print('\n'.join(str(f) for f in files), markup=False, highlight=False)
+
+
+def _plan(datamodule: Any, protocol: Any) -> str:
+    for stage in ('fit', 'test'):
+        datamodule.setup(stage)
+    found = {part: getattr(datamodule, f'{part}_dataset', None) for part in ('train', 'val', 'test')}
+    images = ', '.join(f'{part} {len(data):,}' for part, data in found.items() if data is not None)
+    fits = sum(1 if str(b) == 'all' else protocol.seeds for b in protocol.budgets)
+    return (
+        f'images: {images}; each passes the backbone once, then {", ".join(protocol.methods)} for '
+        f'{fits} draws of labels; nothing was written'
+    )
 
 
 def extract_parts(

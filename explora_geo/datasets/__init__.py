@@ -8,6 +8,7 @@ from .listed import ListedDataset
 from .masks import MaskFolderDataset
 from .naip_landcover import NAIPLandCoverDataset
 from .packed import PackedDataset
+from .plotting import plot_rows
 from .resisc45 import RESISC45Dataset
 from .scenes import SceneDataset
 from .spacenet1 import SpaceNet1Dataset
@@ -29,4 +30,5 @@ __all__ = [
     'SceneDataset',
     'SpaceNet1Dataset',
     'collate_skipping',
+    'plot_rows',
 ]

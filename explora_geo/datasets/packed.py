@@ -45,6 +45,11 @@ class PackHeader:
     labels: tuple[int, ...] | None
     format: str = FORMAT
 
+    @property
+    def nbytes(self) -> int:
+        """Size of all pixels."""
+        return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
+
 
 class PackedDataset(FolderDataset):
     """A pack that :func:`~explora_geo.datasets.packing.pack` made of a folder, with the folder's samples.

@@ -53,7 +53,7 @@ def pack(dataset: FolderDataset, out: PathLike) -> Iterator[tuple[int, int]]:
             back from the disk as it was written.
     """
     out = Path(out)
-    header = _header_of(dataset)
+    header = header_of(dataset)
     _open(out, header)
     states, checks = np.load(out / STATES), np.load(out / CHECKS)
     reasons: dict[str, str] = json.loads((out / REASONS).read_text(encoding='utf-8'))
@@ -87,7 +87,12 @@ def pack(dataset: FolderDataset, out: PathLike) -> Iterator[tuple[int, int]]:
         yield len(states), len(states)
 
 
-def _header_of(dataset: FolderDataset) -> PackHeader:
+def header_of(dataset: FolderDataset) -> PackHeader:
+    """What the pack of a folder holds, by its first tile that can be used.
+
+    Raises:
+        ValueError: If no tile can be used.
+    """
     first: NDArray[Any] | None = None
     for index in range(len(dataset)):
         try:
@@ -124,7 +129,7 @@ def _open(out: Path, header: PackHeader) -> None:
     _write(out / STATES, _npy(np.zeros(count, np.uint8)))
     _write(out / CHECKS, _npy(np.zeros(count, np.uint32)))
     with (out / PIXELS).open('wb') as file:
-        file.truncate(int(np.prod(header.shape)) * np.dtype(header.dtype).itemsize)
+        file.truncate(header.nbytes)
     _write(out / HEADER, json.dumps(asdict(header)).encode())  # last: it makes the folder a pack
 
 

@@ -224,6 +224,7 @@ def run_demo(
     data: Path | None = None,
     protocol: Protocol = Protocol(),  # noqa: B008 - read only
     recipe: Recipe = Recipe(),
+    dry_run: bool = False,
 ) -> dict[str, Any]:
     """Run the demo and write its report, picture and adapter.
 
@@ -233,9 +234,10 @@ def run_demo(
         data: Folder with `train/` and `test/` class folders.
         protocol: Label budgets and seeds.
         recipe: How to adapt.
+        dry_run: Only say what would be done.
 
     Returns:
-        The report.
+        The report; empty if nothing was done.
 
     Raises:
         FileNotFoundError: If the tiles are not found.
@@ -245,7 +247,6 @@ def run_demo(
     logging.getLogger('lightning.pytorch').setLevel(logging.ERROR)
     console = Console()
     folder = find_data(data)
-    out.mkdir(parents=True, exist_ok=True)
     name = recipe.name
     seconds: dict[str, float] = {}
 
@@ -261,6 +262,9 @@ def run_demo(
         markup=False,
         highlight=False,
     )
+    if dry_run:
+        return {}
+    out.mkdir(parents=True, exist_ok=True)
     clock = time.perf_counter()
     datamodule, train, test = open_data(folder, recipe)
     source = load_backbone(BACKBONE, SOURCE, learned_position=False)

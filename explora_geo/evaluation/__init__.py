@@ -1,5 +1,7 @@
 """How good features are: probes on frozen features and few-label tuning."""
 
+from explora_geo.evaluation.attention import class_attention
+from explora_geo.evaluation.blocks import BlockRow, analyse_blocks
 from explora_geo.evaluation.budgets import Budget
 from explora_geo.evaluation.cache import cached_features
 from explora_geo.evaluation.features import FeatureTable, extract_features, feature_sets
@@ -10,13 +12,16 @@ from explora_geo.evaluation.sweep import SweepConfig, linear_sweep
 from explora_geo.evaluation.tuning import tune_few_labels
 
 __all__ = [
+    'BlockRow',
     'Budget',
     'FeatureTable',
     'Interval',
     'ProbeProtocol',
     'SweepConfig',
+    'analyse_blocks',
     'bootstrap_interval',
     'cached_features',
+    'class_attention',
     'extract_features',
     'feature_sets',
     'knn_accuracy',

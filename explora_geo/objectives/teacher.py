@@ -28,8 +28,8 @@ class Teacher(nn.Module):
         self.shared = frozenset(
             n for n, p in self.named_parameters(remove_duplicate=False) if id(p) in frozen
         )
-        self.register_state_dict_post_hook(_leave_shared_out)
-        self.register_load_state_dict_pre_hook(_fill_shared_in)
+        self.register_state_dict_post_hook(_leave_shared_out)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_fill_shared_in)  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def update(self, student: nn.ModuleDict, momentum: float) -> None:

@@ -107,7 +107,7 @@ class RegressionTask(TuningTask):
         found, wanted = self._measured(self.predict(scores), target)
         if len(wanted) > 1:  # the coefficient of determination needs two
             metrics.update(found, wanted)
-            self.log_dict(metrics, batch_size=len(target), on_step=False, on_epoch=True)  # type: ignore[arg-type]
+            self.log_dict(metrics, batch_size=len(target), on_step=False, on_epoch=True)
 
     @staticmethod
     def _measured(predicted: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

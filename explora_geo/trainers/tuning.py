@@ -260,7 +260,7 @@ class TuningTask(BaseTask):
 
     def _score(self, metrics: MetricCollection, scores: Tensor, target: Tensor) -> None:
         metrics.update(self.predict(scores), target)
-        self.log_dict(metrics, batch_size=len(target), on_step=False, on_epoch=True)  # type: ignore[arg-type]
+        self.log_dict(metrics, batch_size=len(target), on_step=False, on_epoch=True)
 
     def on_fit_start(self) -> None:
         """Remember what the data says of itself, for whoever uses the model later.

@@ -1,0 +1,186 @@
+"""`explora-geo doctor`: what is installed, what is missing and how to get it."""
+
+import json
+import platform
+import re
+from collections.abc import Iterable
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+#: What the extras of the package are for.
+_EXTRAS = {
+    'onnx': 'explora-geo export to .onnx',
+    'parquet': 'explora-geo map with GeoParquet files',
+    'wilds': 'downloads of Camelyon17 and iWildCam',
+    'notebooks': 'the notebooks in JupyterLab',
+    'tests': 'the test suite',
+}
+_EXTRA = re.compile(r'extra\s*==\s*[\'"]([^\'"]+)[\'"]')
+
+
+def doctor(
+    as_json: Annotated[bool, typer.Option('--json', help='Print JSON for bug reports and scripts.')] = False,
+) -> None:
+    """Show versions, devices, extras and cached weights; exit with 1 if something needs mending.
+
+    Example: explora-geo doctor --json
+    """
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    found = diagnose()
+    console = Console()
+    if as_json:
+        console.print(json.dumps(found, indent=1), markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(1 if found['problems'] else 0)
+    table = Table('', 'version', 'needed', title='Versions', title_justify='left')
+    table.add_row('Python', found['python'], '')
+    for name, row in found['packages'].items():
+        needed = f'{row["needed"]}' if row['ok'] else f'[bold red]{row["needed"]}[/]'
+        table.add_row(name, row['version'] or '[bold red]missing[/]', needed)
+    console.print(table)
+    table = Table('', 'state', title='Devices, extras, weights', title_justify='left')
+    table.columns[0].overflow = 'fold'
+    for name, text in found['devices'].items():
+        table.add_row(name, escape(text))
+    table.add_section()
+    for name, row in found['extras'].items():
+        state = f'lacks {", ".join(row["missing"])}: {row["install"]}' if row['missing'] else 'installed'
+        table.add_row(f'extra {name}', escape(f'{state} ({row["use"]})'))
+    table.add_section()
+    here = {name: row for name, row in found['weights'].items() if row['megabytes']}
+    for name, row in here.items():
+        place = 'shipped' if row['shipped'] else 'in the cache'
+        table.add_row(name, f'{place}, {row["megabytes"]:,.1f} MB, {row["licence"]}')
+    others = len(found['weights']) - len(here)
+    table.add_row('other weights', f'{others} known by name, see explora-geo weights list')
+    table.add_row('cache', escape(found['cache']))
+    console.print(table)
+    for problem in found['problems']:
+        console.print(f'[bold red]problem:[/] {escape(problem)}', highlight=False)
+    if found['problems']:
+        raise typer.Exit(1)
+    console.print('Nothing needs mending.')
+
+
+def diagnose() -> dict[str, Any]:
+    """What `doctor` shows, as JSON-ready values.
+
+    Returns:
+        Versions by package, devices, extras, weights known by name, their cache, and what is wrong.
+    """
+    from explora_geo import __version__
+
+    required, extras = _requirements()
+    packages = {requirement.name: _installed(requirement) for requirement in required}
+    problems = []
+    for name, row in packages.items():
+        if not row['ok']:
+            have = f'version {row["version"]} is installed' if row['version'] else 'it is missing'
+            problems.append(f'{name} {row["needed"]} is needed, {have}: pip install "{name}{row["needed"]}"')
+    if not required:
+        problems.append('explora_geo is not installed, only importable: pip install -e . in its folder')
+    broken = _broken()
+    weights = {'weights': {}, 'cache': ''} if broken else _weights()
+    return {
+        'explora_geo': __version__,
+        'python': platform.python_version(),
+        'system': f'{platform.system()} {platform.machine()}',
+        'packages': packages,
+        'devices': {} if broken else _devices(),
+        'extras': {
+            name: {
+                'use': _EXTRAS.get(name, ''),
+                'missing': [r.name for r in parts if not _installed(r)['ok']],
+                'install': f'pip install "explora_geo[{name}]"',
+            }
+            for name, parts in extras.items()
+        },
+        **weights,
+        'problems': problems + broken,
+    }
+
+
+def _requirements() -> tuple[list[Any], dict[str, list[Any]]]:
+    """What the package needs, and what each of its extras needs."""
+    from packaging.requirements import Requirement
+
+    try:
+        lines: Iterable[str] = metadata.requires('explora_geo') or []
+    except metadata.PackageNotFoundError:
+        lines = []
+    required: list[Any] = []
+    extras: dict[str, list[Any]] = {}
+    for line in lines:
+        requirement = Requirement(line)
+        extra = _EXTRA.search(line)
+        (required if extra is None else extras.setdefault(extra[1], [])).append(requirement)
+    return required, extras
+
+
+def _installed(requirement: Any) -> dict[str, Any]:
+    """Version of a package, what is needed, and whether it fits."""
+    try:
+        version = metadata.version(requirement.name)
+    except metadata.PackageNotFoundError:
+        version = ''
+    fits = bool(version) and requirement.specifier.contains(version, prereleases=True)
+    return {'version': version, 'needed': str(requirement.specifier), 'ok': fits}
+
+
+def _broken() -> list[str]:
+    """Libraries that are there but do not work together."""
+    try:
+        import torchvision  # noqa: F401 - built for another torch, it fails on import
+    except (ImportError, RuntimeError, AttributeError) as error:
+        first = str(error).split('\n')[0]
+        return [
+            f'torchvision does not import beside this torch ({first}): install both from one place, '
+            'https://pytorch.org/get-started'
+        ]
+    return []
+
+
+def _devices() -> dict[str, str]:
+    """Processors and GPUs as torch sees them."""
+    import os
+
+    import torch
+
+    found = {'CPU': f'{os.cpu_count()} cores, {torch.get_num_threads()} threads'}
+    for i in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(i)
+        bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        found[f'cuda:{i}'] = (
+            f'{properties.name}, {properties.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}, '
+            f'bfloat16 {"yes" if bfloat16 else "no"}'
+        )
+    if torch.backends.mps.is_available():
+        found['mps'] = 'Apple GPU'
+    if len(found) == 1:
+        found['GPU'] = 'none that torch can use'
+    return found
+
+
+def _weights() -> dict[str, Any]:
+    """Weights known by name, and their size where they are on the disk."""
+    from urllib.parse import urlparse
+
+    from explora_geo.checkpoints.sources import local_file
+    from explora_geo.models.weights import all_weights
+
+    rows = {}
+    for name, entry in all_weights().items():
+        path = local_file(entry.url)
+        size = path.stat().st_size / 1e6 if path.is_file() else 0.0
+        rows[name] = {
+            'megabytes': round(size, 1),
+            'licence': entry.meta['licence'],
+            'shipped': urlparse(entry.url).scheme == 'file',
+        }
+    cache: Path = local_file('https://host/any').parent
+    return {'weights': rows, 'cache': str(cache)}

@@ -1,0 +1,34 @@
+"""Where a block looks: attention of the class token."""
+
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from explora_geo.models.vit import ViT
+
+
+@torch.no_grad()
+def class_attention(vit: ViT, image: Tensor, block: int = -1, timestamps: Tensor | None = None) -> Tensor:
+    """How much the class token of a block attends to each patch.
+
+    Args:
+        vit: Backbone.
+        image: Normalised image, shape (B, C, H, W), or as the tokenizer says.
+        block: Index of the block, counted from 0; negative ones from the end.
+        timestamps: Acquisition times for temporal tokenizers, shape (B, T, 3).
+
+    Returns:
+        Attention by head, shape (B, heads, S, L); with that of the class token to itself it sums to one.
+    """
+    index = range(vit.depth)[block]
+    x, slots = vit.eval().embed(image, timestamps)
+    for before in vit.blocks[:index]:
+        x = before(x)
+    layer: Any = vit.blocks[index]
+    qkv = layer.attn.qkv(layer.norm1(x))
+    q, k, _ = rearrange(qkv, 'b n (three h d) -> three b h n d', three=3, h=layer.attn.num_heads)
+    scores = layer.attn.q_norm(q[:, :, :1]) @ layer.attn.k_norm(k).transpose(-2, -1)
+    weights: Tensor = (scores * layer.attn.scale).softmax(dim=-1)
+    return rearrange(weights[:, :, 0, 1:], 'b h (s l) -> b h s l', s=slots[0])

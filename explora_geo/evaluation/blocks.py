@@ -1,0 +1,89 @@
+"""What the blocks of a backbone know: the paper's block-wise analysis (ICML version, section 7)."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.linear_model import RidgeClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+
+from explora_geo.models.vit import ViT
+
+
+class BlockRow(NamedTuple):
+    """One block's patch tokens, through the final norm.
+
+    Attributes:
+        block: Number of the block, from 1.
+        eigenvalue_mean: Mean of the eigenvalues of their covariance.
+        eigenvalue_variance: Variance of these eigenvalues.
+        position: Accuracy of a linear classifier of a patch's place in its image, in [0, 1].
+        label: Accuracy of a linear classifier of the image's class from one patch, in [0, 1].
+    """
+
+    block: int
+    eigenvalue_mean: float
+    eigenvalue_variance: float
+    position: float
+    label: float
+
+
+def analyse_blocks(
+    vit: ViT,
+    train: Iterable[Mapping[str, Any]],
+    test: Iterable[Mapping[str, Any]],
+    patches: int = 16,
+    seed: int = 0,
+) -> list[BlockRow]:
+    """Analyse every block: how spread its patch tokens are, and what each of them tells.
+
+    Args:
+        vit: Plain or merged backbone.
+        train: Batches with normalised `image` and `label`, on which the classifiers are fitted.
+        test: Batches on which they are measured.
+        patches: Patches drawn of each image; the same places for every block.
+        seed: Seed of the draw.
+
+    Returns:
+        A row per block.
+    """
+    tokens, places, labels = _tokens(vit, train, patches, seed)
+    others, true_places, true_labels = _tokens(vit, test, patches, seed)
+    rows = []
+    for number, (x, y) in enumerate(zip(tokens, others, strict=True), start=1):
+        values = np.linalg.eigvalsh(np.cov(x, rowvar=False))
+        position = _accuracy(x, places, y, true_places)
+        label = _accuracy(x, labels, y, true_labels)
+        rows.append(BlockRow(number, float(values.mean()), float(values.var()), position, label))
+    return rows
+
+
+@torch.no_grad()
+def _tokens(
+    vit: ViT, batches: Iterable[Mapping[str, Any]], patches: int, seed: int
+) -> tuple[list[NDArray[Any]], NDArray[Any], NDArray[Any]]:
+    """Patch tokens by block, each of shape (N·patches, D), their places and their images' classes."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens: list[list[Tensor]] = [[] for _ in range(vit.depth)]
+    places: list[Tensor] = []
+    labels: list[Tensor] = []
+    vit.eval()
+    for batch in batches:
+        found = vit.intermediate(batch['image'], range(vit.depth), timestamps=batch.get('timestamps'))
+        images, _, length, _ = found[0].patches.shape
+        chosen = torch.rand(images, length, generator=generator).argsort(dim=1)[:, :patches]
+        for kept, features in zip(tokens, found, strict=True):
+            # Slots are reduced first, so that a place is one token.
+            kept.append(features.patches.mean(1)[torch.arange(images)[:, None], chosen].flatten(0, 1))
+        places.append(chosen.flatten())
+        labels.append(batch['label'].repeat_interleave(chosen.shape[1]))
+    return [torch.cat(x).numpy() for x in tokens], torch.cat(places).numpy(), torch.cat(labels).numpy()
+
+
+def _accuracy(x: NDArray[Any], y: NDArray[Any], test: NDArray[Any], expected: NDArray[Any]) -> float:
+    model = make_pipeline(StandardScaler(), RidgeClassifier(alpha=1.0))
+    return float(model.fit(x, y).score(test, expected))
