@@ -35,7 +35,7 @@ def test_every_configuration_is_trained_as_it_would_be_alone(table: Table) -> No
         for k, lr in enumerate((0.01, 0.3)):
             probe = nn.Linear(8 * (blocks + average), 3)
             with torch.no_grad():
-                probe.weight.copy_(start.weight[variant].unflatten(1, (2, 3))[:, k].T)
+                probe.weight.copy_(start.weight_of(variant)[k])
                 probe.bias.zero_()
             optimizer = torch.optim.SGD(probe.parameters(), lr=lr * 16 / 256, momentum=0.9)
             schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 21)
@@ -57,7 +57,8 @@ def test_the_gradients_are_those_of_autograd() -> None:
     model = BatchedLinear(4, 3, (1, 4), 2, generator)
     x, y = torch.randn(10, 20), torch.arange(10) % 3
     rates = torch.tensor([0.1, 2.0])
-    losses = [rate * F.cross_entropy(scores[:, k], y) for scores in model(x) for k, rate in enumerate(rates)]
+    scores = model(x)
+    losses = [rates[k] * F.cross_entropy(scores[:, v, k], y) for v in range(4) for k in range(2)]
     torch.stack(losses).sum().backward()
     expected = [p.grad.clone() for p in model.parameters()]  # type: ignore[union-attr]
     model.set_gradients(x, y, rates)
