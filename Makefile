@@ -28,7 +28,7 @@ MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test pytest lint format test-lowest clean
+.PHONY: help demo test pytest lint format docs test-lowest clean
 
 BIN := $(VENV)/bin
 LOWEST := .venv-lowest
@@ -88,6 +88,9 @@ lint: $(BIN)/.installed-tests ## Check style (ruff) and types (mypy)
 format: $(BIN)/.installed-tests ## Rewrite the code in the house style
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+
+docs: $(BIN)/.installed-tests ## Write the reference pages under docs/ from the code
+	@$(BIN)/python docs/generate.py
 
 # In an empty environment each time: uv keeps what is installed already, be it the lowest or not
 $(LOWEST)/bin/.installed: pyproject.toml

@@ -168,6 +168,7 @@ def main() -> None:
     rgb = copy_rgb(*rgb_source, args.out / 'eurosat_rgb', {'train': args.train, 'test': args.test})
     ms = copy_ms(args.source / 'EuroSAT_MS', args.out / 'eurosat_ms', args.ms)
     naip = copy_naip(args.source / 'NAIP', args.out / 'naip', ('20170827', '20200831'), 256)
+    naip += copy_naip(args.source / 'NAIP', args.out / 'naip_2010', ('20100629',), 256)
     logger.info('wrote %d RGB tiles, %d 13-band tiles and %d scenes', rgb, ms, naip)
 
 
