@@ -16,6 +16,7 @@ from explora_geo.adaptation import trainable_summary
 from explora_geo.checkpoints.adapter import save_adapter
 from explora_geo.checkpoints.files import atomic_path, write_state
 from explora_geo.checkpoints.io import model_metadata
+from explora_geo.trainers.folder import run_folder
 
 if TYPE_CHECKING:
     from explora_geo.trainers.pretrain import ExPLoRATask
@@ -66,7 +67,7 @@ class PretrainReport(Callback):
             if hasattr(experiment, 'add_image'):
                 experiment.add_image(title, grid, trainer.global_step)
             else:
-                file = _folder(trainer) / 'pictures' / f'{title}_{trainer.global_step:06d}.png'
+                file = run_folder(trainer) / 'pictures' / f'{title}_{trainer.global_step:06d}.png'
                 with atomic_path(file) as temporary:
                     save_image(grid.cpu(), temporary, format='png')
 
@@ -91,7 +92,7 @@ class PretrainReport(Callback):
         Returns:
             The folder.
         """
-        folder = _folder(trainer)
+        folder = run_folder(trainer)
         name = task.hparams['model']
         if task.config.full:
             file = folder / 'model.safetensors'
@@ -122,10 +123,6 @@ class PretrainReport(Callback):
 
 def _trial(trainer: Trainer) -> bool:
     return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
-
-
-def _folder(trainer: Trainer) -> Path:
-    return Path(trainer.log_dir or trainer.default_root_dir)
 
 
 def _grid(image: Tensor, other: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from explora_geo.adaptation import trainable_summary
 from explora_geo.checkpoints import atomic_path
+from explora_geo.trainers.folder import run_folder
 
 if TYPE_CHECKING:
     from explora_geo.trainers.tuning import TuningTask
@@ -148,11 +149,6 @@ class TuningReport(Callback):
         known = json.loads(file.read_text()) if file.is_file() else {}
         with atomic_path(file) as temporary:
             temporary.write_text(json.dumps({**known, **values}, indent=1))
-
-
-def run_folder(trainer: Trainer) -> Path:
-    """Folder of a run's files."""
-    return Path(trainer.log_dir or trainer.default_root_dir)
 
 
 def _trial(trainer: Trainer) -> bool:
