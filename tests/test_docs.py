@@ -16,6 +16,7 @@ from packaging.requirements import Requirement
 from typer.main import get_command
 
 import benchmarks.__main__
+from benchmarks.paper.rows import get_table
 from explora_geo import cli
 from explora_geo.adaptation import ExPLoRAConfig, explora
 from explora_geo.checkpoints import load_weights, save_adapter
@@ -190,7 +191,16 @@ def test_code_blocks_are_of_languages_that_are_checked_here() -> None:
     found = {
         (name_of(p), language) for p in PAGES for language in re.findall(r'^```(\w+)', p.read_text(), re.M)
     }
-    assert {language for _, language in found} <= {'sh', 'python', 'mermaid', 'bibtex', 'text'}
+    assert {language for _, language in found} <= {'sh', 'python', 'yaml', 'mermaid', 'bibtex', 'text'}
+
+
+def test_every_yaml_block_is_a_table_that_can_be_planned(tmp_path: Path) -> None:
+    found = [block for page in PAGES for block in blocks(page, 'yaml')]
+    assert found
+    for block in found:
+        table = tmp_path / 'mine.yaml'
+        table.write_text(block)
+        assert get_table(str(table)).rows
 
 
 def slug(heading: str) -> str:

@@ -72,7 +72,7 @@ def step_peak(objective: str, name: str, setting: Setting) -> int:
         Growth of this process, or what the GPU allocated at most.
     """
     gc.collect()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _highest()
     step = CONTENDERS[objective][name](setting)
     for group in step.optimizer.param_groups:
         for parameter in group['params']:
@@ -81,7 +81,15 @@ def step_peak(objective: str, name: str, setting: Setting) -> int:
     step()
     if setting.device.startswith('cuda'):
         return torch.cuda.max_memory_allocated()
-    return 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    return _highest() - before
+
+
+def _highest() -> int:
+    """Bytes that this process held at most; `ru_maxrss` would count the process that started it too."""
+    status = Path('/proc/self/status')
+    if status.is_file():
+        return 1024 * int(status.read_text().split('VmHWM:')[1].split()[0])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
