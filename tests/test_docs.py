@@ -41,6 +41,8 @@ SHORTER = {
 }
 #: Lines that stand for a user's own files: their options are parsed, and nothing runs.
 PARSED = ('run.yaml', 'scene.tif', 'last.ckpt', 'FOLDER', 'FILE', 'model.safetensors', 'base.safetensors')
+#: Commands at a scale of hours, whose sources and results are not there: their options are parsed.
+HOURS = tuple(f'explora-bench {name} ' for name in ('plan', 'run', 'report', 'compare', 'analyse'))
 #: Numbers of code blocks that take long, and what they are replaced by.
 SMALLER = {'max_steps=10': 'max_steps=2'}
 
@@ -109,7 +111,8 @@ def shell(clone: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]
         words = shlex.split(line)
         match words[0]:
             case 'explora-geo' | 'explora-bench':
-                if any(word.endswith(PARSED) and not (clone / word).exists() for word in words):
+                long = '--scale small' in line and line.startswith(HOURS)
+                if long or any(word.endswith(PARSED) and not (clone / word).exists() for word in words):
                     parse(words)
                 else:
                     longest = max((s for s in SHORTER if line.startswith(s)), key=len, default='')
@@ -122,6 +125,9 @@ def shell(clone: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]
                 check_pip(words[1:])
             case 'conda':
                 assert words[1:4] == ['env', 'create', '--file'] and (ROOT / words[4]).is_file()
+            case 'torchgeo-bench':  # another project's command: what it reads of ours is there
+                assert (ROOT / 'benchmarks/conf/model/explora_geo.yaml').is_file()
+                assert 'model=explora_geo' in words and 'benchmarks/conf]' in words[2]
             case other:
                 pytest.fail(f'no check for {other}: run it or parse it here')
 
