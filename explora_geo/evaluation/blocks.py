@@ -1,4 +1,4 @@
-"""What the blocks of a backbone know: the paper's block-wise analysis (ICML version, section 7)."""
+"""What the blocks of a backbone know: the paper's block-wise analysis (ICML version)."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
