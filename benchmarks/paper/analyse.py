@@ -8,13 +8,11 @@ from typing import Any, NamedTuple
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from sklearn.linear_model import RidgeClassifier
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from explora_geo.checkpoints import atomic_path
+from explora_geo.evaluation import class_attention
+from explora_geo.evaluation.blocks import eigenvalues, linear_accuracy
 from explora_geo.models import ViT
 
 
@@ -32,37 +30,6 @@ class Block(NamedTuple):
     eigenvalue_variance: float
     position: float
     label: float
-
-
-def eigenvalues(tokens: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Eigenvalues of the covariance of tokens, largest first.
-
-    Args:
-        tokens: Tokens, shape (N, D).
-
-    Returns:
-        Eigenvalues, shape (D,).
-    """
-    covariance = np.cov(tokens.astype(np.float64), rowvar=False)
-    return np.maximum(np.linalg.eigvalsh(covariance)[::-1], 0)
-
-
-def linear_accuracy(
-    tokens: NDArray[np.float32], target: NDArray[np.int64], train: NDArray[np.bool_]
-) -> float:
-    """Accuracy of a ridge classifier on tokens of other images than it learnt from.
-
-    Args:
-        tokens: Tokens, shape (N, D).
-        target: Classes, shape (N,).
-        train: Which tokens it learns from, shape (N,).
-
-    Returns:
-        Accuracy in [0, 1].
-    """
-    model = make_pipeline(StandardScaler(), RidgeClassifier())
-    model.fit(tokens[train], target[train])
-    return float(model.score(tokens[~train], target[~train]))
 
 
 @torch.no_grad()
@@ -100,14 +67,12 @@ def analyse_blocks(vit: ViT, image: Tensor, label: Tensor, batch_size: int = 32)
             Block(
                 float(values.mean()),
                 float(values.var()),
-                linear_accuracy(tokens, place, train),
-                linear_accuracy(tokens, kind, train),
+                *(linear_accuracy(tokens[train], y[train], tokens[~train], y[~train]) for y in (place, kind)),
             )
         )
     return found
 
 
-@torch.no_grad()
 def attention_maps(vit: ViT, image: Tensor, blocks: Sequence[int]) -> Tensor:
     """Attention of the class token to the patches, mean over heads.
 
@@ -119,29 +84,10 @@ def attention_maps(vit: ViT, image: Tensor, blocks: Sequence[int]) -> Tensor:
     Returns:
         Maps that sum to at most 1, shape (len(blocks), N, h, w).
     """
-    maps: dict[int, Tensor] = {}
-
-    def keep(number: int) -> Any:
-        def hook(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            x = inputs[0]
-            qkv = module.qkv(x).unflatten(-1, (3, module.num_heads, -1)).permute(2, 0, 3, 1, 4)
-            query, key = module.q_norm(qkv[0]), module.k_norm(qkv[1])
-            weights = (query[:, :, :1] * module.scale @ key.transpose(-2, -1)).softmax(-1)
-            maps[number] = weights.mean(1)[:, 0, 1:]  # (B,heads,1,1+N) -> (B,N)
-
-        return hook
-
-    wanted = [range(vit.depth)[i] for i in blocks]
-    layers: Any = vit.blocks
-    hooks = [layers[i].attn.register_forward_hook(keep(i)) for i in wanted]
-    try:
-        vit.eval()(image)
-    finally:
-        for hook in hooks:
-            hook.remove()
     size = vit.patch_embed.patch_size
     grid = tuple(side // size for side in image.shape[-2:])
-    return torch.stack([maps[i].unflatten(1, grid) for i in wanted]).float().cpu()
+    maps = [class_attention(vit, image, block)[:, :, 0].mean(1).unflatten(1, grid) for block in blocks]
+    return torch.stack(maps).float().cpu()
 
 
 def write_analysis(

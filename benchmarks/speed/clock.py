@@ -47,15 +47,16 @@ def alternate(
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(warmup + repeats):
         for name, step in steps.items():
-            _wait()
+            wait()
             start = now()
             step()
-            _wait()
+            wait()
             if turn >= warmup:
                 seconds[name].append(now() - start)
     return {n: Times(statistics.median(s), min(s), max(s)) for n, s in seconds.items()}
 
 
-def _wait() -> None:
+def wait() -> None:
+    """Wait for what the GPU was given to do."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()

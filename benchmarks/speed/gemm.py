@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.speed.clock import wait
+
 PRODUCTS = frozenset({'mm', 'addmm', 'bmm', 'baddbmm', 'convolution', 'convolution_backward'})
 
 
@@ -110,7 +112,6 @@ def _fastest(run: Callable[[], object], repeats: int) -> float:
     for _ in range(repeats):
         start = time.perf_counter()
         run()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        wait()
         seconds.append(time.perf_counter() - start)
     return min(seconds)

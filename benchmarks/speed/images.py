@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-#: Mean and deviation of ImageNet's bands, for images in [0, 1].
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+from explora_geo.datamodules.statistics import resolve
+from explora_geo.models.tokenizers import RGB
 
 
 def read_images(folder: Path, count: int, size: int) -> Tensor:
@@ -33,5 +33,6 @@ def read_images(folder: Path, count: int, size: int) -> Tensor:
     for path in files:
         image = Image.open(path).convert('RGB').resize((size, size), Image.Resampling.BICUBIC)
         pixels.append(torch.from_numpy(np.array(image)))
-    images = torch.stack(pixels).permute(0, 3, 1, 2).float() / 255
-    return (images - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+    images = torch.stack(pixels).permute(0, 3, 1, 2).float()
+    mean, std = (resolve('imagenet', RGB, name)[:, None, None] for name in ('mean', 'std'))
+    return (images - mean) / std

@@ -41,24 +41,30 @@ class SplitQKV(nn.Module):
 
 def peft_backbone(setting: Setting, objective: type[MAE | DINOv2]) -> Any:
     """The last block and the norms unfrozen by hand, LoRA of PEFT on split Q and V elsewhere."""
-    from peft import LoraConfig, inject_adapter_in_model
-
     vit: Any = backbone(setting, objective, 'full')
     for block in vit.blocks:
         block.attn.qkv = SplitQKV(block.attn.qkv)
-    last = len(vit.blocks) - 1
+    _inject(vit, ['q', 'v'], 'blocks', len(vit.blocks))
+    vit.cls_token.requires_grad = True
+    return vit
+
+
+def _inject(model: nn.Module, targets: list[str], layers: str, depth: int, parent: str = '') -> None:
+    """PEFT's LoRA in all layers but the last, which trains whole with every norm."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    last = depth - 1
     config = LoraConfig(
         r=RANK,
         lora_alpha=RANK,
-        target_modules=['q', 'v'],
+        target_modules=targets,
         layers_to_transform=list(range(last)),
-        layers_pattern='blocks',
+        layers_pattern=layers,
     )
-    inject_adapter_in_model(config, vit)
-    for name, parameter in vit.named_parameters():
-        unfrozen = name.startswith(f'blocks.{last}.') or 'norm' in name or name == 'cls_token'
+    inject_adapter_in_model(config, model)
+    for name, parameter in model.named_parameters():
+        unfrozen = name.startswith(f'{parent}{layers}.{last}.') or 'norm' in name
         parameter.requires_grad = 'lora_' in name or unfrozen
-    return vit
 
 
 def peft_mae(setting: Setting) -> Optimised:
@@ -130,20 +136,7 @@ def huggingface_mae(setting: Setting, adapted: bool) -> Optimised:
     config._attn_implementation = 'eager' if slow else 'sdpa'
     model: Any = ViTMAEForPreTraining(config)
     if adapted:
-        from peft import LoraConfig, inject_adapter_in_model
-
-        last = len(vit.blocks) - 1
-        lora = LoraConfig(
-            r=RANK,
-            lora_alpha=RANK,
-            target_modules=['q_proj', 'v_proj'],
-            layers_to_transform=list(range(last)),
-            layers_pattern='layers',
-        )
-        inject_adapter_in_model(lora, model)
-        for name, parameter in model.named_parameters():
-            unfrozen = f'vit.layers.{last}.' in name or 'norm' in name
-            parameter.requires_grad = 'lora_' in name or unfrozen
+        _inject(model, ['q_proj', 'v_proj'], 'layers', len(vit.blocks), 'vit.')
     image = setting.batch_images()
     return Optimised(setting, model, lambda: model(pixel_values=image).loss)
 

@@ -38,7 +38,7 @@ def mae_step(setting: Setting, adaptation: str, vit: ViT | None = None) -> Optim
     objective = MAE(vit, setting.mask_ratio, decoder_depth=setting.decoder_depth, decoder_num_heads=16)
     if adaptation != 'full':
         # As if it came with the weights: then LoRA alone trains in it.
-        explora(objective.decoder, ExPLoRAConfig(unfrozen_blocks=(), rank=8, extra=('mask_token',)))
+        explora(objective.decoder, objective.decoder_adaptation)
     image = setting.batch_images()
 
     def loss() -> Tensor:

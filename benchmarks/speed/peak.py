@@ -1,18 +1,16 @@
 """Highest memory of a training step, each contender in a process of its own."""
 
-import gc
 import multiprocessing
-import resource
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
-from benchmarks.speed import others
+from benchmarks.paper.meter import Meter
+from benchmarks.speed.contenders import CONTENDERS, for_each
+from benchmarks.speed.records import add_row, describe, heading
 from benchmarks.speed.setting import Setting
-from benchmarks.speed.steps import CONTENDERS, add_row, hardware
 
 
 def compare_peaks(out: Path, objective: str, setting: Setting, only: str = '') -> Path:
@@ -30,33 +28,13 @@ def compare_peaks(out: Path, objective: str, setting: Setting, only: str = '') -
     Raises:
         ValueError: If the objective is unknown.
     """
-    if objective not in CONTENDERS:
-        raise ValueError(f'objective must be one of {", ".join(CONTENDERS)}, got {objective!r}')
-    peaks: dict[str, int] = {}
-    absent: dict[str, str] = {}
-    for name in CONTENDERS[objective]:
-        if only not in name:
-            continue
-        if lacking := others.missing(name):
-            absent[name] = f'{lacking} is not installed'
-            continue
-        Console().print(name, markup=False)
-        try:
-            with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context('spawn')) as pool:
-                peaks[name] = pool.submit(step_peak, objective, name, setting).result()
-        except ValueError as error:
-            absent[name] = str(error)
-    row = {
-        'objective': objective,
-        'setting': {
-            **{k: str(v) for k, v in vars(setting).items() if k != 'head'},
-            'head': vars(setting.head),
-        },
-        'hardware': hardware(setting),
-        'torch': torch.__version__,
-        'peaks': peaks,
-        'missing': absent,
-    }
+
+    def measure(name: str) -> int:
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context('spawn')) as pool:
+            return pool.submit(step_peak, objective, name, setting).result()
+
+    peaks, absent = for_each(objective, measure, only)
+    row = {**describe(objective, setting), 'peaks': peaks, 'missing': absent}
     return add_row(out / 'speed_peak.jsonl', row, markdown)
 
 
@@ -71,25 +49,14 @@ def step_peak(objective: str, name: str, setting: Setting) -> int:
     Returns:
         Growth of this process, or what the GPU allocated at most.
     """
-    gc.collect()
-    before = _highest()
-    step = CONTENDERS[objective][name](setting)
-    for group in step.optimizer.param_groups:
-        for parameter in group['params']:
-            parameter.grad = torch.zeros_like(parameter)
-    step.optimizer.step()
-    step()
-    if setting.device.startswith('cuda'):
-        return torch.cuda.max_memory_allocated()
-    return _highest() - before
-
-
-def _highest() -> int:
-    """Bytes that this process held at most; `ru_maxrss` would count the process that started it too."""
-    status = Path('/proc/self/status')
-    if status.is_file():
-        return 1024 * int(status.read_text().split('VmHWM:')[1].split()[0])
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with Meter() as meter:
+        step = CONTENDERS[objective][name](setting)
+        for group in step.optimizer.param_groups:
+            for parameter in group['params']:
+                parameter.grad = torch.zeros_like(parameter)
+        step.optimizer.step()
+        step()
+    return meter.peak_memory
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
@@ -108,19 +75,8 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         'images, each contender in a process of its own. Shares are of the last row that trains all weights.',
     ]
     for row in rows:
-        s = row['setting']
-        crops = f'2 x {s["image_size"]} + {s["num_local"]} x {s["local_size"]} px crops'
-        size = f'{s["image_size"]} px' if row['objective'] == 'mae' else crops
         full = [peak for name, peak in row['peaks'].items() if 'all weights' in name]
-        lines += [
-            '',
-            f'## {row["objective"]}, {s["model"]}, batch {s["batch"]}, {size}, {s["precision"]}',
-            '',
-            f'{row["hardware"]}, torch {row["torch"]}.',
-            '',
-            '| step | GB | share |',
-            '|---|---|---|',
-        ]
+        lines += [*heading(row), '| step | GB | share |', '|---|---|---|']
         for name, peak in row['peaks'].items():
             share = f'{peak / full[-1]:.0%}' if full else '-'
             lines.append(f'| {name} | {peak / 1e9:.2f} | {share} |')

@@ -3,13 +3,14 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.speed.images import read_images
 from explora_geo.models.heads import HeadConfig
+from explora_geo.trainers.kernels import unfuse_attention
 from explora_geo.transforms import MultiCrop, ViewsConfig
 
 
@@ -90,7 +91,7 @@ class Optimised:
         self.kind = torch.device(setting.device).type
         self.bf16 = setting.precision == 'bf16'
         if self.bf16 and self.kind == 'cpu':
-            _unfuse(module)
+            unfuse_attention(module)  # the faster attention there, for every contender
 
     def __call__(self) -> float:
         """Take the step; returns the loss."""
@@ -102,14 +103,6 @@ class Optimised:
         if self.after is not None:
             self.after()
         return float(loss.detach())
-
-
-def _unfuse(module: nn.Module) -> None:
-    """Give every contender the faster attention of a CPU in bfloat16, not ours alone."""
-    for part in module.modules():
-        if hasattr(part, 'fused_attn'):
-            switched: Any = part
-            switched.fused_attn = False
 
 
 Contenders = Mapping[str, Callable[[Setting], Optimised]]

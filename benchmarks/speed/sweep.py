@@ -10,8 +10,7 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
-from benchmarks.speed.setting import Setting
-from benchmarks.speed.steps import add_row, hardware
+from benchmarks.speed.records import add_row, hardware
 from explora_geo.evaluation import FeatureTable, SweepConfig, linear_sweep
 
 BLOCKS = 4
@@ -41,7 +40,7 @@ def time_sweep(out: Path, images: Path, width: int, config: SweepConfig | None =
     row = {
         'objective': 'sweep',
         'setting': {'width': width, 'images': len(train.label) + len(test.label), **_plain(config)},
-        'hardware': hardware(Setting(device='cpu')),
+        'hardware': hardware('cpu'),
         'torch': torch.__version__,
         'configurations': len(found.rows),
         'seconds': round(seconds, 1),

@@ -55,11 +55,40 @@ def analyse_blocks(
     others, true_places, true_labels = _tokens(vit, test, patches, seed)
     rows = []
     for number, (x, y) in enumerate(zip(tokens, others, strict=True), start=1):
-        values = np.linalg.eigvalsh(np.cov(x, rowvar=False))
-        position = _accuracy(x, places, y, true_places)
-        label = _accuracy(x, labels, y, true_labels)
+        values = eigenvalues(x)
+        position = linear_accuracy(x, places, y, true_places)
+        label = linear_accuracy(x, labels, y, true_labels)
         rows.append(BlockRow(number, float(values.mean()), float(values.var()), position, label))
     return rows
+
+
+def eigenvalues(tokens: NDArray[Any]) -> NDArray[Any]:
+    """Eigenvalues of the covariance of tokens, largest first.
+
+    Args:
+        tokens: Tokens, shape (N, D).
+
+    Returns:
+        Eigenvalues, shape (D,).
+    """
+    covariance = np.cov(tokens.astype(np.float64), rowvar=False)
+    return np.maximum(np.linalg.eigvalsh(covariance)[::-1], 0)
+
+
+def linear_accuracy(x: NDArray[Any], y: NDArray[Any], test: NDArray[Any], expected: NDArray[Any]) -> float:
+    """Accuracy of a ridge classifier on tokens that it did not learn from.
+
+    Args:
+        x: Tokens to learn from, shape (N, D).
+        y: Their classes, shape (N,).
+        test: Other tokens, shape (M, D).
+        expected: Their classes, shape (M,).
+
+    Returns:
+        Accuracy in [0, 1].
+    """
+    model = make_pipeline(StandardScaler(), RidgeClassifier())
+    return float(model.fit(x, y).score(test, expected))
 
 
 @torch.no_grad()
@@ -82,8 +111,3 @@ def _tokens(
         places.append(chosen.flatten())
         labels.append(batch['label'].repeat_interleave(chosen.shape[1]))
     return [torch.cat(x).numpy() for x in tokens], torch.cat(places).numpy(), torch.cat(labels).numpy()
-
-
-def _accuracy(x: NDArray[Any], y: NDArray[Any], test: NDArray[Any], expected: NDArray[Any]) -> float:
-    model = make_pipeline(StandardScaler(), RidgeClassifier(alpha=1.0))
-    return float(model.fit(x, y).score(test, expected))

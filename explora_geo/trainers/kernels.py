@@ -3,6 +3,15 @@
 from typing import Any
 
 from lightning.pytorch import LightningModule
+from torch import nn
+
+
+def unfuse_attention(module: nn.Module) -> None:
+    """Do without the fused attention of torch in all of timm's blocks."""
+    for part in module.modules():
+        if hasattr(part, 'fused_attn'):
+            attention: Any = part
+            attention.fused_attn = False
 
 
 def choose_attention(task: LightningModule) -> None:
@@ -15,7 +24,4 @@ def choose_attention(task: LightningModule) -> None:
     """
     trainer = task.trainer
     if trainer.strategy.root_device.type == 'cpu' and str(trainer.precision).startswith('bf16'):
-        for module in task.modules():
-            if hasattr(module, 'fused_attn'):
-                attention: Any = module
-                attention.fused_attn = False
+        unfuse_attention(task)

@@ -1,10 +1,13 @@
 """Block-wise analysis, on features of which the answer is known."""
 
+import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
 from explora_geo.evaluation import analyse_blocks
+from explora_geo.evaluation.blocks import eigenvalues, linear_accuracy
 from explora_geo.models import create_vit
 
 
@@ -44,3 +47,21 @@ def test_eigenvalues_are_those_of_the_covariance(small_names: None) -> None:
     values = torch.linalg.eigvalsh(torch.cov(tokens.T))
     assert_close(row.eigenvalue_mean, float(values.mean()), rtol=1e-4, atol=1e-7)
     assert_close(row.eigenvalue_variance, float(values.var(correction=0)), rtol=1e-4, atol=1e-7)
+
+
+def test_eigenvalues_are_the_variances_along_the_axes() -> None:
+    generator = np.random.default_rng(0)
+    tokens = (generator.normal(size=(20_000, 3)) * [3, 1, 2]).astype(np.float32)
+    assert eigenvalues(tokens) == pytest.approx([9, 4, 1], rel=0.05)
+    turn = np.linalg.qr(generator.normal(size=(3, 3)))[0].astype(np.float32)
+    assert eigenvalues(tokens @ turn) == pytest.approx(eigenvalues(tokens), rel=1e-3)
+
+
+def test_a_linear_classifier_finds_what_is_there_and_nothing_else() -> None:
+    generator = np.random.default_rng(0)
+    target = np.arange(400) % 4
+    noise = generator.normal(size=(400, 8)).astype(np.float32)
+    train = np.arange(400) < 200
+    told = noise + 4 * np.eye(8, dtype=np.float32)[target]
+    assert linear_accuracy(told[train], target[train], told[~train], target[~train]) > 0.95
+    assert linear_accuracy(noise[train], target[train], noise[~train], target[~train]) < 0.45

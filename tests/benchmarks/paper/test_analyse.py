@@ -4,40 +4,15 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor
 
-from benchmarks.paper.analyse import (
-    analyse_blocks,
-    attention_maps,
-    eigenvalues,
-    linear_accuracy,
-    write_analysis,
-)
+from benchmarks.paper.analyse import analyse_blocks, attention_maps, write_analysis
 from benchmarks.paper.inputs import find_models, read_images
 from explora_geo.checkpoints import model_metadata, write_state
 from explora_geo.models import ViT
-
-
-def test_eigenvalues_are_the_variances_along_the_axes() -> None:
-    generator = np.random.default_rng(0)
-    tokens = (generator.normal(size=(20_000, 3)) * [3, 1, 2]).astype(np.float32)
-    assert eigenvalues(tokens) == pytest.approx([9, 4, 1], rel=0.05)
-    turn = np.linalg.qr(generator.normal(size=(3, 3)))[0].astype(np.float32)
-    assert eigenvalues(tokens @ turn) == pytest.approx(eigenvalues(tokens), rel=1e-3)
-
-
-def test_a_linear_classifier_finds_what_is_there_and_nothing_else() -> None:
-    generator = np.random.default_rng(0)
-    target = np.arange(400) % 4
-    noise = generator.normal(size=(400, 8)).astype(np.float32)
-    train = np.arange(400) < 200
-    told = noise + 4 * np.eye(8, dtype=np.float32)[target]
-    assert linear_accuracy(told, target, train) > 0.95
-    assert linear_accuracy(noise, target, train) < 0.45
 
 
 def test_early_blocks_know_the_place_of_a_patch(build_vit: Callable[..., ViT], images: Tensor) -> None:

@@ -9,11 +9,12 @@ from torch import nn
 
 from benchmarks.speed import ours
 from benchmarks.speed.clock import alternate
+from benchmarks.speed.contenders import CONTENDERS
 from benchmarks.speed.gemm import measure_limit
 from benchmarks.speed.images import read_images
 from benchmarks.speed.others import SplitQKV, missing, peft_backbone
 from benchmarks.speed.setting import Setting
-from benchmarks.speed.steps import CONTENDERS, compare_steps
+from benchmarks.speed.steps import compare_steps
 from explora_geo.adaptation import trainable_summary
 from explora_geo.models.heads import HeadConfig
 from explora_geo.objectives import MAE

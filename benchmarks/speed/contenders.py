@@ -1,0 +1,48 @@
+"""Who is compared, by objective."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from rich.console import Console
+
+from benchmarks.speed import others, ours
+from benchmarks.speed.setting import Contenders
+
+T = TypeVar('T')
+
+CONTENDERS: dict[str, Contenders] = {
+    'mae': {**ours.MAE_STEPS, **others.MAE_STEPS},
+    'dinov2': {**ours.DINOV2_STEPS, **others.DINOV2_STEPS},
+}
+
+
+def for_each(objective: str, work: Callable[[str], T], only: str = '') -> tuple[dict[str, T], dict[str, str]]:
+    """Do something for every contender that is installed and able.
+
+    Args:
+        objective: `mae` or `dinov2`.
+        work: What to do for a contender, by name; a `ValueError` says that it cannot.
+        only: Only contenders whose name holds this text.
+
+    Returns:
+        What came of it by name, and why others are missing.
+
+    Raises:
+        ValueError: If the objective is unknown.
+    """
+    if objective not in CONTENDERS:
+        raise ValueError(f'objective must be one of {", ".join(CONTENDERS)}, got {objective!r}')
+    found: dict[str, T] = {}
+    absent: dict[str, str] = {}
+    for name in CONTENDERS[objective]:
+        if only not in name:
+            continue
+        if lacking := others.missing(name):
+            absent[name] = f'{lacking} is not installed'
+            continue
+        Console().print(name, markup=False)
+        try:
+            found[name] = work(name)
+        except ValueError as error:
+            absent[name] = str(error)
+    return found, absent

@@ -1,0 +1,71 @@
+"""Results of comparisons: JSON lines, and a table of them."""
+
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.search import read_results, write_results
+from benchmarks.speed.setting import Setting
+from explora_geo.checkpoints import atomic_path
+
+
+def hardware(device: str) -> str:
+    """The device and, on a CPU, its threads."""
+    if device.startswith('cuda'):
+        return torch.cuda.get_device_name()
+    return f'{platform.machine()} CPU, {torch.get_num_threads()} thread(s)'
+
+
+def describe(objective: str, setting: Setting) -> dict[str, Any]:
+    """What a row of steps says of its work and of the machine."""
+    return {
+        'objective': objective,
+        'setting': {
+            **{k: str(v) for k, v in vars(setting).items() if k != 'head'},
+            'head': vars(setting.head),
+        },
+        'hardware': hardware(setting.device),
+        'torch': torch.__version__,
+    }
+
+
+def heading(row: dict[str, Any], note: str = '') -> list[str]:
+    """Lines above the table of a row of steps.
+
+    Args:
+        row: Result that was begun by `describe`.
+        note: What follows the machine.
+    """
+    s = row['setting']
+    crops = f'2 x {s["image_size"]} + {s["num_local"]} x {s["local_size"]} px crops'
+    size = f'{s["image_size"]} px' if row['objective'] == 'mae' else crops
+    return [
+        '',
+        f'## {row["objective"]}, {s["model"]}, batch {s["batch"]}, {size}, {s["precision"]}',
+        '',
+        f'{row["hardware"]}, torch {row["torch"]}{note}.',
+        '',
+    ]
+
+
+def add_row(path: Path, row: dict[str, Any], table: Callable[[list[dict[str, Any]]], str]) -> Path:
+    """Replace the row of the same work, and write the table anew.
+
+    Args:
+        path: JSON lines; the table lies beside them.
+        row: Result with `objective`, `setting` and `hardware`.
+        table: Markdown of all rows.
+
+    Returns:
+        The Markdown file.
+    """
+    same = ('objective', 'setting', 'hardware')
+    rows = [*(r for r in read_results(path) if any(r[k] != row[k] for k in same)), row]
+    write_results(path, rows)
+    report = path.with_suffix('.md')
+    with atomic_path(report) as temporary:
+        temporary.write_text(table(rows))
+    return report
