@@ -9,6 +9,17 @@ import typer
 from benchmarks.paper.commands import register
 from explora_geo.cli import run_app
 
+RESULTS = Path('benchmarks/results')
+_OUT = Annotated[Path, typer.Option(help='Folder of the results.')]
+# The work of a training step
+_MODEL = Annotated[str, typer.Option(help='Backbone.')]
+_BATCH = Annotated[int, typer.Option(help='Images per step.')]
+_IMAGE_SIZE = Annotated[int, typer.Option(help='Side of images and global crops, pixels.')]
+_LOCAL_SIZE = Annotated[int, typer.Option(help='Side of local crops, pixels.')]
+_NUM_LOCAL = Annotated[int, typer.Option(help='Local crops per image.')]
+_PRECISION = Annotated[str, typer.Option(help='bf16 or fp32.')]
+_OBJECTIVE = Annotated[str, typer.Option(help='mae or dinov2.')]
+
 app = typer.Typer(
     name='explora-bench',
     help='Measurements behind the numbers of explora_geo.',
@@ -28,7 +39,7 @@ def _commands() -> None:
 @app.command()
 def search(
     config: Annotated[Path, typer.Argument(help='YAML file of the rows to try.')],
-    out: Annotated[Path, typer.Option(help='Folder of the results.')] = Path('benchmarks/results'),
+    out: _OUT = RESULTS,
     rows: Annotated[str, typer.Option(help='Only rows whose name holds this text.')] = '',
 ) -> None:
     """Try adaptation recipes on a validation part and tabulate what they bought.
@@ -44,7 +55,7 @@ def search(
 @app.command()
 def arms(
     config: Annotated[Path, typer.Argument(help='YAML file of the arms.')],
-    out: Annotated[Path, typer.Option(help='Folder of the results.')] = Path('benchmarks/results'),
+    out: _OUT = RESULTS,
     only: Annotated[str, typer.Option(help='Only arms whose name holds this text.')] = '',
 ) -> None:
     """Compare adaptations of one source that learn for the same number of steps.
@@ -62,10 +73,10 @@ def packing(
     model: Annotated[str, typer.Option(help='Backbone.')] = 'vit_tiny_patch8_64',
     images: Annotated[int, typer.Option(help='Images per step.')] = 8,
     global_size: Annotated[int, typer.Option(help='Side of the two global crops, pixels.')] = 64,
-    local_size: Annotated[int, typer.Option(help='Side of local crops, pixels.')] = 32,
-    num_local: Annotated[int, typer.Option(help='Local crops per image.')] = 8,
+    local_size: _LOCAL_SIZE = 32,
+    num_local: _NUM_LOCAL = 8,
     repeats: Annotated[int, typer.Option(help='Turns, of which the fastest counts.')] = 5,
-    out: Annotated[Path, typer.Option(help='Folder of the results.')] = Path('benchmarks/results'),
+    out: _OUT = RESULTS,
 ) -> None:
     """Time crops of two sizes: a call per size, nested tensors, FlexAttention, block-diagonal masks.
 
@@ -81,7 +92,7 @@ def packing(
 def memory(
     model: Annotated[str, typer.Option(help='Backbone.')] = 'vit_large_patch14_dinov2',
     adaptation: Annotated[list[str] | None, typer.Option(help='Notation; repeat for several.')] = None,
-    out: Annotated[Path, typer.Option(help='Folder of the results.')] = Path('benchmarks/results'),
+    out: _OUT = RESULTS,
 ) -> None:
     """Count what a student and the teacher that shares its frozen trunk store.
 
@@ -109,7 +120,7 @@ def export_source(
 
 @app.command()
 def reading(
-    out: Annotated[Path, typer.Option(help='Folder of the results.')] = Path('benchmarks/results'),
+    out: _OUT = RESULTS,
     tiles: Annotated[Path, typer.Option(help='13-band EuroSAT tiles.')] = Path('tests/data/eurosat_ms'),
     images: Annotated[Path, typer.Option(help='RGB images.')] = Path('tests/data/eurosat_rgb/test'),
     seconds: Annotated[float, typer.Option(help='CPU seconds for each way of reading.')] = 3.0,
@@ -128,7 +139,7 @@ def bands(
     tiles: Annotated[Path, typer.Argument(help='13-band EuroSAT tiles by class.')] = Path(
         'tests/data/eurosat_ms'
     ),
-    out: Annotated[Path, typer.Option(help='Folder of the results.')] = Path('benchmarks/results'),
+    out: _OUT = RESULTS,
     steps: Annotated[int, typer.Option(help='Optimiser steps of 16 tiles.')] = 100,
     seeds: Annotated[int, typer.Option(help='Splits and runs.')] = 3,
 ) -> None:
@@ -146,7 +157,7 @@ def dates(
     scenes: Annotated[Path, typer.Argument(help='Scenes of one place, dates in their names.')] = Path(
         'tests/data/naip'
     ),
-    out: Annotated[Path, typer.Option(help='Folder of the results.')] = Path('benchmarks/results'),
+    out: _OUT = RESULTS,
     steps: Annotated[int, typer.Option(help='Optimiser steps of 8 series.')] = 100,
 ) -> None:
     """Adapt the shipped RGB model to dates of one scene: losses and reconstructions.
@@ -161,7 +172,7 @@ def dates(
 @app.command()
 def labels(
     plan: Annotated[Path, typer.Argument(help='YAML file of backbones, ways of tuning and budgets.')],
-    out: Annotated[Path, typer.Option(help='Folder of the results.')] = Path('benchmarks/results'),
+    out: _OUT = RESULTS,
 ) -> None:
     """Tune backbones with few and all labels and tabulate the test accuracy; finished runs are kept.
 
@@ -196,15 +207,15 @@ def picture(
 
 @app.command()
 def speed(
-    objective: Annotated[str, typer.Option(help='mae or dinov2.')] = 'mae',
-    model: Annotated[str, typer.Option(help='Backbone.')] = 'vit_base_patch16_224',
-    batch: Annotated[int, typer.Option(help='Images per step.')] = 8,
-    image_size: Annotated[int, typer.Option(help='Side of images and global crops, pixels.')] = 224,
-    local_size: Annotated[int, typer.Option(help='Side of local crops, pixels.')] = 96,
-    num_local: Annotated[int, typer.Option(help='Local crops per image.')] = 8,
-    precision: Annotated[str, typer.Option(help='bf16 or fp32.')] = 'bf16',
+    objective: _OBJECTIVE = 'mae',
+    model: _MODEL = 'vit_base_patch16_224',
+    batch: _BATCH = 8,
+    image_size: _IMAGE_SIZE = 224,
+    local_size: _LOCAL_SIZE = 96,
+    num_local: _NUM_LOCAL = 8,
+    precision: _PRECISION = 'bf16',
     repeats: Annotated[int, typer.Option(help='Rounds that count.')] = 5,
-    out: Annotated[Path, typer.Option(help='Folder of the results.')] = Path('benchmarks/results'),
+    out: _OUT = RESULTS,
 ) -> None:
     """Time training steps beside those of PEFT, Hugging Face, lightly and TorchGeo, in turns.
 
@@ -219,15 +230,15 @@ def speed(
 
 @app.command()
 def peak(
-    objective: Annotated[str, typer.Option(help='mae or dinov2.')] = 'mae',
-    model: Annotated[str, typer.Option(help='Backbone.')] = 'vit_base_patch16_224',
-    batch: Annotated[int, typer.Option(help='Images per step.')] = 8,
-    image_size: Annotated[int, typer.Option(help='Side of images and global crops, pixels.')] = 224,
-    local_size: Annotated[int, typer.Option(help='Side of local crops, pixels.')] = 96,
-    num_local: Annotated[int, typer.Option(help='Local crops per image.')] = 8,
-    precision: Annotated[str, typer.Option(help='bf16 or fp32.')] = 'bf16',
+    objective: _OBJECTIVE = 'mae',
+    model: _MODEL = 'vit_base_patch16_224',
+    batch: _BATCH = 8,
+    image_size: _IMAGE_SIZE = 224,
+    local_size: _LOCAL_SIZE = 96,
+    num_local: _NUM_LOCAL = 8,
+    precision: _PRECISION = 'bf16',
     only: Annotated[str, typer.Option(help='Only contenders whose name holds this text.')] = '',
-    out: Annotated[Path, typer.Option(help='Folder of the results.')] = Path('benchmarks/results'),
+    out: _OUT = RESULTS,
 ) -> None:
     """Measure the memory of a training step beside others, each in a process of its own.
 
@@ -246,7 +257,7 @@ def sweep(
         'tests/data/eurosat_rgb'
     ),
     width: Annotated[int, typer.Option(help='Width of the tokens.')] = 192,
-    out: Annotated[Path, typer.Option(help='Folder of the results.')] = Path('benchmarks/results'),
+    out: _OUT = RESULTS,
 ) -> None:
     """Time the 28 linear probes of the paper's sweep on cached features.
 

@@ -27,7 +27,7 @@ def build_trainer(
 
     Args:
         folder: What runs leave behind goes there.
-        steps: Optimiser steps.
+        steps: Optimiser steps; -1 if `options` give epochs.
         callbacks: Further callbacks.
         save: Checkpoint that is written anew every few steps, to go on from.
         every: Optimiser steps between them; a whole run, and so no checkpoint, if 0.

@@ -1,6 +1,5 @@
 """Segmentation of real images: clouds of 38-Cloud, buildings of SpaceNet, land cover of NAIP."""
 
-import logging
 import shutil
 import warnings
 from collections.abc import Sequence
@@ -10,12 +9,13 @@ from typing import Any
 import numpy as np
 import rasterio
 import torch
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import seed_everything
 from numpy.typing import NDArray
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.transform import from_origin
 from torchgeo.transforms import AppendNDVI, AppendNDWI
 
+from benchmarks.fitting import build_trainer, quiet
 from explora_geo.datamodules import MaskFolderDataModule
 from explora_geo.demo.run import faster_precision
 from explora_geo.maps import MapOptions, make_map
@@ -89,19 +89,8 @@ def read_band(path: Path) -> NDArray[Any]:
 
 def tune(task: Any, data: Any, out: Path, epochs: int) -> dict[str, float]:
     """Tune and test a task; its model file lies in `out`."""
-    logging.getLogger('lightning.pytorch').setLevel(logging.ERROR)
-    trainer = Trainer(
-        max_epochs=epochs,
-        default_root_dir=out,
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=False,
-        limit_val_batches=0,
-        precision=faster_precision(),
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # Lightning's advice on loaders
+    with quiet():
+        trainer = build_trainer(out, -1, max_epochs=epochs, precision=faster_precision())
         trainer.fit(task, datamodule=data)
         scores = dict(trainer.test(task, datamodule=data, verbose=False)[0])
     return {k: round(float(v), 4) for k, v in scores.items()}

@@ -83,6 +83,11 @@ def describe(name: str, command: Any) -> list[str]:
     return [*lines, *(['| | default | |', '|---|---|---|', *rows, ''] if rows else [])]
 
 
+def described(name: str, app: Any) -> list[str]:
+    """All commands of a command line."""
+    return [line for found in commands(name, get_command(app)) for line in describe(*found)]
+
+
 def cli() -> str:
     """The reference of both command lines."""
     lines = [
@@ -94,16 +99,14 @@ def cli() -> str:
         '[configurations](configuration.md), on the command line or in a YAML file.',
         '',
     ]
-    for name, command in commands('explora-geo', get_command(app)):
-        lines += describe(name, command)
+    lines += described('explora-geo', app)
     lines += [
         '## `explora-bench`',
         '',
         'Measurements behind the numbers, run in a clone of the repository.',
         '',
     ]
-    for name, command in commands('explora-bench', get_command(bench)):
-        lines += describe(name, command)
+    lines += described('explora-bench', bench)
     return '\n'.join(lines).rstrip() + '\n'
 
 

@@ -9,6 +9,7 @@ RESULTS = Path('benchmarks/results')
 _TABLE = Annotated[str, typer.Argument(help='Number of a table, such as 3, or a YAML file of one.')]
 _SCALE = Annotated[str, typer.Option(help='smoke, demo, small, paper, or a YAML file of one.')]
 _ROWS = Annotated[str, typer.Option(help='Rows by id, separated by commas; all if empty.')]
+_SEEDS = Annotated[int | None, typer.Option(help="Runs of every row; the scale's if not given.")]
 _OUT = Annotated[Path, typer.Option(help='Folder of the results; each scale has one of its own in it.')]
 
 
@@ -67,7 +68,7 @@ def plan(
     table: _TABLE,
     rows: _ROWS = '',
     scale: _SCALE = 'small',
-    seeds: Annotated[int | None, typer.Option(help="Runs of every row; the scale's if not given.")] = None,
+    seeds: _SEEDS = None,
     measure: Annotated[int, typer.Option(help='Time so many steps of each model here first.')] = 0,
     batch: Annotated[int, typer.Option(help='Images per timed step.')] = 2,
     out: _OUT = RESULTS,
@@ -114,7 +115,7 @@ def run(
     table: _TABLE,
     rows: _ROWS = '',
     scale: _SCALE = 'demo',
-    seeds: Annotated[int | None, typer.Option(help="Runs of every row; the scale's if not given.")] = None,
+    seeds: _SEEDS = None,
     resume: Annotated[
         bool, typer.Option(help='Go on with what was stopped at its last checkpoint, or start it anew.')
     ] = True,

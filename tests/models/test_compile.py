@@ -1,18 +1,11 @@
 """The backbone compiles as one graph, for every tokenizer, and computes what it did."""
 
-from typing import Any
-
 import pytest
 import torch
 
 from explora_geo.adaptation import ExPLoRAConfig, explora
-from explora_geo.models import ViT, create_vit
-
-TOKENIZERS: dict[str, dict[str, Any]] = {
-    'patch': {},
-    'group-channel': {},
-    'temporal': {'tokenizer_options': {'num_frames': 2}},
-}
+from explora_geo.models import create_vit
+from tests.test_product import TOKENIZERS, adapted, batch_of
 
 
 @pytest.fixture(autouse=True)
@@ -21,22 +14,13 @@ def fresh_compiler() -> None:
     torch.compiler.reset()
 
 
-def inputs(vit: ViT) -> dict[str, torch.Tensor]:
-    """Two random images as the tokenizer reads them."""
-    bands = len(vit.patch_embed.bands)
-    if vit.patch_embed.kind == 'temporal':
-        return {'image': torch.randn(2, 2, bands, 32, 32), 'timestamps': torch.randint(0, 12, (2, 2, 3))}
-    return {'image': torch.randn(2, bands, 32, 32)}
-
-
 @pytest.mark.parametrize('tokenizer', TOKENIZERS)
 def test_an_adapted_backbone_has_no_graph_break(tokenizer: str, small_names: None) -> None:
-    vit = create_vit('vit_tiny_patch8_32', tokenizer=tokenizer, mask_token=True, **TOKENIZERS[tokenizer])
-    explora(vit, ExPLoRAConfig.parse('[L]-r4').with_extra(vit.patch_embed.fresh))
-    batch = inputs(vit)
+    vit = adapted(tokenizer)
+    batch = batch_of(vit)
     tokens = 16 * vit(**batch).patches.shape[1]
-    keep = torch.stack([torch.randperm(tokens)[: tokens // 4] for _ in range(2)])
-    mask = torch.rand(2, tokens) < 0.3
+    keep = torch.stack([torch.randperm(tokens)[: tokens // 4] for _ in range(4)])
+    mask = torch.rand(4, tokens) < 0.3
     compiled = torch.compile(vit, fullgraph=True, backend='aot_eager')
     for options in ({}, {'keep': keep}, {'token_mask': mask}):
         torch.testing.assert_close(compiled(**batch, **options).cls, vit(**batch, **options).cls)
