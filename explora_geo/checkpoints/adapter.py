@@ -64,7 +64,12 @@ class AdapterHeader:
 
 
 def save_adapter(
-    path: str | Path, vit: ViT, backbone: str, config: ExPLoRAConfig, source: ViT | None = None
+    path: str | Path,
+    vit: ViT,
+    backbone: str,
+    config: ExPLoRAConfig,
+    source: ViT | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> AdapterHeader:
     """Write what trains of an adapted backbone, atomically.
 
@@ -74,6 +79,7 @@ def save_adapter(
         backbone: Its name, for rebuilding.
         config: Its adaptation.
         source: Backbone of the same layout whose values are written, such as its teacher.
+        dtype: Type of the values in the file: float32, or bfloat16 for a file of half the size.
 
     Returns:
         The header that was written.
@@ -95,7 +101,7 @@ def save_adapter(
         tokenizer=tokenizer.kind,
         tokenizer_options=tokenizer.options,
     )
-    state = {k: v for k, v in (source or vit).state_dict().items() if k in names}
+    state = {k: v.to(dtype) for k, v in (source or vit).state_dict().items() if k in names}
     write_state(path, state, {'format': _FORMAT, 'adapter': json.dumps(asdict(header))})
     return header
 

@@ -100,7 +100,8 @@ class PretrainReport(Callback):
             write_state(file, state, model_metadata(task.backbone, name))
         else:
             file = folder / 'adapter.safetensors'
-            save_adapter(file, task.backbone, name, task.config, task.model.final_backbone)
+            dtype = getattr(torch, task.hparams['adapter_dtype'])
+            save_adapter(file, task.backbone, name, task.config, task.model.final_backbone, dtype)
         report = {
             'backbone': name,
             'adaptation': task.config.notation(task.model.letter),

@@ -64,6 +64,8 @@ class ExPLoRATask(BaseTask):
         tokenizer_options: dict[str, Any] | None = None,
         patch_embed_init: Literal['random', 'wavelength'] = 'random',
         guard: GuardConfig | None = GUARD,
+        compile_backbone: bool = False,
+        adapter_dtype: Literal['float32', 'bfloat16'] = 'float32',
     ) -> None:
         """Initialize an ExPLoRATask.
 
@@ -93,6 +95,8 @@ class ExPLoRATask(BaseTask):
             patch_embed_init: How patch embeddings of other bands start: at random as in the paper, or from
                 the weights' filters by wavelength.
             guard: When the run counts as collapsed, is stopped and taken back; None never stops.
+            compile_backbone: Have `torch.compile` write kernels for the backbone, at the first steps' cost.
+            adapter_dtype: Type of the values in `adapter.safetensors`; bfloat16 halves the file.
 
         Raises:
             ValueError: If a name, a notation or the weights do not fit.
@@ -110,6 +114,8 @@ class ExPLoRATask(BaseTask):
         # A checkpoint's hyper-parameters come back as plain mappings.
         self.optim = OptimConfig(**optim) if isinstance(optim, dict) else optim or recipe.optim
         self.guard = GuardConfig(**guard) if isinstance(guard, dict) else guard
+        if adapter_dtype not in ('float32', 'bfloat16'):
+            raise ValueError(f'adapter_dtype must be float32 or bfloat16, got {adapter_dtype!r}')
         super().__init__()
         # Plain values only: a Lightning checkpoint must load with weights_only=True.
         plain = {
@@ -150,6 +156,9 @@ class ExPLoRATask(BaseTask):
         explora(vit, self.config)
         self.model = self._objective(vit)
         self.load_report = f'{loaded.report}; {self.model.load_pretrained(loaded.parts)}'
+        if hparams['compile_backbone']:
+            for backbone in {vit, self.model.final_backbone}:
+                backbone.compile()  # in place: names of tensors stay as they are
 
     def configure_metrics(self) -> None:
         """Features of labelled validation batches and the files that were skipped."""

@@ -50,6 +50,24 @@ def adapter(adapted: ViT, tmp_path: Path) -> Path:
 
 
 @torch.no_grad()
+def test_a_file_of_half_the_size_holds_the_same_values_rounded(
+    adapted: ViT, adapter: Path, base_file: Path, tmp_path: Path
+) -> None:
+    small = tmp_path / 'small.safetensors'
+    save_adapter(small, adapted, MODEL, CONFIG, dtype=torch.bfloat16)
+    values = sum(tensor.nbytes for tensor in read_adapter(adapter)[1].values())
+    assert abs(adapter.stat().st_size - small.stat().st_size - values // 2) < 64  # the headers' padding
+    vit = create_vit(MODEL)
+    load_weights(vit, base_file)
+    apply_adapter(vit, small)
+    names = set(trainable_names(adapted))
+    for name, value in vit.state_dict().items():
+        original = adapted.state_dict()[name]
+        assert value.dtype == torch.float32
+        assert_close(value, original.bfloat16().float() if name in names else original, rtol=0, atol=0)
+
+
+@torch.no_grad()
 def test_base_and_adapter_are_the_adapted_model(
     adapted: ViT, adapter: Path, base_file: Path, images: Tensor
 ) -> None:

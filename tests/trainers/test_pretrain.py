@@ -1,6 +1,7 @@
 """ExPLoRATask in plain Lightning trainers: what is read, what moves, what is logged, what runs."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +200,25 @@ def test_gradient_checkpointing_trains_the_same_weights(build_task: Task, build_
         torch.testing.assert_close(trained[1][name], value, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
+def test_a_compiled_backbone_trains_the_same_weights(
+    build_task: Task, build_trainer: Run, build_data: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.compiler.reset()
+    # Graphs and gradients are what can go wrong here; kernels for them take minutes.
+    monkeypatch.setattr(torch, 'compile', partial(torch.compile, backend='aot_eager'))
+    states = []
+    for compiled in (False, True):
+        seed_everything(0)
+        task = build_task(compile_backbone=compiled)
+        build_trainer(max_steps=2).fit(task, datamodule=build_data())
+        states.append(task.state_dict())
+    assert states[0].keys() == states[1].keys()
+    for name, value in states[0].items():
+        torch.testing.assert_close(states[1][name], value, rtol=1e-3, atol=1e-4, msg=name)
+    assert torch._dynamo.utils.counters['stats']['unique_graphs'] > 0
+
+
 def test_the_optimiser_of_the_task_holds_exactly_what_trains(
     build_task: Task, build_data: Data, build_trainer: Run
 ) -> None:
@@ -236,6 +256,7 @@ def test_what_is_not_given_comes_from_the_preset(build_task: Task) -> None:
         ({'patch_size': 16}, r'\(32, 3, 8, 8\), the model needs \(32, 3, 16, 16\)'),
         ({'bands': ['red', 'nir']}, r'\(32, 3, 8, 8\), the model needs \(32, 2, 8, 8\)'),
         ({'preset': 'mine'}, 'no preset'),
+        ({'adapter_dtype': 'int8'}, "must be float32 or bfloat16, got 'int8'"),
     ],
     ids=str,
 )
