@@ -144,7 +144,8 @@ def run(
         if is_first_process():
             console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    run_rows(one, chosen, found, seeds or found.seeds, Store(store, resume), results, progress)
+    stages = Store(store, resume, results.with_name('stages.jsonl'))
+    run_rows(one, chosen, found, seeds or found.seeds, stages, results, progress)
     if is_first_process():
         from benchmarks.paper import records
 

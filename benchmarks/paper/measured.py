@@ -71,6 +71,8 @@ def probe(store: Store, job: Job, model: Stage, validate: bool = False) -> Stage
         }
 
     stage = store.stage('probed', content)
+    if not stage.finished:
+        store.make(model)
     store.run(stage, work)
     return stage
 
@@ -131,6 +133,8 @@ def tune(
         'validate': validate,
     }
     stage = store.stage('tuned', content)
+    if not stage.finished:
+        store.make(model)
     store.run(stage, _Tuning(job, model, module, factor, steps, validate), together=True)
     return stage
 

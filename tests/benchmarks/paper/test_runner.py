@@ -62,6 +62,23 @@ def test_finished_stages_are_never_run_again_and_are_shared_by_tables(
     assert [r['row'] for r in records.read(results)] == ['l_r8', 'l_r32']
 
 
+def test_rows_and_searches_go_on_where_only_the_results_are(
+    tiny: Scale, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scale = replace(tiny, search=Search((1.0, 3.0), 2, 2))
+    results, ledger = tmp_path / 'results.jsonl', tmp_path / 'stages.jsonl'
+    first = run('3', 'l_r8', scale, Store(tmp_path / 'here', ledger=ledger), results)
+    fitted: list[int] = []
+    fit = Trainer.fit
+    monkeypatch.setattr(Trainer, 'fit', lambda *args, **kwargs: (fitted.append(1), fit(*args, **kwargs))[1])
+    there = Store(tmp_path / 'there', ledger=ledger)
+    assert run('3', 'l_r8', scale, there, results) == first and not fitted
+    # The second seed needs neither the search nor the backbone of the first again.
+    both = run('3', 'l_r8', scale, there, results, seeds=2)
+    assert both[0] == first[0] and len(fitted) == 1
+    assert both[1]['learning_rates'] == first[0]['learning_rates']
+
+
 @pytest.mark.parametrize('row', ['m_l_r64', 'd_l_r64'])
 def test_a_killed_run_goes_on_at_the_step_of_its_checkpoint(
     row: str, tiny: Scale, store: Store, monkeypatch: pytest.MonkeyPatch

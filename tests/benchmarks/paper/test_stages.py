@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.paper import stages
-from benchmarks.paper.stages import Store
+from benchmarks.paper.stages import Stage, Store
 
 
 def test_the_order_of_the_content_does_not_matter_and_every_value_does(tmp_path: Path) -> None:
@@ -60,3 +60,25 @@ def test_other_processes_wait_for_the_record_of_the_first(
 
     monkeypatch.setattr(stages.time, 'sleep', first_writes)
     assert store.run(stage, lambda s: pytest.fail('only the first process works')) == {'value': 1}
+
+
+def test_the_ledger_stands_for_a_folder_that_was_not_brought_along(tmp_path: Path) -> None:
+    ran: list[str] = []
+
+    def work(stage: Stage) -> dict[str, int]:
+        ran.append(stage.key)
+        (stage.folder / 'model').write_text('numbers')
+        return {'value': 7}
+
+    def open_store(folder: str) -> tuple[Store, Stage]:
+        store = Store(tmp_path / folder, ledger=tmp_path / 'stages.jsonl')
+        return store, store.stage('adapted', {'a': 1})
+
+    store, stage = open_store('here')
+    store.run(stage, work)
+    store, stage = open_store('there')
+    assert store.run(stage, work) == {'value': 7} and len(ran) == 1
+    assert stage.finished and not stage.folder.exists()
+    store.make(stage)  # for a stage that needs its files
+    assert (stage.folder / 'model').is_file() and len(ran) == 2
+    assert len((tmp_path / 'stages.jsonl').read_text().splitlines()) == 1
