@@ -28,7 +28,7 @@ MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test pytest lint format docs test-lowest clean
+.PHONY: help demo test pytest coverage lint format docs test-lowest clean
 
 BIN := $(VENV)/bin
 LOWEST := .venv-lowest
@@ -79,6 +79,13 @@ test: lint ## Style, types and the whole suite on python3, then the suite on pyt
 
 pytest: $(BIN)/.installed-tests ## The whole suite on python3 only
 	@$(BIN)/python -m pytest $(if $(filter fast,$(SUITE)),-m 'not slow') $(PYTEST_ARGS)
+
+# Python 3.12 tells of lines at almost no cost; older ones ignore the wish
+coverage: $(BIN)/.installed-tests ## Lines that the whole suite runs, 95 % or more, and those it does not
+	@$(BIN)/python -m coverage erase
+	@COVERAGE_CORE=sysmon $(BIN)/python -m coverage run -m pytest $(if $(filter fast,$(SUITE)),-m 'not slow') $(PYTEST_ARGS)
+	@$(BIN)/python -m coverage combine --quiet
+	@$(BIN)/python -m coverage report
 
 lint: $(BIN)/.installed-tests ## Check style (ruff) and types (mypy)
 	@$(BIN)/ruff check .
