@@ -6,9 +6,12 @@ import pandas as pd
 
 from explora_geo.checkpoints import read_state, write_state
 
+#: Left out, as DINOv2's own files leave out the heads.
+_HEADS = ('dino_head.', 'ibot_head.')
+
 
 def export_source(run: Path, out: Path) -> str:
-    """Write the half-precision file of a full pre-training run.
+    """Write the half-precision file of a full pre-training run: backbone, and decoder if there is one.
 
     Args:
         run: Folder of the run, with `model.safetensors` and `metrics.csv`.
@@ -21,7 +24,8 @@ def export_source(run: Path, out: Path) -> str:
         FileNotFoundError: If the run has no model.
     """
     state, metadata = read_state(run / 'model.safetensors')
-    write_state(out, {k: v.half() for k, v in state.items()}, {**metadata, 'dtype': 'float16'})
+    half = {k: v.half() for k, v in state.items() if not k.startswith(_HEADS)}
+    write_state(out, half, {**metadata, 'dtype': 'float16'})
     metrics = pd.read_csv(run / 'metrics.csv')
     epochs = metrics.groupby('epoch').agg(
         steps=('step', 'max'),
