@@ -1,5 +1,6 @@
 """ExPLoRA: which few per cent of a pre-trained transformer train on the new domain (section 4)."""
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -49,9 +50,11 @@ class ExPLoRAConfig:
             value = getattr(self, field)
             if not isinstance(value, str):
                 object.__setattr__(self, field, tuple(value))
-        if self.rank < 0:
-            raise ValueError(f'rank must be 0 (no LoRA) or more, got {self.rank}')
-        if self.alpha is not None and self.alpha <= 0:
+        if not self.full and not all(type(i) is int for i in self.unfrozen_blocks):
+            raise ValueError(f"unfrozen_blocks must be indices or 'all', got {self.unfrozen_blocks!r}")
+        if type(self.rank) is not int or self.rank < 0:
+            raise ValueError(f'rank must be 0 (no LoRA) or more, got {self.rank!r}')
+        if self.alpha is not None and not 0 < self.alpha < math.inf:
             raise ValueError(f'alpha must be positive, got {self.alpha}')
         if not 0 <= self.dropout < 1:
             raise ValueError(f'dropout must be in [0, 1), got {self.dropout}')

@@ -11,8 +11,10 @@ from torch import Tensor
 
 from explora_geo import __version__
 from explora_geo.adaptation import ExPLoRAConfig, explora, merge_lora, trainable_names
-from explora_geo.checkpoints.files import read_state, write_state
-from explora_geo.checkpoints.io import load_weights, model_metadata, state_sha256
+from explora_geo.checkpoints.files import check_values, read_state, write_state
+from explora_geo.checkpoints.io import build, model_metadata, state_sha256
+from explora_geo.checkpoints.metadata import MAX_GRID, check_bands
+from explora_geo.checkpoints.sources import read_weights
 from explora_geo.models.builders import create_vit
 from explora_geo.models.vit import ViT
 
@@ -117,18 +119,68 @@ def read_adapter(path: str | Path) -> tuple[AdapterHeader, dict[str, Tensor]]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is damaged or no adapter file.
+        ValueError: If it is damaged, no adapter file, or holds other tensors than its header says.
     """
     state, metadata = read_state(path)
     if metadata.get('format') != _FORMAT:
         raise ValueError(f'{path} is no adapter file: its header lacks format {_FORMAT}')
     try:
-        fields = json.loads(metadata['adapter'])
-        header = AdapterHeader(**{**fields, 'bands': tuple(fields['bands'])})
-        _ = header.explora_config  # checks its fields
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f'{path} has a damaged adapter header ({error})') from error
+        header = _header(json.loads(metadata['adapter']))
+        plan = _plan(header)
+        names = trainable_names(explora(plan, header.explora_config))
+    except (AttributeError, KeyError, RecursionError, RuntimeError, TypeError, ValueError) as error:
+        # Built without numbers: whatever is no layout of a ViT fails here, in many ways.
+        first = str(error).split('\n')[0]
+        raise ValueError(f'{path} has a damaged adapter header ({first})') from error
+    own = plan.state_dict()
+    _check(state, {name: own[name].shape for name in names}, path)
     return header, state
+
+
+def _header(fields: Any) -> AdapterHeader:
+    """A header of checked types and sizes."""
+    header = AdapterHeader(**{**fields, 'bands': check_bands(fields['bands'], 'it')})
+    for name in ('backbone', 'base_sha256', 'version', 'tokenizer'):
+        if not isinstance(getattr(header, name), str):
+            raise ValueError(f'{name} is no text')
+    for name in ('config', 'tokenizer_options'):
+        if not isinstance(getattr(header, name), dict):
+            raise ValueError(f'{name} is no mapping')
+    sizes = header.img_size, header.patch_size
+    if not all(type(size) is int for size in sizes) or not 0 < sizes[1] <= sizes[0] <= MAX_GRID * sizes[1]:
+        raise ValueError(f'images of {sizes[0]!r} px in patches of {sizes[1]!r} px')
+    return header
+
+
+def _plan(header: AdapterHeader) -> ViT:
+    """The unadapted backbone without numbers, which takes no memory."""
+    with torch.device('meta'):
+        return header.build()
+
+
+def check_architecture(header: AdapterHeader, vit: ViT, path: str | Path) -> None:
+    """Refuse a backbone of another layout than that an adapter was made for.
+
+    Args:
+        header: What the adapter says of itself.
+        vit: Backbone, not adapted.
+        path: File of the adapter, for the message.
+
+    Raises:
+        ValueError: If a tensor differs in name or shape.
+    """
+    wanted, given = (
+        {k: v.shape for k, v in model.state_dict().items() if k not in _PRETRAINING}
+        for model in (_plan(header), vit)
+    )
+    differ = [k for k in {**wanted, **given} if wanted.get(k) != given.get(k)]
+    if differ:
+        raise ValueError(
+            f'{path} was made for {header.backbone} at {header.img_size} px with the bands '
+            f'{", ".join(header.bands)}, the backbone given has width {vit.embed_dim}, {vit.depth} blocks, '
+            f'{vit.patch_embed.img_size} px and {", ".join(vit.patch_embed.bands)}: {len(differ)} tensors '
+            f'differ in name or shape, first {differ[0]}'
+        )
 
 
 def apply_adapter(vit: ViT, path: str | Path) -> AdapterHeader:
@@ -145,6 +197,7 @@ def apply_adapter(vit: ViT, path: str | Path) -> AdapterHeader:
         ValueError: If the base is another one, or the file lacks or adds a tensor.
     """
     header, state = read_adapter(path)
+    check_architecture(header, vit, path)
     explora(vit, header.explora_config)
     found = frozen_sha256(vit)
     if found != header.base_sha256:
@@ -152,28 +205,25 @@ def apply_adapter(vit: ViT, path: str | Path) -> AdapterHeader:
             f'{path} was made on other base weights (SHA-256 {header.base_sha256[:12]}…, given '
             f'{found[:12]}…): give the weights that {header.backbone} was adapted from'
         )
-    _load(vit, state, path)
+    vit.load_state_dict(state, strict=False)
     return header
 
 
-def _load(vit: ViT, state: Mapping[str, Tensor], path: str | Path) -> None:
-    names = trainable_names(vit)
-    missing = [k for k in names if k not in state]
-    unknown = [k for k in state if k not in names]
+def _check(state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], path: str | Path) -> None:
+    """Refuse a file that does not hold exactly what its own header says."""
+    missing = [k for k in shapes if k not in state]
+    unknown = [k for k in state if k not in shapes]
     if missing or unknown:
         what = f'lacks {missing[0]}' if missing else f'holds the unknown {unknown[0]}'
         raise ValueError(
             f'{path} {what} ({len(missing)} missing, {len(unknown)} unknown): the file is incomplete'
         )
-    own = vit.state_dict()
     for name, tensor in state.items():
-        if tensor.shape != own[name].shape:
+        if tensor.shape != shapes[name]:
             raise ValueError(
-                f'{path} holds {name} of shape {tuple(tensor.shape)}, expected {tuple(own[name].shape)}'
+                f'{path} holds {name} of shape {tuple(tensor.shape)}, expected {tuple(shapes[name])}'
             )
-        if not torch.isfinite(tensor).all():
-            raise ValueError(f'{path} holds values that are not finite in {name}')
-    vit.load_state_dict(dict(state), strict=False)
+    check_values(state, path)
 
 
 def merge_adapter(path: str | Path, base: str | Path, out: str | Path) -> AdapterHeader:
@@ -188,8 +238,7 @@ def merge_adapter(path: str | Path, base: str | Path, out: str | Path) -> Adapte
         The adapter's header.
     """
     header, _ = read_adapter(path)
-    vit = header.build()
-    load_weights(vit, base, fresh=header.explora_config.extra)
+    vit = build(header.backbone, read_weights(base), header.explora_config.extra, **header.arguments)
     apply_adapter(vit, path)
     merge_lora(vit)
     meta = {**model_metadata(vit, header.backbone), 'adaptation': header.explora_config.notation()}

@@ -62,13 +62,19 @@ def convert(state: Mapping[str, Tensor]) -> Converted:
     Raises:
         ValueError: If the file is of a kind that cannot be a backbone.
     """
-    layout = recognise(state)
     refused = _refusal(state)
     if refused:
         raise ValueError(refused)
     ours = dict(state)
-    for step in (from_hugging_face, from_trainer, from_dinov2, fuse_qkv, from_mae, from_satmae):
-        ours = step(ours)
+    try:
+        layout = recognise(state)
+        for step in (from_hugging_face, from_trainer, from_dinov2, fuse_qkv, from_mae, from_satmae):
+            ours = step(ours)
+    except (IndexError, KeyError, RuntimeError) as error:  # of torch and einops, about shapes
+        first = str(error).strip().split('\n')[0]
+        raise ValueError(
+            f'its tensors have the names of a ViT, but not all of them or other shapes ({first})'
+        ) from error
     parts = {k: v for k, v in ours.items() if not _is_backbone(k)}
     return Converted({k: v for k, v in ours.items() if k not in parts}, parts, layout)
 

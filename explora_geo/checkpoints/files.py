@@ -1,12 +1,13 @@
 """Files of tensors: read without unpickling code, written in one piece or not at all."""
 
 import argparse
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -14,6 +15,8 @@ from explora_geo._atomic import atomic_path as atomic_path
 
 # Where trainers nest the state dict, in the order in which they are looked for.
 _NESTS = ('model', 'state_dict', 'teacher', 'module')
+# What weights are stored in; integers are quantised, and mean nothing without their scales.
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def read_state(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -27,7 +30,8 @@ def read_state(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file is damaged, or would need to run code to be read.
+        ValueError: If the file is damaged, would need to run code to be read, or states tensors that are
+            larger than it is.
     """
     path = Path(path)
     if not path.is_file():
@@ -36,18 +40,64 @@ def read_state(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         try:
             with safe_open(path, 'pt') as file:
                 return {k: file.get_tensor(k) for k in file.keys()}, file.metadata() or {}
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f'{path} is damaged or no safetensors file ({error})') from error
+        except Exception as error:  # the library's own, and torch's for types that it lacks
+            raise ValueError(f'{path} is damaged or no safetensors file ({_first_line(error)})') from error
     try:
+        _check_unpacked(path)
         # Trainers keep their arguments beside the tensors: a plain container, safe to rebuild.
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # the unpickler raises almost any kind on damaged bytes
-        first = str(error).split('\n')[0]
         raise ValueError(
-            f'{path} cannot be read as tensors alone, it is damaged or holds code ({first})'
+            f'{path} cannot be read as tensors alone, it is damaged or holds code ({_first_line(error)})'
         ) from error
-    return unnest(content, path), {}
+    state = unnest(content, path)
+    for name, tensor in state.items():
+        _check_storage(path, name, tensor)
+    return state, {}
+
+
+def check_values(state: Mapping[str, Tensor], source: str | Path) -> None:
+    """Refuse tensors that are no weights.
+
+    Args:
+        state: Tensors by name.
+        source: File to name in the message.
+
+    Raises:
+        ValueError: If one is not of floating point, or NaN or infinite in the model's float32.
+    """
+    for name, tensor in state.items():
+        if tensor.dtype not in _FLOATS:
+            raise ValueError(
+                f'{source} holds {name} as {str(tensor.dtype).removeprefix("torch.")}, but weights are of 16 '
+                'to 64 bits of floating point: convert the file back'
+            )
+        if not torch.isfinite(tensor.float()).all():
+            raise ValueError(f'{source} holds values that are not finite in {name}')
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).split('\n')[0]
+
+
+def _check_unpacked(path: Path) -> None:
+    """Refuse a compressed archive before it is unpacked: `torch.save` compresses nothing."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        size = sum(entry.file_size for entry in archive.infolist())
+    if size > path.stat().st_size:
+        raise ValueError(f'it would unpack to {size:,} bytes')
+
+
+def _check_storage(path: Path, name: str, tensor: Tensor) -> None:
+    """Refuse a tensor that is no plain block of numbers in the file, such as one number repeated."""
+    kind = 'sparse' if tensor.layout != torch.strided else 'quantised' if tensor.is_quantized else ''
+    if kind or tensor.device.type != 'cpu':
+        raise ValueError(f'{path} holds {name} as a {kind or tensor.device.type} tensor: store it densely')
+    if tensor.numel() * tensor.element_size() > path.stat().st_size:
+        raise ValueError(f'{path} holds {name} of shape {tuple(tensor.shape)}, which is larger than the file')
 
 
 def unnest(content: Any, path: str | Path) -> dict[str, Tensor]:
@@ -58,7 +108,7 @@ def unnest(content: Any, path: str | Path) -> dict[str, Tensor]:
             break
     if not isinstance(content, Mapping):
         raise ValueError(f'{path} holds no state dict but a {type(content).__name__}')
-    state = {k: v for k, v in content.items() if isinstance(v, Tensor)}
+    state = {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, Tensor)}
     if not state:
         raise ValueError(f'{path} holds no tensors')
     return state

@@ -1,6 +1,5 @@
 """What a file of weights is, as far as it can be told without building the model."""
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from math import isqrt
@@ -10,6 +9,7 @@ from torch import Tensor
 from torchvision.models._api import WeightsEnum
 
 from explora_geo.checkpoints.convert import convert
+from explora_geo.checkpoints.metadata import stated_bands
 from explora_geo.checkpoints.sources import read_weights
 from explora_geo.models.builders import size_name
 from explora_geo.models.weights import all_weights
@@ -35,17 +35,18 @@ def describe_weights(weights: WeightsEnum | str | Path) -> dict[str, str]:
     except ValueError as error:
         raise ValueError(f'{source}: {error}') from error
     filters = sorted((k, v) for k, v in state.items() if k.startswith('patch_embed.proj') and v.ndim == 4)
-    if not filters or 'pos_embed' not in state:
+    position = state.get('pos_embed')
+    if not filters or position is None or position.ndim != 3 or position.shape[1] < 2:
         raise ValueError(f'{source} has no patch embedding or no positions, so it is no whole ViT')
     width, patch = filters[0][1].shape[0], filters[0][1].shape[-1]
     depth = _depth(state)
-    side = isqrt(state['pos_embed'].shape[1] - 1)
+    side = isqrt(position.shape[1] - 1)
     counts = [v.shape[1] for _, v in filters]
     rows = {
         'layout': layout,
         'backbone': meta.get('backbone') or _name(state, width, depth, patch, side * patch),
         'tokenizer': meta.get('tokenizer') or _tokenizer(state, width, counts),
-        'bands': ', '.join(json.loads(meta.get('bands', '[]'))) or f'{sum(counts)}, names not stated',
+        'bands': ', '.join(stated_bands(meta, source) or ()) or f'{sum(counts)}, names not stated',
         'patch': f'{patch} px',
         'image size': f'{side * patch} px, {side}x{side} patches',
         'width, blocks': f'{width}, {depth}',
@@ -81,7 +82,7 @@ def _tokenizer(state: Mapping[str, Tensor], width: int, counts: Sequence[int]) -
 
 def _decoder(parts: Mapping[str, Tensor]) -> str:
     embed = parts.get('decoder.embed.weight')
-    if embed is None:
+    if embed is None or embed.ndim != 2:
         return 'none'
     return f'width {embed.shape[0]}, {_depth(parts, "decoder.blocks.")} blocks'
 

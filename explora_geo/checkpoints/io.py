@@ -3,9 +3,11 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from math import isqrt
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,13 +15,17 @@ from torchvision.models._api import WeightsEnum
 
 from explora_geo.adaptation import merge_lora
 from explora_geo.checkpoints.convert import convert
-from explora_geo.checkpoints.sources import read_weights
+from explora_geo.checkpoints.files import check_values
+from explora_geo.checkpoints.metadata import MAX_GRID, stated_bands
+from explora_geo.checkpoints.sources import Read, read_weights
 from explora_geo.checkpoints.wavelengths import patch_embed_by_wavelength
 from explora_geo.models.builders import create_vit
 from explora_geo.models.position import resample_position
 from explora_geo.models.tokenizers import RGB
 from explora_geo.models.vit import ViT
 
+# What an objective goes on with beside the backbone.
+_OBJECTIVES = ('decoder.', 'dino_head.', 'ibot_head.')
 # Codes that a model computes where a file has none that fit.
 _FIXED = ('pos_embed', 'patch_embed.channel_embed')
 
@@ -71,15 +77,75 @@ def load_weights(
 
     Raises:
         FileNotFoundError: If a file does not exist.
-        ValueError: If bands differ, a tensor is missing, unexpected or of another shape.
+        ValueError: If bands differ, a tensor is missing, unexpected, of another shape, or no weights.
     """
-    raw, meta, source = read_weights(weights)
+    return fill(vit, read_weights(weights), fresh, patch_embed_init)
+
+
+def fill(
+    vit: ViT,
+    read: Read,
+    fresh: Sequence[str] = (),
+    patch_embed_init: Literal['random', 'wavelength'] = 'random',
+) -> BackboneWeights:
+    """`load_weights` of what `read_weights` has read."""
+    loaded, kept = _match(vit, read, fresh, patch_embed_init)
+    parts = {k: v for k, v in loaded.parts.items() if k.startswith(_OBJECTIVES)}
+    check_values({**loaded.state, **parts}, read[2])
+    own = vit.state_dict()
+    vit.load_state_dict({**{k: own[k] for k in kept}, **loaded.state})
+    return loaded
+
+
+def build(
+    name: str,
+    read: Read,
+    fresh: Sequence[str] = (),
+    check: Callable[[ViT], None] = lambda vit: None,
+    **kwargs: Any,
+) -> ViT:
+    """Build the backbone of weights and fill it; what does not fit is refused before memory is taken.
+
+    Args:
+        name: Backbone name; see `create_vit`.
+        read: What `read_weights` has read.
+        fresh: See `load_weights`.
+        check: Raises ValueError if a backbone, which may be one without numbers, is not the right one.
+        **kwargs: Further arguments of `create_vit`.
+
+    Raises:
+        ValueError: If the weights do not fit.
+    """
+    with torch.device('meta'):
+        plan = create_vit(name, **kwargs)
+    grid = plan.patch_embed.grid_size
+    if max(grid) > MAX_GRID:
+        raise ValueError(
+            f'{read[2]}: {name} at {plan.patch_embed.img_size} px has {grid[0]}x{grid[1]} patches, more than '
+            f'{MAX_GRID}x{MAX_GRID}: give a smaller img_size'
+        )
+    check(plan)
+    _match(plan, read, fresh)
+    vit = create_vit(name, **kwargs)
+    fill(vit, read, fresh)
+    return vit
+
+
+def _match(
+    vit: ViT, read: Read, fresh: Sequence[str], patch_embed_init: Literal['random', 'wavelength'] = 'random'
+) -> tuple[BackboneWeights, list[str]]:
+    """Bring weights into the form of a backbone, which may be one without numbers, and is not changed.
+
+    Returns:
+        What is to be loaded, and the names of the backbone's tensors that stay as they are.
+    """
+    raw, meta, source = read
     try:
         state, parts, layout = convert(raw)
     except ValueError as error:
         raise ValueError(f'{source}: {error}') from error
     own = vit.state_dict()
-    left_out = [k for k in parts if not k.startswith(('decoder.', 'dino_head.', 'ibot_head.'))]
+    left_out = [k for k in parts if not k.startswith(_OBJECTIVES)]
     if 'mask_token' in state:
         if vit.mask_token is None:
             left_out.append('mask_token')
@@ -106,13 +172,12 @@ def load_weights(
     random = [k for k in anew if k not in state]
     notes += [f'starting anew: {", ".join(random)}'] if random else []
     _check(state, own, [*fixed, *random], source, vit, parts)
-    vit.load_state_dict({**{k: own[k] for k in (*fixed, *random)}, **state})
     notes += [f'left out: {_summary(left_out)}'] if left_out else []
     paired = getattr(vit.patch_embed, 'satmae_band_pairing', True)
     if layout.endswith('satmae group-channel') and 'decoder.pred.0.weight' in parts and not paired:
         notes.append('its decoder pairs bands as SatMAE does: set satmae_band_pairing to go on with it')
     report = f'{source}: {layout} layout, {len(state)} of {len(own)} tensors matched'
-    return BackboneWeights(state, parts, '; '.join([report, *notes]), tuple(anew))
+    return BackboneWeights(state, parts, '; '.join([report, *notes]), tuple(anew)), [*fixed, *random]
 
 
 def model_metadata(vit: ViT, backbone: str) -> dict[str, str]:
@@ -149,8 +214,8 @@ def _summary(keys: Sequence[str]) -> str:
 
 def _check_bands(meta: Mapping[str, str], vit: ViT, source: str, fresh: Sequence[str]) -> list[str] | None:
     """Bands of the weights if they are others than the model's; refused unless the embedding is fresh."""
-    stated: list[str] | None = json.loads(meta.get('bands', 'null'))
-    bands = list(vit.patch_embed.bands)
+    stated = stated_bands(meta, source)
+    bands = vit.patch_embed.bands
     if stated is None or stated == bands:
         return None
     if 'patch_embed' not in fresh:
@@ -158,7 +223,7 @@ def _check_bands(meta: Mapping[str, str], vit: ViT, source: str, fresh: Sequence
             f'{source} was trained on the bands {", ".join(stated)}, the model reads {", ".join(bands)}: '
             'select the same bands in the same order, or train a new patch embedding (extra: patch_embed)'
         )
-    return stated
+    return list(stated)
 
 
 def _fit_position(state: dict[str, Tensor], vit: ViT, source: str) -> list[str]:
@@ -169,8 +234,8 @@ def _fit_position(state: dict[str, Tensor], vit: ViT, source: str) -> list[str]:
     if vit.patch_embed.slot_dim and stored.shape[-1] == vit.embed_dim:
         del state['pos_embed']  # part of the width now belongs to the codes of the slots
         return []
-    side = round((stored.shape[1] - 1) ** 0.5)
-    if side**2 != stored.shape[1] - 1 or stored.shape[2] != vit.pos_embed.shape[2]:
+    side = isqrt(stored.shape[1] - 1) if stored.ndim == 3 and stored.shape[1] > 1 else 0
+    if not side or (1, side**2 + 1, vit.pos_embed.shape[2]) != stored.shape:
         raise ValueError(
             f'{source} stores positions of shape {tuple(stored.shape)}, the model has '
             f'{tuple(vit.pos_embed.shape)}: give the backbone and tokenizer that the weights belong to'
@@ -211,8 +276,6 @@ def _check(
                 f'{source} holds {name} of shape {tuple(tensor.shape)}, the model needs '
                 f'{tuple(own[name].shape)}: give the backbone, patch size and bands of the weights'
             )
-        if not torch.isfinite(tensor).all():
-            raise ValueError(f'{source} holds values that are not finite in {name}')
 
 
 def load_backbone(
@@ -229,15 +292,19 @@ def load_backbone(
     Returns:
         The backbone in evaluation mode.
     """
+    return build_backbone(name, read_weights(weights), adapter, **kwargs)
+
+
+def build_backbone(name: str, read: Read, adapter: str | Path | None = None, **kwargs: Any) -> ViT:
+    """`load_backbone` of what `read_weights` has read."""
     from explora_geo.checkpoints import adapter as adapters  # adapter.py builds on this file
 
     if adapter is None:
-        vit = create_vit(name, **kwargs)  # type: ignore[arg-type]
-        load_weights(vit, weights)
-        return vit.eval()
+        return build(name, read, **kwargs).eval()
     header, _ = adapters.read_adapter(adapter)
-    vit = create_vit(name, **{**header.arguments, **kwargs})
-    load_weights(vit, weights, fresh=header.explora_config.extra)
+    fits = partial(adapters.check_architecture, header, path=adapter)
+    extra = header.explora_config.extra
+    vit = build(name, read, extra, fits, **{**header.arguments, **kwargs})
     adapters.apply_adapter(vit, adapter)
     merge_lora(vit)
     return vit.eval()

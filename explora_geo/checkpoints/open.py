@@ -1,13 +1,13 @@
 """Backbones from files that say themselves what they are."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from torchvision.models._api import WeightsEnum
 
 from explora_geo.checkpoints.adapter import read_adapter
-from explora_geo.checkpoints.io import load_backbone
+from explora_geo.checkpoints.io import build_backbone
+from explora_geo.checkpoints.metadata import stated_bands, stated_tokenizer
 from explora_geo.checkpoints.sources import read_weights
 from explora_geo.models.vit import ViT
 
@@ -37,12 +37,13 @@ def open_backbone(
         FileNotFoundError: If a file does not exist.
     """
     stated: dict[str, Any] = {}
+    read = read_weights(weights)
     if adapter is not None:
         header, _ = read_adapter(adapter)
         model = model or header.backbone
         stated = header.arguments
     else:
-        _, meta, source = read_weights(weights)
+        _, meta, source = read
         text = str(weights)
         named = text.removeprefix('timm/') if text.startswith('timm/') else None
         model = model or meta.get('backbone') or named
@@ -50,10 +51,8 @@ def open_backbone(
             raise ValueError(
                 f'{source} does not say which backbone it is: give model, such as vit_base_patch16_224'
             )
-        if 'bands' in meta:
-            stated['bands'] = tuple(json.loads(meta['bands']))
-        if 'tokenizer' in meta:
-            options = json.loads(meta['tokenizer'])
-            stated |= {'tokenizer': options.pop('kind'), 'tokenizer_options': options}
+        stated = stated_tokenizer(meta, source)
+        bands = stated_bands(meta, source)
+        stated |= {} if bands is None else {'bands': bands}
     given = {k: v for k, v in kwargs.items() if v is not None}
-    return load_backbone(model, weights, adapter, **{**stated, **given}), model
+    return build_backbone(model, read, adapter, **{**stated, **given}), model

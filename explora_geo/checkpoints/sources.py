@@ -4,18 +4,21 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 from urllib.parse import unquote, urlparse
 
 import torch
 from torch import Tensor
 from torchvision.models._api import WeightsEnum
 
+from explora_geo.checkpoints.download import download, file_sha256
 from explora_geo.checkpoints.files import read_state
 from explora_geo.models import weights as named
 
+#: Tensors as a source holds them, its metadata, and its name.
+Read = tuple[dict[str, Tensor], dict[str, str], str]
 
-def read_weights(weights: WeightsEnum | str | Path) -> tuple[dict[str, Tensor], dict[str, str], str]:
+
+def read_weights(weights: WeightsEnum | str | Path) -> Read:
     """Tensors, metadata and name of any source of weights.
 
     Args:
@@ -50,7 +53,7 @@ def fetch(url: str, meta: Mapping[str, Any]) -> Path:
 
     Args:
         url: A `file:` URL, or one to download.
-        meta: `sha256` is checked after the download if it is stated.
+        meta: `sha256` is checked if it is stated, each time.
 
     Returns:
         Path of the file.
@@ -59,16 +62,15 @@ def fetch(url: str, meta: Mapping[str, Any]) -> Path:
         ValueError: If it cannot be downloaded or is another file.
     """
     path = local_file(url)
-    if urlparse(url).scheme != 'file' and not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:  # writes a temporary file first, and checks it
-            torch.hub.download_url_to_file(url, str(path), meta.get('sha256'), progress=True)
-        except (URLError, OSError, RuntimeError) as error:
-            first = str(error).split('\n')[0]
+    expected = meta.get('sha256')
+    if urlparse(url).scheme == 'file' or path.is_file():
+        found = file_sha256(path) if expected and path.is_file() else expected
+        if found != expected:
             raise ValueError(
-                f'cannot download {url} ({first}): check the network, or download it elsewhere and give '
-                'the path of the file'
-            ) from error
+                f'{path} is not the file of {url}: its SHA-256 is {found}, expected {expected}; remove it'
+            )
+    else:
+        download(url, path, expected)
     return path
 
 

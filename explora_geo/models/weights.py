@@ -1,7 +1,7 @@
 """Weights by name: those that ship with the package, and where to get published ones.
 
 Each entry states its bands, its licence and the arguments of `create_vit` that it belongs to. A `sha256` in
-`meta` is checked after a download; the publishers of the files below state none, so it is absent there.
+`meta` is checked each time; the publishers of the downloaded files below state none, so it is absent there.
 """
 
 from pathlib import Path
@@ -110,6 +110,7 @@ class ViTTiny8_Weights(WeightsEnum):
         learned_position=False,
         decoder=True,
         norm_pix_loss=True,
+        sha256='eff4f13aba8a36af03186ab813c420d7eb665f5955403f44bc6f7bda97a4339d',
     )
 
 

@@ -48,7 +48,7 @@ class Tokenizer(nn.Module, ABC):
             ValueError: If the image size is no multiple of the patch size or bands repeat.
         """
         super().__init__()
-        if img_size < patch_size or img_size % patch_size:
+        if patch_size < 1 or img_size < patch_size or img_size % patch_size:
             raise ValueError(f'img_size must be a multiple of patch_size, got {img_size=}, {patch_size=}')
         if not bands or len(set(bands)) != len(bands):
             raise ValueError(f'bands must be distinct names, got {tuple(bands)}')

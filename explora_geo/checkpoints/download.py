@@ -1,0 +1,124 @@
+"""Downloads that go on where they stopped, are checked, and appear under their name only when complete."""
+
+import hashlib
+import http.client
+import json
+import os
+from pathlib import Path
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
+
+from filelock import FileLock
+from rich.console import Console
+from rich.progress import DownloadColumn, Progress
+
+_CHUNK = 1 << 20
+#: Seconds without an answer after which a download is given up; what has come is kept.
+TIMEOUT = 60.0
+
+
+def download(url: str, path: Path, sha256: str | None = None, progress: bool = True) -> None:
+    """Download a file, or the rest of it.
+
+    What has come is kept beside as `<name>.part`. The rest is asked for only where the server has named the
+    version of the file (ETag or Last-Modified), so that two versions are never joined.
+
+    Args:
+        url: Where it is.
+        path: File to write; it appears in one piece.
+        sha256: Hexadecimal hash to compare with, if known.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        ValueError: If it cannot be reached, ends early, or is another file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f'.{path.name}.lock')):  # every process of a run asks for the same file
+        if not path.is_file():
+            _download(url, path, sha256, progress)
+
+
+def file_sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    with path.open('rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def _download(url: str, path: Path, sha256: str | None, progress: bool) -> None:
+    part = path.with_name(f'{path.name}.part')
+    try:
+        _fetch(url, part, progress)
+    except HTTPError as error:
+        reason = f'{error.code} {error.reason}'
+        raise ValueError(_sentence(url, reason)) from error
+    except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
+        reason = str(error.reason if isinstance(error, URLError) else error) or type(error).__name__
+        kept = f'; {part.stat().st_size:,} bytes are kept' if part.is_file() else ''
+        raise ValueError(_sentence(url, f'{reason}{kept}')) from error
+    found = file_sha256(part) if sha256 else None
+    if found != sha256:
+        _forget(part)
+        raise ValueError(_sentence(url, f'its SHA-256 is {found}, expected {sha256}'))
+    os.replace(part, path)
+    _forget(part)
+
+
+def _fetch(url: str, part: Path, progress: bool) -> None:
+    """Bring `part` to its full length."""
+    version = _version(part)
+    start = part.stat().st_size if version and part.is_file() else 0
+    request = Request(url, headers={'User-Agent': 'explora_geo'})
+    if start and version:
+        request.add_header('Range', f'bytes={start}-')
+        request.add_header('If-Range', version)  # another version is sent whole
+    try:
+        answer = urlopen(request, timeout=TIMEOUT)
+    except HTTPError as error:
+        if error.code != 416:  # nothing is left to send: what there is may be of any version
+            raise
+        _forget(part)
+        _fetch(url, part, progress)
+        return
+    with answer:
+        if answer.status != 206:
+            start = 0
+        length = answer.headers.get('Content-Length')
+        total = None if length is None else start + int(length)
+        etag = answer.headers.get('ETag')
+        strong = etag if etag and not etag.startswith('W/') else None
+        _note(part).write_text(json.dumps({'version': strong or answer.headers.get('Last-Modified')}))
+        columns = (*Progress.get_default_columns(), DownloadColumn())
+        bar = Progress(*columns, console=Console(stderr=True), transient=True, disable=not progress)
+        with part.open('ab' if start else 'wb') as file, bar:
+            task = bar.add_task(part.stem, total=total, completed=start)
+            while chunk := answer.read(_CHUNK):
+                bar.advance(task, file.write(chunk))
+            file.flush()
+            os.fsync(file.fileno())
+    size = part.stat().st_size
+    if total is not None and size != total:
+        raise ConnectionError(f'it ended after {size:,} of {total:,} bytes')
+
+
+def _sentence(url: str, reason: str) -> str:
+    return (
+        f'cannot download {url} ({reason}): check the network and try again, or download it elsewhere and '
+        'give the path of the file'
+    )
+
+
+def _note(part: Path) -> Path:
+    """Where the version of the file that a part belongs to is kept."""
+    return part.with_name(f'{part.name}.json')
+
+
+def _version(part: Path) -> str | None:
+    try:
+        return json.loads(_note(part).read_text())['version']
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _forget(part: Path) -> None:
+    part.unlink(missing_ok=True)
+    _note(part).unlink(missing_ok=True)

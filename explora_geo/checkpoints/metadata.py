@@ -1,0 +1,60 @@
+"""What files of weights say of themselves, checked before anything is built from it."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+#: Most patches along a side of an image that a file may ask for: 4096 px in patches of 16.
+MAX_GRID = 256
+
+
+def stated_bands(meta: Mapping[str, str], source: str) -> tuple[str, ...] | None:
+    """Bands that the header of a file states, if it does.
+
+    Args:
+        meta: Text entries of the header.
+        source: File to name in the message.
+
+    Raises:
+        ValueError: If the entry is no list of distinct names.
+    """
+    if 'bands' not in meta:
+        return None
+    return check_bands(_json(meta, 'bands', source), source)
+
+
+def check_bands(bands: Any, source: str) -> tuple[str, ...]:
+    """Bands as a tuple, if they are a list of distinct names.
+
+    Raises:
+        ValueError: If they are not.
+    """
+    named = isinstance(bands, list) and bands and all(isinstance(band, str) and band for band in bands)
+    if not named or len(set(bands)) != len(bands):
+        raise ValueError(f'{source} has a damaged header: bands must be distinct names, got {bands!r:.80}')
+    return tuple(bands)
+
+
+def stated_tokenizer(meta: Mapping[str, str], source: str) -> dict[str, Any]:
+    """Arguments of `create_vit` that the header of a file states of its tokenizer.
+
+    Args:
+        meta: Text entries of the header.
+        source: File to name in the message.
+
+    Raises:
+        ValueError: If the entry is no mapping with the tokenizer's kind.
+    """
+    if 'tokenizer' not in meta:
+        return {}
+    options = _json(meta, 'tokenizer', source)
+    if not isinstance(options, dict) or not isinstance(options.get('kind'), str):
+        raise ValueError(f'{source} has a damaged header: tokenizer must state its kind, got {options!r:.80}')
+    return {'tokenizer': options.pop('kind'), 'tokenizer_options': options}
+
+
+def _json(meta: Mapping[str, str], key: str, source: str) -> Any:
+    try:
+        return json.loads(meta[key])
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f'{source} has a damaged header: {key} is no JSON ({error})') from error
