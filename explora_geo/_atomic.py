@@ -1,15 +1,28 @@
 """Files that are written in one piece or not at all."""
 
+import errno
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+# What systems say when there is no room: the disk, a quota, a limit on the size of files.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 @contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
-    """A temporary path that becomes `path` only when the block ends without an error."""
+def atomic_path(path: str | Path, size: int | None = None) -> Iterator[Path]:
+    """A temporary path that becomes `path` only when the block ends without an error.
+
+    Args:
+        path: File to write.
+        size: About how many bytes it will have, if known.
+
+    Raises:
+        OSError: If there is no room for it; the message names the file and the bytes that are missing.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f'.{path.name}.', dir=path.parent)
@@ -22,5 +35,26 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         os.umask(umask)
         os.chmod(name, 0o666 & ~umask)  # mkstemp makes private files
         os.replace(name, path)
+    except (OSError, RuntimeError) as error:
+        room = _room(Path(name))
+        # torch.save reports a failed write as a RuntimeError without a number.
+        small = isinstance(error, RuntimeError) and size is not None and room < size
+        if not small and getattr(error, 'errno', None) not in _FULL:
+            raise
+        raise OSError(errno.ENOSPC, _sentence(path, size, room)) from error
     finally:
         Path(name).unlink(missing_ok=True)
+
+
+def _room(temporary: Path) -> int:
+    """Bytes that a file has taken and could still take."""
+    return temporary.stat().st_size + shutil.disk_usage(temporary.parent).free
+
+
+def _sentence(path: Path, size: int | None, room: int) -> str:
+    before = 'the file of before is as it was' if path.exists() else 'nothing was written'
+    known = size is not None and size > room
+    missing = (
+        f'{size - room:,} bytes are missing' if known and size is not None else 'the disk or quota is full'
+    )
+    return f'no space left to write {path}: {missing}, {room:,} are there; {before}, free some and run again'

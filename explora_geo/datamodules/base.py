@@ -5,11 +5,12 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler
 from torchgeo.datamodules import BaseDataModule
 
 from ..datasets import collate_skipping
 from ..transforms import ViewsConfig, normalisation, training_view, training_views
+from .loader import EpochSampler, ResumableLoader
 from .statistics import Statistic, estimate, resolve
 
 
@@ -110,17 +111,27 @@ class ArchiveDataModule(BaseDataModule):
         sampler = self._sampler(split)
         length = len(cast(Sized, sampler if sampler is not None else dataset))
         training = split == 'train'
-        return DataLoader(
+        if training:
+            sampler = self._in_order(RandomSampler(dataset) if sampler is None else sampler)
+        return (ResumableLoader if training else DataLoader)(
             dataset,
             batch_size=self.batch_size,
             sampler=sampler,
-            shuffle=training if sampler is None else None,
             # A single incomplete batch is all there is; dropping it would leave nothing.
             drop_last=training and length > self.batch_size,
             num_workers=self.num_workers,
             collate_fn=self.collate_fn,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=self.num_workers > 0,
+        )
+
+    def _in_order(self, sampler: Sampler[Any]) -> EpochSampler:
+        """Training data by seed and epoch, of which this process gets its share."""
+        seed, trainer = torch.initial_seed(), self.trainer
+        if trainer is None:
+            return EpochSampler(sampler, seed)
+        return EpochSampler(
+            sampler, trainer.strategy.broadcast(seed), trainer.world_size, trainer.global_rank
         )
 
     def _set_statistics(

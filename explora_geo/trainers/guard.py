@@ -85,13 +85,11 @@ class CollapseGuard(Callback):
             if self._compare(trainer, task, name, rank, self.config.rank):
                 self._keep(trainer, task)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Look at a training batch; features of the first step are those of the starting weights."""
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        """Look at the state that a batch was computed with; at first it is that of the starting weights."""
         task: ExPLoRATask = pl_module  # type: ignore[assignment]
         name, features, usage = 'effective rank of training features', task.model.watched, task.model.usage
-        if trainer.global_step % self.config.every and name in self.starting:
+        if (trainer.global_step + 1) % self.config.every and name in self.starting:
             return
         sound = True
         if usage is not None:

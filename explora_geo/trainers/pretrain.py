@@ -11,7 +11,6 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torchvision.models._api import WeightsEnum
 
-from explora_geo._compat import BaseTask
 from explora_geo.adaptation import ExPLoRAConfig, explora, trainable_names, trainable_summary
 from explora_geo.checkpoints import BackboneWeights, load_weights
 from explora_geo.checkpoints.adapter import frozen_sha256
@@ -25,11 +24,12 @@ from explora_geo.trainers.kernels import choose_attention
 from explora_geo.trainers.monitor import FeatureMonitor
 from explora_geo.trainers.optim import OptimConfig, build_optimizer, build_schedule
 from explora_geo.trainers.presets import get_preset
+from explora_geo.trainers.steady import SteadyTask
 
 GUARD = GuardConfig()
 
 
-class ExPLoRATask(BaseTask):
+class ExPLoRATask(SteadyTask):
     """ExPLoRA pre-training (paper, section 4): weights → adaptation → the objective, without labels.
 
     Reads `batch['image']` only. With labelled validation batches it also reports the k-NN or
@@ -166,7 +166,6 @@ class ExPLoRATask(BaseTask):
         self.skipped: dict[str, str] = {}
         self.stopped = ''
         self._last_step: float | None = None
-        self._acted = 0
 
     @property
     def backbone(self) -> ViT:
@@ -200,10 +199,12 @@ class ExPLoRATask(BaseTask):
 
     def configure_callbacks(self) -> list[Callback]:
         """The watch over collapse, and the report, adapter file and pictures that every run leaves behind."""
-        return [*([CollapseGuard(self.guard)] if self.guard else []), PretrainReport()]
+        guard = [CollapseGuard(self.guard)] if self.guard else []
+        return [*super().configure_callbacks(), *guard, PretrainReport()]
 
     def setup(self, stage: str) -> None:
         """Have Lightning's check before training cover the whole labelled set: the starting score."""
+        super().setup(stage)
         choose_attention(self)
         datamodule: Any = getattr(self.trainer, 'datamodule', None)
         if self.model.views is not None and getattr(datamodule, 'views', self) is None:
@@ -227,13 +228,9 @@ class ExPLoRATask(BaseTask):
             ValueError: If the loss is not finite.
         """
         self._note_skipped(batch)
-        losses = self.model(batch, self.global_step)
+        losses = self.losses(batch, self.global_step)
         loss: Tensor = torch.stack(list(losses.values())).sum()
-        if not torch.isfinite(loss):
-            raise ValueError(
-                f'the loss is {loss.item()} at step {self.global_step}: lower optim.base_lr, clip gradients '
-                '(trainer.gradient_clip_val) or train in bf16-mixed instead of 16-mixed'
-            )
+        self.check_finite(loss, batch)
         size = len(batch['image'])
         self.log('train_loss', loss.detach(), batch_size=size, prog_bar=True)
         logged = {**losses, **self.model.metrics}
@@ -241,6 +238,10 @@ class ExPLoRATask(BaseTask):
         self.log('lr', self.trainer.optimizers[0].param_groups[0]['lr'], batch_size=size)
         self._log_speed(size)
         return loss
+
+    def losses(self, batch: Mapping[str, Any], step: int) -> dict[str, Tensor]:
+        """Losses of a batch by name; their sum is minimised."""
+        return self.model(batch, step)
 
     def _log_speed(self, size: int) -> None:
         """Log images per second and the share of the time in which the loop waited for them."""
@@ -265,14 +266,14 @@ class ExPLoRATask(BaseTask):
         """Let the objective withhold gradients."""
         self.model.before_step(self.global_step)
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Let the objective act after an optimiser step, not after each accumulated batch."""
-        if self.global_step > self._acted:
-            self._acted = self.global_step
-            self.model.after_step(self.global_step)
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Make an optimiser step and let the objective act on it, before any checkpoint can be saved."""
+        super().optimizer_step(*args, **kwargs)
+        self.model.after_step(self.global_step + 1)
 
     def on_train_epoch_start(self) -> None:
         """Start the clock anew, so that validation does not count as a slow step."""
+        super().on_train_epoch_start()
         self._last_step = None
         self.log('trainable_share', self.trainable_share)
 
@@ -299,6 +300,7 @@ class ExPLoRATask(BaseTask):
 
     def on_validation_epoch_start(self) -> None:
         """Forget the features of the validation before."""
+        super().on_validation_epoch_start()
         self.features.reset()
 
     def on_validation_epoch_end(self) -> None:
@@ -318,6 +320,7 @@ class ExPLoRATask(BaseTask):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave out what the starting weights hold already: frozen tensors are kept once, there."""
+        super().on_save_checkpoint(checkpoint)
         checkpoint['starting_score'] = self.features.starting
         if self._weights is not None and not self.config.full:
             checkpoint['frozen'] = frozen_sha256(self.backbone)
@@ -330,6 +333,7 @@ class ExPLoRATask(BaseTask):
         Raises:
             ValueError: If the starting weights are not those of the checkpoint.
         """
+        super().on_load_checkpoint(checkpoint)
         self.features.starting = checkpoint.get('starting_score')
         frozen = checkpoint.get('frozen')
         if frozen is not None:

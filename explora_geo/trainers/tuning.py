@@ -5,14 +5,12 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torchmetrics import MetricCollection
 from torchvision.models._api import WeightsEnum
 
-from explora_geo._compat import BaseTask
 from explora_geo.adaptation import ExPLoRAConfig, explora
 from explora_geo.checkpoints import open_backbone
 from explora_geo.models import create_vit
@@ -23,10 +21,11 @@ from explora_geo.trainers.kernels import choose_attention
 from explora_geo.trainers.length import run_length
 from explora_geo.trainers.optim import OptimConfig, build_optimizer, build_schedule
 from explora_geo.trainers.recipes import ADAPTATIONS, OPTIMISERS, Regularisation, Tuning
+from explora_geo.trainers.steady import SteadyTask
 from explora_geo.trainers.tuning_report import TuningReport, describe_data
 
 
-class TuningTask(BaseTask):
+class TuningTask(SteadyTask):
     """A pre-trained backbone and a head, tuned on labels.
 
     Sub-classes say what the head predicts. Checkpoints are complete: they load without the starting
@@ -185,10 +184,11 @@ class TuningTask(BaseTask):
 
     def configure_callbacks(self) -> list[Callback]:
         """The report, model file and pictures that every run leaves behind."""
-        return [TuningReport()]
+        return [*super().configure_callbacks(), TuningReport()]
 
     def setup(self, stage: str) -> None:
         """Choose kernels, and keep Lightning from warning of what is meant."""
+        super().setup(stage)
         choose_attention(self)
         if self.model.frozen:  # as it must be
             warnings.filterwarnings('ignore', message=r'Found \d+ module\(s\) in eval mode')
@@ -210,21 +210,26 @@ class TuningTask(BaseTask):
         Raises:
             ValueError: If targets do not fit or the loss is not finite.
         """
-        image, target = self._read(batch)
-        changed, wanted = self.augment(image, target)
-        scores = self(changed, batch.get('timestamps'))
-        loss = self.loss(scores, wanted)
-        if not torch.isfinite(loss):
-            raise ValueError(
-                f'the loss is {loss.item()} at step {self.global_step}: lower the learning rate, clip '
-                'gradients (trainer.gradient_clip_val) or train in bf16-mixed instead of 16-mixed'
-            )
-        size = len(image)
+        target = batch.get(self.target_key)
+        loss, scores, wanted = self._learn(batch)
+        self.check_finite(loss, batch)
+        size = len(batch['image'])
         self.log('train_loss', loss.detach(), batch_size=size, prog_bar=True)
         self.log('lr', self.trainer.optimizers[0].param_groups[0]['lr'], batch_size=size)
         if wanted is target:  # mixed images have no one class to score
             self._score(self.train_metrics, scores.detach(), target)
         return loss
+
+    def losses(self, batch: Mapping[str, Any], step: int) -> dict[str, Tensor]:
+        """The loss of a training batch, by name."""
+        return {'loss': self._learn(batch)[0]}
+
+    def _learn(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss and scores of an augmented batch, and the targets they were held against."""
+        image, target = self._read(batch)
+        changed, wanted = self.augment(image, target)
+        scores = self(changed, batch.get('timestamps'))
+        return self.loss(scores, wanted), scores, wanted
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         """Loss and metrics of a validation batch."""
@@ -268,6 +273,7 @@ class TuningTask(BaseTask):
         Raises:
             ValueError: If the backbone would stay random, or the data has other bands than the model.
         """
+        super().on_fit_start()
         if self._weights is None and not self.config.full and not self._restored:
             raise ValueError(
                 'tuning needs a pre-trained backbone: give weights, or tuning full to train all of it'
@@ -277,10 +283,12 @@ class TuningTask(BaseTask):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say which task this is and on what data it was trained."""
+        super().on_save_checkpoint(checkpoint)
         checkpoint['explora_geo'] = {'task': type(self).__name__, 'data': self.data}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take over what is known of the data."""
+        super().on_load_checkpoint(checkpoint)
         self.data = checkpoint.get('explora_geo', {}).get('data', {})
         self._restored = True
 

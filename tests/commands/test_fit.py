@@ -74,3 +74,18 @@ def test_dry_runs_say_how_much_there_is_to_do(
 ) -> None:
     assert text in ' '.join(run(*args, '--dry-run').split())
     assert os.listdir(empty) == []
+
+
+def test_a_step_is_repeated_by_the_configuration_of_its_run(
+    run: Callable[..., str], refuse: Callable[..., str], tiles: Path, tmp_path: Path
+) -> None:
+    config = ROOT / 'tests/conf/pretrain_mae_folder.yaml'
+    data = ['--data.root', tiles, '--data.val_root', tiles, '--data.batch_size', 4]
+    broken = ['--model.optim.base_lr', '1e30', '--trainer.max_epochs', 1, '--trainer.limit_val_batches', 0]
+    logger = ['--trainer.logger', 'false', '--trainer.default_root_dir', tmp_path / 'run']
+    args = ['fit', '--config', config, *data, *broken, *logger]
+    file = tmp_path / 'run' / 'step_000001_rank_0.pt'
+    message = refuse(*args, '--trainer.enable_progress_bar', 'false')
+    assert 'the loss is nan at step 1' in message and str(file) in message
+    assert 'loss_mae: nan' in run(*args, '--replay', file)
+    assert '--replay needs the file' in refuse(*args, '--replay')

@@ -1,5 +1,6 @@
 """Short runs of a small task on real tiles."""
 
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,7 @@ from lightning.pytorch import Trainer
 from explora_geo.datamodules import FolderDataModule
 from explora_geo.objectives import MAE
 from explora_geo.trainers import ExPLoRATask, OptimConfig
+from tests.conftest import TILES
 
 OPTIM = OptimConfig(base_lr=0.02, lr_scaling='none', weight_decay=0.1, warmup=0)
 
@@ -60,3 +62,13 @@ def build_trainer(tmp_path: Path) -> Callable[..., Trainer]:
         return Trainer(**{**defaults, **kwargs})
 
     return build
+
+
+@pytest.fixture
+def steady_folder(tmp_path: Path) -> Path:
+    """Eighteen tiles: four batches an epoch, and two tiles that each epoch leaves out."""
+    for name, count in (('Forest', 10), ('River', 8)):
+        (tmp_path / 'tiles' / name).mkdir(parents=True)
+        for path in sorted((TILES / 'train' / name).glob('*.jpg'))[:count]:
+            shutil.copy(path, tmp_path / 'tiles' / name)
+    return tmp_path

@@ -131,8 +131,8 @@ def test_without_validation_the_training_features_are_watched(
     trainer.fit(task, loader)
     # The teacher is lost after step 4; its features are next looked at in step 6.
     assert trainer.global_step == 6 and 'effective rank of training features is 1' in task.stopped
-    assert 'learnt by step 4 is kept' in task.stopped
-    # The look at step 4 comes before the average of that step.
+    # The look that precedes step 4 is the last at which all is well.
+    assert 'learnt by step 3 is kept' in task.stopped
     assert torch.equal(task.model.final_backbone.norm.weight, kept[2]['norm.weight'])
 
 
