@@ -291,6 +291,9 @@ def _fail(error: Exception, debug: bool) -> None:
 def _sentence(error: Exception) -> str:
     """The user's part of an error message, on one line."""
     text = ' '.join(str(error).split())
+    if text.startswith('Caught ') and 'DataLoader worker process' in text:
+        # torch puts the traceback of the worker into the message, and the error itself at its end
+        text = str(error).strip().splitlines()[-1].partition(': ')[2]
     unknown = re.search(r"Option '([^']+)' is not accepted|Key '([^']+)' is not expected", text)
     if unknown is not None:  # jsonargparse lists every alternative it tried around this
         key = unknown[1] or unknown[2]

@@ -34,7 +34,7 @@ ALLOWED = {
     'datasets': {'_atomic', 'datasets'},
     'transforms': {'datasets', 'transforms'},
     'datamodules': {'_compat', 'datasets', 'transforms', 'datamodules'},
-    'main': {'_compat', 'datamodules', 'trainers'},
+    'main': {'_compat', 'checkpoints', 'datamodules', 'trainers'},
     'cli': {'adaptation', 'checkpoints', 'commands', 'datasets', 'demo', 'main', 'models', 'objectives'},
     '_atomic': set(),
     '_compat': set(),

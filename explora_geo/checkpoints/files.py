@@ -42,19 +42,40 @@ def read_state(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
                 return {k: file.get_tensor(k) for k in file.keys()}, file.metadata() or {}
         except Exception as error:  # the library's own, and torch's for types that it lacks
             raise ValueError(f'{path} is damaged or no safetensors file ({_first_line(error)})') from error
-    try:
-        _check_unpacked(path)
-        # Trainers keep their arguments beside the tensors: a plain container, safe to rebuild.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as error:  # the unpickler raises almost any kind on damaged bytes
-        raise ValueError(
-            f'{path} cannot be read as tensors alone, it is damaged or holds code ({_first_line(error)})'
-        ) from error
+    content = read_checkpoint(path)
     state = unnest(content, path)
     for name, tensor in state.items():
         _check_storage(path, name, tensor)
     return state, {}
+
+
+def read_checkpoint(path: str | Path, mmap: bool = False) -> Any:
+    """Read a file of `torch.save` without running code that it may hold.
+
+    Args:
+        path: The file.
+        mmap: Leave the tensors on the disk where the format allows, to look at the rest.
+
+    Returns:
+        Its content.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is damaged or would need to run code.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f'no checkpoint {path}')
+    try:
+        _check_unpacked(path)
+        # Trainers keep their arguments beside the tensors: a plain container, safe to rebuild.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            mapped = mmap and zipfile.is_zipfile(path)
+            return torch.load(path, map_location='cpu', weights_only=True, mmap=mapped)
+    except Exception as error:  # the unpickler raises almost any kind on damaged bytes
+        raise ValueError(
+            f'{path} cannot be read as tensors alone, it is damaged or holds code ({_first_line(error)})'
+        ) from error
 
 
 def check_values(state: Mapping[str, Tensor], source: str | Path) -> None:

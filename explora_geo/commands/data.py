@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from explora_geo.commands.configuration import read_yaml
+
 
 def open_data(data: Path, image_size: int, bands: tuple[str, ...], **kwargs: Any) -> Any:
     """Make a data module.
@@ -52,15 +54,11 @@ def open_data(data: Path, image_size: int, bands: tuple[str, ...], **kwargs: Any
 
 
 def _configured(file: Path) -> Any:
-    import yaml
     from jsonargparse import ArgumentParser
     from torchgeo.datamodules import BaseDataModule
 
-    try:
-        content = yaml.safe_load(file.read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f'{file} is not YAML ({error})') from error
-    section = content.get('data', content) if isinstance(content, dict) else None
+    content = read_yaml(file)
+    section = content.get('data', content)
     if not isinstance(section, dict) or 'class_path' not in section:
         raise ValueError(f'{file} describes no data module: it needs class_path, or data with class_path')
     import explora_geo.datamodules  # noqa: F401 - lets a YAML name classes by their class name alone

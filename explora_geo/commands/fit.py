@@ -58,8 +58,10 @@ def _run(context: typer.Context) -> None:
 
 
 def _lightning(args: list[str], **kwargs: Any) -> Any:
+    from explora_geo.commands.configuration import check_configs
     from explora_geo.main import run
 
+    check_configs(args)
     # Lightning warns that both sys.argv and args are given; they are the same.
     warnings.filterwarnings('ignore', message="LightningCLI's args parameter")
     return run(args, **kwargs)

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler
 from torchgeo.datamodules import BaseDataModule
 
 from ..datasets import collate_skipping
+from ..datasets.collate import DrawAgain, UsableLoader
 from ..transforms import ViewsConfig, normalisation, training_view, training_views
 from .loader import EpochSampler, ResumableLoader
 from .statistics import Statistic, estimate, resolve
@@ -111,16 +112,20 @@ class ArchiveDataModule(BaseDataModule):
         sampler = self._sampler(split)
         length = len(cast(Sized, sampler if sampler is not None else dataset))
         training = split == 'train'
+        collate: Any = self.collate_fn
         if training:
-            sampler = self._in_order(RandomSampler(dataset) if sampler is None else sampler)
-        return (ResumableLoader if training else DataLoader)(
+            order = self._in_order(RandomSampler(dataset) if sampler is None else sampler)
+            known = () if sampler is None else (order.place, len(order))
+            collate = DrawAgain(collate, dataset, *known)
+            sampler = order
+        return (ResumableLoader if training else UsableLoader)(
             dataset,
             batch_size=self.batch_size,
             sampler=sampler,
             # A single incomplete batch is all there is; dropping it would leave nothing.
             drop_last=training and length > self.batch_size,
             num_workers=self.num_workers,
-            collate_fn=self.collate_fn,
+            collate_fn=collate,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=self.num_workers > 0,
         )

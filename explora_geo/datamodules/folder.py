@@ -1,9 +1,8 @@
 """Data module over any folder of images."""
 
-from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
-from torch import Tensor
 from torch.utils.data import Subset
 
 from ..datasets import FolderDataset, PackedDataset
@@ -11,7 +10,7 @@ from ..datasets.files import PathLike, evenly_spaced
 from ..datasets.packed import is_pack
 from ..transforms import ViewsConfig
 from .base import ArchiveDataModule
-from .statistics import SAMPLES, Statistic
+from .statistics import SAMPLES, Statistic, usable
 
 
 class FolderDataModule(ArchiveDataModule):
@@ -130,7 +129,8 @@ class FolderDataModule(ArchiveDataModule):
         if not kept:
             raise ValueError(f'val_split={self.val_split} leaves none of {len(train)} images for training.')
         sampled = [kept[i] for i in evenly_spaced(len(kept), SAMPLES)]
-        self._set_statistics(train.bands, _images(train, sampled), *self._published(train))
+        images = usable((train[i] for i in sampled), self.root)
+        self._set_statistics(train.bands, images, *self._published(train))
         if held_out:
             self.train_dataset = Subset(train, kept)
             self.val_dataset = Subset(train, held_out)
@@ -161,10 +161,3 @@ class FolderDataModule(ArchiveDataModule):
             if wanted and isinstance(other, FolderDataset) and wanted <= set(other.classes):
                 dataset.relabel(other.classes)
                 return
-
-
-def _images(dataset: FolderDataset, indices: Sequence[int]) -> Iterator[Tensor]:
-    for index in indices:
-        sample: dict[str, Any] = dataset[index]
-        if 'image' in sample:
-            yield sample['image']

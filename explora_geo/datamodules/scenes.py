@@ -6,7 +6,6 @@ from itertools import accumulate
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import Sampler
 from torchgeo.datasets.utils import GeoSlice
 from torchgeo.samplers import GridGeoSampler, RandomGeoSampler
@@ -15,7 +14,7 @@ from ..datasets import SceneDataset
 from ..datasets.files import PathLike, evenly_spaced
 from ..transforms import ViewsConfig
 from .base import ArchiveDataModule
-from .statistics import SAMPLES, Statistic
+from .statistics import SAMPLES, Statistic, usable
 
 
 class SceneDataModule(ArchiveDataModule):
@@ -119,7 +118,7 @@ class SceneDataModule(ArchiveDataModule):
             self._check_size(train)
             # A dataset of its own, as files opened here must not be inherited by workers.
             once = SceneDataset(self.paths, **{**self.kwargs, 'cache': False})
-            self._set_statistics(train.bands, _windows(once, self.patch_size))
+            self._set_statistics(train.bands, usable(_windows(once, self.patch_size), self.paths))
             # `dataset` is what `plot` of the base class shows.
             self.dataset = self.train_dataset = train
         if stage in {'fit', 'validate'} and self.val_paths is not None and not self.val_dataset:
@@ -175,16 +174,14 @@ def _grid_shape(dataset: SceneDataset, number: int, size: int) -> int:
     return rows * columns
 
 
-def _windows(dataset: SceneDataset, size: int) -> Iterator[Tensor]:
-    """Read evenly spaced windows that lie inside the scenes, each of shape (C, size, size)."""
+def _windows(dataset: SceneDataset, size: int) -> Iterator[dict[str, Any]]:
+    """Read evenly spaced windows that lie inside the scenes, images of shape (C, size, size)."""
     ends = list(accumulate(_grid_shape(dataset, i, size) for i in range(len(dataset))))
     scene = 0
     for position in evenly_spaced(ends[-1], SAMPLES):
         while position >= ends[scene]:
             scene += 1
-        sample = dataset[_window(dataset, scene, size, position - (ends[scene - 1] if scene else 0))]
-        if 'image' in sample:
-            yield sample['image']
+        yield dataset[_window(dataset, scene, size, position - (ends[scene - 1] if scene else 0))]
 
 
 def _window(dataset: SceneDataset, number: int, size: int, position: int) -> GeoSlice:

@@ -18,7 +18,7 @@ from ..datasets.bands import RGB
 from ..datasets.files import PathLike, evenly_spaced
 from ..transforms import ViewsConfig
 from .base import ArchiveDataModule
-from .statistics import SAMPLES, Statistic
+from .statistics import SAMPLES, Statistic, usable
 
 Part = Literal['train', 'val', 'test', 'predict']
 
@@ -117,10 +117,7 @@ class SplitDataModule(ArchiveDataModule):
 
     def _samples(self) -> Iterator[Tensor]:
         dataset: Any = self.train_dataset
-        for index in evenly_spaced(len(dataset), SAMPLES):
-            sample = dataset[index]
-            if 'image' in sample:
-                yield sample['image']
+        return usable((dataset[i] for i in evenly_spaced(len(dataset), SAMPLES)), self.root)
 
 
 class RESISC45DataModule(SplitDataModule):

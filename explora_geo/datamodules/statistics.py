@@ -1,7 +1,7 @@
 """Mean and standard deviation of bands: given by name, given in order, or estimated."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -67,6 +67,30 @@ def resolve(
         rule = 'positive numbers' if name == 'std' else 'finite numbers'
         raise ValueError(f'{name} must be {rule}, got {numbers}.')
     return result
+
+
+def usable(samples: Iterable[Mapping[str, Any]], where: object) -> Iterator[Tensor]:
+    """Images of the samples that can be used, each of shape (C, H, W).
+
+    Args:
+        samples: Samples of a data set.
+        where: What they come from, for the message.
+
+    Raises:
+        ValueError: After the last, if there was none.
+    """
+    found, reasons = False, []
+    for sample in samples:
+        if 'image' in sample:
+            found = True
+            yield sample['image']
+        else:
+            reasons.append(sample['skipped'])
+    if reasons and not found:
+        raise ValueError(
+            f'None of the {len(reasons)} images looked at in {where} can be used, first {reasons[0]}; repair '
+            'or remove them.'
+        )
 
 
 def estimate(images: Iterable[Tensor]) -> tuple[Tensor, Tensor]:

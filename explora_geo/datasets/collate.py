@@ -1,9 +1,16 @@
 """Making batches out of samples, some of which may have been skipped."""
 
-from collections.abc import Sequence
+import warnings
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from torch.utils.data import default_collate
+import torch
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+Collate = Callable[[Sequence[dict[str, Any]]], dict[str, Any]]
+#: Samples that are tried before a batch of training without a usable one is an error.
+ATTEMPTS = 64
 
 
 def collate_skipping(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -37,3 +44,72 @@ def collate_skipping(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     if skipped:
         batch['skipped'] = skipped
     return batch
+
+
+class DrawAgain:
+    """Makes batches for training: where no sample is good, one more is drawn until one is.
+
+    A run of days must not end because a batch, which may be a single tile, is damaged.
+    """
+
+    def __init__(
+        self,
+        collate: Collate,
+        dataset: Dataset[Any],
+        place: Callable[[int], Any] | None = None,
+        count: int = 0,
+    ) -> None:
+        """Initialize DrawAgain.
+
+        Args:
+            collate: Makes a batch of samples.
+            dataset: Where more samples come from.
+            place: From numbers below `count` to indices of the data set, where they are not the same.
+            count: How many; as many as the data set has samples if 0.
+        """
+        self.collate, self.dataset, self.place, self.count = collate, dataset, place, count
+
+    def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Stack the good samples of a batch and name the others."""
+        if all('skipped' in sample for sample in samples):
+            # The same for the same samples, so that a resumed run goes on as one that was not stopped.
+            seed = zlib.crc32('\n'.join(sample['skipped'] for sample in samples).encode())
+            count = self.count or len(self.dataset)  # type: ignore[arg-type]
+            order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+            for position in order[:ATTEMPTS].tolist():
+                samples = [*samples, self.dataset[self.place(position) if self.place else position]]
+                if 'skipped' not in samples[-1]:
+                    break
+        return self.collate(samples)
+
+
+class UsableLoader(DataLoader[Any]):
+    """Loader for measuring: a batch without a good sample is named in a warning and left out."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Initialize a UsableLoader; see `DataLoader`."""
+        collate = kwargs.get('collate_fn') or collate_skipping
+        kwargs['collate_fn'] = collate if isinstance(collate, _OrNames) else _OrNames(collate)
+        super().__init__(*args, **kwargs)
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        """Iterate over the batches that hold an image."""
+        found, names = False, []
+        for batch in super().__iter__():
+            if 'image' in batch:
+                found = True
+                yield batch
+            else:
+                names = batch['skipped']
+                warnings.warn(f'A batch of {len(names)} is left out, first {names[0]}.', stacklevel=2)
+        if names and not found:
+            raise ValueError(f'No image can be used, first {names[0]}; repair or remove the files.')
+
+
+class _OrNames:
+    def __init__(self, collate: Collate) -> None:
+        self.collate = collate
+
+    def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        skipped = [sample['skipped'] for sample in samples if 'skipped' in sample]
+        return {'skipped': skipped} if len(skipped) == len(samples) else self.collate(samples)

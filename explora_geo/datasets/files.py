@@ -18,7 +18,7 @@ def find_images(root: PathLike, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> li
     """Find all images below a folder.
 
     Hidden files and folders are ignored, and so is ``__MACOSX``. Symbolic links are followed,
-    but no folder is entered twice, so a loop ends.
+    but no folder is entered twice, so a loop ends. A link that leads nowhere counts as an image.
 
     Args:
         root: Folder to search.
@@ -71,10 +71,24 @@ def _walk(folder: Path, suffixes: frozenset[str], seen: set[tuple[int, int]]) ->
         # Real folders before links: a link to a sibling must not steal that sibling's files.
         ordered = sorted((e for e in entries if _visible(e.name)), key=_links_last)
     for entry in ordered:
-        if entry.is_dir():
+        if _is_folder(entry):
             yield from _walk(folder / entry.name, suffixes, seen)
-        elif entry.is_file() and os.path.splitext(entry.name)[1].lower() in suffixes:
-            yield folder / entry.name
+        elif os.path.splitext(entry.name)[1].lower() in suffixes and (_is_file(entry) or entry.is_symlink()):
+            yield folder / entry.name  # a link that leads nowhere is an image that cannot be read
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:
+        return False
 
 
 def _links_last(entry: os.DirEntry[str]) -> tuple[bool, str]:

@@ -49,6 +49,7 @@ class FMoWRGB(NonGeoDataset):
 
     classes = CLASSES
     file_bands: tuple[str, ...] = RGB
+    dtype: str | None = 'uint8'
 
     def __init__(
         self,
@@ -162,7 +163,7 @@ class FMoWRGB(NonGeoDataset):
         warnings.warn(f'{message}; they are left out.', UserWarning, stacklevel=3)
 
     def _image(self, path: Path) -> Tensor:
-        pixels: NDArray[Any] = read_image(path, self.file_bands, self._positions)
+        pixels: NDArray[Any] = read_image(path, self.file_bands, self._positions, self.dtype)
         if self.size is not None:
             pixels = resize(pixels, int(self.size / self.crop_pct))
             margin = (pixels.shape[1] - self.size) // 2
@@ -196,6 +197,7 @@ class FMoWSentinel(FMoWRGB):
     """
 
     file_bands = SENTINEL_BANDS
+    dtype = None
 
     def __init__(
         self,

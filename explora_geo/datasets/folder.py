@@ -1,5 +1,6 @@
 """Any folder of images as a dataset."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +16,7 @@ from torchgeo.datasets import NonGeoDataset
 from .bands import name_bands, select_bands, spell
 from .catalog import build_catalog
 from .files import PathLike, evenly_spaced, find_images, subfolders
-from .images import BadTileError, Header, read_header, read_image, resize
+from .images import BadTileError, Header, depth, read_header, read_image, resize
 from .plotting import plot_sample
 
 #: Files looked at to tell a folder of grey images from a colour one that has some grey images.
@@ -106,6 +107,7 @@ class FolderDataset(NonGeoDataset):
         path, header = self._probe(None if file_bands is None else spell(file_bands))
         self.file_bands = name_bands(header.count, header.dtype, header.descriptions, file_bands, str(path))
         self._positions = select_bands(bands, self.file_bands)
+        self._dtype = header.dtype
         self.bands = tuple(self.file_bands[i] for i in self._positions)
 
     def __len__(self) -> int:
@@ -201,7 +203,7 @@ class FolderDataset(NonGeoDataset):
 
     def _read(self, index: int) -> NDArray[Any]:
         """Pixels of one file as they are, shape (C, H, W)."""
-        return read_image(self.files[index], self.file_bands, self._positions)
+        return read_image(self.files[index], self.file_bands, self._positions, self._dtype)
 
     def _class_of(self, path: Path) -> str:
         return path.relative_to(self.root).parts[0]
@@ -228,32 +230,30 @@ class FolderDataset(NonGeoDataset):
 
     def _probe(self, names: tuple[str, ...] | None) -> tuple[Path, Header]:
         """Find a file that stands for all, one with the bands named if there is one."""
-        found: tuple[Path, Header] | None = None
+        found: list[tuple[Path, Header]] = []
         reason = ''
         steps = evenly_spaced(len(self), PROBES)
         for index in steps:
             path = self.files[index]
             try:
-                header = read_header(path, names)
+                found.append((path, read_header(path, names)))
             except BadTileError as error:
-                if self.strict:
+                if self.strict and not found:
                     raise ValueError(
                         f'{path}: {error}; repair or remove the file, or set strict=False.'
                     ) from error
                 reason = reason or f'{path}: {error}'
-                continue
-            if names is not None:
-                settled = header.count == len(names)
-            else:
-                # Grey images may be the colourless ones of a colour set.
-                settled = header.count != 1 or header.dtype != 'uint8'
-            if found is None or settled:
-                found = path, header
-            if settled:
-                break
-        if found is None:
+        if not found:
             raise ValueError(
                 f'None of the {len(steps)} images looked at in {self.root} can be read '
                 f'(first {reason}); check that they are complete image files.'
             )
-        return found
+        if names is not None:
+            settled = [f for f in found if f[1].count == len(names)]
+        else:
+            # Grey images may be the colourless ones of a colour set.
+            settled = [f for f in found if f[1].count != 1 or f[1].dtype != 'uint8']
+        settled = settled or found
+        # One image of another range among many is the odd one, wherever it stands.
+        usual = Counter(depth(header.dtype) for _, header in settled).most_common(1)[0][0]
+        return next(f for f in settled if depth(f[1].dtype) == usual)

@@ -13,14 +13,15 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageFile
 from rasterio.enums import ColorInterp
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import NotGeoreferencedWarning
 from torch.nn import functional as F
 
 from .bands import RGB
 from .files import PLAIN_SUFFIXES
 
-#: What Pillow raises on files that are not, or not completely, images.
-PIL_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+#: Beginnings of TIFF files, in either byte order, classic and big.
+TIFF_SIGNATURES = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
+PNG_SIGNATURE = b'\x89PNG'
 
 
 class BadTileError(ValueError):
@@ -66,7 +67,15 @@ def read_header(path: Path, names: Sequence[str] | None = None) -> Header:
         return Header(source.count, source.dtypes[0], source.descriptions)
 
 
-def read_image(path: Path, names: Sequence[str], positions: Sequence[int]) -> NDArray[Any]:
+def depth(dtype: str) -> str:
+    """What decides the range of pixel values, such as `16-bit` or `float`: other ranges must not be mixed."""
+    kind = np.dtype(dtype)
+    return 'float' if kind.kind == 'f' else f'{8 * kind.itemsize}-bit'
+
+
+def read_image(
+    path: Path, names: Sequence[str], positions: Sequence[int], dtype: str | None = None
+) -> NDArray[Any]:
     """Read chosen bands of an image in the file's own type and units.
 
     A grey plain image is repeated to three bands where red, green and blue are expected, as
@@ -76,12 +85,14 @@ def read_image(path: Path, names: Sequence[str], positions: Sequence[int]) -> ND
         path: Image file.
         names: Names of all bands the file should have, in file order.
         positions: Zero-based positions of the bands to return.
+        dtype: Pixel type of the other images, if known.
 
     Returns:
         Pixels, shape (C, H, W).
 
     Raises:
-        BadTileError: If the file is damaged, has other bands, or holds NaN or infinite pixels.
+        BadTileError: If the file is damaged, has other bands or pixels of another range, holds nodata only,
+            or NaN or infinite pixels.
     """
     if _is_plain(path):
         with _pillow(path) as image:
@@ -97,10 +108,14 @@ def read_image(path: Path, names: Sequence[str], positions: Sequence[int]) -> ND
             else:
                 _check_count(source.count, names)
                 pixels = source.read([i + 1 for i in positions])
+                if source.nodata is not None and (pixels == source.nodata).all():
+                    raise BadTileError(f'it holds nodata ({source.nodata:g}) only')
     if np.iscomplexobj(pixels):
         raise BadTileError('its pixels are complex numbers')
     if pixels.dtype.kind == 'f' and not np.isfinite(pixels).all():
         raise BadTileError('it has NaN or infinite pixels')
+    if dtype is not None and depth(dtype) != depth(pixels.dtype.name):
+        raise BadTileError(f'its pixels are {pixels.dtype.name} instead of {dtype}')
     return np.ascontiguousarray(pixels)
 
 
@@ -136,15 +151,29 @@ def _check_count(count: int, names: Sequence[str]) -> None:
 
 
 def _is_plain(path: Path) -> bool:
-    suffix = path.suffix.lower()
-    if suffix == '.png':
-        # Pillow cuts 16-bit colour down to 8 bits; byte 24 of a PNG is its bit depth.
-        try:
-            with path.open('rb') as file:
-                return file.read(25)[24:] != b'\x10'
-        except OSError as error:
-            raise BadTileError(f'it cannot be read ({error})') from error
-    return suffix in PLAIN_SUFFIXES
+    """Whether Pillow reads a file; it cuts 16-bit colour down to 8 bits, and knows few kinds of TIFF."""
+    if path.suffix.lower() not in PLAIN_SUFFIXES:
+        return False
+    try:
+        with path.open('rb') as file:
+            start = file.read(25)
+    except OSError as error:
+        raise BadTileError(f'it cannot be read ({error})') from error
+    # By content: names are wrong at times. Byte 24 of a PNG is its bit depth.
+    deep = start.startswith(PNG_SIGNATURE) and start[24:] == b'\x10'
+    return not deep and not start.startswith(TIFF_SIGNATURES)
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
+    """Turn whatever a reader raises on foreign bytes, which may be of any kind, into the tile's own error."""
+    try:
+        yield
+    except BadTileError:
+        raise
+    except Exception as error:
+        reason = str(error).split('\n')[0] or type(error).__name__
+        raise BadTileError(f'it cannot be read ({reason})') from error
 
 
 @contextmanager
@@ -153,26 +182,25 @@ def _pillow(path: Path) -> Iterator[Image.Image]:
     tolerant = ImageFile.LOAD_TRUNCATED_IMAGES
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     try:
-        with Image.open(path) as image:
+        with _readable(), Image.open(path) as image:
             yield image
-    except BadTileError:
-        raise
-    except PIL_ERRORS as error:
-        raise BadTileError(f'it cannot be read ({error})') from error
     finally:
         ImageFile.LOAD_TRUNCATED_IMAGES = tolerant
 
 
 @contextmanager
 def _raster(path: Path) -> Iterator[rasterio.DatasetReader]:
-    try:
-        with warnings.catch_warnings():
-            # Tiles need no position on Earth.
-            warnings.simplefilter('ignore', NotGeoreferencedWarning)
-            with rasterio.open(path) as source:
-                yield source
-    except (RasterioError, OSError) as error:
-        raise BadTileError(f'it cannot be read ({error})') from error
+    with _readable(), warnings.catch_warnings():
+        # Tiles need no position on Earth.
+        warnings.simplefilter('ignore', NotGeoreferencedWarning)
+        with rasterio.open(path) as source:
+            # The limit that Pillow has for its files: a small one may unpack to any size.
+            limit = 2 * (Image.MAX_IMAGE_PIXELS or np.inf)
+            if source.width * source.height > limit:
+                raise BadTileError(
+                    f'its {source.width} x {source.height} pixels are more than {limit:,.0f}, those of a tile'
+                )
+            yield source
 
 
 def _plain_bands(image: Image.Image, names: Sequence[str] | None) -> NDArray[Any]:

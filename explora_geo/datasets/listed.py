@@ -24,9 +24,11 @@ class ListedDataset(NonGeoDataset):
         labels: Label of each file, or None if unlabelled.
         classes: Names of the classes in the order of their labels.
         bands: Names of the bands of a sample, in order.
+        dtype: Pixel type of the files, None for any.
     """
 
     file_bands: tuple[str, ...] = RGB
+    dtype: str | None = 'uint8'
 
     def __init__(
         self,
@@ -118,4 +120,4 @@ class ListedDataset(NonGeoDataset):
 
     def _read(self, path: Path) -> NDArray[Any]:
         """Pixels of an image, shape (C, H, W)."""
-        return read_image(path, self.file_bands, self._positions)
+        return read_image(path, self.file_bands, self._positions, self.dtype)

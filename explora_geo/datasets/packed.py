@@ -80,7 +80,7 @@ class PackedDataset(FolderDataset):
         """
         self.root = Path(root)
         self.header = read_header(self.root)
-        self._states = np.load(self.root / STATES)
+        self._states = read_array(self.root, STATES, self.header)
         if (self._states == OPEN).any():
             raise ValueError(
                 f'The pack {self.root} lacks {int((self._states == OPEN).sum())} of {len(self._states)} '
@@ -97,7 +97,7 @@ class PackedDataset(FolderDataset):
         self.file_bands = self.header.bands
         self._positions = select_bands(bands, self.file_bands)
         self.bands = tuple(self.file_bands[i] for i in self._positions)
-        self._reasons: dict[str, str] = json.loads((self.root / REASONS).read_text(encoding='utf-8'))
+        self._reasons = read_reasons(self.root)
         self._pixels = open_pixels(self.root, self.header)
 
     @property
@@ -110,7 +110,7 @@ class PackedDataset(FolderDataset):
 
     def _read(self, index: int) -> NDArray[Any]:
         if self._states[index] == SKIPPED:
-            raise BadTileError(self._reasons[str(self.files[index])])
+            raise BadTileError(self._reasons.get(str(self.files[index]), 'it was not packed'))
         return self._pixels[index, self._positions]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -124,8 +124,57 @@ class PackedDataset(FolderDataset):
 
 
 def open_pixels(root: Path, header: PackHeader, mode: Literal['r', 'r+'] = 'r') -> NDArray[Any]:
-    """Map the pixels of a pack into memory, shape (N, C, H, W)."""
-    return np.memmap(root / PIXELS, header.dtype, mode, shape=header.shape)
+    """Map the pixels of a pack into memory, shape (N, C, H, W).
+
+    Raises:
+        FileNotFoundError: If they are gone.
+        ValueError: If they are cut short.
+    """
+    path = root / PIXELS
+    size = path.stat().st_size
+    if size != header.nbytes:
+        raise ValueError(
+            f'{path} has {size:,} bytes instead of {header.nbytes:,}; remove the pack and make it again.'
+        )
+    return np.memmap(path, header.dtype, mode, shape=header.shape)
+
+
+def read_array(root: Path, name: str, header: PackHeader) -> NDArray[Any]:
+    """Read what a pack keeps of each tile, shape (N,).
+
+    Raises:
+        FileNotFoundError: If it is gone.
+        ValueError: If it is damaged.
+    """
+    path = root / name
+    try:
+        found = np.load(path)
+    except (ValueError, EOFError) as error:
+        raise ValueError(_damaged(path, error)) from error
+    if not isinstance(found, np.ndarray) or found.shape != header.shape[:1]:
+        raise ValueError(_damaged(path, f'shape {np.shape(found)} for {header.shape[0]} tiles'))
+    return found
+
+
+def read_reasons(root: Path) -> dict[str, str]:
+    """Read why tiles of a pack were skipped, by file.
+
+    Raises:
+        FileNotFoundError: If it is gone.
+        ValueError: If it is damaged.
+    """
+    path = root / REASONS
+    try:
+        found = json.loads(path.read_text(encoding='utf-8'))
+    except ValueError as error:
+        raise ValueError(_damaged(path, error)) from error
+    if not isinstance(found, dict):
+        raise ValueError(_damaged(path, 'no mapping'))
+    return found
+
+
+def _damaged(path: Path, why: object) -> str:
+    return f'{path} is damaged ({why}); remove the pack and make it again.'
 
 
 def is_pack(root: PathLike) -> bool:
@@ -155,8 +204,25 @@ def read_header(root: Path) -> PackHeader:
             None if labels is None else tuple(labels),
             fields['format'],
         )
+        _check_header(header)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f'The header {path} is damaged ({error}); pack the archive again.') from error
     if header.format != FORMAT:
         raise ValueError(f'{path} is no header of a pack, its format is {header.format!r}.')
     return header
+
+
+def _check_header(header: PackHeader) -> None:
+    """Refuse a header whose parts do not fit one another."""
+    counts = len(header.shape), header.shape[0], header.shape[1]
+    if counts != (4, len(header.files), len(header.bands)) or not all(
+        type(side) is int and side > 0 for side in header.shape
+    ):
+        raise ValueError(f'shape {header.shape} for {len(header.files)} files of {len(header.bands)} bands')
+    if np.dtype(header.dtype).kind not in 'iuf':
+        raise ValueError(f'pixels of type {header.dtype}')
+    labels = header.labels
+    if labels is not None and (
+        len(labels) != len(header.files) or not all(label in range(len(header.classes)) for label in labels)
+    ):
+        raise ValueError(f'labels that do not fit {len(header.classes)} classes')

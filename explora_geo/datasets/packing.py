@@ -28,7 +28,9 @@ from .packed import (
     PackHeader,
     is_pack,
     open_pixels,
+    read_array,
     read_header,
+    read_reasons,
 )
 
 #: Tiles between two writes of what is done, which is what an interrupted run repeats.
@@ -55,8 +57,8 @@ def pack(dataset: FolderDataset, out: PathLike) -> Iterator[tuple[int, int]]:
     out = Path(out)
     header = header_of(dataset)
     _open(out, header)
-    states, checks = np.load(out / STATES), np.load(out / CHECKS)
-    reasons: dict[str, str] = json.loads((out / REASONS).read_text(encoding='utf-8'))
+    states, checks = read_array(out, STATES, header), read_array(out, CHECKS, header)
+    reasons = read_reasons(out)
     pixels = open_pixels(out, header, 'r+')
     todo = np.flatnonzero(states == OPEN)
     for start in range(0, len(todo), BLOCK):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +44,13 @@ def dataset_sha256(dataset: Dataset[Any]) -> str:
     if files:
         root = Path(getattr(dataset, 'root', '/'))
         for path in files:
-            status = path.stat()
             name = path.relative_to(root) if path.is_relative_to(root) else path
-            digest.update(f'{name}|{status.st_size}|{status.st_mtime_ns}\n'.encode())
+            try:
+                status = path.stat()
+                version = f'{status.st_size}|{status.st_mtime_ns}'
+            except OSError:  # skipped when it is read
+                version = 'missing'
+            digest.update(f'{name}|{version}\n'.encode())
         digest.update(f'{getattr(dataset, "classes", "")}{getattr(dataset, "labels", "")}'.encode())
         return digest.hexdigest()
     for index in range(len(dataset)):  # type: ignore[arg-type]
@@ -111,13 +116,17 @@ def cached_features(
     """
     total = len(dataset)  # type: ignore[arg-type]
     blocks = min(blocks, vit.depth)
-    loader: Any = {'batch_size': batch_size, 'num_workers': num_workers, 'collate_fn': collate}
+    loader: Any = {
+        'batch_size': batch_size,
+        'num_workers': num_workers,
+        'collate_fn': partial(_collate_usable, collate),
+    }
     device = vit.cls_token.device
 
     def batches(start: int, stop: int) -> Iterator[dict[str, Any]]:
         for batch in DataLoader(Subset(dataset, range(start, stop)), **loader):
             moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
-            yield moved if transform is None else transform(moved)
+            yield moved if transform is None or 'image' not in moved else transform(moved)
 
     entry = None
     if folder is not None and total:
@@ -150,12 +159,22 @@ def cached_features(
     return FeatureTable.join(parts)
 
 
+def _collate_usable(collate: Collate, samples: list[Any]) -> dict[str, Any]:
+    """A batch, or the names of its images where none of them can be used."""
+    if all(isinstance(sample, dict) and 'skipped' in sample for sample in samples):
+        return {'skipped': [sample['skipped'] for sample in samples]}
+    return collate(samples)
+
+
 def _extract(vit: ViT, batches: Iterator[dict[str, Any]], blocks: int) -> FeatureTable:
     skipped: list[str] = []
+    seen: list[int] = []
 
     def labelled() -> Iterator[dict[str, Any]]:
         for batch in batches:
             skipped.extend(batch.get('skipped', ()))
+            if 'image' not in batch:
+                continue
             label = batch.get('label')
             if not isinstance(label, Tensor) or label.ndim != 1:
                 shape = tuple(label.shape) if isinstance(label, Tensor) else None
@@ -163,7 +182,10 @@ def _extract(vit: ViT, batches: Iterator[dict[str, Any]], blocks: int) -> Featur
                     f'a probe needs one class per image, got labels of shape {shape}: use images in class '
                     'folders, or a data module whose batches carry label of shape (B,)'
                 )
+            seen.append(len(label))
             yield batch
+        if not seen:
+            raise ValueError(f'none of {len(skipped)} images can be used, first {skipped[0]}')
 
     features, labels = extract_features(vit, labelled(), blocks)
     halves = {k: torch.from_numpy(v).half() for k, v in features.items()}

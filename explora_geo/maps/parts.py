@@ -5,6 +5,8 @@ import json
 import os
 import shutil
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,9 +57,19 @@ class Parts:
             np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
     def read(self, number: int) -> dict[str, NDArray[Any]]:
-        """A finished block."""
-        with np.load(self.file(number)) as content:
-            return dict(content)
+        """A finished block.
+
+        Raises:
+            ValueError: If it is damaged.
+        """
+        path = self.file(number)
+        try:
+            with np.load(path) as content:
+                return dict(content)
+        except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise ValueError(
+                f'{path} is damaged: remove it, and the same command makes this block again'
+            ) from error
 
     def remove(self) -> None:
         """Forget all blocks once the outputs are written."""

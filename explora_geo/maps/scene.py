@@ -86,7 +86,12 @@ class Scene:
                 with rasterio.open(self.path) as source:
                     yield source
         except RasterioError as error:
-            raise ValueError(f'{self.path} cannot be read ({error})') from error
+            raise self._unreadable(error) from error
+
+    def _unreadable(self, error: RasterioError) -> ValueError:
+        # rasterio hides the reason behind "see previous exception".
+        reason = error.__cause__ or error
+        return ValueError(f'{self.path} cannot be read ({reason}): it is damaged or no raster')
 
     def read(self, source: rasterio.DatasetReader, box: Box) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Read a window.
@@ -98,9 +103,15 @@ class Scene:
         Returns:
             Pixels in units of the file, shape (C, H, W), and where they are data, shape (H, W): every band
             differs from nodata and is finite.
+
+        Raises:
+            ValueError: If the file is damaged there.
         """
         window = Window(box.left, box.top, box.shape[1], box.shape[0])
-        pixels = source.read(self.indices, window=window).astype(np.float32)
+        try:
+            pixels = source.read(self.indices, window=window).astype(np.float32)
+        except RasterioError as error:
+            raise self._unreadable(error) from error
         valid = np.isfinite(pixels).all(0)
         if source.nodata is not None and np.isfinite(source.nodata):
             # All bands: a dark pixel of one band is no hole. Alpha tags are not trusted, see above.

@@ -15,7 +15,9 @@ METRICS = """epoch,step,train_loss,val_loss,val_knn,val_knn_gain
 
 def test_a_run_becomes_a_half_precision_file_and_a_table(tmp_path: Path) -> None:
     weight = torch.randn(3, 4)
-    write_state(tmp_path / 'model.safetensors', {'w': weight, 'dino_head.w': torch.randn(2)}, {'backbone': 'vit'})
+    write_state(
+        tmp_path / 'model.safetensors', {'w': weight, 'dino_head.w': torch.randn(2)}, {'backbone': 'vit'}
+    )
     (tmp_path / 'metrics.csv').write_text(METRICS)
     table = export_source(tmp_path, tmp_path / 'half.safetensors')
     state, metadata = read_state(tmp_path / 'half.safetensors')

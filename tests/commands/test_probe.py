@@ -107,7 +107,7 @@ def test_mistakes_are_refused_in_one_sentence(
     assert 'no data' in sentence(data / 'missing', *weights, *name)
     assert 'no device' in sentence(data, *weights, *name, '--device', 'abacus')
     (tmp_path / 'text.yaml').write_text('[1, 2]')
-    assert 'describes no data module' in sentence(tmp_path / 'text.yaml', *weights, *name)
+    assert 'holds no keys and values' in sentence(tmp_path / 'text.yaml', *weights, *name)
     for part in ('train', 'test'):
         for other in ('Forest', 'River'):
             shutil.rmtree(data / part / other)

@@ -1,0 +1,122 @@
+"""One broken file in an archive: every data set names it, and returns no image of it."""
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import Dataset, Subset
+
+from explora_geo.datasets import FolderDataset, MaskFolderDataset, PackedDataset
+from explora_geo.datasets.collate import DrawAgain, UsableLoader, collate_skipping
+from explora_geo.datasets.files import find_images
+from explora_geo.datasets.listed import ListedDataset
+from explora_geo.datasets.packing import pack
+from tests.data.broken.data import BROKEN, ODD, add, plain, raster
+
+pytestmark = [
+    pytest.mark.filterwarnings('ignore::rasterio.errors.NotGeoreferencedWarning'),
+    pytest.mark.filterwarnings('ignore::PIL.Image.DecompressionBombWarning'),
+]
+
+
+@pytest.fixture
+def flat(tmp_path: Path, tiles: Path) -> Path:
+    """Four sound tiles without classes."""
+    folder = tmp_path / 'flat'
+    folder.mkdir()
+    for path in sorted(tiles.glob('River/*.jpg'))[:4]:
+        shutil.copy(path, folder)
+    return folder
+
+
+def packed(root: Path) -> PackedDataset:
+    out = root.parent / 'pack'
+    list(pack(FolderDataset(root), out))
+    return PackedDataset(out)
+
+
+def masked(root: Path) -> MaskFolderDataset:
+    images = root.parent / 'masked' / 'images'
+    shutil.copytree(root, images, symlinks=True)
+    for path in find_images(images):
+        mask = images.parent / 'masks' / f'{path.stem}.tif'
+        mask.parent.mkdir(exist_ok=True)
+        raster(mask, np.zeros((1, 64, 64), dtype=np.uint8))
+    return MaskFolderDataset(images.parent)
+
+
+def listed(root: Path) -> ListedDataset:
+    return ListedDataset(root, find_images(root), None, ())
+
+
+DATASETS: dict[str, Callable[[Path], Dataset[Any]]] = {
+    'folder': FolderDataset,
+    'pack': packed,
+    'masks': masked,
+    'list': listed,
+}
+
+
+@pytest.mark.parametrize('kind', BROKEN)
+@pytest.mark.parametrize('name', DATASETS)
+def test_a_broken_file_is_named_and_the_others_are_returned(flat: Path, name: str, kind: str) -> None:
+    broken = add(flat, kind)
+    dataset: Any = DATASETS[name](flat)
+    samples = [dataset[i] for i in range(len(dataset))]
+    (named,) = [sample['skipped'] for sample in samples if 'skipped' in sample]
+    path, reason = named.split(': ', 1)
+    assert Path(path).name == broken.name and re.search(BROKEN[kind][2], reason) and '\n' not in reason
+    sound = [sample['image'] for sample in samples if 'image' in sample]
+    assert len(sound) == 4 and all(torch.isfinite(image).all() for image in sound)
+
+
+@pytest.mark.parametrize('kind', ODD)
+def test_an_odd_file_is_read_as_three_bands_of_8_bits(flat: Path, kind: str) -> None:
+    path = add(flat, kind)
+    dataset = FolderDataset(flat, strict=True)
+    image = dataset[dataset.files.index(path)]['image']
+    assert image.shape == (3, 64, 64) and 40 < image.mean() < 215 and image.std() > 20
+
+
+@pytest.mark.parametrize('first', [True, False])
+def test_one_image_of_another_range_is_the_odd_one_wherever_it_stands(flat: Path, first: bool) -> None:
+    odd = add(flat, '16 bits').rename(flat / ('0.tif' if first else 'z.tif'))
+    dataset = FolderDataset(flat)
+    assert [dataset.files[i] for i in range(5) if 'skipped' in dataset[i]] == [odd]
+
+
+def test_a_folder_called_like_an_image_is_a_folder(flat: Path) -> None:
+    (flat / 'folder.jpg').mkdir()
+    plain(flat / 'folder.jpg' / 'inside.png')
+    assert flat / 'folder.jpg' / 'inside.png' in find_images(flat)
+    assert len(find_images(flat)) == 5
+
+
+def test_a_training_batch_without_a_usable_tile_draws_another_and_always_the_same(flat: Path) -> None:
+    add(flat, 'empty jpeg')
+    dataset = FolderDataset(flat)
+    collate = DrawAgain(collate_skipping, dataset)
+    first, second = (collate([dataset[4]]) for _ in range(2))
+    assert first['image'].shape == (1, 3, 64, 64) and len(first['skipped']) == len(second['skipped']) >= 1
+    assert torch.equal(first['image'], second['image'])
+    broken = [dataset[4]] * 2
+    with pytest.raises(ValueError, match='at least one usable tile'):
+        DrawAgain(collate_skipping, Subset(dataset, [4]))(broken)
+
+
+def test_a_batch_to_measure_without_a_usable_tile_is_left_out_by_name(flat: Path) -> None:
+    add(flat, 'empty jpeg')
+    dataset = FolderDataset(flat)
+    loader = UsableLoader(dataset, batch_size=2, collate_fn=collate_skipping)
+    with pytest.warns(UserWarning, match=r'A batch of 1 is left out, first .*z\.jpg'):
+        assert [len(batch['image']) for batch in loader] == [2, 2]
+    with (
+        pytest.warns(UserWarning, match='left out'),
+        pytest.raises(ValueError, match=r'No image can be used, first .*z\.jpg'),
+    ):
+        list(UsableLoader(Subset(dataset, [4])))
