@@ -6,19 +6,12 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.paper.commands import register
+from benchmarks.paper import commands as paper
+from benchmarks.speed import commands as speed
 from explora_geo.cli import run_app
 
 RESULTS = Path('benchmarks/results')
 _OUT = Annotated[Path, typer.Option(help='Folder of the results.')]
-# The work of a training step
-_MODEL = Annotated[str, typer.Option(help='Backbone.')]
-_BATCH = Annotated[int, typer.Option(help='Images per step.')]
-_IMAGE_SIZE = Annotated[int, typer.Option(help='Side of images and global crops, pixels.')]
-_LOCAL_SIZE = Annotated[int, typer.Option(help='Side of local crops, pixels.')]
-_NUM_LOCAL = Annotated[int, typer.Option(help='Local crops per image.')]
-_PRECISION = Annotated[str, typer.Option(help='bf16 or fp32.')]
-_OBJECTIVE = Annotated[str, typer.Option(help='mae or dinov2.')]
 
 app = typer.Typer(
     name='explora-bench',
@@ -28,7 +21,8 @@ app = typer.Typer(
 )
 
 
-register(app)
+for part in (paper, speed):
+    part.register(app)
 
 
 @app.callback()
@@ -73,8 +67,8 @@ def packing(
     model: Annotated[str, typer.Option(help='Backbone.')] = 'vit_tiny_patch8_64',
     images: Annotated[int, typer.Option(help='Images per step.')] = 8,
     global_size: Annotated[int, typer.Option(help='Side of the two global crops, pixels.')] = 64,
-    local_size: _LOCAL_SIZE = 32,
-    num_local: _NUM_LOCAL = 8,
+    local_size: Annotated[int, typer.Option(help='Side of local crops, pixels.')] = 32,
+    num_local: Annotated[int, typer.Option(help='Local crops per image.')] = 8,
     repeats: Annotated[int, typer.Option(help='Turns, of which the fastest counts.')] = 5,
     out: _OUT = RESULTS,
 ) -> None:
@@ -203,69 +197,6 @@ def picture(
         raise ValueError(f'what must be clouds, buildings or land-cover, got {what!r}')
     scores = getattr(segmentation, what.replace('-', '_'))(source, out, **length)
     typer.echo(json.dumps(scores))
-
-
-@app.command()
-def speed(
-    objective: _OBJECTIVE = 'mae',
-    model: _MODEL = 'vit_base_patch16_224',
-    batch: _BATCH = 8,
-    image_size: _IMAGE_SIZE = 224,
-    local_size: _LOCAL_SIZE = 96,
-    num_local: _NUM_LOCAL = 8,
-    precision: _PRECISION = 'bf16',
-    repeats: Annotated[int, typer.Option(help='Rounds that count.')] = 5,
-    out: _OUT = RESULTS,
-) -> None:
-    """Time training steps beside those of PEFT, Hugging Face, lightly and TorchGeo, in turns.
-
-    Example: explora-bench speed --objective dinov2 --batch 2
-    """
-    from benchmarks.speed.setting import Setting
-    from benchmarks.speed.steps import compare_steps
-
-    setting = Setting(model, batch, image_size, local_size, num_local, precision=precision)  # type: ignore[arg-type]
-    typer.echo(compare_steps(out, objective, setting, repeats).read_text())
-
-
-@app.command()
-def peak(
-    objective: _OBJECTIVE = 'mae',
-    model: _MODEL = 'vit_base_patch16_224',
-    batch: _BATCH = 8,
-    image_size: _IMAGE_SIZE = 224,
-    local_size: _LOCAL_SIZE = 96,
-    num_local: _NUM_LOCAL = 8,
-    precision: _PRECISION = 'bf16',
-    only: Annotated[str, typer.Option(help='Only contenders whose name holds this text.')] = '',
-    out: _OUT = RESULTS,
-) -> None:
-    """Measure the memory of a training step beside others, each in a process of its own.
-
-    Example: explora-bench peak --objective dinov2 --model vit_large_patch16_224 --only explora_geo
-    """
-    from benchmarks.speed.peak import compare_peaks
-    from benchmarks.speed.setting import Setting
-
-    setting = Setting(model, batch, image_size, local_size, num_local, precision=precision)  # type: ignore[arg-type]
-    typer.echo(compare_peaks(out, objective, setting, only).read_text())
-
-
-@app.command()
-def sweep(
-    images: Annotated[Path, typer.Argument(help='Folder with train and test folders of classes.')] = Path(
-        'tests/data/eurosat_rgb'
-    ),
-    width: Annotated[int, typer.Option(help='Width of the tokens.')] = 192,
-    out: _OUT = RESULTS,
-) -> None:
-    """Time the 28 linear probes of the paper's sweep on cached features.
-
-    Example: explora-bench sweep data/eurosat_rgb --width 1024
-    """
-    from benchmarks.speed.sweep import time_sweep
-
-    typer.echo(time_sweep(out, images, width).read_text())
 
 
 @app.command('map-memory')

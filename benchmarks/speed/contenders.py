@@ -1,6 +1,6 @@
 """Who is compared, by objective."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from rich.console import Console
@@ -16,26 +16,34 @@ CONTENDERS: dict[str, Contenders] = {
 }
 
 
-def for_each(objective: str, work: Callable[[str], T], only: str = '') -> tuple[dict[str, T], dict[str, str]]:
-    """Do something for every contender that is installed and able.
-
-    Args:
-        objective: `mae` or `dinov2`.
-        work: What to do for a contender, by name; a `ValueError` says that it cannot.
-        only: Only contenders whose name holds this text.
-
-    Returns:
-        What came of it by name, and why others are missing.
+def find(objective: str, compiled: bool = False) -> Contenders:
+    """Everybody by name, with those that compile first if asked for.
 
     Raises:
         ValueError: If the objective is unknown.
     """
     if objective not in CONTENDERS:
         raise ValueError(f'objective must be one of {", ".join(CONTENDERS)}, got {objective!r}')
+    return {**CONTENDERS[objective], **(ours.COMPILED_STEPS[objective] if compiled else {})}
+
+
+def for_each(
+    names: Iterable[str], work: Callable[[str], T], only: str = ''
+) -> tuple[dict[str, T], dict[str, str]]:
+    """Do something for every contender that is installed and able.
+
+    Args:
+        names: Contenders; the first of them, to which the others are compared, is always one of those done.
+        work: What to do for a contender, by name; a `ValueError` says that it cannot.
+        only: Only contenders whose name holds this text.
+
+    Returns:
+        What came of it by name, and why others are missing.
+    """
     found: dict[str, T] = {}
     absent: dict[str, str] = {}
-    for name in CONTENDERS[objective]:
-        if only not in name:
+    for position, name in enumerate(names):
+        if position and only not in name:
             continue
         if lacking := others.missing(name):
             absent[name] = f'{lacking} is not installed'

@@ -8,7 +8,7 @@ from benchmarks.speed.setting import Contenders, Optimised, Setting
 from explora_geo.adaptation import ExPLoRAConfig, explora
 from explora_geo.models import create_vit
 from explora_geo.models.vit import ViT
-from explora_geo.objectives import MAE, DINOv2
+from explora_geo.objectives import MAE, DINOv2, Objective
 from explora_geo.transforms import ViewsConfig
 
 
@@ -26,19 +26,30 @@ def backbone(setting: Setting, objective: type[MAE | DINOv2], adaptation: str) -
     return vit
 
 
-def mae_step(setting: Setting, adaptation: str, vit: ViT | None = None) -> Optimised:
+def mae_step(
+    setting: Setting,
+    adaptation: str,
+    vit: ViT | None = None,
+    checkpointing: bool = False,
+    compiled: bool = False,
+) -> Optimised:
     """M-ExPLoRA, or full training, with a decoder that trains likewise.
 
     Args:
         setting: The work.
         adaptation: What trains.
         vit: Another backbone, ready to train.
+        checkpointing: Recompute the backbone's activations in the backward pass.
+        compiled: Let `torch.compile` write the backbone's kernels.
     """
     vit = vit or backbone(setting, MAE, adaptation)
+    vit.grad_checkpointing = checkpointing
     objective = MAE(vit, setting.mask_ratio, decoder_depth=setting.decoder_depth, decoder_num_heads=16)
     if adaptation != 'full':
         # As if it came with the weights: then LoRA alone trains in it.
         explora(objective.decoder, objective.decoder_adaptation)
+    if compiled:
+        _compile(objective)
     image = setting.batch_images()
 
     def loss() -> Tensor:
@@ -47,18 +58,29 @@ def mae_step(setting: Setting, adaptation: str, vit: ViT | None = None) -> Optim
     return Optimised(setting, objective, loss)
 
 
-def dinov2_step(setting: Setting, adaptation: str, vit: ViT | None = None) -> Optimised:
+def dinov2_step(
+    setting: Setting,
+    adaptation: str,
+    vit: ViT | None = None,
+    checkpointing: bool = False,
+    compiled: bool = False,
+) -> Optimised:
     """D-ExPLoRA, or full training, with heads that train in full.
 
     Args:
         setting: The work.
         adaptation: What trains.
         vit: Another backbone, ready to train.
+        checkpointing: Recompute the student's activations in the backward pass.
+        compiled: Let `torch.compile` write the kernels of the student's and the teacher's backbone.
     """
     vit = vit or backbone(setting, DINOv2, adaptation)
+    vit.grad_checkpointing = checkpointing
     crops = ViewsConfig(setting.image_size, setting.local_size, setting.num_local)
     objective = DINOv2(vit, setting.head, views=crops, freeze_last_layer=0, head_warmup=0)
     objective.plan(1000, 1000)
+    if compiled:
+        _compile(objective)
     views = setting.views()
 
     def loss() -> Tensor:
@@ -67,11 +89,25 @@ def dinov2_step(setting: Setting, adaptation: str, vit: ViT | None = None) -> Op
     return Optimised(setting, objective, loss, lambda: objective.after_step(500))
 
 
+def _compile(objective: Objective) -> None:
+    """What the task does with `compile_backbone`."""
+    for vit in {objective.backbone, objective.final_backbone}:
+        vit.compile()
+
+
+_M, _D = 'explora_geo, M-ExPLoRA-[L]-r32', 'explora_geo, D-ExPLoRA-[L]-r32'
 MAE_STEPS: Contenders = {
-    'explora_geo, M-ExPLoRA-[L]-r32': partial(mae_step, adaptation='[L]-r32'),
+    _M: partial(mae_step, adaptation='[L]-r32'),
+    f'{_M}, gradient checkpointing': partial(mae_step, adaptation='[L]-r32', checkpointing=True),
     'explora_geo, all weights': partial(mae_step, adaptation='full'),
 }
 DINOV2_STEPS: Contenders = {
-    'explora_geo, D-ExPLoRA-[L]-r32': partial(dinov2_step, adaptation='[L]-r32'),
+    _D: partial(dinov2_step, adaptation='[L]-r32'),
+    f'{_D}, gradient checkpointing': partial(dinov2_step, adaptation='[L]-r32', checkpointing=True),
     'explora_geo, all weights': partial(dinov2_step, adaptation='full'),
+}
+#: Steps whose first one takes minutes, by objective.
+COMPILED_STEPS: dict[str, Contenders] = {
+    'mae': {f'{_M}, compiled': partial(mae_step, adaptation='[L]-r32', compiled=True)},
+    'dinov2': {f'{_D}, compiled': partial(dinov2_step, adaptation='[L]-r32', compiled=True)},
 }

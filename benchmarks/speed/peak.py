@@ -8,33 +8,47 @@ from typing import Any
 import torch
 
 from benchmarks.paper.meter import Meter
-from benchmarks.speed.contenders import CONTENDERS, for_each
+from benchmarks.speed.contenders import find, for_each
 from benchmarks.speed.records import add_row, describe, heading
 from benchmarks.speed.setting import Setting
 
 
-def compare_peaks(out: Path, objective: str, setting: Setting, only: str = '') -> Path:
+def compare_peaks(
+    out: Path, objective: str, setting: Setting, only: str = '', compiled: bool = False
+) -> Path:
     """Measure what the process of every contender grows by, from before the model is built.
 
     Args:
         out: Folder; rows are added to `speed_peak.jsonl`, and `speed_peak.md` shows all of them.
         objective: `mae` or `dinov2`.
         setting: The work of a step.
-        only: Only contenders whose name holds this text.
+        only: Only contenders whose name holds this text, and the first.
+        compiled: Also steps that compile first; on a GPU only.
 
     Returns:
         The Markdown file.
 
     Raises:
-        ValueError: If the objective is unknown.
+        ValueError: If the objective is unknown, or a compiler would be part of what is measured.
     """
+    if compiled and not setting.device.startswith('cuda'):
+        raise ValueError(
+            'the compiler takes memory of the same process: measure compiled steps on a GPU, or leave '
+            '--compiled out'
+        )
 
     def measure(name: str) -> int:
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context('spawn')) as pool:
             return pool.submit(step_peak, objective, name, setting).result()
 
-    peaks, absent = for_each(objective, measure, only)
-    row = {**describe(objective, setting), 'peaks': peaks, 'missing': absent}
+    peaks, absent = for_each(find(objective, compiled), measure, only)
+    row = {
+        **describe(objective, setting),
+        'only': only,
+        'compiled': compiled,
+        'peaks': peaks,
+        'missing': absent,
+    }
     return add_row(out / 'speed_peak.jsonl', row, markdown)
 
 
@@ -50,7 +64,7 @@ def step_peak(objective: str, name: str, setting: Setting) -> int:
         Growth of this process, or what the GPU allocated at most.
     """
     with Meter() as meter:
-        step = CONTENDERS[objective][name](setting)
+        step = find(objective, compiled=True)[name](setting)
         for group in step.optimizer.param_groups:
             for parameter in group['params']:
                 parameter.grad = torch.zeros_like(parameter)

@@ -56,14 +56,14 @@ def add_row(path: Path, row: dict[str, Any], table: Callable[[list[dict[str, Any
 
     Args:
         path: JSON lines; the table lies beside them.
-        row: Result with `objective`, `setting` and `hardware`.
+        row: Result with `objective`, `setting`, `hardware` and, of some contenders, `only` and `compiled`.
         table: Markdown of all rows.
 
     Returns:
         The Markdown file.
     """
-    same = ('objective', 'setting', 'hardware')
-    rows = [*(r for r in read_results(path) if any(r[k] != row[k] for k in same)), row]
+    same = ('objective', 'setting', 'hardware', 'only', 'compiled')
+    rows = [*(r for r in read_results(path) if any(r.get(k) != row.get(k) for k in same)), row]
     write_results(path, rows)
     report = path.with_suffix('.md')
     with atomic_path(report) as temporary:

@@ -6,13 +6,15 @@ from typing import Any
 import torch
 
 from benchmarks.speed.clock import Times, alternate
-from benchmarks.speed.contenders import CONTENDERS, for_each
+from benchmarks.speed.contenders import find, for_each
 from benchmarks.speed.gemm import measure_limit
 from benchmarks.speed.records import add_row, describe, heading
 from benchmarks.speed.setting import Optimised, Setting
 
 
-def compare_steps(out: Path, objective: str, setting: Setting, repeats: int = 5) -> Path:
+def compare_steps(
+    out: Path, objective: str, setting: Setting, repeats: int = 5, only: str = '', compiled: bool = False
+) -> Path:
     """Step every contender in turns, and tabulate ratios to this package's own step.
 
     Args:
@@ -20,6 +22,8 @@ def compare_steps(out: Path, objective: str, setting: Setting, repeats: int = 5)
         objective: `mae` or `dinov2`.
         setting: The work of a step.
         repeats: Rounds that count.
+        only: Only contenders whose name holds this text, and the first.
+        compiled: Also steps that compile first.
 
     Returns:
         The Markdown file.
@@ -27,16 +31,19 @@ def compare_steps(out: Path, objective: str, setting: Setting, repeats: int = 5)
     Raises:
         ValueError: If the objective is unknown.
     """
+    contenders = find(objective, compiled)
 
     def build(name: str) -> Optimised:
         torch.manual_seed(0)
-        return CONTENDERS[objective][name](setting)
+        return contenders[name](setting)
 
-    steps, absent = for_each(objective, build)
+    steps, absent = for_each(contenders, build, only)
     times = alternate(steps, repeats)
     first = next(iter(steps.values()))
     row = {
         **describe(objective, setting),
+        'only': only,
+        'compiled': compiled,
         'repeats': repeats,
         'times': {n: t._asdict() for n, t in times.items()},
         'trained': {n: s.trained for n, s in steps.items()},

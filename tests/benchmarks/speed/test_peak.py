@@ -21,10 +21,15 @@ SETTING = Setting(
 
 def test_training_less_needs_less_memory(tmp_path: Path) -> None:
     report = compare_peaks(tmp_path, 'mae', SETTING, 'explora_geo').read_text()
-    ours, full = json.loads((tmp_path / 'speed_peak.jsonl').read_text())['peaks'].values()
+    ours, _, full = json.loads((tmp_path / 'speed_peak.jsonl').read_text())['peaks'].values()
     # 22 M weights that train have a gradient and two averages, of four bytes each.
     assert 0.15e9 < full - ours < 0.6e9
     assert f'{ours / 1e9:.2f} | {ours / full:.0%} |' in report and f'{full / 1e9:.2f} | 100% |' in report
+
+
+def test_a_compiler_is_no_part_of_a_step(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match='measure compiled steps on a GPU'):
+        compare_peaks(tmp_path, 'mae', SETTING, compiled=True)
 
 
 def test_an_unknown_objective_is_refused(tmp_path: Path) -> None:

@@ -1,15 +1,18 @@
 """Training steps side by side: the same work for everybody, in turns, and tables of it."""
 
 import json
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import seed_everything
 from torch import nn
 
 from benchmarks.speed import ours
 from benchmarks.speed.clock import alternate
-from benchmarks.speed.contenders import CONTENDERS
+from benchmarks.speed.contenders import CONTENDERS, find
 from benchmarks.speed.gemm import measure_limit
 from benchmarks.speed.images import read_images
 from benchmarks.speed.others import SplitQKV, missing, peft_backbone
@@ -83,6 +86,37 @@ def test_every_contender_learns_from_the_same_images(objective: str, name: str) 
     assert (step.trained > 3e6) == full
 
 
+@pytest.mark.parametrize('objective', ['mae', 'dinov2'])
+def test_checkpointing_and_compiling_change_nothing_but_the_time(
+    objective: str, small_names: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, 'compile', partial(torch.compile, backend='eager'))
+    found = find(objective, compiled=True)
+    plain, checkpointed, compiled = (
+        next(n for n in found if n.startswith('explora_geo') and n.endswith(end))
+        for end in ('r32', 'gradient checkpointing', 'compiled')
+    )
+    losses, ran = {}, []
+    for name in (plain, checkpointed, compiled):
+        torch.manual_seed(0)
+        step = found[name](SETTING)
+        vit: Any = step.module.backbone
+        assert vit.grad_checkpointing == (name == checkpointed)
+        assert (vit._compiled_call_impl is not None) == (name == compiled)
+        ran.append(step.trained)
+        seed_everything(1, verbose=False)  # the same masks
+        losses[name] = [step(), step()]
+    assert len(set(ran)) == 1
+    assert losses[checkpointed] == pytest.approx(losses[plain]) == losses[compiled]
+
+
+def test_some_are_measured_beside_the_first(tmp_path: Path, small_names: None) -> None:
+    compare_steps(tmp_path, 'mae', SETTING, repeats=1)
+    compare_steps(tmp_path, 'mae', SETTING, repeats=1, only='checkpointing')
+    everybody, some = map(json.loads, (tmp_path / 'speed_steps.jsonl').read_text().splitlines())
+    assert list(some['times']) == list(ours.MAE_STEPS)[:2] and len(everybody['times']) > 3
+
+
 def test_peft_by_hand_trains_what_the_adaptation_trains() -> None:
     adapted = ours.backbone(SETTING, MAE, '[L]-r32')
     by_hand = sum(p.numel() for p in peft_backbone(SETTING, MAE).parameters() if p.requires_grad)
@@ -112,7 +146,7 @@ def test_the_table_names_ratios_and_who_is_missing(tmp_path: Path, monkeypatch: 
     assert len((tmp_path / 'speed_steps.jsonl').read_text().splitlines()) == 1  # measured anew, not twice
     row = json.loads((tmp_path / 'speed_steps.jsonl').read_text())
     times = row['times']
-    ours_s, full = (times[n]['median'] for n in ours.MAE_STEPS)
+    ours_s, _, full = (times[n]['median'] for n in ours.MAE_STEPS)
     assert f'| {full / ours_s:.2f} |' in report and '| stranger | - | it cannot | - |' in report
     with pytest.raises(ValueError, match='objective must be one of mae, dinov2'):
         compare_steps(tmp_path, 'simclr', SETTING)
