@@ -11,6 +11,7 @@ from lightly.models import utils
 from lightly.models.modules import DINOv2ProjectionHead, MAEDecoderTIMM, MaskedVisionTransformerTIMM
 from torch import Tensor, nn
 
+from benchmarks.speed.lightly_train import lightly_train_dinov2
 from benchmarks.speed.ours import backbone, dinov2_step, mae_step
 from benchmarks.speed.setting import Contenders, Optimised, Setting
 from explora_geo.objectives import MAE, DINOv2
@@ -230,10 +231,16 @@ MAE_STEPS: Contenders = {
 }
 DINOV2_STEPS: Contenders = {
     'PEFT on split Q, K, V': peft_dinov2,
+    'lightly-train DINOv2, all weights, copied teacher': lightly_train_dinov2,
     'lightly DINOv2, all weights, copied teacher': lightly_dinov2,
 }
 #: What a contender needs beyond this package's own dependencies.
-NEEDS = {'TorchGeo': 'torchgeo.tasks', 'Hugging Face': 'transformers', 'PEFT': 'peft'}
+NEEDS = {
+    'TorchGeo': 'torchgeo.tasks',
+    'Hugging Face': 'transformers',
+    'PEFT': 'peft',
+    'lightly-train': 'lightly_train',
+}
 
 
 def missing(name: str) -> str:

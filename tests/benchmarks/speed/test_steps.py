@@ -123,6 +123,12 @@ def test_peft_by_hand_trains_what_the_adaptation_trains() -> None:
     assert by_hand == sum(trainable_summary(adapted).values())
 
 
+def test_a_library_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
+    assert missing('lightly-train DINOv2, all weights, copied teacher') == 'lightly_train'
+    assert not missing('lightly DINOv2, all weights, copied teacher')
+
+
 def test_split_layers_compute_what_the_fused_one_does() -> None:
     qkv, x = nn.Linear(8, 24), torch.randn(3, 8)
     torch.testing.assert_close(SplitQKV(qkv)(x), qkv(x))
