@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -22,6 +22,16 @@ class Times(NamedTuple):
     median: float
     low: float
     high: float
+
+    def text(self, digits: int = 3) -> str:
+        """For a table: `median (low-high)`."""
+        median, low, high = (f'{seconds:.{digits}f}' for seconds in self)
+        return f'{median} ({low}-{high})'
+
+
+def spread(values: Sequence[float]) -> Times:
+    """Median, lowest and highest of measurements."""
+    return Times(statistics.median(values), min(values), max(values))
 
 
 def alternate(
@@ -53,7 +63,7 @@ def alternate(
             wait()
             if turn >= warmup:
                 seconds[name].append(now() - start)
-    return {n: Times(statistics.median(s), min(s), max(s)) for n, s in seconds.items()}
+    return {n: spread(s) for n, s in seconds.items()}
 
 
 def wait() -> None:

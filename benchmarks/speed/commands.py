@@ -23,7 +23,7 @@ _OBJECTIVE = Annotated[str, typer.Option(help='mae or dinov2.')]
 
 def register(app: typer.Typer) -> None:
     """Add the commands to a command line."""
-    for command in (speed, peak, sweep):
+    for command in (speed, peak, sweep, startup):
         app.command()(command)
 
 
@@ -90,3 +90,18 @@ def sweep(
     from benchmarks.speed.sweep import time_sweep
 
     typer.echo(time_sweep(out, images, width).read_text())
+
+
+def startup(
+    model: Annotated[str, typer.Option(help='Backbone of the adapter files.')] = 'vit_large_patch14_dinov2',
+    adaptation: Annotated[str, typer.Option(help='What trains in it.')] = '[L]-r32',
+    repeats: _REPEATS = 5,
+    out: _OUT = RESULTS,
+) -> None:
+    """Time imports, the help of the command line, and adapter files.
+
+    Example: explora-bench startup --repeats 3
+    """
+    from benchmarks.speed.startup import time_startup
+
+    typer.echo(time_startup(out, model, adaptation, repeats).read_text())

@@ -1,7 +1,7 @@
 """Results of comparisons: JSON lines, and a table of them."""
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,33 @@ def heading(row: dict[str, Any], note: str = '') -> list[str]:
         f'{row["hardware"]}, torch {row["torch"]}{note}.',
         '',
     ]
+
+
+def begin(objective: str, device: str = 'cpu', **setting: Any) -> dict[str, Any]:
+    """What a row of other work than steps says of it and of the machine."""
+    return {
+        'objective': objective,
+        'setting': setting,
+        'hardware': hardware(device),
+        'torch': torch.__version__,
+    }
+
+
+def section(title: str, row: dict[str, Any], note: str = '') -> list[str]:
+    """Lines above the table of such a row.
+
+    Args:
+        title: Heading.
+        row: Result that was begun by `begin`.
+        note: What follows the machine.
+    """
+    return ['', f'## {title}', '', f'{row["hardware"]}, torch {row["torch"]}{note}.', '']
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
+    """A table's lines in Markdown."""
+    lines = [f'| {" | ".join(map(str, cells))} |' for cells in (head, *rows)]
+    return [lines[0], '|' + '---|' * len(head), *lines[1:]]
 
 
 def add_row(path: Path, row: dict[str, Any], table: Callable[[list[dict[str, Any]]], str]) -> Path:

@@ -80,8 +80,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         ]
         for name, t in times.items():
             lines.append(
-                f'| {name} | {row["trained"][name] / 1e6:.1f} | {t.median:.3f} ({t.low:.3f}-{t.high:.3f}) '
-                f'| {t.median / first:.2f} |'
+                f'| {name} | {row["trained"][name] / 1e6:.1f} | {t.text()} | {t.median / first:.2f} |'
             )
         lines += [f'| {name} | - | {why} | - |' for name, why in row['missing'].items()]
         share = limit['flops'] / first / limit['rate']
