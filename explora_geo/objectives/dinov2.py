@@ -296,7 +296,9 @@ class DINOv2(Objective):
         )
         with torch.autocast(crops.device.type, enabled=False):
             probabilities = self.assign_cls(cls, temperature)
-            found = self.assign_patches(patches, temperature) if len(rows) else None
+            # Other processes may have masked tokens, and then wait for this one.
+            some = len(rows) or dist.is_initialized()
+            found = self.assign_patches(patches, temperature) if some else None
             sharp, spread = entropies(probabilities)
         self.metrics = {'teacher_entropy': sharp, 'teacher_usage': spread}
         if self.training:

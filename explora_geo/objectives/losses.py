@@ -6,11 +6,11 @@ take the place of centring, show the shares of global and local crops, and valid
 """
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from lightly.loss.swav_loss import sinkhorn
-from lightly.models.modules.center import Center
+import torch.distributed as dist
+from lightly.models.modules.center import Center, center_momentum
 from torch import Tensor, nn
 
 
@@ -55,12 +55,45 @@ class Assignment(nn.Module):
         """
         logits = logits.float()
         if self.kind == 'sinkhorn':
-            # A common shift changes nothing but keeps the exponential in range.
-            return sinkhorn(logits - logits.max(), epsilon=temperature, gather_distributed=True)
+            return sinkhorn(logits, temperature)
         targets = ((logits - self.center.value) / temperature).softmax(dim=-1)
         if self.training:
-            self.center.update(logits)
+            count = _total(logits.new_tensor(float(len(logits))))
+            mean = _total(logits.sum(0, keepdim=True)) / count
+            moved = center_momentum(self.center.value, mean, self.center.momentum)
+            self.center.center = torch.where(count > 0, moved, self.center.value)
         return targets
+
+
+@torch.no_grad()
+def sinkhorn(logits: Tensor, temperature: float, iterations: int = 3) -> Tensor:
+    """Sinkhorn-Knopp over the logits of all processes, however many rows each of them has.
+
+    lightly's (tests/objectives/test_losses.py compares) takes it that all processes have as many, and that
+    a caller shifts their logits alike.
+
+    Args:
+        logits: Teacher's logits of this process, shape (N, K), N at least 0.
+        temperature: Teacher's temperature.
+        iterations: Times that prototypes, then rows, are made to sum up evenly.
+
+    Returns:
+        Probabilities, shape (N, K).
+    """
+    # A common shift changes nothing but keeps the exponential in range.
+    highest = logits.max() if len(logits) else logits.new_tensor(float('-inf'))
+    shares = ((logits - _total(highest, dist.ReduceOp.MAX)) / temperature).exp()
+    for _ in range(iterations):
+        shares = shares / _total(shares.sum(0, keepdim=True))
+        shares = shares / shares.sum(1, keepdim=True)
+    return shares
+
+
+def _total(values: Tensor, operation: Any = dist.ReduceOp.SUM) -> Tensor:
+    """Sum, or another reduction, over all processes."""
+    if dist.is_initialized():
+        dist.all_reduce(values, operation)
+    return values
 
 
 def cross_entropies(targets: Tensor, logits: Tensor, temperature: float) -> Tensor:

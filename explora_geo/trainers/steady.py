@@ -103,7 +103,8 @@ class SteadyTask(BaseTask):
                 order of an epoch.
             number: Number of the batch, or of the epoch.
         """
-        entropy = (self._seed or 0, purpose, self.global_rank, number)
+        rank = 0 if purpose == 3 else self.global_rank  # processes share one order
+        entropy = (self._seed or 0, purpose, rank, number)
         self._drawn = int(np.random.SeedSequence(entropy).generate_state(1)[0])
         seed_all(self._drawn)
 

@@ -6,9 +6,17 @@ from typing import Any
 import pytest
 import torch
 from lightly.loss import DINOLoss, IBOTPatchLoss
+from lightly.loss import swav_loss as lightly_swav
 from torch.testing import assert_close
 
-from explora_geo.objectives.losses import Assignment, cross_entropies, dino_losses, entropies, ibot_loss
+from explora_geo.objectives.losses import (
+    Assignment,
+    cross_entropies,
+    dino_losses,
+    entropies,
+    ibot_loss,
+    sinkhorn,
+)
 
 K, B = 12, 5
 
@@ -51,6 +59,11 @@ def test_losses_are_computed_in_float32() -> None:
     found = cross_entropies(targets, torch.randn(3, B, K).bfloat16(), 0.1)
     assert found.dtype == torch.float32
     assert Assignment(K)(torch.randn(4, K).bfloat16(), 0.05).dtype == torch.float32
+
+
+def test_sinkhorn_is_lightlys() -> None:
+    logits = torch.randn(7, K)
+    assert_close(sinkhorn(logits, 0.3), lightly_swav.sinkhorn(logits - logits.max(), epsilon=0.3))
 
 
 def test_sinkhorn_spreads_a_batch_evenly_wherever_its_logits_lie() -> None:

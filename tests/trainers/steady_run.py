@@ -39,12 +39,12 @@ class Told(Callback):
         print(json.dumps({'step': trainer.global_step}), flush=True)
 
 
-def build(objective: str, **kwargs: Any) -> ExPLoRATask:
+def build(kind: str, **kwargs: Any) -> ExPLoRATask:
     """The task: two blocks of width 16, dropped paths, all of it trained."""
     defaults: dict[str, Any] = {
         'model': 'vit_tiny_patch8_16',
         'adaptation': 'full',
-        'objective': OBJECTIVES[objective],
+        'objective': OBJECTIVES.get(kind),
         'optim': OptimConfig(base_lr=1e-3, lr_scaling='none', weight_decay=0.1, warmup=0.1),
         'drop_path_rate': 0.2,
         'monitor_features': 'none',
@@ -59,6 +59,7 @@ def fit(
     steps: int,
     workers: int = 0,
     seed: int = 3,
+    every: int | None = 1,
     callbacks: Sequence[Callback] = (),
     loader: Callable[[FolderDataModule], DataLoader[Any]] | None = None,
     **kwargs: Any,
@@ -71,6 +72,7 @@ def fit(
         steps: Optimiser steps of the whole run.
         workers: Processes that load data.
         seed: Seed of everything.
+        every: Steps between checkpoints; none are written if None.
         callbacks: Further callbacks.
         loader: Makes a loader of training data that takes the place of the data module's.
         **kwargs: Other settings of the trainer.
@@ -84,7 +86,7 @@ def fit(
     tiles = {'root': folder / 'tiles', 'val_root': folder / 'tiles', 'mean': 'imagenet', 'std': 'imagenet'}
     data = FolderDataModule(**tiles, image_size=16, batch_size=4, num_workers=workers)  # type: ignore[arg-type]
     task = build(objective)
-    keeper = ModelCheckpoint(folder / 'run', every_n_train_steps=1, save_top_k=1, filename='last')
+    keeper = [] if every is None else [ModelCheckpoint(folder / 'run', 'last', every_n_train_steps=every)]
     settings: dict[str, Any] = {
         'accelerator': 'cpu',
         'max_steps': steps,
@@ -94,7 +96,8 @@ def fit(
         'default_root_dir': folder / 'run',
         'limit_val_batches': 1,
         'check_val_every_n_epoch': 2,
-        'callbacks': [Told(), keeper, *callbacks],
+        'callbacks': [Told(), *keeper, *callbacks],
+        'enable_checkpointing': every is not None,
     }
     last = folder / 'run' / 'last.ckpt'
     trainer = Trainer(**{**settings, **kwargs})
