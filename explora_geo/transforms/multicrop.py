@@ -58,7 +58,7 @@ class ViewsConfig:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        for name, least in (('global_size', 1), ('local_size', 1), ('num_local', 0)):
+        for name, least in (('global_size', 2), ('local_size', 2), ('num_local', 0)):
             if getattr(self, name) < least:
                 raise ValueError(f'{name} must be at least {least}, got {getattr(self, name)}')
         for name in ('global_scale', 'local_scale'):

@@ -177,7 +177,7 @@ def test_views_do_not_depend_on_autocast() -> None:
 @pytest.mark.parametrize(
     ('fields', 'sentence'),
     [
-        ({'global_size': 0}, 'global_size must be at least 1'),
+        ({'global_size': 0}, 'global_size must be at least 2'),
         ({'num_local': -1}, 'num_local must be at least 0'),
         ({'local_scale': (0.4, 0.3)}, 'local_scale must be'),
         ({'global_scale': (0, 1)}, 'global_scale must be'),
