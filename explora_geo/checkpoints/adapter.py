@@ -72,6 +72,7 @@ def save_adapter(
     config: ExPLoRAConfig,
     source: ViT | None = None,
     dtype: torch.dtype = torch.float32,
+    base_sha256: str | None = None,
 ) -> AdapterHeader:
     """Write what trains of an adapted backbone, atomically.
 
@@ -82,6 +83,7 @@ def save_adapter(
         config: Its adaptation.
         source: Backbone of the same layout whose values are written, such as its teacher.
         dtype: Type of the values in the file: float32, or bfloat16 for a file of half the size.
+        base_sha256: What `frozen_sha256` says of the backbone, where that is known already.
 
     Returns:
         The header that was written.
@@ -99,7 +101,7 @@ def save_adapter(
         patch_size=tokenizer.patch_size,
         bands=tokenizer.bands,
         config=config.to_dict(),
-        base_sha256=frozen_sha256(vit),
+        base_sha256=base_sha256 or frozen_sha256(vit),
         tokenizer=tokenizer.kind,
         tokenizer_options=tokenizer.options,
     )

@@ -101,7 +101,8 @@ class PretrainReport(Callback):
         else:
             file = folder / 'adapter.safetensors'
             dtype = getattr(torch, task.hparams['adapter_dtype'])
-            save_adapter(file, task.backbone, name, task.config, task.model.final_backbone, dtype)
+            source = task.model.final_backbone
+            save_adapter(file, task.backbone, name, task.config, source, dtype, task.base_sha256)
         report = {
             'backbone': name,
             'adaptation': task.config.notation(task.model.letter),

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import torch
@@ -277,6 +277,11 @@ class ExPLoRATask(SteadyTask):
         self._last_step = None
         self.log('trainable_share', self.trainable_share)
 
+    @cached_property
+    def base_sha256(self) -> str:
+        """Hash of what does not train, which is why it is computed once: it takes a second at ViT-L size."""
+        return frozen_sha256(self.backbone)
+
     @property
     def trainable_share(self) -> float:
         """Share of the backbone's parameters that train."""
@@ -323,7 +328,7 @@ class ExPLoRATask(SteadyTask):
         super().on_save_checkpoint(checkpoint)
         checkpoint['starting_score'] = self.features.starting
         if self._weights is not None and not self.config.full:
-            checkpoint['frozen'] = frozen_sha256(self.backbone)
+            checkpoint['frozen'] = self.base_sha256
             for name in self.frozen_keys():
                 checkpoint['state_dict'].pop(name, None)
 
@@ -337,7 +342,7 @@ class ExPLoRATask(SteadyTask):
         self.features.starting = checkpoint.get('starting_score')
         frozen = checkpoint.get('frozen')
         if frozen is not None:
-            if frozen != frozen_sha256(self.backbone):
+            if frozen != self.base_sha256:
                 raise ValueError(
                     'the checkpoint was trained from other weights or another adaptation: give the '
                     f'same weights and adaptation ({checkpoint["hyper_parameters"]["adaptation"]})'

@@ -21,7 +21,7 @@ def test_processes_and_files_are_timed(tmp_path: Path, small_names: None) -> Non
     assert f'| {beyond:+.2f} | - | below 1 s beyond torch |' in report
     whole, half = row['bytes'].values()
     assert 0.5 < half / whole < 0.6  # the header is as long in both
-    assert 'of it the hash of the frozen base' in times
+    assert 'hash of the frozen base, once a run' in times
 
 
 def test_the_model_holds_numbers_and_the_commands_are_those_that_users_wait_for(small_names: None) -> None:
