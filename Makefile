@@ -100,17 +100,27 @@ docs: $(BIN)/.installed-tests ## Write the reference pages under docs/ from the 
 	@$(BIN)/python docs/generate.py
 
 # In an empty environment each time: uv keeps what is installed already, be it the lowest or not
-$(LOWEST)/bin/.installed: pyproject.toml
+$(LOWEST)/bin/.installed: pyproject.toml constraints/oldest.txt
 	@echo "Installing the lowest versions pyproject.toml allows into $(LOWEST)"
 	@$(PYTHON) -m venv --clear $(LOWEST)
 	@$(LOWEST)/bin/python -m pip install --quiet uv
 	@$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python \
-		--resolution lowest-direct --requirements pyproject.toml --extra tests
+		--resolution lowest-direct --constraint constraints/oldest.txt --requirements pyproject.toml --extra tests
 	@$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --no-deps --editable .
 	@touch $@
 
 test-lowest: $(LOWEST)/bin/.installed ## The fast tests on the lowest versions of every dependency
 	@EXPLORA_GEO_LOWEST=1 $(LOWEST)/bin/python -m pytest -m 'not slow' $(PYTEST_ARGS)
+
+constraints: ## Resolve the lowest versions anew into constraints/oldest.txt
+	@$(PYTHON) -m venv --clear .venv-tools
+	@.venv-tools/bin/python -m pip install --quiet uv
+	@rm -f constraints/oldest.txt
+	@.venv-tools/bin/uv pip compile --quiet --python-version 3.11 --resolution lowest-direct --extra tests \
+		--no-annotate --no-header --output-file constraints/oldest.txt pyproject.toml
+
+audit: $(BIN)/.installed-tests ## Licences of what is installed (docs/licences.md), and known vulnerabilities
+	@$(BIN)/python tests/audit/audit.py
 
 clean: ## Remove environments, caches and build output
 	@rm -rf .venv* build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
