@@ -28,7 +28,7 @@ MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test pytest coverage lint format docs test-lowest clean
+.PHONY: help demo test pytest coverage lint format docs test-lowest constraints audit clean
 
 BIN := $(VENV)/bin
 LOWEST := .venv-lowest
@@ -119,8 +119,10 @@ constraints: ## Resolve the lowest versions anew into constraints/oldest.txt
 	@.venv-tools/bin/uv pip compile --quiet --python-version 3.11 --resolution lowest-direct --extra tests \
 		--no-annotate --no-header --output-file constraints/oldest.txt pyproject.toml
 
-audit: $(BIN)/.installed-tests ## Licences of what is installed (docs/licences.md), and known vulnerabilities
-	@$(BIN)/python tests/audit/audit.py
+audit: $(BIN)/.installed-tests ## Licences and known vulnerabilities of what is installed
+	@$(PYTHON) -m venv .venv-tools
+	@.venv-tools/bin/python -m pip install --quiet pip-licenses pip-audit
+	@.venv-tools/bin/python docs/audit.py $(BIN)/python
 
 clean: ## Remove environments, caches and build output
 	@rm -rf .venv* build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

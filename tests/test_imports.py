@@ -107,7 +107,29 @@ def loaded_after(statement: str) -> set[str]:
 @pytest.mark.parametrize('module', ['explora_geo', 'explora_geo.cli'])
 def test_the_package_and_its_command_line_import_nothing_heavy(module: str) -> None:
     heavy = {'torch', 'lightning', 'torchgeo', 'timm', 'torchvision', 'rasterio', 'sklearn', 'pandas'}
+    heavy |= {'geopandas', 'matplotlib', 'numpy', 'peft', 'transformers', 'segmentation_models_pytorch'}
     assert not loaded_after(f'import {module}') & heavy
+
+
+@pytest.mark.parametrize('module', ['explora_geo', 'explora_geo.checkpoints', 'explora_geo.datamodules'])
+def test_what_is_optional_is_imported_by_what_needs_it(module: str) -> None:
+    optional = {'onnx', 'onnxruntime', 'onnxscript', 'wilds', 'pyarrow', 'atheris', 'hypothesis', 'pytest'}
+    assert not imported_at_start(module) & optional
+
+
+def imported_at_start(module: str) -> set[str]:
+    """What our files that are loaded with a module import when they are loaded, whoever else does."""
+    names = set()
+    for name in loaded_after(f'import {module}'):
+        path = ROOT / Path(*name.split('.'))
+        file = path.with_suffix('.py') if path.with_suffix('.py').is_file() else path / '__init__.py'
+        if name.startswith('explora_geo') and file.is_file():
+            for node in ast.parse(file.read_text()).body:
+                if isinstance(node, ast.Import):
+                    names |= {alias.name.split('.')[0] for alias in node.names}
+                elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+                    names.add(node.module.split('.')[0])
+    return names
 
 
 def test_public_names_resolve_and_unknown_ones_do_not() -> None:
