@@ -77,7 +77,7 @@ def advisories(report: Mapping[str, list[dict[str, object]]]) -> tuple[list[str]
     """
     rows = report['dependencies']
     lines = [
-        f'{row["name"]} {row["version"]}: {entry["id"]}, fixed in {", ".join(entry["fix_versions"]) or "none"}'
+        f'{row["name"]} {row["version"]}: {entry["id"]}, fix: {", ".join(entry["fix_versions"]) or "none"}'
         for row in rows
         for entry in row.get('vulns', [])  # type: ignore[attr-defined]
     ]
@@ -105,9 +105,7 @@ def main(python: str) -> int:
         lines, checked, skipped = [], 0, len(rows)
     print(*lines, sep='\n')
     if not checked:
-        print(
-            'No vulnerability was looked up: the advisories of PyPI cannot be reached from here, try elsewhere.'
-        )
+        print('No vulnerability was looked up: the advisories of PyPI cannot be reached from here.')
     else:
         print(f'{checked} distributions looked up, {len(lines)} known vulnerabilities, {skipped} not found.')
     return bool(lines)

@@ -35,7 +35,7 @@ def test_what_was_not_looked_up_is_not_called_safe(audit: ModuleType) -> None:
     missing = {'name': 'a', 'skip_reason': 'not found'}
     bad = {'name': 'b', 'version': '1', 'vulns': [{'id': 'CVE-1', 'fix_versions': ['2']}]}
     assert audit.advisories({'dependencies': [missing]}) == ([], 0, 1)
-    assert audit.advisories({'dependencies': [missing, bad]}) == (['b 1: CVE-1, fixed in 2'], 1, 1)
+    assert audit.advisories({'dependencies': [missing, bad]}) == (['b 1: CVE-1, fix: 2'], 1, 1)
 
 
 def test_no_copyleft_is_installed_that_the_page_does_not_name(audit: ModuleType) -> None:

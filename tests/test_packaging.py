@@ -81,6 +81,16 @@ def test_the_installed_version_is_one_the_metadata_allows(requirement: Requireme
     assert requirement.specifier.contains(metadata.version(requirement.name), prereleases=True)
 
 
+@pytest.mark.parametrize('requirement', [*DEPENDENCIES, *map(Requirement, EXTRAS['tests'])], ids=str)
+def test_the_oldest_versions_are_pinned(requirement: Requirement) -> None:
+    pins = [Requirement(line) for line in (ROOT / 'constraints' / 'oldest.txt').read_text().splitlines()]
+    (pinned,) = [pin for pin in pins if canonicalize_name(pin.name) == canonicalize_name(requirement.name)]
+    (version,) = [spec.version for spec in pinned.specifier]
+    # `1.5` may stand for a first release `1.5.0`, and a bound of one package may lift that of another.
+    assert requirement.specifier.contains(version, prereleases=True), 'run make constraints'
+    assert Version(version) == _lower_bound(requirement), 'run make constraints'
+
+
 @pytest.mark.skipif('EXPLORA_GEO_LOWEST' not in os.environ, reason='only in make test-lowest')
 @pytest.mark.parametrize('requirement', DEPENDENCIES, ids=str)
 def test_the_lowest_environment_holds_the_lower_bounds(requirement: Requirement) -> None:
