@@ -46,7 +46,7 @@ class EpochSampler(DistributedSampler[Any]):
         seed = int(np.random.SeedSequence((self.seed, epoch)).generate_state(1)[0])
         random.seed(seed)
         np.random.seed(seed)
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         try:
             every = list(self.sampler)
         finally:

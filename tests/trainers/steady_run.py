@@ -39,8 +39,8 @@ class Told(Callback):
         print(json.dumps({'step': trainer.global_step}), flush=True)
 
 
-def build(kind: str, **kwargs: Any) -> ExPLoRATask:
-    """The task: two blocks of width 16, dropped paths, all of it trained."""
+def build(kind: str, size: tuple[int, int, int] = (16, 2, 2), **kwargs: Any) -> ExPLoRATask:
+    """The task: two blocks of width 16 (or another width, depth and number of heads), all of it trained."""
     defaults: dict[str, Any] = {
         'model': 'vit_tiny_patch8_16',
         'adaptation': 'full',
@@ -49,7 +49,7 @@ def build(kind: str, **kwargs: Any) -> ExPLoRATask:
         'drop_path_rate': 0.2,
         'monitor_features': 'none',
     }
-    with patch.dict(builders._SIZES, tiny=(16, 2, 2)):
+    with patch.dict(builders._SIZES, tiny=size):
         return ExPLoRATask(**{**defaults, **kwargs})
 
 
