@@ -23,7 +23,7 @@ _OBJECTIVE = Annotated[str, typer.Option(help='mae or dinov2.')]
 
 def register(app: typer.Typer) -> None:
     """Add the commands to a command line."""
-    for command in (speed, peak, sweep, startup):
+    for command in (speed, peak, sweep, startup, loading, processes, features, scaling):
         app.command()(command)
 
 
@@ -105,3 +105,84 @@ def startup(
     from benchmarks.speed.startup import time_startup
 
     typer.echo(time_startup(out, model, adaptation, repeats).read_text())
+
+
+def loading(
+    images: Annotated[Path, typer.Argument(help='Folder of training images.')] = TILES / 'train',
+    objective: _OBJECTIVE = 'mae',
+    steps: Annotated[int, typer.Option(help='Training steps that count in each round.')] = 10,
+    workers: Annotated[list[int], typer.Option(help='Loading processes; repeat for several.')] = [0, 1, 2],  # noqa: B006 - read only
+    precision: Annotated[str, typer.Option(help="Lightning's name, such as bf16-mixed.")] = '32-true',
+    repeats: Annotated[int, typer.Option(help='Rounds.')] = 3,
+    out: _OUT = RESULTS,
+) -> None:
+    """Measure the share of training in which it waits for images, by the number of workers.
+
+    Example: explora-bench loading --objective dinov2 --workers 0 --workers 2
+    """
+    from benchmarks.speed.loading import measure_loading
+
+    path = measure_loading(out, objective, images, steps, repeats, workers, precision)
+    typer.echo(path.read_text())
+
+
+def processes(
+    objective: _OBJECTIVE = 'mae',
+    model: _MODEL = 'vit_small_patch16_224',
+    batch: _BATCH = 8,
+    image_size: _IMAGE_SIZE = 224,
+    local_size: _LOCAL_SIZE = 96,
+    num_local: _NUM_LOCAL = 8,
+    precision: _PRECISION = 'bf16',
+    adaptation: Annotated[str, typer.Option(help='What trains.')] = '[L]-r32',
+    number: Annotated[int, typer.Option(help='Processes beside one.')] = 2,
+    repeats: _REPEATS = 5,
+    out: _OUT = RESULTS,
+) -> None:
+    """Compare one process with several that average their gradients, each with one thread.
+
+    Example: explora-bench processes --objective dinov2 --batch 2
+    """
+    from benchmarks.speed.processes import compare_processes
+
+    setting = _setting(model, batch, image_size, local_size, num_local, precision)
+    typer.echo(compare_processes(out, objective, setting, repeats, number, adaptation).read_text())
+
+
+def features(
+    images: Annotated[Path, typer.Argument(help='Folder of class folders.')] = TILES / 'test',
+    model: _MODEL = 'vit_tiny_patch8_64',
+    count: Annotated[int, typer.Option(help='Images, evenly spaced.')] = 512,
+    workers: Annotated[int, typer.Option(help='Processes that read images.')] = 0,
+    batch: Annotated[int, typer.Option(help='Images per forward pass.')] = 64,
+    repeats: _REPEATS = 5,
+    out: _OUT = RESULTS,
+) -> None:
+    """Compare the extraction of features for probes with its forward passes alone.
+
+    Example: explora-bench features --model vit_base_patch16_224 --count 64
+    """
+    from benchmarks.speed.features import compare_features
+
+    typer.echo(compare_features(out, images, model, count, repeats, workers, batch).read_text())
+
+
+def scaling(
+    model: _MODEL = 'vit_small_patch16_224',
+    batch: _BATCH = 4,
+    image_size: _IMAGE_SIZE = 128,
+    precision: _PRECISION = 'bf16',
+    multispectral: Annotated[Path, typer.Option(help='13-band EuroSAT tiles.')] = Path(
+        'tests/data/eurosat_ms'
+    ),
+    repeats: _REPEATS = 5,
+    out: _OUT = RESULTS,
+) -> None:
+    """Time steps against image size, batch, frames and groups of bands, with a plot.
+
+    Example: explora-bench scaling --model vit_tiny_patch16_224 --repeats 3
+    """
+    from benchmarks.speed.scaling import measure_scaling
+
+    setting = _setting(model, batch, image_size, 96, 0, precision)
+    typer.echo(measure_scaling(out, setting, multispectral, repeats).read_text())

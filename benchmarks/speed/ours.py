@@ -1,6 +1,8 @@
 """Steps of this package."""
 
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 from torch import Tensor
 
@@ -10,6 +12,8 @@ from explora_geo.models import create_vit
 from explora_geo.models.vit import ViT
 from explora_geo.objectives import MAE, DINOv2, Objective
 from explora_geo.transforms import ViewsConfig
+
+Wrap = Callable[[Objective], Any]
 
 
 def backbone(setting: Setting, objective: type[MAE | DINOv2], adaptation: str) -> ViT:
@@ -32,6 +36,8 @@ def mae_step(
     vit: ViT | None = None,
     checkpointing: bool = False,
     compiled: bool = False,
+    batch: Mapping[str, Tensor] | None = None,
+    wrap: Wrap = lambda objective: objective,
 ) -> Optimised:
     """M-ExPLoRA, or full training, with a decoder that trains likewise.
 
@@ -41,6 +47,8 @@ def mae_step(
         vit: Another backbone, ready to train.
         checkpointing: Recompute the backbone's activations in the backward pass.
         compiled: Let `torch.compile` write the backbone's kernels.
+        batch: Images, and timestamps where the tokenizer reads them; the setting's images if None.
+        wrap: Makes of the objective what is called, such as one that averages gradients over processes.
     """
     vit = vit or backbone(setting, MAE, adaptation)
     vit.grad_checkpointing = checkpointing
@@ -50,10 +58,10 @@ def mae_step(
         explora(objective.decoder, objective.decoder_adaptation)
     if compiled:
         _compile(objective)
-    image = setting.batch_images()
+    call, images = wrap(objective), batch or {'image': setting.batch_images()}
 
     def loss() -> Tensor:
-        return sum(objective({'image': image}, 0).values())  # type: ignore[return-value]
+        return sum(call(images, 0).values())  # type: ignore[return-value]
 
     return Optimised(setting, objective, loss)
 
@@ -64,6 +72,7 @@ def dinov2_step(
     vit: ViT | None = None,
     checkpointing: bool = False,
     compiled: bool = False,
+    wrap: Wrap = lambda objective: objective,
 ) -> Optimised:
     """D-ExPLoRA, or full training, with heads that train in full.
 
@@ -73,6 +82,7 @@ def dinov2_step(
         vit: Another backbone, ready to train.
         checkpointing: Recompute the student's activations in the backward pass.
         compiled: Let `torch.compile` write the kernels of the student's and the teacher's backbone.
+        wrap: Makes of the objective what is called, such as one that averages gradients over processes.
     """
     vit = vit or backbone(setting, DINOv2, adaptation)
     vit.grad_checkpointing = checkpointing
@@ -81,10 +91,10 @@ def dinov2_step(
     objective.plan(1000, 1000)
     if compiled:
         _compile(objective)
-    views = setting.views()
+    call, views = wrap(objective), setting.views()
 
     def loss() -> Tensor:
-        return sum(objective({'views': views, 'image': views[0]}, 500).values())  # type: ignore[return-value]
+        return sum(call({'views': views, 'image': views[0]}, 500).values())  # type: ignore[return-value]
 
     return Optimised(setting, objective, loss, lambda: objective.after_step(500))
 
