@@ -1,5 +1,6 @@
 """Steps in turns, so that whatever slows the machine slows all of them."""
 
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -37,7 +38,9 @@ def spread(values: Sequence[float]) -> Times:
 def alternate(
     steps: Mapping[str, Step], repeats: int, warmup: int = 1, clock: Callable[[], float] | None = None
 ) -> dict[str, Times]:
-    """Time steps in turns: every round takes one of each.
+    """Time steps in turns: every round takes one of each, in an order of its own.
+
+    A step finds caches and memory as the one before left them, which must not always be the same one.
 
     Args:
         steps: Callables by name.
@@ -53,13 +56,13 @@ def alternate(
     """
     if repeats < 1:
         raise ValueError(f'repeats must be at least 1, got {repeats}')
-    now = clock or time.perf_counter
+    now, order = clock or time.perf_counter, random.Random(0)
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(warmup + repeats):
-        for name, step in steps.items():
+        for name in order.sample(sorted(steps), len(steps)):
             wait()
             start = now()
-            step()
+            steps[name]()
             wait()
             if turn >= warmup:
                 seconds[name].append(now() - start)
