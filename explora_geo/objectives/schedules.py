@@ -24,7 +24,7 @@ class Horizon(NamedTuple):
         """
         if length < 1:
             return int(length * self.total)
-        return min(int(length * self.epoch), self.total // 2)
+        return int(min(length * self.epoch, self.total // 2))  # epochs may have no end
 
     def cosine(self, step: int, start: float, end: float) -> float:
         """Half a cosine from `start` to `end` over the run."""

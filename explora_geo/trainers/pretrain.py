@@ -21,6 +21,7 @@ from explora_geo.trainers.callbacks import PretrainReport
 from explora_geo.trainers.clock import LoaderClock, install_clock
 from explora_geo.trainers.guard import CollapseGuard, GuardConfig
 from explora_geo.trainers.kernels import choose_attention
+from explora_geo.trainers.length import steps_per_epoch
 from explora_geo.trainers.monitor import FeatureMonitor
 from explora_geo.trainers.optim import OptimConfig, build_optimizer, build_schedule
 from explora_geo.trainers.presets import get_preset
@@ -189,7 +190,7 @@ class ExPLoRATask(SteadyTask):
         total = int(self.trainer.estimated_stepping_batches)
         batch = self.effective_batch
         epochs = self.trainer.max_epochs or 1
-        per_epoch = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
+        per_epoch = steps_per_epoch(self.trainer)
         if self.trainer.max_steps > 0 and per_epoch:
             epochs = max(1, round(total / per_epoch))
         self.model.plan(total, per_epoch)

@@ -14,6 +14,10 @@ def test_a_phase_is_a_share_of_the_run_or_epochs_of_at_most_half_of_it(length: f
     assert Horizon(100, 10).steps(length) == steps
 
 
+def test_half_of_the_run_is_taken_where_an_epoch_has_no_end() -> None:
+    assert Horizon(100, math.inf).steps(1) == 50
+
+
 def test_the_momentum_rises_as_a_cosine_and_stays() -> None:
     horizon = Horizon(101, 10)
     assert horizon.cosine(0, 0.992, 1) == pytest.approx(0.992)

@@ -1,0 +1,33 @@
+"""How long a run is, before it starts."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lightning.pytorch import Trainer
+from lightning.pytorch.demos.boring_classes import BoringModel
+
+from explora_geo.trainers.length import RunLength, run_length
+
+
+@pytest.mark.parametrize(
+    'length', [{'max_steps': 8}, {'max_steps': 8, 'max_epochs': 9}, {'max_epochs': 2}], ids=str
+)
+def test_the_length_is_the_same_however_it_is_given(length: dict[str, int], tmp_path: Path) -> None:
+    found: list[RunLength] = []
+
+    class Model(BoringModel):
+        def configure_optimizers(self) -> Any:
+            found.append(run_length(self.trainer))
+            return super().configure_optimizers()
+
+    quiet: dict[str, Any] = {'logger': False, 'enable_checkpointing': False, 'enable_progress_bar': False}
+    Trainer(
+        accelerator='cpu',
+        default_root_dir=tmp_path,
+        limit_train_batches=4,
+        limit_val_batches=0,
+        **quiet,
+        **length,
+    ).fit(Model())
+    assert [(f.total, f.epochs) for f in found] == [(8, 2)]
