@@ -54,7 +54,6 @@ def test_twenty_thousand_steps_take_no_more_than_four_thousand(tmp_path: Path) -
         callbacks=[usage],
     )
     trainer.fit(task, DataLoader(samples, batch_size=1))
-    print(usage.memory, usage.handles, usage.objects)
     assert trainer.global_step == STEPS
     warm = WARM // usage.every - 1
     memory, handles, objects = usage.memory[warm:], usage.handles[warm:], usage.objects[warm:]
