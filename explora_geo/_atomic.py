@@ -57,4 +57,4 @@ def _sentence(path: Path, size: int | None, room: int) -> str:
     missing = (
         f'{size - room:,} bytes are missing' if known and size is not None else 'the disk or quota is full'
     )
-    return f'no space left to write {path}: {missing}, {room:,} are there; {before}, free some and run again'
+    return f'no space left to write {path}: {missing}, {room:,} are free; {before}, make room and run again'

@@ -290,7 +290,8 @@ def _fail(error: Exception, debug: bool) -> None:
 
 def _sentence(error: Exception) -> str:
     """The user's part of an error message, on one line."""
-    text = ' '.join(str(error).split())
+    plain = error.strerror if isinstance(error, OSError) and error.filename is None else None
+    text = ' '.join((plain or str(error)).split())  # without the number of the error
     if text.startswith('Caught ') and 'DataLoader worker process' in text:
         # torch puts the traceback of the worker into the message, and the error itself at its end
         text = str(error).strip().splitlines()[-1].partition(': ')[2]

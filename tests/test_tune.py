@@ -126,4 +126,4 @@ def test_a_full_disk_ends_in_one_sentence(
     monkeypatch.setattr(files, 'save_file', disk_full)
     with pytest.raises(SystemExit) as stop:
         main(['fit', *arguments])
-    assert stop.value.code == 2 and 'No space left on device' in capsys.readouterr().err
+    assert stop.value.code == 2 and 'error: no space left to write' in capsys.readouterr().err

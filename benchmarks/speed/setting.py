@@ -87,7 +87,7 @@ class Optimised:
         self.module, self.loss, self.after = module.to(setting.device).train(), loss, after
         trained = [p for p in module.parameters() if p.requires_grad]
         self.trained = sum(p.numel() for p in trained)
-        self.optimizer = torch.optim.AdamW(trained, lr=1e-6)
+        self.optimizer = torch.optim.AdamW(trained, lr=1e-6, fused=True)
         self.kind = torch.device(setting.device).type
         self.bf16 = setting.precision == 'bf16'
         if self.bf16 and self.kind == 'cpu':

@@ -65,10 +65,12 @@ class LoRALinear(nn.Linear):
         # One matrix product for the A of all slices, then each B on its own rows. A ParameterDict sorts
         # its keys, so the order is that of the slices.
         low = F.linear(self.lora_dropout(x), torch.cat([self.lora_a[name] for name in self.slices]))
+        if self.scale != 1:
+            low = low * self.scale  # narrower than the output
         for part, (name, (start, stop)) in zip(
             low.split(self.rank, dim=-1), self.slices.items(), strict=True
         ):
-            y[..., start:stop] += self.scale * F.linear(part, self.lora_b[name])
+            y[..., start:stop] += F.linear(part, self.lora_b[name])
         return y
 
     @torch.no_grad()

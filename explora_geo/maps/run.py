@@ -201,7 +201,7 @@ def _fill(
             parts.write(number, **finish(values, valid))
         except OSError as error:
             raise OSError(
-                f'{error.strerror or error} while writing block {number + 1} of {len(blocks)}: the finished '
+                f'{error.strerror or error}. It was block {number + 1} of {len(blocks)}: the finished '
                 f'ones are kept in {parts.folder}, the same command goes on from there'
             ) from error
     progress(what, len(blocks), len(blocks))

@@ -61,8 +61,23 @@ class OptimConfig:
         return min(int(self.warmup * total / max(epochs, 1)), total // 2)
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig, batch: int) -> AdamW:
-    """AdamW over exactly the parameters that train."""
+def build_optimizer(
+    model: nn.Module, config: OptimConfig, batch: int, precision: object = '32-true'
+) -> AdamW:
+    """AdamW over exactly the parameters that train, in one pass over them.
+
+    Args:
+        model: What trains.
+        config: Rates and groups.
+        batch: Images per optimiser step.
+        precision: The trainer's.
+
+    Returns:
+        The optimiser.
+
+    Raises:
+        ValueError: If nothing trains.
+    """
     depth = len({found['block'] for name, _ in model.named_parameters() if (found := _BLOCK.match(name))})
     groups: dict[tuple[float, str], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in model.named_parameters():
@@ -88,7 +103,8 @@ def build_optimizer(model: nn.Module, config: OptimConfig, batch: int) -> AdamW:
         }
         for (factor, kind), parameters in sorted(groups.items(), reverse=True, key=lambda row: row[0][0])
     ]
-    return AdamW(used, lr=lr, betas=config.betas)
+    # Lightning clips no gradients that a fused optimiser would still have to unscale.
+    return AdamW(used, lr=lr, betas=config.betas, fused=precision != '16-mixed')
 
 
 # Of a backbone alone or within an objective, but not of its decoder.

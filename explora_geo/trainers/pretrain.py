@@ -194,7 +194,7 @@ class ExPLoRATask(SteadyTask):
         if self.trainer.max_steps > 0 and per_epoch:
             epochs = max(1, round(total / per_epoch))
         self.model.plan(total, per_epoch)
-        optimizer = build_optimizer(self.model, self.optim, batch)
+        optimizer = build_optimizer(self.model, self.optim, batch, self.trainer.precision)
         schedule = build_schedule(optimizer, self.optim, total, epochs, batch)
         return {'optimizer': optimizer, 'lr_scheduler': {'scheduler': schedule, 'interval': 'step'}}
 

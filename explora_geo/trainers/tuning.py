@@ -178,7 +178,7 @@ class TuningTask(SteadyTask):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW over what trains, warm-up and cosine by step."""
         length = run_length(self.trainer)
-        optimizer = build_optimizer(self.model, self.optim, length.batch)
+        optimizer = build_optimizer(self.model, self.optim, length.batch, self.trainer.precision)
         schedule = build_schedule(optimizer, self.optim, *length)
         return {'optimizer': optimizer, 'lr_scheduler': {'scheduler': schedule, 'interval': 'step'}}
 

@@ -47,7 +47,7 @@ def test_torch_says_nothing_of_a_full_disk_and_we_do(tmp_path: Path, monkeypatch
     monkeypatch.setattr(_atomic, '_room', lambda temporary: 100_000)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
-        with pytest.raises(OSError, match=r'last\.ckpt: 300,000 bytes are missing, 100,000 are there'):
+        with pytest.raises(OSError, match=r'last\.ckpt: 300,000 bytes are missing, 100,000 are free'):
             plugin.save_checkpoint({'a': torch.ones(100_000)}, file)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
