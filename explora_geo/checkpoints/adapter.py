@@ -1,7 +1,6 @@
 """Adapter files: the few per cent that ExPLoRA trained, and which base they belong to."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,9 @@ from torch import Tensor
 
 from explora_geo import __version__
 from explora_geo.adaptation import ExPLoRAConfig, explora, merge_lora, trainable_names
-from explora_geo.checkpoints.files import check_values, read_state, write_state
+from explora_geo.checkpoints.files import check_exact, read_state, write_state
 from explora_geo.checkpoints.io import build, model_metadata, state_sha256
-from explora_geo.checkpoints.metadata import MAX_GRID, check_bands
+from explora_geo.checkpoints.metadata import check_bands, check_sizes
 from explora_geo.checkpoints.sources import read_weights
 from explora_geo.models.builders import create_vit
 from explora_geo.models.vit import ViT
@@ -135,7 +134,7 @@ def read_adapter(path: str | Path) -> tuple[AdapterHeader, dict[str, Tensor]]:
         first = str(error).split('\n')[0]
         raise ValueError(f'{path} has a damaged adapter header ({first})') from error
     own = plan.state_dict()
-    _check(state, {name: own[name].shape for name in names}, path)
+    check_exact(state, {name: own[name] for name in names}, path)
     return header, state
 
 
@@ -148,9 +147,7 @@ def _header(fields: Any) -> AdapterHeader:
     for name in ('config', 'tokenizer_options'):
         if not isinstance(getattr(header, name), dict):
             raise ValueError(f'{name} is no mapping')
-    sizes = header.img_size, header.patch_size
-    if not all(type(size) is int for size in sizes) or not 0 < sizes[1] <= sizes[0] <= MAX_GRID * sizes[1]:
-        raise ValueError(f'images of {sizes[0]!r} px in patches of {sizes[1]!r} px')
+    check_sizes(header.img_size, header.patch_size)
     return header
 
 
@@ -209,23 +206,6 @@ def apply_adapter(vit: ViT, path: str | Path) -> AdapterHeader:
         )
     vit.load_state_dict(state, strict=False)
     return header
-
-
-def _check(state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], path: str | Path) -> None:
-    """Refuse a file that does not hold exactly what its own header says."""
-    missing = [k for k in shapes if k not in state]
-    unknown = [k for k in state if k not in shapes]
-    if missing or unknown:
-        what = f'lacks {missing[0]}' if missing else f'holds the unknown {unknown[0]}'
-        raise ValueError(
-            f'{path} {what} ({len(missing)} missing, {len(unknown)} unknown): the file is incomplete'
-        )
-    for name, tensor in state.items():
-        if tensor.shape != shapes[name]:
-            raise ValueError(
-                f'{path} holds {name} of shape {tuple(tensor.shape)}, expected {tuple(shapes[name])}'
-            )
-    check_values(state, path)
 
 
 def merge_adapter(path: str | Path, base: str | Path, out: str | Path) -> AdapterHeader:

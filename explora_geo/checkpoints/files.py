@@ -44,8 +44,7 @@ def read_state(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             raise ValueError(f'{path} is damaged or no safetensors file ({_first_line(error)})') from error
     content = read_checkpoint(path)
     state = unnest(content, path)
-    for name, tensor in state.items():
-        _check_storage(path, name, tensor)
+    check_storage(state, path)
     return state, {}
 
 
@@ -98,6 +97,32 @@ def check_values(state: Mapping[str, Tensor], source: str | Path) -> None:
             raise ValueError(f'{source} holds values that are not finite in {name}')
 
 
+def check_exact(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: str | Path) -> None:
+    """Refuse a file that does not hold exactly what it says of itself.
+
+    Args:
+        state: Tensors by name.
+        wanted: Tensors of the model it describes, which may be one without numbers.
+        path: File to name in the message.
+
+    Raises:
+        ValueError: If a name or shape differs, or a tensor is no weights; counters may be integers.
+    """
+    missing = [k for k in wanted if k not in state]
+    unknown = [k for k in state if k not in wanted]
+    if missing or unknown:
+        what = f'lacks {missing[0]}' if missing else f'holds the unknown {unknown[0]}'
+        raise ValueError(
+            f'{path} {what} ({len(missing)} missing, {len(unknown)} unknown): the file is incomplete'
+        )
+    for name, tensor in state.items():
+        if tensor.shape != wanted[name].shape:
+            raise ValueError(
+                f'{path} holds {name} of shape {tuple(tensor.shape)}, expected {tuple(wanted[name].shape)}'
+            )
+    check_values({k: v for k, v in state.items() if v.dtype != wanted[k].dtype or v.dtype in _FLOATS}, path)
+
+
 def _first_line(error: BaseException) -> str:
     return (str(error) or type(error).__name__).split('\n')[0]
 
@@ -112,13 +137,26 @@ def _check_unpacked(path: Path) -> None:
         raise ValueError(f'it would unpack to {size:,} bytes')
 
 
-def _check_storage(path: Path, name: str, tensor: Tensor) -> None:
-    """Refuse a tensor that is no plain block of numbers in the file, such as one number repeated."""
-    kind = 'sparse' if tensor.layout != torch.strided else 'quantised' if tensor.is_quantized else ''
-    if kind or tensor.device.type != 'cpu':
-        raise ValueError(f'{path} holds {name} as a {kind or tensor.device.type} tensor: store it densely')
-    if tensor.numel() * tensor.element_size() > path.stat().st_size:
-        raise ValueError(f'{path} holds {name} of shape {tuple(tensor.shape)}, which is larger than the file')
+def check_storage(state: Mapping[str, Tensor], path: str | Path) -> None:
+    """Refuse tensors that are no plain block of numbers in the file, such as one number repeated.
+
+    Args:
+        state: Tensors by name, of a file of `torch.save`.
+        path: The file.
+
+    Raises:
+        ValueError: If one is sparse, quantised, on a device, or larger than the file.
+    """
+    size = Path(path).stat().st_size
+    for name, tensor in state.items():
+        kind = 'sparse' if tensor.layout != torch.strided else 'quantised' if tensor.is_quantized else ''
+        if kind or tensor.device.type != 'cpu':
+            kind = kind or tensor.device.type
+            raise ValueError(f'{path} holds {name} as a {kind} tensor: store it densely')
+        if tensor.numel() * tensor.element_size() > size:
+            raise ValueError(
+                f'{path} holds {name} of shape {tuple(tensor.shape)}, which is larger than the file'
+            )
 
 
 def unnest(content: Any, path: str | Path) -> dict[str, Tensor]:

@@ -35,6 +35,21 @@ def check_bands(bands: Any, source: str) -> tuple[str, ...]:
     return tuple(bands)
 
 
+def check_sizes(img_size: Any, patch_size: Any) -> None:
+    """Refuse sizes that no image of ours has, before a model is made for them.
+
+    Args:
+        img_size: Image side, pixels.
+        patch_size: Patch side, pixels.
+
+    Raises:
+        ValueError: If one is no whole number, or there would be more than `MAX_GRID` patches along a side.
+    """
+    whole = all(type(size) is int for size in (img_size, patch_size))
+    if not whole or not 0 < patch_size <= img_size <= MAX_GRID * patch_size:
+        raise ValueError(f'images of {img_size!r} px in patches of {patch_size!r} px')
+
+
 def stated_tokenizer(meta: Mapping[str, str], source: str) -> dict[str, Any]:
     """Arguments of `create_vit` that the header of a file states of its tokenizer.
 

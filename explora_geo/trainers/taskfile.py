@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import torch
 from explora_geo import __version__
 from explora_geo.adaptation import merge_lora
 from explora_geo.checkpoints import read_state, write_state
+from explora_geo.checkpoints.files import check_exact, check_storage, read_checkpoint, unnest
+from explora_geo.checkpoints.metadata import check_sizes
 from explora_geo.trainers.tuning import TuningTask
 
 _FORMAT = 'explora_geo.task'
@@ -25,10 +28,9 @@ def save_task(path: str | Path, task: TuningTask) -> None:
         task: Tuned task.
     """
     model = merge_lora(copy.deepcopy(task.model).cpu())
-    hparams = {k: v for k, v in task.hparams.items() if k not in _TRAINING and k[0] != '_'}
     header = {
         'task': type(task).__name__,
-        'hparams': {**hparams, 'tuning': 'linear'},
+        'hparams': {**_without(task.hparams, _TRAINING), 'tuning': 'linear'},
         'data': task.data,
         'version': __version__,
     }
@@ -46,7 +48,7 @@ def load_task(path: str | Path) -> TuningTask:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is damaged or no tuned model.
+        ValueError: If it is damaged, no tuned model, or states another one than it holds.
     """
     path = Path(path)
     if path.suffix == '.ckpt':
@@ -59,24 +61,63 @@ def load_task(path: str | Path) -> TuningTask:
         )
     try:
         header = json.loads(metadata['task'])
-        task = _class(header['task'])(**header['hparams'])
-        task.data = header['data']
-        task.model.load_state_dict(state)
-    except (KeyError, TypeError, RuntimeError, ValueError) as error:
-        raise ValueError(f'{path} is incomplete or damaged ({str(error).splitlines()[0]})') from error
+        kind, hparams, data = header['task'], _without(header['hparams'], _TRAINING), _checked(header['data'])
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+        raise _damaged(path, error) from error
+    plan = _build(path, kind, hparams, numbers=False)
+    check_exact(state, plan.model.state_dict(), path)
+    task = _build(path, kind, hparams)
+    task.model.load_state_dict(state)
+    task.data = data
     return task.eval()
 
 
 def _from_checkpoint(path: Path) -> TuningTask:
-    if not path.is_file():
-        raise FileNotFoundError(f'no checkpoint {path}')
+    content = read_checkpoint(path, mmap=True)
     try:
-        content = torch.load(path, map_location='cpu', weights_only=True)
-        kind = content['explora_geo']['task']
-    except Exception as error:  # the unpickler raises almost any kind on damaged bytes
-        raise ValueError(f'{path} is no checkpoint of a tuned model, or damaged') from error
-    task = _class(kind).load_from_checkpoint(path, map_location='cpu', weights_only=True)
+        kind, data = content['explora_geo']['task'], _checked(content['explora_geo']['data'])
+        # Lightning's own reader would call whatever the file names as its instantiator.
+        hparams = _without(content['hyper_parameters'], ('weights', 'adapter'))
+        state = dict(content['state_dict'])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise _damaged(path, error) from error
+    check_storage(unnest(state, path), path)
+    plan = _build(path, kind, hparams, numbers=False)
+    check_exact(state, plan.state_dict(), path)
+    task = _build(path, kind, hparams)
+    task.load_state_dict(state)
+    task.data = data
     return task.eval()
+
+
+def _build(path: Path, kind: Any, hparams: dict[str, Any], numbers: bool = True) -> TuningTask:
+    """The task that a file describes, or one without numbers, which takes no memory."""
+    try:
+        check_sizes(hparams['img_size'], hparams['patch_size'])
+        with torch.device('cpu' if numbers else 'meta'):
+            task: TuningTask = _class(kind)(**hparams)
+    except Exception as error:  # whatever is no task fails here, in many ways
+        raise _damaged(path, error) from error
+    return task
+
+
+def _damaged(path: Path, error: Exception) -> ValueError:
+    reason = f'it lacks {error}' if isinstance(error, KeyError) else str(error) or type(error).__name__
+    return ValueError(f'{path} is no tuned model, incomplete or damaged ({reason.splitlines()[0]})')
+
+
+def _without(hparams: Any, names: Sequence[str]) -> dict[str, Any]:
+    """Arguments of a task but for some, and for Lightning's own."""
+    return {k: v for k, v in hparams.items() if k not in names and k[0] != '_'}
+
+
+def _checked(data: Any) -> dict[str, Any]:
+    """What a file says of its images, if it is of the right types."""
+    lists = ('bands', 'mean', 'std', 'classes', 'colours')
+    wrong = [k for k in lists if not isinstance(data.get(k, []), list)]
+    if wrong:
+        raise ValueError(f'{wrong[0]} is no list')
+    return dict(data)
 
 
 def _class(name: str) -> Any:

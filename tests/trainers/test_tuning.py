@@ -213,7 +213,7 @@ def test_mistakes_are_named(
     with pytest.raises(FileNotFoundError, match='no checkpoint'):
         load_task(tmp_path / 'missing.ckpt')
     (tmp_path / 'torn.ckpt').write_bytes(b'PK torn')
-    with pytest.raises(ValueError, match='no checkpoint of a tuned model, or damaged'):
+    with pytest.raises(ValueError, match=r'torn.*cannot be read as tensors alone'):
         load_task(tmp_path / 'torn.ckpt')
     with pytest.raises(ValueError, match="needs 'label' in every batch, got the keys image"):
         build().validation_step({'image': torch.zeros(1, 3, 32, 32)}, 0)
