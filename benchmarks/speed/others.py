@@ -1,6 +1,7 @@
 """The same work with what people would use instead; a library that is not installed is named as missing."""
 
 import importlib.util
+import re
 from functools import partial
 from typing import Any
 
@@ -55,14 +56,10 @@ def _inject(model: nn.Module, targets: list[str], layers: str, depth: int, paren
     from peft import LoraConfig, inject_adapter_in_model
 
     last = depth - 1
-    config = LoraConfig(
-        r=RANK,
-        lora_alpha=RANK,
-        target_modules=targets,
-        layers_to_transform=list(range(last)),
-        layers_pattern=layers,
-    )
-    inject_adapter_in_model(config, model)
+    # One expression of whole names: how PEFT finds layers by number differs between its versions.
+    numbers = '|'.join(map(str, range(last)))
+    names = rf'{re.escape(parent + layers)}\.({numbers})\..*\.({"|".join(targets)})'
+    inject_adapter_in_model(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=names), model)
     for name, parameter in model.named_parameters():
         unfrozen = name.startswith(f'{parent}{layers}.{last}.') or 'norm' in name
         parameter.requires_grad = 'lora_' in name or unfrozen

@@ -15,7 +15,7 @@ from benchmarks.speed.clock import alternate
 from benchmarks.speed.contenders import CONTENDERS, find
 from benchmarks.speed.gemm import measure_limit
 from benchmarks.speed.images import read_images
-from benchmarks.speed.others import SplitQKV, missing, peft_backbone
+from benchmarks.speed.others import SplitQKV, huggingface_mae, missing, peft_backbone
 from benchmarks.speed.setting import Setting
 from benchmarks.speed.steps import compare_steps
 from explora_geo.adaptation import trainable_summary
@@ -122,6 +122,14 @@ def test_peft_by_hand_trains_what_the_adaptation_trains() -> None:
     adapted = ours.backbone(SETTING, MAE, '[L]-r32')
     by_hand = sum(p.numel() for p in peft_backbone(SETTING, MAE).parameters() if p.requires_grad)
     assert by_hand == sum(trainable_summary(adapted).values())
+
+
+def test_hugging_faces_model_with_peft_trains_as_many_of_its_encoder() -> None:
+    names = [n for n, p in huggingface_mae(SETTING, True).module.named_parameters() if p.requires_grad]
+    lora = [n for n in names if 'lora_' in n]
+    assert len(lora) == 11 * 2 * 2 and all('q_proj' in n or 'v_proj' in n for n in lora)
+    assert not any('.layers.11.' in n or 'decoder' in n for n in lora)
+    assert len([n for n in names if '.layers.11.' in n]) == 16
 
 
 def test_a_library_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
