@@ -38,6 +38,7 @@ def read_state(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise FileNotFoundError(f'no weights file {path}')
     if path.suffix == '.safetensors':
         try:
+            path.open('rb').close()  # the library takes a file that may not be read for none
             with safe_open(path, 'pt') as file:
                 return {k: file.get_tensor(k) for k in file.keys()}, file.metadata() or {}
         except Exception as error:  # the library's own, and torch's for types that it lacks

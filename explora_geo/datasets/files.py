@@ -30,13 +30,19 @@ def find_images(root: PathLike, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> li
     Raises:
         FileNotFoundError: If the folder does not exist.
         NotADirectoryError: If it is a file.
+        PermissionError: If it, or a folder below it, may not be read.
     """
     root = Path(root)
-    if not root.exists():
-        raise FileNotFoundError(f'The image folder {root} does not exist; check the path.')
-    if not root.is_dir():
-        raise NotADirectoryError(f'{root} is a file, but a folder of images was expected.')
-    return sorted(_walk(root, suffixes, set()))
+    try:
+        if not root.exists():
+            raise FileNotFoundError(f'The image folder {root} does not exist; check the path.')
+        if not root.is_dir():
+            raise NotADirectoryError(f'{root} is a file, but a folder of images was expected.')
+        return sorted(_walk(root, suffixes, set()))
+    except PermissionError as error:
+        raise PermissionError(
+            f'The folder {error.filename} may not be read; change its permissions, or leave it out.'
+        ) from error
 
 
 def subfolders(root: PathLike) -> list[Path]:
