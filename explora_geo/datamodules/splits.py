@@ -199,6 +199,7 @@ class SpaceNet1DataModule(SplitDataModule):
         vertical_flip: bool = True,
         quarter_turns: bool = True,
         crop_scale: tuple[float, float] = (0.5, 1.0),
+        strict: bool = False,
         **kwargs: Any,
     ) -> None:
         """Initialize a new SpaceNet1DataModule instance.
@@ -210,6 +211,7 @@ class SpaceNet1DataModule(SplitDataModule):
             vertical_flip: Whether to mirror training images top to bottom.
             quarter_turns: Whether to turn training images by multiples of 90 degrees.
             crop_scale: Smallest and largest share of an image's area in a training crop.
+            strict: Whether to raise on an image that cannot be used instead of skipping it.
             **kwargs: Images and augmentation; see :class:`SplitDataModule`.
         """
         super().__init__(
@@ -220,6 +222,7 @@ class SpaceNet1DataModule(SplitDataModule):
             vertical_flip=vertical_flip,
             quarter_turns=quarter_turns,
             crop_scale=crop_scale,
+            strict=strict,
             **kwargs,
         )
 

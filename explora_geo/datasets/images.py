@@ -165,7 +165,7 @@ def _is_plain(path: Path) -> bool:
 
 
 @contextmanager
-def _readable() -> Iterator[None]:
+def readable() -> Iterator[None]:
     """Turn whatever a reader raises on foreign bytes, which may be of any kind, into the tile's own error."""
     try:
         yield
@@ -182,7 +182,7 @@ def _pillow(path: Path) -> Iterator[Image.Image]:
     tolerant = ImageFile.LOAD_TRUNCATED_IMAGES
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     try:
-        with _readable(), Image.open(path) as image:
+        with readable(), Image.open(path) as image:
             yield image
     finally:
         ImageFile.LOAD_TRUNCATED_IMAGES = tolerant
@@ -190,7 +190,7 @@ def _pillow(path: Path) -> Iterator[Image.Image]:
 
 @contextmanager
 def _raster(path: Path) -> Iterator[rasterio.DatasetReader]:
-    with _readable(), warnings.catch_warnings():
+    with readable(), warnings.catch_warnings():
         # Tiles need no position on Earth.
         warnings.simplefilter('ignore', NotGeoreferencedWarning)
         with rasterio.open(path) as source:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .files import PathLike
-from .images import BadTileError
+from .images import BadTileError, readable
 from .listed import ListedDataset
 
 
@@ -57,7 +57,7 @@ class NAIPLandCoverDataset(ListedDataset):
                 f'{folder} must hold splits.npy and exactly one y*.npy beside the tiles, found '
                 f'{[p.name for p in targets]}.'
             )
-        codes, splits = np.load(targets[0]), np.load(folder / 'splits.npy')
+        codes, splits = _read_list(targets[0]), _read_list(folder / 'splits.npy')
         if codes.shape != splits.shape or codes.ndim != 1:
             raise ValueError(
                 f'{targets[0].name} and splits.npy must list the same tiles, got shapes {codes.shape} and '
@@ -78,10 +78,19 @@ class NAIPLandCoverDataset(ListedDataset):
         )
 
     def _read(self, path: Path) -> NDArray[Any]:
-        try:
+        with readable():
             tile = np.load(path, mmap_mode='r')
-        except (OSError, ValueError) as error:
-            raise BadTileError(f'it cannot be read ({error})') from error
         if tile.ndim != 3 or tile.shape[2] != len(self.file_bands):
             raise BadTileError(f'its shape is {tile.shape} instead of (H, W, {len(self.file_bands)})')
+        if tile.dtype != self.dtype:
+            raise BadTileError(f'its pixels are {tile.dtype} instead of {self.dtype}')
         return np.ascontiguousarray(tile[:, :, self._positions].transpose(2, 0, 1))
+
+
+def _read_list(path: Path) -> NDArray[Any]:
+    try:
+        with readable():
+            found: NDArray[Any] = np.load(path)
+    except BadTileError as error:
+        raise ValueError(f'{path}: {error}; get it again.') from error
+    return found

@@ -1,6 +1,9 @@
 """SpaceNet 1: buildings of Rio de Janeiro, through TorchGeo's class."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -8,8 +11,9 @@ from matplotlib.figure import Figure
 from torchgeo.datasets import DatasetNotFoundError, NonGeoDataset, SpaceNet1
 
 from .bands import RGB, select_bands
-from .files import PathLike
-from .images import resize
+from .files import PathLike, evenly_spaced
+from .folder import PROBES
+from .images import BadTileError, depth, read_header, readable, resize
 from .masks import resize_mask
 from .plot_masks import plot_masks
 
@@ -38,6 +42,7 @@ class SpaceNet1Dataset(NonGeoDataset):
         bands: Sequence[str] | None = None,
         size: int | None = None,
         ignore_black: int | None = 255,
+        strict: bool = False,
         transforms: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
     ) -> None:
         """Initialize a new SpaceNet1Dataset instance.
@@ -49,6 +54,7 @@ class SpaceNet1Dataset(NonGeoDataset):
             bands: Names of the bands to return, in any order; all bands if None.
             size: Side of the returned images: the shorter side is resized and the centre cropped.
             ignore_black: Value of the mask where every band is 0; None leaves these pixels ``other``.
+            strict: Whether to raise on an image that cannot be used instead of skipping it.
             transforms: Function applied to each sample.
 
         Raises:
@@ -67,7 +73,8 @@ class SpaceNet1Dataset(NonGeoDataset):
                 f'There are no SpaceNet 1 images in {root}/SN1_buildings/{split}/{image}: check the path.'
             ) from error
         self.files = [str(path) for path in self.source.images]
-        self.root = root
+        self.root, self.strict = root, strict
+        self._depth = self._usual_depth()
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -80,9 +87,19 @@ class SpaceNet1Dataset(NonGeoDataset):
             index: Position of the image.
 
         Returns:
-            ``image``, float32, shape (C, H, W), and, but for the test part, ``mask``, int64, shape (H, W).
+            ``image``, float32, shape (C, H, W), and, but for the test part, ``mask``, int64, shape (H, W); or
+            ``skipped``, which file and why.
+
+        Raises:
+            ValueError: If the image cannot be used and *strict* is set.
         """
-        found = self.source[index]
+        try:
+            found = self._read(index)
+        except BadTileError as error:
+            message = f'{self.files[index]}: {error}'
+            if self.strict:
+                raise ValueError(f'{message}; repair the file, or set strict=False to skip it.') from error
+            return {'skipped': message}
         pixels = found['image'].numpy()
         black = (pixels == 0).all(0)
         if self.size is not None:
@@ -94,6 +111,25 @@ class SpaceNet1Dataset(NonGeoDataset):
                 mask[torch.from_numpy(black)] = self.ignore_black
             sample['mask'] = resize_mask(mask, self.size)
         return sample if self.transforms is None else self.transforms(sample)
+
+    def _usual_depth(self) -> str | None:
+        """Range of the pixels of most images, as far as a few show it."""
+        found: Counter[str] = Counter()
+        for index in evenly_spaced(len(self.files), PROBES):
+            with suppress(BadTileError):
+                found[depth(read_header(Path(self.files[index])).dtype)] += 1
+        return found.most_common(1)[0][0] if found else None
+
+    def _read(self, index: int) -> dict[str, Any]:
+        """TorchGeo's sample, of an image that is what it should be."""
+        header, names = read_header(Path(self.files[index])), IMAGE_BANDS[self.source.image]
+        if header.count != len(names):
+            raise BadTileError(f'it has {header.count} bands instead of the {len(names)} bands {names}')
+        if depth(header.dtype) != self._depth:
+            raise BadTileError(f'its pixels are {header.dtype}, those of the others {self._depth}')
+        with readable():
+            found: dict[str, Any] = self.source[index]
+        return found
 
     def plot(self, sample: dict[str, Any], show_titles: bool = True, suptitle: str | None = None) -> Figure:
         """Plot a sample with its mask.
