@@ -187,11 +187,19 @@ def test_a_scene_cut_short_keeps_the_blocks_before(
     cut(path)
     assert 'scene.tif cannot be read' in refuse(*make)
     assert len(list(tmp_path.glob('.map.tif.parts/*.npz'))) > 2 and not (tmp_path / 'map.tif').exists()
-    assert 'scene.tif cannot be read' in refuse(*make[:-1], 1)  # from another process
     path.write_bytes(whole)
     assert status.st_size == path.stat().st_size
     run(*make)
     assert (tmp_path / 'map.tif').is_file()
+
+
+@pytest.mark.slow
+def test_a_scene_cut_short_is_named_by_the_process_that_reads_it(
+    refuse: Refuse, model: Path, tmp_path: Path
+) -> None:
+    path = cut(scene(tmp_path / 'scene.tif', large()))
+    make = ['map', path, '--model', model, '--out', tmp_path / 'map.tif', '--block', 64, '--workers', 1]
+    assert 'scene.tif cannot be read' in refuse(*make)
 
 
 def test_a_damaged_block_is_named(
