@@ -112,6 +112,14 @@ class ViTTiny8_Weights(WeightsEnum):
         norm_pix_loss=True,
         sha256='eff4f13aba8a36af03186ab813c420d7eb665f5955403f44bc6f7bda97a4339d',
     )
+    TINY_IMAGENET_DINOV2 = _weights(
+        (_FILES / 'vit_tiny_patch8_64_dinov2_tiny_imagenet.safetensors').as_uri(),
+        'vit_tiny_patch8_64',
+        publication='https://arxiv.org/abs/2304.07193',
+        dataset='Tiny ImageNet (202 classes, 20,200 natural images), labels not used',
+        licence='MIT',
+        sha256='a61d0f576ddbd15566d2435141c5ef32fe403e97cc636a2dcc468e85a9ef1423',
+    )
 
 
 class ViTSmall14_Weights(WeightsEnum):

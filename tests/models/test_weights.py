@@ -60,6 +60,14 @@ def test_it_loads_in_full_by_entry_and_by_name(weights: ViTTiny8_Weights | str) 
         load_backbone('vit_tiny_patch8_64', weights, bands=('blue', 'green', 'red'))
 
 
+def test_the_source_of_dinov2s_objective_loads_with_its_mask_token_and_without_heads() -> None:
+    vit = create_vit('vit_tiny_patch8_64', mask_token=True)
+    loaded = load_weights(vit, ViTTiny8_Weights.TINY_IMAGENET_DINOV2)
+    assert '151 of 151 tensors matched' in loaded.report and not loaded.parts
+    other = load_backbone('vit_tiny_patch8_64', WEIGHTS)
+    assert not torch.allclose(vit.cls_token, other.cls_token)
+
+
 @torch.no_grad()
 def test_it_reconstructs_tiles_it_never_saw_better_than_a_mean(large_images: Tensor) -> None:
     vit = create_vit('vit_tiny_patch8_64')
