@@ -4,9 +4,11 @@ PYTHON ?= python3
 VENV ?= .venv
 # What pytest gets besides the suite's own settings, such as PYTEST_ARGS='-k lora'
 PYTEST_ARGS ?=
-# How much of the suite runs: all or fast (without the slow tests); on the second Python also none
+# How much of the suite runs: all, most (without those of endurance) or fast (without the slow ones); on the second
+# Python also none
 SUITE ?= all
-SECOND_SUITE ?= $(SUITE)
+SECOND_SUITE ?= $(patsubst all,most,$(SUITE))
+CHOICE = $(if $(filter fast,$(SUITE)),-m 'not slow')$(if $(filter most,$(SUITE)),-m 'not endurance')
 # The second Python: the first python3.12 that really starts, for a pyenv shim may not
 SECOND_PYTHON ?= $(shell \
 	for python in python3.12 "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/3.12*/bin/python3.12; do \
@@ -65,7 +67,7 @@ help: ## List the targets
 demo: $(BIN)/.installed ## Install into .venv once, then run the demonstration
 	@$(BIN)/explora-geo demo
 
-test: lint ## Style, types and the whole suite on python3, then the suite on python3.12 if there is one
+test: lint ## Style, types and the whole suite on python3, then most of it on python3.12 if there is one
 	@second='$(SECOND_PYTHON)'; \
 	first=$$($(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
 	if [ '$(SECOND_SUITE)' = none ] || [ "$$first" = 3.12 ]; then second=; \
@@ -78,12 +80,12 @@ test: lint ## Style, types and the whole suite on python3, then the suite on pyt
 	fi
 
 pytest: $(BIN)/.installed-tests ## The whole suite on python3 only
-	@$(BIN)/python -m pytest $(if $(filter fast,$(SUITE)),-m 'not slow') $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest $(CHOICE) $(PYTEST_ARGS)
 
 # Python 3.12 tells of lines at almost no cost; older ones ignore the wish
 coverage: $(BIN)/.installed-tests ## Lines that the whole suite runs, 95 % or more, and those it does not
 	@$(BIN)/python -m coverage erase
-	@COVERAGE_CORE=sysmon $(BIN)/python -m coverage run -m pytest $(if $(filter fast,$(SUITE)),-m 'not slow') $(PYTEST_ARGS)
+	@COVERAGE_CORE=sysmon $(BIN)/python -m coverage run -m pytest $(CHOICE) $(PYTEST_ARGS)
 	@$(BIN)/python -m coverage combine --quiet
 	@$(BIN)/python -m coverage report
 
