@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 
 from torch import nn
 
+from explora_geo.adaptation.frozen import FrozenLinear
 from explora_geo.adaptation.lora import LoRALinear
 
 _TARGETS = ('q', 'k', 'v', 'proj', 'fc1', 'fc2')
@@ -168,6 +169,10 @@ def explora(model: nn.Module, config: ExPLoRAConfig) -> nn.Module:
         model.cls_token.requires_grad_(True)
     for name in config.extra:
         _unfreeze(model, name)
+    for parent in list(model.blocks.modules()):  # type: ignore[union-attr]
+        for name, layer in list(parent.named_children()):
+            if type(layer) is nn.Linear and not layer.weight.requires_grad:
+                setattr(parent, name, FrozenLinear(layer))
     return model
 
 

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from explora_geo.adaptation.frozen import FrozenLinear
 
-class LoRALinear(nn.Linear):
+
+class LoRALinear(FrozenLinear):
     """A frozen linear layer plus low-rank updates of some of its output rows (equation 1).
 
     The layer keeps `weight` and `bias` under their own names, so plain checkpoints load and save as
@@ -34,9 +36,7 @@ class LoRALinear(nn.Linear):
             alpha: Numerator of the scale alpha / r.
             dropout: Dropout on the input of the update, in training.
         """
-        nn.Module.__init__(self)
-        self.in_features, self.out_features = base.in_features, base.out_features
-        self.weight, self.bias = base.weight, base.bias
+        super().__init__(base)
         self.slices = dict(slices)
         self.rank, self.alpha, self.scale = rank, alpha, alpha / rank
         self.lora_dropout = nn.Dropout(dropout)
@@ -61,7 +61,7 @@ class LoRALinear(nn.Linear):
         dropping = self.training and self.lora_dropout.p > 0
         if not torch.is_grad_enabled() and not dropping and 2 * x[..., 0].numel() > self.in_features:
             return F.linear(x, self.weight + self.delta(), self.bias)
-        y = F.linear(x, self.weight, self.bias)
+        y = super().forward(x)
         # One matrix product for the A of all slices, then each B on its own rows. A ParameterDict sorts
         # its keys, so the order is that of the slices.
         low = F.linear(self.lora_dropout(x), torch.cat([self.lora_a[name] for name in self.slices]))
@@ -84,24 +84,20 @@ class LoRALinear(nn.Linear):
     @torch.no_grad()
     def merged(self) -> nn.Linear:
         """A plain linear layer that computes the same in evaluation mode."""
-        layer = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device='meta')
-        layer.weight = nn.Parameter(self.weight + self.delta(), requires_grad=False)
-        if self.bias is not None:
-            layer.bias = nn.Parameter(self.bias.clone(), requires_grad=False)
-        return layer
+        return self._plain(self.weight + self.delta())
 
 
 def merge_lora(module: nn.Module) -> nn.Module:
     """Fold every LoRA update into its weight, in place.
 
     Args:
-        module: Model with `LoRALinear` layers.
+        module: Model with `LoRALinear` and `FrozenLinear` layers.
 
     Returns:
         The same model with plain linear layers and plain state-dict keys.
     """
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, LoRALinear):
+            if isinstance(child, FrozenLinear):
                 setattr(parent, name, child.merged())
     return module

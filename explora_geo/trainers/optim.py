@@ -103,8 +103,11 @@ def build_optimizer(
         }
         for (factor, kind), parameters in sorted(groups.items(), reverse=True, key=lambda row: row[0][0])
     ]
-    # Lightning clips no gradients that a fused optimiser would still have to unscale.
-    return AdamW(used, lr=lr, betas=config.betas, fused=precision != '16-mixed')
+    scaled = precision == '16-mixed'
+    optimizer = AdamW(used, lr=lr, betas=config.betas, fused=not scaled)
+    # Lightning clips no gradients that a fused optimiser would still have to unscale; only 16-mixed scales.
+    optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+    return optimizer
 
 
 # Of a backbone alone or within an objective, but not of its decoder.

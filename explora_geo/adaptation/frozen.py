@@ -1,0 +1,65 @@
+"""Frozen linear layers, which are converted to a lower precision once instead of at every use."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+_HELD = '_in_low_precision'
+
+
+class FrozenLinear(nn.Linear):
+    """A linear layer whose weight does not train; its output is that of `nn.Linear` in every precision."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        """Take over a linear layer.
+
+        Args:
+            base: Layer whose weight and bias are taken over (not copied).
+        """
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = base.in_features, base.out_features
+        self.weight, self.bias = base.weight, base.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the layer, shape (..., in) -> (..., out)."""
+        return F.linear(x, in_autocast_type(self.weight), self.bias)
+
+    @torch.no_grad()
+    def merged(self) -> nn.Linear:
+        """A plain linear layer with the same numbers."""
+        return self._plain(self.weight)
+
+    def _plain(self, weight: Tensor) -> nn.Linear:
+        layer = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device='meta')
+        layer.weight = nn.Parameter(weight, requires_grad=False)
+        if self.bias is not None:
+            layer.bias = nn.Parameter(self.bias.clone(), requires_grad=False)
+        return layer
+
+
+def in_autocast_type(weight: Tensor) -> Tensor:
+    """A frozen matrix as autocast would convert it, converted at its first use and held by the matrix.
+
+    Autocast itself converts at every use, and autograd keeps each copy until the backward pass: global crops,
+    local crops and the teacher would have one each. A teacher that shares the matrix shares the copy.
+
+    Args:
+        weight: Any weight; one that trains, or is no plain parameter, is returned as it is.
+
+    Returns:
+        The weight in the type of autocast on its device, or as it is without autocast.
+    """
+    device = weight.device.type
+    if weight.requires_grad or type(weight) is not nn.Parameter or torch.compiler.is_compiling():
+        return weight
+    if not torch.is_autocast_enabled(device) or weight.is_inference():
+        return weight
+    dtype = torch.get_autocast_dtype(device)
+    state = dtype, weight.data_ptr(), weight._version  # another if the numbers have changed
+    held = getattr(weight, _HELD, None)
+    if held is None or held[0] != state:
+        with torch.inference_mode(False):  # validation comes first, and training must be able to use it
+            held = state, weight.detach().to(dtype)
+        setattr(weight, _HELD, held)
+    low: Tensor = held[1]
+    return low

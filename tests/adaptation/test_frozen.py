@@ -1,0 +1,83 @@
+"""Frozen layers compute what plain ones do, and are converted to a lower precision once."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from explora_geo.adaptation import ExPLoRAConfig, explora, merge_lora
+from explora_geo.adaptation.frozen import FrozenLinear
+from explora_geo.models import create_vit
+
+
+@pytest.fixture
+def layer() -> FrozenLinear:
+    plain = nn.Linear(8, 16)
+    plain.requires_grad_(False)
+    return FrozenLinear(plain)
+
+
+class Conversions(TorchDispatchMode):
+    """Counts conversions of matrices of a shape."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.shape, self.count = shape, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket.__name__ == '_to_copy' and args[0].shape == self.shape:
+            self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def run(layer: nn.Linear, x: Tensor) -> tuple[Tensor, Tensor]:
+    x = x.clone().requires_grad_()
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        y = layer(x)
+    y.float().square().sum().backward()
+    assert x.grad is not None
+    return y, x.grad
+
+
+def test_output_and_gradient_are_those_of_a_plain_layer(layer: FrozenLinear) -> None:
+    plain, x = layer.merged(), torch.randn(4, 8)
+    assert type(plain) is nn.Linear
+    for ours, theirs in zip(run(layer, x), run(plain, x), strict=True):
+        assert torch.equal(ours, theirs)
+    assert torch.equal(layer(x), plain(x)) and layer(x).dtype == torch.float32
+
+
+def test_the_matrix_is_converted_once_also_for_a_teacher_that_shares_it(layer: FrozenLinear) -> None:
+    teacher = copy.deepcopy(layer, {id(p): p for p in layer.parameters()})
+    with Conversions((16, 8)) as seen:
+        for _ in range(3):
+            run(layer, torch.randn(4, 8))
+            run(teacher, torch.randn(4, 8))
+    assert teacher.weight is layer.weight and seen.count == 1
+
+
+def test_a_copy_of_inference_serves_training(layer: FrozenLinear) -> None:
+    with torch.inference_mode(), torch.autocast('cpu', dtype=torch.bfloat16):
+        layer(torch.randn(4, 8))
+    run(layer, torch.randn(4, 8))
+
+
+def test_new_numbers_are_used(layer: FrozenLinear) -> None:
+    x = torch.randn(4, 8)
+    run(layer, x)
+    layer.load_state_dict({k: torch.randn_like(v) for k, v in layer.state_dict().items()})
+    assert torch.equal(run(layer, x)[0], run(layer.merged(), x)[0])
+
+
+def test_what_trains_is_a_plain_layer_and_merging_leaves_only_those(small_names: None) -> None:
+    vit = create_vit('vit_tiny_patch8_32')
+    before = {k: v.clone() for k, v in vit.state_dict().items()}
+    explora(vit, ExPLoRAConfig.parse('[L]-r4'))
+    kinds = [{type(m) for m in block.modules() if isinstance(m, nn.Linear)} for block in vit.blocks]
+    assert kinds[-1] == {nn.Linear} and nn.Linear not in kinds[0]
+    merged = merge_lora(vit)
+    assert {type(m) for m in merged.modules() if isinstance(m, nn.Linear)} == {nn.Linear}
+    assert merged.state_dict().keys() == before.keys()
