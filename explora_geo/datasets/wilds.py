@@ -12,8 +12,8 @@ from .listed import ListedDataset
 Transforms = Callable[[dict[str, Any]], dict[str, Any]]
 
 
-def _table(root: Path, name: str, **kwargs: Any) -> tuple[Path, pd.DataFrame]:
-    """The folder of a data set of any version, and its table."""
+def _table(root: Path, name: str, columns: Sequence[str], **kwargs: Any) -> tuple[Path, pd.DataFrame]:
+    """The folder of a data set of any version, and its table with these columns."""
     folders = sorted(root.glob(f'{name}_v*')) if root.is_dir() else []
     if not folders:
         raise FileNotFoundError(
@@ -24,7 +24,14 @@ def _table(root: Path, name: str, **kwargs: Any) -> tuple[Path, pd.DataFrame]:
     file = folders[-1] / 'metadata.csv'
     if not file.is_file():
         raise FileNotFoundError(f'There is no {file}: the download is incomplete.')
-    return folders[-1], pd.read_csv(file, **kwargs)
+    try:
+        table = pd.read_csv(file, **kwargs)
+    except ValueError as error:  # also of pandas' own kinds
+        raise ValueError(f'{file} is no table ({str(error).strip()}): download it again.') from error
+    lacking = [column for column in columns if column not in table]
+    if lacking:
+        raise ValueError(f'{file} lacks the columns {", ".join(lacking)}: download it again.')
+    return folders[-1], table
 
 
 class Camelyon17Dataset(ListedDataset):
@@ -65,7 +72,9 @@ class Camelyon17Dataset(ListedDataset):
         if split not in known:
             raise ValueError(f'split must be one of {", ".join(known)}, got {split!r}.')
         name = 'camelyon17_unlabeled' if unlabelled else 'camelyon17'
-        folder, table = _table(Path(root), name, index_col=0, dtype={'patient': 'str'})
+        columns = ['patient', 'node', 'x_coord', 'y_coord', 'center']
+        columns += [] if unlabelled else ['split', 'tumor']
+        folder, table = _table(Path(root), name, columns, index_col=0, dtype={'patient': 'str'})
         hospital = {'val': table['center'] == 1, 'test': table['center'] == 2}
         training = ~(hospital['val'] | hospital['test'])
         if split in hospital:
@@ -123,11 +132,11 @@ class IWildCamDataset(ListedDataset):
         if split not in known:
             raise ValueError(f'split must be one of {", ".join(known)}, got {split!r}.')
         if unlabelled:
-            folder, table = _table(Path(root), 'iwildcam_unlabeled')
+            folder, table = _table(Path(root), 'iwildcam_unlabeled', ['uid'])
             files = [folder / 'images' / f'{uid}.jpg' for uid in table['uid']]
             super().__init__(root, files, None, (), bands, size, strict, transforms)
             return
-        folder, table = _table(Path(root), 'iwildcam')
+        folder, table = _table(Path(root), 'iwildcam', ['split', 'filename', 'y'])
         rows = table[table['split'] == split]
         files = [folder / 'train' / name for name in rows['filename']]
         classes = _class_names(folder, int(table['y'].max()) + 1)

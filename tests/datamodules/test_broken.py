@@ -141,3 +141,26 @@ def test_the_first_broken_file_is_an_error_where_that_is_wished(
             pass
     assert any(path in str(caught.value) for part in broken.values() for path in part)
     assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    'content', [b'', b'\xff\xfe' * 9, b'a,b\n1,2\n', b'a,b\n1,2\n1,2,3\n', b'a,b\n1,2\n"'], ids=repr
+)
+@pytest.mark.parametrize(
+    ('name', 'table'),
+    [
+        ('camelyon', 'camelyon17_v1.0/metadata.csv'),
+        ('iwildcam', 'iwildcam_v2.0/metadata.csv'),
+        ('naip', 'splits.npy'),
+        ('naip', 'y_50_100.npy'),
+    ],
+)
+def test_a_broken_table_is_named(
+    seed_data: Callable[[str], Path], name: str, table: str, content: bytes
+) -> None:
+    kind, fake, _ = MODULES[name]
+    file = seed_data(fake) / table
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=rf'{file}.* again\.') as caught:
+        kind(file.parents[table.count('/')], image_size=32).setup('fit')
+    assert '\n' not in str(caught.value)
