@@ -43,6 +43,11 @@ SHORTER = {
 PARSED = ('run.yaml', 'scene.tif', 'last.ckpt', 'FOLDER', 'FILE', 'model.safetensors', 'base.safetensors')
 #: Commands at a scale of hours, whose sources and results are not there: their options are parsed.
 HOURS = tuple(f'explora-bench {name} ' for name in ('plan', 'run', 'report', 'compare', 'analyse'))
+#: Measurements of minutes: their options are parsed here, and tests/benchmarks/speed runs small ones.
+MEASURED = tuple(
+    f'explora-bench {name} '
+    for name in ('speed', 'peak', 'startup', 'loading', 'scaling', 'processes', 'features', 'sweep')
+)
 #: Numbers of code blocks that take long, and what they are replaced by.
 SMALLER = {'max_steps=10': 'max_steps=2'}
 
@@ -111,7 +116,7 @@ def shell(clone: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]
         words = shlex.split(line)
         match words[0]:
             case 'explora-geo' | 'explora-bench':
-                long = '--scale small' in line and line.startswith(HOURS)
+                long = f'{line} '.startswith(MEASURED) or ('--scale small' in line and line.startswith(HOURS))
                 if long or any(word.endswith(PARSED) and not (clone / word).exists() for word in words):
                     parse(words)
                 else:
