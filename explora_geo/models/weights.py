@@ -118,6 +118,7 @@ class ViTTiny8_Weights(WeightsEnum):
         publication='https://arxiv.org/abs/2304.07193',
         dataset='Tiny ImageNet (202 classes, 20,200 natural images), labels not used',
         licence='MIT',
+        decoder=False,
         sha256='a61d0f576ddbd15566d2435141c5ef32fe403e97cc636a2dcc468e85a9ef1423',
     )
 

@@ -106,7 +106,7 @@ def build_optimizer(
     scaled = precision == '16-mixed'
     optimizer = AdamW(used, lr=lr, betas=config.betas, fused=not scaled)
     # Lightning clips no gradients that a fused optimiser would still have to unscale; only 16-mixed scales.
-    optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+    optimizer._step_supports_amp_scaling = False
     return optimizer
 
 
