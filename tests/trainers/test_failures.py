@@ -34,7 +34,7 @@ def test_a_killed_data_worker_is_told_of(
     monkeypatch.setattr(FolderDataset, '__getitem__', killed)
     data = [f'--data.root={tiles}', f'--data.val_root={tiles}', '--data.batch_size=4', '--data.num_workers=1']
     folder = f'--trainer.default_root_dir={tmp_path}'
-    with pytest.raises(ChildProcessError, match=r'a process that loads data died .*(Killed|exited)') as caught:
+    with pytest.raises(ChildProcessError, match=r'that loads data died .*(Killed|exited)') as caught:
         main.run(['fit', '--config', CONFIG, *data, *QUICK, folder])
     assert '\n' not in str(caught.value) and 'num_workers' in str(caught.value)
 
