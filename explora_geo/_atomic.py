@@ -53,8 +53,7 @@ def _room(temporary: Path) -> int:
 
 def _sentence(path: Path, size: int | None, room: int) -> str:
     before = 'the file of before is as it was' if path.exists() else 'nothing was written'
-    known = size is not None and size > room
-    missing = (
-        f'{size - room:,} bytes are missing' if known and size is not None else 'the disk or quota is full'
-    )
+    missing = 'the disk or quota is full'
+    if size is not None and size > room:
+        missing = f'{size - room:,} bytes are missing'
     return f'no space left to write {path}: {missing}, {room:,} are free; {before}, make room and run again'
