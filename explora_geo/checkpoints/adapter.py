@@ -197,6 +197,12 @@ def apply_adapter(vit: ViT, path: str | Path) -> AdapterHeader:
     """
     header, state = read_adapter(path)
     check_architecture(header, vit, path)
+    put_adapter(vit, header, state, path)
+    return header
+
+
+def put_adapter(vit: ViT, header: AdapterHeader, state: dict[str, Tensor], path: str | Path) -> None:
+    """`apply_adapter` of what `read_adapter` has read, on a backbone of its architecture."""
     explora(vit, header.explora_config)
     found = frozen_sha256(vit)
     if found != header.base_sha256:
@@ -205,7 +211,6 @@ def apply_adapter(vit: ViT, path: str | Path) -> AdapterHeader:
             f'{found[:12]}…): give the weights that {header.backbone} was adapted from'
         )
     vit.load_state_dict(state, strict=False)
-    return header
 
 
 def merge_adapter(path: str | Path, base: str | Path, out: str | Path) -> AdapterHeader:
@@ -219,9 +224,9 @@ def merge_adapter(path: str | Path, base: str | Path, out: str | Path) -> Adapte
     Returns:
         The adapter's header.
     """
-    header, _ = read_adapter(path)
+    header, state = read_adapter(path)
     vit = build(header.backbone, read_weights(base), header.explora_config.extra, **header.arguments)
-    apply_adapter(vit, path)
+    put_adapter(vit, header, state, path)
     merge_lora(vit)
     meta = {**model_metadata(vit, header.backbone), 'adaptation': header.explora_config.notation()}
     write_state(out, vit.state_dict(), meta)

@@ -301,10 +301,10 @@ def build_backbone(name: str, read: Read, adapter: str | Path | None = None, **k
 
     if adapter is None:
         return build(name, read, **kwargs).eval()
-    header, _ = adapters.read_adapter(adapter)
+    header, state = adapters.read_adapter(adapter)
     fits = partial(adapters.check_architecture, header, path=adapter)
     extra = header.explora_config.extra
     vit = build(name, read, extra, fits, **{**header.arguments, **kwargs})
-    adapters.apply_adapter(vit, adapter)
+    adapters.put_adapter(vit, header, state, adapter)
     merge_lora(vit)
     return vit.eval()
