@@ -87,6 +87,8 @@ def plan(
     from benchmarks.paper.scales import get_scale
 
     one, found, console = get_table(table), get_scale(scale), Console()
+    if not console.is_terminal:
+        console.width = max(console.width, 150)  # a file holds what a narrow terminal would cut
     chosen = one.choose(rows)
     known = [r for path in sorted(out.glob('*/results.jsonl')) for r in records.read(path)]
     rate = planning.measured_rate(known)

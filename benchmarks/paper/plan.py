@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import torch
+from rich.console import Group
 from rich.markup import escape
 from rich.table import Table as View
 
@@ -152,31 +153,31 @@ def time_steps(job: Job, steps: int, batch: int) -> float:
     return cost.flops * batch / statistics.median(seconds[1:])
 
 
-def show(table: Table, scale: Scale, planned: Sequence[Planned], rate: float | None, seeds: int) -> View:
-    """The plan as a table for the terminal."""
+def show(table: Table, scale: Scale, planned: Sequence[Planned], rate: float | None, seeds: int) -> Group:
+    """The plan for the terminal: a table of what runs, without empty columns, and why other rows do not."""
     device = describe_machine()['hardware']['device']
     about = f'{rate / 1e9:,.0f} GFLOP/s timed on {device}' if rate else 'no step timed on this device yet'
     title = f'Table {table.id} at the scale {scale.name}: {table.title}; {about}'
+    names = 'trainable', 'stated', 'steps', 'rate', 'GFLOP/image', 'memory', 'tuning', 'hours', 'published h'
+    running = [(p.row.name, _cells(p, seeds)) for p in planned if not p.reason]
+    shown = [i for i in range(len(names)) if any(cells[i] != '-' for _, cells in running)]
     view = View(title=escape(title), title_justify='left')
-    for name in ('row', 'trainable', 'stated', 'steps', 'rate', 'GFLOP/image', 'memory', 'tuning', 'hours'):
-        view.add_column(name, justify='left' if name == 'row' else 'right')
-    view.add_column('published h', justify='right')
-    for plan in planned:
-        view.add_row(*(escape(cell) for cell in _cells(plan, seeds)))
-    return view
+    view.add_column('row')
+    for i in shown:
+        view.add_column(names[i], justify='right')
+    for name, cells in running:
+        view.add_row(*(escape(cell) for cell in (name, *(cells[i] for i in shown))))
+    return Group(view, *(escape(f'{p.row.name}: {p.reason}') for p in planned if p.reason))
 
 
 def _cells(plan: Planned, seeds: int) -> list[str]:
     hours = plan.row.gpu_hours
     published = str(hours) if hours.text else '-'
-    if plan.reason:
-        return [f'{plan.row.name}: {plan.reason}', *['-'] * 8, published]
-    cells = [plan.row.name, *['-'] * 6]
+    cells = ['-'] * 6
     if plan.pretrain is not None:
         cost = plan.pretrain
         stated = {True: f'{plan.row.trainable} ok', False: f'{plan.row.trainable} DIFFERS', None: '-'}
         cells = [
-            plan.row.name,
             f'{cost.trainable:,}',
             stated[plan.agrees],
             plan.released or f'{cost.steps:,} x {cost.batch}',

@@ -45,7 +45,8 @@ class LastLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Gain times cosine, for inputs of length one, shape (..., in) -> (..., K)."""
-        return F.linear(x, self.weight_g * F.normalize(self.weight_v, dim=-1))
+        # The kernel behind torch's weight_norm: one pass over the prototypes each way.
+        return F.linear(x, torch._weight_norm(self.weight_v, self.weight_g, 0))
 
 
 class ProjectionHead(nn.Module):
