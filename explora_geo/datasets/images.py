@@ -79,7 +79,7 @@ def read_image(
     """Read chosen bands of an image in the file's own type and units.
 
     A grey plain image is repeated to three bands where red, green and blue are expected, as
-    writers of JPEG store colourless pictures so.
+    writers of JPEG store colourless pictures so. Pixels without data become the mean of the others.
 
     Args:
         path: Image file.
@@ -108,8 +108,8 @@ def read_image(
             else:
                 _check_count(source.count, names)
                 pixels = source.read([i + 1 for i in positions])
-                if source.nodata is not None and (pixels == source.nodata).all():
-                    raise BadTileError(f'it holds nodata ({source.nodata:g}) only')
+                if source.nodata is not None:
+                    pixels = fill_nodata(pixels, source.nodata)
     if np.iscomplexobj(pixels):
         raise BadTileError('its pixels are complex numbers')
     if pixels.dtype.kind == 'f' and not np.isfinite(pixels).all():
@@ -117,6 +117,32 @@ def read_image(
     if dtype is not None and depth(dtype) != depth(pixels.dtype.name):
         raise BadTileError(f'its pixels are {pixels.dtype.name} instead of {dtype}')
     return np.ascontiguousarray(pixels)
+
+
+def fill_nodata(pixels: NDArray[Any], nodata: float) -> NDArray[Any]:
+    """Give pixels without data the mean of their band's others.
+
+    Args:
+        pixels: Image, shape (C, H, W).
+        nodata: What means nodata: a value that a pixel has in every band, as a dark pixel of one band is no
+            hole, or NaN in any.
+
+    Returns:
+        Image of the same type; the same one if all pixels are data.
+
+    Raises:
+        BadTileError: If a band has no data.
+    """
+    if np.isnan(nodata):
+        empty = np.isnan(pixels)
+    else:
+        empty = np.broadcast_to((pixels == nodata).all(0), pixels.shape)
+    if not empty.any():
+        return pixels
+    if empty.all((1, 2)).any():
+        raise BadTileError(f'it holds nodata ({nodata:g}) only')
+    mean = np.ma.masked_array(pixels, empty).mean((1, 2), np.float64, keepdims=True)
+    return np.where(empty, np.rint(mean) if pixels.dtype.kind in 'iu' else mean, pixels).astype(pixels.dtype)
 
 
 def resize(pixels: NDArray[Any], size: int) -> NDArray[Any]:

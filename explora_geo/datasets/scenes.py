@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import geopandas as gpd
-import numpy as np
 import pandas as pd
 import rasterio
 import torch
@@ -21,6 +20,7 @@ from torchgeo.datasets.utils import GeoSlice
 from .bands import name_bands, select_bands
 from .catalog import CRS as CATALOG_CRS
 from .files import RASTER_SUFFIXES, PathLike, find_images
+from .images import BadTileError, fill_nodata
 from .plotting import plot_sample
 
 #: A date such as 20170827 or 2017-08-27 that is not part of a longer number.
@@ -32,10 +32,10 @@ class SceneDataset(RasterDataset):
 
     Scenes are told apart in time, so that a later image of the same place does not hide behind
     an earlier one: a date in the file name gives the day, and a scene without one gets an instant
-    of its own. Windows that reach over the edge of a scene, and nodata pixels, are filled
-    with 0 where the nodata value is NaN, else with the nodata value of the file.
+    of its own. Nodata pixels, and what a window has beyond the edge of a scene, become the mean of
+    the window's other pixels, or 0 beyond the edge of a scene that declares no nodata value.
 
-    A window with other NaN or infinite pixels, or whose file cannot be read, is returned as
+    A window of nodata only, with other NaN or infinite pixels, or whose file cannot be read, is returned as
     ``{'skipped': '<place>: <reason>'}``, or raises if *strict*.
     """
 
@@ -104,7 +104,7 @@ class SceneDataset(RasterDataset):
         self.bands: tuple[str, ...] = chosen
         self.index.index = _intervals(self.index['filepath'])
         with rasterio.open(usable[0]) as src:
-            self._nan_is_nodata = src.nodata is not None and np.isnan(src.nodata)
+            self._nodata = src.nodata
 
     def __getitem__(self, query: GeoSlice) -> dict[str, Any]:
         """Return one window.
@@ -128,8 +128,11 @@ class SceneDataset(RasterDataset):
                 image = super().__getitem__(query)['image']
         except RasterioError as error:
             return self._skip(x, y, f'it cannot be read ({error})')
-        if self._nan_is_nodata:
-            image = torch.nan_to_num(image, nan=0.0, posinf=torch.inf, neginf=-torch.inf)
+        if self._nodata is not None:
+            try:
+                image = torch.from_numpy(fill_nodata(image.numpy(), self._nodata))
+            except BadTileError as error:
+                return self._skip(x, y, str(error))
         if not torch.isfinite(image).all():
             return self._skip(x, y, 'it has NaN or infinite pixels')
         bounds = torch.tensor([x.start, y.start, x.stop, y.stop], dtype=torch.float64)

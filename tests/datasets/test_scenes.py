@@ -119,8 +119,28 @@ def test_nan_is_filled_only_where_it_means_nodata(tmp_path: Path, nodata: float 
         with pytest.raises(ValueError, match='NaN or infinite'):
             strict[query(strict, 0, Window(0, 0, 32, 32))]
     else:
-        assert sample['image'][:, :16, :16].abs().max() == 0
+        others = np.nanmean(pixels[:, :32, :32], (1, 2), dtype=np.float64)
+        assert np.allclose(sample['image'][:, :16, :16].numpy(), others[:, None, None])
         assert np.array_equal(sample['image'][:, 16:].numpy(), pixels[:, 16:32, :32])
+
+
+def test_what_a_window_lacks_is_like_the_rest_of_it(tmp_path: Path) -> None:
+    with rasterio.open(SCENES[0]) as file:
+        profile, pixels = file.profile, file.read()
+    pixels = pixels.astype(np.int16)
+    pixels[:, :40, :40] = -9999
+    with rasterio.open(tmp_path / 'a.tif', 'w', **{**profile, 'dtype': 'int16', 'nodata': -9999}) as file:
+        file.write(pixels)
+    dataset = SceneDataset(tmp_path, file_bands=BANDS)
+    image = dataset[query(dataset, 0, Window(-16, 64, 32, 32))]['image'].numpy()  # half of it is outside
+    inside = pixels[:, 64:96, :16]
+    assert np.array_equal(image[:, :, 16:], inside)
+    assert np.abs(image[:, :, :16] - inside.mean((1, 2))[:, None, None]).max() < 1e-3
+    empty = query(dataset, 0, Window(0, 0, 32, 32))
+    assert 'nodata (-9999) only' in dataset[empty]['skipped']
+    strict = SceneDataset(tmp_path, file_bands=BANDS, strict=True)
+    with pytest.raises(ValueError, match=r'nodata \(-9999\) only'):
+        strict[empty]
 
 
 def test_a_scene_cut_short_is_skipped_with_its_window(tmp_path: Path) -> None:
