@@ -5,7 +5,7 @@ from pathlib import Path
 
 from benchmarks.paper import records
 from benchmarks.paper.records import Record, by_row
-from benchmarks.paper.summary import Spread, paired, spread
+from benchmarks.paper.summary import Spread, paired, score_title, spread
 
 
 def compare(one: str, two: str, results: Path) -> str:
@@ -33,7 +33,7 @@ def compare(one: str, two: str, results: Path) -> str:
         _line('value', first, second, 'value'),
     ]
     shared = [m for m in first[0]['scores'] if m in second[0]['scores']]
-    lines += [_line(method, first, second, method) for method in shared]
+    lines += [_line(score_title(method), first, second, method) for method in shared]
     costs = {
         'trains, millions': ('trainable', 1e-6),
         's': ('seconds', 1.0),

@@ -9,9 +9,9 @@ from typing import Any
 from benchmarks.paper.jobs import why_not
 from benchmarks.paper.plots import draw_plots
 from benchmarks.paper.records import Record, by_row, latest
-from benchmarks.paper.rows import MARKS, Row, Table
+from benchmarks.paper.rows import CLAIMS, Row, Table
 from benchmarks.paper.scales import Scale
-from benchmarks.paper.summary import judge_all, paired, spread
+from benchmarks.paper.summary import judge_all, paired, score_title, spread
 from explora_geo.checkpoints import atomic_path
 from explora_geo.evaluation import Budget, ProbeProtocol
 from explora_geo.evaluation.protocol import ProbeScore
@@ -86,13 +86,14 @@ def markdown(table: Table, scale: Scale, records: Sequence[Record], plots: Seque
     """
     found = by_row(records, table.id)
     marks = {row.published.mark for row in table.rows.values()} | {f.mark for f in table.findings}
-    legend = '; '.join(f'{m}: {MARKS[m]}' for m in MARKS if m in marks)
+    meanings = '; '.join(f'{m}: {CLAIMS[m]}' for m in CLAIMS if m in marks)
+    legend = f' {meanings}.' if meanings else ''
     lines = [
         f'# Table {table.id} at the scale {scale.name}: {table.title}',
         '',
         f'Made by `explora-bench report {table.id} --scale {scale.name}`. {_setting(table, scale, records)}',
         f"**The published column is {table.metric} on {table.dataset} with the paper's models; the next one "
-        f'was measured here**, mean and 95 % Student interval over seeds. {legend}.',
+        f'was measured here**, mean and 95 % Student interval over seeds.{legend}',
         '',
         *(f'- {note}' for note in table.notes),
         *([''] if table.notes else []),
@@ -136,11 +137,15 @@ def _setting(table: Table, scale: Scale, records: Sequence[Record]) -> str:
 
 
 def _table(table: Table, scale: Scale, found: dict[tuple[str, str], list[Record]]) -> list[str]:
-    methods = list(dict.fromkeys(m for rows in found.values() for r in rows for m in r['scores']))
+    every = [r for rows in found.values() for r in rows]
+    methods = list(dict.fromkeys(m for r in every for m in r['scores']))
+    measured = next((m for m in methods if all(r['scores'].get(m) == r['value'] for r in every)), None)
+    methods = [m for m in methods if m != measured]  # it stands in the column of values
+    here = f'{table.metric} here' + ('' if measured is None else f' ({score_title(measured)})')
     gain = (
         ['gain over its source'] if any(_source_of(table, row, found) for row in table.rows.values()) else []
     )
-    header = ['row', f'published, {table.metric}', f'{table.metric} here', *gain, *methods]
+    header = ['row', f'published, {table.metric}', here, *gain, *map(score_title, methods)]
     header += ['adaptation here', 'trains', 'images seen', 'seeds']
     lines = [f'| {" | ".join(header)} |', '|' + '---|' * len(header)]
     for row in table.rows.values():

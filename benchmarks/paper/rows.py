@@ -19,6 +19,8 @@ MARKS = {
     'D': 'derived',
     'O': "another system's own publication",
 }
+#: The same of findings.
+CLAIMS = {**MARKS, 'E': 'expected here, not stated there'}
 _VALUE = re.compile(r'(?P<value>\d+(?:\.\d+)?)(?P<unit>M?) (?P<mark>[WIDO])')
 Tuning = Literal['probe', 'lora', 'full', 'none']
 
@@ -136,7 +138,7 @@ class Finding:
 
     Attributes:
         text: The statement.
-        mark: Where it is made, key of `MARKS`.
+        mark: Where it is made, key of `CLAIMS`.
         better: Row that the statement puts above the other.
         worse: The other.
         equal: The statement is that `better` is not below `worse`.

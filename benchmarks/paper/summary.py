@@ -28,6 +28,17 @@ class Spread(NamedTuple):
         return f'{self.mean:{form}}{half}'
 
 
+#: Names of the probes.
+_METHODS = {'linear': 'linear sweep', 'logistic': 'linear probe', 'knn': 'k-NN'}
+
+
+def score_title(score: str) -> str:
+    """How a score such as `knn, 25` is called."""
+    method, _, budget = score.partition(', ')
+    number = f'{budget} labels a class' if budget.isdigit() else f'{budget} labels'
+    return f'{_METHODS.get(method, method)}, {number}'
+
+
 def spread(values: Sequence[float]) -> Spread:
     """Mean and interval of one value per seed."""
     if len(values) < 2:

@@ -144,7 +144,7 @@ def test_rows_and_files_are_compared_by_seed(ablation: list[dict], tmp_path: Pat
             records.append(other, {**one, 'value': one['value'] - 1})
     text = compare('3:l_r64', '3:source', path)
     assert '| value | 68.0 ± 2.5 | 61.0 ± 2.5 | +7.0 ± 0.0 |' in text
-    assert '| knn, all | 63.0 ± 2.5 | 56.0 ± 2.5 | +7.0 ± 0.0 |' in text
+    assert '| k-NN, all labels | 63.0 ± 2.5 | 56.0 ± 2.5 | +7.0 ± 0.0 |' in text
     text = compare(str(path), str(other), path)
     assert text.count('table 3') == 1 and '| +1.0 ± 0.0 |' in text
     with pytest.raises(ValueError, match="no results of '3:none': write TABLE:ROW; it has 3:source, 3:l"):
