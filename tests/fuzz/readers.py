@@ -1,4 +1,4 @@
-"""Coverage-guided fuzzing of what reads weights and adapter files.
+"""Coverage-guided fuzzing of what reads weights, adapter files and tuned models.
 
     python tests/fuzz/readers.py --seconds 60
 
@@ -25,10 +25,11 @@ from safetensors.torch import save
 from explora_geo.adaptation import ExPLoRAConfig, explora, trainable_names
 from explora_geo.checkpoints import adapter, convert, files, inspect, io, metadata, open_backbone
 from explora_geo.models import builders, create_vit
+from explora_geo.trainers import ClassificationTask, taskfile
 
 MODEL = 'vit_tiny_patch8_16'
 SUFFIXES = ('.safetensors', '.pth')
-MODULES = (adapter, convert, files, inspect, io, metadata)
+MODULES = (adapter, convert, files, inspect, io, metadata, taskfile)
 
 
 def small() -> None:
@@ -38,7 +39,7 @@ def small() -> None:
 
 def read(path: Path) -> None:
     """Pass a file to everything that reads one."""
-    for use in (adapter.read_adapter, inspect.describe_weights, open_backbone, _load):
+    for use in (adapter.read_adapter, inspect.describe_weights, open_backbone, _load, taskfile.load_task):
         check(use, path)
 
 
@@ -80,6 +81,15 @@ def seeds() -> Iterator[tuple[str, bytes]]:
             yield '.pth', path.read_bytes()
         torch.save(state, path, _use_new_zipfile_serialization=False)
         yield '.pth', path.read_bytes()
+        task = ClassificationTask(model=MODEL, weights=None, num_classes=2, tuning='linear')
+        task.data = {
+            'bands': ['red', 'green', 'blue'],
+            'mean': [0.0] * 3,
+            'std': [1.0] * 3,
+            'classes': ['a', 'b'],
+        }
+        taskfile.save_task(path, task)
+        yield '.safetensors', path.read_bytes()
 
 
 def header_of(content: bytes) -> dict[str, Any] | None:
@@ -115,8 +125,8 @@ def mutate_header(content: bytes, seed: int) -> bytes:
         except (ValueError, TypeError, RecursionError):
             inner = None
         if isinstance(inner, dict) and inner and chance.random() < 0.8:
-            config = inner.get('config')
-            place = config if isinstance(config, dict) and chance.random() < 0.4 else inner
+            within = [v for v in inner.values() if isinstance(v, dict)]
+            place = chance.choice(within) if within and chance.random() < 0.6 else inner
             place[chance.choice(list(place) or ['rank'])] = chance.choice(VALUES)
             stated[key] = json.dumps(inner)
         else:
