@@ -79,8 +79,10 @@ test: lint ## Style, types and the whole suite on python3, then most of it on py
 		$(MAKE) pytest VENV=.venv-3.12 PYTHON="$$second" SUITE='$(SECOND_SUITE)'; \
 	fi
 
+# A process for each processor, of one thread each: most tests are too small for more
+pytest: export OMP_NUM_THREADS = 1
 pytest: $(BIN)/.installed-tests ## The whole suite on python3 only
-	@$(BIN)/python -m pytest $(CHOICE) $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(CHOICE) $(PYTEST_ARGS)
 
 # Python 3.12 tells of lines at almost no cost; older ones ignore the wish
 coverage: $(BIN)/.installed-tests ## Lines that the whole suite runs, 95 % or more, and those it does not
