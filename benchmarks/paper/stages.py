@@ -111,15 +111,17 @@ class Store:
         Returns:
             The record.
         """
-        self._works[stage.key] = work, together
+        if not stage.made:
+            self._works[stage.key] = work, together
         if not stage.finished:
             self.make(stage)
         return stage.record
 
     def make(self, stage: Stage) -> None:
         """See to it that the files of a stage are here, after `run`: one of the ledger runs again."""
-        work, together = self._works[stage.key]
-        if not stage.made and (together or is_first_process()):
+        # Works hold images, so none is kept for longer than it may be needed.
+        work, together = self._works.pop(stage.key, (None, False))
+        if work is not None and not stage.made and (together or is_first_process()):
             stage.folder.mkdir(parents=True, exist_ok=True)
             if not self.resume:
                 stage.checkpoint.unlink(missing_ok=True)

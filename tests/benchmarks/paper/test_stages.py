@@ -1,6 +1,8 @@
 """Stages are named by their content and run once."""
 
+import gc
 import json
+import weakref
 from pathlib import Path
 
 import pytest
@@ -82,3 +84,21 @@ def test_the_ledger_stands_for_a_folder_that_was_not_brought_along(tmp_path: Pat
     store.make(stage)  # for a stage that needs its files
     assert (stage.folder / 'model').is_file() and len(ran) == 2
     assert len((tmp_path / 'stages.jsonl').read_text().splitlines()) == 1
+
+
+def test_the_images_of_a_finished_stage_are_let_go(tmp_path: Path) -> None:
+    class Images:
+        """What a stage works on."""
+
+    def run(store: Store, value: int) -> weakref.ref[Images]:
+        images = Images()
+        stage = store.stage('adapted', {'a': value})
+        store.run(stage, lambda s: {'value': len(vars(images))})
+        store.run(stage, lambda s: {'value': len(vars(images))})
+        store.make(stage)
+        return weakref.ref(images)
+
+    store = Store(tmp_path)
+    found = [run(store, value) for value in range(3)]
+    gc.collect()
+    assert [image() for image in found] == [None] * 3
