@@ -1,7 +1,7 @@
 """`explora-geo map`: a georeferenced map of a scene."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -46,7 +46,7 @@ def make(
 
     from explora_geo.checkpoints import open_backbone
     from explora_geo.commands.device import pick_device
-    from explora_geo.maps import MapOptions, make_map
+    from explora_geo.maps import MapOptions, check_outputs, make_map
     from explora_geo.maps.model import open_features, open_model
     from explora_geo.maps.scene import Scene
 
@@ -62,6 +62,14 @@ def make(
         overlap=overlap, block=block, batch_size=batch_size, workers=workers, device=where, statistics=kind
     )
     opened = Scene(scene, found.bands, file_bands.split(',') if file_bands else None)
+    wanted: dict[str, Any] = {
+        'probabilities': probabilities,
+        'vectors': vectors,
+        'vector_classes': tuple(c.strip() for c in classes.split(',') if c.strip()),
+        'embeddings': embeddings,
+        'quicklook': quicklook,
+    }
+    check_outputs(opened, found, source, out, **wanted)
     console = Console()
     if dry_run:
         console.print(_plan(opened, found, options), markup=False, highlight=False, soft_wrap=True)
@@ -74,20 +82,7 @@ def make(
                 bars[what] = progress.add_task(what, total=total)
             progress.update(bars[what], completed=done)
 
-        files = make_map(
-            opened,
-            found,
-            source,
-            out,
-            options,
-            probabilities=probabilities,
-            vectors=vectors,
-            vector_classes=tuple(c.strip() for c in classes.split(',') if c.strip()),
-            min_area=min_area,
-            embeddings=embeddings,
-            quicklook=quicklook,
-            progress=report,
-        )
+        files = make_map(opened, found, source, out, options, **wanted, min_area=min_area, progress=report)
     console.print('\n'.join(f'{k}: {v}' for k, v in files.items()), markup=False, highlight=False)
 
 

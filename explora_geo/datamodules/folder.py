@@ -161,3 +161,7 @@ class FolderDataModule(ArchiveDataModule):
             if wanted and isinstance(other, FolderDataset) and wanted <= set(other.classes):
                 dataset.relabel(other.classes)
                 return
+        # Labels mean the same everywhere: what training does not know is numbered after what it does.
+        known = self.dataset.classes if isinstance(self.dataset, FolderDataset) else ()
+        if wanted and known:
+            dataset.relabel([*known, *(name for name in dataset.classes if name not in known)])

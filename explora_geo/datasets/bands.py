@@ -76,6 +76,12 @@ def name_bands(
     return names
 
 
+def same_bands(one: Sequence[str | None], other: Sequence[str | None]) -> bool:
+    """Whether two files have the same bands in the same order, however they are spelled."""
+    first, second = ([canonical(n or '') for n in names] for names in (one, other))
+    return first == second
+
+
 def select_bands(wanted: Sequence[str] | None, available: Sequence[str]) -> list[int]:
     """Find wanted bands among the available ones.
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import geopandas as gpd
 import rasterio
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import NotGeoreferencedWarning
 from rasterio.warp import transform
 
 from .files import RASTER_SUFFIXES
@@ -76,7 +76,7 @@ def _raster_footprint(path: Path) -> str | None:
                 west, south, east, north = source.bounds
                 ring = [west, east, east, west, west], [south, south, north, north, south]
                 longitudes, latitudes = transform(source.crs, CRS, *ring)
-    except (RasterioError, OSError):
+    except Exception:  # GDAL has no public class for coordinates that lead to no longitude and latitude
         return None
     points = ', '.join(f'{x} {y}' for x, y in zip(longitudes, latitudes, strict=True))
     return f'POLYGON (({points}))'

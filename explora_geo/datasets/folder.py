@@ -106,7 +106,7 @@ class FolderDataset(NonGeoDataset):
         self.labels = [self.class_to_idx[self._class_of(path)] for path in files] if self.classes else None
         path, header = self._probe(None if file_bands is None else spell(file_bands))
         self.file_bands = name_bands(header.count, header.dtype, header.descriptions, file_bands, str(path))
-        self._positions = select_bands(bands, self.file_bands)
+        self._positions, self._by_name = select_bands(bands, self.file_bands), file_bands is None
         self._dtype = header.dtype
         self.bands = tuple(self.file_bands[i] for i in self._positions)
 
@@ -203,7 +203,7 @@ class FolderDataset(NonGeoDataset):
 
     def _read(self, index: int) -> NDArray[Any]:
         """Pixels of one file as they are, shape (C, H, W)."""
-        return read_image(self.files[index], self.file_bands, self._positions, self._dtype)
+        return read_image(self.files[index], self.file_bands, self._positions, self._dtype, self._by_name)
 
     def _class_of(self, path: Path) -> str:
         return path.relative_to(self.root).parts[0]

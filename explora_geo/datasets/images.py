@@ -16,7 +16,7 @@ from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning
 from torch.nn import functional as F
 
-from .bands import RGB
+from .bands import RGB, canonical, same_bands
 from .files import PLAIN_SUFFIXES
 
 #: Beginnings of TIFF files, in either byte order, classic and big.
@@ -74,7 +74,11 @@ def depth(dtype: str) -> str:
 
 
 def read_image(
-    path: Path, names: Sequence[str], positions: Sequence[int], dtype: str | None = None
+    path: Path,
+    names: Sequence[str],
+    positions: Sequence[int],
+    dtype: str | None = None,
+    by_name: bool = False,
 ) -> NDArray[Any]:
     """Read chosen bands of an image in the file's own type and units.
 
@@ -86,6 +90,8 @@ def read_image(
         names: Names of all bands the file should have, in file order.
         positions: Zero-based positions of the bands to return.
         dtype: Pixel type of the other images, if known.
+        by_name: Whether bands are looked for by the names that the file states, if it does, as they may be
+            in another order than in the other images.
 
     Returns:
         Pixels, shape (C, H, W).
@@ -107,6 +113,8 @@ def read_image(
                 pixels = pixels[list(positions)]
             else:
                 _check_count(source.count, names)
+                if by_name:
+                    positions = _own_positions(source.descriptions, names, positions)
                 pixels = source.read([i + 1 for i in positions])
                 if source.nodata is not None:
                     pixels = fill_nodata(pixels, source.nodata)
@@ -119,13 +127,40 @@ def read_image(
     return np.ascontiguousarray(pixels)
 
 
-def fill_nodata(pixels: NDArray[Any], nodata: float) -> NDArray[Any]:
-    """Give pixels without data the mean of their band's others.
+def _own_positions(
+    descriptions: Sequence[str | None], names: Sequence[str], positions: Sequence[int]
+) -> Sequence[int]:
+    """Positions in a file that states its bands; the given ones if it does not."""
+    if not all(descriptions) or same_bands(descriptions, names):
+        return positions
+    stated, wanted = ([canonical(n or '') for n in found] for found in (descriptions, names))
+    if sorted(stated) != sorted(wanted):
+        raise BadTileError(
+            f'its bands are {tuple(descriptions)} instead of {tuple(names)}; if only the names differ, give '
+            'file_bands'
+        )
+    return [stated.index(wanted[i]) for i in positions]
+
+
+def without_data(pixels: NDArray[Any], nodata: float) -> NDArray[np.bool_]:
+    """Where an image has no data, shape (C, H, W).
 
     Args:
         pixels: Image, shape (C, H, W).
         nodata: What means nodata: a value that a pixel has in every band, as a dark pixel of one band is no
             hole, or NaN in any.
+    """
+    if np.isnan(nodata):
+        return np.isnan(pixels)
+    return np.broadcast_to((pixels == nodata).all(0), pixels.shape)
+
+
+def fill_nodata(pixels: NDArray[Any], nodata: float) -> NDArray[Any]:
+    """Give pixels without data the mean of their band's others.
+
+    Args:
+        pixels: Image, shape (C, H, W).
+        nodata: What means nodata; see `without_data`.
 
     Returns:
         Image of the same type; the same one if all pixels are data.
@@ -133,10 +168,7 @@ def fill_nodata(pixels: NDArray[Any], nodata: float) -> NDArray[Any]:
     Raises:
         BadTileError: If a band has no data.
     """
-    if np.isnan(nodata):
-        empty = np.isnan(pixels)
-    else:
-        empty = np.broadcast_to((pixels == nodata).all(0), pixels.shape)
+    empty = without_data(pixels, nodata)
     if not empty.any():
         return pixels
     if empty.all((1, 2)).any():

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from .files import IMAGE_SUFFIXES, PathLike
 from .folder import FolderDataset
-from .images import BadTileError, _raster
+from .images import BadTileError, _raster, without_data
 from .plot_masks import Colour, plot_masks
 
 
@@ -125,8 +125,8 @@ class MaskFolderDataset(FolderDataset):
 
     def _mask(self, index: int, image: Tensor) -> Tensor:
         path = self._mask_path(self.files[index])
-        values = read_mask(path)
-        original = self._original_size(self.files[index])
+        values = read_mask(path, self.numbers)
+        original, hole = self._original(self.files[index])
         if values.shape != original:
             raise BadTileError(
                 f'its mask {path.name} has {values.shape[0]}x{values.shape[1]} pixels, the image '
@@ -138,7 +138,7 @@ class MaskFolderDataset(FolderDataset):
                 raise BadTileError(
                     f'its mask holds the values {unknown[:5]}, which mask_values does not list'
                 )
-            table = values.copy()
+            table = values.astype(np.int64)  # of any label, whatever the file's type can hold
             for value, label in self.mask_values.items():
                 table[values == value] = label
             values = table
@@ -146,6 +146,8 @@ class MaskFolderDataset(FolderDataset):
         mask = resize_mask(torch.from_numpy(values.astype(dtype)), self.size)
         if self.ignore_black is not None:
             mask[(image == 0).all(0)] = self.ignore_black
+            if hole is not None:  # the image has other values there
+                mask[resize_mask(torch.from_numpy(hole), self.size)] = self.ignore_black
         return mask
 
     def _mask_path(self, image: Path) -> Path:
@@ -154,24 +156,30 @@ class MaskFolderDataset(FolderDataset):
         if same.is_file():
             return same
         for suffix in sorted(IMAGE_SUFFIXES):
-            if same.with_suffix(suffix).is_file():
-                return same.with_suffix(suffix)
+            for spelled in (suffix, suffix.upper()):
+                if same.with_suffix(spelled).is_file():
+                    return same.with_suffix(spelled)
         raise BadTileError(f'there is no mask {same.with_suffix(".*")}')
 
-    @staticmethod
-    def _original_size(image: Path) -> tuple[int, int]:
+    def _original(self, image: Path) -> tuple[tuple[int, int], NDArray[np.bool_] | None]:
+        """Height and width of an image's file, and where it has no data if it says so."""
         with _raster(image) as source:
-            return source.height, source.width
+            hole: NDArray[np.bool_] | None = None
+            if self.ignore_black is not None and source.nodata is not None:
+                pixels = source.read([i + 1 for i in self._positions if i < source.count])
+                hole = np.asarray(without_data(pixels, source.nodata).all(0))
+            return (source.height, source.width), hole
 
 
-def read_mask(path: Path) -> NDArray[Any]:
+def read_mask(path: Path, numbers: bool = False) -> NDArray[Any]:
     """Read the one band of a mask; of palette images the indices.
 
     Args:
         path: Image file of any kind.
+        numbers: Whether the mask holds numbers: nodata is then NaN, no measurement.
 
     Returns:
-        Values, shape (H, W).
+        Values, shape (H, W), float32 for numbers, else in the file's type.
 
     Raises:
         BadTileError: If the file is damaged or has several bands.
@@ -179,7 +187,12 @@ def read_mask(path: Path) -> NDArray[Any]:
     with _raster(path) as source:
         if source.count != 1:
             raise BadTileError(f'its mask {path.name} has {source.count} bands instead of one')
-        return source.read(1)
+        values = source.read(1)
+        if numbers:
+            values = values.astype(np.float32)
+            if source.nodata is not None:
+                values[values == np.float32(source.nodata)] = np.nan
+        return values
 
 
 def resize_mask(mask: Tensor, size: int | None) -> Tensor:

@@ -17,10 +17,10 @@ from rasterio.errors import NodataShadowWarning, NotGeoreferencedWarning, Raster
 from torchgeo.datasets import RasterDataset
 from torchgeo.datasets.utils import GeoSlice
 
-from .bands import name_bands, select_bands
+from .bands import name_bands, same_bands, select_bands
 from .catalog import CRS as CATALOG_CRS
 from .files import RASTER_SUFFIXES, PathLike, find_images
-from .images import BadTileError, fill_nodata
+from .images import BadTileError, depth, fill_nodata
 from .plotting import plot_sample
 
 #: A date such as 20170827 or 2017-08-27 that is not part of a longer number.
@@ -72,6 +72,8 @@ class SceneDataset(RasterDataset):
         self.strict = strict
         usable: list[Path] = []
         names: tuple[str, ...] = ()
+        range_: str | None = None
+        self._nodata: dict[str, float] = {}
         for path in _find_scenes(paths):
             try:
                 with warnings.catch_warnings():
@@ -79,6 +81,7 @@ class SceneDataset(RasterDataset):
                     with rasterio.open(path) as src:
                         count, dtype = src.count, src.dtypes[0]
                         descriptions, has_place = src.descriptions, src.crs is not None
+                        nodata = src.nodata
             except RasterioError as error:
                 self._leave_out(path, f'it cannot be read ({error})')
                 continue
@@ -90,7 +93,16 @@ class SceneDataset(RasterDataset):
             elif count != len(names):
                 self._leave_out(path, f'it has {count} bands instead of {len(names)} {names}')
                 continue
+            elif file_bands is None and all(descriptions) and not same_bands(descriptions, names):
+                self._leave_out(path, f'its bands are {descriptions} instead of {names}, in this order')
+                continue
+            range_ = range_ or depth(dtype)
+            if depth(dtype) != range_:
+                self._leave_out(path, f'its pixels are {dtype}, those of the scenes before are {range_}')
+                continue
             usable.append(path)
+            if nodata is not None:
+                self._nodata[str(path)] = nodata
         if not usable:
             raise FileNotFoundError(
                 f'No georeferenced scene can be used in {paths}; check the path, or read images '
@@ -103,8 +115,6 @@ class SceneDataset(RasterDataset):
         self._sample_transforms = transforms
         self.bands: tuple[str, ...] = chosen
         self.index.index = _intervals(self.index['filepath'])
-        with rasterio.open(usable[0]) as src:
-            self._nodata = src.nodata
 
     def __getitem__(self, query: GeoSlice) -> dict[str, Any]:
         """Return one window.
@@ -128,11 +138,11 @@ class SceneDataset(RasterDataset):
                 image = super().__getitem__(query)['image']
         except RasterioError as error:
             return self._skip(x, y, f'it cannot be read ({error})')
-        if self._nodata is not None:
-            try:
-                image = torch.from_numpy(fill_nodata(image.numpy(), self._nodata))
-            except BadTileError as error:
-                return self._skip(x, y, str(error))
+        try:
+            for nodata in self._nodata_of(query):
+                image = torch.from_numpy(fill_nodata(image.numpy(), nodata))
+        except BadTileError as error:
+            return self._skip(x, y, str(error))
         if not torch.isfinite(image).all():
             return self._skip(x, y, 'it has NaN or infinite pixels')
         bounds = torch.tensor([x.start, y.start, x.stop, y.stop], dtype=torch.float64)
@@ -159,6 +169,16 @@ class SceneDataset(RasterDataset):
             The figure, in true colour if the bands allow it.
         """
         return plot_sample(sample, self.bands, (), show_titles, suptitle)
+
+    def _nodata_of(self, query: GeoSlice) -> set[float]:
+        """What means nodata in the scenes of a window."""
+        values = set(self._nodata.values())
+        if len(values) == 1 and len(self._nodata) == len(self.index):
+            return values
+        x, y, t = self._disambiguate_slice(query)
+        scenes = self.index.iloc[self.index.index.overlaps(pd.Interval(t.start, t.stop))]
+        files = scenes.cx[x.start : x.stop, y.start : y.stop]['filepath']
+        return {self._nodata[file] for file in map(str, files) if file in self._nodata}
 
     def _leave_out(self, path: Path, reason: str) -> None:
         if self.strict:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
 from explora_geo.checkpoints import read_state, state_sha256, write_state
+from explora_geo.datasets.packed import is_pack
 from explora_geo.evaluation.features import FeatureTable, extract_features
 from explora_geo.models.vit import ViT
 
@@ -48,9 +49,13 @@ def dataset_sha256(dataset: Dataset[Any]) -> str:
             try:
                 status = path.stat()
                 version = f'{status.st_size}|{status.st_mtime_ns}'
-            except OSError:  # skipped when it is read
+            except OSError:  # skipped when it is read, or of a pack, which has files of its own
                 version = 'missing'
             digest.update(f'{name}|{version}\n'.encode())
+        if is_pack(root):
+            for path in sorted(root.iterdir()):
+                status = path.stat()
+                digest.update(f'{path.name}|{status.st_size}|{status.st_mtime_ns}\n'.encode())
         digest.update(f'{getattr(dataset, "classes", "")}{getattr(dataset, "labels", "")}'.encode())
         return digest.hexdigest()
     for index in range(len(dataset)):  # type: ignore[arg-type]

@@ -20,6 +20,7 @@ class MapModel(NamedTuple):
     Attributes:
         function: From normalised tiles to values per pixel, shape (B, K, T, T).
         backbone: The ViT, for features of patches.
+        outputs: Values per pixel K.
         classes: Names of the classes; empty for numbers.
         colours: Their colours.
         bands: Names of the bands, in order.
@@ -30,6 +31,7 @@ class MapModel(NamedTuple):
 
     function: Function | None
     backbone: ViT
+    outputs: int
     classes: tuple[str, ...]
     colours: tuple[tuple[int, ...], ...]
     bands: tuple[str, ...]
@@ -80,6 +82,7 @@ def open_model(path: str | Path, device: torch.device | str = 'cpu') -> MapModel
     return MapModel(
         function,
         vit,
+        len(classes) or task.outputs,
         classes,
         colours,
         vit.patch_embed.bands,
@@ -94,7 +97,7 @@ def open_features(vit: ViT, device: torch.device | str = 'cpu') -> MapModel:
     vit.to(device)
     tile = vit.patch_embed.grid_size[0] * vit.patch_embed.patch_size
     digest = state_sha256(vit.state_dict())
-    return MapModel(None, vit, (), (), vit.patch_embed.bands, tile, {}, digest)
+    return MapModel(None, vit, 0, (), (), vit.patch_embed.bands, tile, {}, digest)
 
 
 def patch_features(vit: ViT) -> Function:

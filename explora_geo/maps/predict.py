@@ -20,7 +20,7 @@ Function = Callable[[Tensor], Tensor]
 class Tiles(Dataset[dict[str, Any]]):
     """Normalised tiles of a scene; nodata becomes the mean of its band."""
 
-    def __init__(self, scene: Scene, boxes: list[Box], mean: Tensor, std: Tensor) -> None:
+    def __init__(self, scene: Scene, boxes: list[Box], mean: Tensor, std: Tensor, clip: bool = False) -> None:
         """Initialize Tiles.
 
         Args:
@@ -28,10 +28,11 @@ class Tiles(Dataset[dict[str, Any]]):
             boxes: Windows to read.
             mean: Mean of each band, shape (C,).
             std: Standard deviation of each band, shape (C,).
+            clip: Whether these are start and length of a range (mean - 2 std and 4 std), which is cut off.
         """
         self.scene, self.boxes = scene, boxes
         self._files, self._source = ExitStack(), None
-        self.mean, self.std = mean.view(-1, 1, 1), std.view(-1, 1, 1)
+        self.mean, self.std, self.clip = mean.view(-1, 1, 1), std.view(-1, 1, 1), clip
 
     def close(self) -> None:
         """Close the scene."""
@@ -47,7 +48,10 @@ class Tiles(Dataset[dict[str, Any]]):
             self._source = self._files.enter_context(self.scene.open())
         pixels, valid = self.scene.read(self._source, self.boxes[index])
         image = (torch.from_numpy(pixels) - self.mean) / self.std
-        image = torch.where(torch.from_numpy(valid), image, torch.zeros(()))
+        if self.clip:
+            image = image.clamp(0, 1)
+        middle = torch.tensor(0.5 if self.clip else 0.0)
+        image = torch.where(torch.from_numpy(valid), image, middle)
         return {'image': image, 'box': torch.tensor(self.boxes[index]), 'empty': not valid.any()}
 
 
@@ -59,6 +63,7 @@ def predict_block(
     mean: Tensor,
     std: Tensor,
     *,
+    clip: bool = False,
     cell: int = 1,
     batch_size: int = 16,
     workers: int = 0,
@@ -73,6 +78,7 @@ def predict_block(
         function: The model.
         mean: Mean of each band, shape (C,).
         std: Standard deviation of each band, shape (C,).
+        clip: See `Tiles`.
         cell: Pixels along the side of an output cell: 1, or the patch side.
         batch_size: Tiles per call.
         workers: Processes that read tiles.
@@ -89,7 +95,8 @@ def predict_block(
     height, width = block.shape[0] // cell, block.shape[1] // cell
     total = np.zeros((height, width), dtype=np.float32)
     sums: NDArray[np.float32] | None = None
-    for box, values in _predict(scene, grid.tiles(block), function, mean, std, batch_size, workers, device):
+    tiles = Tiles(scene, grid.tiles(block), mean, std, clip)
+    for box, values in _predict(tiles, function, batch_size, workers, device):
         if sums is None:
             sums = np.zeros((len(values), height, width), dtype=np.float32)
         inside = Box(*(v // cell for v in _overlap(box, block)))
@@ -107,16 +114,8 @@ def predict_block(
 
 
 def _predict(
-    scene: Scene,
-    boxes: list[Box],
-    function: Function,
-    mean: Tensor,
-    std: Tensor,
-    batch_size: int,
-    workers: int,
-    device: torch.device | str,
+    tiles: Tiles, function: Function, batch_size: int, workers: int, device: torch.device | str
 ) -> Iterator[tuple[Box, NDArray[np.float32]]]:
-    tiles = Tiles(scene, boxes, mean, std)
     loader: Any = DataLoader(tiles, batch_size, num_workers=workers)
     with closing(tiles):
         for batch in loader:

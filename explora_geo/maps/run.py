@@ -93,15 +93,30 @@ def make_map(
         ValueError: If the scene is smaller than a tile, or the options do not fit the model.
         OSError: If a file cannot be written.
     """
-    _check(model, source, out, probabilities, vectors, embeddings, quicklook, vector_classes)
-    if vectors is not None:
-        scene.check_areas()
-    statistics = scene.statistics() if options.statistics == 'scene' else statistics_of(model.data, source)
+    check_outputs(
+        scene,
+        model,
+        source,
+        out,
+        probabilities=probabilities,
+        vectors=vectors,
+        vector_classes=vector_classes,
+        embeddings=embeddings,
+        quicklook=quicklook,
+    )
+    clip = bool(model.data.get('clip'))
+    if options.statistics == 'scene':
+        statistics = scene.statistics()
+        if clip:
+            statistics = _clipped(statistics)
+    else:
+        statistics = statistics_of(model.data, source)
     setting = {
         'scene': scene.identity,
         'bands': scene.bands,
         'model': model.sha256,
         'statistics': statistics,
+        'clip': clip,
         'overlap': options.overlap,
         'block': options.block,
     }
@@ -111,7 +126,18 @@ def make_map(
             grid = TileGrid.create(scene.height, scene.width, model.tile, options.overlap, options.block)
             keep = probabilities is not None
             parts = Parts(out, {**setting, 'probabilities': keep})
-            _fill(scene, grid, parts, model.function, statistics, options, 1, _pixels(model, keep), progress)
+            _fill(
+                scene,
+                grid,
+                parts,
+                model.function,
+                statistics,
+                clip,
+                options,
+                1,
+                _pixels(model, keep),
+                progress,
+            )
             files |= _write_maps(scene, model, grid, parts, out, probabilities, str(source))
             parts.remove()
         if embeddings is not None:
@@ -121,7 +147,7 @@ def make_map(
             )
             parts = Parts(embeddings, {**setting, 'embeddings': step})
             function = patch_features(model.backbone.eval())
-            _fill(scene, grid, parts, function, statistics, options, step, _features(model), progress)
+            _fill(scene, grid, parts, function, statistics, clip, options, step, _features(model), progress)
             files['embeddings'] = _write_embeddings(scene, model, grid, parts, embeddings, str(source))
             parts.remove()
         if out is not None and vectors is not None:
@@ -135,17 +161,23 @@ def make_map(
     return files
 
 
-def _check(
+def check_outputs(
+    scene: Scene,
     model: MapModel,
     source: str | Path,
     out: Path | None,
-    probabilities: Path | None,
-    vectors: Path | None,
-    embeddings: Path | None,
-    quicklook: Path | None,
-    vector_classes: tuple[str, ...],
+    *,
+    probabilities: Path | None = None,
+    vectors: Path | None = None,
+    vector_classes: tuple[str, ...] = (),
+    embeddings: Path | None = None,
+    quicklook: Path | None = None,
 ) -> None:
-    """Refuse what would fail after hours of computing."""
+    """Refuse what would fail after hours of computing, or overwrite the scene; see `make_map`.
+
+    Raises:
+        ValueError: If outputs do not fit the model, the scene or one another.
+    """
     if out is None and embeddings is None:
         raise ValueError('give out for a map, or embeddings for features of patches')
     if out is None and (probabilities or vectors or quicklook):
@@ -164,6 +196,16 @@ def _check(
     for path in (vectors, embeddings if embeddings and embeddings.suffix == '.parquet' else None):
         if path is not None:
             check_vector_path(path)
+    taken = {scene.path.resolve()}
+    for path in (out, probabilities, vectors, embeddings, quicklook):
+        if path is None:
+            continue
+        if path.resolve() in taken:
+            what = 'the scene itself' if path.resolve() == scene.path.resolve() else 'another output'
+            raise ValueError(f'{path} is {what}: give every output a file of its own')
+        taken.add(path.resolve())
+    if vectors is not None:
+        scene.check_areas()
 
 
 def _fill(
@@ -172,6 +214,7 @@ def _fill(
     parts: Parts,
     function: Function,
     statistics: Mapping[str, list[float]],
+    clip: bool,
     options: MapOptions,
     cell: int,
     finish: Callable[[Any, Any], dict[str, Any]],
@@ -192,6 +235,7 @@ def _fill(
             function,
             mean,
             std,
+            clip=clip,
             cell=cell,
             batch_size=options.batch_size,
             workers=options.workers,
@@ -207,13 +251,18 @@ def _fill(
     progress(what, len(blocks), len(blocks))
 
 
+def _clipped(statistics: Mapping[str, list[float]]) -> dict[str, list[float]]:
+    """Start and length of SatMAE's range, two standard deviations about the mean."""
+    pairs = list(zip(statistics['mean'], statistics['std'], strict=True))
+    return {'mean': [mean - 2 * std for mean, std in pairs], 'std': [4 * std for _, std in pairs]}
+
+
 def _pixels(model: MapModel, probabilities: bool) -> Callable[[Any, Any], dict[str, Any]]:
     """Classes, or numbers, of a block, and probabilities if they are wanted."""
-    count = max(len(model.classes), 1)
 
     def finish(values: Any, valid: Any) -> dict[str, Any]:
         if values is None:
-            values = np.zeros((count, *valid.shape), dtype=np.float32)
+            values = np.zeros((model.outputs, *valid.shape), dtype=np.float32)
         if not model.classes:
             return {'map': np.where(valid, values, np.float32(np.nan))}
         found = {'map': np.where(valid, values.argmax(0), NODATA).astype(np.uint8)[None]}
@@ -253,8 +302,7 @@ def _write_maps(
         profile = {**place, 'dtype': 'uint8', 'count': 1, 'nodata': NODATA}
         assemble(out, parts, grid, 'map', profile, colours=model.colours, names=['class'], tags=tags | named)
     else:
-        bands = parts.read(0)['map'].shape[0]
-        profile = {**place, 'dtype': 'float32', 'count': bands, 'nodata': np.nan}
+        profile = {**place, 'dtype': 'float32', 'count': model.outputs, 'nodata': np.nan}
         assemble(out, parts, grid, 'map', profile, tags=tags)
     if probabilities is not None:
         profile = {**place, 'dtype': 'float32', 'count': len(model.classes), 'nodata': np.nan}
@@ -275,8 +323,10 @@ def _write_embeddings(
         'nodata': np.nan,
     }
     tags = {'MODEL': Path(source).name, 'MODEL_SHA256': model.sha256, 'SCENE': scene.path.name}
-    raster = out.with_suffix('.tif') if out.suffix == '.parquet' else out
+    points = out.suffix == '.parquet'
+    # Not beside the points, where a file of the user's may have the raster's name.
+    raster = parts.folder / 'embeddings.tif' if points else out
     assemble(raster, parts, grid, 'embeddings', profile, cell=cell, tags=tags)
-    if out.suffix == '.parquet':
+    if points:
         embedding_points(raster, out)
     return out

@@ -28,8 +28,8 @@ def describe_data(datamodule: Any, bands: Sequence[str]) -> dict[str, Any]:
         bands: Names of the model's bands.
 
     Returns:
-        `bands`, and where known `mean` and `std` (one value per band, units of the files), `classes` and
-        `colours`.
+        `bands`, and where known `mean` and `std` (one value per band, units of the files), `clip` where these
+        are start and length of a range that is cut off, `classes` and `colours`.
 
     Raises:
         ValueError: If the data has other bands than the model.
@@ -45,6 +45,8 @@ def describe_data(datamodule: Any, bands: Sequence[str]) -> dict[str, Any]:
         value = getattr(datamodule, name, None)
         if value is not None:
             found[name] = torch.as_tensor(value).float().flatten().expand(len(bands)).tolist()
+    if getattr(datamodule, 'normalise', None) == 'clip':
+        found['clip'] = True
     for dataset in (getattr(datamodule, f'{part}_dataset', None) for part in ('train', 'val', 'test')):
         dataset = getattr(dataset, 'dataset', dataset)  # a Subset's
         classes = getattr(dataset, 'classes', None)

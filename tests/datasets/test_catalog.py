@@ -3,6 +3,8 @@
 from pathlib import Path
 
 import pytest
+import rasterio
+from rasterio.crs import CRS
 
 from explora_geo.datasets.catalog import build_catalog, footprint
 
@@ -31,3 +33,13 @@ def test_damaged_and_unplaced_rasters_have_no_footprint(tmp_path: Path) -> None:
     assert footprint(tmp_path / 'damaged.tif') is None
     assert footprint(tmp_path / 'missing.tif') is None
     assert footprint(tmp_path / 'missing.png') is None
+
+
+def test_local_coordinates_have_no_place_on_earth(tmp_path: Path) -> None:
+    tile = next((DATA / 'eurosat_ms').glob('*/*.tif'))
+    with rasterio.open(tile) as source:
+        profile, pixels = source.profile, source.read()
+    local = CRS.from_wkt('LOCAL_CS["here",UNIT["metre",1]]')
+    with rasterio.open(tmp_path / 'local.tif', 'w', **{**profile, 'crs': local}) as target:
+        target.write(pixels)
+    assert footprint(tmp_path / 'local.tif') is None

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import rasterio
 
+from explora_geo.datasets import FolderDataset
+from explora_geo.datasets.bands import canonical
 from explora_geo.datasets.images import BadTileError, read_image
 
 TILE = next((Path(__file__).parents[1] / 'data' / 'eurosat_ms' / 'River').glob('*.tif'))
@@ -42,3 +44,21 @@ def test_a_band_without_data_is_named(tmp_path: Path) -> None:
     with pytest.raises(BadTileError, match=r'nodata \(nan\) only'):
         read_image(path, NAMES, CHOSEN)
     assert read_image(path, NAMES, [3, 4]).shape == (2, 64, 64)
+
+
+def test_bands_are_found_by_the_names_a_file_states(tmp_path: Path) -> None:
+    with rasterio.open(TILE) as file:
+        profile, pixels = file.profile, file.read([4, 3, 2])
+    stated = {'a': ('red', 'green', 'blue'), 'b': ('B', 'R', 'G'), 'c': ('red', 'green', 'nir'), 'd': ()}
+    for name, bands in stated.items():
+        order = [('red', 'green', 'blue').index(canonical(b)) for b in bands] if name in 'ab' else [0, 1, 2]
+        with rasterio.open(tmp_path / f'{name}.tif', 'w', **{**profile, 'count': 3}) as file:
+            file.write(pixels[order])
+            if bands:
+                file.descriptions = bands
+    dataset = FolderDataset(tmp_path, bands=['blue', 'red'])
+    for index in (0, 1, 3):  # a file that states nothing is read by position
+        assert np.array_equal(dataset[index]['image'].numpy(), pixels[[2, 0]].astype(np.float32))
+    assert "instead of ('red', 'green', 'blue'); if only the names differ, give" in dataset[2]['skipped']
+    by_position = FolderDataset(tmp_path, file_bands=['red', 'green', 'blue'])
+    assert np.array_equal(by_position[1]['image'].numpy(), pixels[[2, 0, 1]].astype(np.float32))

@@ -50,8 +50,11 @@ def test_values_become_classes_and_black_is_ignored(masks: Path) -> None:
         pixels = np.maximum(target.read(), 1)
         pixels[:, :5] = 0
         target.write(pixels)
+    (masks / 'masks' / '01.png').rename(masks / 'masks' / '01.PNG')
     dataset = MaskFolderDataset(masks, mask_values={0: 0, 255: 1}, ignore_black=9, strict=True)
     mask = dataset[1]['mask']
+    odd = MaskFolderDataset(masks, mask_values={0: -1, 255: 300}, strict=True)[1]['mask']
+    assert odd.unique().tolist() == [-1, 300]  # beyond the file's 8 bits
     assert (mask[:5] == 9).all() and (mask[5:, :20] == 0).all() and (mask[5:, 20:] == 1).all()
     assert dataset.plot(dataset[1]) is not None
     plt.close('all')
@@ -80,3 +83,28 @@ def test_both_folders_are_needed(masks: Path) -> None:
     shutil.rmtree(masks / 'masks')
     with pytest.raises(FileNotFoundError, match=r'There is no folder .*masks'):
         MaskFolderDataset(masks)
+
+
+@pytest.mark.parametrize('size', [None, 32])
+def test_what_an_image_states_as_nodata_is_ignored_as_black_is(masks: Path, size: int | None) -> None:
+    with rasterio.open(masks / 'images' / '02.tif', 'r+') as target:
+        pixels = np.maximum(target.read(), 1)
+        pixels[:, :8] = 255
+        pixels[0, 40] = 255
+        target.write(pixels)
+        target.nodata = 255
+    mask = MaskFolderDataset(masks, ignore_black=9, strict=True, size=size)[2]['mask']
+    rows = 8 if size is None else 4
+    assert (mask[:rows] == 9).all() and not (mask[rows:] == 9).any()
+
+
+def test_a_number_that_means_nodata_is_no_measurement(masks: Path) -> None:
+    folder = masks.parent / 'numbers'
+    values = np.full((64, 64), 5, dtype=np.float32)
+    values[:, :10] = -9999
+    path = next(p for p in sorted((folder / 'masks').iterdir()) if p.stem == '03')
+    write_mask(path, values)
+    with rasterio.open(path, 'r+') as target:
+        target.nodata = -9999
+    mask = MaskFolderDataset(folder, numbers=True, strict=True)[3]['mask']
+    assert mask[:, :10].isnan().all() and (mask[:, 10:] == 5).all()

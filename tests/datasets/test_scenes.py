@@ -165,3 +165,30 @@ def test_the_catalogue_names_scene_time_and_place() -> None:
     assert catalog.crs == 'EPSG:4326'
     west, south, east, north = catalog.total_bounds
     assert -105 < west < east < -96 and 45 < south < north < 49.1  # North Dakota
+
+
+def test_scenes_of_other_bands_or_another_range_are_left_out_and_each_has_its_nodata(tmp_path: Path) -> None:
+    with rasterio.open(SCENES[0]) as file:
+        profile, pixels = file.profile, file.read().astype(np.int16)
+    written: dict[str, tuple[np.ndarray[Any, Any], tuple[str, ...], float | None]] = {
+        'a_20200101': (pixels, BANDS, None),
+        'b_20200102': (pixels, BANDS, -9999),
+        'c_20200103': (pixels.astype(np.uint8), BANDS, None),
+        'd_20200104': (pixels, ('nir', *BANDS[:3]), None),
+    }
+    for name, (values, bands, nodata) in written.items():
+        values = values.copy()
+        if nodata is not None:
+            values[:, :16, :16] = nodata
+        kept = {**profile, 'dtype': values.dtype, 'nodata': nodata}
+        with rasterio.open(tmp_path / f'{name}.tif', 'w', **kept) as file:
+            file.write(values)
+            file.descriptions = bands
+    with pytest.warns(UserWarning, match='is left out') as caught:
+        dataset = SceneDataset(tmp_path)
+    text = ' '.join(str(warning.message) for warning in caught)
+    assert 'c_20200103.tif is left out: its pixels are uint8, those of the scenes before are 16-bit' in text
+    assert 'd_20200104.tif is left out: its bands are' in text and len(dataset) == 2
+    first, second = (dataset[query(dataset, i, Window(0, 0, 32, 32))]['image'].numpy() for i in (0, 1))
+    assert np.array_equal(first, pixels[:, :32, :32])
+    assert np.array_equal(second[:, 16:], first[:, 16:]) and second.min() >= first.min()

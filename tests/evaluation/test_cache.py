@@ -1,6 +1,7 @@
 """The feature cache: same key, same features; anything else, another entry."""
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ import torch
 from torch.testing import assert_close
 from torch.utils.data import Dataset, Subset
 
-from explora_geo.datasets import FolderDataset, collate_skipping
+from explora_geo.datasets import FolderDataset, PackedDataset, collate_skipping
+from explora_geo.datasets.packing import pack
 from explora_geo.evaluation import cache as cache_module
 from explora_geo.evaluation.cache import cached_features, dataset_sha256
 from explora_geo.models import ViT
@@ -155,3 +157,15 @@ def test_data_without_files_is_told_apart_by_its_samples() -> None:
 def test_labels_must_be_one_class_per_image(build_vit: Build) -> None:
     with pytest.raises(ValueError, match=r'one class per image, got labels of shape \(6, 2\)'):
         cached_features(None, build_vit(), Numbers(label=[0, 1]))
+
+
+def test_a_pack_that_was_made_again_is_another_data_set(tiles: Path, tmp_path: Path) -> None:
+    found = []
+    for name in ('one', 'two', 'three'):
+        out = tmp_path / name / 'pack'
+        for _ in pack(FolderDataset(tiles), out):
+            pass
+        found.append(dataset_sha256(PackedDataset(out)))
+        shutil.copy(sorted(tiles.rglob('*.jpg'))[0], sorted(tiles.rglob('*.jpg'))[12])
+    assert len(set(found)) == 3  # files are told apart by their time too
+    assert dataset_sha256(PackedDataset(tmp_path / 'three' / 'pack')) == found[2]

@@ -16,9 +16,10 @@ from torch import Tensor
 from explora_geo.maps import MapOptions, make_map
 from explora_geo.maps import parts as parts_module
 from explora_geo.maps.grid import TileGrid, blending_weights
-from explora_geo.maps.model import MapModel, open_features
+from explora_geo.maps.model import MapModel, open_features, open_model
 from explora_geo.maps.scene import Scene
 from explora_geo.models import ViT
+from explora_geo.trainers import RegressionTask, save_task
 
 Write = Callable[..., Path]
 SMALL = MapOptions(overlap=0.5, block=50, batch_size=4)
@@ -251,3 +252,64 @@ def test_mistakes_are_refused_before_anything_is_computed(
     with pytest.raises(ValueError, match='statistics must be model or scene'):
         MapOptions(statistics='none')  # type: ignore[arg-type]
     assert not list(tmp_path.glob('.*parts'))
+
+
+def test_no_output_takes_the_place_of_another_file(
+    write_scene: Write, model: MapModel, build_vit: Callable[..., ViT], tmp_path: Path
+) -> None:
+    path = write_scene(40, 40)
+    before = path.read_bytes()
+    scene = Scene(path, model.bands)
+    with pytest.raises(ValueError, match=r'scene\.tif is the scene itself: give every output'):
+        make_map(scene, model, 'm', path)
+    for kind in ('probabilities', 'embeddings', 'quicklook'):
+        with pytest.raises(ValueError, match=r'map\.tif is another output'):
+            mapped(path, model, tmp_path, **{kind: tmp_path / 'x' / '..' / 'map.tif'})
+    # Points of embeddings are the only file of that name.
+    features = open_features(build_vit())
+    options = MapOptions(statistics='scene')
+    make_map(scene, features, 'w', None, options, embeddings=path.with_suffix('.parquet'))
+    assert path.read_bytes() == before
+    assert {p.name for p in tmp_path.iterdir() if p.name.startswith(('scene', '.scene'))} == {
+        'scene.tif',
+        'scene.parquet',
+    }
+
+
+def test_a_regressors_map_has_all_its_outputs_where_the_first_block_is_empty(
+    write_scene: Write, small_names: None, tmp_path: Path
+) -> None:
+    task = RegressionTask(model='vit_tiny_patch8_32', tuning='linear', num_outputs=2)
+    task.data = {'bands': ['red', 'green', 'blue'], 'mean': [120.0] * 3, 'std': [50.0] * 3}
+    save_task(tmp_path / 'model.safetensors', task.eval())
+    pixels = np.random.default_rng(0).integers(1, 255, (3, 64, 64)).astype(np.uint8)
+    pixels[:, :32, :32] = 0
+    path = write_scene(pixels=pixels, nodata=0)
+    options = MapOptions(overlap=0, block=32)
+    found = read(mapped(path, open_model(tmp_path / 'model.safetensors'), tmp_path, options)['map'])
+    assert found.shape == (2, 64, 64)
+    assert np.isnan(found[:, :32, :32]).all() and np.isfinite(found[:, 32:]).all()
+
+
+def test_a_model_of_clipped_images_sees_clipped_ones(
+    write_scene: Write, model: MapModel, tmp_path: Path
+) -> None:
+    seen: list[Tensor] = []
+
+    def function(image: Tensor) -> Tensor:
+        seen.append(image)
+        return image
+
+    start, length = [60.0, 70.0, 80.0], [100.0, 90.0, 80.0]
+    clipped = model._replace(function=function, data={'mean': start, 'std': length, 'clip': True})
+    path = write_scene(32, 32)
+    mapped(path, clipped, tmp_path)
+    pixels = torch.from_numpy(read(path).astype(np.float32))
+    position = (pixels - torch.tensor(start).view(-1, 1, 1)) / torch.tensor(length).view(-1, 1, 1)
+    assert position.max() > 1 and position.min() < 0
+    torch.testing.assert_close(seen[0][0], position.clamp(0, 1))
+    seen.clear()
+    mapped(path, clipped, tmp_path, MapOptions(statistics='scene'))
+    found = Scene(path).statistics()
+    mean, std = (torch.tensor(found[k]).view(-1, 1, 1) for k in ('mean', 'std'))
+    torch.testing.assert_close(seen[0][0], ((pixels - mean + 2 * std) / (4 * std)).clamp(0, 1).float())
