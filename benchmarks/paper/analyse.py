@@ -3,40 +3,19 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import matplotlib.pyplot as plt
-import numpy as np
 import torch
 from torch import Tensor
 
 from explora_geo.checkpoints import atomic_path
-from explora_geo.evaluation import class_attention
-from explora_geo.evaluation.blocks import eigenvalues, linear_accuracy
+from explora_geo.evaluation import BlockRow, analyse_blocks, class_attention
 from explora_geo.models import ViT
 
 
-class Block(NamedTuple):
-    """What one block's output holds.
-
-    Attributes:
-        eigenvalue_mean: Mean eigenvalue of the covariance of its patch tokens.
-        eigenvalue_variance: Variance of the eigenvalues.
-        position: Accuracy of a linear classifier for the place of a patch, in [0, 1].
-        label: Accuracy of a linear classifier for the image's class from a single patch, in [0, 1].
-    """
-
-    eigenvalue_mean: float
-    eigenvalue_variance: float
-    position: float
-    label: float
-
-
-@torch.no_grad()
-def analyse_blocks(vit: ViT, image: Tensor, label: Tensor, batch_size: int = 32) -> list[Block]:
-    """Analyse every block's output map, each through the final norm.
-
-    Half of the images teach the classifiers, every other one tests them.
+def halves(vit: ViT, image: Tensor, label: Tensor, batch_size: int = 32) -> list[BlockRow]:
+    """Analyse every block: every other image teaches the classifiers, the rest test them, on all patches.
 
     Args:
         vit: Plain backbone.
@@ -52,25 +31,14 @@ def analyse_blocks(vit: ViT, image: Tensor, label: Tensor, batch_size: int = 32)
     """
     if len(image) < 4 or len(label.unique()) < 2:
         raise ValueError('an analysis needs at least four images of two classes')
-    vit.eval()
-    parts = [vit.intermediate(x, range(vit.depth)) for x in image.split(batch_size)]
-    found = []
-    for i in range(vit.depth):
-        patches = torch.cat([p[i].patches.flatten(1, 2) for p in parts]).float().cpu().numpy()
-        images, length, width = patches.shape
-        tokens = patches.reshape(-1, width)
-        train = np.repeat(np.arange(images) % 2 == 0, length)
-        values = eigenvalues(tokens)
-        place = np.tile(np.arange(length), images)
-        kind = np.repeat(label.cpu().numpy(), length)
-        found.append(
-            Block(
-                float(values.mean()),
-                float(values.var()),
-                *(linear_accuracy(tokens[train], y[train], tokens[~train], y[~train]) for y in (place, kind)),
-            )
-        )
-    return found
+    train, test = (
+        [
+            {'image': x, 'label': y}
+            for x, y in zip(image[i::2].split(batch_size), label[i::2].split(batch_size), strict=True)
+        ]
+        for i in (0, 1)
+    )
+    return analyse_blocks(vit, train, test, patches=vit.patch_embed.num_patches)
 
 
 def attention_maps(vit: ViT, image: Tensor, blocks: Sequence[int]) -> Tensor:
@@ -106,7 +74,7 @@ def write_analysis(
     Returns:
         The files.
     """
-    found = {name: analyse_blocks(vit, image, label) for name, vit in models.items()}
+    found = {name: halves(vit, image, label) for name, vit in models.items()}
     chosen = torch.arange(0, len(image), max(1, len(image) // shown))[:shown]
     maps = {name: attention_maps(vit, image[chosen], [-1])[0] for name, vit in models.items()}
     files = [out / 'analysis.json', out / 'analysis.png']
@@ -118,7 +86,7 @@ def write_analysis(
 
 
 def _draw(
-    path: Path, found: Mapping[str, Sequence[Block]], maps: Mapping[str, Tensor], pictures: Tensor
+    path: Path, found: Mapping[str, Sequence[BlockRow]], maps: Mapping[str, Tensor], pictures: Tensor
 ) -> None:
     titles = {
         'eigenvalue_mean': 'mean eigenvalue of patch tokens',

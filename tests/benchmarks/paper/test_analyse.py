@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from benchmarks.paper.analyse import analyse_blocks, attention_maps, write_analysis
+from benchmarks.paper.analyse import attention_maps, halves, write_analysis
 from benchmarks.paper.inputs import find_models, read_images
 from explora_geo.checkpoints import model_metadata, write_state
 from explora_geo.models import ViT
@@ -20,7 +20,7 @@ def test_early_blocks_know_the_place_of_a_patch(build_vit: Callable[..., ViT], i
     with torch.no_grad():
         vit.pos_embed *= 20  # says little else than where a patch is
     label = torch.arange(8) % 2
-    blocks = analyse_blocks(vit, images, label)
+    blocks = halves(vit, images, label)
     assert len(blocks) == 3 and blocks[0].position > 0.9
     assert all(b.eigenvalue_mean > 0 and b.eigenvalue_variance > 0 and 0 <= b.label <= 1 for b in blocks)
 
@@ -60,6 +60,6 @@ def test_models_share_one_figure(
 
 def test_bad_input_is_named(build_vit: Callable[..., ViT], images: Tensor, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match='at least four images of two classes'):
-        analyse_blocks(build_vit(), images, torch.zeros(8, dtype=torch.long))
+        halves(build_vit(), images, torch.zeros(8, dtype=torch.long))
     with pytest.raises(ValueError, match="'3:l' is neither NAME=FILE nor a row with results"):
         find_models(['3:l'], tmp_path / 'none.jsonl', tmp_path, None)
