@@ -1,7 +1,7 @@
 """Adapter files: the few per cent that ExPLoRA trained, and which base they belong to."""
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +93,7 @@ def save_adapter(
     if config.full:
         raise ValueError('full pre-training has no adapter: save the whole model')
     names = set(trainable_names(vit)) - _PRETRAINING
+    config = replace(config, extra=tuple(name for name in config.extra if name not in _PRETRAINING))
     tokenizer = vit.patch_embed
     header = AdapterHeader(
         backbone=backbone,

@@ -39,6 +39,9 @@ def read_weights(weights: WeightsEnum | str | Path) -> Read:
         bands, model = weights.meta.get('bands'), weights.meta.get('model')
         meta = {'bands': json.dumps(list(bands))} if bands else {}
         meta |= {'backbone': model} if model else {}
+        if 'tokenizer' in weights.meta:
+            options = weights.meta.get('tokenizer_options', {})
+            meta['tokenizer'] = json.dumps({'kind': weights.meta['tokenizer'], **options})
         state, found = read_state(fetch(weights.url, weights.meta))
         return state, {**found, **meta}, str(weights)
     text = str(weights)

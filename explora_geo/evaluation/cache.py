@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
 from explora_geo.checkpoints import read_state, state_sha256, write_state
-from explora_geo.datasets.packed import is_pack
 from explora_geo.evaluation.features import FeatureTable, extract_features
 from explora_geo.models.vit import ViT
 
@@ -52,7 +51,7 @@ def dataset_sha256(dataset: Dataset[Any]) -> str:
             except OSError:  # skipped when it is read, or of a pack, which has files of its own
                 version = 'missing'
             digest.update(f'{name}|{version}\n'.encode())
-        if is_pack(root):
+        if (root / 'pack.json').is_file():
             for path in sorted(root.iterdir()):
                 status = path.stat()
                 digest.update(f'{path.name}|{status.st_size}|{status.st_mtime_ns}\n'.encode())

@@ -82,6 +82,8 @@ class _Pyramid(nn.Module):
     """Pyramid, a decoder of segmentation-models-pytorch, and a layer of scores."""
 
     strides: tuple[int, ...] = STRIDES
+    # Whether a batch norm sees one value an image.
+    pools = True
 
     def __init__(self, width: int, patch_size: int, outputs: int, channels: int) -> None:
         super().__init__()
@@ -95,11 +97,18 @@ class _Pyramid(nn.Module):
         return UPerNetDecoder([0, 0, *[channels] * 4], decoder_channels=channels)
 
     def forward(self, maps: list[Tensor], size: tuple[int, int]) -> Tensor:
+        if self.pools and self.training and len(maps[0]) == 1:
+            raise ValueError(
+                'the heads upernet and pan need batches of two images or more: raise batch_size, leave out '
+                'a shorter last batch (drop_last), or take the head linear, fpn, psp or dpt'
+            )
         levels = self.pyramid(maps[-len(self.strides) :], size)
         return self.scores(self.decoder([*empty_levels(levels[0]), *levels]))
 
 
 class _FPN(_Pyramid):
+    pools = False
+
     def build(self, channels: int) -> nn.Module:
         from segmentation_models_pytorch.decoders.fpn.decoder import FPNDecoder
 
@@ -128,6 +137,7 @@ class _PSP(_Pyramid):
     """Pyramid pooling on the map at 1/8, the scale of PSPNet and PSANet."""
 
     strides = (8,)
+    pools = False
 
     def build(self, channels: int) -> nn.Module:
         from segmentation_models_pytorch.decoders.pspnet.decoder import PSPDecoder

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from explora_geo.models.dense import DenseHead
 from explora_geo.models.pooling import Slots, Tokens, pool
@@ -81,7 +82,13 @@ class ImagePredictor(Predictor):
 
     def forward(self, image: Tensor, timestamps: Tensor | None = None) -> Tensor:
         """Scores, shape (B, outputs)."""
-        return self.head(self.norm(pool(self.features(image, timestamps), self.tokens, self.slots)))
+        pooled = pool(self.features(image, timestamps), self.tokens, self.slots)
+        if self.training and len(pooled) == 1:  # one image has no spread: that of the batches before
+            norm = self.norm
+            scaled = F.batch_norm(pooled, norm.running_mean, norm.running_var, eps=norm.eps)
+        else:
+            scaled = self.norm(pooled)
+        return self.head(scaled)
 
 
 class DensePredictor(Predictor):

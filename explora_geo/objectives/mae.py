@@ -1,12 +1,13 @@
 """Masked autoencoding (He et al. 2022) on an adapted backbone: M-ExPLoRA."""
 
+import copy
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from explora_geo.adaptation import ExPLoRAConfig, explora
+from explora_geo.adaptation import ExPLoRAConfig, explora, merge_lora
 from explora_geo.models.decoder import MAEDecoder
 from explora_geo.models.vit import Features, ViT
 from explora_geo.objectives.base import Objective
@@ -126,8 +127,9 @@ class MAE(Objective):
         return f'decoder of {depth} blocks, width {embed_dim}, loaded and adapted as {name}{note}'
 
     def extra_state(self) -> dict[str, Tensor]:
-        """The decoder."""
-        return {f'decoder.{k}': v for k, v in self.decoder.state_dict().items()}
+        """The decoder with its LoRA merged, so that the file starts another run."""
+        merged = merge_lora(copy.deepcopy(self.decoder))
+        return {f'decoder.{k}': v for k, v in merged.state_dict().items()}
 
     @staticmethod
     def pool(features: Features) -> Tensor:

@@ -73,7 +73,7 @@ class ClassificationTask(TuningTask):
         match self.loss_name:
             case 'ce':
                 self.criterion: nn.Module = nn.CrossEntropyLoss(
-                    None if weights is None else torch.tensor(weights, dtype=torch.float32),
+                    None if weights is None else torch.as_tensor(weights, dtype=torch.float32),
                     label_smoothing=self.regularisation.label_smoothing,
                 )
             case 'bce':

@@ -55,16 +55,17 @@ class CollapseGuard(Callback):
         self.config = config
         self.starting: dict[str, float] = {}
         self._kept: dict[str, Tensor] = {}
-        self._kept_step = 0
+        self._kept_step = self._rows = 0
         self._best = float('-inf')
 
     def state_dict(self) -> dict[str, Any]:
         """What the starting weights had, for a run that is resumed."""
-        return {'starting': dict(self.starting)}
+        return {'starting': dict(self.starting), 'rows': self._rows}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Read it back."""
         self.starting = dict(state_dict['starting'])
+        self._rows = state_dict.get('rows', 0)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep what there is at the start."""
@@ -96,9 +97,13 @@ class CollapseGuard(Callback):
             what = f'all images get nearly the same target (usage {float(usage):.2g})'
             sound = self._judge(trainer, task, float(usage) >= self.config.usage, what)
         if features is not None:
+            self._rows = self._rows or len(features)
+            # The rank of fewer rows is lower whatever they hold, as in the last batch of an epoch.
+            enough = len(features) >= self._rows
             rank = effective_rank(features.float().cpu())
-            sound = self._compare(trainer, task, name, rank, self.config.rank) and sound
-            if sound and task.features.latest is None:  # a labelled validation set judges better
+            least = self.config.rank if enough else 0.0
+            sound = self._compare(trainer, task, name, rank, least) and sound
+            if sound and enough and task.features.latest is None:  # a labelled validation set judges better
                 self._keep(trainer, task)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -20,8 +20,18 @@ class RunLength(NamedTuple):
 
 
 def run_length(trainer: Trainer) -> RunLength:
-    """Length of the run that a trainer is about to start."""
-    total = int(trainer.estimated_stepping_batches)
+    """Length of the run that a trainer is about to start.
+
+    Raises:
+        ValueError: If it has none.
+    """
+    steps = trainer.estimated_stepping_batches
+    if not 0 <= steps < float('inf'):
+        raise ValueError(
+            'warm-up and cosine need the length of the run: give trainer.max_steps, or trainer.max_epochs '
+            'with data of known length'
+        )
+    total = int(steps)
     epochs = trainer.max_epochs or 1
     per_epoch = steps_per_epoch(trainer)
     if trainer.max_steps > 0 and per_epoch:

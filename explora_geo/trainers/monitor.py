@@ -49,7 +49,9 @@ class FeatureMonitor:
             return
         self._features.append(features.float().cpu().numpy())
         label = batch.get('label')
-        if isinstance(label, Tensor) and label.ndim == 1:
+        if not isinstance(label, Tensor) or label.ndim != 1 or label.is_floating_point():
+            return
+        if (label >= 0).all():  # below 0 means without a label
             self._labels.append(label.cpu().numpy())
 
     def score(self) -> float | None:

@@ -21,7 +21,7 @@ from explora_geo.trainers.callbacks import PretrainReport
 from explora_geo.trainers.clock import LoaderClock, install_clock
 from explora_geo.trainers.guard import CollapseGuard, GuardConfig
 from explora_geo.trainers.kernels import choose_attention
-from explora_geo.trainers.length import steps_per_epoch
+from explora_geo.trainers.length import run_length, steps_per_epoch
 from explora_geo.trainers.monitor import FeatureMonitor
 from explora_geo.trainers.optim import OptimConfig, build_optimizer, build_schedule
 from explora_geo.trainers.presets import get_preset
@@ -103,7 +103,12 @@ class ExPLoRATask(SteadyTask):
             ValueError: If a name, a notation or the weights do not fit.
             FileNotFoundError: If the weights file does not exist.
         """
-        named = DINOv2 if isinstance(adaptation, str) and adaptation.strip().startswith('D') else MAE
+        letter = str(adaptation).strip()[:1] if isinstance(adaptation, str) else ''
+        given: Any = adaptation
+        if isinstance(given, dict):  # a checkpoint's, which says for which objective it was written
+            letter = given.get('objective', '')
+            adaptation = ExPLoRAConfig.create({k: v for k, v in given.items() if k != 'objective'})
+        named = DINOv2 if letter == 'D' else MAE
         kind = named if objective is None else objective_class(objective) or MAE
         recipe = get_preset(preset, kind.letter)
         default = recipe.drop_path_rate if objective is None else 0.0
@@ -120,7 +125,7 @@ class ExPLoRATask(SteadyTask):
         super().__init__()
         # Plain values only: a Lightning checkpoint must load with weights_only=True.
         plain = {
-            'adaptation': self.config.to_dict(),
+            'adaptation': {**self.config.to_dict(), 'objective': kind.letter},
             'optim': dict(vars(self.optim)),
             'bands': list(self.backbone.patch_embed.bands),
             'guard': self.guard and dict(vars(self.guard)),
@@ -180,20 +185,12 @@ class ExPLoRATask(SteadyTask):
     @property
     def effective_batch(self) -> int:
         """Images per optimiser step: batch size x accumulation x devices."""
-        sources = (self.trainer.train_dataloader, getattr(self.trainer, 'datamodule', None))
-        # Loaders with a batch sampler (TorchGeo's geo samplers) have no batch size of their own.
-        size = next((n for n in (getattr(s, 'batch_size', None) for s in sources) if n), 1)
-        return size * self.trainer.accumulate_grad_batches * self.trainer.world_size
+        return run_length(self.trainer).batch
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW over what trains, warm-up and cosine by step."""
-        total = int(self.trainer.estimated_stepping_batches)
-        batch = self.effective_batch
-        epochs = self.trainer.max_epochs or 1
-        per_epoch = steps_per_epoch(self.trainer)
-        if self.trainer.max_steps > 0 and per_epoch:
-            epochs = max(1, round(total / per_epoch))
-        self.model.plan(total, per_epoch)
+        total, epochs, batch = run_length(self.trainer)
+        self.model.plan(total, steps_per_epoch(self.trainer))
         optimizer = build_optimizer(self.model, self.optim, batch, self.trainer.precision)
         schedule = build_schedule(optimizer, self.optim, total, epochs, batch)
         return {'optimizer': optimizer, 'lr_scheduler': {'scheduler': schedule, 'interval': 'step'}}
@@ -206,6 +203,8 @@ class ExPLoRATask(SteadyTask):
     def setup(self, stage: str) -> None:
         """Have Lightning's check before training cover the whole labelled set: the starting score."""
         super().setup(stage)
+        if self._weights is not None and not self.config.full:
+            _ = self.base_sha256  # of the base as it was loaded: a precision of 16 bits rounds it next
         choose_attention(self)
         datamodule: Any = getattr(self.trainer, 'datamodule', None)
         if self.model.views is not None and getattr(datamodule, 'views', self) is None:

@@ -83,7 +83,7 @@ class SegmentationTask(TuningTask):
         match self.loss_name:
             case 'ce':
                 self.criterion: nn.Module = nn.CrossEntropyLoss(
-                    None if weights is None else torch.tensor(weights, dtype=torch.float32),
+                    None if weights is None else torch.as_tensor(weights, dtype=torch.float32),
                     ignore_index=ignored,
                     label_smoothing=self.regularisation.label_smoothing,
                 )
@@ -136,13 +136,15 @@ class SegmentationTask(TuningTask):
             compare_classes(classes, self.outputs)
 
     def loss(self, scores: Tensor, target: Tensor) -> Tensor:
-        """The loss of scores, shape (B, K, H, W)."""
+        """The loss of scores, shape (B, K, H, W); 0 where no pixel of the batch counts."""
+        if self.ignored is not None and not (target != self.ignored).any():
+            return 0 * scores.sum()
         if self.loss_name == 'bce':
             counted = (
                 torch.ones_like(target, dtype=torch.bool) if self.ignored is None else target != self.ignored
             )
             found, wanted = scores.squeeze(1)[counted], target[counted].float()
-            loss: Tensor = self.criterion(found, wanted) if len(wanted) else 0 * scores.sum()
+            loss: Tensor = self.criterion(found, wanted)
         elif self.kind == 'binary':
             loss = self.criterion(scores, target.unsqueeze(1))
         else:

@@ -115,6 +115,9 @@ class TuningTask(SteadyTask):
             'tokenizer': vit.patch_embed.kind,
             'tokenizer_options': dict(vit.patch_embed.options),
         }
+        weights = self.hparams.get('class_weights')
+        if weights is not None:
+            plain['class_weights'] = [float(weight) for weight in weights]
         self.hparams.update(plain)
         self._hparams_initial.update(plain)  # what loggers write
 

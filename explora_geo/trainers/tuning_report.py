@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
+from torchgeo.datasets import RGBBandsMissingError
 
 from explora_geo.adaptation import trainable_summary
 from explora_geo.checkpoints import atomic_path
@@ -171,4 +172,7 @@ def _figure(task: 'TuningTask', datamodule: Any, batch: Mapping[str, Any]) -> An
         task.target_key: batch[task.target_key][0].cpu(),
         'prediction': task.decide(predicted)[0].cpu(),
     }
-    return datamodule.plot(sample)
+    try:
+        return datamodule.plot(sample)
+    except RGBBandsMissingError:  # TorchGeo's data sets show true colour or nothing
+        return None

@@ -205,3 +205,14 @@ def test_a_failing_write_keeps_the_old_adapter(
 def test_full_pre_training_has_no_adapter(base_file: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match='save the whole model'):
         save_adapter(tmp_path / 'a', create_vit(MODEL), MODEL, ExPLoRAConfig.parse('full'))
+
+
+def test_what_only_pre_training_uses_does_not_travel(base_file: Path, tmp_path: Path) -> None:
+    config = replace(CONFIG, extra=('mask_token',))
+    vit = create_vit(MODEL, mask_token=True)
+    load_weights(vit, base_file)
+    explora(vit, config)
+    save_adapter(tmp_path / 'adapter.safetensors', vit, MODEL, config)
+    header, state = read_adapter(tmp_path / 'adapter.safetensors')
+    assert header.explora_config == CONFIG and 'mask_token' not in state
+    assert load_backbone(MODEL, base_file, tmp_path / 'adapter.safetensors').mask_token is None

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.testing import assert_close
 from torchvision.models._api import Weights, WeightsEnum
 
-from explora_geo.checkpoints import load_backbone, load_weights, state_sha256
+from explora_geo.checkpoints import load_backbone, load_weights, open_backbone, state_sha256
 from explora_geo.checkpoints.sources import read_weights, timm_state
 from explora_geo.models import ViT, create_vit
 from explora_geo.models import weights as shipped
@@ -201,6 +201,25 @@ def test_an_enum_and_its_name_say_file_and_bands(
         assert torch.equal(vit.cls_token, encoder_state['cls_token'])
         with pytest.raises(ValueError, match='the model reads red, green, nir'):
             load_weights(build_vit(bands=('red', 'green', 'nir')), weights)
+
+
+def test_an_entry_states_its_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, bands, groups = 'vit_tiny_patch8_32', ('red', 'green', 'nir'), [['red', 'green'], ['nir']]
+    options = {'channel_groups': groups}
+    vit = create_vit(name, bands=bands, tokenizer='group-channel', tokenizer_options=options)
+    path = save(vit.state_dict(), tmp_path / 'groups.safetensors')
+
+    class Our_Weights(WeightsEnum):
+        GROUPS = Weights(
+            path.as_uri(),
+            lambda x: x,
+            {'model': name, 'bands': bands, 'tokenizer': 'group-channel', 'tokenizer_options': options},
+        )
+
+    monkeypatch.setattr(shipped, 'Our_Weights', Our_Weights, raising=False)
+    found, _ = open_backbone('Our_Weights.GROUPS')
+    assert found.patch_embed.kind == 'group-channel' and found.patch_embed.num_slots == 2
+    assert torch.equal(found.patch_embed.channel_embed, vit.patch_embed.channel_embed)
 
 
 @pytest.mark.parametrize('name', ['Weights.pth', 'Path.safetensors', 'ViTTiny8_Weights.NONE'])

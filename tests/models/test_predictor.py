@@ -82,7 +82,14 @@ def test_the_linear_dense_head_is_one_layer_on_normed_patches(build_vit: Build) 
         assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
 
-def test_what_does_not_fit_is_refused(build_vit: Build) -> None:
+def test_what_does_not_fit_is_refused(build_vit: Build, images: Tensor) -> None:
+    for head in ('upernet', 'linear'):
+        predictor = DensePredictor(build_vit(depth=4), 3, head, channels=8).train()
+        if head == 'upernet':
+            with pytest.raises(ValueError, match='need batches of two images or more: raise batch_size'):
+                predictor(images[:1])
+        else:
+            assert predictor(images[:1]).shape == (1, 3, 32, 32)
     with pytest.raises(ValueError, match='head must be one of linear, psp, upernet, dpt, fpn, pan'):
         DenseHead('unet', 32, 8, 2)
     with pytest.raises(ValueError, match='last_blocks must be 1 to 3, got 4'):

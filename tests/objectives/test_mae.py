@@ -100,6 +100,23 @@ def test_extra_state_is_read_back(build_vit: Build, images: Tensor) -> None:
     assert torch.equal(source.reconstruct(images, noise).pred, target.reconstruct(images, noise).pred)
 
 
+def test_an_adapted_decoder_is_written_merged(build_vit: Build, images: Tensor) -> None:
+    vit = build_vit()
+    source = MAE(vit, **SMALL).eval()
+    source.load_pretrained(MAE(vit, **SMALL).extra_state())
+    with torch.no_grad():
+        for name, parameter in source.decoder.named_parameters():
+            if 'lora_b' in name:
+                parameter.normal_(std=0.1)
+    state = source.extra_state()
+    assert not any('lora' in name for name in state)
+    target = MAE(vit, **SMALL).eval()
+    target.load_pretrained(state)
+    noise = torch.rand(8, 16)
+    found, expected = (m.reconstruct(images, noise).pred for m in (target, source))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
 def test_a_decoder_of_another_backbone_is_refused_in_one_sentence(build_vit: Build) -> None:
     parts = MAE(build_vit(), **SMALL).extra_state()
     with pytest.raises(ValueError, match=r'decoder of the weights does not fit: .*embed') as caught:

@@ -4,12 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from explora_geo.trainers import ClassificationTask, Regularisation
+from explora_geo.trainers import ClassificationTask, Regularisation, load_task, save_task
 
 
 @pytest.fixture
@@ -104,3 +105,28 @@ def test_labels_out_of_range_are_named(build: Callable[..., ClassificationTask])
         task.check_target(torch.tensor([1, 3]), image)
     with pytest.raises(ValueError, match=r'have shape \(2,\), got \(2, 3\)'):
         task.check_target(torch.zeros(2, 3), image)
+
+
+@pytest.mark.parametrize('kind', [torch.tensor, np.array])
+def test_weights_of_classes_may_be_any_array(
+    build: Callable[..., ClassificationTask], kind: Callable[..., Any], tmp_path: Path
+) -> None:
+    task = build(num_classes=3, class_weights=kind([1.0, 2.0, 3.0]))
+    same = build(num_classes=3, class_weights=[1.0, 2.0, 3.0])
+    scores, target = torch.randn(20, 3), torch.arange(20) % 3
+    assert_close(task.loss(scores, target), same.loss(scores, target))
+    assert task.hparams['class_weights'] == [1.0, 2.0, 3.0]
+    save_task(tmp_path / 'model.safetensors', task)
+    assert load_task(tmp_path / 'model.safetensors').outputs == 3
+
+
+def test_a_batch_of_one_image_is_scaled_as_the_batches_before(
+    build: Callable[..., ClassificationTask], images: torch.Tensor
+) -> None:
+    task = build(num_classes=3).train()
+    task.model.backbone.eval()  # no path is dropped
+    task(images)
+    norm = task.model.norm
+    before = norm.running_mean.clone()
+    assert torch.isfinite(task(images[:1])).all() and torch.equal(norm.running_mean, before)
+    assert_close(task(images[:1]), task.eval()(images[:1]))

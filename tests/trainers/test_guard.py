@@ -193,3 +193,19 @@ def test_the_effective_rank_counts_even_directions() -> None:
 def test_bounds_out_of_range_are_refused(fields: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         GuardConfig(**fields)
+
+
+def test_a_short_batch_is_no_collapse(build_task: Task, build_trainer: Run) -> None:
+    task = build_task(objective=partial(DINOv2, **SMALL))
+    trainer = build_trainer()
+    guard = CollapseGuard(GuardConfig(every=1, usage=0, rank=0.5))
+    task.trainer = trainer
+    guard.on_train_start(trainer, task)
+    optimizer = torch.optim.SGD(task.parameters(), lr=0)
+    for rows, stopped in ((32, False), (2, False), (32, False), (64, False)):
+        task.model.watched = torch.randn(rows, 32)  # two rows have rank 2 at most
+        guard.on_before_optimizer_step(trainer, task, optimizer)
+        assert bool(task.stopped) == stopped
+    task.model.watched = torch.ones(32, 32) + 1e-3 * torch.randn(32, 1)
+    guard.on_before_optimizer_step(trainer, task, optimizer)
+    assert 'effective rank of training features' in task.stopped

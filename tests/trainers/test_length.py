@@ -31,3 +31,14 @@ def test_the_length_is_the_same_however_it_is_given(length: dict[str, int], tmp_
         **length,
     ).fit(Model())
     assert [(f.total, f.epochs) for f in found] == [(8, 2)]
+
+
+@pytest.mark.parametrize('length', [{'max_time': '00:01:00:00'}, {'max_epochs': -1}], ids=str)
+def test_a_run_without_a_length_is_refused_in_one_sentence(length: dict[str, Any], tmp_path: Path) -> None:
+    class Model(BoringModel):
+        def configure_optimizers(self) -> Any:
+            return run_length(self.trainer)
+
+    trainer = Trainer(accelerator='cpu', default_root_dir=tmp_path, logger=False, **length)
+    with pytest.raises(ValueError, match=r'need the length of the run: give trainer\.max_steps'):
+        trainer.fit(Model())

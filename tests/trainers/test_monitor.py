@@ -36,8 +36,16 @@ def test_the_score_of_the_same_features_is_the_same() -> None:
 
 @pytest.mark.parametrize(
     'labels',
-    [None, torch.zeros(12, 4, 4), torch.zeros(12).long(), torch.arange(12), [0, 1] * 6],
-    ids=['no label', 'masks', 'one class', 'one image per class', 'no tensor'],
+    [
+        None,
+        torch.zeros(12, 4, 4),
+        torch.zeros(12).long(),
+        torch.arange(12),
+        [0, 1] * 6,
+        torch.rand(12),
+        torch.arange(12) % 2 - 1,
+    ],
+    ids=['no label', 'masks', 'one class', 'one image per class', 'no tensor', 'numbers', 'partly labelled'],
 )
 def test_without_classes_there_is_no_score(labels: object) -> None:
     monitor = FeatureMonitor('knn')

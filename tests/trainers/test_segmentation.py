@@ -41,6 +41,10 @@ def test_ignored_pixels_count_neither_in_the_loss_nor_in_metrics(
         changed = scores.clone()
         changed[:, :, :4] = torch.randn(2, 3, 4, 8)
         assert_close(task.loss(scores, holed), task.loss(changed, holed))
+        scores.requires_grad_(True)
+        nothing = task.loss(scores, torch.full_like(target, 255))
+        assert nothing == 0 and nothing.requires_grad  # a batch beside the scene stops no run
+        scores.requires_grad_(False)
     task = build(num_classes=3, ignore_index=255)
     assert_close(task.loss(scores, holed), F.cross_entropy(scores[:, :, 4:], target[:, 4:]))
     task.val_metrics.update(task.predict(scores), holed)
