@@ -191,8 +191,8 @@ def _cost(table: Table, found: dict[tuple[str, str], list[Record]]) -> list[str]
         '',
         '## What it cost',
         '',
-        '| row | s | images/s | peak memory, MB | Wh | g CO2 | of it pre-training | energy by |',
-        '|---|---|---|---|---|---|---|---|',
+        '| row | s | s/step | images/s | peak memory, MB | Wh | g CO2 | of it pre-training | energy by |',
+        '|---|---|---|---|---|---|---|---|---|',
     ]
     for (row, _), rows in found.items():
         known = [r for r in rows if r.get('energy')]
@@ -200,9 +200,11 @@ def _cost(table: Table, found: dict[tuple[str, str], list[Record]]) -> list[str]
             continue
         mean = {k: sum(r['energy'][k] for r in known) / len(known) for k in ('kwh', 'kg', 'pretrain_kg')}
         speed = [r['images_per_s'] for r in known if r['images_per_s']]
+        steps = [r['seconds_per_step'] for r in known if r.get('seconds_per_step')]
         cells = [
             table.rows[row].name,
             f'{sum(r["seconds"] for r in known) / len(known):,.0f}',
+            f'{sum(steps) / len(steps):.2f}' if steps else '-',
             f'{sum(speed) / len(speed):,.0f}' if speed else '-',
             f'{max(r["peak_memory"] for r in known) / 1e6:,.0f}',
             f'{1000 * mean["kwh"]:.3g}',

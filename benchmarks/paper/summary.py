@@ -22,8 +22,9 @@ class Spread(NamedTuple):
     seeds: int
 
     def text(self, sign: str = '') -> str:
-        """Mean and interval, to one decimal."""
-        form = f'{sign}.3g' if abs(self.mean) < 0.1 and self.mean else f'{sign}.1f'
+        """Mean and interval, to one decimal; to more where both are small, as kilograms are."""
+        small = 0 < abs(self.mean) < 0.1 and (self.half or 0) < 0.05
+        form = f'{sign}.3g' if small else f'{sign}.1f'
         half = '' if self.half is None else f' ± {self.half:.1f}'
         return f'{self.mean:{form}}{half}'
 

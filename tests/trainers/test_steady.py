@@ -63,7 +63,7 @@ def plain(data: FolderDataModule) -> DataLoader[Any]:
         ('dinov2', 8, {'check_val_every_n_epoch': 1}),
         ('dinov2', 5, {'workers': 2}),
     ],
-    ids=str,
+    ids=lambda value: str(value).split(' at 0x')[0],
 )
 def test_a_stopped_run_goes_on_exactly(
     steady_folder: Path, objective: str, batch: int, settings: dict[str, Any]

@@ -97,6 +97,7 @@ def test_differences_pair_the_same_seeds(record: Callable[..., dict]) -> None:
     assert paired(one, two) == Spread(1.0, None, 1)
     assert paired(one[:1], two) is None
     assert spread([1.0, 2.0, 3.0]).text('+') == '+2.0 ± 2.5'
+    assert Spread(-0.06, 0.4, 3).text() == '-0.1 ± 0.4' and Spread(0.004, None, 1).text() == '0.004'
 
 
 def test_imported_rows_stand_beside_and_are_not_averaged(tiny: Scale, ablation: list[dict]) -> None:
