@@ -55,7 +55,7 @@ def arms(
     """Compare adaptations of one source that learn for the same number of steps.
 
     Finished arms and seeds are kept and not run again. Example:
-    explora-bench arms benchmarks/conf/arms_eurosat_dinov2_64.yaml
+    explora-bench arms benchmarks/conf/arms_eurosat_vit_tiny16_96.yaml
     """
     from benchmarks.arms.run import run_arms
 

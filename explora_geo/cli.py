@@ -127,7 +127,11 @@ def adapter_merge(
     from explora_geo.checkpoints import merge_adapter
 
     header = merge_adapter(file, base, out)
-    console.print(f'{out}: {header.backbone} with {header.explora_config.notation()} merged', markup=False)
+    console.print(
+        f'{out}: {header.backbone} with {header.explora_config.notation()} merged',
+        markup=False,
+        soft_wrap=True,
+    )
 
 
 @weights_app.command('inspect')

@@ -208,7 +208,7 @@ def import_arms(
 ) -> None:
     """Show finished arms beside the runs of the same rows.
 
-    Example: explora-bench import-arms benchmarks/conf/arms_eurosat_dinov2_64.yaml
+    Example: explora-bench import-arms benchmarks/conf/arms_eurosat_vit_tiny16_96.yaml
     """
     from benchmarks.paper.arms_rows import import_arms as imported
     from benchmarks.paper.rows import get_table

@@ -44,7 +44,7 @@ def export(
         module = vit
     if out.suffix in files:
         files[out.suffix](vit, name, out)
-        console.print(f'{out}: {name} with the keys of timm', markup=False)
+        console.print(f'{out}: {name} with the keys of timm', markup=False, soft_wrap=True)
         return
     if vit.patch_embed.kind == 'temporal':
         raise ValueError('programs take one image tensor: series with timestamps cannot be exported')
@@ -52,4 +52,6 @@ def export(
     example = torch.randn(2, len(vit.patch_embed.bands), side, side)
     difference = programs[out.suffix](module, example, out)
     checked = '' if difference is None else f', at most {difference:.1e} from torch in onnxruntime'
-    console.print(f'{out}: images of {side} px, any number{checked}', markup=False, highlight=False)
+    console.print(
+        f'{out}: images of {side} px, any number{checked}', markup=False, highlight=False, soft_wrap=True
+    )

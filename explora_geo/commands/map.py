@@ -83,7 +83,9 @@ def make(
             progress.update(bars[what], completed=done)
 
         files = make_map(opened, found, source, out, options, **wanted, min_area=min_area, progress=report)
-    console.print('\n'.join(f'{k}: {v}' for k, v in files.items()), markup=False, highlight=False)
+    console.print(
+        '\n'.join(f'{k}: {v}' for k, v in files.items()), markup=False, highlight=False, soft_wrap=True
+    )
 
 
 def _plan(scene: 'Scene', model: 'MapModel', options: 'MapOptions') -> str:

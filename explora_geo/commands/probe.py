@@ -99,7 +99,7 @@ def probe(
         chosen = max(set(score.settings), key=score.settings.count)
         table.add_row(str(score.labels), score.method, f'{100 * score.mean:.1f}', interval, chosen)
     console.print(table)
-    console.print('\n'.join(str(f) for f in files), markup=False, highlight=False)
+    console.print('\n'.join(str(f) for f in files), markup=False, highlight=False, soft_wrap=True)
 
 
 def _plan(datamodule: Any, protocol: Any) -> str:

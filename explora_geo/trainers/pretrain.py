@@ -103,12 +103,7 @@ class ExPLoRATask(SteadyTask):
             ValueError: If a name, a notation or the weights do not fit.
             FileNotFoundError: If the weights file does not exist.
         """
-        letter = str(adaptation).strip()[:1] if isinstance(adaptation, str) else ''
-        given: Any = adaptation
-        if isinstance(given, dict):  # a checkpoint's, which says for which objective it was written
-            letter = given.get('objective', '')
-            adaptation = ExPLoRAConfig.create({k: v for k, v in given.items() if k != 'objective'})
-        named = DINOv2 if letter == 'D' else MAE
+        named = DINOv2 if isinstance(adaptation, str) and adaptation.strip().startswith('D') else MAE
         kind = named if objective is None else objective_class(objective) or MAE
         recipe = get_preset(preset, kind.letter)
         default = recipe.drop_path_rate if objective is None else 0.0
@@ -125,7 +120,7 @@ class ExPLoRATask(SteadyTask):
         super().__init__()
         # Plain values only: a Lightning checkpoint must load with weights_only=True.
         plain = {
-            'adaptation': {**self.config.to_dict(), 'objective': kind.letter},
+            'adaptation': self.config.to_dict(),
             'optim': dict(vars(self.optim)),
             'bands': list(self.backbone.patch_embed.bands),
             'guard': self.guard and dict(vars(self.guard)),

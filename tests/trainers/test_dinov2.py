@@ -173,20 +173,3 @@ def test_the_backbone_is_built_as_the_objective_needs_it(build_task: Task, objec
 def test_a_function_that_hides_its_objective_is_told_what_is_missing(build_task: Task) -> None:
     with pytest.raises(ValueError, match='mask_token=True and dynamic_img_size=True'):
         build_task(objective=lambda vit: DINOv2(vit, head=HEAD))
-
-
-def test_a_checkpoint_says_for_which_objective_it_was_written(
-    build_task: Task, build_data: Callable[..., Any], build_trainer: Callable[..., Any], base_file: Path,
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
-) -> None:  # fmt: skip
-    views = ViewsConfig(global_size=32, local_size=16, num_local=1)
-    recipe = replace(PRESETS['paper-released']['D'], objective={'head': HEAD, 'views': views})
-    monkeypatch.setitem(PRESETS['paper-released'], 'D', recipe)
-    task = build_task(objective=None, adaptation='D-ExPLoRA-[L]-r4', preset='paper-released')
-    trainer = build_trainer(max_steps=1, limit_val_batches=0)
-    trainer.fit(task, datamodule=build_data())
-    trainer.save_checkpoint(tmp_path / 'run.ckpt')
-    loaded = ExPLoRATask.load_from_checkpoint(tmp_path / 'run.ckpt', weights=str(base_file))
-    assert isinstance(loaded.model, DINOv2) and loaded.config == task.config
-    for name, value in task.model.teacher.state_dict().items():
-        assert torch.equal(loaded.model.teacher.state_dict()[name], value), name

@@ -32,9 +32,8 @@ def results(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize('name', ['arms_eurosat_dinov2_64', 'arms_eurosat_vit_tiny16_96'])
-def test_the_committed_arms_are_rows_of_the_ablation(name: str) -> None:
-    _, arms = read_arms(CONF / f'{name}.yaml')
+def test_the_committed_arms_are_rows_of_the_ablation() -> None:
+    _, arms = read_arms(CONF / 'arms_eurosat_vit_tiny16_96.yaml')
     scale, table = get_scale('small'), get_table('3')
     found = {arm: [r.id for r in table.rows.values() if match(r, a, scale)] for arm, a in arms.items()}
     assert found == {
@@ -48,13 +47,16 @@ def test_the_committed_arms_are_rows_of_the_ablation(name: str) -> None:
 
 
 def test_finished_arms_are_appended_once_under_their_own_origin(results: Path, tmp_path: Path) -> None:
-    config, scale, table = CONF / 'arms_eurosat_dinov2_64.yaml', get_scale('small'), get_table('3')
+    config, scale, table = CONF / 'arms_eurosat_vit_tiny16_96.yaml', get_scale('small'), get_table('3')
     before, out = results.read_bytes(), tmp_path / 'out.jsonl'
     assert import_arms(config, results, table, scale, out) == 3
     assert import_arms(config, results, table, scale, out) == 0
     assert results.read_bytes() == before
     found = records.by_row(records.read(out), '3')
-    assert set(found) == {('source', 'arms arms_eurosat_dinov2_64'), ('l_r32', 'arms arms_eurosat_dinov2_64')}
+    assert set(found) == {
+        ('source', 'arms arms_eurosat_vit_tiny16_96'),
+        ('l_r32', 'arms arms_eurosat_vit_tiny16_96'),
+    }
     (source,), adapted = found.values()
     assert source['value'] == pytest.approx(80) and source['images_seen'] == 0
     assert [r['seed'] for r in adapted] == [0, 1] and adapted[0]['images_seen'] == 200 * 64
@@ -63,6 +65,6 @@ def test_finished_arms_are_appended_once_under_their_own_origin(results: Path, t
 
 def test_arms_of_another_objective_are_no_rows(results: Path, tmp_path: Path, tiny: Scale) -> None:
     out = tmp_path / 'out.jsonl'
-    assert import_arms(CONF / 'arms_eurosat_dinov2_64.yaml', results, get_table('3m'), tiny, out) == 0
+    assert import_arms(CONF / 'arms_eurosat_vit_tiny16_96.yaml', results, get_table('3m'), tiny, out) == 0
     with pytest.raises(FileNotFoundError, match='no results of arms'):
-        import_arms(CONF / 'arms_eurosat_dinov2_64.yaml', tmp_path / 'none', get_table('3'), tiny, out)
+        import_arms(CONF / 'arms_eurosat_vit_tiny16_96.yaml', tmp_path / 'none', get_table('3'), tiny, out)
