@@ -16,7 +16,7 @@ from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning
 from torch.nn import functional as F
 
-from .bands import RGB, canonical, same_bands
+from .bands import RGB, canonical
 from .files import PLAIN_SUFFIXES
 
 #: Beginnings of TIFF files, in either byte order, classic and big.
@@ -131,9 +131,9 @@ def _own_positions(
     descriptions: Sequence[str | None], names: Sequence[str], positions: Sequence[int]
 ) -> Sequence[int]:
     """Positions in a file that states its bands; the given ones if it does not."""
-    if not all(descriptions) or same_bands(descriptions, names):
+    stated, wanted = [canonical(d) for d in descriptions if d], [canonical(n) for n in names]
+    if len(stated) < len(wanted) or stated == wanted:
         return positions
-    stated, wanted = ([canonical(n or '') for n in found] for found in (descriptions, names))
     if sorted(stated) != sorted(wanted):
         raise BadTileError(
             f'its bands are {tuple(descriptions)} instead of {tuple(names)}; if only the names differ, give '

@@ -198,14 +198,14 @@ class ExPLoRATask(SteadyTask):
     def setup(self, stage: str) -> None:
         """Have Lightning's check before training cover the whole labelled set: the starting score."""
         super().setup(stage)
-        if self._weights is not None and not self.config.full:
-            _ = self.base_sha256  # of the base as it was loaded: a precision of 16 bits rounds it next
         choose_attention(self)
         datamodule: Any = getattr(self.trainer, 'datamodule', None)
         if self.model.views is not None and getattr(datamodule, 'views', self) is None:
             datamodule.use_views(self.model.views)  # crops of whole images, not of crops
         if stage == 'fit':
             install_clock(self.trainer)
+            if self._weights is not None and not self.config.full:
+                _ = self.base_sha256  # of the base as it was loaded: a precision of 16 bits rounds it next
         if stage == 'fit' and self.features.kind != 'none' and not self.trainer.fast_dev_run:
             self.trainer.num_sanity_val_steps = float('inf')
 
