@@ -7,6 +7,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.ticker import LogLocator, NullLocator
 
 from benchmarks.paper.records import Record, by_row
 from benchmarks.paper.rows import Table
@@ -55,14 +56,15 @@ def _bars(path: Path, table: Table, found: _Found) -> Path:
         published = table.rows[key[0]].published
         if published.value is not None:
             axis.barh(i - 0.19, published.value, 0.36, color=_PAPER)
-    labels = {'here': _HERE, 'published, other data and models': _PAPER}
-    figure.legend(
-        handles=[Patch(color=colour, label=label) for label, colour in labels.items()],
-        loc='outside lower center',
-        ncols=2,
-        frameon=False,
-        fontsize=8,
-    )
+    if any(table.rows[key[0]].published.value is not None for key in rows):
+        labels = {'here': _HERE, 'published, other data and models': _PAPER}
+        figure.legend(
+            handles=[Patch(color=colour, label=label) for label, colour in labels.items()],
+            loc='outside lower center',
+            ncols=2,
+            frameon=False,
+            fontsize=8,
+        )
     axis.set_yticks(range(len(rows)), [table.rows[key[0]].name for key in rows])
     axis.invert_yaxis()
     axis.set_xlabel(table.metric)
@@ -97,8 +99,9 @@ def _scatter(path: Path, table: Table, found: _Found, key: str, label: str) -> P
         axes[0, 1].set_title('published', fontsize=10, loc='left')
     for panel in axes[0]:
         panel.set_xscale('log')
+        panel.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         panel.xaxis.set_major_formatter('{x:g}')
-        panel.xaxis.set_minor_formatter('{x:.2g}')
+        panel.xaxis.set_minor_locator(NullLocator())
         panel.set_xlabel(label)
         panel.set_ylabel(table.metric)
         panel.legend(frameon=False, fontsize=7)

@@ -99,19 +99,7 @@ def markdown(table: Table, scale: Scale, records: Sequence[Record], plots: Seque
         *([''] if table.notes else []),
         *_table(table, scale, found),
     ]
-    judged = judge_all(table, records)
-    if judged and records:
-        lines += [
-            '',
-            "## The paper's findings at this scale",
-            '',
-            '| finding | of | difference, points | verdict |',
-            '|---|---|---|---|',
-        ]
-        for finding, difference, verdict in judged:
-            cell = '-' if difference is None else difference.text('+')
-            lines.append(f'| {finding.text} | {finding.mark} | {cell} | {verdict} |')
-        lines += ['', 'Differences are paired by seed; a verdict needs one beyond its own interval.']
+    lines += _findings(table, records)
     lines += _cost(table, found)
     lines += ['', *(f'![{p.stem.replace("_", " ")}]({p.name})' for p in plots)]
     return '\n'.join([*lines, ''])
@@ -125,11 +113,14 @@ def _setting(table: Table, scale: Scale, records: Sequence[Record]) -> str:
     if models:
         text += f' Rows keep the names of the paper; the backbone here is {", ".join(models)}.'
     if stands_in:
-        text += f' {", ".join(stands_in)} stands in for {table.dataset}.'
+        named = ', '.join(stands_in)
+        text += f' {named[0].upper()}{named[1:]} stands in for {table.dataset}.'
     if scale.search is not None:
         text += (
             f' The learning rate of every row is the best of {len(scale.search.factors)} on held-out '
-            'training images.'
+            'training images'
+            + ('' if scale.search.edge is None else ', or of more where an end of them was clearly best')
+            + '.'
         )
     notes = sorted({s.note for s in scale.sources.values() if s.note})
     text += f' Sources: {"; ".join(notes)}.' if notes else ''
@@ -137,11 +128,7 @@ def _setting(table: Table, scale: Scale, records: Sequence[Record]) -> str:
 
 
 def _table(table: Table, scale: Scale, found: dict[tuple[str, str], list[Record]]) -> list[str]:
-    every = [r for rows in found.values() for r in rows]
-    methods = list(dict.fromkeys(m for r in every for m in r['scores']))
-    measured = next((m for m in methods if all(r['scores'].get(m) == r['value'] for r in every)), None)
-    methods = [m for m in methods if m != measured]  # it stands in the column of values
-    here = f'{table.metric} here' + ('' if measured is None else f' ({score_title(measured)})')
+    here, methods = _scores(table, [r for rows in found.values() for r in rows])
     gain = (
         ['gain over its source'] if any(_source_of(table, row, found) for row in table.rows.values()) else []
     )
@@ -172,6 +159,34 @@ def _table(table: Table, scale: Scale, found: dict[tuple[str, str], list[Record]
             cells += [f'{first["images_seen"]:,}', str(len(rows))]
             lines.append(f'| {" | ".join(cells)} |')
     return lines
+
+
+def _scores(table: Table, records: Sequence[Record]) -> tuple[str, list[str]]:
+    """How the table's value is called here, and the other scores that were measured."""
+    methods = list(dict.fromkeys(m for r in records for m in r['scores']))
+    measured = next((m for m in methods if all(r['scores'].get(m) == r['value'] for r in records)), None)
+    here = f'{table.metric} here' + ('' if measured is None else f' ({score_title(measured)})')
+    return here, [m for m in methods if m != measured]
+
+
+def _findings(table: Table, records: Sequence[Record]) -> list[str]:
+    """What every score says of the paper's findings."""
+    if not table.findings or not records:
+        return []
+    here, methods = _scores(table, records)
+    titles = [here, *map(score_title, methods)]
+    lines = [
+        '',
+        "## The paper's findings at this scale",
+        '',
+        f'| finding | of | {" | ".join(titles)} |',
+        '|---|---|' + '---|' * len(titles),
+    ]
+    columns = [judge_all(table, records, key) for key in ('value', *methods)]
+    for cells in zip(*columns, strict=True):
+        said = [v if d is None else f'{d.text("+")}, {v}' for _, d, v in cells]
+        lines.append(f'| {cells[0][0].text} | {cells[0][0].mark} | {" | ".join(said)} |')
+    return [*lines, '', 'Differences in points, paired by seed; a verdict needs one beyond its own interval.']
 
 
 def _source_of(table: Table, row: Row, found: Mapping[tuple[str, str], list[Record]]) -> list[Record]:

@@ -13,7 +13,7 @@ from benchmarks.paper.jobs import Job, build_job, why_not
 from benchmarks.paper.measured import probe, tune
 from benchmarks.paper.meter import describe_machine
 from benchmarks.paper.rows import Row, Table
-from benchmarks.paper.scales import Scale
+from benchmarks.paper.scales import Scale, Search
 from benchmarks.paper.source import prepare_source
 from benchmarks.paper.stages import Stage, Store, is_first_process
 
@@ -118,12 +118,13 @@ def search_pretraining(job: Job, store: Store, progress: Callable[[str], None]) 
         return Chosen(1.0, {})
     trial = replace(job, seed=_SEARCH_SEED)
     source = prepare_source(store, trial)
-    scores = {}
-    for factor in search.factors:
+
+    def score(factor: float) -> float:
         progress(f'search, learning rate x{factor:g}')
         model = adapt(store, trial, source, factor, search.pretrain_steps)
-        scores[f'{factor:g}'] = probe(store, trial, model, validate=True).record['value']
-    return Chosen(float(max(scores, key=scores.__getitem__)), scores)
+        return float(probe(store, trial, model, validate=True).record['value'])
+
+    return _choose(search, score)
 
 
 def search_tuning(job: Job, store: Store, model: Stage, progress: Callable[[str], None]) -> Chosen:
@@ -139,12 +140,26 @@ def search_tuning(job: Job, store: Store, model: Stage, progress: Callable[[str]
         model = prepare_source(store, trial)
         if trial.recipe is not None:
             model = adapt(store, trial, model, search_pretraining(trial, store, progress).factor)
-    scores = {}
-    for factor in search.factors:
+
+    def score(factor: float) -> float:
         progress(f'search of tuning, learning rate x{factor:g}')
         stage = tune(store, trial, model, factor, search.tune_steps, validate=True)
-        scores[f'{factor:g}'] = stage.record['value']
-    return Chosen(float(max(scores, key=scores.__getitem__)), scores)
+        return float(stage.record['value'])
+
+    return _choose(search, score)
+
+
+def _choose(search: Search, score: Callable[[float], float]) -> Chosen:
+    """The best factor; where an end of them is clearly best, so are those beyond it tried."""
+    scores = {f: score(f) for f in search.factors}
+    for _ in range(search.beyond if search.edge is not None and len(scores) > 1 else 0):
+        best, order = max(scores, key=scores.__getitem__), sorted(scores)
+        inner = {order[0]: order[1], order[-1]: order[-2]}.get(best)
+        if inner is None or scores[best] - scores[inner] <= search.edge:
+            break
+        further = float(f'{best * best / inner:.2g}')
+        scores[further] = score(further)
+    return Chosen(max(scores, key=scores.__getitem__), {f'{f:g}': s for f, s in scores.items()})
 
 
 def _record(job: Job, stages: dict[str, Stage], rates: dict[str, Any]) -> records.Record:

@@ -108,14 +108,19 @@ class Search:
     """The same small search of the learning rate for every row, scored on held-out training images.
 
     Attributes:
-        factors: Factors on the learning rate.
+        factors: Factors on the learning rate, rising.
         pretrain_steps: Optimiser steps of each trial of pre-training.
         tune_steps: The same of tuning.
+        edge: By how much the lowest or highest factor must beat its neighbour, as a share of the images, for
+            the next one beyond it to be tried too; None never tries it.
+        beyond: How many may be tried beyond.
     """
 
     factors: tuple[float, ...] = (0.3, 1.0, 3.0)
     pretrain_steps: int = 100
     tune_steps: int = 100
+    edge: float | None = None
+    beyond: int = 2
 
 
 @dataclass(frozen=True)

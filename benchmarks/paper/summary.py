@@ -91,15 +91,22 @@ def judge(finding: Finding, difference: Spread | None) -> str:
     return 'holds' if difference.mean > 0 else 'does not hold'
 
 
-def judge_all(table: Table, records: Sequence[Record]) -> list[tuple[Finding, Spread | None, str]]:
+def judge_all(
+    table: Table, records: Sequence[Record], key: str = 'value'
+) -> list[tuple[Finding, Spread | None, str]]:
     """Every finding of a table with its difference and verdict.
 
     Of the table of carbon, where less is better, the row put above the other is the one that emits more.
+
+    Args:
+        table: The table.
+        records: Its results.
+        key: `value`, or one of their scores.
     """
     found = by_row(records, table.id)
     judged = []
     for finding in table.findings:
         better, worse = (found.get((name, 'run'), []) for name in (finding.better, finding.worse))
-        difference = paired(better, worse)
+        difference = paired(better, worse, key)
         judged.append((finding, difference, judge(finding, difference)))
     return judged

@@ -72,7 +72,22 @@ def test_the_papers_findings_are_judged_by_paired_differences(tiny: Scale, ablat
     assert judged['[L]-r64 is above [L] without LoRA'][1] == 'holds'
     assert judged['r8 is below r32'] == (None, 'not run')
     text = markdown(get_table('3'), tiny, ablation)
-    assert '| [L]-r64 is above the source | I | +7.0 ± 0.0 | holds |' in text
+    found = lines_of(text.split("## The paper's findings")[1])
+    assert found['[L]-r64 is above the source'][1:3] == ['I', '+7.0 ± 0.0, holds']
+    assert found['r8 is below r32'][1:3] == ['W', 'not run']
+
+
+def test_every_score_judges_the_findings(tiny: Scale, record: Callable[..., dict]) -> None:
+    scores = {'source': (60.0, 61.0), 'l_r64': (62.0, 63.0)}
+    rows = [
+        {**record(row, seed, value), 'scores': {'logistic, all': value, 'knn, 25': 50.0 - value}}
+        for row, values in scores.items()
+        for seed, value in enumerate(values)
+    ]
+    found = lines_of(markdown(get_table('3'), tiny, rows).split("## The paper's findings")[1])
+    assert found['finding'][2:] == ['top-1, % here (linear probe, all labels)', 'k-NN, 25 labels a class']
+    verdicts = found['[L]-r64 is above the source'][2:]
+    assert verdicts == ['+2.0 ± 0.0, holds', '-2.0 ± 0.0, does not hold']
 
 
 @pytest.mark.parametrize(

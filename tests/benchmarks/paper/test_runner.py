@@ -200,6 +200,46 @@ def test_every_row_is_searched_with_the_same_budget_on_held_out_training_images(
     assert set(record['learning_rates']['tune']['search']) == {'0.5', '2'}
 
 
+@pytest.mark.parametrize(
+    ('scores', 'tried', 'best'),
+    [
+        ({0.3: 0.60, 1: 0.61, 3: 0.50}, [0.3, 1, 3], 1),  # a best inside
+        ({0.3: 0.61, 1: 0.60, 3: 0.50}, [0.3, 1, 3], 0.3),  # an end within the edge
+        ({0.3: 0.70, 1: 0.60, 3: 0.50, 0.09: 0.65}, [0.3, 1, 3, 0.09], 0.3),
+        ({0.3: 0.50, 1: 0.60, 3: 0.70, 9: 0.80, 27: 0.81}, [0.3, 1, 3, 9, 27], 27),  # and then no further
+    ],
+)
+def test_where_an_end_is_clearly_best_rates_beyond_it_are_tried(
+    scores: dict[float, float],
+    tried: list[float],
+    best: float,
+    tiny: Scale,
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[float] = []
+
+    def adapt(store: Store, job: Any, source: Stage, factor: float, steps: int) -> float:
+        asked.append(factor)
+        return factor
+
+    def probe(store: Store, job: Any, model: float, validate: bool) -> Any:
+        return Stage('probed', {}, Path(), {'value': scores[model]})
+
+    monkeypatch.setattr('benchmarks.paper.runner.adapt', adapt)
+    monkeypatch.setattr('benchmarks.paper.runner.probe', probe)
+    scale = replace(tiny, search=Search((0.3, 1.0, 3.0), 2, 2, edge=0.02))
+    job = build_job(get_table('3'), get_table('3').rows['l'], scale)
+    found = search_pretraining(job, store, lambda text: None)
+    assert asked == tried and found.factor == best
+    assert found.scores == {f'{f:g}': scores[f] for f in tried}
+    if len(tried) > 3:  # without an edge none is tried beyond
+        asked.clear()
+        plain = replace(job, scale=replace(scale, search=Search((0.3, 1.0, 3.0), 2, 2)))
+        search_pretraining(plain, store, lambda text: None)
+        assert asked == [0.3, 1, 3]
+
+
 def test_rows_that_are_not_pre_trained_are_tuned_with_the_same_search(tiny: Scale, store: Store) -> None:
     scale = replace(tiny, search=Search((1.0, 2.0), 2, 1))
     table = get_table('1')
