@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -119,7 +120,7 @@ def _setting(table: Table, scale: Scale, records: Sequence[Record]) -> str:
         text += (
             f' The learning rate of every row is the best of {len(scale.search.factors)} on held-out '
             'training images'
-            + ('' if scale.search.edge is None else ', or of more where an end of them was clearly best')
+            + ('' if math.isinf(scale.search.edge) else ', or of more where an end of them was clearly best')
             + '.'
         )
     notes = sorted({s.note for s in scale.sources.values() if s.note})

@@ -152,10 +152,12 @@ def search_tuning(job: Job, store: Store, model: Stage, progress: Callable[[str]
 def _choose(search: Search, score: Callable[[float], float]) -> Chosen:
     """The best factor; where an end of them is clearly best, so are those beyond it tried."""
     scores = {f: score(f) for f in search.factors}
-    for _ in range(search.beyond if search.edge is not None and len(scores) > 1 else 0):
+    for _ in range(search.beyond):
         best, order = max(scores, key=scores.__getitem__), sorted(scores)
-        inner = {order[0]: order[1], order[-1]: order[-2]}.get(best)
-        if inner is None or scores[best] - scores[inner] <= search.edge:
+        if len(order) < 2 or best not in (order[0], order[-1]):
+            break
+        inner = order[1] if best == order[0] else order[-2]
+        if scores[best] - scores[inner] <= search.edge:
             break
         further = float(f'{best * best / inner:.2g}')
         scores[further] = score(further)

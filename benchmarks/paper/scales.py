@@ -1,5 +1,6 @@
 """Scales: with which models, images and lengths the rows of the tables run."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -112,14 +113,14 @@ class Search:
         pretrain_steps: Optimiser steps of each trial of pre-training.
         tune_steps: The same of tuning.
         edge: By how much the lowest or highest factor must beat its neighbour, as a share of the images, for
-            the next one beyond it to be tried too; None never tries it.
+            the next one beyond it to be tried too; by default never.
         beyond: How many may be tried beyond.
     """
 
     factors: tuple[float, ...] = (0.3, 1.0, 3.0)
     pretrain_steps: int = 100
     tune_steps: int = 100
-    edge: float | None = None
+    edge: float = math.inf
     beyond: int = 2
 
 
