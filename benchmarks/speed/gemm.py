@@ -38,6 +38,11 @@ class ProductRecorder(TorchDispatchMode):
         self.counts: Counter[Product] = Counter()
         self.calls: dict[Product, tuple[Any, tuple[Any, ...], dict[str, Any]]] = {}
 
+    @property
+    def flops(self) -> int:
+        """Operations of all products."""
+        return sum(product.flops * count for product, count in self.counts.items())
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
@@ -52,6 +57,17 @@ class ProductRecorder(TorchDispatchMode):
                 like = tuple(_like(a) if isinstance(a, Tensor) else a for a in args)
                 self.calls[product] = (func, like, kwargs or {})
         return func(*args, **(kwargs or {}))
+
+
+def count_flops(step: Callable[[], object]) -> int:
+    """Operations of the matrix products of a step; convolutions count as none."""
+    return _record(step).flops
+
+
+def _record(step: Callable[[], object]) -> ProductRecorder:
+    with torch.enable_grad(), ProductRecorder() as recorder:
+        step()
+    return recorder
 
 
 def _like(tensor: Tensor) -> Tensor:
@@ -94,17 +110,15 @@ def measure_limit(step: Callable[[], object], precision: str, repeats: int = 3) 
     Returns:
         The limit.
     """
-    with torch.enable_grad(), ProductRecorder() as recorder:
-        step()
+    recorder = _record(step)
     seconds = 0.0
     for product, count in recorder.counts.items():
         func, args, kwargs = recorder.calls[product]
         seconds += count * _fastest(partial(func, *args, **kwargs), repeats)
-    flops = sum(p.flops * n for p, n in recorder.counts.items())
     dtype = torch.bfloat16 if precision == 'bf16' else torch.float32
     side, device = 2048, next(iter(recorder.calls.values()))[1][0].device
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-    return Limit(seconds, flops, 2 * side**3 / _fastest(lambda: a @ b, repeats + 2))
+    return Limit(seconds, recorder.flops, 2 * side**3 / _fastest(lambda: a @ b, repeats + 2))
 
 
 def _fastest(run: Callable[[], object], repeats: int) -> float:

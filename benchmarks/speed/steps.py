@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.speed.clock import Times, alternate
 from benchmarks.speed.contenders import find, for_each
-from benchmarks.speed.gemm import measure_limit
+from benchmarks.speed.gemm import count_flops, measure_limit
 from benchmarks.speed.records import add_row, describe, heading
 from benchmarks.speed.setting import Optimised, Setting
 
@@ -46,6 +46,7 @@ def compare_steps(
         'compiled': compiled,
         'repeats': repeats,
         'times': {n: t._asdict() for n, t in times.items()},
+        'flops': {n: count_flops(s) for n, s in steps.items()},
         'trained': {n: s.trained for n, s in steps.items()},
         'limit': measure_limit(first, setting.precision)._asdict(),
         'missing': absent,
@@ -67,7 +68,8 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         '',
         'Made by `explora-bench speed`: forward, backward and optimiser (and the teacher) on real images, '
         'contenders in turns, median of the rounds with the fastest and slowest. Ratios are to the first '
-        'row: above 1 is slower than this package.',
+        'row: above 1 is slower than this package. GFLOP are those of the matrix products: their ratio is '
+        'what a step would take if every product ran at the same rate and nothing else took time.',
     ]
     for row in rows:
         limit = row['limit']
@@ -75,14 +77,17 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         first = next(iter(times.values())).median
         lines += [
             *heading(row, f', {row["repeats"]} rounds'),
-            '| step | trains, M | seconds | ratio |',
-            '|---|---|---|---|',
+            '| step | trains, M | seconds | ratio | GFLOP | ratio of them |',
+            '|---|---|---|---|---|---|',
         ]
+        flops = row.get('flops', {})
+        least = flops.get(next(iter(times)), 0)
         for name, t in times.items():
-            lines.append(
-                f'| {name} | {row["trained"][name] / 1e6:.1f} | {t.text()} | {t.median / first:.2f} |'
-            )
-        lines += [f'| {name} | - | {why} | - |' for name, why in row['missing'].items()]
+            cells = [name, f'{row["trained"][name] / 1e6:.1f}', t.text(), f'{t.median / first:.2f}']
+            known = name in flops
+            cells += [f'{flops[name] / 1e9:,.0f}', f'{flops[name] / least:.2f}'] if known else ['-', '-']
+            lines.append(f'| {" | ".join(cells)} |')
+        lines += [f'| {name} | - | {why} | - | - | - |' for name, why in row['missing'].items()]
         share = limit['flops'] / first / limit['rate']
         lines += [
             '',

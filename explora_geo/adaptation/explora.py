@@ -47,10 +47,12 @@ class ExPLoRAConfig:
 
     def __post_init__(self) -> None:
         """Check the values that need no model."""
-        for field in ('unfrozen_blocks', 'targets', 'extra'):  # lists from YAML and JSON
+        for field in ('unfrozen_blocks', 'targets', 'extra'):  # lists from YAML and JSON, or a single name
             value = getattr(self, field)
             if not isinstance(value, str):
                 object.__setattr__(self, field, tuple(value))
+            elif field != 'unfrozen_blocks':
+                object.__setattr__(self, field, (value,))
         if not self.full and not all(type(i) is int for i in self.unfrozen_blocks):
             raise ValueError(f"unfrozen_blocks must be indices or 'all', got {self.unfrozen_blocks!r}")
         if type(self.rank) is not int or self.rank < 0:

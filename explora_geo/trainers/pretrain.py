@@ -322,6 +322,7 @@ class ExPLoRATask(SteadyTask):
         """Leave out what the starting weights hold already: frozen tensors are kept once, there."""
         super().on_save_checkpoint(checkpoint)
         checkpoint['starting_score'] = self.features.starting
+        checkpoint['objective'] = self.model.letter
         if self._weights is not None and not self.config.full:
             checkpoint['frozen'] = self.base_sha256
             for name in self.frozen_keys():
@@ -331,9 +332,15 @@ class ExPLoRATask(SteadyTask):
         """Fill in the frozen tensors from the starting weights.
 
         Raises:
-            ValueError: If the starting weights are not those of the checkpoint.
+            ValueError: If objective or starting weights are not those of the checkpoint.
         """
         super().on_load_checkpoint(checkpoint)
+        letter, own = checkpoint.get('objective'), self.model.letter
+        if letter and own and letter != own:
+            raise ValueError(
+                f'the checkpoint is of {letter}-ExPLoRA and the task of {own}-ExPLoRA: '
+                f'give the same objective, or adaptation as {self.config.notation(letter)!r}'
+            )
         self.features.starting = checkpoint.get('starting_score')
         frozen = checkpoint.get('frozen')
         if frozen is not None:
@@ -342,8 +349,8 @@ class ExPLoRATask(SteadyTask):
                     'the checkpoint was trained from other weights or another adaptation: give the '
                     f'same weights and adaptation ({checkpoint["hyper_parameters"]["adaptation"]})'
                 )
-            own = self.state_dict()
-            checkpoint['state_dict'].update({k: own[k] for k in self.frozen_keys()})
+            state = self.state_dict()
+            checkpoint['state_dict'].update({k: state[k] for k in self.frozen_keys()})
 
     def frozen_keys(self) -> list[str]:
         """Names in the state dict of what does not train in the backbone."""

@@ -85,6 +85,8 @@ class TuningTask(SteadyTask):
         """
         if tuning not in ADAPTATIONS:
             raise ValueError(f'tuning must be one of {", ".join(ADAPTATIONS)}, got {tuning!r}')
+        if adapter is not None and weights is None:
+            raise ValueError(f'the adapter {adapter} belongs to the weights it was made on: give weights too')
         self._weights, self._adapter = weights, adapter
         self.config = ExPLoRAConfig.create(ADAPTATIONS[tuning] if adaptation is None else adaptation)
         # A checkpoint's hyper-parameters come back as plain mappings.

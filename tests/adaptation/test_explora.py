@@ -227,6 +227,12 @@ def test_values_out_of_range_are_refused(fields: dict[str, object], sentence: st
         ExPLoRAConfig(**fields)
 
 
+def test_a_single_name_stands_for_a_list_of_one() -> None:
+    assert ExPLoRAConfig(targets='proj', extra='patch_embed') == ExPLoRAConfig(  # type: ignore[arg-type]
+        targets=('proj',), extra=('patch_embed',)
+    )
+
+
 def test_extras_train_and_unknown_ones_are_refused(build_vit: Build) -> None:
     vit = explora(build_vit(), ExPLoRAConfig.parse('[]-r2', extra=('patch_embed', 'blocks.0.mlp.fc1')))
     names = trainable_names(vit)

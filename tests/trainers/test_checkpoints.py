@@ -98,6 +98,18 @@ def test_load_from_checkpoint_gives_the_trained_task(
     assert loaded.features.starting == task.features.starting
 
 
+def test_a_checkpoint_of_another_objective_is_refused_by_name(
+    checkpoint: tuple[ExPLoRATask, Path], base_file: Path
+) -> None:
+    _, path = checkpoint
+    content = torch.load(path, weights_only=True)
+    torch.save({**content, 'objective': 'D'}, path)
+    with pytest.raises(ValueError, match=r"of D-ExPLoRA and the task of M-ExPLoRA: .*'D-ExPLoRA-\[L\]-r\d"):
+        ExPLoRATask.load_from_checkpoint(
+            path, weights=str(base_file), objective=partial(MAE, decoder_num_heads=2)
+        )
+
+
 def test_a_finished_run_resumes_for_longer_at_a_rate_above_zero(
     checkpoint: tuple[ExPLoRATask, Path], build_task: Task, build_data: Data, build_trainer: Run
 ) -> None:

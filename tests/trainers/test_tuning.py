@@ -205,6 +205,8 @@ def test_mistakes_are_named(
         build(tuning='half')
     with pytest.raises(ValueError, match='give weights, or the model of a checkpoint'):
         build(weights=None, model=None)
+    with pytest.raises(ValueError, match=r'the adapter a\.safetensors belongs to the weights'):
+        build(weights=None, adapter='a.safetensors')
     with pytest.raises(ValueError, match='tuning needs a pre-trained backbone'):
         build_trainer().fit(build(weights=None), datamodule=build_data())
     with pytest.raises(ValueError, match='holds no tuned model'):

@@ -116,6 +116,10 @@ def test_some_are_measured_beside_the_first(tmp_path: Path, small_names: None) -
     compare_steps(tmp_path, 'mae', SETTING, repeats=1, only='checkpointing')
     everybody, some = map(json.loads, (tmp_path / 'speed_steps.jsonl').read_text().splitlines())
     assert list(some['times']) == list(ours.MAE_STEPS)[:2] and len(everybody['times']) > 3
+    # Training everything needs at most half as many products again: three for each instead of two.
+    flops = everybody['flops']
+    least, *_, full = (flops[name] for name in list(ours.MAE_STEPS)[:3])
+    assert 1 < full / least < 1.5 and everybody['limit']['flops'] == least
 
 
 def test_peft_by_hand_trains_what_the_adaptation_trains() -> None:
