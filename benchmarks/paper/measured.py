@@ -19,6 +19,7 @@ from explora_geo.commands.device import pick_device
 from explora_geo.commands.probe import extract_parts
 from explora_geo.demo.run import faster_precision
 from explora_geo.evaluation import Budget, ProbeProtocol, SweepConfig, run_probes
+from explora_geo.evaluation.probes import STRENGTHS
 from explora_geo.trainers import OptimConfig, Regularisation
 from explora_geo.trainers.recipes import ADAPTATIONS
 
@@ -48,6 +49,7 @@ def probe(store: Store, job: Job, model: Stage, validate: bool = False) -> Stage
         'model': model.key,
         'data': describe_data(job.data, module),
         'protocol': {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(settings).items()},
+        'strengths': list(STRENGTHS),
         'seed': job.seed,
         'validate': validate,
     }
