@@ -1,13 +1,11 @@
 """What a pre-training run leaves behind: a report, the adapter or model file, pictures."""
 
 import json
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torchvision.utils import save_image
@@ -17,12 +15,13 @@ from explora_geo.checkpoints.adapter import save_adapter
 from explora_geo.checkpoints.files import atomic_path, write_state
 from explora_geo.checkpoints.io import model_metadata
 from explora_geo.trainers.folder import run_folder
+from explora_geo.trainers.run_report import RunReport
 
 if TYPE_CHECKING:
     from explora_geo.trainers.pretrain import ExPLoRATask
 
 
-class PretrainReport(Callback):
+class PretrainReport(RunReport):
     """Writes `report.json`, `adapter.safetensors` (or `model.safetensors`) and pictures.
 
     Files go to the logger's folder, or to the trainer's root folder without one. Loggers that take
@@ -31,14 +30,13 @@ class PretrainReport(Callback):
 
     def __init__(self) -> None:
         """Initialize a PretrainReport."""
-        self.history: list[dict[str, float]] = []
+        super().__init__()
         self._image: Tensor | None = None
         self._timestamps: Tensor | None = None
-        self._start = 0.0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock, and say once what was loaded."""
-        self._start = time.perf_counter()
+        super().on_fit_start(trainer, pl_module)
         rank_zero_info(pl_module.load_report)
 
     def on_validation_batch_end(
@@ -58,7 +56,7 @@ class PretrainReport(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show what the objective does with the kept images: to the logger, else as PNG files."""
-        if self._image is None or not trainer.is_global_zero or _trial(trainer):
+        if self._image is None or not self.wanted(trainer):
             return
         task: ExPLoRATask = pl_module  # type: ignore[assignment]
         experiment: Any = getattr(trainer.logger, 'experiment', None)
@@ -70,21 +68,6 @@ class PretrainReport(Callback):
                 file = run_folder(trainer) / 'pictures' / f'{title}_{trainer.global_step:06d}.png'
                 with atomic_path(file) as temporary:
                     save_image(grid.cpu(), temporary, format='png')
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the epoch's numbers for the report."""
-        row = {k: round(float(v), 6) for k, v in trainer.callback_metrics.items()}
-        self.history.append({'epoch': trainer.current_epoch, 'step': trainer.global_step, **row})
-
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the files."""
-        if trainer.is_global_zero and not _trial(trainer):
-            self.write(trainer, pl_module)  # type: ignore[arg-type]
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Keep what a stopped run has learnt."""
-        if trainer.is_global_zero and trainer.global_step and not _trial(trainer):
-            self.write(trainer, pl_module)  # type: ignore[arg-type]
 
     def write(self, trainer: Trainer, task: 'ExPLoRATask') -> Path:
         """Write report and weights to the run's folder.
@@ -112,7 +95,7 @@ class PretrainReport(Callback):
             'trainable_share': task.trainable_share,
             'steps': trainer.global_step,
             'stopped': task.stopped,
-            'seconds': round(time.perf_counter() - self._start, 1),
+            'seconds': self.seconds,
             'starting_score': task.features.starting,
             'history': self.history,
             'skipped_files': {'count': len(task.skipped), 'files': task.skipped},
@@ -121,10 +104,6 @@ class PretrainReport(Callback):
         with atomic_path(folder / 'report.json') as temporary:
             temporary.write_text(json.dumps(report, indent=1))
         return folder
-
-
-def _trial(trainer: Trainer) -> bool:
-    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
 
 
 def _grid(image: Tensor, other: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from explora_geo.trainers.length import run_length, steps_per_epoch
 from explora_geo.trainers.monitor import FeatureMonitor
 from explora_geo.trainers.optim import OptimConfig, build_optimizer, build_schedule
 from explora_geo.trainers.presets import get_preset
+from explora_geo.trainers.run_report import note_skipped
 from explora_geo.trainers.steady import SteadyTask
 
 GUARD = GuardConfig()
@@ -222,7 +223,7 @@ class ExPLoRATask(SteadyTask):
         Raises:
             ValueError: If the loss is not finite.
         """
-        self._note_skipped(batch)
+        note_skipped(self.skipped, batch)
         losses = self.losses(batch, self.global_step)
         loss: Tensor = torch.stack(list(losses.values())).sum()
         self.check_finite(loss, batch)
@@ -250,12 +251,6 @@ class ExPLoRATask(SteadyTask):
             if waited is not None:
                 self.log('data_wait', waited / passed, batch_size=size, on_step=False, on_epoch=True)
         self._last_step = now
-
-    def _note_skipped(self, batch: Mapping[str, Any]) -> None:
-        """Remember tiles that the loader could not read; the report names them."""
-        for entry in batch.get('skipped', ()):
-            path, _, reason = entry.partition(': ')
-            self.skipped.setdefault(path, reason)
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Let the objective withhold gradients."""
@@ -290,13 +285,28 @@ class ExPLoRATask(SteadyTask):
             batch: Sample dict with `image` and optionally `label`, shape (B,).
             batch_idx: Number of the batch.
         """
-        self._note_skipped(batch)
+        note_skipped(self.skipped, batch)
         if not self.trainer.sanity_checking:  # which is there for the starting score
             loss = torch.stack(list(self.model(batch, self.global_step).values())).sum()
             self.log('val_loss', loss, batch_size=len(batch['image']), prog_bar=True)
         if self.features.kind != 'none':
-            features = self.model.final_backbone(batch['image'], timestamps=batch.get('timestamps'))
-            self.features.add(self.model.pool(features), batch)
+            self.features.add(self.model.pool(self._final_features(batch)), batch)
+
+    def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
+        """Features of images, by the backbone that a run leaves behind.
+
+        Args:
+            batch: Sample dict with normalised `image`, shape (B, C, H, W) or as the tokenizer says.
+            batch_idx: Number of the batch.
+
+        Returns:
+            One vector per image, shape (B, D), pooled as for the monitor.
+        """
+        features: Tensor = self.model.pool(self._final_features(batch))
+        return features
+
+    def _final_features(self, batch: Mapping[str, Any]) -> Any:
+        return self.model.final_backbone(batch['image'], timestamps=batch.get('timestamps'))
 
     def on_validation_epoch_start(self) -> None:
         """Forget the features of the validation before."""

@@ -12,6 +12,7 @@ from explora_geo.checkpoints.files import atomic_path
 from explora_geo.objectives import Objective
 from explora_geo.trainers.folder import run_folder
 from explora_geo.trainers.kernels import unfuse_attention
+from explora_geo.trainers.length import steps_per_epoch
 
 if TYPE_CHECKING:
     from explora_geo.trainers.steady import SteadyTask
@@ -36,10 +37,7 @@ def write_reproducer(task: 'SteadyTask', batch: Mapping[str, Any], seed: int) ->
         'step': task.global_step,
         'seed': seed,
         'precision': str(trainer.precision),
-        'length': [
-            float(trainer.estimated_stepping_batches),
-            trainer.num_training_batches / trainer.accumulate_grad_batches,
-        ],
+        'length': [float(trainer.estimated_stepping_batches), steps_per_epoch(trainer)],
         'batch': {k: _plain(v) for k, v in batch.items()},
         'checkpoint': {'state_dict': {**task.state_dict(), **task.buffers_before}},
     }

@@ -21,6 +21,7 @@ from explora_geo.trainers.kernels import choose_attention
 from explora_geo.trainers.length import run_length
 from explora_geo.trainers.optim import OptimConfig, build_optimizer, build_schedule
 from explora_geo.trainers.recipes import ADAPTATIONS, OPTIMISERS, Regularisation, Tuning
+from explora_geo.trainers.run_report import note_skipped
 from explora_geo.trainers.steady import SteadyTask
 from explora_geo.trainers.tuning_report import TuningReport, describe_data
 
@@ -257,9 +258,7 @@ class TuningTask(SteadyTask):
             )
         image, target = batch['image'], batch[self.target_key]
         self.check_target(target, image)
-        for entry in batch.get('skipped', ()):
-            path, _, reason = entry.partition(': ')
-            self.skipped.setdefault(path, reason)
+        note_skipped(self.skipped, batch)
         return image, target
 
     def _evaluate(self, batch: Mapping[str, Any], split: str, metrics: MetricCollection) -> None:

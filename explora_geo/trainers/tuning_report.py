@@ -1,7 +1,6 @@
 """What a tuning run leaves behind: report, self-contained model file, pictures."""
 
 import json
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import matplotlib.pyplot as plt
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torchgeo.datasets import RGBBandsMissingError
 
 from explora_geo.adaptation import trainable_summary
 from explora_geo.checkpoints import atomic_path
 from explora_geo.trainers.folder import run_folder
+from explora_geo.trainers.run_report import RunReport
 
 if TYPE_CHECKING:
     from explora_geo.trainers.tuning import TuningTask
@@ -59,21 +58,12 @@ def describe_data(datamodule: Any, bands: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-class TuningReport(Callback):
+class TuningReport(RunReport):
     """Writes `report.json`, `model.safetensors` and pictures of validation images.
 
     Files go to the logger's folder, or to the trainer's root folder without one. Loggers that take figures
     (TensorBoard) get the pictures, with others they become PNG files in `pictures/`.
     """
-
-    def __init__(self) -> None:
-        """Initialize a TuningReport."""
-        self.history: list[dict[str, float]] = []
-        self._start = 0.0
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock."""
-        self._start = time.perf_counter()
 
     def on_validation_batch_end(
         self,
@@ -86,7 +76,7 @@ class TuningReport(Callback):
     ) -> None:
         """Show the first image of the first batch with target and prediction."""
         datamodule: Any = getattr(trainer, 'datamodule', None)
-        if batch_idx or trainer.sanity_checking or not trainer.is_global_zero or _trial(trainer):
+        if batch_idx or trainer.sanity_checking or not self.wanted(trainer):
             return
         if not hasattr(datamodule, 'plot'):
             return
@@ -103,32 +93,20 @@ class TuningReport(Callback):
                 figure.savefig(temporary, dpi=100, format='png')
         plt.close(figure)
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the epoch's numbers for the report."""
-        row = {k: round(float(v), 6) for k, v in trainer.callback_metrics.items()}
-        self.history.append({'epoch': trainer.current_epoch, 'step': trainer.global_step, **row})
-
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the files."""
-        self._write(trainer, pl_module)
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Keep what a stopped run has learnt."""
-        if trainer.global_step:
-            self._write(trainer, pl_module)
-
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Add the test metrics to the report."""
-        if trainer.is_global_zero and not _trial(trainer):
+        if self.wanted(trainer):
             values = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith('test_')}
             self._update(run_folder(trainer) / 'report.json', {'test': values})
 
-    def _write(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def write(self, trainer: Trainer, task: 'TuningTask') -> Path:
+        """Write report and model to the run's folder.
+
+        Returns:
+            The folder.
+        """
         from explora_geo.trainers.taskfile import save_task
 
-        if not trainer.is_global_zero or _trial(trainer):
-            return
-        task: TuningTask = pl_module  # type: ignore[assignment]
         folder = run_folder(trainer)
         save_task(folder / 'model.safetensors', task)
         head = sum(p.numel() for p in task.model.head.parameters())
@@ -141,21 +119,18 @@ class TuningReport(Callback):
             'optim': dict(vars(task.optim)),
             'trainable': {**trainable_summary(task.model.backbone), 'head': head},
             'steps': trainer.global_step,
-            'seconds': round(time.perf_counter() - self._start, 1),
+            'seconds': self.seconds,
             'history': self.history,
             'skipped_files': {'count': len(task.skipped), 'files': task.skipped},
         }
         self._update(folder / 'report.json', report)
+        return folder
 
     @staticmethod
     def _update(file: Path, values: Mapping[str, Any]) -> None:
         known = json.loads(file.read_text()) if file.is_file() else {}
         with atomic_path(file) as temporary:
             temporary.write_text(json.dumps({**known, **values}, indent=1))
-
-
-def _trial(trainer: Trainer) -> bool:
-    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
 
 
 @torch.no_grad()

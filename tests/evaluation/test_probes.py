@@ -50,3 +50,17 @@ def test_features_need_no_scaling_by_the_user() -> None:
         rows = [({k: factor * v for k, v in features.items()}, y) for features, y in parts]
         scaled.append(linear_probe(*rows[0], *rows[1], *rows[2]))
     assert scaled[0] == scaled[1]
+
+
+def test_small_differences_between_features_are_found_with_many_labels() -> None:
+    parts = []
+    for seed, count in ((0, 2000), (1, 500), (2, 2000)):
+        generator = np.random.default_rng(seed)
+        common, own = generator.normal(size=(count, 1)), generator.normal(size=(count, 8))
+        # The class is in differences a tenth as large as what all features share, so weights must be large.
+        features = common + 0.1 * own
+        labels = (own[:, :4].sum(1) > own[:, 4:].sum(1)).astype(int)
+        parts += [{'cls': features}, labels]
+    result = linear_probe(*parts)
+    assert result.accuracy > 0.98
+    assert result.accuracy > linear_probe(*parts, strengths=(0.001, 0.01, 0.1)).accuracy + 0.01

@@ -10,6 +10,7 @@ from PIL import Image
 
 from explora_geo.evaluation import FeatureTable, ProbeProtocol, SweepConfig, run_probes
 from explora_geo.evaluation.budgets import Budget
+from explora_geo.evaluation.probes import STRENGTHS
 from explora_geo.evaluation.report import write_reports
 
 ABOUT = {
@@ -57,5 +58,5 @@ def test_torchgeo_bench_rows_have_its_columns_and_names(folder: Path) -> None:
     assert [r['method'] for r in rows[:3]] == ['linear_sgd', 'linear', 'knn5']
     assert [r['partition'] for r in rows] == ['0.10x_train'] * 3 + ['default'] * 3
     assert float(rows[0]['best_lr']) in (1e-4, 1e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)
-    assert float(rows[1]['best_c']) in (0.001, 0.01, 0.1) and rows[1]['best_lr'] == ''
+    assert float(rows[1]['best_c']) in STRENGTHS and rows[1]['best_lr'] == ''
     assert all(r['bands'] == 'rgb' and r['metric_name'] == 'accuracy' for r in rows)

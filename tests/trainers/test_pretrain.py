@@ -292,3 +292,17 @@ def test_attention_on_the_cpu_is_unfused_in_bfloat16_only(
     blocks = [*task.backbone.blocks, *task.model.decoder.blocks]
     assert {block.attn.fused_attn for block in blocks} == {fused}
     assert torch.isfinite(task.trainer.callback_metrics['train_loss'])
+
+
+def test_prediction_gives_the_features_of_images(
+    build_task: Task, build_data: Data, build_trainer: Run
+) -> None:
+    task, data = build_task(), build_data()
+    found = torch.cat(build_trainer().predict(task, datamodule=data))  # type: ignore[arg-type]
+    data.setup('predict')
+    images = torch.stack([data.predict_dataset[i]['image'] for i in range(3)])
+    batch = (data.predict_aug or data.aug)({'image': images})
+    with torch.no_grad():
+        expected = task.backbone.eval()(batch['image']).patches.flatten(1, 2).mean(1)
+    assert found.shape == (24, task.backbone.embed_dim)
+    torch.testing.assert_close(found[:3], expected)
