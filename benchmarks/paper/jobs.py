@@ -128,7 +128,11 @@ def fit_rank(config: ExPLoRAConfig, scale: Scale) -> ExPLoRAConfig:
 def _recipe(row: Row, scale: Scale) -> Recipe:
     values = {**scale.pretrain[row.objective], 'adaptation': row.adaptation}
     recipe = recipe_of(values, f'scale {scale.name}, pretrain, {row.objective}')
-    return replace(recipe, adaptation=fit_rank(row.config, scale))
+    recipe = replace(recipe, adaptation=fit_rank(row.config, scale))
+    if not recipe.adaptation.rank and recipe.objective == 'DINOv2':  # MAE's decoder has LoRA of its own
+        # The rate of LoRA is no part of a row without LoRA: its stages are those of other multipliers.
+        return replace(recipe, optim=replace(recipe.optim, adapter_lr_multiplier=1.0))
+    return recipe
 
 
 def _published_recipe(table: Table, row: Row, scale: Scale) -> Recipe:
