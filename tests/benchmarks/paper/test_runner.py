@@ -130,6 +130,19 @@ def test_without_resume_a_killed_run_starts_anew(
     assert steps == [0, 1, 2, 3, 0, 1, 2, 3]
 
 
+def test_the_rate_of_lora_is_no_part_of_rows_without_it(tiny: Scale) -> None:
+    faster = {k: {**v, 'adapter_lr_multiplier': 3.0} for k, v in tiny.pretrain.items()}
+    scale = replace(tiny, pretrain=faster)
+
+    def multiplier(table: str, row: str) -> float:
+        recipe = build_job(get_table(table), get_table(table).rows[row], scale).recipe
+        assert recipe is not None
+        return recipe.optim.adapter_lr_multiplier
+
+    assert multiplier('3', 'l') == multiplier('3', 'scratch') == 1
+    assert multiplier('3', 'l_r8') == multiplier('3m', 'l') == 3  # MAE's decoder has LoRA
+
+
 def test_the_first_point_of_a_learning_curve_is_the_source(tiny: Scale, store: Store) -> None:
     table = get_table('3')
     rows = [run_job(build_job(table, table.rows[name], tiny), store) for name in ('l', 'lora_r256')]
