@@ -68,6 +68,7 @@ def probe(store: Store, job: Job, model: Stage, validate: bool = False) -> Stage
             'value': found.scores[0].mean,
             'scores': {f'{s.method}, {s.budget}': s.mean for s in found.scores},
             'details': [s.to_dict() for s in found.scores],
+            'strengths': list(STRENGTHS),
             'feature_dim': vit.embed_dim,
             'images': {part: len(table.label) for part, table in tables.items()},
         }

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -116,13 +115,13 @@ def _setting(table: Table, scale: Scale, records: Sequence[Record]) -> str:
     if stands_in:
         named = ', '.join(stands_in)
         text += f' {named[0].upper()}{named[1:]} stands in for {table.dataset}.'
-    if scale.search is not None:
-        text += (
-            f' The learning rate of every row is the best of {len(scale.search.factors)} on held-out '
-            'training images'
-            + ('' if math.isinf(scale.search.edge) else ', or of more where an end of them was clearly best')
-            + '.'
-        )
+    found = [rate.get('search', {}) for r in records for rate in r.get('learning_rates', {}).values()]
+    tried = sorted({len(scores) for scores in found if scores})
+    if tried:
+        count = ' to '.join(map(str, dict.fromkeys((tried[0], tried[-1]))))
+        text += f' The learning rate of every row is the best of {count} on held-out training images.'
+    for strengths in sorted({tuple(r.get('strengths') or ()) for r in records} - {()}):
+        text += f' C of the linear probe is the best of {", ".join(f"{c:g}" for c in strengths)}.'
     notes = sorted({s.note for s in scale.sources.values() if s.note})
     text += f' Sources: {"; ".join(notes)}.' if notes else ''
     return text + (f' Run on {", ".join(devices)}.' if devices else ' Nothing was run yet.')

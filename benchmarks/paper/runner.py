@@ -215,6 +215,7 @@ def _record(job: Job, stages: dict[str, Stage], rates: dict[str, Any]) -> record
         'learning_rates': rates,
         'images': last.get('images', {}),
         'details': last.get('details', []),
+        'strengths': last.get('strengths'),
         'feature_dim': last.get('feature_dim'),
         'stages': {kind: stage.key for kind, stage in stages.items()},
         'time': time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()),

@@ -84,8 +84,8 @@ def judge(finding: Finding, difference: Spread | None) -> str:
         return 'not run'
     if difference.half is None:
         return 'one seed: not told apart'
-    if finding.equal:
-        return 'does not hold' if difference.mean < -difference.half else 'holds'
+    if finding.equal and difference.mean >= 0:  # not below
+        return 'holds'
     if abs(difference.mean) <= difference.half:
         return 'not told apart'
     return 'holds' if difference.mean > 0 else 'does not hold'
