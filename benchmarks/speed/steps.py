@@ -39,16 +39,17 @@ def compare_steps(
 
     steps, absent = for_each(contenders, build, only)
     times = alternate(steps, repeats)
-    first = next(iter(steps.values()))
+    first, *others = steps
+    limit = measure_limit(steps[first], setting.precision)
     row = {
         **describe(objective, setting),
         'only': only,
         'compiled': compiled,
         'repeats': repeats,
         'times': {n: t._asdict() for n, t in times.items()},
-        'flops': {n: count_flops(s) for n, s in steps.items()},
+        'flops': {first: limit.flops, **{n: count_flops(steps[n]) for n in others}},
         'trained': {n: s.trained for n, s in steps.items()},
-        'limit': measure_limit(first, setting.precision)._asdict(),
+        'limit': limit._asdict(),
         'missing': absent,
     }
     return add_row(out / 'speed_steps.jsonl', row, markdown)
