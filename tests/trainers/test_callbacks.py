@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
 from explora_geo.checkpoints import load_backbone
@@ -126,10 +127,6 @@ def test_pictures_reach_a_logger_that_takes_them(
 def test_pictures_reach_tensorboard(
     build_task: Task, build_data: Data, build_trainer: Run, tmp_path: Path
 ) -> None:
-    pytest.importorskip('tensorboard')
-    from lightning.pytorch.loggers import TensorBoardLogger
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
     logger = TensorBoardLogger(tmp_path)
     build_trainer(logger=logger).fit(build_task(), datamodule=build_data())
     events = EventAccumulator(logger.log_dir).Reload()
