@@ -186,7 +186,9 @@ def _findings(table: Table, records: Sequence[Record]) -> list[str]:
     for cells in zip(*columns, strict=True):
         said = [v if d is None else f'{d.text("+")}, {v}' for _, d, v in cells]
         lines.append(f'| {cells[0][0].text} | {cells[0][0].mark} | {" | ".join(said)} |')
-    return [*lines, '', 'Differences in points, paired by seed; a verdict needs one beyond its own interval.']
+    note = 'Differences in points, paired by seed; a verdict needs one beyond its own interval'
+    equal = '; "not below" holds from zero on.' if any(f.equal for f in table.findings) else '.'
+    return [*lines, '', note + equal]
 
 
 def _source_of(table: Table, row: Row, found: Mapping[tuple[str, str], list[Record]]) -> list[Record]:
