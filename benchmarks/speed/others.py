@@ -130,8 +130,7 @@ def huggingface_mae(setting: Setting, adapted: bool) -> Optimised:
         mask_ratio=setting.mask_ratio,
         norm_pix_loss=True,
     )
-    slow = setting.precision == 'bf16' and setting.device == 'cpu'  # torch's fused attention there
-    config._attn_implementation = 'eager' if slow else 'sdpa'
+    config._attn_implementation = 'eager' if setting.plain_attention else 'sdpa'
     model: Any = ViTMAEForPreTraining(config)
     if adapted:
         _inject(model, ['q_proj', 'v_proj'], 'layers', len(vit.blocks), 'vit.')

@@ -4,10 +4,11 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from benchmarks.speed.setting import Contenders, Optimised, Setting
-from explora_geo.adaptation import ExPLoRAConfig, explora
+from explora_geo.adaptation import ExPLoRAConfig, explora, hold_frozen
 from explora_geo.models import create_vit
 from explora_geo.models.vit import ViT
 from explora_geo.objectives import MAE, DINOv2, Objective
@@ -36,6 +37,7 @@ def mae_step(
     vit: ViT | None = None,
     checkpointing: bool = False,
     compiled: bool = False,
+    lean: bool = False,
     batch: Mapping[str, Tensor] | None = None,
     wrap: Wrap = lambda objective: objective,
 ) -> Optimised:
@@ -47,6 +49,7 @@ def mae_step(
         vit: Another backbone, ready to train.
         checkpointing: Recompute the backbone's activations in the backward pass.
         compiled: Let `torch.compile` write the backbone's kernels.
+        lean: Hold frozen matrices in bfloat16 only.
         batch: Images, and timestamps where the tokenizer reads them; the setting's images if None.
         wrap: Makes of the objective what is called, such as one that averages gradients over processes.
     """
@@ -58,6 +61,8 @@ def mae_step(
         explora(objective.decoder, objective.decoder_adaptation)
     if compiled:
         _compile(objective)
+    if lean:
+        _hold(objective, setting)
     call, images = wrap(objective), batch or {'image': setting.batch_images()}
 
     def loss() -> Tensor:
@@ -72,6 +77,7 @@ def dinov2_step(
     vit: ViT | None = None,
     checkpointing: bool = False,
     compiled: bool = False,
+    lean: bool = False,
     wrap: Wrap = lambda objective: objective,
 ) -> Optimised:
     """D-ExPLoRA, or full training, with heads that train in full.
@@ -82,6 +88,7 @@ def dinov2_step(
         vit: Another backbone, ready to train.
         checkpointing: Recompute the student's activations in the backward pass.
         compiled: Let `torch.compile` write the kernels of the student's and the teacher's backbone.
+        lean: Hold frozen matrices in bfloat16 only.
         wrap: Makes of the objective what is called, such as one that averages gradients over processes.
     """
     vit = vit or backbone(setting, DINOv2, adaptation)
@@ -91,12 +98,21 @@ def dinov2_step(
     objective.plan(1000, 1000)
     if compiled:
         _compile(objective)
+    if lean:
+        _hold(objective, setting)
     call, views = wrap(objective), setting.views()
 
     def loss() -> Tensor:
         return sum(call({'views': views, 'image': views[0]}, 500).values())  # type: ignore[return-value]
 
     return Optimised(setting, objective, loss, lambda: objective.after_step(500))
+
+
+def _hold(objective: Objective, setting: Setting) -> None:
+    """What the task does with `frozen_dtype: bfloat16`."""
+    if setting.precision != 'bf16':
+        raise ValueError('frozen matrices in bfloat16 go with products in bfloat16')
+    hold_frozen(objective, torch.bfloat16)
 
 
 def _compile(objective: Objective) -> None:
@@ -109,11 +125,13 @@ _M, _D = 'explora_geo, M-ExPLoRA-[L]-r32', 'explora_geo, D-ExPLoRA-[L]-r32'
 MAE_STEPS: Contenders = {
     _M: partial(mae_step, adaptation='[L]-r32'),
     f'{_M}, gradient checkpointing': partial(mae_step, adaptation='[L]-r32', checkpointing=True),
+    f'{_M}, frozen in bf16': partial(mae_step, adaptation='[L]-r32', lean=True),
     'explora_geo, all weights': partial(mae_step, adaptation='full'),
 }
 DINOV2_STEPS: Contenders = {
     _D: partial(dinov2_step, adaptation='[L]-r32'),
     f'{_D}, gradient checkpointing': partial(dinov2_step, adaptation='[L]-r32', checkpointing=True),
+    f'{_D}, frozen in bf16': partial(dinov2_step, adaptation='[L]-r32', lean=True),
     'explora_geo, all weights': partial(dinov2_step, adaptation='full'),
 }
 #: Steps whose first one takes minutes, by objective.

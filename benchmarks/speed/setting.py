@@ -30,6 +30,8 @@ class Setting:
         precision: Products in bfloat16, or all in float32.
         images: Folder of class folders of JPEG files.
         device: Where steps run.
+        fused: Torch's fused attention also in bfloat16 on a CPU, where it is the slower one; it keeps as
+            little for the backward pass as that of GPUs.
     """
 
     model: str = 'vit_base_patch16_224'
@@ -43,6 +45,7 @@ class Setting:
     precision: Literal['bf16', 'fp32'] = 'bf16'
     images: Path = Path('tests/data/eurosat_rgb/test')
     device: str = 'cuda' if torch.cuda.is_available() else 'cpu'
+    fused: bool = False
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -50,6 +53,11 @@ class Setting:
             raise ValueError(f'precision must be bf16 or fp32, got {self.precision!r}')
         if self.batch < 1:
             raise ValueError(f'batch must be at least 1, got {self.batch}')
+
+    @property
+    def plain_attention(self) -> bool:
+        """Whether attention is plain products: the faster way in bfloat16 on a CPU, for every contender."""
+        return self.precision == 'bf16' and self.device == 'cpu' and not self.fused
 
     def batch_images(self) -> Tensor:
         """Real images, shape (B, 3, H, W)."""
@@ -90,8 +98,8 @@ class Optimised:
         self.optimizer = torch.optim.AdamW(trained, lr=1e-6, fused=True)
         self.kind = torch.device(setting.device).type
         self.bf16 = setting.precision == 'bf16'
-        if self.bf16 and self.kind == 'cpu':
-            unfuse_attention(module)  # the faster attention there, for every contender
+        if setting.plain_attention:
+            unfuse_attention(module)
 
     def __call__(self) -> float:
         """Take the step; returns the loss."""

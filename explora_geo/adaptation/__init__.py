@@ -1,6 +1,15 @@
 """ExPLoRA's adaptation of a pre-trained transformer (paper, section 4)."""
 
 from explora_geo.adaptation.explora import ExPLoRAConfig, explora, trainable_names, trainable_summary
+from explora_geo.adaptation.frozen import hold_frozen
 from explora_geo.adaptation.lora import LoRALinear, merge_lora
 
-__all__ = ['ExPLoRAConfig', 'LoRALinear', 'explora', 'merge_lora', 'trainable_names', 'trainable_summary']
+__all__ = [
+    'ExPLoRAConfig',
+    'LoRALinear',
+    'explora',
+    'hold_frozen',
+    'merge_lora',
+    'trainable_names',
+    'trainable_summary',
+]

@@ -1,4 +1,4 @@
-"""Frozen linear layers, which are converted to a lower precision once instead of at every use."""
+"""Frozen linear layers, which are converted to a lower precision once, or held in it alone."""
 
 import torch
 from torch import Tensor, nn
@@ -22,12 +22,15 @@ class FrozenLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer, shape (..., in) -> (..., out)."""
-        return F.linear(x, in_autocast_type(self.weight), self.bias)
+        weight = in_autocast_type(self.weight)
+        if weight.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
+            weight = weight.to(x.dtype)  # held in a lower precision than what is computed in
+        return F.linear(x, weight, self.bias)
 
     @torch.no_grad()
     def merged(self) -> nn.Linear:
         """A plain linear layer with the same numbers."""
-        return self._plain(self.weight)
+        return self._plain(self.weight if self.bias is None else self.weight.to(self.bias.dtype))
 
     def _plain(self, weight: Tensor) -> nn.Linear:
         layer = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device='meta')
@@ -55,6 +58,8 @@ def in_autocast_type(weight: Tensor) -> Tensor:
     if not torch.is_autocast_enabled(device) or weight.is_inference():
         return weight
     dtype = torch.get_autocast_dtype(device)
+    if weight.dtype == dtype:
+        return weight
     state = dtype, weight.data_ptr(), weight._version  # another if the numbers have changed
     held = getattr(weight, _HELD, None)
     if held is None or held[0] != state:
@@ -63,3 +68,24 @@ def in_autocast_type(weight: Tensor) -> Tensor:
         setattr(weight, _HELD, held)
     low: Tensor = held[1]
     return low
+
+
+def hold_frozen(model: nn.Module, dtype: torch.dtype) -> int:
+    """Hold the frozen matrices of an adapted model in a lower precision only, in place.
+
+    Under autocast of that type the model computes what it did. The float32 numbers are gone: what needs
+    them, such as a merged model, reads the weights that the model was adapted from.
+
+    Args:
+        model: Model with `FrozenLinear` and `LoRALinear` layers; a teacher that shares them shares this too.
+        dtype: Type of the matrices.
+
+    Returns:
+        Bytes saved.
+    """
+    weights = {id(m.weight): m.weight for m in model.modules() if isinstance(m, FrozenLinear)}
+    before = sum(w.nbytes for w in weights.values())
+    for weight in weights.values():
+        weight.data = weight.data.to(dtype)
+        vars(weight).pop(_HELD, None)
+    return before - sum(w.nbytes for w in weights.values())

@@ -57,9 +57,11 @@ class LoRALinear(FrozenLinear):
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer and its updates, shape (..., in) -> (..., out)."""
         # Without gradients, folding the update in costs less than running it beside half as many tokens
-        # as the layer is wide.
+        # as the layer is wide. A weight held in lower precision would swallow updates below its last digit.
+        exact = self.weight.dtype == next(iter(self.lora_a.values())).dtype
         dropping = self.training and self.lora_dropout.p > 0
-        if not torch.is_grad_enabled() and not dropping and 2 * x[..., 0].numel() > self.in_features:
+        many = 2 * x[..., 0].numel() > self.in_features
+        if exact and many and not dropping and not torch.is_grad_enabled():
             return F.linear(x, self.weight + self.delta(), self.bias)
         y = super().forward(x)
         # One matrix product for the A of all slices, then each B on its own rows. A ParameterDict sorts
@@ -76,7 +78,7 @@ class LoRALinear(FrozenLinear):
     @torch.no_grad()
     def delta(self) -> Tensor:
         """The update of the whole weight, shape (out, in)."""
-        delta = torch.zeros_like(self.weight)
+        delta = torch.zeros_like(self.weight, dtype=next(iter(self.lora_b.values())).dtype)
         for name, (start, stop) in self.slices.items():
             delta[start:stop] = self.scale * (self.lora_b[name] @ self.lora_a[name])
         return delta

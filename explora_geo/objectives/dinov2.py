@@ -313,8 +313,8 @@ class DINOv2(Objective):
         """Logits of class and masked tokens; a shared head is called once."""
         if ibot_head is not None:
             return dino_head(cls), ibot_head(patches)
-        logits = dino_head(torch.cat([cls, patches]))
-        return logits[: len(cls)], logits[len(cls) :]
+        of_cls, of_patches = dino_head(torch.cat([cls, patches])).split([len(cls), len(patches)])
+        return of_cls, of_patches
 
     def _warming_up(self, step: int) -> bool:
         """Whether the backbone needs no gradients; distributed training wants them of everything."""

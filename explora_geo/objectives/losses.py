@@ -12,6 +12,10 @@ import torch
 import torch.distributed as dist
 from lightly.models.modules.center import Center, center_momentum
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+#: Logits whose float32 numbers exist at a time; DINOv2's heads give 40 million for eight images.
+_PIECE = 2**22
 
 
 class Assignment(nn.Module):
@@ -150,11 +154,20 @@ def ibot_loss(targets: Tensor, logits: Tensor, mask: Tensor, temperature: float)
         Scalar loss; an image without masked tokens counts as 0.
     """
     mask = mask.flatten(1)
-    logits = logits.float() / temperature
-    entropies = logits.logsumexp(-1) - (targets * logits).sum(-1)
+    rows = max(1, _PIECE // logits.shape[1])
+    found = [
+        checkpoint(_entropies, *piece, temperature, use_reentrant=False)
+        for piece in zip(targets.split(rows), logits.split(rows), strict=True)
+    ]
     counts = mask.sum(dim=1, keepdim=True).clamp(min=1)
     weights = (1 / counts).expand_as(mask)[mask]
-    return (entropies * weights).sum() / len(mask)
+    return (torch.cat(found) * weights).sum() / len(mask)
+
+
+def _entropies(targets: Tensor, logits: Tensor, temperature: float) -> Tensor:
+    """Cross-entropy of each row, (M, K) and (M, K) -> (M,)."""
+    logits = logits.float() / temperature
+    return logits.logsumexp(-1) - (targets * logits).sum(-1)
 
 
 def entropies(targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torchvision.models._api import WeightsEnum
 
-from explora_geo.adaptation import ExPLoRAConfig, explora, trainable_names, trainable_summary
+from explora_geo.adaptation import ExPLoRAConfig, explora, hold_frozen, trainable_names, trainable_summary
 from explora_geo.checkpoints import BackboneWeights, load_weights
 from explora_geo.checkpoints.adapter import frozen_sha256
 from explora_geo.models import create_vit
@@ -68,6 +68,7 @@ class ExPLoRATask(SteadyTask):
         guard: GuardConfig | None = GUARD,
         compile_backbone: bool = False,
         adapter_dtype: Literal['float32', 'bfloat16'] = 'float32',
+        frozen_dtype: Literal['float32', 'bfloat16'] = 'float32',
     ) -> None:
         """Initialize an ExPLoRATask.
 
@@ -99,6 +100,8 @@ class ExPLoRATask(SteadyTask):
             guard: When the run counts as collapsed, is stopped and taken back; None never stops.
             compile_backbone: Have `torch.compile` write kernels for the backbone, at the first steps' cost.
             adapter_dtype: Type of the values in `adapter.safetensors`; bfloat16 halves the file.
+            frozen_dtype: Type in which frozen matrices are held while training; bfloat16, for a trainer's
+                precision of bf16-mixed, lets go of the float32 numbers that autocast never computes with.
 
         Raises:
             ValueError: If a name, a notation or the weights do not fit.
@@ -116,8 +119,9 @@ class ExPLoRATask(SteadyTask):
         # A checkpoint's hyper-parameters come back as plain mappings.
         self.optim = OptimConfig(**optim) if isinstance(optim, dict) else optim or recipe.optim
         self.guard = GuardConfig(**guard) if isinstance(guard, dict) else guard
-        if adapter_dtype not in ('float32', 'bfloat16'):
-            raise ValueError(f'adapter_dtype must be float32 or bfloat16, got {adapter_dtype!r}')
+        for name, dtype in (('adapter_dtype', adapter_dtype), ('frozen_dtype', frozen_dtype)):
+            if dtype not in ('float32', 'bfloat16'):
+                raise ValueError(f'{name} must be float32 or bfloat16, got {dtype!r}')
         super().__init__()
         # Plain values only: a Lightning checkpoint must load with weights_only=True.
         plain = {
@@ -207,8 +211,21 @@ class ExPLoRATask(SteadyTask):
             install_clock(self.trainer)
             if self._weights is not None and not self.config.full:
                 _ = self.base_sha256  # of the base as it was loaded: a precision of 16 bits rounds it next
+            self._hold_frozen()
         if stage == 'fit' and self.features.kind != 'none' and not self.trainer.fast_dev_run:
             self.trainer.num_sanity_val_steps = float('inf')
+
+    def _hold_frozen(self) -> None:
+        """Let go of float32 numbers that the trainer's precision never computes with."""
+        if self.hparams['frozen_dtype'] == 'float32':
+            return
+        precision = str(self.trainer.precision)
+        if not precision.startswith('bf16'):
+            raise ValueError(
+                f'frozen_dtype bfloat16 would round the weights of a run in precision {precision}: set '
+                'precision to bf16-mixed, or leave frozen_dtype at float32'
+            )
+        hold_frozen(self.model, torch.bfloat16)
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """One step of the objective.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from explora_geo.adaptation import ExPLoRAConfig, explora, merge_lora
+from explora_geo.adaptation import ExPLoRAConfig, explora, hold_frozen, merge_lora
 from explora_geo.adaptation.frozen import FrozenLinear
 from explora_geo.models import create_vit
 
@@ -70,6 +70,43 @@ def test_new_numbers_are_used(layer: FrozenLinear) -> None:
     run(layer, x)
     layer.load_state_dict({k: torch.randn_like(v) for k, v in layer.state_dict().items()})
     assert torch.equal(run(layer, x)[0], run(layer.merged(), x)[0])
+
+
+def test_held_in_bfloat16_alone_it_computes_what_autocast_did(layer: FrozenLinear) -> None:
+    x = torch.randn(4, 8)
+    with torch.autocast('cpu', dtype=torch.bfloat16):  # leaves a copy behind
+        layer(x)
+    expected, rounded = run(layer, x), layer.weight.detach().bfloat16().float()
+    teacher = copy.deepcopy(layer, {id(p): p for p in layer.parameters()})
+    assert hold_frozen(nn.ModuleList([layer, teacher]), torch.bfloat16) == 2 * 16 * 8
+    assert not vars(layer.weight) and teacher.weight.dtype == torch.bfloat16 == layer.weight.dtype
+    for ours, theirs in zip(run(layer, x), expected, strict=True):
+        assert torch.equal(ours, theirs)
+    assert layer.bias.dtype == torch.float32 == layer.merged().weight.dtype
+    assert torch.equal(layer(x), torch.nn.functional.linear(x, rounded, layer.bias))
+    assert torch.equal(layer(x), layer.merged()(x))
+
+
+def test_an_adapted_model_held_in_bfloat16_trains_alike_and_compiles(small_names: None) -> None:
+    torch.compiler.reset()
+    vit = explora(create_vit('vit_tiny_patch8_32'), ExPLoRAConfig.parse('[L]-r4'))
+    with torch.no_grad():
+        for name, value in vit.named_parameters():
+            if 'lora_b' in name:
+                value.normal_(std=0.02)
+    image, found = torch.randn(2, 3, 32, 32), []
+    for held in (False, True):
+        if held:
+            assert hold_frozen(vit, torch.bfloat16) > 0
+        for module in (vit, torch.compile(vit, fullgraph=True, backend='aot_eager')):
+            vit.zero_grad()
+            with torch.autocast('cpu', dtype=torch.bfloat16):
+                loss = module(image).patches.float().square().mean()
+            loss.backward()
+            found.append({n: p.grad.clone() for n, p in vit.named_parameters() if p.grad is not None})
+    plain, compiled, *lean = found
+    assert all(torch.equal(v, lean[0][k]) for k, v in plain.items()) and plain.keys() == lean[0].keys()
+    assert all(torch.equal(v, lean[1][k]) for k, v in compiled.items())
 
 
 def test_what_trains_is_a_plain_layer_and_merging_leaves_only_those(small_names: None) -> None:

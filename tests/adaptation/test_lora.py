@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from explora_geo.adaptation import ExPLoRAConfig, LoRALinear, explora, merge_lora
+from explora_geo.adaptation import ExPLoRAConfig, LoRALinear, explora, hold_frozen, merge_lora
 from explora_geo.models import ViT
 
 Build = Callable[..., ViT]
@@ -192,3 +192,18 @@ def test_dropout_of_the_update_is_kept_without_gradients(build_vit: Build) -> No
     x = torch.randn(100, 32)
     with torch.no_grad():
         assert not torch.equal(layer(x), layer(x))
+
+
+def test_a_weight_held_in_bfloat16_does_not_swallow_small_updates(build_vit: Build) -> None:
+    vit = explora(build_vit(), ExPLoRAConfig.parse('[]-r4')).eval()
+    layer = vit.blocks[0].attn.qkv
+    x = torch.randn(100, 32)
+    hold_frozen(vit, torch.bfloat16)
+    with torch.no_grad():
+        before = layer(x)
+        for b in layer.lora_b.values():
+            b.fill_(1e-5)  # less than half a digit of most weights
+        assert layer.delta().abs().max() < 1e-3 and layer.delta().dtype == torch.float32
+        assert_close(layer(x) - before, x @ layer.delta().T, atol=1e-6, rtol=0)
+        assert_close(layer.merged()(x), layer(x), atol=1e-5, rtol=1e-5)
+        assert (layer(x)[:, :32] != before[:, :32]).any(0).all()

@@ -9,6 +9,7 @@ from lightly.loss import DINOLoss, IBOTPatchLoss
 from lightly.loss import swav_loss as lightly_swav
 from torch.testing import assert_close
 
+from explora_geo.objectives import losses
 from explora_geo.objectives.losses import (
     Assignment,
     cross_entropies,
@@ -43,6 +44,27 @@ def test_the_masked_patch_loss_is_lightlys() -> None:
         expected = theirs(teacher, student, mask)
         assert_close(ibot_loss(ours(teacher, 0.05), student, mask, 0.1), expected)
         assert_close(ours.center.value, theirs.center.value)
+
+
+@pytest.mark.parametrize('rows', [1, 3, 100])
+def test_the_masked_patch_loss_in_pieces_is_that_of_all_rows_with_its_gradient(
+    rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mask = torch.rand(4, 9) < 0.5
+    mask[2] = False
+    targets = torch.randn(int(mask.sum()), 32).softmax(-1)
+    start = torch.randn(len(targets), 32).bfloat16()
+    logits = start.clone().requires_grad_()
+    monkeypatch.setattr(losses, '_PIECE', rows * 32)
+    loss = ibot_loss(targets, logits, mask, 0.1)
+    loss.backward()
+    plain = start.double().requires_grad_()
+    each = iter(torch.nn.functional.cross_entropy(plain / 0.1, targets.double(), reduction='none'))
+    expected = sum(sum(next(each) for _ in range(n)) / n for n in mask.sum(1).tolist() if n) / 4
+    expected.backward()
+    assert_close(loss.double(), expected, rtol=1e-5, atol=0)
+    assert logits.grad is not None and logits.grad.dtype == torch.bfloat16
+    assert_close(logits.grad.double(), plain.grad, rtol=0.01, atol=1e-6)
 
 
 def test_cross_entropies_are_those_of_every_pair() -> None:

@@ -256,7 +256,8 @@ def test_what_is_not_given_comes_from_the_preset(build_task: Task) -> None:
         ({'patch_size': 16}, r'\(32, 3, 8, 8\), the model needs \(32, 3, 16, 16\)'),
         ({'bands': ['red', 'nir']}, r'\(32, 3, 8, 8\), the model needs \(32, 2, 8, 8\)'),
         ({'preset': 'mine'}, 'no preset'),
-        ({'adapter_dtype': 'int8'}, "must be float32 or bfloat16, got 'int8'"),
+        ({'adapter_dtype': 'int8'}, "adapter_dtype must be float32 or bfloat16, got 'int8'"),
+        ({'frozen_dtype': 'int8'}, "frozen_dtype must be float32 or bfloat16, got 'int8'"),
     ],
     ids=str,
 )

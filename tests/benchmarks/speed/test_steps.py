@@ -1,6 +1,7 @@
 """Training steps side by side: the same work for everybody, in turns, and tables of it."""
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,10 @@ SETTING = Setting(
 )
 
 
+def _in_precision_of(name: str) -> Setting:
+    return replace(SETTING, precision='bf16') if 'bf16' in name else SETTING
+
+
 def test_steps_are_taken_in_turns_and_the_median_counts() -> None:
     now, order = [0.0], []
 
@@ -68,7 +73,7 @@ def test_images_are_real_and_of_all_classes() -> None:
 )
 def test_every_contender_learns_from_the_same_images(objective: str, name: str) -> None:
     torch.manual_seed(0)
-    step = CONTENDERS[objective][name](SETTING)
+    step = CONTENDERS[objective][name](_in_precision_of(name))
     for group in step.optimizer.param_groups:
         group['lr'] = 1e-3
     before = [p.detach().clone() for p in step.module.parameters()]
@@ -111,6 +116,23 @@ def test_checkpointing_and_compiling_change_nothing_but_the_time(
     assert losses[checkpointed] == pytest.approx(losses[plain]) == losses[compiled]
 
 
+@pytest.mark.parametrize('objective', ['mae', 'dinov2'])
+def test_frozen_matrices_in_bfloat16_change_nothing_but_the_memory(objective: str, small_names: None) -> None:
+    found = find(objective, compiled=False)
+    lean = next(n for n in found if n.endswith('frozen in bf16'))
+    losses = []
+    for name in (lean.removesuffix(', frozen in bf16'), lean):
+        torch.manual_seed(0)
+        step = found[name](replace(SETTING, precision='bf16'))
+        kinds = {b.mlp.fc1.weight.dtype for b in step.module.backbone.blocks[:-1]}
+        assert kinds == {torch.bfloat16 if name == lean else torch.float32}
+        seed_everything(1, verbose=False)
+        losses.append([step(), step()])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    with pytest.raises(ValueError, match='go with products in bfloat16'):
+        found[lean](SETTING)
+
+
 def test_some_are_measured_beside_the_first(tmp_path: Path, small_names: None) -> None:
     compare_steps(tmp_path, 'mae', SETTING, repeats=1)
     compare_steps(tmp_path, 'mae', SETTING, repeats=1, only='checkpointing')
@@ -118,7 +140,7 @@ def test_some_are_measured_beside_the_first(tmp_path: Path, small_names: None) -
     assert list(some['times']) == list(ours.MAE_STEPS)[:2] and len(everybody['times']) > 3
     # Training everything needs at most half as many products again: three for each instead of two.
     flops = everybody['flops']
-    least, *_, full = (flops[name] for name in list(ours.MAE_STEPS)[:3])
+    least, full = flops[next(iter(ours.MAE_STEPS))], flops['explora_geo, all weights']
     assert 1 < full / least < 1.5 and everybody['limit']['flops'] == least
 
 
@@ -165,7 +187,7 @@ def test_the_table_names_ratios_and_who_is_missing(tmp_path: Path, monkeypatch: 
     assert len((tmp_path / 'speed_steps.jsonl').read_text().splitlines()) == 1  # measured anew, not twice
     row = json.loads((tmp_path / 'speed_steps.jsonl').read_text())
     times = row['times']
-    ours_s, _, full = (times[n]['median'] for n in ours.MAE_STEPS)
+    ours_s, full = (times[n]['median'] for n in (next(iter(ours.MAE_STEPS)), 'explora_geo, all weights'))
     assert f'| {full / ours_s:.2f} |' in report and '| stranger | - | it cannot | - |' in report
     with pytest.raises(ValueError, match='objective must be one of mae, dinov2'):
         compare_steps(tmp_path, 'simclr', SETTING)
