@@ -1,6 +1,7 @@
 """Peak memory of training steps."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,15 @@ def test_training_less_needs_less_memory(tmp_path: Path) -> None:
     # 22 M weights that train have a gradient and two averages, of four bytes each.
     assert 0.15e9 < full - ours < 0.6e9
     assert f'{ours / 1e9:.2f} | {ours / full:.0%} |' in report and f'{full / 1e9:.2f} | 100% |' in report
+
+
+def test_frozen_weights_in_bfloat16_leave_two_bytes_of_six(tmp_path: Path) -> None:
+    compare_peaks(tmp_path, 'mae', replace(SETTING, precision='bf16'), 'frozen in bf16')
+    row = json.loads((tmp_path / 'speed_peak.jsonl').read_text())
+    ours, lean = row['peaks'].values()
+    # Eleven of twelve blocks of width 384, and the decoder's of width 512.
+    assert ours - lean == pytest.approx(4 * 12 * (11 * 384**2 + 512**2), rel=0.4)
+    assert row['setting']['fused'] == 'True'
 
 
 def test_a_compiler_is_no_part_of_a_step(tmp_path: Path) -> None:
