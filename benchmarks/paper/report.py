@@ -119,7 +119,11 @@ def _setting(table: Table, scale: Scale, records: Sequence[Record]) -> str:
     tried = sorted({len(scores) for scores in found if scores})
     if tried:
         count = ' to '.join(map(str, dict.fromkeys((tried[0], tried[-1]))))
-        text += f' The learning rate of every row is the best of {count} on held-out training images.'
+        text += f' The learning rate of every row is the best of {count} on held-out training images'
+        search = scale.search
+        if search and tried[-1] > len(search.factors):
+            text += f', one beyond the first {len(search.factors)} if it is clearly better'
+        text += '.'
     for strengths in sorted({tuple(r.get('strengths') or ()) for r in records} - {()}):
         text += f' C of the linear probe is the best of {", ".join(f"{c:g}" for c in strengths)}.'
     notes = sorted({s.note for s in scale.sources.values() if s.note})

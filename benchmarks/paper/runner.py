@@ -150,10 +150,15 @@ def search_tuning(job: Job, store: Store, model: Stage, progress: Callable[[str]
 
 
 def _choose(search: Search, score: Callable[[float], float]) -> Chosen:
-    """The best factor; where an end of them is clearly best, so are those beyond it tried."""
+    """The best factor; beyond an end that is clearly best, the next one counts where it is clearly better.
+
+    Trials are shorter than the runs they choose for, and short runs are kind to rates that are too high: a
+    tie beyond the factors asked for would give a row a rate that fails at full length.
+    """
     scores = {f: score(f) for f in search.factors}
+    best = max(scores, key=scores.__getitem__)
     for _ in range(search.beyond):
-        best, order = max(scores, key=scores.__getitem__), sorted(scores)
+        order = sorted(scores)
         if len(order) < 2 or best not in (order[0], order[-1]):
             break
         inner = order[1] if best == order[0] else order[-2]
@@ -161,7 +166,10 @@ def _choose(search: Search, score: Callable[[float], float]) -> Chosen:
             break
         further = float(f'{best * best / inner:.2g}')
         scores[further] = score(further)
-    return Chosen(max(scores, key=scores.__getitem__), {f'{f:g}': s for f, s in scores.items()})
+        if scores[further] - scores[best] <= search.edge:
+            break
+        best = further
+    return Chosen(best, {f'{f:g}': s for f, s in scores.items()})
 
 
 def _record(job: Job, stages: dict[str, Stage], rates: dict[str, Any]) -> records.Record:

@@ -113,7 +113,7 @@ class Search:
         pretrain_steps: Optimiser steps of each trial of pre-training.
         tune_steps: The same of tuning.
         edge: By how much the lowest or highest factor must beat its neighbour, as a share of the images, for
-            the next one beyond it to be tried too; by default never.
+            the next one beyond it to be tried too, and this one the one before to be taken; by default never.
         beyond: How many may be tried beyond.
     """
 

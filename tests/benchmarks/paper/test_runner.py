@@ -219,7 +219,9 @@ def test_every_row_is_searched_with_the_same_budget_on_held_out_training_images(
         ({0.3: 0.60, 1: 0.61, 3: 0.50}, [0.3, 1, 3], 1),  # a best inside
         ({0.3: 0.61, 1: 0.60, 3: 0.50}, [0.3, 1, 3], 0.3),  # an end within the edge
         ({0.3: 0.70, 1: 0.60, 3: 0.50, 0.09: 0.65}, [0.3, 1, 3, 0.09], 0.3),
-        ({0.3: 0.50, 1: 0.60, 3: 0.70, 9: 0.80, 27: 0.81}, [0.3, 1, 3, 9, 27], 27),  # and then no further
+        ({0.3: 0.50, 1: 0.60, 3: 0.70, 9: 0.71}, [0.3, 1, 3, 9], 3),  # beyond, but not clearly better
+        ({0.3: 0.50, 1: 0.60, 3: 0.70, 9: 0.80, 27: 0.81}, [0.3, 1, 3, 9, 27], 9),
+        ({0.3: 0.50, 1: 0.60, 3: 0.70, 9: 0.80, 27: 0.90}, [0.3, 1, 3, 9, 27], 27),  # and then no further
     ],
 )
 def test_where_an_end_is_clearly_best_rates_beyond_it_are_tried(
