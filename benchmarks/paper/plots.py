@@ -88,10 +88,11 @@ def _scatter(path: Path, table: Table, found: _Found, key: str, label: str) -> P
     for i, (name, rows) in enumerate(found.items()):
         value, title = _value(rows), table.rows[name[0]].name
         if rows[0][key]:
-            x, style = rows[0][key] / factor, {'fmt': 'o', 'capsize': 3, 'color': f'C{i}'}
+            x = rows[0][key] / factor
+            style = {'fmt': 'os^'[i // 10 % 3], 'capsize': 3, 'color': f'C{i}'}  # ten colours
             axis.errorbar(x, value.mean, yerr=value.half, label=title, **style)
         else:
-            axis.axhline(value.mean, color='grey', linestyle='--', label=title)
+            axis.axhline(value.mean, color=f'C{i}', linestyle='--', label=title)
     axis.set_title('here', fontsize=10, loc='left')
     if published:
         for title, (x, y) in published.items():
