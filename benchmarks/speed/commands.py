@@ -8,7 +8,9 @@ import typer
 RESULTS = Path('benchmarks/results')
 TILES = Path('tests/data/eurosat_rgb')
 _OUT = Annotated[Path, typer.Option(help='Folder of the results.')]
-_ONLY = Annotated[str, typer.Option(help='Only contenders whose name holds this text, and the first.')]
+_ONLY = Annotated[
+    str, typer.Option(help='Only contenders in whose name this regular expression is found, and the first.')
+]
 _REPEATS = Annotated[int, typer.Option(help='Rounds that count.')]
 _COMPILED = Annotated[bool, typer.Option(help='Also steps with torch.compile, which takes minutes first.')]
 # The work of a training step

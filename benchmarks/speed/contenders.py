@@ -1,5 +1,6 @@
 """Who is compared, by objective."""
 
+import re
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
@@ -34,8 +35,9 @@ def for_each(
 
     Args:
         names: Contenders; the first of them, to which the others are compared, is always one of those done.
-        work: What to do for a contender, by name; a `ValueError` says that it cannot.
-        only: Only contenders whose name holds this text.
+        work: What to do for a contender, by name; a `ValueError`, or an `ImportError` of
+            what it needs, says that it cannot.
+        only: Only contenders in whose name this regular expression is found.
 
     Returns:
         What came of it by name, and why others are missing.
@@ -43,7 +45,7 @@ def for_each(
     found: dict[str, T] = {}
     absent: dict[str, str] = {}
     for position, name in enumerate(names):
-        if position and only not in name:
+        if position and not re.search(only, name):
             continue
         if lacking := others.missing(name):
             absent[name] = f'{lacking} is not installed'
@@ -51,6 +53,6 @@ def for_each(
         Console().print(name, markup=False)
         try:
             found[name] = work(name)
-        except ValueError as error:
+        except (ImportError, ValueError) as error:
             absent[name] = str(error)
     return found, absent

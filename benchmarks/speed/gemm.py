@@ -9,10 +9,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from benchmarks.speed.clock import wait
 
-PRODUCTS = frozenset({'mm', 'addmm', 'bmm', 'baddbmm', 'convolution', 'convolution_backward'})
+_CONVOLUTIONS = frozenset({'convolution', 'convolution_backward'})
+PRODUCTS = frozenset({'mm', 'addmm', 'bmm', 'baddbmm'}) | _CONVOLUTIONS
+#: Fused attention of GPUs: two products forward, five backward.
+_ATTENTION = '_scaled_dot_product_'
+#: Runs in a row that are timed together on a GPU, where starting one takes as long as a small product.
+_QUEUED = 20
 
 
 class Product(NamedTuple):
@@ -47,16 +53,17 @@ class ProductRecorder(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run the operator, and remember it if it is a product."""
-        name = func.overloadpacket.__name__
-        if name in PRODUCTS:
+        name, options = func.overloadpacket.__name__, kwargs or {}
+        outcome = func(*args, **options)
+        if name in PRODUCTS or name.startswith(_ATTENTION):
             tensors = [a for a in args if isinstance(a, Tensor)]
             shapes = tuple((tuple(t.shape), t.stride(), t.dtype) for t in tensors)
-            product = Product(name, shapes, _flops(name, tensors))
+            product = Product(name, shapes, _flops(func, args, options, outcome))
             self.counts[product] += 1
             if product not in self.calls:
                 like = tuple(_like(a) if isinstance(a, Tensor) else a for a in args)
-                self.calls[product] = (func, like, kwargs or {})
-        return func(*args, **(kwargs or {}))
+                self.calls[product] = (func, like, options)
+        return outcome
 
 
 def count_flops(step: Callable[[], object]) -> int:
@@ -71,17 +78,19 @@ def _record(step: Callable[[], object]) -> ProductRecorder:
 
 
 def _like(tensor: Tensor) -> Tensor:
-    """Random numbers of the same layout; what was expanded is expanded again."""
+    """Random numbers of the same layout; what was expanded is expanded again, whole numbers are kept."""
+    if not tensor.is_floating_point():
+        return tensor.clone()
     kept = [1 if stride == 0 else n for n, stride in zip(tensor.shape, tensor.stride(), strict=True)]
     values = torch.empty_strided(kept, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
     return values.normal_().expand(tensor.shape)
 
 
-def _flops(name: str, tensors: list[Tensor]) -> int:
-    if name.startswith('convolution'):
+def _flops(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], outcome: Any) -> int:
+    if func.overloadpacket.__name__ in _CONVOLUTIONS:
         return 0
-    first, second = tensors[-2:]
-    return 2 * first.numel() * second.shape[-1]
+    count = flop_registry.get(func.overloadpacket)  # torch knows no operations of a CPU's fused attention
+    return 0 if count is None else int(count(*args, **kwargs, out_val=outcome))
 
 
 class Limit(NamedTuple):
@@ -116,16 +125,20 @@ def measure_limit(step: Callable[[], object], precision: str, repeats: int = 3) 
         func, args, kwargs = recorder.calls[product]
         seconds += count * _fastest(partial(func, *args, **kwargs), repeats)
     dtype = torch.bfloat16 if precision == 'bf16' else torch.float32
-    side, device = 2048, next(iter(recorder.calls.values()))[1][0].device
+    device = next(iter(recorder.calls.values()))[1][0].device
+    side = 8192 if device.type == 'cuda' else 2048
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     return Limit(seconds, recorder.flops, 2 * side**3 / _fastest(lambda: a @ b, repeats + 2))
 
 
 def _fastest(run: Callable[[], object], repeats: int) -> float:
+    queued = _QUEUED if torch.cuda.is_available() else 1
     seconds = []
     for _ in range(repeats):
-        start = time.perf_counter()
-        run()
         wait()
-        seconds.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        for _ in range(queued):
+            run()
+        wait()
+        seconds.append((time.perf_counter() - start) / queued)
     return min(seconds)

@@ -1,5 +1,6 @@
-"""Highest memory of a training step, each contender in a process of its own."""
+"""Highest memory of a training step, on a CPU each contender in a process of its own."""
 
+import gc
 import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor
@@ -28,7 +29,7 @@ def compare_peaks(
         out: Folder; rows are added to `speed_peak.jsonl`, and `speed_peak.md` shows all of them.
         objective: `mae` or `dinov2`.
         setting: The work of a step.
-        only: Only contenders whose name holds this text, and the first.
+        only: Only contenders in whose name this regular expression is found, and the first.
         compiled: Also steps that compile first; on a GPU only.
 
     Returns:
@@ -47,6 +48,8 @@ def compare_peaks(
     setting = replace(setting, fused=True)
 
     def measure(name: str) -> int:
+        if setting.device.startswith('cuda'):
+            return step_peak(objective, name, setting)  # the allocator counts its own tensors exactly
         spawn = multiprocessing.get_context('spawn')
         with patch.dict(os.environ, _ALLOCATOR), ProcessPoolExecutor(1, mp_context=spawn) as pool:
             return pool.submit(step_peak, objective, name, setting).result()
@@ -73,6 +76,8 @@ def step_peak(objective: str, name: str, setting: Setting) -> int:
     Returns:
         Growth of this process, or what the GPU allocated at most.
     """
+    gc.collect()
+    before = torch.cuda.memory_allocated() if setting.device.startswith('cuda') else 0
     with Meter() as meter:
         step = find(objective, compiled=True)[name](setting)
         for group in step.optimizer.param_groups:
@@ -80,7 +85,7 @@ def step_peak(objective: str, name: str, setting: Setting) -> int:
                 parameter.grad = torch.zeros_like(parameter)
         step.optimizer.step()
         step()
-    return meter.peak_memory
+    return meter.peak_memory - before
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
@@ -96,7 +101,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         '# Peak memory of training steps',
         '',
         'Made by `explora-bench peak`: weights, gradients, optimiser and activations of one step on real '
-        'images, each contender in a process of its own, with fused attention as on a GPU. Shares are of the '
+        'images with fused attention; on a CPU each contender has a process of its own. Shares are of the '
         'last row that trains all weights.',
     ]
     for row in rows:

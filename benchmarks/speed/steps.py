@@ -22,7 +22,7 @@ def compare_steps(
         objective: `mae` or `dinov2`.
         setting: The work of a step.
         repeats: Rounds that count.
-        only: Only contenders whose name holds this text, and the first.
+        only: Only contenders in whose name this regular expression is found, and the first.
         compiled: Also steps that compile first.
 
     Returns:
@@ -38,7 +38,8 @@ def compare_steps(
         return contenders[name](setting)
 
     steps, absent = for_each(contenders, build, only)
-    times = alternate(steps, repeats)
+    # Kernels and memory of a GPU take a few steps to be chosen.
+    times = alternate(steps, repeats, warmup=1 if setting.device == 'cpu' else 3)
     first, *others = steps
     limit = measure_limit(steps[first], setting.precision)
     row = {

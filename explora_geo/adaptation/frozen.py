@@ -25,7 +25,7 @@ class FrozenLinear(nn.Linear):
         weight = in_autocast_type(self.weight)
         if weight.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
             weight = weight.to(x.dtype)  # held in a lower precision than what is computed in
-        return F.linear(x, weight, self.bias)
+        return F.linear(x, weight, self.bias if self.bias is None else in_autocast_type(self.bias))
 
     @torch.no_grad()
     def merged(self) -> nn.Linear:

@@ -1,14 +1,17 @@
 """Low-rank adaptation of slices of a linear layer."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from explora_geo.adaptation.frozen import FrozenLinear
+from explora_geo.adaptation.frozen import FrozenLinear, in_autocast_type
+
+Span = tuple[int, int]
 
 
 class LoRALinear(FrozenLinear):
@@ -20,12 +23,7 @@ class LoRALinear(FrozenLinear):
     """
 
     def __init__(
-        self,
-        base: nn.Linear,
-        slices: Mapping[str, tuple[int, int]],
-        rank: int,
-        alpha: float,
-        dropout: float = 0.0,
+        self, base: nn.Linear, slices: Mapping[str, Span], rank: int, alpha: float, dropout: float = 0.0
     ) -> None:
         """Take over a linear layer; the output is unchanged until the first update.
 
@@ -63,16 +61,27 @@ class LoRALinear(FrozenLinear):
         many = 2 * x[..., 0].numel() > self.in_features
         if exact and many and not dropping and not torch.is_grad_enabled():
             return F.linear(x, self.weight + self.delta(), self.bias)
-        y = super().forward(x)
         # One matrix product for the A of all slices, then each B on its own rows. A ParameterDict sorts
         # its keys, so the order is that of the slices.
-        low = F.linear(self.lora_dropout(x), torch.cat([self.lora_a[name] for name in self.slices]))
+        a, spans = torch.cat([self.lora_a[name] for name in self.slices]), tuple(self.slices.values())
+        bs = [self.lora_b[name] for name in self.slices]
+        if not dropping and not torch.compiler.is_compiling():
+            return self._update_in_place(x, a, bs, spans)
+        y = super().forward(x)
+        low = F.linear(self.lora_dropout(x), a)
         if self.scale != 1:
             low = low * self.scale  # narrower than the output
-        for part, (name, (start, stop)) in zip(
-            low.split(self.rank, dim=-1), self.slices.items(), strict=True
-        ):
-            y[..., start:stop] += F.linear(part, self.lora_b[name])
+        for part, (start, stop), b in zip(low.split(self.rank, dim=-1), spans, bs, strict=True):
+            y[..., start:stop] += F.linear(part, b)
+        return y
+
+    def _update_in_place(self, x: Tensor, a: Tensor, bs: Sequence[Tensor], spans: Sequence[Span]) -> Tensor:
+        dtype = x.dtype
+        if torch.is_autocast_enabled(x.device.type):
+            dtype = torch.get_autocast_dtype(x.device.type)
+        bias = None if self.bias is None else in_autocast_type(self.bias).to(dtype)
+        rest = (t.to(dtype) for t in (x, in_autocast_type(self.weight), a, *bs))
+        y: Tensor = _Update.apply(self.scale, spans, bias, *rest)
         return y
 
     @torch.no_grad()
@@ -87,6 +96,52 @@ class LoRALinear(FrozenLinear):
     def merged(self) -> nn.Linear:
         """A plain linear layer that computes the same in evaluation mode."""
         return self._plain(self.weight + self.delta())
+
+
+class _Update(torch.autograd.Function):
+    """A frozen layer and its updates, all of one type: as few kernels as there are matrix products.
+
+    Recorded one by one, each addition to a slice of the output copies the gradient of the whole of it.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        scale: float,
+        spans: Sequence[Span],
+        bias: Tensor | None,
+        x: Tensor,
+        weight: Tensor,
+        a: Tensor,
+        *bs: Tensor,
+    ) -> Tensor:
+        """Shapes (..., in), (out, in), (S·r, in) and S times (stop - start, r) -> (..., out)."""
+        flat = x.reshape(-1, x.shape[-1])
+        y = F.linear(flat, weight, bias)
+        low = F.linear(flat, a)
+        if scale != 1:
+            low *= scale
+        for part, (start, stop), b in zip(low.chunk(len(bs), dim=-1), spans, bs, strict=True):
+            y[:, start:stop].addmm_(part, b.T)
+        ctx.scale, ctx.spans, ctx.shape = scale, spans, x.shape
+        ctx.save_for_backward(flat, weight, low, a, *bs)
+        return y.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        """Gradients of x, of a and of each b."""
+        flat, weight, low, a, *bs = ctx.saved_tensors
+        rows = grad.reshape(-1, grad.shape[-1])
+        slices = [rows[:, start:stop] for start, stop in ctx.spans]
+        grad_bs = [part.T @ low_part for part, low_part in zip(slices, low.chunk(len(bs), -1), strict=True)]
+        grad_low = torch.cat([part @ b for part, b in zip(slices, bs, strict=True)], dim=-1)
+        if ctx.scale != 1:
+            grad_low *= ctx.scale
+        grad_x = None
+        if ctx.needs_input_grad[3]:
+            grad_x = (rows @ weight).addmm_(grad_low, a).view(ctx.shape)
+        return None, None, None, grad_x, None, grad_low.T @ flat, *grad_bs
 
 
 def merge_lora(module: nn.Module) -> nn.Module:

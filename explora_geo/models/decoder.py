@@ -81,7 +81,7 @@ class MAEDecoder(nn.Module):
         tokens = self.mask_token.to(x.dtype).repeat(len(x), slots * patches, 1)
         tokens = tokens.scatter(1, keep.unsqueeze(-1).expand(-1, -1, x.shape[-1]), x[:, 1:])
         cls_position, position = self._tokenizer[0].decoder_position(
-            x.shape[-1], grid, timestamps, self.pos_embed, self.slot_embed
+            x.shape[-1], grid, timestamps, self.pos_embed, self.slot_embed, x.device
         )
         position = position.to(x).expand(-1, slots, -1, -1).flatten(1, 2)  # (·,S,L,D) -> (·,N,D)
         x = torch.cat([x[:, :1] + cls_position.to(x), tokens + position], dim=1)

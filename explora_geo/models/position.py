@@ -10,12 +10,13 @@ from torch.nn import functional as F
 
 
 @lru_cache(maxsize=32)
-def sincos_2d(dim: int, grid: tuple[int, int]) -> Tensor:
+def sincos_2d(dim: int, grid: tuple[int, int], device: torch.device | None = None) -> Tensor:
     """Fixed 2-D sine-cosine position code of MAE.
 
     Args:
         dim: Width D of the code, a multiple of 4.
         grid: Patches along height and width.
+        device: Where the code is kept; the CPU if None.
 
     Returns:
         One code per patch, rows first, shape (L, D).
@@ -28,7 +29,8 @@ def sincos_2d(dim: int, grid: tuple[int, int]) -> Tensor:
     rows, columns = (np.arange(side, dtype=np.float32) for side in grid)
     mesh = np.stack(np.meshgrid(columns, rows), axis=0)  # MAE: the column coordinate goes first
     with torch.inference_mode(False):  # kept for training too, whoever asks first
-        return torch.from_numpy(get_2d_sine_cosine_positional_embedding_from_grid(dim, mesh)).float()
+        code = torch.from_numpy(get_2d_sine_cosine_positional_embedding_from_grid(dim, mesh))
+        return code.float().to(device or 'cpu')
 
 
 def sincos_1d(dim: int, positions: Tensor) -> Tensor:

@@ -147,7 +147,7 @@ def ibot_loss(targets: Tensor, logits: Tensor, mask: Tensor, temperature: float)
     Args:
         targets: Teacher's probabilities of the masked tokens, shape (M, K).
         logits: Student's logits of the same tokens, shape (M, K).
-        mask: True where a token is masked, shape (B, ...), in the order of the rows above.
+        mask: True where a token is masked, shape (B, ...), in the order of the rows above; on any device.
         temperature: Student's temperature.
 
     Returns:
@@ -160,7 +160,7 @@ def ibot_loss(targets: Tensor, logits: Tensor, mask: Tensor, temperature: float)
         for piece in zip(targets.split(rows), logits.split(rows), strict=True)
     ]
     counts = mask.sum(dim=1, keepdim=True).clamp(min=1)
-    weights = (1 / counts).expand_as(mask)[mask]
+    weights = (1 / counts).expand_as(mask)[mask].to(targets.device)
     return (torch.cat(found) * weights).sum() / len(mask)
 
 

@@ -174,6 +174,41 @@ def test_mixed_precision_runs_and_stays_close(precision: torch.dtype) -> None:
     assert all(p.grad is not None for p in layer.lora_b.values())
 
 
+@pytest.mark.parametrize('alpha', [2.0, 6.0])
+@pytest.mark.parametrize('slices', [{'q': (0, 4), 'v': (8, 12)}, {'all': (0, 12)}])
+def test_gradients_are_those_of_finite_differences(slices: dict[str, tuple[int, int]], alpha: float) -> None:
+    layer = LoRALinear(nn.Linear(5, 12).double(), slices, rank=2, alpha=alpha)
+    layer.weight.requires_grad_(False), layer.bias.requires_grad_(False)
+    fill(layer)
+    names = [name for name, p in layer.named_parameters() if p.requires_grad]
+
+    def run(x: Tensor, *parameters: Tensor) -> Tensor:
+        return torch.func.functional_call(layer, dict(zip(names, parameters, strict=True)), x)
+
+    x = torch.randn(3, 2, 5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(run, (x, *(layer.get_parameter(name) for name in names)))
+    layer(x.detach()).sum().backward()  # the first layer of a frozen model
+    assert len(names) == 2 * len(slices) and all(layer.get_parameter(name).grad is not None for name in names)
+
+
+def test_recorded_for_a_compiler_it_computes_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = LoRALinear(nn.Linear(16, 24), {'q': (0, 8), 'v': (16, 24)}, rank=4, alpha=8)
+    fill(layer)
+    found = []
+    for compiling in (False, True):
+        monkeypatch.setattr(torch.compiler, 'is_compiling', lambda compiling=compiling: compiling)
+        x = torch.randn(6, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        y = layer(x)
+        layer.zero_grad()
+        y.square().sum().backward()
+        updates = [*layer.lora_a.values(), *layer.lora_b.values()]
+        found.append([y, x.grad, *(p.grad for p in updates)])
+        nodes = type(y.grad_fn).__name__
+    assert nodes != '_UpdateBackward'  # the last one was made of single operations
+    for ours, theirs in zip(*found, strict=True):
+        assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize('tokens', [3, 100])
 def test_without_gradients_folding_the_update_in_changes_nothing(build_vit: Build, tokens: int) -> None:
     vit = explora(build_vit(), ExPLoRAConfig.parse('[]-r4', targets=ALL, alpha=2)).eval()

@@ -131,6 +131,7 @@ class Tokenizer(nn.Module, ABC):
         timestamps: Tensor | None = None,
         pos_embed: Tensor | None = None,
         slot_embed: Tensor | None = None,
+        device: torch.device | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Fixed position codes at any width, for decoders.
 
@@ -140,6 +141,7 @@ class Tokenizer(nn.Module, ABC):
             timestamps: Acquisition times for tokenizers that use them, shape (B, T, 3).
             pos_embed: Spatial codes of a checkpoint, class token first, used at its own grid.
             slot_embed: Slot codes of a checkpoint, class token first, shape (1, 1 + S, ·).
+            device: Where the tokens are, so that no code waits for a copy; the CPU if None.
 
         Returns:
             As `position`, of width `dim`.
@@ -148,7 +150,7 @@ class Tokenizer(nn.Module, ABC):
         width = dim - slots.shape[-1]
         if pos_embed is not None and grid == self.grid_size and pos_embed.shape[-1] == width:
             return _join(pos_embed[:, :1], pos_embed[:, 1:], slots)
-        return _join(slots.new_zeros(1, 1, width), sincos_2d(width, grid)[None], slots)
+        return _join(slots.new_zeros(1, 1, width), sincos_2d(width, grid, device)[None], slots)
 
     def target_statistics(self, target: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance that normalise targets (`norm_pix_loss`): of each patch by itself.
