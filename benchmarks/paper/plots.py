@@ -89,7 +89,7 @@ def _scatter(path: Path, table: Table, found: _Found, key: str, label: str) -> P
         value, title = _value(rows), table.rows[name[0]].name
         if rows[0][key]:
             x = rows[0][key] / factor
-            style = {'fmt': 'os^'[i // 10 % 3], 'capsize': 3, 'color': f'C{i}'}  # ten colours
+            style = {'fmt': _marker(i), 'capsize': 3, 'color': f'C{i}'}
             axis.errorbar(x, value.mean, yerr=value.half, label=title, **style)
         else:
             axis.axhline(value.mean, color=f'C{i}', linestyle='--', label=title)
@@ -111,8 +111,8 @@ def _scatter(path: Path, table: Table, found: _Found, key: str, label: str) -> P
 
 def _curves(path: Path, table: Table, found: _Found) -> Path:
     """k-NN accuracy over steps, a line per row with the range of its seeds."""
-    figure, axis = plt.subplots(figsize=(7.5, 4.6), layout='constrained')
-    for name, rows in found.items():
+    figure, axis = plt.subplots(figsize=(9, 4.6), layout='constrained')
+    for i, (name, rows) in enumerate(found.items()):
         curves = [r['curve'] for r in rows if len(r['curve']) > 1]
         if not curves:
             continue
@@ -120,14 +120,19 @@ def _curves(path: Path, table: Table, found: _Found) -> Path:
         values = [[100 * v for _, v in c] for c in curves if len(c) == len(steps)]
         columns = list(zip(*values, strict=True))
         mean = [sum(c) / len(c) for c in columns]
-        (line,) = axis.plot(steps, mean, marker='o', markersize=3, label=table.rows[name[0]].name)
+        axis.plot(steps, mean, f'C{i}', marker=_marker(i), markersize=4, label=table.rows[name[0]].name)
         axis.fill_between(
-            steps, [min(c) for c in columns], [max(c) for c in columns], alpha=0.2, color=line.get_color()
+            steps, *zip(*((min(c), max(c)) for c in columns), strict=True), alpha=0.2, color=f'C{i}'
         )
     axis.set_xlabel('optimiser steps')
     axis.set_ylabel('k-NN accuracy on held-out training images, %')
-    axis.legend(frameon=False, fontsize=7)
+    figure.legend(loc='outside right upper', frameon=False, fontsize=7)
     return _save(figure, [axis], path)
+
+
+def _marker(position: int) -> str:
+    """A row's marker: there are ten colours."""
+    return 'os^'[position // 10 % 3]
 
 
 def _value(rows: Sequence[Record]) -> Spread:
