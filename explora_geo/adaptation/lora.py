@@ -56,7 +56,7 @@ class LoRALinear(FrozenLinear):
         """Apply the layer and its updates, shape (..., in) -> (..., out)."""
         # Without gradients, folding the update in costs less than running it beside half as many tokens
         # as the layer is wide. A weight held in lower precision would swallow updates below its last digit.
-        exact = self.weight.dtype == next(iter(self.lora_a.values())).dtype
+        exact = self.weight.dtype == self._update_type
         dropping = self.training and self.lora_dropout.p > 0
         many = 2 * x[..., 0].numel() > self.in_features
         if exact and many and not dropping and not torch.is_grad_enabled():
@@ -84,10 +84,14 @@ class LoRALinear(FrozenLinear):
         y: Tensor = _Update.apply(self.scale, spans, bias, *rest)
         return y
 
+    @property
+    def _update_type(self) -> torch.dtype:
+        return next(iter(self.lora_a.values())).dtype
+
     @torch.no_grad()
     def delta(self) -> Tensor:
         """The update of the whole weight, shape (out, in)."""
-        delta = torch.zeros_like(self.weight, dtype=next(iter(self.lora_b.values())).dtype)
+        delta = torch.zeros_like(self.weight, dtype=self._update_type)
         for name, (start, stop) in self.slices.items():
             delta[start:stop] = self.scale * (self.lora_b[name] @ self.lora_a[name])
         return delta
