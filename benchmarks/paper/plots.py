@@ -121,9 +121,8 @@ def _curves(path: Path, table: Table, found: _Found) -> Path:
         columns = list(zip(*values, strict=True))
         mean = [sum(c) / len(c) for c in columns]
         axis.plot(steps, mean, f'C{i}', marker=_marker(i), markersize=4, label=table.rows[name[0]].name)
-        axis.fill_between(
-            steps, *zip(*((min(c), max(c)) for c in columns), strict=True), alpha=0.2, color=f'C{i}'
-        )
+        low, high = ([end(c) for c in columns] for end in (min, max))
+        axis.fill_between(steps, low, high, alpha=0.2, color=f'C{i}')
     axis.set_xlabel('optimiser steps')
     axis.set_ylabel('k-NN accuracy on held-out training images, %')
     figure.legend(loc='outside right upper', frameon=False, fontsize=7)

@@ -42,7 +42,7 @@ def analyse_blocks(
     """Analyse every block: how spread its patch tokens are, and what each of them tells.
 
     Args:
-        vit: Plain or merged backbone.
+        vit: Plain or merged backbone, on the device to use.
         train: Batches with normalised `image` and `label`, on which the classifiers are fitted.
         test: Batches on which they are measured.
         patches: Patches drawn of each image; the same places for every block.
@@ -100,14 +100,16 @@ def _tokens(
     tokens: list[list[Tensor]] = [[] for _ in range(vit.depth)]
     places: list[Tensor] = []
     labels: list[Tensor] = []
-    vit.eval()
+    device = vit.eval().cls_token.device
     for batch in batches:
-        found = vit.intermediate(batch['image'], range(vit.depth), timestamps=batch.get('timestamps'))
+        times = batch.get('timestamps')
+        times = None if times is None else times.to(device)
+        found = vit.intermediate(batch['image'].to(device), range(vit.depth), timestamps=times)
         images, _, length, _ = found[0].patches.shape
         chosen = torch.rand(images, length, generator=generator).argsort(dim=1)[:, :patches]
         for kept, features in zip(tokens, found, strict=True):
             # Slots are reduced first, so that a place is one token.
-            kept.append(features.patches.mean(1)[torch.arange(images)[:, None], chosen].flatten(0, 1))
+            kept.append(features.patches.mean(1).cpu()[torch.arange(images)[:, None], chosen].flatten(0, 1))
         places.append(chosen.flatten())
         labels.append(batch['label'].repeat_interleave(chosen.shape[1]))
     return [torch.cat(x).numpy() for x in tokens], torch.cat(places).numpy(), torch.cat(labels).numpy()
