@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from lightly.models.modules.center import Center, center_momentum
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 #: Logits whose float32 numbers exist at a time; DINOv2's heads give 40 million for eight images.
 _PIECE = 2**22
@@ -154,46 +154,20 @@ def ibot_loss(targets: Tensor, logits: Tensor, mask: Tensor, temperature: float)
         Scalar loss; an image without masked tokens counts as 0.
     """
     mask = mask.flatten(1)
+    rows = max(1, _PIECE // logits.shape[1])
+    found = [
+        checkpoint(_entropies, *piece, temperature, use_reentrant=False)
+        for piece in zip(targets.split(rows), logits.split(rows), strict=True)
+    ]
     counts = mask.sum(dim=1, keepdim=True).clamp(min=1)
-    weights = (1 / counts).expand_as(mask)[mask].to(targets.device) / len(mask)
-    loss: Tensor = _WeightedCrossEntropy.apply(logits, targets, weights, temperature)
-    return loss
+    weights = (1 / counts).expand_as(mask)[mask].to(targets.device)
+    return (torch.cat(found) * weights).sum() / len(mask)
 
 
-class _WeightedCrossEntropy(torch.autograd.Function):
-    """Cross-entropies of rows, summed with weights; the gradient is made on the way.
-
-    So nothing but the gradient, in the type of the logits, is kept until the backward pass, which begins at
-    the highest memory of a step.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Tensor, weights: Tensor, temperature: float) -> Tensor:
-        """Shapes (M, K), (M, K) and (M,) -> scalar."""
-        # Float16 would lose gradients that are not scaled yet.
-        kept = torch.float32 if logits.dtype == torch.float16 else logits.dtype
-        grad = torch.empty_like(logits, dtype=kept) if ctx.needs_input_grad[0] else None
-        rows = max(1, _PIECE // logits.shape[1])
-        loss = weights.new_zeros(())
-        for start in range(0, len(logits), rows):
-            piece = slice(start, start + rows)
-            scaled = logits[piece].float() / temperature
-            total = scaled.logsumexp(-1, keepdim=True)
-            # -sum(t log softmax(s)) = logsumexp(s) - sum(t s), as targets sum to one.
-            loss += (total.squeeze(1) - (targets[piece] * scaled).sum(-1)) @ weights[piece]
-            if grad is not None:
-                share = scaled.sub_(total).exp_().sub_(targets[piece])
-                grad[piece] = share.mul_(weights[piece, None] / temperature)
-        ctx.save_for_backward(grad)
-        ctx.type = logits.dtype
-        return loss
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, None, None, None]:
-        """Gradient of the logits."""
-        (grad,) = ctx.saved_tensors
-        return (grad * outer).to(ctx.type), None, None, None
+def _entropies(targets: Tensor, logits: Tensor, temperature: float) -> Tensor:
+    """Cross-entropy of each row, (M, K) and (M, K) -> (M,)."""
+    logits = logits.float() / temperature
+    return logits.logsumexp(-1) - (targets * logits).sum(-1)
 
 
 def entropies(targets: Tensor) -> tuple[Tensor, Tensor]:
