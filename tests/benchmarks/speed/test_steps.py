@@ -10,11 +10,12 @@ import pytest
 import torch
 from lightning.pytorch import seed_everything
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.speed import ours
 from benchmarks.speed.clock import alternate
-from benchmarks.speed.contenders import CONTENDERS, find
-from benchmarks.speed.gemm import measure_limit
+from benchmarks.speed.contenders import CONTENDERS, find, for_each
+from benchmarks.speed.gemm import count_flops, measure_limit
 from benchmarks.speed.images import read_images
 from benchmarks.speed.others import SplitQKV, huggingface_mae, missing, peft_backbone
 from benchmarks.speed.setting import Setting
@@ -174,6 +175,26 @@ def test_the_limit_counts_every_product_of_a_step() -> None:
     limit = measure_limit(lambda: layer(x).sum().backward(), 'fp32')
     assert limit.flops == 2 * (2 * 16 * 64 * 32)  # forward, and the weight's gradient
     assert 0 < limit.seconds < 1 and limit.rate > 1e9
+
+
+def test_operations_are_those_of_torchs_counter_but_for_convolutions(small_names: None) -> None:
+    step = ours.mae_step(replace(SETTING, precision='bf16'), '[L]-r4')  # attention as plain products
+    with FlopCounterMode(display=False) as counter:
+        step()
+    counts = {str(packet): n for packet, n in counter.get_flop_counts()['Global'].items()}
+    convolutions = sum(n for name, n in counts.items() if 'convolution' in name)
+    assert convolutions > 0 and count_flops(step) == counter.get_total_flops() - convolutions
+
+
+def test_a_regular_expression_chooses_and_what_does_not_import_is_named() -> None:
+    def work(name: str) -> str:
+        if name == 'c':
+            raise ImportError('c needs another version of d')
+        return name.upper()
+
+    found, absent = for_each(['a', 'b+', 'c', 'd, all'], work, r'b\+|^c|all$')
+    assert found == {'a': 'A', 'b+': 'B+', 'd, all': 'D, ALL'}
+    assert absent == {'c': 'c needs another version of d'}
 
 
 def test_the_table_names_ratios_and_who_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
