@@ -65,7 +65,8 @@ class LoRALinear(FrozenLinear):
         # its keys, so the order is that of the slices.
         a, spans = torch.cat([self.lora_a[name] for name in self.slices]), tuple(self.slices.values())
         bs = [self.lora_b[name] for name in self.slices]
-        if not dropping and not torch.compiler.is_compiling():
+        frozen = not any(p is not None and p.requires_grad for p in (self.weight, self.bias))
+        if frozen and not dropping and not torch.compiler.is_compiling():
             return self._update_in_place(x, a, bs, spans)
         y = super().forward(x)
         low = F.linear(self.lora_dropout(x), a)

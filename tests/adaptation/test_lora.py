@@ -192,7 +192,8 @@ def test_gradients_are_those_of_finite_differences(slices: dict[str, tuple[int, 
 
 
 def test_recorded_for_a_compiler_it_computes_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    layer = LoRALinear(nn.Linear(16, 24), {'q': (0, 8), 'v': (16, 24)}, rank=4, alpha=8)
+    base = nn.Linear(16, 24).requires_grad_(False)
+    layer = LoRALinear(base, {'q': (0, 8), 'v': (16, 24)}, rank=4, alpha=8)
     fill(layer)
     found = []
     for compiling in (False, True):
@@ -207,6 +208,14 @@ def test_recorded_for_a_compiler_it_computes_the_same(monkeypatch: pytest.Monkey
     assert nodes != '_UpdateBackward'  # the last one was made of single operations
     for ours, theirs in zip(*found, strict=True):
         assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_a_bias_that_trains_beside_the_updates_gets_its_gradient() -> None:
+    layer = LoRALinear(nn.Linear(5, 12), {'q': (0, 4), 'v': (8, 12)}, rank=2, alpha=2)
+    layer.weight.requires_grad_(False)
+    layer(torch.randn(7, 5)).sum().backward()
+    assert_close(layer.bias.grad, torch.full((12,), 7.0))
+    assert all(p.grad is not None for p in layer.lora_b.values())
 
 
 @pytest.mark.parametrize('tokens', [3, 100])
