@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,10 +76,11 @@ class EnergyMeter:
     def __init__(self) -> None:
         """Initialize an EnergyMeter; nothing is read yet."""
         self._start: dict[str, float] = {}
+        self._sharing = 1
 
     def start(self) -> None:
-        """Note where the counters stand."""
-        self._start = _counters()
+        """Note where the counters stand, and how many processes use them."""
+        self._start, self._sharing = _counters(), _sharing()
 
     def stop(self, seconds: float, grid: float = GRID) -> Energy:
         """Energy since the start.
@@ -93,7 +95,11 @@ class EnergyMeter:
         measured = [k for k in used if k.startswith('NVML' if torch.cuda.is_available() else 'RAPL')]
         if measured:
             kwh = sum(used[k] for k in used) / 3.6e6
-            return Energy(kwh, kwh * grid, f'measured, {"+".join(sorted({k.split()[0] for k in used}))}')
+            method = f'measured, {"+".join(sorted({k.split()[0] for k in used}))}'
+            # A counter is that of the whole device; who took how much of it is not known.
+            if (sharing := max(self._sharing, _sharing())) > 1:
+                kwh, method = kwh / sharing, f'{method}, shared evenly by the processes on the GPU'
+            return Energy(kwh, kwh * grid, method)
         watts, words = device_watts()
         kg = lacoste(watts, seconds / 3600, grid)
         return Energy(kg / grid, kg, f'formula, {words}')
@@ -116,17 +122,36 @@ def _rapl() -> dict[str, float]:
 
 def _nvml() -> dict[str, float]:
     """Joules of the GPUs that this process sees, by the driver's library."""
+    found = {}
+    for index, (library, handle) in enumerate(_gpus()):
+        energy = ctypes.c_ulonglong()
+        if library.nvmlDeviceGetTotalEnergyConsumption(handle, ctypes.byref(energy)) == 0:
+            found[f'NVML {index}'] = energy.value / 1000
+    return found
+
+
+def _sharing() -> int:
+    """Processes that compute on the busiest of the GPUs that this process sees; 1 where that is not known."""
+    found = [1]
+    for library, handle in _gpus() if torch.cuda.is_available() else ():
+        count = ctypes.c_uint(0)
+        # Asked for none of them, it says how many there are, and that they did not fit. Old drivers lack it.
+        if ask := getattr(library, 'nvmlDeviceGetComputeRunningProcesses_v3', None):
+            ask(handle, ctypes.byref(count), None)
+        found.append(count.value)
+    return max(found)
+
+
+def _gpus() -> Iterator[tuple[Any, ctypes.c_void_p]]:
+    """NVML and its handle of each GPU that this process sees; none without the library."""
     try:
         library: Any = ctypes.CDLL('libnvidia-ml.so.1')
     except OSError:
-        return {}
+        return
     if library.nvmlInit_v2() != 0:
-        return {}
-    found = {}
+        return
     for index in range(torch.cuda.device_count()):
-        handle, energy = ctypes.c_void_p(), ctypes.c_ulonglong()
+        handle = ctypes.c_void_p()
         uuid = f'GPU-{torch.cuda.get_device_properties(index).uuid}'.encode()
         if library.nvmlDeviceGetHandleByUUID(uuid, ctypes.byref(handle)) == 0:
-            if library.nvmlDeviceGetTotalEnergyConsumption(handle, ctypes.byref(energy)) == 0:
-                found[f'NVML {index}'] = energy.value / 1000
-    return found
+            yield library, handle

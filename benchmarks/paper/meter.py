@@ -59,6 +59,7 @@ class Meter:
             'seconds': round(self.seconds, 2),
             'peak_memory': self.peak_memory,
             'energy': self.energy._asdict(),
+            'machine': describe_machine(),
         }
 
 

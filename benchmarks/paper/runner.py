@@ -227,5 +227,6 @@ def _record(job: Job, stages: dict[str, Stage], rates: dict[str, Any]) -> record
         'feature_dim': last.get('feature_dim'),
         'stages': {kind: stage.key for kind, stage in stages.items()},
         'time': time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()),
-        **describe_machine(),
+        # Where the first of them ran, which need not be here.
+        **next((r['machine'] for r in costly if 'machine' in r), describe_machine()),
     }

@@ -12,6 +12,7 @@ from explora_geo.adaptation import ExPLoRAConfig, explora, hold_frozen
 from explora_geo.models import create_vit
 from explora_geo.models.vit import ViT
 from explora_geo.objectives import MAE, DINOv2, Objective
+from explora_geo.trainers.kernels import compile_blocks
 from explora_geo.transforms import ViewsConfig
 
 Wrap = Callable[[Objective], Any]
@@ -48,7 +49,7 @@ def mae_step(
         adaptation: What trains.
         vit: Another backbone, ready to train.
         checkpointing: Recompute the backbone's activations in the backward pass.
-        compiled: Let `torch.compile` write the backbone's kernels.
+        compiled: Let `torch.compile` write the kernels of blocks.
         lean: Hold frozen matrices in bfloat16 only.
         batch: Images, and timestamps where the tokenizer reads them; the setting's images if None.
         wrap: Makes of the objective what is called, such as one that averages gradients over processes.
@@ -60,7 +61,7 @@ def mae_step(
         # As if it came with the weights: then LoRA alone trains in it.
         explora(objective.decoder, objective.decoder_adaptation)
     if compiled:
-        _compile(objective)
+        compile_blocks(objective)
     if lean:
         _hold(objective, setting)
     call, images = wrap(objective), batch or {'image': setting.batch_images()}
@@ -87,7 +88,7 @@ def dinov2_step(
         adaptation: What trains.
         vit: Another backbone, ready to train.
         checkpointing: Recompute the student's activations in the backward pass.
-        compiled: Let `torch.compile` write the kernels of the student's and the teacher's backbone.
+        compiled: Let `torch.compile` write the kernels of the student's and the teacher's blocks.
         lean: Hold frozen matrices in bfloat16 only.
         wrap: Makes of the objective what is called, such as one that averages gradients over processes.
     """
@@ -97,7 +98,7 @@ def dinov2_step(
     objective = DINOv2(vit, setting.head, views=crops, freeze_last_layer=0, head_warmup=0)
     objective.plan(1000, 1000)
     if compiled:
-        _compile(objective)
+        compile_blocks(objective)
     if lean:
         _hold(objective, setting)
     call, views = wrap(objective), setting.views()
@@ -115,12 +116,6 @@ def _hold(objective: Objective, setting: Setting) -> None:
     hold_frozen(objective, torch.bfloat16)
 
 
-def _compile(objective: Objective) -> None:
-    """What the task does with `compile_backbone`."""
-    for vit in {objective.backbone, objective.final_backbone}:
-        vit.compile()
-
-
 _M, _D = 'explora_geo, M-ExPLoRA-[L]-r32', 'explora_geo, D-ExPLoRA-[L]-r32'
 MAE_STEPS: Contenders = {
     _M: partial(mae_step, adaptation='[L]-r32'),
@@ -134,8 +129,16 @@ DINOV2_STEPS: Contenders = {
     f'{_D}, frozen in bf16': partial(dinov2_step, adaptation='[L]-r32', lean=True),
     'explora_geo, all weights': partial(dinov2_step, adaptation='full'),
 }
+
+
+def _compiled(step: Callable[..., Optimised], name: str) -> Contenders:
+    ours = partial(step, adaptation='[L]-r32', compiled=True)
+    return {
+        f'{name}, compiled': ours,
+        f'{name}, compiled, frozen in bf16': partial(ours, lean=True),
+        'explora_geo, all weights, compiled': partial(step, adaptation='full', compiled=True),
+    }
+
+
 #: Steps whose first one takes minutes, by objective.
-COMPILED_STEPS: dict[str, Contenders] = {
-    'mae': {f'{_M}, compiled': partial(mae_step, adaptation='[L]-r32', compiled=True)},
-    'dinov2': {f'{_D}, compiled': partial(dinov2_step, adaptation='[L]-r32', compiled=True)},
-}
+COMPILED_STEPS: dict[str, Contenders] = {'mae': _compiled(mae_step, _M), 'dinov2': _compiled(dinov2_step, _D)}

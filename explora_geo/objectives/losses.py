@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from lightly.models.modules.center import Center, center_momentum
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
 #: Logits whose float32 numbers exist at a time; DINOv2's heads give 40 million for eight images.
 _PIECE = 2**22
@@ -154,20 +154,47 @@ def ibot_loss(targets: Tensor, logits: Tensor, mask: Tensor, temperature: float)
         Scalar loss; an image without masked tokens counts as 0.
     """
     mask = mask.flatten(1)
-    rows = max(1, _PIECE // logits.shape[1])
-    found = [
-        checkpoint(_entropies, *piece, temperature, use_reentrant=False)
-        for piece in zip(targets.split(rows), logits.split(rows), strict=True)
-    ]
+    found = _PieceWise.apply(targets, logits, temperature)
     counts = mask.sum(dim=1, keepdim=True).clamp(min=1)
     weights = (1 / counts).expand_as(mask)[mask].to(targets.device)
-    return (torch.cat(found) * weights).sum() / len(mask)
+    return (found * weights).sum() / len(mask)
 
 
-def _entropies(targets: Tensor, logits: Tensor, temperature: float) -> Tensor:
-    """Cross-entropy of each row, (M, K) and (M, K) -> (M,)."""
-    logits = logits.float() / temperature
-    return logits.logsumexp(-1) - (targets * logits).sum(-1)
+class _PieceWise(torch.autograd.Function):
+    """Cross-entropy of each row, (M, K) and (M, K) -> (M,), of few rows at a time in float32.
+
+    What recomputes recorded operations costs a GPU more time between pieces than the pieces themselves.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, targets: Tensor, logits: Tensor, temperature: float) -> Tensor:
+        """Log of the sum less the share of the targets."""
+        found, norms = [], []
+        for target, piece in zip(*_pieces(targets, logits), strict=True):
+            piece = piece.float() / temperature
+            norms.append(piece.logsumexp(-1))
+            found.append(norms[-1] - (target * piece).sum(-1))
+        ctx.temperature = temperature
+        ctx.save_for_backward(targets, logits, torch.cat(norms))
+        return torch.cat(found)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None]:
+        """Softmax less targets, over the temperature."""
+        targets, logits, norms = ctx.saved_tensors
+        found = torch.empty_like(logits)
+        parts = _pieces(targets, logits, norms[:, None], (grad / ctx.temperature)[:, None], found)
+        for target, piece, norm, scale, out in zip(*parts, strict=True):
+            share = (piece.float() / ctx.temperature).sub_(norm).exp_()
+            out.copy_(share.sub_(target).mul_(scale))
+        return None, found, None
+
+
+def _pieces(*parts: Tensor) -> list[tuple[Tensor, ...]]:
+    """The same few rows of tensors, shapes (M, K) or (M, 1); the first one's K counts."""
+    rows = max(1, _PIECE // parts[0].shape[1])
+    return [part.split(rows) for part in parts]
 
 
 def entropies(targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,8 +2,13 @@
 
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule
+from timm.models.vision_transformer import Block
 from torch import nn
+
+#: Graphs of a block: with LoRA, in full, crops of two sizes, a teacher, every rate of stochastic depth.
+_GRAPHS = 128
 
 
 def unfuse_attention(module: nn.Module) -> None:
@@ -25,3 +30,19 @@ def choose_attention(task: LightningModule) -> None:
     trainer = task.trainer
     if trainer.strategy.root_device.type == 'cpu' and str(trainer.precision).startswith('bf16'):
         unfuse_attention(task)
+
+
+def compile_blocks(module: nn.Module) -> None:
+    """Have `torch.compile` write the kernels of all transformer blocks of a model, in place.
+
+    Blocks that are alike share them, so that compiling takes as long for 24 blocks as for one. Names of
+    tensors stay as they are.
+
+    Args:
+        module: A backbone or an objective; a teacher and a decoder are parts of it.
+    """
+    config: Any = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, _GRAPHS)
+    for block in module.modules():
+        if isinstance(block, Block):
+            block.compile()

@@ -20,7 +20,7 @@ from explora_geo.objectives import MAE, DINOv2, Objective, objective_class
 from explora_geo.trainers.callbacks import PretrainReport
 from explora_geo.trainers.clock import LoaderClock, install_clock
 from explora_geo.trainers.guard import CollapseGuard, GuardConfig
-from explora_geo.trainers.kernels import choose_attention
+from explora_geo.trainers.kernels import choose_attention, compile_blocks
 from explora_geo.trainers.length import run_length, steps_per_epoch
 from explora_geo.trainers.monitor import FeatureMonitor
 from explora_geo.trainers.optim import OptimConfig, build_optimizer, build_schedule
@@ -98,7 +98,8 @@ class ExPLoRATask(SteadyTask):
             patch_embed_init: How patch embeddings of other bands start: at random as in the paper, or from
                 the weights' filters by wavelength.
             guard: When the run counts as collapsed, is stopped and taken back; None never stops.
-            compile_backbone: Have `torch.compile` write kernels for the backbone, at the first steps' cost.
+            compile_backbone: Have `torch.compile` write kernels for the blocks of backbone, teacher and
+                decoder, at the first steps' cost.
             adapter_dtype: Type of the values in `adapter.safetensors`; bfloat16 halves the file.
             frozen_dtype: Type in which frozen matrices are held while training; bfloat16, for a trainer's
                 precision of bf16-mixed, lets go of the float32 numbers that autocast never computes with.
@@ -163,8 +164,7 @@ class ExPLoRATask(SteadyTask):
         self.model = self._objective(vit)
         self.load_report = f'{loaded.report}; {self.model.load_pretrained(loaded.parts)}'
         if hparams['compile_backbone']:
-            for backbone in {vit, self.model.final_backbone}:
-                backbone.compile()  # in place: names of tensors stay as they are
+            compile_blocks(self.model)
 
     def configure_metrics(self) -> None:
         """Features of labelled validation batches and the files that were skipped."""

@@ -58,6 +58,11 @@ def test_the_drivers_counter_is_read_on_a_gpu(monkeypatch: pytest.MonkeyPatch, t
             energy._obj.value = millijoules[0]  # type: ignore[attr-defined]
             return 0
 
+    class NewLibrary(Library):
+        def nvmlDeviceGetComputeRunningProcesses_v3(self, handle: object, count: object, them: None) -> int:
+            count._obj.value = 4  # type: ignore[attr-defined]
+            return 7
+
     monkeypatch.setattr(carbon.ctypes, 'CDLL', lambda name: Library())
     monkeypatch.setattr(carbon, '_RAPL', tmp_path)
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
@@ -69,6 +74,12 @@ def test_the_drivers_counter_is_read_on_a_gpu(monkeypatch: pytest.MonkeyPatch, t
     millijoules[0] += 7_200_000_000
     energy = meter.stop(1.0)
     assert energy.kwh == pytest.approx(2.0) and energy.method == 'measured, NVML'
+    monkeypatch.setattr(carbon.ctypes, 'CDLL', lambda name: NewLibrary())
+    meter.start()
+    millijoules[0] += 7_200_000_000
+    energy = meter.stop(1.0)
+    assert energy.kwh == pytest.approx(0.5)  # side by side, nobody used it all
+    assert energy.method == 'measured, NVML, shared evenly by the processes on the GPU'
     monkeypatch.setattr(torch.cuda, 'get_device_name', lambda: 'NVIDIA RTX A4000')
     assert device_watts() == (140.0, "140 W a GPU (its maker's limit)")
     monkeypatch.setattr(torch.cuda, 'get_device_name', lambda: 'Unheard Of')
