@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.distributed as dist
@@ -83,18 +83,6 @@ class MaskConfig:
                 'mask ratio must be (low, high) with 0 <= low <= high < 1, and its probability in [0, 1], '
                 f'got {self.ratio} and {self.probability}'
             )
-
-
-class Targets(NamedTuple):
-    """What the teacher says of the global crops.
-
-    Attributes:
-        cls: Probabilities of the class tokens by crop, shape (2, B, K).
-        patches: Probabilities of the masked tokens, shape (M, K), or None without any.
-    """
-
-    cls: Tensor
-    patches: Tensor | None
 
 
 HEAD, TEACHER, MASKS = HeadConfig(), TeacherConfig(), MaskConfig()
@@ -245,30 +233,36 @@ class DINOv2(Objective):
         mask = block_masks(len(crops), grid, tokens.shape[1], **vars(self.masks))
         # Rows of the masked tokens, found on the CPU: a boolean index would wait for the device.
         rows = mask.flatten().nonzero().squeeze(1).to(crops.device)
-        targets = self._teach(crops, embedded, rows, times, step)
+        targets, of_patches = self._teach(crops, embedded, rows, times, step)
 
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self._warming_up(step)):
+        learning = torch.is_grad_enabled() and not self._warming_up(step)
+        with torch.set_grad_enabled(learning):
             features = self.backbone(
                 crops, timestamps=_repeat(times, 2), token_mask=mask.to(crops.device), embedded=embedded
             )
-            cls = [features.cls]
-            if local is not None:
-                count = len(local) // images
+        # The loss of patches comes first: local crops then find the memory of its targets free.
+        loss_ibot = None
+        if of_patches is not None:
+            logits = (self.ibot_head or self.dino_head)(features.patches.flatten(0, 2)[rows])
+            with torch.autocast(crops.device.type, enabled=False):
+                loss_ibot = ibot_loss(of_patches, logits, mask, self.student_temperature)
+            del of_patches, logits
+        cls = [features.cls]
+        if local is not None:
+            count = len(local) // images
+            with torch.set_grad_enabled(learning):
                 cls.append(self.backbone(local, timestamps=_repeat(times, count)).cls)
-        dino, ibot = self._heads(
-            self.dino_head, self.ibot_head, torch.cat(cls), features.patches.flatten(0, 2)[rows]
-        )
+        dino = self.dino_head(torch.cat(cls))
         with torch.autocast(crops.device.type, enabled=False):
             dino = dino.unflatten(0, (-1, images))  # (2·B + n·B,K) -> (2 + n,B,K)
             loss_global, loss_local = dino_losses(
-                targets.cls, dino[:2], dino[2:] if local is not None else None, self.student_temperature
+                targets, dino[:2], dino[2:] if local is not None else None, self.student_temperature
             )
             losses = {'loss_dino_global': loss_global}
             if loss_local is not None:
                 losses['loss_dino_local'] = loss_local
-            if targets.patches is not None:
-                loss = ibot_loss(targets.patches, ibot, mask, self.student_temperature)
-                losses['loss_ibot'] = self.ibot_weight * loss
+            if loss_ibot is not None:
+                losses['loss_ibot'] = self.ibot_weight * loss_ibot
             if self.koleo_weight and images > 1:  # a single image has no neighbour
                 spread = [self.koleo(x) for x in features.cls.float().chunk(2)]
                 losses['loss_koleo'] = self.koleo_weight * torch.stack(spread).sum()
@@ -277,19 +271,24 @@ class DINOv2(Objective):
     @torch.no_grad()
     def _teach(
         self, crops: Tensor, embedded: Embedded, rows: Tensor, times: Tensor | None, step: int
-    ) -> Targets:
-        """Targets of global crops, shape (2·B, C, H, W), and of their tokens in `rows`, shape (M,)."""
+    ) -> tuple[Tensor, Tensor | None]:
+        """What the teacher says of global crops, shape (2·B, C, H, W).
+
+        Returns:
+            Probabilities of the class tokens by crop, shape (2, B, K), and of the tokens in `rows`, shape
+            (M,), shape (M, K), or None without any.
+        """
         parts = self.teacher.parts.eval()  # the student alone drops paths
         teacher: ViT = self.final_backbone
         features = teacher(
             crops, timestamps=_repeat(times, 2), embedded=embedded if self._shares_embedding else None
         )
-        cls, patches = self._heads(
-            parts['dino_head'],
-            parts['ibot_head'] if 'ibot_head' in parts else None,
-            features.cls,
-            features.patches.flatten(0, 2)[rows],
-        )
+        masked = features.patches.flatten(0, 2)[rows]
+        if 'ibot_head' in parts:
+            cls, patches = parts['dino_head'](features.cls), parts['ibot_head'](masked)
+        else:  # in one call
+            both = parts['dino_head'](torch.cat([features.cls, masked]))
+            cls, patches = both.split([len(crops), len(rows)])
         config = self.targets
         temperature = self.horizon.rise(
             step, config.temperature, config.final_temperature, config.temperature_warmup
@@ -304,17 +303,7 @@ class DINOv2(Objective):
         if self.training:
             self.watched = features.cls
             self.usage = spread if self.usage is None else self.usage.lerp(spread, 0.1)
-        return Targets(probabilities.unflatten(0, (2, -1)), found)
-
-    @staticmethod
-    def _heads(
-        dino_head: nn.Module, ibot_head: nn.Module | None, cls: Tensor, patches: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Logits of class and masked tokens; a shared head is called once."""
-        if ibot_head is not None:
-            return dino_head(cls), ibot_head(patches)
-        of_cls, of_patches = dino_head(torch.cat([cls, patches])).split([len(cls), len(patches)])
-        return of_cls, of_patches
+        return probabilities.unflatten(0, (2, -1)), found
 
     def _warming_up(self, step: int) -> bool:
         """Whether the backbone needs no gradients; distributed training wants them of everything."""

@@ -163,38 +163,32 @@ def ibot_loss(targets: Tensor, logits: Tensor, mask: Tensor, temperature: float)
 class _PieceWise(torch.autograd.Function):
     """Cross-entropy of each row, (M, K) and (M, K) -> (M,), of few rows at a time in float32.
 
-    What recomputes recorded operations costs a GPU more time between pieces than the pieces themselves.
+    What the gradient needs is made at once and takes the place of targets and logits: whoever goes on with
+    other crops has their memory free.
     """
 
     @staticmethod
     def forward(ctx: Any, targets: Tensor, logits: Tensor, temperature: float) -> Tensor:
-        """Log of the sum less the share of the targets."""
-        found, norms = [], []
-        for target, piece in zip(*_pieces(targets, logits), strict=True):
-            piece = piece.float() / temperature
-            norms.append(piece.logsumexp(-1))
-            found.append(norms[-1] - (target * piece).sum(-1))
-        ctx.temperature = temperature
-        ctx.save_for_backward(targets, logits, torch.cat(norms))
+        """Log of the sum less the share of the targets; kept is the softmax less the targets."""
+        rows = max(1, _PIECE // logits.shape[1])
+        found, kept = [], torch.empty_like(logits) if ctx.needs_input_grad[1] else None
+        for i in range(0, max(1, len(logits)), rows):
+            target, piece = targets[i : i + rows], logits[i : i + rows].float() / temperature
+            norm = piece.logsumexp(-1)
+            found.append(norm - (target * piece).sum(-1))
+            if kept is not None:
+                kept[i : i + rows] = piece.sub_(norm[:, None]).exp_().sub_(target)
+        if kept is not None:
+            ctx.temperature = temperature
+            ctx.save_for_backward(kept)
         return torch.cat(found)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None]:
-        """Softmax less targets, over the temperature."""
-        targets, logits, norms = ctx.saved_tensors
-        found = torch.empty_like(logits)
-        parts = _pieces(targets, logits, norms[:, None], (grad / ctx.temperature)[:, None], found)
-        for target, piece, norm, scale, out in zip(*parts, strict=True):
-            share = (piece.float() / ctx.temperature).sub_(norm).exp_()
-            out.copy_(share.sub_(target).mul_(scale))
-        return None, found, None
-
-
-def _pieces(*parts: Tensor) -> list[tuple[Tensor, ...]]:
-    """The same few rows of tensors, shapes (M, K) or (M, 1); the first one's K counts."""
-    rows = max(1, _PIECE // parts[0].shape[1])
-    return [part.split(rows) for part in parts]
+        """That over the temperature."""
+        (kept,) = ctx.saved_tensors
+        return None, kept.mul_((grad / ctx.temperature)[:, None]), None
 
 
 def entropies(targets: Tensor) -> tuple[Tensor, Tensor]:
