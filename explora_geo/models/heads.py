@@ -43,10 +43,21 @@ class LastLayer(nn.Module):
         self.weight_v = nn.Parameter(torch.empty(out_features, in_features))
         nn.init.trunc_normal_(self.weight_v, std=0.02)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Gain times cosine, for inputs of length one, shape (..., in) -> (..., K)."""
+    def weight(self) -> Tensor:
+        """The prototypes, shape (K, in), in the type of autocast."""
         # The kernel behind torch's weight_norm: one pass over the prototypes each way.
-        return F.linear(x, torch._weight_norm(self.weight_v, self.weight_g, 0))
+        weight = torch._weight_norm(self.weight_v, self.weight_g, 0)
+        device = weight.device.type
+        return weight.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else weight
+
+    def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Gain times cosine, for inputs of length one, shape (..., in) -> (..., K).
+
+        Args:
+            x: Inputs.
+            weight: What `weight()` gave, for several calls in one step.
+        """
+        return F.linear(x, self.weight() if weight is None else weight)
 
 
 class ProjectionHead(nn.Module):
@@ -77,9 +88,15 @@ class ProjectionHead(nn.Module):
                 nn.init.zeros_(layer.bias)
         self.last_layer = LastLayer(config.bottleneck_dim, config.prototypes)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits over prototypes, shape (..., D) -> (..., K)."""
+    def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Logits over prototypes, shape (..., D) -> (..., K).
+
+        Args:
+            x: Tokens.
+            weight: What `last_layer.weight()` gave, for several calls in one step.
+        """
         x = self.mlp(x)
         # Half precision needs a larger epsilon than float32's default.
         x = F.normalize(x, dim=-1, eps=1e-6 if x.dtype == torch.float16 else 1e-12)
-        return self.last_layer(x)
+        logits: Tensor = self.last_layer(x, weight)
+        return logits

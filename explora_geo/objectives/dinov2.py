@@ -240,10 +240,12 @@ class DINOv2(Objective):
             features = self.backbone(
                 crops, timestamps=_repeat(times, 2), token_mask=mask.to(crops.device), embedded=embedded
             )
+        prototypes = self.dino_head.last_layer.weight()
         # The loss of patches comes first: local crops then find the memory of its targets free.
         loss_ibot = None
         if of_patches is not None:
-            logits = (self.ibot_head or self.dino_head)(features.patches.flatten(0, 2)[rows])
+            masked = features.patches.flatten(0, 2)[rows]
+            logits = self.ibot_head(masked) if self.ibot_head else self.dino_head(masked, prototypes)
             with torch.autocast(crops.device.type, enabled=False):
                 loss_ibot = ibot_loss(of_patches, logits, mask, self.student_temperature)
             del of_patches, logits
@@ -252,7 +254,7 @@ class DINOv2(Objective):
             count = len(local) // images
             with torch.set_grad_enabled(learning):
                 cls.append(self.backbone(local, timestamps=_repeat(times, count)).cls)
-        dino = self.dino_head(torch.cat(cls))
+        dino = self.dino_head(torch.cat(cls), prototypes)
         with torch.autocast(crops.device.type, enabled=False):
             dino = dino.unflatten(0, (-1, images))  # (2·B + n·B,K) -> (2 + n,B,K)
             loss_global, loss_local = dino_losses(
