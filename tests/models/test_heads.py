@@ -54,3 +54,20 @@ def test_the_gain_does_not_train() -> None:
 def test_sizes_out_of_range_are_refused(size: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=f'{next(iter(size))} of a head must be at least'):
         HeadConfig(**size)
+
+
+@pytest.mark.parametrize('bf16', [False, True])
+def test_two_calls_with_the_same_prototypes_learn_what_one_call_learns(bf16: bool) -> None:
+    head = ProjectionHead(32, SMALL)
+    x, learned = torch.randn(10, 32), []
+    for calls in (1, 2):
+        head.zero_grad()
+        with torch.autocast('cpu', torch.bfloat16, enabled=bf16):
+            weight = head.last_layer.weight() if calls == 2 else None
+            logits = torch.cat([head(part, weight) for part in x.chunk(calls)])
+        assert logits.dtype == (torch.bfloat16 if bf16 else torch.float32)
+        logits.float().square().mean().backward()
+        grads = {n: p.grad.clone() for n, p in head.named_parameters() if p.grad is not None}
+        learned.append({'logits': logits.detach(), **grads})
+    assert_close(learned[1], learned[0], rtol=0.05 if bf16 else 1e-4, atol=0.02 if bf16 else 1e-5)
+    assert 'last_layer.weight_v' in learned[1]

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -163,6 +164,26 @@ def test_crops_are_embedded_once_while_the_embedding_is_frozen(
             vit.patch_embed.register_forward_hook(lambda m, args, out, seen=seen: seen.append(len(args[0])))
         model({'image': images}, 0)
         assert seen == expected
+
+
+def test_targets_of_masked_tokens_are_gone_before_local_crops_need_memory(
+    build: Callable[..., DINOv2], images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build()
+    teach, targets, alive = model._teach, [], []
+
+    def watched(*args: Any) -> Any:
+        found = teach(*args)
+        assert found[1] is not None
+        targets.append(weakref.ref(found[1]))
+        return found
+
+    monkeypatch.setattr(model, '_teach', watched)
+    model.backbone.register_forward_pre_hook(lambda m, args: alive.append(targets[0]() is not None))
+    losses = model({'image': images}, 0)
+    assert alive == [True, False]  # global crops, local crops
+    torch.stack(list(losses.values())).sum().backward()
+    assert model.dino_head.last_layer.weight_v.grad is not None
 
 
 def test_a_separate_head_of_masked_tokens(build: Callable[..., DINOv2], images: Tensor) -> None:
