@@ -76,11 +76,11 @@ def test_rows_and_searches_go_on_where_only_the_results_are(
     # The second seed needs neither the search nor the backbone of the first again.
     both = run('3', 'l_r8', scale, there, results, seeds=2)
     assert both[0] == first[0] and len(fitted) == 1
+    assert both[1]['learning_rates'] == first[0]['learning_rates']
     # Lines of results say where the work was done, not where they were put together.
     monkeypatch.setattr(runner, 'describe_machine', lambda: {'hardware': {'device': 'another'}})
     anew = run('3', 'l_r8', scale, there, tmp_path / 'anew.jsonl')
     assert anew[0]['hardware'] == first[0]['hardware'] and anew[0]['versions'] == first[0]['versions']
-    assert both[1]['learning_rates'] == first[0]['learning_rates']
 
 
 @pytest.mark.parametrize('row', ['m_l_r64', 'd_l_r64'])
