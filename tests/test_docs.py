@@ -17,6 +17,7 @@ from typer.main import get_command
 
 import benchmarks.__main__
 from benchmarks.paper.rows import get_table
+from benchmarks.paper.scales import get_scale
 from explora_geo import cli
 from explora_geo.adaptation import ExPLoRAConfig, explora
 from explora_geo.checkpoints import load_weights, save_adapter
@@ -205,13 +206,14 @@ def test_code_blocks_are_of_languages_that_are_checked_here() -> None:
     assert {language for _, language in found} <= {'sh', 'python', 'yaml', 'mermaid', 'bibtex', 'text'}
 
 
-def test_every_yaml_block_is_a_table_that_can_be_planned(tmp_path: Path) -> None:
+def test_every_yaml_block_is_a_table_or_a_scale(tmp_path: Path) -> None:
     found = [block for page in PAGES for block in blocks(page, 'yaml')]
-    assert found
-    for block in found:
-        table = tmp_path / 'mine.yaml'
-        table.write_text(block)
-        assert get_table(str(table)).rows
+    scales = [block.startswith('base:') for block in found]
+    assert any(scales) and not all(scales)
+    for block, is_scale in zip(found, scales, strict=True):
+        path = tmp_path / 'mine.yaml'
+        path.write_text(block)
+        assert get_scale(str(path)).sources if is_scale else get_table(str(path)).rows
 
 
 def slug(heading: str) -> str:

@@ -167,16 +167,14 @@ class Scale:
 def read_scale(path: Path) -> Scale:
     """Read a scale.
 
-    Data that are named alone (`fmow_rgb: {images: 363571}`) are those of `conf/data` and `conf/task`.
+    Data that are named alone (`fmow_rgb: {images: 363571}`) are those of `conf/data` and `conf/task`. A file
+    with `base: small` holds what differs from that scale of this package; null takes a key out.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If a key is unknown.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f'no scale {path}')
-    content = dict(yaml.safe_load(path.read_text()))
-    content.pop('anchors', None)  # a place for YAML anchors
+    content = _content(path)
     where = path.name
     for key, kind in (('sources', Source), ('tune', Tune)):
         content[key] = {k: _make(kind, v, f'{where}, {key}, {k}') for k, v in content.get(key, {}).items()}
@@ -202,6 +200,29 @@ def get_scale(name: str) -> Scale:
     if name not in known:
         raise ValueError(f'no scale {name!r}: there are {", ".join(known)}, or give a YAML file')
     return read_scale(SCALES / f'{name}.yaml')
+
+
+def _content(path: Path) -> dict[str, Any]:
+    """What a file says, laid over what its base says, if it names one."""
+    if not path.is_file():
+        raise FileNotFoundError(f'no scale {path}')
+    content = dict(yaml.safe_load(path.read_text()))
+    content.pop('anchors', None)  # a place for YAML anchors
+    base = content.pop('base', None)
+    return content if base is None else _laid_over(_content(SCALES / f'{base}.yaml'), content)
+
+
+def _laid_over(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of nested values with changes; a change to None takes a key out."""
+    merged = dict(base)
+    for key, value in changes.items():
+        if value is None:
+            merged.pop(key, None)
+        elif isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
+            merged[key] = _laid_over(merged[key], value)
+        else:
+            merged[key] = value
+    return merged
 
 
 def _committed(name: str, values: Mapping[str, Any]) -> dict[str, Any]:

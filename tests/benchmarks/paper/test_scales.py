@@ -73,6 +73,32 @@ def test_a_row_without_its_data_says_so(tiny: Scale) -> None:
         build_job(table, table.rows['m_ends_r32'], tiny)
 
 
+def test_a_scale_with_a_base_holds_what_differs(tmp_path: Path) -> None:
+    path = tmp_path / 'small.yaml'  # the name of its base, as a user may call it
+    path.write_text(
+        'base: small\nabout: longer\nsources: {M: null}\n'
+        'pretrain: {D: {steps: 600, arguments: {load_heads: null}}}\n'
+    )
+    scale, base = read_scale(path), get_scale('small')
+    assert scale.sources == {'D': base.sources['D']} and scale.about == 'longer'
+    assert scale.pretrain['D']['steps'] == 600
+    assert scale.pretrain['D']['arguments'].keys() | {'load_heads'} == base.pretrain['D']['arguments'].keys()
+    assert {
+        **scale.pretrain['D'],
+        'steps': 200,
+        'arguments': base.pretrain['D']['arguments'],
+    } == base.pretrain['D']
+    assert (scale.data, scale.tune, scale.probe, scale.search) == (
+        base.data,
+        base.tune,
+        base.probe,
+        base.search,
+    )
+    path.write_text('base: none\nabout: nothing\n')
+    with pytest.raises(FileNotFoundError, match=r'no scale .*none\.yaml'):
+        read_scale(path)
+
+
 def test_bad_scales_are_named(scale_file: Callable[..., Path], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r'tiny\.yaml: unknown keys epochs'):
         read_scale(scale_file(epochs=3))
