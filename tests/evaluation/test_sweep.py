@@ -52,18 +52,26 @@ def test_every_configuration_is_trained_as_it_would_be_alone(table: Table) -> No
                 assert accuracy == pytest.approx(hits.float().mean().item())
 
 
-def test_the_gradients_are_those_of_autograd() -> None:
+@pytest.mark.parametrize('threads', [1, 2, 3])
+def test_a_step_goes_down_the_gradients_of_autograd(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, 'get_num_threads', lambda: threads)
     generator = torch.Generator().manual_seed(1)
-    model = BatchedLinear(4, 3, (1, 4), 2, generator)
+    model = BatchedLinear(4, 3, (4, 1, 2), 2, generator)
+    assert len(model.segments[0].weight) == (2 if threads == 2 else 1)  # pieces divide the width
     x, y = torch.randn(10, 20), torch.arange(10) % 3
     rates = torch.tensor([0.1, 2.0])
+    tensors = [model.bias, *(segment.weight for segment in model.segments)]
+    before = [t.clone() for t in tensors]
+    for tensor in tensors:
+        tensor.requires_grad_()
     scores = model(x)
-    losses = [rates[k] * F.cross_entropy(scores[:, v, k], y) for v in range(4) for k in range(2)]
-    torch.stack(losses).sum().backward()
-    expected = [p.grad.clone() for p in model.parameters()]  # type: ignore[union-attr]
-    model.set_gradients(x, y, rates)
-    for parameter, gradient in zip(model.parameters(), expected, strict=True):
-        assert_close(parameter.grad, gradient)
+    losses = [rates[k] * F.cross_entropy(scores[:, v, k], y) for v in range(6) for k in range(2)]
+    gradients = torch.autograd.grad(torch.stack(losses).sum(), tensors)
+    for tensor in tensors:
+        tensor.requires_grad_(False)
+    model.step(x, y, rates, factor=0.5)
+    for tensor, start, gradient in zip(tensors, before, gradients, strict=True):
+        assert_close(tensor, start - 0.5 * gradient)
 
 
 def test_the_paper_sweeps_28_configurations(table: Table) -> None:
