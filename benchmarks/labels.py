@@ -1,6 +1,5 @@
 """What an adaptation is worth at every label budget: backbones x ways of tuning x budgets x seeds."""
 
-import json
 import logging
 import math
 import tempfile
@@ -15,6 +14,7 @@ from rich.console import Console
 from torch.utils.data import Subset
 
 from benchmarks.fitting import build_trainer, draw_training_labels
+from benchmarks.paper import records
 from explora_geo.checkpoints import atomic_path
 from explora_geo.datamodules import EuroSATDataModule
 from explora_geo.evaluation import Budget, mean_interval
@@ -75,8 +75,6 @@ def run_labels(path: Path, out: Path) -> Path:
     logging.getLogger('lightning.pytorch').setLevel(logging.ERROR)
     plan, console = Plan.read(path), Console()
     results = out / f'{path.stem}.jsonl'
-    rows = [json.loads(line) for line in results.read_text().splitlines()] if results.is_file() else []
-    done = {_key(row) for row in rows}
     for budget in plan.steps:
         for tuning in plan.tunings:
             for seed in range(plan.seeds):
@@ -87,13 +85,15 @@ def run_labels(path: Path, out: Path) -> Path:
                         'labels': budget,
                         'seed': seed,
                     }
-                    if _key(row) in done:
+                    # Another process may add to the same file.
+                    if _key(row) in {_key(r) for r in records.read(results)}:
                         continue
-                    rows.append({**row, **_run(plan, **row)})
-                    console.print(rows[-1], highlight=False)
-                    _write(results, ''.join(json.dumps(r) + '\n' for r in rows))
+                    row |= _run(plan, **row)
+                    console.print(row, highlight=False)
+                    records.append(results, row)
     report = out / f'{path.stem}.md'
-    _write(report, markdown(rows, path))
+    with atomic_path(report) as temporary:
+        temporary.write_text(markdown(records.read(results), path))
     return report
 
 
@@ -132,11 +132,6 @@ def _run(plan: Plan, backbone: str, tuning: str, labels: str, seed: int) -> dict
         'steps': trainer.global_step,
         'seconds': round(seconds, 1),
     }
-
-
-def _write(path: Path, text: str) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_text(text)
 
 
 def markdown(rows: list[dict[str, Any]], path: Path) -> str:

@@ -1,10 +1,8 @@
 """A small search for the regime in which an adaptation helps, on a validation part only."""
 
-import json
 import logging
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ import torch
 import yaml
 from rich.console import Console
 
+from benchmarks.paper import records
 from explora_geo.adaptation import ExPLoRAConfig
 from explora_geo.checkpoints import atomic_path, load_backbone
 from explora_geo.demo.measure import Protocol, Score, compare, measure
@@ -94,20 +93,23 @@ def run_search(config: Path, out: Path, only: str = '') -> Path:
     console = Console()
     results = out / f'{config.stem}.jsonl'
     out.mkdir(parents=True, exist_ok=True)
-    known = {row['name']: row for row in read_results(results)}
-    if 'source' not in known:
+
+    def known() -> dict[str, Any]:
+        # Another process may add to the same file.
+        return {row['name']: row for row in records.read(results)}
+
+    if 'source' not in known():
         score, seconds = _measure_source(next(iter(recipes.values())), protocol), 0.0
-        known['source'] = {'name': 'source', 'recipe': {}, 'score': score.to_dict(), 'seconds': seconds}
-        write_results(results, known.values())
+        source = {'name': 'source', 'recipe': {}, 'score': score.to_dict(), 'seconds': seconds}
+        records.append(results, source)
     for name, recipe in recipes.items():
-        if name in known or only not in name:
+        if name in known() or only not in name:
             continue
         console.print(f'{name}: {recipe.name}, {recipe.steps} steps', markup=False)
-        known[name] = _run_row(name, recipe, protocol)
-        write_results(results, known.values())
+        records.append(results, _run_row(name, recipe, protocol))
     report = out / f'{config.stem}.md'
     with atomic_path(report) as temporary:
-        temporary.write_text(_markdown(known, protocol, config))
+        temporary.write_text(_markdown(known(), protocol, config))
     console.print(report.read_text(), markup=False)
     return report
 
@@ -143,17 +145,6 @@ def _run_row(name: str, recipe: Recipe, protocol: Protocol) -> dict[str, Any]:
         'seconds': round(seconds, 1),
         'torch': torch.__version__,
     }
-
-
-def read_results(path: Path) -> list[dict[str, Any]]:
-    """Rows of a results file; none if there is no file yet."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def write_results(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write rows as JSON lines, atomically."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(''.join(json.dumps(row) + '\n' for row in rows))
 
 
 def _markdown(known: dict[str, Any], protocol: Protocol, config: Path) -> str:

@@ -41,11 +41,15 @@ class StepTimer(Callback):
     seconds: list[float] = field(default_factory=list)
     curve: list[tuple[int, float]] = field(default_factory=list)
     _last: float | None = None
+    _step: int | None = None
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Close the step before; its loading and crops are done by now."""
+        if trainer.global_step == self._step:
+            return  # a further one of the batches that are accumulated
+        self._step = trainer.global_step
         now = time.perf_counter()
         if self._last is not None:
             self.seconds.append(now - self._last)
@@ -57,6 +61,8 @@ class StepTimer(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Add a point to the curve, outside of the clock."""
+        if trainer.global_step == self._step:
+            return  # the optimiser waits for further batches
         if trainer.global_step % self.every == 0 or trainer.global_step == trainer.max_steps:
             self._point(trainer, pl_module)
 

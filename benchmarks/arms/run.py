@@ -17,7 +17,7 @@ from rich.console import Console
 from benchmarks.arms.config import read_arms
 from benchmarks.arms.measure import Images, StepTimer
 from benchmarks.arms.report import draw, markdown
-from benchmarks.search import read_results, write_results
+from benchmarks.paper import records
 from explora_geo.adaptation import trainable_summary
 from explora_geo.checkpoints import atomic_path, load_backbone
 from explora_geo.demo.run import adapt, plain
@@ -37,16 +37,17 @@ def run_arms(config: Path, out: Path, only: str = '') -> Path:
     setting, arms = read_arms(config)
     out.mkdir(parents=True, exist_ok=True)
     results = out / f'{config.stem}.jsonl'
-    rows = {(row['name'], row['seed']): row for row in read_results(results)}
     console = Console()
     for arm in arms.values():
         for seed in range(setting.seeds if arm.recipe else 1):
-            if (arm.name, seed) in rows or only not in arm.name:
+            # Another process may add to the same file.
+            done = {(row['name'], row['seed']) for row in records.read(results)}
+            if (arm.name, seed) in done or only not in arm.name:
                 continue
             console.print(f'{arm.name}, seed {seed}', markup=False)
-            rows[arm.name, seed] = _in_child(config, arm.name, seed)
-            write_results(results, rows.values())
-    ordered = {name: [row for (other, _), row in rows.items() if other == name] for name in arms}
+            records.append(results, _in_child(config, arm.name, seed))
+    rows = records.read(results)
+    ordered = {name: [row for row in rows if row['name'] == name] for name in arms}
     ordered = {name: found for name, found in ordered.items() if found}
     report = out / f'{config.stem}.md'
     with atomic_path(report) as temporary:

@@ -9,7 +9,7 @@ from lightning.pytorch import seed_everything
 
 from benchmarks.fitting import build_trainer, quiet
 from benchmarks.paper.data import describe_data, open_data
-from benchmarks.paper.jobs import Job, describe_recipe, with_rate
+from benchmarks.paper.jobs import Job, describe_recipe, devices_of, split_batch, trainer_content, with_rate
 from benchmarks.paper.meter import Meter
 from benchmarks.paper.progress import CurveScore, Progress
 from benchmarks.paper.source import MODEL, backbone_options
@@ -43,27 +43,19 @@ def adapt(store: Store, job: Job, source: Stage, factor: float = 1.0, steps: int
         optim=with_rate(job.recipe.optim, factor),
         steps=min(job.recipe.steps, steps or job.recipe.steps),
     )
-    per_device, accumulate = split_batch(job, recipe.batch_size)
+    per_device, accumulate = split_batch(job.scale, job.pretrain_data, recipe.batch_size)
     module = open_data(job.pretrain_data, batch_size=per_device)
     content = {
         'source': source.key,
         'recipe': describe_recipe(recipe),
         'data': describe_data(job.pretrain_data, module),
         'seed': job.seed,
+        **trainer_content(job.scale),
     }
     stage = store.stage('adapted', content)
     work = _Pretraining(job, recipe, module, accumulate)
     store.run(stage, work, together=True)
     return stage
-
-
-def split_batch(job: Job, batch: int) -> tuple[int, int]:
-    """Images per device and accumulated batches that make an effective batch."""
-    devices, nodes = (job.scale.trainer.get(k, 1) for k in ('devices', 'num_nodes'))
-    world = (devices if isinstance(devices, int) else 1) * nodes
-    fits = job.pretrain_data.init_args.get('batch_size', batch)
-    per_device = max(1, min(fits, batch // world))
-    return per_device, max(1, batch // (per_device * world))
 
 
 class _Pretraining:
@@ -97,7 +89,7 @@ class _Pretraining:
         progress = Progress(score, max(1, job.scale.every), drawn=drawn)
         task = self.build()
         trainable = trainable_summary(task.backbone)
-        with quiet(), Meter() as meter:
+        with quiet(), Meter(*devices_of(job.scale)) as meter:
             trainer = build_trainer(
                 stage.folder,
                 recipe.steps,

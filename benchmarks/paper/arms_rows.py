@@ -8,7 +8,6 @@ from benchmarks.paper import records
 from benchmarks.paper.jobs import fit_rank
 from benchmarks.paper.rows import Row, Table
 from benchmarks.paper.scales import Scale
-from benchmarks.search import read_results
 
 _METHODS = {'logistic': 'logistic', 'knn': 'knn'}
 
@@ -49,9 +48,10 @@ def import_arms(config: Path, results: Path, table: Table, scale: Scale, out: Pa
     setting, arms = read_arms(config)
     letters = {{'MAE': 'M', 'DINOv2': 'D'}[a.recipe.objective] for a in arms.values() if a.recipe}
     origin = f'arms {config.stem}'
-    known = {(r['row'], r['seed']) for r in records.read(out) if r['origin'] == origin}
+    present = [r for r in records.read(out) if (r['table'], r['origin']) == (table.id, origin)]
+    known = {(r['row'], r['seed']) for r in present}
     count = 0
-    for line in read_results(results):
+    for line in records.read(results):
         arm = arms.get(line['name'])
         for row in table.rows.values() if arm is not None else ():
             wanted = row.objective in letters and match(row, arm, scale)  # type: ignore[arg-type]

@@ -174,6 +174,8 @@ def report(
     known = records.read(results)
     have = {r['table'] for r in known}
     tables = [get_table(table)] if table else [t for t in read_tables().values() if t.id in have]
+    if not tables and have:
+        raise ValueError(f'{results} holds {", ".join(sorted(have))}: give the YAML file of the table')
     if not tables:
         raise FileNotFoundError(f'no results {results}: run explora-bench run TABLE --scale {scale} first')
     for one in tables:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.paper.jobs import Job
+from benchmarks.paper.jobs import Job, split_batch
 from benchmarks.paper.source import backbone_options
 from explora_geo.adaptation import explora, trainable_summary
 from explora_geo.demo.run import Recipe
@@ -112,7 +112,7 @@ def pretraining_cost(job: Job) -> Cost:
     share = min(1.0, sum(p.numel() for p in vit.parameters() if p.requires_grad) / parameters)
     tokens = _tokens(vit, objective)
     flops = _flops(vit, objective, tokens, share)
-    per_device = min(recipe.batch_size, int(job.pretrain_data.init_args.get('batch_size', recipe.batch_size)))
+    per_device, _ = split_batch(job.scale, job.pretrain_data, recipe.batch_size)
     activations = _KEPT_WIDTHS * per_device * sum(n * width * depth for n, width, depth in tokens)
     held = {id(p): p.numel() for p in objective.parameters()}
     memory = 4 * sum(held.values()) + 12 * everything + activations
@@ -145,7 +145,8 @@ def tuning_cost(job: Job, images: int | None) -> Cost | None:
     tokens = _sequence(vit)
     forward = forward_flops(vit.embed_dim, vit.depth, tokens)
     memory = 4 * parameters + 12 * trainable
-    memory += _KEPT_WIDTHS * settings.batch_size * tokens * vit.embed_dim * vit.depth
+    per_device, _ = split_batch(job.scale, job.data, settings.batch_size)
+    memory += _KEPT_WIDTHS * per_device * tokens * vit.embed_dim * vit.depth
     flops = forward * (2 + trainable / parameters)
     return Cost(trainable, parameters, {}, flops, memory, steps, settings.batch_size)
 

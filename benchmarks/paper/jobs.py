@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, is_dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import torch
+
 from benchmarks.paper.rows import Row, Table
 from benchmarks.paper.scales import Data, Scale, Source, Tune
 from benchmarks.search import recipe_of
@@ -117,6 +119,43 @@ def build_job(table: Table, row: Row, scale: Scale, seed: int = 0) -> Job:
     if row.adaptation:
         recipe = _published_recipe(table, row, scale) if scale.published else _recipe(row, scale)
     return Job(table, row, scale, source, recipe, seed)
+
+
+def devices_of(scale: Scale) -> tuple[list[int], int]:
+    """Indices of the devices that a scale trains on, and the number of nodes that do so."""
+    devices = scale.trainer.get('devices', 1)
+    if not isinstance(devices, list):
+        count = int(devices) if str(devices).isdigit() else max(1, torch.cuda.device_count())
+        devices = list(range(count))
+    return devices, scale.trainer.get('num_nodes', 1)
+
+
+def world_size(scale: Scale) -> int:
+    """Devices of all nodes."""
+    devices, nodes = devices_of(scale)
+    return len(devices) * nodes
+
+
+def split_batch(scale: Scale, data: Data, batch: int) -> tuple[int, int]:
+    """Images per device and accumulated batches that make an effective batch.
+
+    Args:
+        scale: Its devices.
+        data: Its `batch_size`, if any, is what fits a device.
+        batch: Images per optimiser step.
+
+    Returns:
+        Both numbers.
+    """
+    world = world_size(scale)
+    per_device = max(1, min(data.init_args.get('batch_size', batch), batch // world))
+    return per_device, max(1, batch // (per_device * world))
+
+
+def trainer_content(scale: Scale) -> dict[str, Any]:
+    """What the outcome of a stage depends on among the trainer's options; nothing if there is none."""
+    options = {k: v for k, v in scale.trainer.items() if k not in ('accelerator', 'strategy')}
+    return {'trainer': options} if options else {}
 
 
 def fit_rank(config: ExPLoRAConfig, scale: Scale) -> ExPLoRAConfig:

@@ -1,6 +1,5 @@
 """The last stage: what a backbone is worth, by a probe of its frozen features or by tuning on labels."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -10,7 +9,15 @@ from lightning.pytorch import seed_everything
 
 from benchmarks.fitting import build_trainer, draw_training_labels, quiet
 from benchmarks.paper.data import classes_of, cut, describe_data, open_data
-from benchmarks.paper.jobs import Job, load_class, with_rate
+from benchmarks.paper.jobs import (
+    Job,
+    devices_of,
+    load_class,
+    split_batch,
+    trainer_content,
+    with_rate,
+    world_size,
+)
 from benchmarks.paper.meter import Meter
 from benchmarks.paper.progress import CurveScore, Progress
 from benchmarks.paper.source import MODEL, open_stage
@@ -20,11 +27,13 @@ from explora_geo.commands.probe import extract_parts
 from explora_geo.demo.run import faster_precision
 from explora_geo.evaluation import Budget, ProbeProtocol, SweepConfig, run_probes
 from explora_geo.evaluation.probes import STRENGTHS
-from explora_geo.trainers import OptimConfig, Regularisation
+from explora_geo.trainers import ClassificationTask, OptimConfig, Regularisation
 from explora_geo.trainers.recipes import ADAPTATIONS
 
 #: The metric of a task that is the table's value.
 _VALUES = {'SegmentationTask': 'JaccardIndex'}
+#: Regularisation that needs one label per image.
+_ONE_LABEL = ('mixup', 'cutmix', 'erasing')
 
 
 def probe(store: Store, job: Job, model: Stage, validate: bool = False) -> Stage:
@@ -122,7 +131,8 @@ def tune(
     Returns:
         The finished stage; `value` of its record is in [0, 1].
     """
-    module = open_data(job.data, batch_size=job.tune.batch_size)
+    per_device, _ = split_batch(job.scale, job.data, job.tune.batch_size)
+    module = open_data(job.data, batch_size=per_device)
     cut(module, None, job.scale.probe.validated, job.scale.probe.tested)
     content = {
         'model': model.key,
@@ -134,12 +144,19 @@ def tune(
         'steps': steps,
         'seed': job.seed,
         'validate': validate,
+        **trainer_content(job.scale),
     }
     stage = store.stage('tuned', content)
     if not stage.finished:
         store.make(model)
     store.run(stage, _Tuning(job, model, module, factor, steps, validate), together=True)
     return stage
+
+
+def _fitting(regularisation: Mapping[str, Any], kind: type) -> dict[str, Any]:
+    """Without what is for one label per image, unless that is the task."""
+    one_label = issubclass(kind, ClassificationTask)
+    return {k: v for k, v in regularisation.items() if one_label or k not in _ONE_LABEL}
 
 
 class _Tuning:
@@ -165,7 +182,7 @@ class _Tuning:
             adaptation=config,
             num_classes=classes_of(self.module, job.data),
             optim=with_rate(OptimConfig(**settings.optim), self.factor),
-            regularisation=Regularisation(**settings.regularisation),
+            regularisation=Regularisation(**_fitting(settings.regularisation, kind)),
             **job.data.task_args,
         )
 
@@ -178,11 +195,12 @@ class _Tuning:
         batches = max(images // settings.batch_size, 1)
         steps = settings.steps or settings.epochs * batches  # type: ignore[operator]
         steps = min(steps, self.steps or steps)
-        self.module.batch_size = min(settings.batch_size, images)
+        per_device, accumulate = split_batch(job.scale, job.data, min(settings.batch_size, images))
+        self.module.batch_size = per_device
         progress = Progress(CurveScore(self.module, 1), max(1, job.scale.every), drawn=False)
         task = self.build()
         trained = sum(p.numel() for p in task.model.backbone.parameters() if p.requires_grad)
-        with quiet(), Meter() as meter:
+        with quiet(), Meter(*devices_of(job.scale)) as meter:
             trainer = build_trainer(
                 stage.folder,
                 steps,
@@ -192,7 +210,8 @@ class _Tuning:
                 **{
                     'devices': 1,
                     'precision': faster_precision(),
-                    'max_epochs': math.ceil(steps / batches),
+                    'accumulate_grad_batches': accumulate,
+                    'max_epochs': -1,  # until the steps are done
                     **job.scale.trainer,
                 },
             )
@@ -207,7 +226,7 @@ class _Tuning:
             'metrics': {k.removeprefix('test_'): v for k, v in found.items()},
             'steps': trainer.global_step,
             'labels': images,
-            'images_seen': trainer.global_step * self.module.batch_size,
+            'images_seen': trainer.global_step * per_device * accumulate * world_size(job.scale),
             'tuned_parameters': trained,
             'images': {'train': images, 'test': len(self.module.test_dataset)},
             'precision': str(trainer.precision),

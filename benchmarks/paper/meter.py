@@ -2,6 +2,7 @@
 
 import platform
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -21,20 +22,25 @@ class Meter:
     """Context that measures what happens in it.
 
     Attributes:
+        devices: Indices of the GPUs whose energy counts.
+        nodes: Nodes that do the same.
         seconds: Duration, known after it ends.
         peak_memory: Bytes: highest allocation on the GPU, else growth of the process.
         energy: Energy and carbon.
     """
 
+    devices: Sequence[int] = (0,)
+    nodes: int = 1
     seconds: float = 0.0
     peak_memory: int = 0
     energy: Energy | None = None
     _start: float = 0.0
     _before: int = 0
-    _energy: EnergyMeter = field(default_factory=EnergyMeter)
+    _energy: EnergyMeter = field(init=False)
 
     def __enter__(self) -> Self:
         """Start."""
+        self._energy = EnergyMeter(self.devices, self.nodes)
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         else:

@@ -60,12 +60,28 @@ def read(path: Path) -> list[Record]:
     return records
 
 
+#: What seeds of a row share as long as nobody changes how it runs.
+_SETTINGS = ('model', 'source', 'adaptation', 'tuning', 'steps', 'batch', 'tune_steps', 'labels', 'images')
+
+
 def latest(records: Iterable[Record]) -> list[Record]:
-    """The last record of each row, origin and seed, in the order of their first."""
+    """The last record of each row, origin and seed, in the order of their first.
+
+    Seeds that ran by other settings than the last record of their row are left out: a mean over both would
+    be of nothing.
+    """
     found: dict[tuple[Any, ...], Record] = {}
+    settings: dict[tuple[Any, ...], list[Any]] = {}
     for record in records:
-        found[record['table'], record['row'], record['origin'], record['seed']] = record
-    return list(found.values())
+        row = (record['table'], record['row'], record['origin'])
+        found[*row, record['seed']] = record
+        settings[row] = _settings_of(record)
+    return [record for (*row, _), record in found.items() if _settings_of(record) == settings[tuple(row)]]
+
+
+def _settings_of(record: Record) -> list[Any]:
+    rates = record.get('learning_rates', {})
+    return [*(record.get(key) for key in _SETTINGS), sorted(record['scores']), rates]
 
 
 def by_row(records: Sequence[Record], table: str) -> dict[tuple[str, str], list[Record]]:

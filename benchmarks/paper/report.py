@@ -88,10 +88,11 @@ def markdown(table: Table, scale: Scale, records: Sequence[Record], plots: Seque
     marks = {row.published.mark for row in table.rows.values()} | {f.mark for f in table.findings}
     meanings = '; '.join(f'{m}: {CLAIMS[m]}' for m in CLAIMS if m in marks)
     legend = f' {meanings}.' if meanings else ''
+    command = f'explora-bench report {table.argument or table.id} --scale {scale.argument or scale.name}'
     lines = [
         f'# Table {table.id} at the scale {scale.name}: {table.title}',
         '',
-        f'Made by `explora-bench report {table.id} --scale {scale.name}`. {_setting(table, scale, records)}',
+        f'Made by `{command}`. {_setting(table, scale, records)}',
         f"**The published column is {table.metric} on {table.dataset} with the paper's models; the next one "
         f'was measured here**, mean and 95 % Student interval over seeds.{legend}',
         '',
@@ -133,9 +134,8 @@ def _setting(table: Table, scale: Scale, records: Sequence[Record]) -> str:
 
 def _table(table: Table, scale: Scale, found: dict[tuple[str, str], list[Record]]) -> list[str]:
     here, methods = _scores(table, [r for rows in found.values() for r in rows])
-    gain = (
-        ['gain over its source'] if any(_source_of(table, row, found) for row in table.rows.values()) else []
-    )
+    sourced = any(_source_of(table, table.rows[row], found, origin) for row, origin in found)
+    gain = ['gain over its source'] if sourced else []
     header = ['row', f'published, {table.metric}', here, *gain, *map(score_title, methods)]
     header += ['adaptation here', 'trains', 'images seen', 'seeds']
     lines = [f'| {" | ".join(header)} |', '|' + '---|' * len(header)]
@@ -151,7 +151,7 @@ def _table(table: Table, scale: Scale, found: dict[tuple[str, str], list[Record]
             origin = '' if key[1] == 'run' else f' ({key[1]})'
             cells = [name + origin, published, spread([r['value'] for r in rows]).text()]
             if gain:
-                baseline = _source_of(table, row, found)
+                baseline = _source_of(table, row, found, key[1])
                 difference = paired(rows, baseline) if row.adaptation and baseline else None
                 cells.append('-' if difference is None else difference.text('+'))
             for method in methods:
@@ -195,12 +195,14 @@ def _findings(table: Table, records: Sequence[Record]) -> list[str]:
     return [*lines, '', note + equal]
 
 
-def _source_of(table: Table, row: Row, found: Mapping[tuple[str, str], list[Record]]) -> list[Record]:
+def _source_of(
+    table: Table, row: Row, found: Mapping[tuple[str, str], list[Record]], origin: str
+) -> list[Record]:
     """Records of the row that measures the source of a row as it is, in the same way, if any."""
     for other in table.rows.values():
         same = (other.objective, other.tuning) == (row.objective, row.tuning)
         if same and not other.adaptation and not other.only:
-            return found.get((other.id, 'run'), [])
+            return found.get((other.id, origin), [])
     return []
 
 

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
@@ -167,6 +167,7 @@ class Table:
         tokenizer: How images become tokens.
         bands: Bands of the images, in order, where they are not red, green and blue.
         notes: What a reader must know.
+        argument: What a command takes to find it, its id if empty.
     """
 
     id: str
@@ -180,6 +181,7 @@ class Table:
     tokenizer: str = 'patch'
     bands: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    argument: str = ''
 
     def choose(self, rows: str) -> list[Row]:
         """Rows by their ids, separated by commas; all of them if empty.
@@ -251,7 +253,7 @@ def get_table(name: str, folder: Path = TABLES) -> Table:
         ValueError: If there is none.
     """
     if name.endswith('.yaml'):
-        return read_table(Path(name))
+        return replace(read_table(Path(name)), argument=name)
     tables = read_tables(folder)
     if name not in tables:
         raise ValueError(f'no table {name!r}: there are {", ".join(tables)}, or give a YAML file')

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +142,7 @@ class Scale:
         curve: Labelled images of a point of a learning curve, and as many to score; 0 draws none.
         max_rank: Highest LoRA rank; backbones are narrower than the paper's.
         trainer: Further arguments of the trainer, such as `devices`, `num_nodes` and `strategy`.
+        argument: What a command takes to find it, its name if empty.
     """
 
     name: str
@@ -157,6 +158,7 @@ class Scale:
     curve: int = 0
     max_rank: int | None = None
     trainer: Mapping[str, Any] = field(default_factory=dict)
+    argument: str = ''
 
     @property
     def published(self) -> bool:
@@ -195,7 +197,7 @@ def get_scale(name: str) -> Scale:
         ValueError: If there is none.
     """
     if name.endswith('.yaml'):
-        return read_scale(Path(name))
+        return replace(read_scale(Path(name)), argument=name)
     known = sorted(p.stem for p in SCALES.glob('*.yaml'))
     if name not in known:
         raise ValueError(f'no scale {name!r}: there are {", ".join(known)}, or give a YAML file')

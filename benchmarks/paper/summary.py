@@ -25,7 +25,7 @@ class Spread(NamedTuple):
         """Mean and interval, to one decimal; to more where both are small, as kilograms are."""
         small = 0 < abs(self.mean) < 0.1 and (self.half or 0) < 0.05
         form = f'{sign}.3g' if small else f'{sign}.1f'
-        half = '' if self.half is None else f' ± {self.half:.1f}'
+        half = '' if self.half is None else f' ± {self.half:{".2g" if small else ".1f"}}'
         return f'{self.mean:{form}}{half}'
 
 

@@ -1,5 +1,6 @@
 """Results of comparisons: JSON lines, and a table of them."""
 
+import json
 import platform
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.search import read_results, write_results
+from benchmarks.paper import records
 from benchmarks.speed.setting import Setting
 from explora_geo.checkpoints import atomic_path
 
@@ -90,8 +91,9 @@ def add_row(path: Path, row: dict[str, Any], table: Callable[[list[dict[str, Any
         The Markdown file.
     """
     same = ('objective', 'setting', 'hardware', 'only', 'compiled')
-    rows = [*(r for r in read_results(path) if any(r.get(k) != row.get(k) for k in same)), row]
-    write_results(path, rows)
+    rows = [*(r for r in records.read(path) if any(r.get(k) != row.get(k) for k in same)), row]
+    with atomic_path(path) as temporary:
+        temporary.write_text(''.join(json.dumps(row) + '\n' for row in rows))
     report = path.with_suffix('.md')
     with atomic_path(report) as temporary:
         temporary.write_text(table(rows))

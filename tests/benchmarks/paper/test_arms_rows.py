@@ -1,6 +1,7 @@
 """Finished arms become rows of the ablation, and stay as they are."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,8 @@ def test_finished_arms_are_appended_once_under_their_own_origin(results: Path, t
     assert import_arms(config, results, table, scale, out) == 3
     assert import_arms(config, results, table, scale, out) == 0
     assert results.read_bytes() == before
+    mine = replace(table, id='mine')
+    assert import_arms(config, results, mine, scale, out) == 3  # another table's rows are its own
     found = records.by_row(records.read(out), '3')
     assert set(found) == {
         ('source', 'arms arms_eurosat_vit_tiny16_96'),

@@ -1,5 +1,6 @@
 """Energy is measured where it is reported, else computed, and says which."""
 
+import time
 import types
 from pathlib import Path
 
@@ -31,17 +32,73 @@ def test_without_counters_the_formula_is_used_and_says_what_it_assumes(
 def test_counters_of_the_processor_are_read_where_they_may_be(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ('intel-rapl:0', 'intel-rapl:1', 'intel-rapl:0:0'):  # the last is part of the first
-        (tmp_path / name).mkdir()
-        (tmp_path / name / 'energy_uj').write_text('1000000')
+    # The core is part of the first package, the whole computer holds both.
+    for folder, name in zip('0 1 0:0 2'.split(), 'package-0 package-1 core psys'.split(), strict=True):
+        (tmp_path / f'intel-rapl:{folder}').mkdir()
+        (tmp_path / f'intel-rapl:{folder}' / 'name').write_text(f'{name}\n')
+        (tmp_path / f'intel-rapl:{folder}' / 'max_energy_range_uj').write_text('5000000000')
+        (tmp_path / f'intel-rapl:{folder}' / 'energy_uj').write_text('1000000')
     monkeypatch.setattr(carbon, '_RAPL', tmp_path)
     meter = EnergyMeter()
     meter.start()
-    (tmp_path / 'intel-rapl:0' / 'energy_uj').write_text(str(1_000_000 + 3_600_000_000))
-    (tmp_path / 'intel-rapl:1' / 'energy_uj').write_text('5')  # went over its end, and is left out
+    for folder in ('0', '0:0', '2'):
+        (tmp_path / f'intel-rapl:{folder}' / 'energy_uj').write_text(str(1_000_000 + 3_600_000_000))
+    (tmp_path / 'intel-rapl:1' / 'energy_uj').write_text('0')  # it went over its end: 4,999 J
     energy = meter.stop(1.0)
-    assert energy.kwh == pytest.approx(0.001)
+    assert energy.kwh == pytest.approx((3600 + 4999) / 3.6e6)
     assert energy.method == 'measured, RAPL'
+
+
+def test_a_counter_that_goes_round_more_than_once_is_read_in_between(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(carbon, '_EVERY', 0.01)
+    monkeypatch.setattr(carbon, '_RAPL', tmp_path)
+    stands = iter([0, 90, 30, 80, 10])  # of a counter of 100 J: 0, 90, 130, 180, 210
+    last = [0]
+
+    def counters() -> dict[str, carbon.Counter]:
+        last[0] = next(stands, last[0])
+        return {'RAPL intel-rapl:0': carbon.Counter(last[0], 100)}
+
+    monkeypatch.setattr(carbon, '_rapl', counters)
+    meter = EnergyMeter()
+    meter.start()
+    deadline = time.monotonic() + 30
+    while last[0] != 10 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    if torch.cuda.is_available():
+        monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    assert meter.stop(1.0).kwh == pytest.approx(210 / 3.6e6)
+
+
+def test_only_the_devices_that_train_count(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    class Library:
+        def nvmlInit_v2(self) -> int:
+            return 0
+
+        def nvmlDeviceGetHandleByUUID(self, uuid: bytes, handle: object) -> int:
+            handle._obj.value = 1 + int(uuid[-1:])  # type: ignore[attr-defined]
+            return 0
+
+        def nvmlDeviceGetTotalEnergyConsumption(self, handle: object, energy: object) -> int:
+            energy._obj.value = stands[handle.value - 1]  # type: ignore[attr-defined]
+            return 0
+
+    stands = [0, 0, 0, 0]
+    monkeypatch.setattr(carbon.ctypes, 'CDLL', lambda name: Library())
+    monkeypatch.setattr(carbon, '_RAPL', tmp_path)
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 4)
+    properties = {i: types.SimpleNamespace(uuid=str(i)) for i in range(4)}
+    monkeypatch.setattr(torch.cuda, 'get_device_properties', properties.__getitem__)
+    monkeypatch.setattr(torch.cuda, 'get_device_name', lambda: 'NVIDIA H100 80GB HBM3')
+    meter = EnergyMeter([1, 2], nodes=2)
+    meter.start()
+    stands[:] = [10**9, 3_600_000, 7_200_000, 10**9]
+    energy = meter.stop(1.0)
+    assert energy.kwh == pytest.approx(2 * 0.003) and energy.method == 'measured, NVML x 2 nodes'
+    assert device_watts(2) == (1400.0, "700 W a GPU (its maker's limit) x 2")
 
 
 def test_the_drivers_counter_is_read_on_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -100,7 +100,8 @@ def test_a_table_of_ones_own_runs_like_the_papers(
         'rows:\n  k: {name: "[L]-r2 on K", objective: M, adaptation: "[L]-r2", options: {targets: [k]}}\n'
     )
     call('run', table, *places['run'])
-    assert (
-        '| [L]-r2 on K | not published here |'
-        in (tmp_path / 'results' / 'tiny' / 'table_mine.md').read_text()
-    )
+    text = (tmp_path / 'results' / 'tiny' / 'table_mine.md').read_text()
+    assert '| [L]-r2 on K | not published here |' in text
+    assert f'Made by `explora-bench report {table} --scale {places["scale"][1]}`' in text
+    assert 'holds mine: give the YAML file of the table' in call('report', *places['scale'], code=2)
+    assert 'table_mine.md' in call('report', table, *places['scale'])

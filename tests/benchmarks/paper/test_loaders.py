@@ -19,7 +19,7 @@ DATA = Path(__file__).parents[2] / 'data'
 
 @pytest.fixture
 def run(tiny: Scale, tmp_path: Path) -> Callable[..., dict]:
-    """Run a row at the tiny scale, but on the paper's data module and task."""
+    """Run a row at the tiny scale, but on the paper's data module, task and regularisation."""
 
     def ran(name: str, row: str, root: Path, source: dict | None = None, **arguments: object) -> dict:
         table = get_table(name)
@@ -27,7 +27,9 @@ def run(tiny: Scale, tmp_path: Path) -> Callable[..., dict]:
         data = replace(data, init_args={**data.init_args, **SMALL, 'root': str(root), **arguments})
         sources = {k: replace(s, **(source or {})) for k, s in tiny.sources.items()}
         every = {table.dataset: data, table.pretrain_dataset or table.dataset: data}
-        scale = replace(tiny, data={**tiny.data, **every}, sources=sources, curve=0)
+        regular = {k: t.regularisation for k, t in get_scale('paper').tune.items()}
+        tune = {k: replace(t, regularisation=regular[k]) for k, t in tiny.tune.items()}
+        scale = replace(tiny, data={**tiny.data, **every}, sources=sources, tune=tune, curve=0)
         job = build_job(table, replace(table.rows[row], model=''), scale)
         return run_job(job, Store(tmp_path / 'store'))
 
@@ -80,5 +82,7 @@ def test_the_other_classifications(
 def test_buildings_are_scored_by_their_overlap(
     run: Callable[..., dict], seed_data: Callable[[str], Path]
 ) -> None:
-    record = run('8', 'd_l_r32_lora', seed_data('spacenet1'))
-    assert record['tuning'] == 'lora' and 0 <= record['value'] <= 100
+    root = seed_data('spacenet1')
+    for row, tuning in (('d_l_r32_lora', 'lora'), ('satmae_psanet', 'full')):
+        record = run('8', row, root)
+        assert record['tuning'] == tuning and 0 <= record['value'] <= 100

@@ -56,3 +56,11 @@ def test_the_last_record_of_a_row_and_seed_counts_and_origins_stay_apart(record)
     found = by_row(records, '3')
     assert [r['value'] for r in found['l', 'run']] == [2.0, 3.0]
     assert [r['value'] for r in found['l', 'arms a']] == [4.0]
+
+
+def test_seeds_that_ran_by_other_settings_than_the_last_one_are_left_out(record) -> None:
+    records = [record('l', seed, 1.0) for seed in (0, 1, 2)]
+    changed = record('l', 1, 9.0, steps=8)
+    assert [(r['seed'], r['value']) for r in latest([*records, changed])] == [(1, 9.0)]
+    rates = record('l', 0, 9.0, learning_rates={'pretrain': {'base_lr': 2.0}})
+    assert [r['seed'] for r in latest([*records, rates, record('l', 3, 1.0)])] == [1, 2, 3]

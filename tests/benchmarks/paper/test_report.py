@@ -114,6 +114,7 @@ def test_differences_pair_the_same_seeds(record: Callable[..., dict]) -> None:
     assert paired(one[:1], two) is None
     assert spread([1.0, 2.0, 3.0]).text('+') == '+2.0 ± 2.5'
     assert Spread(-0.06, 0.4, 3).text() == '-0.1 ± 0.4' and Spread(0.004, None, 1).text() == '0.004'
+    assert Spread(1.01e-6, 2.34e-8, 3).text() == '1.01e-06 ± 2.3e-08'
 
 
 def test_imported_rows_stand_beside_and_are_not_averaged(tiny: Scale, ablation: list[dict]) -> None:
@@ -121,6 +122,15 @@ def test_imported_rows_stand_beside_and_are_not_averaged(tiny: Scale, ablation: 
     text = markdown(get_table('3'), tiny, [*ablation, other])
     rows = lines_of(text.split('## ')[0])
     assert rows['DINOv2 as it is'][2] == '61.0 ± 2.5' and rows['DINOv2 as it is (arms a)'][2] == '10.0'
+
+
+def test_an_imported_row_is_compared_with_its_own_source(tiny: Scale, ablation: list[dict]) -> None:
+    arms = [{**r, 'origin': 'arms a', 'value': 10.0 + r['value'] / 10} for r in ablation if r['seed'] == 0]
+    rows = lines_of(markdown(get_table('3'), tiny, [*ablation, *arms]).split('## ')[0])
+    assert rows['[L]-r64'][3] == '+7.0 ± 0.0' and rows['[L]-r64 (arms a)'][3] == '+0.7'
+    without = [r for r in arms if r['row'] != 'source']
+    rows = lines_of(markdown(get_table('3'), tiny, [*ablation, *without]).split('## ')[0])
+    assert rows['[L]-r64 (arms a)'][3] == '-'
 
 
 def test_files_and_plots_are_written(tiny: Scale, ablation: list[dict], tmp_path: Path) -> None:

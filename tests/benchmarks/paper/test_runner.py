@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from benchmarks.paper import adapted, measured, records, runner
-from benchmarks.paper.jobs import build_job
+from benchmarks.paper.jobs import build_job, split_batch
 from benchmarks.paper.rows import get_table
 from benchmarks.paper.runner import run_job, run_rows, search_pretraining, search_tuning
 from benchmarks.paper.scales import Scale, Search
@@ -60,6 +60,47 @@ def test_finished_stages_are_never_run_again_and_are_shared_by_tables(
     (other,) = run('3', 'l_r32', tiny, store, results)
     assert other['stages'] == first[0]['stages'] and not fitted
     assert [r['row'] for r in records.read(results)] == ['l_r8', 'l_r32']
+
+
+def test_a_report_shows_the_settings_that_were_run_last(tiny: Scale, store: Store, tmp_path: Path) -> None:
+    results = tmp_path / 'results.jsonl'
+    other = replace(tiny, pretrain={**tiny.pretrain, 'D': {**tiny.pretrain['D'], 'steps': 2}})
+    seen = []
+    for scale in (tiny, other, tiny, tiny):
+        (record,) = run('3', 'l', scale, store, results)
+        (shown,) = records.latest(records.read(results))
+        assert shown == record
+        seen.append(shown['images_seen'])
+    assert seen == [32, 16, 32, 32] and len(records.read(results)) == 3
+
+
+def test_batches_that_are_accumulated_are_one_step(
+    tiny: Scale, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = tiny.data['fmow_rgb']
+    small = replace(data, init_args={**data.init_args, 'batch_size': 2})
+    timed = []
+
+    def median(seconds: list[float]) -> float:
+        timed.append(len(seconds))
+        return 0.5
+
+    monkeypatch.setattr(adapted.statistics, 'median', median)
+    scale = replace(tiny, data={'fmow_rgb': small})
+    record = run_job(build_job(get_table('3'), get_table('3').rows['l'], scale), store)
+    assert [step for step, _ in record['curve']] == [0, 2, 4] and timed == [3]
+    assert record['images_per_s'] == 16 and record['images_seen'] == 32
+    tuned = run_job(build_job(get_table('1'), get_table('1').rows['dinov2_lora'], scale), store)
+    assert tuned['tune_steps'] == 2
+
+
+def test_a_batch_is_divided_among_devices(tiny: Scale) -> None:
+    data = tiny.data['fmow_rgb']
+    assert split_batch(tiny, data, 256) == (256, 1)
+    many = replace(tiny, trainer={'devices': 4, 'num_nodes': 2})
+    assert split_batch(many, data, 256) == (32, 1)
+    assert split_batch(many, replace(data, init_args={'batch_size': 8}), 256) == (8, 4)
+    assert split_batch(replace(tiny, trainer={'devices': [1, 3]}), data, 64) == (32, 1)
 
 
 def test_rows_and_searches_go_on_where_only_the_results_are(
@@ -303,6 +344,8 @@ def test_another_seed_image_or_recipe_is_another_stage(
     key(seed=1)
     recipe: Mapping[str, Any] = {'recipe': build_job(table, table.rows['l_r8'], tiny).recipe}
     key(**recipe)
+    key(scale=replace(tiny, trainer={'accelerator': 'cpu', 'gradient_clip_val': 1.0}))
+    assert key(scale=replace(tiny, trainer={'strategy': 'auto'})) == first
     (tiles / 'River' / next((tiles / 'River').iterdir()).name).unlink()
     key()
-    assert len(keys) == 4
+    assert len(keys) == 5
