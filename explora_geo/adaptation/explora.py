@@ -49,11 +49,12 @@ class ExPLoRAConfig:
         """Check the values that need no model."""
         for field in ('unfrozen_blocks', 'targets', 'extra'):  # lists from YAML and JSON, or a single name
             value = getattr(self, field)
-            if not isinstance(value, str):
+            if isinstance(value, Iterable) and not isinstance(value, str):
                 object.__setattr__(self, field, tuple(value))
             elif field != 'unfrozen_blocks':
                 object.__setattr__(self, field, (value,))
-        if not self.full and not all(type(i) is int for i in self.unfrozen_blocks):
+        blocks = self.unfrozen_blocks
+        if not self.full and not (isinstance(blocks, tuple) and all(type(i) is int for i in blocks)):
             raise ValueError(f"unfrozen_blocks must be indices or 'all', got {self.unfrozen_blocks!r}")
         if type(self.rank) is not int or self.rank < 0:
             raise ValueError(f'rank must be 0 (no LoRA) or more, got {self.rank!r}')
@@ -64,6 +65,11 @@ class ExPLoRAConfig:
         unknown = [name for name in self.targets if name not in _TARGETS]
         if unknown:
             raise ValueError(f'targets must be among {_TARGETS}, got {unknown}')
+
+    @property
+    def scale(self) -> float:
+        """Factor on LoRA's updates, alpha / r; 1 without LoRA."""
+        return 1.0 if self.alpha is None or not self.rank else self.alpha / self.rank
 
     @property
     def full(self) -> bool:

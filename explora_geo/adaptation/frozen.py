@@ -8,7 +8,13 @@ _HELD = '_in_low_precision'
 
 
 class FrozenLinear(nn.Linear):
-    """A linear layer whose weight does not train; its output is that of `nn.Linear` in every precision."""
+    """A linear layer whose weight does not train; its output is that of `nn.Linear` in every precision.
+
+    Attributes:
+        keeps_copy: Whether a copy in autocast's type is kept from one use to the next.
+    """
+
+    keeps_copy = True
 
     def __init__(self, base: nn.Linear) -> None:
         """Take over a linear layer.
@@ -22,10 +28,13 @@ class FrozenLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer, shape (..., in) -> (..., out)."""
-        weight = in_autocast_type(self.weight)
+        weight = self._low(self.weight)
         if weight.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
             weight = weight.to(x.dtype)  # held in a lower precision than what is computed in
-        return F.linear(x, weight, self.bias if self.bias is None else in_autocast_type(self.bias))
+        return F.linear(x, weight, self.bias if self.bias is None else self._low(self.bias))
+
+    def _low(self, tensor: Tensor) -> Tensor:
+        return in_autocast_type(tensor) if self.keeps_copy else tensor
 
     @torch.no_grad()
     def merged(self) -> nn.Linear:
@@ -44,7 +53,8 @@ def in_autocast_type(weight: Tensor) -> Tensor:
     """A frozen matrix as autocast would convert it, converted at its first use and held by the matrix.
 
     Autocast itself converts at every use, and autograd keeps each copy until the backward pass: global crops,
-    local crops and the teacher would have one each. A teacher that shares the matrix shares the copy.
+    local crops and the teacher would have one each. A teacher that shares the matrix shares the copy. Numbers
+    written through `.data` go unseen.
 
     Args:
         weight: Any weight; one that trains, or is no plain parameter, is returned as it is.
@@ -70,6 +80,17 @@ def in_autocast_type(weight: Tensor) -> Tensor:
     return low
 
 
+def convert_each_time(model: nn.Module) -> None:
+    """Keep no copies in autocast's type, in place: sharded matrices are whole only while they are used.
+
+    Args:
+        model: Model with `FrozenLinear` and `LoRALinear` layers.
+    """
+    for module in model.modules():
+        if isinstance(module, FrozenLinear):
+            module.keeps_copy = False
+
+
 def hold_frozen(model: nn.Module, dtype: torch.dtype) -> int:
     """Hold the frozen matrices of an adapted model in a lower precision only, in place.
 
@@ -84,6 +105,7 @@ def hold_frozen(model: nn.Module, dtype: torch.dtype) -> int:
         Bytes saved.
     """
     weights = {id(m.weight): m.weight for m in model.modules() if isinstance(m, FrozenLinear)}
+    weights = {i: w for i, w in weights.items() if not w.requires_grad}  # extras train
     before = sum(w.nbytes for w in weights.values())
     for weight in weights.values():
         weight.data = weight.data.to(dtype)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from explora_geo.adaptation.frozen import FrozenLinear, in_autocast_type
+from explora_geo.adaptation.frozen import FrozenLinear
 
 Span = tuple[int, int]
 
@@ -80,8 +80,8 @@ class LoRALinear(FrozenLinear):
         dtype = x.dtype
         if torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
-        bias = None if self.bias is None else in_autocast_type(self.bias).to(dtype)
-        rest = (t.to(dtype) for t in (x, in_autocast_type(self.weight), a, *bs))
+        bias = None if self.bias is None else self._low(self.bias).to(dtype)
+        rest = (t.to(dtype) for t in (x, self._low(self.weight), a, *bs))
         y: Tensor = _Update.apply(self.scale, spans, bias, *rest)
         return y
 

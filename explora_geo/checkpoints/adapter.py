@@ -1,6 +1,7 @@
 """Adapter files: the few per cent that ExPLoRA trained, and which base they belong to."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -110,9 +111,14 @@ def save_adapter(
     return header
 
 
-def frozen_sha256(vit: ViT) -> str:
-    """Hash of what an adapted backbone keeps from its base: every tensor the adapter does not hold."""
-    names = set(trainable_names(vit)) | _PRETRAINING
+def frozen_sha256(vit: ViT, trains: Iterable[str] | None = None) -> str:
+    """Hash of what an adapted backbone keeps from its base: every tensor the adapter does not hold.
+
+    Args:
+        vit: Backbone, adapted unless `trains` is given.
+        trains: Names of what the adapter holds; those that train if None.
+    """
+    names = {*(trainable_names(vit) if trains is None else trains), *_PRETRAINING}
     return state_sha256({k: v for k, v in vit.state_dict().items() if k not in names})
 
 
@@ -204,13 +210,13 @@ def apply_adapter(vit: ViT, path: str | Path) -> AdapterHeader:
 
 def put_adapter(vit: ViT, header: AdapterHeader, state: dict[str, Tensor], path: str | Path) -> None:
     """`apply_adapter` of what `read_adapter` has read, on a backbone of its architecture."""
-    explora(vit, header.explora_config)
-    found = frozen_sha256(vit)
+    found = frozen_sha256(vit, state)
     if found != header.base_sha256:
         raise ValueError(
             f'{path} was made on other base weights (SHA-256 {header.base_sha256[:12]}…, given '
             f'{found[:12]}…): give the weights that {header.backbone} was adapted from'
         )
+    explora(vit, header.explora_config)
     vit.load_state_dict(state, strict=False)
 
 

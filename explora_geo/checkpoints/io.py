@@ -188,10 +188,13 @@ def model_metadata(vit: ViT, backbone: str) -> dict[str, str]:
         backbone: Its name.
 
     Returns:
-        Text entries `backbone`, `bands` and, unless it is the ordinary one, `tokenizer`, as JSON.
+        Text entries `backbone`, `bands`, `sizes` of image and patch and, unless it is the ordinary one,
+        `tokenizer`, as JSON.
     """
     tokenizer = vit.patch_embed
+    sizes = {'img_size': tokenizer.img_size, 'patch_size': tokenizer.patch_size}
     meta = {'format': 'pt', 'backbone': backbone, 'bands': json.dumps(list(tokenizer.bands))}
+    meta['sizes'] = json.dumps(sizes)
     if tokenizer.kind != 'patch':
         meta['tokenizer'] = json.dumps({'kind': tokenizer.kind, **tokenizer.options})
     return meta

@@ -50,6 +50,30 @@ def check_sizes(img_size: Any, patch_size: Any) -> None:
         raise ValueError(f'images of {img_size!r} px in patches of {patch_size!r} px')
 
 
+def stated_sizes(meta: Mapping[str, str], source: str) -> dict[str, int]:
+    """Sizes of image and patch that the header of a file states, as arguments of `create_vit`.
+
+    Args:
+        meta: Text entries of the header.
+        source: File to name in the message.
+
+    Raises:
+        ValueError: If the entry holds something else.
+    """
+    if 'sizes' not in meta:
+        return {}
+    sizes = _json(meta, 'sizes', source)
+    if not isinstance(sizes, dict) or set(sizes) != {'img_size', 'patch_size'}:
+        raise ValueError(
+            f'{source} has a damaged header: it must state img_size and patch_size, got {sizes!r:.80}'
+        )
+    try:
+        check_sizes(**sizes)
+    except ValueError as error:
+        raise ValueError(f'{source} has a damaged header: {error}') from error
+    return sizes
+
+
 def stated_tokenizer(meta: Mapping[str, str], source: str) -> dict[str, Any]:
     """Arguments of `create_vit` that the header of a file states of its tokenizer.
 

@@ -7,7 +7,7 @@ from torchvision.models._api import WeightsEnum
 
 from explora_geo.checkpoints.adapter import read_adapter
 from explora_geo.checkpoints.io import build_backbone
-from explora_geo.checkpoints.metadata import stated_bands, stated_tokenizer
+from explora_geo.checkpoints.metadata import stated_bands, stated_sizes, stated_tokenizer
 from explora_geo.checkpoints.sources import read_weights
 from explora_geo.models.vit import ViT
 
@@ -54,5 +54,7 @@ def open_backbone(
         stated = stated_tokenizer(meta, source)
         bands = stated_bands(meta, source)
         stated |= {} if bands is None else {'bands': bands}
+        if model == meta.get('backbone'):
+            stated |= stated_sizes(meta, source)
     given = {k: v for k, v in kwargs.items() if v is not None}
     return build_backbone(model, read, adapter, **{**stated, **given}), model

@@ -97,7 +97,7 @@ class MAE(Objective):
     def load_pretrained(self, parts: Mapping[str, Tensor]) -> str:
         """Take the checkpoint's decoder, whatever its size, and adapt it; else train it in full."""
         state = {k.removeprefix('decoder.'): v for k, v in parts.items() if k.startswith('decoder.')}
-        if not state:
+        if not {'mask_token', 'blocks.0.mlp.fc1.bias'} <= state.keys():  # none, or one of another kind
             return 'the weights carry no decoder: it starts random and trains in full'
         position, slot_embed = state.pop('pos_embed', None), state.pop('slot_embed', None)
         embed_dim = state['mask_token'].shape[-1]

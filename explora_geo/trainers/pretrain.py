@@ -212,7 +212,8 @@ class ExPLoRATask(SteadyTask):
             if self._weights is not None and not self.config.full:
                 _ = self.base_sha256  # of the base as it was loaded: a precision of 16 bits rounds it next
             self._hold_frozen()
-        if stage == 'fit' and self.features.kind != 'none' and not self.trainer.fast_dev_run:
+        monitored = stage == 'fit' and self.features.kind != 'none' and not self.trainer.fast_dev_run
+        if monitored and self.trainer.num_sanity_val_steps:  # none is what somebody asked for
             self.trainer.num_sanity_val_steps = float('inf')
 
     def _hold_frozen(self) -> None:
@@ -375,6 +376,12 @@ class ExPLoRATask(SteadyTask):
                 raise ValueError(
                     'the checkpoint was trained from other weights or another adaptation: give the '
                     f'same weights and adaptation ({checkpoint["hyper_parameters"]["adaptation"]})'
+                )
+            saved = ExPLoRAConfig.create(checkpoint['hyper_parameters']['adaptation'])
+            if saved.scale != self.config.scale:
+                raise ValueError(
+                    f'the checkpoint scales LoRA by {saved.scale:g}, the task by {self.config.scale:g}: give '
+                    f'adaptation with alpha {saved.alpha or saved.rank:g}'
                 )
             state = self.state_dict()
             checkpoint['state_dict'].update({k: state[k] for k in self.frozen_keys()})

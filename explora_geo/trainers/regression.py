@@ -12,6 +12,14 @@ from explora_geo.models.vit import ViT
 from explora_geo.trainers.tuning import TuningTask
 
 
+class _R2Score(R2Score):
+    """The coefficient of determination; NaN of fewer than two targets."""
+
+    def compute(self) -> Tensor:
+        """The coefficient of all targets so far."""
+        return super().compute() if self.total > 1 else torch.full_like(self.sum_error, torch.nan)
+
+
 class RegressionTask(TuningTask):
     """Regression with TorchGeo's arguments and metrics, of images or, with a dense head, of pixels.
 
@@ -74,7 +82,7 @@ class RegressionTask(TuningTask):
                 'RMSE': MeanSquaredError(squared=False),
                 'MSE': MeanSquaredError(),
                 'MAE': MeanAbsoluteError(),
-                'R2Score': R2Score(),
+                'R2Score': _R2Score(),
             }
         )
 
@@ -105,12 +113,15 @@ class RegressionTask(TuningTask):
 
     def _score(self, metrics: MetricCollection, scores: Tensor, target: Tensor) -> None:
         found, wanted = self._measured(self.predict(scores), target)
-        if len(wanted) > 1:  # the coefficient of determination needs two
+        if len(wanted):
             metrics.update(found, wanted)
-            self.log_dict(metrics, batch_size=len(target), on_step=False, on_epoch=True)
+        # Processes without a measured target log, too: the others wait for them.
+        self.log_dict(metrics, batch_size=len(target), on_step=False, on_epoch=True)
 
     @staticmethod
     def _measured(predicted: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         target = target.view_as(predicted)
         known = torch.isfinite(target)
-        return predicted[known], target[known].to(predicted.dtype)
+        # Targets keep their digits where autocast computes in half precision.
+        dtype = torch.promote_types(predicted.dtype, torch.float32)
+        return predicted[known].to(dtype), target[known].to(dtype)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from torch import Tensor
 
 from explora_geo.checkpoints.files import atomic_path
@@ -77,13 +78,20 @@ def replay(task: 'SteadyTask', file: str | Path, device: str | torch.device = 'c
         unfuse_attention(task)
     if isinstance(task.model, Objective):
         task.model.plan(int(content['length'][0]), content['length'][1])
-    precision = Trainer(
-        accelerator='cpu', precision=content['precision'], logger=False, enable_checkpointing=False
-    ).precision_plugin
-    batch = {k: _on(v, device) for k, v in content['batch'].items()}
+    precision = _precision(content['precision'], torch.device(device).type)
+    precision.convert_module(task)
+    batch = precision.convert_input({k: _on(v, device) for k, v in content['batch'].items()})
     seed_all(content['seed'])
     with precision.train_step_context():
         return task.losses(batch, content['step'])
+
+
+def _precision(name: str, device: str) -> Precision:
+    """What Lightning does to compute in a precision on a type of device."""
+    if name in ('16-mixed', 'bf16-mixed'):
+        return MixedPrecision(name, device)  # type: ignore[arg-type]
+    trainer = Trainer(accelerator='cpu', precision=name, logger=False, enable_checkpointing=False)  # type: ignore[arg-type]
+    return trainer.precision_plugin
 
 
 def _plain(value: Any) -> Any:

@@ -20,7 +20,8 @@ _NONE = -1000
 class SegmentationTask(TuningTask):
     """Semantic segmentation with TorchGeo's arguments, and the paper's ways of tuning.
 
-    The Jaccard index is the mean over classes (mIoU, table 8); TorchGeo's task logs the pixel-wise one.
+    The Jaccard index is the mean over classes (mIoU, table 8); TorchGeo's task logs the pixel-wise one. With
+    the task `binary`, metrics are of class 1 alone: for the mIoU of two classes give `multiclass` with 2.
     """
 
     target_key = 'mask'
@@ -99,7 +100,7 @@ class SegmentationTask(TuningTask):
                 raise ValueError(f'loss must be ce, bce, jaccard, focal or dice, got {other!r}')
 
     def metrics(self) -> MetricCollection:
-        """Overall and average accuracy, mean Jaccard index (mIoU) and F1 over classes."""
+        """Overall and average accuracy, mean Jaccard index (mIoU) and F1 over classes; binary: of class 1."""
         sizes: dict[str, Any] = {
             'task': self.kind,
             'num_classes': self.outputs if self.kind == 'multiclass' else None,

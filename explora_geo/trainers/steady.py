@@ -9,10 +9,12 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from explora_geo._compat import BaseTask
+from explora_geo.adaptation.frozen import convert_each_time
 from explora_geo.trainers.checkpoint_io import install_checkpoint_io
 from explora_geo.trainers.preemption import Preemption
 from explora_geo.trainers.reproducer import write_reproducer
@@ -49,6 +51,8 @@ class SteadyTask(BaseTask):
     def setup(self, stage: str) -> None:
         """Have checkpoints written in one piece."""
         install_checkpoint_io(self.trainer)
+        if isinstance(self.trainer.strategy, FSDPStrategy | ModelParallelStrategy):
+            convert_each_time(self)
         # Lightning tells that our hook is the one that counts, as it is meant.
         warnings.filterwarnings('ignore', message='You have overridden `on_before_batch_transfer`')
 
@@ -73,6 +77,10 @@ class SteadyTask(BaseTask):
         elif isinstance(loader, DataLoader):
             self._ordered = epoch
             self.draw_anew(3, epoch)
+            samplers: list[Any] = [loader.sampler, getattr(loader.batch_sampler, 'sampler', None)]
+            for sampler in samplers:
+                if hasattr(sampler, 'set_epoch'):  # Lightning does so only when the epoch goes on
+                    sampler.set_epoch(epoch)
             iter(fetcher)
             for _ in range(done):
                 next(fetcher.iterator)

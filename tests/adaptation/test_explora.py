@@ -217,6 +217,8 @@ def test_a_block_that_does_not_exist_is_refused(notation: str) -> None:
     ('fields', 'sentence'),
     [
         ({'rank': -1}, 'rank must be 0'),
+        ({'unfrozen_blocks': -1}, 'unfrozen_blocks must be indices'),
+        ({'unfrozen_blocks': None}, 'unfrozen_blocks must be indices'),
         ({'alpha': 0}, 'alpha must be positive'),
         ({'dropout': 1}, r'dropout must be in \[0, 1\)'),
         ({'targets': ['q', 'qkv']}, r"targets must be among .* got \['qkv'\]"),

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from explora_geo.adaptation import ExPLoRAConfig, explora, hold_frozen, merge_lora
-from explora_geo.adaptation.frozen import FrozenLinear
+from explora_geo.adaptation.frozen import FrozenLinear, convert_each_time
 from explora_geo.models import create_vit
 
 
@@ -118,3 +118,21 @@ def test_what_trains_is_a_plain_layer_and_merging_leaves_only_those(small_names:
     merged = merge_lora(vit)
     assert {type(m) for m in merged.modules() if isinstance(m, nn.Linear)} == {nn.Linear}
     assert merged.state_dict().keys() == before.keys()
+
+
+def test_what_trains_is_not_held_in_low_precision(small_names: None) -> None:
+    config = ExPLoRAConfig(unfrozen_blocks=(-1,), rank=4, extra=('blocks.0.attn.qkv',))
+    vit = explora(create_vit('vit_tiny_patch8_32'), config)
+    assert hold_frozen(vit, torch.bfloat16) > 0
+    assert {p.dtype for p in vit.parameters() if p.requires_grad} == {torch.float32}
+
+
+def test_without_copies_it_computes_the_same_and_keeps_none(layer: FrozenLinear) -> None:
+    x = torch.randn(4, 8)
+    expected = run(layer, x)
+    layer.load_state_dict(layer.state_dict())
+    fresh = FrozenLinear(layer.merged())
+    convert_each_time(fresh)
+    for ours, theirs in zip(run(fresh, x), expected, strict=True):
+        assert torch.equal(ours, theirs)
+    assert not vars(fresh.weight) and vars(layer.weight)

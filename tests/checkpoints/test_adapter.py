@@ -19,6 +19,7 @@ from explora_geo.checkpoints import (
     load_backbone,
     load_weights,
     merge_adapter,
+    open_backbone,
     read_adapter,
     read_state,
     save_adapter,
@@ -216,3 +217,34 @@ def test_what_only_pre_training_uses_does_not_travel(base_file: Path, tmp_path: 
     header, state = read_adapter(tmp_path / 'adapter.safetensors')
     assert header.explora_config == CONFIG and 'mask_token' not in state
     assert load_backbone(MODEL, base_file, tmp_path / 'adapter.safetensors').mask_token is None
+
+
+def test_after_another_base_was_refused_the_model_is_as_it_was(
+    adapter: Path, base_state: dict[str, Tensor]
+) -> None:
+    vit = create_vit(MODEL)
+    own = {name: base_state[name] for name in vit.state_dict()}
+    vit.load_state_dict({**own, 'blocks.0.mlp.fc1.weight': own['blocks.0.mlp.fc1.weight'] + 1e-3})
+    for _ in range(2):
+        with pytest.raises(ValueError, match='made on other base weights'):
+            apply_adapter(vit, adapter)
+    vit.load_state_dict(own)
+    apply_adapter(vit, adapter)
+
+
+def test_a_merged_file_opens_at_its_size(base_file: Path, images: Tensor, tmp_path: Path) -> None:
+    vit, _ = open_backbone(base_file, model=MODEL, img_size=48)
+    explora(vit, CONFIG)
+    files = [tmp_path / name for name in ('adapter.safetensors', 'merged.safetensors')]
+    save_adapter(files[0], vit, MODEL, CONFIG)
+    merge_adapter(files[0], base_file, files[1])
+    opened, name = open_backbone(files[1])
+    assert name == MODEL and opened.patch_embed.img_size == 48
+    image = torch.randn(2, 3, 48, 48)
+    assert_close(opened(image).patches, vit.eval()(image).patches)
+    assert open_backbone(files[1], img_size=32)[0].patch_embed.img_size == 32
+    state, metadata = read_state(files[1])
+    for sizes in ('{"img_size": 9}', '{"img_size": 8, "patch_size": 99}', 'x'):
+        write_state(files[1], state, {**metadata, 'sizes': sizes})
+        with pytest.raises(ValueError, match='damaged header'):
+            open_backbone(files[1])

@@ -88,6 +88,8 @@ def test_a_checkpoints_decoder_of_any_size_is_taken_and_adapted(build_vit: Build
 def test_without_a_decoder_a_random_one_trains_in_full(build_vit: Build) -> None:
     mae = MAE(build_vit(), **SMALL)
     assert 'starts random and trains in full' in mae.load_pretrained({})
+    of_masks = {'decoder.conv.weight': torch.ones(1), 'decoder.blocks.0.weight': torch.ones(1)}
+    assert 'starts random and trains in full' in mae.load_pretrained(of_masks)
     assert len(trainable_names(mae.decoder)) == len(list(mae.decoder.parameters()))
 
 

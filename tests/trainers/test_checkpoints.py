@@ -1,6 +1,7 @@
 """Lightning checkpoints of ExPLoRATask: small, safe to read, resumed exactly, tied to their base."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -142,4 +143,15 @@ def test_resuming_with_another_adaptation_is_refused(
 ) -> None:
     task = build_task(adaptation='[1,L]-r4')
     with pytest.raises(ValueError, match='give the same weights and adaptation'):
+        build_trainer(max_epochs=3).fit(task, datamodule=build_data(), ckpt_path=checkpoint[1])
+
+
+def test_resuming_with_another_scale_of_lora_is_refused(
+    checkpoint: tuple[ExPLoRATask, Path], build_task: Task, build_data: Data, build_trainer: Run
+) -> None:
+    config = checkpoint[0].config
+    task = build_task(adaptation=replace(config, alpha=1.0))
+    with pytest.raises(
+        ValueError, match=f'scales LoRA by 1, the task by .*: give adaptation with alpha {config.rank}'
+    ):
         build_trainer(max_epochs=3).fit(task, datamodule=build_data(), ckpt_path=checkpoint[1])

@@ -134,6 +134,9 @@ def test_the_monitor_compares_with_the_starting_weights(
     for row in scores.rows[1:]:
         assert row['val_knn'] - row['val_knn_gain'] == pytest.approx(start, abs=1e-6)
     assert 'val_knn' not in scores.rows[0]  # the check before training only sets the start
+    without = build_task()
+    build_trainer(max_epochs=2, num_sanity_val_steps=0).fit(without, datamodule=build_data())
+    assert without.features.starting is None
 
 
 def test_the_starting_score_is_that_of_the_starting_weights(

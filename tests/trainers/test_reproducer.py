@@ -7,10 +7,11 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor
 
 from explora_geo.trainers import ClassificationTask, ExPLoRATask
-from explora_geo.trainers.reproducer import replay, write_reproducer
+from explora_geo.trainers.reproducer import _precision, replay, write_reproducer
 from tests.trainers.steady_run import build, fit
 
 
@@ -70,6 +71,32 @@ def test_a_step_is_repeated_bit_for_bit(
     fit(steady_folder, objective, 4, precision=precision)
     losses = replay(build(objective), files[0])
     assert torch.equal(torch.stack(list(losses.values())).sum(), seen[0])
+
+
+def test_other_precisions_are_repeated_as_they_were(steady_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match='the loss is nan at step 3'):
+        fit(steady_folder, 'mae', 9, callbacks=[Poison()])
+    content = torch.load(steady_folder / 'run' / 'step_000003_rank_0.pt', weights_only=True)
+    content['batch']['image'][1, 0, 2, 2] = 0
+    losses = {}
+    for precision in ('32-true', 'bf16-true', '16-mixed'):
+        content['precision'] = precision
+        torch.save(content, tmp_path / 'step.pt')
+        losses[precision] = replay(build('mae'), tmp_path / 'step.pt')['loss_mae'].float()
+    assert losses['bf16-true'] != losses['32-true'] != losses['16-mixed'] != losses['bf16-true']
+    for loss in losses.values():
+        torch.testing.assert_close(loss, losses['32-true'], rtol=0.05, atol=0)
+    content['batch']['image'] *= 1e6  # too large for 16 bits, not for bfloat16
+    torch.save(content, tmp_path / 'step.pt')
+    assert torch.isnan(replay(build('mae'), tmp_path / 'step.pt')['loss_mae'])
+
+
+@pytest.mark.parametrize(('name', 'dtype'), [('16-mixed', torch.float16), ('bf16-mixed', torch.bfloat16)])
+def test_autocast_is_that_of_the_device(name: str, dtype: torch.dtype) -> None:
+    with _precision(name, 'cpu').train_step_context():
+        assert torch.is_autocast_enabled('cpu') and torch.get_autocast_dtype('cpu') == dtype
+    on_a_gpu = _precision(name, 'cuda')
+    assert isinstance(on_a_gpu, MixedPrecision) and (on_a_gpu.precision, on_a_gpu.device) == (name, 'cuda')
 
 
 def test_a_tuning_run_leaves_one_too(small_names: None, build_data: Any, build_trainer: Any) -> None:

@@ -1,7 +1,9 @@
 """What is drawn for a batch follows from the seed and its number; stopped runs go on exactly."""
 
 import random
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -9,11 +11,14 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies import ModelParallelStrategy, SingleDeviceStrategy
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, DistributedSampler
 
+from explora_geo.adaptation.frozen import FrozenLinear
 from explora_geo.datamodules import FolderDataModule
-from explora_geo.trainers.steady import seed_all
+from explora_geo.trainers import ExPLoRATask, steady
+from explora_geo.trainers.steady import SteadyTask, seed_all
 from tests.trainers.steady_run import fit
 
 
@@ -49,6 +54,13 @@ def plain(data: FolderDataModule) -> DataLoader[Any]:
     )
 
 
+def distributed(data: FolderDataModule) -> DataLoader[Any]:
+    """The same with the sampler that Lightning gives each of several processes."""
+    sampler = DistributedSampler(data.train_dataset, num_replicas=1, rank=0, seed=4)
+    options: dict[str, Any] = {'drop_last': True, 'collate_fn': data.collate_fn}
+    return DataLoader(data.train_dataset, batch_size=4, sampler=sampler, **options)
+
+
 @pytest.mark.parametrize(
     ('objective', 'batch', 'settings'),
     [
@@ -57,6 +69,7 @@ def plain(data: FolderDataModule) -> DataLoader[Any]:
         ('mae', 9, {'limit_train_batches': 3, 'check_val_every_n_epoch': 1}),
         ('mae', 5, {'accumulate_grad_batches': 2}),
         ('mae', 6, {'loader': plain}),
+        ('mae', 6, {'loader': distributed}),
         ('mae', 5, {'val_check_interval': 2, 'check_val_every_n_epoch': 1}),
         ('dinov2', 4, {'accumulate_grad_batches': 2}),
         ('dinov2', 7, {}),
@@ -111,3 +124,14 @@ def test_a_seed_sets_all_random_states() -> None:
         seed_all(4)
         drawn.append((random.random(), float(np.random.rand()), float(torch.rand(()))))
     assert drawn[0] == drawn[1]
+
+
+def test_sharded_matrices_are_converted_at_every_use(
+    build_task: Callable[..., ExPLoRATask], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(steady, 'install_checkpoint_io', lambda trainer: None)
+    task = build_task()
+    for strategy, kept in ((SingleDeviceStrategy(), True), (ModelParallelStrategy(1, 1), False)):
+        monkeypatch.setattr(ExPLoRATask, 'trainer', SimpleNamespace(strategy=strategy))
+        SteadyTask.setup(task, 'fit')
+        assert {m.keeps_copy for m in task.modules() if isinstance(m, FrozenLinear)} == {kept}
