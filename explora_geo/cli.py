@@ -278,8 +278,8 @@ def run_app(application: typer.Typer, args: list[str]) -> None:
     except (ValueError, OSError, ImportError) as error:
         _fail(error, debug)
     except Exception as error:
-        # jsonargparse is imported only by the Lightning commands, so its error is known by name.
-        if type(error).__name__ != 'ArgumentError':
+        # jsonargparse and Lightning are imported only by some commands, so their errors are known by name.
+        if type(error).__name__ not in ('ArgumentError', 'MisconfigurationException'):
             raise
         _fail(error, debug)
 

@@ -28,6 +28,8 @@ def export(
 
     if (weights is None) == (tuned is None):
         raise ValueError('give either weights, a backbone, or tuned, a tuned model')
+    if tuned is not None and (adapter or model):
+        raise ValueError('adapter and model belong to weights: a tuned model holds all of its own')
     programs = {'.pt2': exports.export_program, '.onnx': exports.export_onnx}
     files = {'.safetensors': exports.export_timm, '.ckpt': exports.export_torchgeo}
     if out.suffix not in {**programs, **files}:

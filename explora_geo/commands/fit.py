@@ -91,6 +91,8 @@ def plan(args: list[str]) -> dict[str, str]:
     """
     from math import ceil
 
+    from explora_geo.trainers.steady import SteadyTask
+
     command = _lightning(args, start=False)
     task, datamodule, trainer = command.model, command.datamodule, command.trainer
     datamodule.setup('fit')
@@ -105,12 +107,9 @@ def plan(args: list[str]) -> dict[str, str]:
     trained = sum(p.numel() for p in task.model.parameters() if p.requires_grad)
     size = getattr(loader, 'batch_size', None) or datamodule.batch_size
     validation = getattr(datamodule, 'val_dataset', None)
-    vit = task.model.backbone
     rows = {
         'task': type(task).__name__,
-        'backbone': f'{task.hparams["model"]}, {sum(p.numel() for p in vit.parameters()):,} parameters',
-        'input': f'{vit.patch_embed.kind} tokenizer, bands {", ".join(vit.patch_embed.bands)}',
-        'adaptation': task.config.notation(getattr(task.model, 'letter', '')),
+        **(_backbone(task) if isinstance(task, SteadyTask) else {}),
         'trains': f'{trained:,} parameters with heads and decoders',
         'weights': getattr(task, 'load_report', ''),
         'data': f'{type(datamodule).__name__}, {batches:,} batches of {size} an epoch, '
@@ -139,3 +138,13 @@ def _show(rows: dict[str, str]) -> None:
     for name, text in rows.items():
         table.add_row(name, escape(text))
     Console().print(table)
+
+
+def _backbone(task: Any) -> dict[str, str]:
+    """What one of our tasks trains; TorchGeo's have models of many kinds."""
+    vit = task.model.backbone
+    return {
+        'backbone': f'{task.hparams["model"]}, {sum(p.numel() for p in vit.parameters()):,} parameters',
+        'input': f'{vit.patch_embed.kind} tokenizer, bands {", ".join(vit.patch_embed.bands)}',
+        'adaptation': task.config.notation(getattr(task.model, 'letter', '')),
+    }

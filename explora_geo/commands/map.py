@@ -52,6 +52,10 @@ def make(
 
     if (model is None) == (weights is None):
         raise ValueError('give either model, a tuned model, or weights, a backbone for embeddings')
+    if adapter is not None and weights is None:
+        raise ValueError('an adapter belongs to weights: a tuned model holds all of its own')
+    if min_area and vectors is None:
+        raise ValueError('min_area is of polygons: give vectors, too')
     where = pick_device(device)
     if model is not None:
         found, source = open_model(model, where), str(model)

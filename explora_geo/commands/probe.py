@@ -46,6 +46,8 @@ def probe(
     from explora_geo.evaluation.report import write_reports
     from explora_geo.evaluation.sweep import SweepConfig
 
+    if not 0 < val_split < 1:
+        raise ValueError(f'val_split must be between 0 and 1, as probes are chosen on it, got {val_split}')
     drawn = tuple(Budget.parse(b) for b in budgets.split(','))
     vit, backbone = open_backbone(weights, adapter, model, img_size=image_size)
     vit.to(pick_device(device))
@@ -64,6 +66,9 @@ def probe(
         data, side, tokenizer.bands, val_split=0.0 if (data / 'val').is_dir() else val_split
     )
     console = Console()
+    datamodule.setup('fit')
+    if hasattr(datamodule, 'check_bands'):
+        datamodule.check_bands(tokenizer.bands)
     if dry_run:
         console.print(_plan(datamodule, protocol), markup=False, highlight=False, soft_wrap=True)
         return

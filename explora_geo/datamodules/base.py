@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler
 from torchgeo.datamodules import BaseDataModule
 
 from ..datasets import collate_skipping
+from ..datasets.bands import check_order
 from ..datasets.collate import DrawAgain, UsableLoader
 from ..transforms import ViewsConfig, normalisation, training_view, training_views
 from .loader import EpochSampler, ResumableLoader
@@ -77,6 +78,7 @@ class ArchiveDataModule(BaseDataModule):
         self.vertical_flip = vertical_flip
         self.quarter_turns = quarter_turns
         self.views = views
+        self._views_of_objective: ViewsConfig | None = None
         self.bands: tuple[str, ...] = ()
         self.collate_fn = collate_skipping
         # Checked now rather than after a long scan of the archive.
@@ -117,7 +119,7 @@ class ArchiveDataModule(BaseDataModule):
             order = self._in_order(RandomSampler(dataset) if sampler is None else sampler)
             known = () if sampler is None else (order.place, len(order))
             collate = DrawAgain(collate, dataset, *known)
-            sampler = order
+            sampler, length = order, len(order)  # those of this process
         return (ResumableLoader if training else UsableLoader)(
             dataset,
             batch_size=self.batch_size,
@@ -170,25 +172,44 @@ class ArchiveDataModule(BaseDataModule):
             values = {name: estimated[name] if v is None else v for name, v in values.items()}
         self.mean, self.std = cast(Tensor, values['mean']), cast(Tensor, values['std'])
         self.aug = normalisation(self.mean, self.std)
-        self.train_aug = training_view(
-            self.mean,
-            self.std,
-            self.image_size,
-            self.crop_scale,
-            self.horizontal_flip,
-            self.vertical_flip,
-            self.quarter_turns,
-        )
         self.bands = tuple(bands)
-        if self.views is not None:
-            self.use_views(self.views)
+        self._set_training_view()
 
-    def use_views(self, views: ViewsConfig) -> None:
-        """Give training batches several crops of every image; an objective that needs them calls this.
+    def check_bands(self, wanted: Sequence[str]) -> None:
+        """Refuse a model that reads the bands of the images in another order.
 
         Args:
-            views: What to draw from images that are normalised as for validation.
+            wanted: Bands of the model.
+
+        Raises:
+            ValueError: If the same bands are in another order.
         """
-        self.views = views
+        check_order(self.bands, wanted)
+
+    def use_views(self, views: ViewsConfig | None) -> None:
+        """Give training batches several crops of every image; an objective calls this before it trains.
+
+        Views that the data module was made with come first.
+
+        Args:
+            views: What to draw from images that are normalised as for validation; None for one view of each.
+        """
+        self._views_of_objective = views
         if self.bands:  # else statistics are not known yet
+            self._set_training_view()
+
+    def _set_training_view(self) -> None:
+        views = self.views or self._views_of_objective
+        if views is None:
+            self.train_aug = self._single_view()
+        else:
             self.train_aug = training_views(views, self.bands, self.aug, self.mean, self.std)
+
+    def _single_view(self) -> Any:
+        """One view of each training image."""
+        return self._view(self.mean, self.std)
+
+    def _view(self, mean: Tensor, std: Tensor) -> Any:
+        """A training view by these statistics."""
+        flips = self.horizontal_flip, self.vertical_flip, self.quarter_turns
+        return training_view(mean, std, self.image_size, self.crop_scale, *flips)

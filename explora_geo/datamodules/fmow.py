@@ -11,7 +11,7 @@ from ..datasets import FMoWRGB, FMoWSentinel, FMoWTemporal
 from ..datasets.bands import RGB
 from ..datasets.files import PathLike
 from ..datasets.fmow import SENTINEL_BANDS
-from ..transforms import ClipNormalize, FramesAsChannels, normalisation, on_batches, training_view
+from ..transforms import ClipNormalize, FramesAsChannels, normalisation, on_batches
 from .base import ArchiveDataModule
 from .statistics import Statistic
 
@@ -122,11 +122,6 @@ class FMoWRGBDataModule(ArchiveDataModule):
         if stage == 'predict':
             self.predict_dataset = self.test_dataset or self.val_dataset or self.train_dataset
 
-    def _view(self, mean: Tensor, std: Tensor) -> Any:
-        """The training view with other statistics than the data module's."""
-        flips = self.horizontal_flip, self.vertical_flip, self.quarter_turns
-        return training_view(mean, std, self.image_size, self.crop_scale, *flips)
-
     def _has(self, split: str) -> bool:
         return (Path(self.root) / self.list_name.format(split)).is_file()
 
@@ -213,11 +208,16 @@ class FMoWSentinelDataModule(FMoWRGBDataModule):
         if self.normalise == 'clip':
             # (x - mean) / std with these is the position in the range; what lies outside is cut off.
             self.mean, self.std = self.mean - 2 * self.std, 4 * self.std
-            clip = on_batches(ClipNormalize(self.mean, self.mean + self.std))
-            zero, one = torch.zeros_like(self.mean), torch.ones_like(self.std)
-            self.aug = clip
-            # As in SatMAE before the crop, whose interpolation then sees the values that count.
-            self.train_aug = nn.Sequential(clip, self._view(zero, one))
+            self.aug = on_batches(ClipNormalize(self.mean, self.mean + self.std))
+            self._set_training_view()
+
+    def _single_view(self) -> Any:
+        if self.normalise != 'clip':
+            return super()._single_view()
+        zero, one = torch.zeros_like(self.mean), torch.ones_like(self.std)
+        # As in SatMAE before the crop, whose interpolation then sees the values that count.
+        clip: Any = self.aug
+        return nn.Sequential(clip, self._view(zero, one))
 
 
 class FMoWTemporalDataModule(FMoWRGBDataModule):
@@ -297,6 +297,12 @@ class FMoWTemporalDataModule(FMoWRGBDataModule):
         if self.bands:
             return
         super()._set_statistics(bands, images, mean, std)
-        repeated = self.mean.repeat(self.num_frames), self.std.repeat(self.num_frames)
-        self.aug = FramesAsChannels(normalisation(*repeated))
-        self.train_aug = FramesAsChannels(self._view(*repeated))
+        self.aug = FramesAsChannels(normalisation(*self._repeated()))
+        self._set_training_view()
+
+    def _single_view(self) -> Any:
+        return FramesAsChannels(self._view(*self._repeated()))
+
+    def _repeated(self) -> tuple[Tensor, Tensor]:
+        """Statistics of the channels of a series."""
+        return self.mean.repeat(self.num_frames), self.std.repeat(self.num_frames)

@@ -1,27 +1,24 @@
 """Data module over whole georeferenced scenes."""
 
-import warnings
-from collections.abc import Iterator, Sequence
-from itertools import accumulate
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch.utils.data import Sampler
-from torchgeo.datasets.utils import GeoSlice
-from torchgeo.samplers import GridGeoSampler, RandomGeoSampler
 
 from ..datasets import SceneDataset
-from ..datasets.files import PathLike, evenly_spaced
+from ..datasets.files import PathLike
 from ..transforms import ViewsConfig
 from .base import ArchiveDataModule
-from .statistics import SAMPLES, Statistic, usable
+from .statistics import Statistic, usable
+from .windows import GridWindows, RandomWindows, sample_windows, whole_windows
 
 
 class SceneDataModule(ArchiveDataModule):
     """LightningDataModule for georeferenced scenes, cut into windows while training.
 
-    Training draws windows at random, weighted by the area of the scenes; validation and prediction
-    lay a grid over each scene. Grid windows carry ``bounds``, shape (B, 4), so that what is
+    Training draws windows at random from scenes that are as large, weighted by their area; validation and
+    prediction lay a grid over each scene. Grid windows carry ``bounds``, shape (B, 4), so that what is
     predicted can be put back on the map.
     """
 
@@ -118,7 +115,7 @@ class SceneDataModule(ArchiveDataModule):
             self._check_size(train)
             # A dataset of its own, as files opened here must not be inherited by workers.
             once = SceneDataset(self.paths, **{**self.kwargs, 'cache': False})
-            self._set_statistics(train.bands, usable(_windows(once, self.patch_size), self.paths))
+            self._set_statistics(train.bands, usable(sample_windows(once, self.patch_size), self.paths))
             # `dataset` is what `plot` of the base class shows.
             self.dataset = self.train_dataset = train
         if stage in {'fit', 'validate'} and self.val_paths is not None and not self.val_dataset:
@@ -150,44 +147,13 @@ class SceneDataModule(ArchiveDataModule):
 
     def _sampler(self, split: str) -> Sampler[Any]:
         dataset = getattr(self, f'{split}_dataset')
-        with warnings.catch_warnings():
-            # TorchGeo 0.10 announces successors that 0.8 does not have.
-            warnings.simplefilter('ignore', DeprecationWarning)
-            if split == 'train':
-                return RandomGeoSampler(dataset, self.patch_size, self.length)
-            return GridGeoSampler(dataset, self.patch_size, self.patch_size)
+        if split == 'train':
+            return RandomWindows(dataset, self.patch_size, self.length)
+        return GridWindows(dataset, self.patch_size)
 
     def _check_size(self, dataset: SceneDataset) -> None:
-        if not any(_grid_shape(dataset, i, self.patch_size) for i in range(len(dataset))):
+        if not any(whole_windows(dataset, i, self.patch_size) for i in range(len(dataset))):
             raise ValueError(
                 f'patch_size={self.patch_size} is larger than every scene '
                 f'({list(dataset.index["filepath"])[:3]}); give a smaller patch_size.'
             )
-
-
-def _grid_shape(dataset: SceneDataset, number: int, size: int) -> int:
-    """Count the windows that fit side by side into a scene, without reaching over its edges."""
-    xmin, ymin, xmax, ymax = dataset.index.geometry.iloc[number].bounds
-    # Half a pixel of tolerance against rounding of the coordinates.
-    columns = int(((xmax - xmin) / dataset.res[0] + 0.5) // size)
-    rows = int(((ymax - ymin) / dataset.res[1] + 0.5) // size)
-    return rows * columns
-
-
-def _windows(dataset: SceneDataset, size: int) -> Iterator[dict[str, Any]]:
-    """Read evenly spaced windows that lie inside the scenes, images of shape (C, size, size)."""
-    ends = list(accumulate(_grid_shape(dataset, i, size) for i in range(len(dataset))))
-    scene = 0
-    for position in evenly_spaced(ends[-1], SAMPLES):
-        while position >= ends[scene]:
-            scene += 1
-        yield dataset[_window(dataset, scene, size, position - (ends[scene - 1] if scene else 0))]
-
-
-def _window(dataset: SceneDataset, number: int, size: int, position: int) -> GeoSlice:
-    xmin, _, xmax, ymax = dataset.index.geometry.iloc[number].bounds
-    width, height = size * dataset.res[0], size * dataset.res[1]
-    row, column = divmod(position, int(((xmax - xmin) / dataset.res[0] + 0.5) // size))
-    left, top = xmin + column * width, ymax - row * height
-    interval = dataset.index.index[number]
-    return (slice(left, left + width), slice(top - height, top), slice(interval.left, interval.right))

@@ -14,7 +14,7 @@ from ..datasets import (
     RESISC45Dataset,
     SpaceNet1Dataset,
 )
-from ..datasets.bands import RGB
+from ..datasets.bands import RGB, canonical
 from ..datasets.files import PathLike, evenly_spaced
 from ..transforms import ViewsConfig
 from .base import ArchiveDataModule
@@ -179,7 +179,7 @@ class NAIPLandCoverDataModule(SplitDataModule):
             strict=strict,
             **kwargs,
         )
-        if not set(bands) <= set(RGB):
+        if bands is None or not {canonical(b) for b in bands} <= set(RGB):
             self.published = (None, None)
 
     def make(self, part: Part) -> Dataset[Any]:

@@ -28,6 +28,30 @@ def canonical(band: str) -> str:
     return ALIASES.get(name, name)
 
 
+#: Colours of Sentinel-2's bands.
+_COLOURS = {'b02': 'blue', 'b03': 'green', 'b04': 'red'}
+
+
+def check_order(given: Sequence[str], wanted: Sequence[str]) -> None:
+    """Refuse images whose bands are those of a model in another order.
+
+    Bands whose names say nothing to one another are accepted: only their owner knows what they are.
+
+    Args:
+        given: Bands of the images, in order; nothing is checked without any.
+        wanted: Bands of the model.
+
+    Raises:
+        ValueError: If the same bands are in another order.
+    """
+    images, model = ([_COLOURS.get(canonical(b), canonical(b)) for b in names] for names in (given, wanted))
+    if images != model and sorted(images) == sorted(model):
+        raise ValueError(
+            f'the data has the bands {", ".join(given)}, the model reads {", ".join(wanted)}: select the '
+            'same bands in the same order'
+        )
+
+
 def spell(names: Sequence[str]) -> tuple[str, ...]:
     """Spell colours in one way, and leave other names as their owner wrote them."""
     return tuple(canonical(n) if canonical(n) in RGB + GREY else n.strip() for n in names)

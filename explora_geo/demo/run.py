@@ -121,7 +121,8 @@ def open_data(data: Path, recipe: Recipe) -> tuple[FolderDataModule, Tiles, Tile
         cache=True,
     )
     datamodule.setup('fit')
-    train, test = (Tiles.read(data / part).normalised(datamodule) for part in ('train', 'test'))
+    parts = (Tiles.read(data / part, datamodule.image_size) for part in ('train', 'test'))
+    train, test = (tiles.normalised(datamodule) for tiles in parts)
     return datamodule, train, test
 
 
@@ -241,8 +242,11 @@ def run_demo(
 
     Raises:
         FileNotFoundError: If the tiles are not found.
+        ValueError: If there are no steps.
     """
     if steps is not None:
+        if steps < 1:
+            raise ValueError(f'steps must be at least 1, got {steps}')
         recipe = Recipe(**{**vars(recipe), 'steps': steps})
     logging.getLogger('lightning.pytorch').setLevel(logging.ERROR)
     console = Console()
@@ -286,16 +290,6 @@ def run_demo(
         clock = timed(f'measuring the {title}', clock)
     rows = compare(scores['source'], scores['adapted'], protocol)
 
-    shown = test.take(torch.arange(0, len(test.label), len(test.label) // 10)[:10]).image
-    mean, std = (x.view(1, -1, 1, 1) for x in (datamodule.mean, datamodule.std))
-    several = test.image[:: max(1, len(test.image) // 200)]
-    pixels = {k: (v * std + mean) / 255 for k, v in reconstructions(task.model, shown).items()}
-    colours = {
-        f'features, {title}': pca_colours(vit, torch.cat([shown, several]), len(shown))
-        for title, vit in (('source', source), ('adapted', adapted))
-    }
-    draw(out / 'demo.png', (shown * std + mean) / 255, pixels, colours, rows, f'{name}: EuroSAT RGB')
-    timed('picture', clock)
     report = {
         'adaptation': name,
         'source': f'{BACKBONE} {SOURCE.name}, {SOURCE.meta["dataset"]}',
@@ -322,6 +316,17 @@ def run_demo(
         'seconds': seconds,
         'skipped_files': task.skipped,
     }
+    write(out, report)  # before the picture, which is the last that may fail
+    shown = test.take(torch.arange(0, len(test.label), max(1, len(test.label) // 10))[:10]).image
+    mean, std = (x.view(1, -1, 1, 1) for x in (datamodule.mean, datamodule.std))
+    several = test.image[:: max(1, len(test.image) // 200)]
+    pixels = {k: (v * std + mean) / 255 for k, v in reconstructions(task.model, shown).items()}
+    colours = {
+        f'features, {title}': pca_colours(vit, torch.cat([shown, several]), len(shown))
+        for title, vit in (('source', source), ('adapted', adapted))
+    }
+    draw(out / 'demo.png', (shown * std + mean) / 255, pixels, colours, rows, f'{name}: EuroSAT RGB')
+    timed('picture', clock)
     write(out, report)
     _show(console, report, out)
     return report

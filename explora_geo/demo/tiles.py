@@ -23,9 +23,9 @@ class Tiles(NamedTuple):
     label: Tensor
 
     @classmethod
-    def read(cls, root: Path) -> Self:
-        """Read a labelled folder."""
-        dataset = FolderDataset(root, labelled=True, strict=True)
+    def read(cls, root: Path, size: int | None = None) -> Self:
+        """Read a labelled folder, images of one size or brought to it."""
+        dataset = FolderDataset(root, labelled=True, strict=True, size=size)
         samples = [dataset[i] for i in range(len(dataset))]
         return cls(torch.stack([s['image'] for s in samples]), torch.stack([s['label'] for s in samples]))
 

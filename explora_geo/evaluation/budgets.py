@@ -55,7 +55,8 @@ class Budget:
         """torchgeo-bench's name of the part of the training set."""
         if self.per_class is not None:
             return f'{self.per_class}_per_class'
-        return 'default' if self.full else f'{self.share:.2f}x_train'
+        digits = '.2f' if round(self.share, 2) == self.share else 'g'  # shares apart have names apart
+        return 'default' if self.full else f'{self.share:{digits}}x_train'
 
     def draw(self, label: Tensor, seed: int) -> Tensor:
         """Indices of a random draw with the same share, or number, of each class, at least one.

@@ -94,12 +94,14 @@ def finished_raster(path: Path) -> Iterator[Path]:
             # Classes must not be averaged in overviews; what can be averaged is float here.
             with rasterio.open(plain) as source:
                 categories = source.dtypes[0] == 'uint8'
+                # Who reads or writes a pixel unpacks a whole block of all bands.
+                size = 512 if source.count <= 16 else 128
             copy_raster(
                 plain,
                 optimised,
                 driver='COG',
                 compress='deflate',
-                blocksize=512,
+                blocksize=size,
                 overview_resampling='mode' if categories else 'average',
                 predictor='no' if categories else 'yes',
                 bigtiff='if_safer',
@@ -143,7 +145,14 @@ def assemble(
     with finished_raster(path) as plain:
         settings = {**profile, 'transform': transform, 'height': height, 'width': width}
         with rasterio.open(
-            plain, 'w', driver='GTiff', tiled=True, compress='deflate', bigtiff='if_safer', **settings
+            plain,
+            'w',
+            driver='GTiff',
+            tiled=True,
+            interleave='band',  # GDAL's cache then holds blocks of single bands
+            compress='deflate',
+            bigtiff='if_safer',
+            **settings,
         ) as target:
             for number, block in enumerate(grid.blocks()):
                 inside = Box(*(v // cell for v in block))

@@ -74,8 +74,9 @@ def _true_colour(scene: Scene) -> NDArray[Any]:
     chosen = next(([names.index(b) for b in t] for t in triples if set(t) <= set(names)), [0])
     with scene.open() as source:
         indices = [scene.indices[i] for i in chosen]
-        pixels = source.read(indices, out_shape=(len(indices), *_shape(scene.height, scene.width)))
-        valid = np.isfinite(pixels).all(0)
+        shape = _shape(scene.height, scene.width)
+        pixels = source.read(indices, out_shape=(len(indices), *shape))
+        valid = np.isfinite(pixels).all(0) & scene.unmasked(source, out_shape=shape)
         if source.nodata is not None:
             valid &= ~(pixels == source.nodata).all(0)
     data = pixels.astype(np.float32)

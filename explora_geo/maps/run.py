@@ -19,6 +19,8 @@ from explora_geo.maps.vectors import check_vector_path, embedding_points, polygo
 
 #: Value of pixels without data in a map of classes.
 NODATA = 255
+#: Endings of GeoTIFF files.
+_RASTERS = ('.tif', '.tiff')
 #: What GDAL may keep of the scene in memory, megabytes.
 CACHE_MB = 256
 
@@ -121,6 +123,7 @@ def make_map(
         'block': options.block,
     }
     files: dict[str, Path] = {}
+    finished: list[Parts] = []  # kept until all is written, so that the same command goes on from them
     with rasterio.Env(GDAL_CACHEMAX=CACHE_MB):
         if out is not None and model.function is not None:
             grid = TileGrid.create(scene.height, scene.width, model.tile, options.overlap, options.block)
@@ -139,7 +142,7 @@ def make_map(
                 progress,
             )
             files |= _write_maps(scene, model, grid, parts, out, probabilities, str(source))
-            parts.remove()
+            finished.append(parts)
         if embeddings is not None:
             step = model.backbone.patch_embed.patch_size
             grid = TileGrid.create(
@@ -149,7 +152,7 @@ def make_map(
             function = patch_features(model.backbone.eval())
             _fill(scene, grid, parts, function, statistics, clip, options, step, _features(model), progress)
             files['embeddings'] = _write_embeddings(scene, model, grid, parts, embeddings, str(source))
-            parts.remove()
+            finished.append(parts)
         if out is not None and vectors is not None:
             polygonise(out, vectors, model.classes, vector_classes, min_area)
             files['vectors'] = vectors
@@ -158,6 +161,8 @@ def make_map(
                 quicklook, scene, out, model.classes, model.colours, f'{scene.path.name}: {Path(source).name}'
             )
             files['quicklook'] = quicklook
+    for parts in finished:
+        parts.remove()
     return files
 
 
@@ -180,6 +185,8 @@ def check_outputs(
     """
     if out is None and embeddings is None:
         raise ValueError('give out for a map, or embeddings for features of patches')
+    if vector_classes and vectors is None:
+        raise ValueError('classes are chosen for polygons: give vectors, too')
     if out is None and (probabilities or vectors or quicklook):
         raise ValueError('probabilities, vectors and quick-look are made of a map: give out')
     if out is not None and model.function is None:
@@ -204,6 +211,14 @@ def check_outputs(
             what = 'the scene itself' if path.resolve() == scene.path.resolve() else 'another output'
             raise ValueError(f'{path} is {what}: give every output a file of its own')
         taken.add(path.resolve())
+    for path, endings in (
+        (out, _RASTERS),
+        (probabilities, _RASTERS),
+        (embeddings, (*_RASTERS, '.parquet')),
+        (quicklook, ('.png',)),
+    ):
+        if path is not None and path.suffix.lower() not in endings:
+            raise ValueError(f'cannot write {path.name}: give it the ending {" or ".join(endings)}')
     if vectors is not None:
         scene.check_areas()
 

@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 import rasterio
+import rasterio.windows
 from numpy.typing import NDArray
 from pyproj import Transformer
 from pyproj.exceptions import ProjError
+from rasterio.enums import MaskFlags
 from rasterio.errors import NodataShadowWarning, NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
 
@@ -101,8 +103,8 @@ class Scene:
             box: The window, inside the scene.
 
         Returns:
-            Pixels in units of the file, shape (C, H, W), and where they are data, shape (H, W): every band
-            differs from nodata and is finite.
+            Pixels in units of the file, shape (C, H, W), and where they are data, shape (H, W): the file's
+            mask, if any, says so, some band differs from nodata and all are finite.
 
         Raises:
             ValueError: If the file is damaged there.
@@ -110,13 +112,27 @@ class Scene:
         window = Window(box.left, box.top, box.shape[1], box.shape[0])
         try:
             pixels = source.read(self.indices, window=window).astype(np.float32)
+            valid = self.unmasked(source, window=window)
         except RasterioError as error:
             raise self._unreadable(error) from error
-        valid = np.isfinite(pixels).all(0)
+        valid &= np.isfinite(pixels).all(0)
         if source.nodata is not None and np.isfinite(source.nodata):
             # All bands: a dark pixel of one band is no hole. Alpha tags are not trusted, see above.
             valid &= ~(pixels == source.nodata).all(0)
         return pixels, valid
+
+    def unmasked(self, source: rasterio.DatasetReader, **options: Any) -> NDArray[np.bool_]:
+        """Where the file's own mask, inside it or beside it, says that there are data.
+
+        Args:
+            source: The open file.
+            **options: `window` and `out_shape` as of `source.read`.
+        """
+        shape = options.get('out_shape') or rasterio.windows.shape(options['window'])
+        flags = source.mask_flag_enums[self.indices[0] - 1]
+        if MaskFlags.per_dataset not in flags or MaskFlags.alpha in flags:
+            return np.ones(shape, dtype=bool)
+        return np.asarray(source.dataset_mask(**options) > 0)
 
     def check_areas(self) -> None:
         """Refuse coordinates from which no area in square metres follows.

@@ -205,8 +205,10 @@ class ExPLoRATask(SteadyTask):
         super().setup(stage)
         choose_attention(self)
         datamodule: Any = getattr(self.trainer, 'datamodule', None)
-        if self.model.views is not None and getattr(datamodule, 'views', self) is None:
+        if hasattr(datamodule, 'use_views'):
             datamodule.use_views(self.model.views)  # crops of whole images, not of crops
+        if stage == 'fit' and hasattr(datamodule, 'check_bands'):
+            datamodule.check_bands(self.backbone.patch_embed.bands)
         if stage == 'fit':
             install_clock(self.trainer)
             if self._weights is not None and not self.config.full:
@@ -377,7 +379,8 @@ class ExPLoRATask(SteadyTask):
                     'the checkpoint was trained from other weights or another adaptation: give the '
                     f'same weights and adaptation ({checkpoint["hyper_parameters"]["adaptation"]})'
                 )
-            saved = ExPLoRAConfig.create(checkpoint['hyper_parameters']['adaptation'])
+            stated = checkpoint.get('hyper_parameters', {}).get('adaptation')  # a step alone has none
+            saved = self.config if stated is None else ExPLoRAConfig.create(stated)
             if saved.scale != self.config.scale:
                 raise ValueError(
                     f'the checkpoint scales LoRA by {saved.scale:g}, the task by {self.config.scale:g}: give '

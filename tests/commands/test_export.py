@@ -55,4 +55,6 @@ def test_mistakes_end_in_one_sentence(
     assert 'files end in .safetensors' in refuse('export', tmp_path / 'm.h5', '--weights', base_file, *MODEL)
     assert 'hold a backbone' in refuse('export', out, '--tuned', tuned)
     assert 'give either weights' in refuse('export', out)
+    program = ['export', tmp_path / 'm.pt2', '--tuned', tuned]
+    assert 'adapter and model belong to weights' in refuse(*program, '--adapter', tmp_path / 'missing')
     assert 'does not say which backbone' in refuse('export', out, '--weights', base_file)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[2]
 NAIP = sorted((ROOT / 'tests/data/naip').glob('*.tif'))[0]
@@ -45,6 +46,25 @@ def test_the_plan_of_a_run_by_steps_says_how_many_epochs_they_are(
     )
     assert '3 batches of 4 an epoch, validation on no images' in printed
     assert '9 optimiser steps of 4 images, 3 epochs' in printed and '[]-r8' in printed
+
+
+def test_the_plan_of_one_of_torchgeos_tasks_is_shown(
+    run: Callable[..., str], empty: Path, tiles: Path
+) -> None:
+    task = ['--model', 'torchgeo.trainers.ClassificationTask', '--model.model', 'resnet18']
+    size = ['--model.in_channels', 3, '--model.task', 'multiclass', '--model.num_classes', 3]
+    data = ['--data', 'FolderDataModule', '--data.root', tiles, '--data.batch_size', 4]
+    printed = run('fit', *task, *size, *data, '--trainer.max_epochs', 1, '--dry-run')
+    assert 'ClassificationTask' in printed and '6 batches of 4' in ' '.join(printed.replace('│', '').split())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
+@pytest.mark.parametrize('wrong', ['--trainer.accelerator=gpu', '--trainer.val_check_interval=1.5'])
+def test_what_lightning_refuses_is_one_sentence(
+    refuse: Callable[..., str], empty: Path, tiles: Path, wrong: str
+) -> None:
+    config = ROOT / 'tests/conf/pretrain_mae_folder.yaml'
+    assert refuse('fit', '--config', config, '--data.root', tiles, wrong, '--dry-run')
 
 
 def test_fit_refuses_a_wrong_key_in_a_plan_too(refuse: Callable[..., str], empty: Path) -> None:

@@ -99,3 +99,28 @@ def test_it_plots() -> None:
     batch = next(iter(datamodule.train_dataloader()))
     assert datamodule.plot({'image': batch['image'][0]}) is not None
     plt.close('all')
+
+
+@pytest.mark.parametrize('resolution', [0.3, 0.6, 0.0001, 10.0])
+def test_windows_are_whole_whatever_the_resolution_rounds_to(tmp_path: Path, resolution: float) -> None:
+    degrees = resolution < 0.1
+    crs, (x, y) = ('EPSG:4326', (10.123, 50.07)) if degrees else ('EPSG:32633', (500000.1, 5000000.2))
+    random = np.random.default_rng(0)
+    for number, (height, width) in enumerate([(32, 32), (64, 96), (40, 20)]):
+        corner = x + 123 * number * resolution, y + 71 * number * resolution
+        place = rasterio.transform.from_origin(*corner, resolution, resolution)
+        size = {'height': height, 'width': width, 'count': 3, 'dtype': 'uint8'}
+        with rasterio.open(tmp_path / f'{number}.tif', 'w', crs=crs, transform=place, **size) as file:
+            file.write(random.integers(1, 255, (3, height, width), dtype=np.uint8))
+    datamodule = SceneDataModule(tmp_path, patch_size=32, batch_size=1)
+    for stage in ('fit', 'predict'):
+        datamodule.setup(stage)
+    training = [batch['image'] for batch in datamodule.train_dataloader()]
+    assert len(training) == 7 and all((image > 0).all() for image in training)
+    shown = [batch['image'] for batch in datamodule.predict_dataloader()]
+    # One window, two by three, and two that reach over the edges of the small scene.
+    assert [float((image == 0).all(1).float().mean()) for image in shown] == [
+        *([0] * 7),
+        pytest.approx(12 / 32),
+        pytest.approx(1 - 8 * 20 / 32**2),
+    ]

@@ -47,6 +47,7 @@ def test_naip_land_cover_tests_on_val_and_test_with_codes_as_labels(seed_data: S
     assert int(sample['label']) == 0
     assert np.array_equal(sample['image'].numpy(), np.load(root / '9tile.npy')[:, :, :3].transpose(2, 0, 1))
     assert module.std.tolist() == pytest.approx([45.325, 34.945, 30.369], abs=1e-2)
+    assert NAIPLandCoverDataModule(root, bands=None, image_size=32).kwargs['bands'] is None
     nir = NAIPLandCoverDataModule(root, bands=['nir'], image_size=32)
     nir.setup('fit')
     assert nir.train_dataset[0]['image'].shape == (1, 32, 32) and 100 < nir.mean < 150

@@ -70,6 +70,11 @@ def test_the_faster_precision_is_one_that_lightning_knows() -> None:
     )  # fmt: skip
 
 
+def test_a_run_without_steps_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match='steps must be at least 1, got 0'):
+        run_demo(tmp_path, steps=0)
+
+
 def test_missing_tiles_are_told(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match='no EuroSAT tiles'):
         find_data(tmp_path)

@@ -12,6 +12,7 @@ def test_a_labelled_folder_is_read_in_units_of_the_files(few_tiles: Path) -> Non
     assert tiles.image.shape == (80, 3, 64, 64)
     assert tiles.label.bincount().tolist() == [8] * 10
     assert 100 < tiles.image.max() <= 255
+    assert Tiles.read(few_tiles / 'train', 48).image.shape == (80, 3, 48, 48)
 
 
 def test_a_split_keeps_classes_balanced_and_uses_every_tile_once() -> None:

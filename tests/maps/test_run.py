@@ -15,6 +15,7 @@ from torch import Tensor
 
 from explora_geo.maps import MapOptions, make_map
 from explora_geo.maps import parts as parts_module
+from explora_geo.maps import run as run_module
 from explora_geo.maps.grid import TileGrid, blending_weights
 from explora_geo.maps.model import MapModel, open_features, open_model
 from explora_geo.maps.scene import Scene
@@ -36,6 +37,19 @@ def mapped(
     return make_map(
         Scene(scene, model.bands), model, 'model.safetensors', tmp_path / 'map.tif', options, **kwargs
     )
+
+
+def counted(model: MapModel) -> tuple[MapModel, list[int]]:
+    """A model that notes the tiles of each of its calls."""
+    calls: list[int] = []
+    function = model.function
+    assert function is not None
+
+    def counting(image: Tensor) -> Tensor:
+        calls.append(len(image))
+        return function(image)
+
+    return model._replace(function=counting), calls
 
 
 def test_a_local_models_map_is_that_of_the_whole_image(
@@ -124,27 +138,68 @@ def test_an_interrupted_map_goes_on_with_the_missing_blocks(
     path = write_scene()
     expected = read(mapped(path, model, tmp_path)['map'])
     (tmp_path / 'map.tif').unlink()
-    calls: list[int] = []
-    function = model.function
-    assert function is not None
-
-    def counted(image: Tensor) -> Tensor:
-        calls.append(len(image))
-        return function(image)
+    counting, calls = counted(model)
 
     def stop(what: str, done: int, total: int) -> None:
         if done == 4:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        mapped(path, model._replace(function=counted), tmp_path, progress=stop)
+        mapped(path, counting, tmp_path, progress=stop)
     before = sum(calls)
     assert not (tmp_path / 'map.tif').exists() and len(list(tmp_path.glob('.map.tif.parts/*.npz'))) == 4
     calls.clear()
-    assert np.array_equal(read(mapped(path, model._replace(function=counted), tmp_path)['map']), expected)
+    assert np.array_equal(read(mapped(path, counting, tmp_path)['map']), expected)
     grid = TileGrid.create(100, 132, 32, 0.5, 50)
     assert before + sum(calls) == sum(len(grid.tiles(b)) for b in grid.blocks())
     assert not list(tmp_path.glob('.*'))
+
+
+def test_a_map_whose_polygons_failed_is_not_computed_again(
+    write_scene: Write, model: MapModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counting, calls = counted(model)
+
+    def full(*args: Any) -> None:
+        raise OSError('No space left on device')
+
+    path = write_scene()
+    with monkeypatch.context() as patched:
+        patched.setattr(run_module, 'polygonise', full)
+        with pytest.raises(OSError, match='No space left'):
+            mapped(path, counting, tmp_path, vectors=tmp_path / 'v.gpkg')
+    assert calls and (tmp_path / 'map.tif').is_file()
+    calls.clear()
+    mapped(path, counting, tmp_path, vectors=tmp_path / 'v.gpkg')
+    assert not calls and (tmp_path / 'v.gpkg').is_file() and not list(tmp_path.glob('.*'))
+
+
+def test_what_a_mask_inside_the_file_leaves_out_is_not_mapped(
+    write_scene: Write, model: MapModel, tmp_path: Path
+) -> None:
+    path = write_scene()
+    mask = np.ones((100, 132), dtype=bool)
+    mask[:, :60] = False
+    with rasterio.open(path, 'r+') as file:
+        file.write_mask(mask)
+    found = read(mapped(path, model, tmp_path, quicklook=tmp_path / 'q.png')['map'])[0]
+    assert (found[~mask] == 255).all() and (found[mask] != 255).all()
+
+
+def test_rasters_of_many_bands_have_small_blocks(
+    write_scene: Write, build_vit: Callable[..., ViT], tmp_path: Path
+) -> None:
+    features = open_features(build_vit())
+    make_map(
+        Scene(write_scene()),
+        features,
+        'w',
+        None,
+        MapOptions(statistics='scene'),
+        embeddings=tmp_path / 'e.tif',
+    )
+    with rasterio.open(tmp_path / 'e.tif') as file:
+        assert file.count == 32 and set(file.block_shapes) == {(128, 128)}
 
 
 def test_parts_of_another_setting_are_not_used(write_scene: Write, model: MapModel, tmp_path: Path) -> None:
@@ -241,6 +296,11 @@ def test_mistakes_are_refused_before_anything_is_computed(
         mapped(path, model, tmp_path, vectors=tmp_path / 'v.shp')
     with pytest.raises(ValueError, match="no class 'house': its classes are field, forest, water"):
         mapped(path, model, tmp_path, vectors=tmp_path / 'v.gpkg', vector_classes=('house',))
+    with pytest.raises(ValueError, match='classes are chosen for polygons'):
+        mapped(path, model, tmp_path, vector_classes=('water',))
+    for name, ending in (('probabilities', 'p.png'), ('quicklook', 'q.jpg'), ('embeddings', 'e.gpkg')):
+        with pytest.raises(ValueError, match=f'cannot write {ending}: give it the ending'):
+            mapped(path, model, tmp_path, **{name: tmp_path / ending})
     with pytest.raises(ValueError, match='smaller than a tile of 32'):
         mapped(write_scene(20, 99, name='small.tif'), model, tmp_path)
     with pytest.raises(ValueError, match='does not state the mean and standard deviation'):

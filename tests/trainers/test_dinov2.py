@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Trainer, seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -62,7 +62,25 @@ def test_a_folder_trains_and_is_watched(build_dino: Task, build_data: Data, buil
         trainer.callback_metrics
     )
     assert torch.isfinite(trainer.callback_metrics['train_loss'])
-    assert data.views == task.model.views == ViewsConfig(global_size=32, local_size=16)
+    assert task.model.views == ViewsConfig(global_size=32, local_size=16)
+    assert data.views is None  # the objective's are its own
+
+
+def test_views_of_one_run_do_not_stay_for_the_next(
+    build_dino: Task, build_task: Task, build_data: Data, build_trainer: Run
+) -> None:
+    class Keys(Callback):
+        def __init__(self) -> None:
+            self.seen: list[set[str]] = []
+
+        def on_train_batch_start(self, trainer: Trainer, task: Any, batch: Any, number: int) -> None:
+            self.seen.append(set(batch) & {'image', 'views'})
+
+    data, keys = build_data(), Keys()
+    for task in (build_dino(), build_task(), build_dino()):
+        build_trainer(fast_dev_run=True, callbacks=[keys]).fit(task, datamodule=data)
+    assert keys.seen == [{'image', 'views'}, {'image'}, {'image', 'views'}]
+    assert not torch.equal(*(data.train_aug({'image': torch.rand(1, 3, 32, 32)})['image'] for _ in range(2)))
 
 
 def test_the_datamodules_own_views_win(build_dino: Task, build_data: Data, build_trainer: Run) -> None:

@@ -310,3 +310,10 @@ def test_prediction_gives_the_features_of_images(
         expected = task.backbone.eval()(batch['image']).patches.flatten(1, 2).mean(1)
     assert found.shape == (24, task.backbone.embed_dim)
     torch.testing.assert_close(found[:3], expected)
+
+
+def test_bands_in_another_order_than_the_models_are_refused(
+    build_task: Task, build_data: Data, build_trainer: Run
+) -> None:
+    with pytest.raises(ValueError, match='the bands blue, green, red, the model reads red, green, blue'):
+        build_trainer().fit(build_task(), datamodule=build_data(bands=['blue', 'green', 'red']))
