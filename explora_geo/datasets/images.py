@@ -147,8 +147,8 @@ def without_data(pixels: NDArray[Any], nodata: float) -> NDArray[np.bool_]:
 
     Args:
         pixels: Image, shape (C, H, W).
-        nodata: What means nodata: a value that a pixel has in every band, as a dark pixel of one band is no
-            hole, or NaN in any.
+        nodata: What means nodata: a value that a pixel has in every band of the image (those that were
+            selected), as a dark pixel of one band is no hole, or NaN in any.
     """
     if np.isnan(nodata):
         return np.isnan(pixels)
