@@ -103,7 +103,7 @@ def run_search(config: Path, out: Path, only: str = '') -> Path:
         source = {'name': 'source', 'recipe': {}, 'score': score.to_dict(), 'seconds': seconds}
         records.append(results, source)
     for name, recipe in recipes.items():
-        if name in known() or only not in name:
+        if only not in name or name in known():
             continue
         console.print(f'{name}: {recipe.name}, {recipe.steps} steps', markup=False)
         records.append(results, _run_row(name, recipe, protocol))

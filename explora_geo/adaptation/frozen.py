@@ -104,8 +104,8 @@ def hold_frozen(model: nn.Module, dtype: torch.dtype) -> int:
     Returns:
         Bytes saved.
     """
-    weights = {id(m.weight): m.weight for m in model.modules() if isinstance(m, FrozenLinear)}
-    weights = {i: w for i, w in weights.items() if not w.requires_grad}  # extras train
+    layers = (m for m in model.modules() if isinstance(m, FrozenLinear))
+    weights = {id(m.weight): m.weight for m in layers if not m.weight.requires_grad}  # extras train
     before = sum(w.nbytes for w in weights.values())
     for weight in weights.values():
         weight.data = weight.data.to(dtype)

@@ -66,9 +66,6 @@ def probe(
         data, side, tokenizer.bands, val_split=0.0 if (data / 'val').is_dir() else val_split
     )
     console = Console()
-    datamodule.setup('fit')
-    if hasattr(datamodule, 'check_bands'):
-        datamodule.check_bands(tokenizer.bands)
     if dry_run:
         console.print(_plan(datamodule, protocol), markup=False, highlight=False, soft_wrap=True)
         return
@@ -143,6 +140,8 @@ def extract_parts(
 
     for stage in ('fit', 'test'):
         datamodule.setup(stage)
+    if hasattr(datamodule, 'check_bands'):
+        datamodule.check_bands(vit.patch_embed.bands)
     tables = {}
     for part in ('train', 'val', 'test'):
         dataset = getattr(datamodule, f'{part}_dataset', None)

@@ -1,6 +1,6 @@
 """What all data modules share: statistics by band name, views on the device, loaders."""
 
-from collections.abc import Iterable, Sequence, Sized
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 import torch
@@ -112,20 +112,21 @@ class ArchiveDataModule(BaseDataModule):
                 'setup() before asking for a loader.'
             )
         sampler = self._sampler(split)
-        length = len(cast(Sized, sampler if sampler is not None else dataset))
+        drop_last = False
         training = split == 'train'
         collate: Any = self.collate_fn
         if training:
             order = self._in_order(RandomSampler(dataset) if sampler is None else sampler)
             known = () if sampler is None else (order.place, len(order))
             collate = DrawAgain(collate, dataset, *known)
-            sampler, length = order, len(order)  # those of this process
+            sampler = order
+            # A single incomplete batch is all this process has; dropping it would leave nothing.
+            drop_last = len(order) > self.batch_size
         return (ResumableLoader if training else UsableLoader)(
             dataset,
             batch_size=self.batch_size,
             sampler=sampler,
-            # A single incomplete batch is all there is; dropping it would leave nothing.
-            drop_last=training and length > self.batch_size,
+            drop_last=drop_last,
             num_workers=self.num_workers,
             collate_fn=collate,
             pin_memory=torch.cuda.is_available(),

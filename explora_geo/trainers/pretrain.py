@@ -207,9 +207,9 @@ class ExPLoRATask(SteadyTask):
         datamodule: Any = getattr(self.trainer, 'datamodule', None)
         if hasattr(datamodule, 'use_views'):
             datamodule.use_views(self.model.views)  # crops of whole images, not of crops
-        if stage == 'fit' and hasattr(datamodule, 'check_bands'):
-            datamodule.check_bands(self.backbone.patch_embed.bands)
         if stage == 'fit':
+            if hasattr(datamodule, 'check_bands'):
+                datamodule.check_bands(self.backbone.patch_embed.bands)
             install_clock(self.trainer)
             if self._weights is not None and not self.config.full:
                 _ = self.base_sha256  # of the base as it was loaded: a precision of 16 bits rounds it next
