@@ -6,9 +6,10 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.paper import commands as paper
-from benchmarks.speed import commands as speed
 from explora_geo.cli import run_app
+
+from .paper import commands as paper
+from .speed import commands as speed
 
 RESULTS = Path('benchmarks/results')
 _OUT = Annotated[Path, typer.Option(help='Folder of the results.')]
@@ -41,7 +42,7 @@ def search(
     Finished rows are kept and not run again. Example:
     explora-bench search benchmarks/conf/search_eurosat_mae.yaml
     """
-    from benchmarks.search import run_search
+    from .search import run_search
 
     run_search(config, out, rows)
 
@@ -57,7 +58,7 @@ def arms(
     Finished arms and seeds are kept and not run again. Example:
     explora-bench arms benchmarks/conf/arms_eurosat_vit_tiny16_96.yaml
     """
-    from benchmarks.arms.run import run_arms
+    from .arms.run import run_arms
 
     run_arms(config, out, only)
 
@@ -76,7 +77,7 @@ def packing(
 
     Example: explora-bench packing --images 8
     """
-    from benchmarks.packing import measure_packing
+    from .packing import measure_packing
 
     path = measure_packing(out, model, images, global_size, local_size, num_local, repeats)
     typer.echo(path.read_text())
@@ -92,7 +93,7 @@ def memory(
 
     Example: explora-bench memory --model vit_base_patch14_dinov2
     """
-    from benchmarks.memory import write_memory
+    from .memory import write_memory
 
     path = write_memory(out, model, adaptation or ['[L]-r32', '[L]-r64', '[1,L-1,L]-r64', '[]-r32', 'full'])
     typer.echo(path.read_text())
@@ -107,7 +108,7 @@ def export_source(
 
     Example: explora-bench export-source runs/source model.safetensors
     """
-    from benchmarks.export_source import export_source as export
+    from .export_source import export_source as export
 
     typer.echo(export(run, out))
 
@@ -123,7 +124,7 @@ def reading(
 
     Example: explora-bench reading --tiles data/EuroSAT_MS
     """
-    from benchmarks.reading import run_reading
+    from .reading import run_reading
 
     run_reading(out, tiles, images, seconds)
 
@@ -141,7 +142,7 @@ def bands(
 
     Example: explora-bench bands data/EuroSAT_MS
     """
-    from benchmarks.bands import run_bands
+    from .bands import run_bands
 
     run_bands(out, tiles, steps, seeds)
 
@@ -158,7 +159,7 @@ def dates(
 
     Example: explora-bench dates data/NAIP
     """
-    from benchmarks.dates import run_dates
+    from .dates import run_dates
 
     run_dates(out, scenes, steps)
 
@@ -172,7 +173,7 @@ def labels(
 
     Example: explora-bench labels benchmarks/conf/labels_eurosat.yaml
     """
-    from benchmarks.labels import run_labels
+    from .labels import run_labels
 
     typer.echo(run_labels(plan, out).read_text())
 
@@ -190,7 +191,7 @@ def picture(
     """
     import json
 
-    from benchmarks import segmentation
+    from . import segmentation
 
     length = {} if epochs is None else {'epochs': epochs}
     if what not in ('clouds', 'buildings', 'land-cover'):
@@ -210,7 +211,7 @@ def map_memory(
     """
     import json
 
-    from benchmarks.map_memory import measure
+    from .map_memory import measure
 
     typer.echo(json.dumps(measure(side, model=model)))
 

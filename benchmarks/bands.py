@@ -12,7 +12,6 @@ from rich.console import Console
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
-from benchmarks.training import BACKBONE, SOURCE, HeldOutLoss, build_task, fit, plot_losses
 from explora_geo._atomic import atomic_path
 from explora_geo.checkpoints import load_backbone
 from explora_geo.datasets import FolderDataset
@@ -22,6 +21,8 @@ from explora_geo.evaluation import extract_features, feature_sets, linear_probe,
 from explora_geo.models import ViT
 from explora_geo.models.tokenizers import SENTINEL2
 from explora_geo.transforms import training_view
+
+from .training import BACKBONE, SOURCE, HeldOutLoss, build_task, fit, plot_losses
 
 ADAPTATION = 'M-ExPLoRA-[1,L]-r32'
 BATCH = 16

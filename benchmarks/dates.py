@@ -9,12 +9,13 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from benchmarks.training import BACKBONE, SOURCE, HeldOutLoss, build_task, fit, plot_losses
 from explora_geo._atomic import atomic_path
 from explora_geo.datasets import SceneDataset
 from explora_geo.datasets.fmow import FIRST_YEAR
 from explora_geo.models.tokenizers import RGB
 from explora_geo.transforms import FramesAsChannels, training_view
+
+from .training import BACKBONE, SOURCE, HeldOutLoss, build_task, fit, plot_losses
 
 ADAPTATION = 'M-ExPLoRA-[L]-r32'
 SIZE, BATCH = 64, 8

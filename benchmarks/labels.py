@@ -13,12 +13,13 @@ from lightning.pytorch import seed_everything
 from rich.console import Console
 from torch.utils.data import Subset
 
-from benchmarks.fitting import build_trainer, draw_training_labels
-from benchmarks.paper import records
 from explora_geo.checkpoints import atomic_path
 from explora_geo.datamodules import EuroSATDataModule
 from explora_geo.evaluation import Budget, mean_interval
 from explora_geo.trainers import ClassificationTask, OptimConfig, Regularisation
+
+from .fitting import build_trainer, draw_training_labels
+from .paper import records
 
 
 @dataclass(frozen=True)

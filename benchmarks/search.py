@@ -11,13 +11,14 @@ import torch
 import yaml
 from rich.console import Console
 
-from benchmarks.paper import records
 from explora_geo.adaptation import ExPLoRAConfig
 from explora_geo.checkpoints import atomic_path, load_backbone
 from explora_geo.demo.measure import Protocol, Score, compare, measure
 from explora_geo.demo.run import BACKBONE, SOURCE, Recipe, adapt, find_data, open_data, plain
 from explora_geo.demo.tiles import Tiles, split_by_class
 from explora_geo.trainers import OptimConfig
+
+from .paper import records
 
 
 def read_rows(path: Path) -> tuple[Protocol, dict[str, Recipe]]:

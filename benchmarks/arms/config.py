@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from benchmarks.search import recipe_of
 from explora_geo.demo.run import Recipe
+
+from ..search import recipe_of
 
 
 @dataclass(frozen=True)

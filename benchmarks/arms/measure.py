@@ -10,7 +10,6 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch.utils.data import DataLoader, Subset
 
-from benchmarks.arms.config import Setting
 from explora_geo.datamodules import FolderDataModule
 from explora_geo.datasets import FolderDataset
 from explora_geo.demo.tiles import draw_labels, split_by_class
@@ -23,6 +22,8 @@ from explora_geo.evaluation import (
     run_probes,
 )
 from explora_geo.models import ViT
+
+from .config import Setting
 
 
 @dataclass

@@ -9,10 +9,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-from benchmarks.arms.config import Arm, Setting
 from explora_geo.checkpoints import atomic_path
 from explora_geo.evaluation import mean_interval
 from explora_geo.models import create_vit
+
+from .config import Arm, Setting
 
 _METHODS = {'logistic': 'linear probe', 'knn': 'k-NN'}
 

@@ -14,13 +14,14 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from benchmarks.arms.config import read_arms
-from benchmarks.arms.measure import Images, StepTimer
-from benchmarks.arms.report import draw, markdown
-from benchmarks.paper import records
 from explora_geo.adaptation import trainable_summary
 from explora_geo.checkpoints import atomic_path, load_backbone
 from explora_geo.demo.run import adapt, plain
+
+from ..paper import records
+from .config import read_arms
+from .measure import Images, StepTimer
+from .report import draw, markdown
 
 
 def run_arms(config: Path, out: Path, only: str = '') -> Path:

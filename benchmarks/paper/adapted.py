@@ -7,17 +7,18 @@ from typing import Any
 
 from lightning.pytorch import seed_everything
 
-from benchmarks.fitting import build_trainer, quiet
-from benchmarks.paper.data import describe_data, open_data
-from benchmarks.paper.jobs import Job, describe_recipe, devices_of, split_batch, trainer_content, with_rate
-from benchmarks.paper.meter import Meter
-from benchmarks.paper.progress import CurveScore, Progress
-from benchmarks.paper.source import MODEL, backbone_options
-from benchmarks.paper.stages import Stage, Store
 from explora_geo.adaptation import trainable_summary
 from explora_geo.checkpoints import model_metadata, write_state
 from explora_geo.demo.run import Recipe, faster_precision, plain
 from explora_geo.trainers import ExPLoRATask
+
+from ..fitting import build_trainer, quiet
+from .data import describe_data, open_data
+from .jobs import Job, describe_recipe, devices_of, split_batch, trainer_content, with_rate
+from .meter import Meter
+from .progress import CurveScore, Progress
+from .source import MODEL, backbone_options
+from .stages import Stage, Store
 
 
 def adapt(store: Store, job: Job, source: Stage, factor: float = 1.0, steps: int | None = None) -> Stage:

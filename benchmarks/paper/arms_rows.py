@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from benchmarks.arms.config import Arm, Setting, read_arms
-from benchmarks.paper import records
-from benchmarks.paper.jobs import fit_rank
-from benchmarks.paper.rows import Row, Table
-from benchmarks.paper.scales import Scale
+from ..arms.config import Arm, Setting, read_arms
+from . import records
+from .jobs import fit_rank
+from .rows import Row, Table
+from .scales import Scale
 
 _METHODS = {'logistic': 'logistic', 'knn': 'knn'}
 

@@ -44,10 +44,10 @@ def list_tables(
     from rich.markup import escape
     from rich.table import Table as View
 
-    from benchmarks.paper import records
-    from benchmarks.paper.jobs import why_not
-    from benchmarks.paper.rows import get_table, read_tables
-    from benchmarks.paper.scales import get_scale
+    from . import records
+    from .jobs import why_not
+    from .rows import get_table, read_tables
+    from .scales import get_scale
 
     found = get_scale(scale)
     known = records.read(_results(out, found))
@@ -80,11 +80,11 @@ def plan(
     """
     from rich.console import Console
 
-    from benchmarks.paper import plan as planning
-    from benchmarks.paper import records
-    from benchmarks.paper.jobs import build_job
-    from benchmarks.paper.rows import get_table
-    from benchmarks.paper.scales import get_scale
+    from . import plan as planning
+    from . import records
+    from .jobs import build_job
+    from .rows import get_table
+    from .scales import get_scale
 
     one, found, console = get_table(table), get_scale(scale), Console()
     if not console.is_terminal:
@@ -132,11 +132,11 @@ def run(
     """
     from rich.console import Console
 
-    from benchmarks.paper.report import write_report
-    from benchmarks.paper.rows import get_table
-    from benchmarks.paper.runner import run_rows
-    from benchmarks.paper.scales import get_scale
-    from benchmarks.paper.stages import Store, is_first_process
+    from .report import write_report
+    from .rows import get_table
+    from .runner import run_rows
+    from .scales import get_scale
+    from .stages import Store, is_first_process
 
     one, found, console = get_table(table), get_scale(scale), Console()
     results = _results(out, found)
@@ -149,7 +149,7 @@ def run(
     stages = Store(store, resume, results.with_name('stages.jsonl'))
     run_rows(one, chosen, found, seeds or found.seeds, stages, results, progress)
     if is_first_process():
-        from benchmarks.paper import records
+        from . import records
 
         files = write_report(results.parent, one, found, records.read(results))
         progress('\n'.join(map(str, [results, *files])))
@@ -164,10 +164,10 @@ def report(
 
     Example: explora-bench report 3 --scale small
     """
-    from benchmarks.paper import records
-    from benchmarks.paper.report import write_report
-    from benchmarks.paper.rows import get_table, read_tables
-    from benchmarks.paper.scales import get_scale
+    from . import records
+    from .report import write_report
+    from .rows import get_table, read_tables
+    from .scales import get_scale
 
     found = get_scale(scale)
     results = _results(out, found)
@@ -193,8 +193,8 @@ def compare(
 
     Example: explora-bench compare 3:l_r64 3:source --scale small
     """
-    from benchmarks.paper.compare import compare as compared
-    from benchmarks.paper.scales import get_scale
+    from .compare import compare as compared
+    from .scales import get_scale
 
     typer.echo(compared(one, two, _results(out, get_scale(scale))))
 
@@ -212,9 +212,9 @@ def import_arms(
 
     Example: explora-bench import-arms benchmarks/conf/arms_eurosat_vit_tiny16_96.yaml
     """
-    from benchmarks.paper.arms_rows import import_arms as imported
-    from benchmarks.paper.rows import get_table
-    from benchmarks.paper.scales import get_scale
+    from .arms_rows import import_arms as imported
+    from .rows import get_table
+    from .scales import get_scale
 
     found = get_scale(scale)
     lines = results or out / f'{config.stem}.jsonl'
@@ -238,9 +238,9 @@ def analyse(
 
     Example: explora-bench analyse 2:dinov2 2:d_l_r64
     """
-    from benchmarks.paper.analyse import write_analysis
-    from benchmarks.paper.inputs import find_models, read_images
-    from benchmarks.paper.scales import get_scale
+    from .analyse import write_analysis
+    from .inputs import find_models, read_images
+    from .scales import get_scale
 
     found = find_models(models, _results(results, get_scale(scale)), store, image_size)
     image, label, pictures = read_images(data, images, next(iter(found.values())))

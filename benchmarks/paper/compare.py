@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.paper import records
-from benchmarks.paper.records import Record, by_row
-from benchmarks.paper.summary import Spread, paired, score_title, spread
+from . import records
+from .records import Record, by_row
+from .summary import Spread, paired, score_title, spread
 
 
 def compare(one: str, two: str, results: Path) -> str:

@@ -6,8 +6,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.paper.jobs import Job, split_batch
-from benchmarks.paper.source import backbone_options
 from explora_geo.adaptation import explora, trainable_summary
 from explora_geo.demo.run import Recipe
 from explora_geo.models import ViT, create_vit
@@ -15,6 +13,9 @@ from explora_geo.models.weights import all_weights
 from explora_geo.objectives import MAE, DINOv2, Objective
 from explora_geo.trainers.optim import build_optimizer, build_schedule
 from explora_geo.trainers.recipes import ADAPTATIONS
+
+from .jobs import Job, split_batch
+from .source import backbone_options
 
 # Bytes that a block keeps of a token for the backward pass, in units of its width, at 16 bits and without
 # attention matrices (Korthikanti et al. 2022, equation 2).

@@ -6,10 +6,11 @@ from typing import Any
 
 from torch.utils.data import Subset
 
-from benchmarks.fitting import labels_of
-from benchmarks.paper.jobs import load_class, plain_value
-from benchmarks.paper.scales import Data
 from explora_geo.datasets.files import evenly_spaced
+
+from ..fitting import labels_of
+from .jobs import load_class, plain_value
+from .scales import Data
 
 
 def open_data(data: Data, **changes: Any) -> Any:

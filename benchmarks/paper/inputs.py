@@ -7,13 +7,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import Subset
 
-from benchmarks.paper import records
-from benchmarks.paper.records import by_row
-from benchmarks.paper.source import MODEL
 from explora_geo.checkpoints import open_backbone
 from explora_geo.datasets import FolderDataset
 from explora_geo.datasets.files import evenly_spaced
 from explora_geo.models import ViT
+
+from . import records
+from .records import by_row
+from .source import MODEL
 
 
 def find_models(names: Sequence[str], results: Path, store: Path, img_size: int | None) -> dict[str, ViT]:

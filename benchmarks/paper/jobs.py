@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 
-from benchmarks.paper.rows import Row, Table
-from benchmarks.paper.scales import Data, Scale, Source, Tune
-from benchmarks.search import recipe_of
 from explora_geo.adaptation import ExPLoRAConfig
 from explora_geo.demo.run import Recipe
 from explora_geo.trainers import OptimConfig
 from explora_geo.trainers.presets import get_preset
+
+from ..search import recipe_of
+from .rows import Row, Table
+from .scales import Data, Scale, Source, Tune
 
 _OBJECTIVES = {'M': 'MAE', 'D': 'DINOv2'}
 

@@ -7,21 +7,6 @@ from typing import Any
 import torch
 from lightning.pytorch import seed_everything
 
-from benchmarks.fitting import build_trainer, draw_training_labels, quiet
-from benchmarks.paper.data import classes_of, cut, describe_data, open_data
-from benchmarks.paper.jobs import (
-    Job,
-    devices_of,
-    load_class,
-    split_batch,
-    trainer_content,
-    with_rate,
-    world_size,
-)
-from benchmarks.paper.meter import Meter
-from benchmarks.paper.progress import CurveScore, Progress
-from benchmarks.paper.source import MODEL, open_stage
-from benchmarks.paper.stages import Stage, Store
 from explora_geo.commands.device import pick_device
 from explora_geo.commands.probe import extract_parts
 from explora_geo.demo.run import faster_precision
@@ -29,6 +14,14 @@ from explora_geo.evaluation import Budget, ProbeProtocol, SweepConfig, run_probe
 from explora_geo.evaluation.probes import STRENGTHS
 from explora_geo.trainers import ClassificationTask, OptimConfig, Regularisation
 from explora_geo.trainers.recipes import ADAPTATIONS
+
+from ..fitting import build_trainer, draw_training_labels, quiet
+from .data import classes_of, cut, describe_data, open_data
+from .jobs import Job, devices_of, load_class, split_batch, trainer_content, with_rate, world_size
+from .meter import Meter
+from .progress import CurveScore, Progress
+from .source import MODEL, open_stage
+from .stages import Stage, Store
 
 #: The metric of a task that is the table's value.
 _VALUES = {'SegmentationTask': 'JaccardIndex'}

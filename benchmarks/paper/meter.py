@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import torch
 
-from benchmarks.paper.carbon import Energy, EnergyMeter
+from .carbon import Energy, EnergyMeter
 
 _LIBRARIES = ('torchgeo', 'lightning', 'timm')
 _STATUS = Path('/proc/self/status')

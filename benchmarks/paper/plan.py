@@ -12,18 +12,19 @@ from rich.console import Group
 from rich.markup import escape
 from rich.table import Table as View
 
-from benchmarks.paper.cost import Cost, objective_of, pretraining_cost, tuning_cost
-from benchmarks.paper.data import build_data
-from benchmarks.paper.jobs import Job, build_job, why_not
-from benchmarks.paper.meter import describe_machine
-from benchmarks.paper.records import Record
-from benchmarks.paper.rows import Row, Table
-from benchmarks.paper.scales import Scale
 from explora_geo.adaptation import explora
 from explora_geo.commands.device import pick_device
 from explora_geo.demo.run import faster_precision
 from explora_geo.models import create_vit
 from explora_geo.trainers.optim import build_optimizer
+
+from .cost import Cost, objective_of, pretraining_cost, tuning_cost
+from .data import build_data
+from .jobs import Job, build_job, why_not
+from .meter import describe_machine
+from .records import Record
+from .rows import Row, Table
+from .scales import Scale
 
 _COUNT = re.compile(r'(?P<exact>[\d,]+)|(?P<millions>\d+\.\d{3})M')
 

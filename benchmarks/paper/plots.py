@@ -9,10 +9,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, NullLocator
 
-from benchmarks.paper.records import Record, by_row
-from benchmarks.paper.rows import Table
-from benchmarks.paper.summary import Spread, spread
 from explora_geo.checkpoints import atomic_path
+
+from .records import Record, by_row
+from .rows import Table
+from .summary import Spread, spread
 
 _HERE, _PAPER = '#1f7a8c', '#9aa5b1'
 

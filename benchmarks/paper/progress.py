@@ -8,12 +8,13 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch.utils.data import DataLoader, Subset, default_collate
 
-from benchmarks.arms.measure import StepTimer
-from benchmarks.paper.carbon import Energy
-from benchmarks.paper.meter import Meter
 from explora_geo.datasets.files import evenly_spaced
 from explora_geo.evaluation import extract_features, knn_accuracy
 from explora_geo.models import ViT
+
+from ..arms.measure import StepTimer
+from .carbon import Energy
+from .meter import Meter
 
 #: Times of steps that a checkpoint keeps: enough for their median.
 _KEPT = 200

@@ -6,16 +6,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.paper.jobs import why_not
-from benchmarks.paper.plots import draw_plots
-from benchmarks.paper.records import Record, by_row, latest
-from benchmarks.paper.rows import CLAIMS, Row, Table
-from benchmarks.paper.scales import Scale
-from benchmarks.paper.summary import judge_all, paired, score_title, spread
 from explora_geo.checkpoints import atomic_path
 from explora_geo.evaluation import Budget, ProbeProtocol
 from explora_geo.evaluation.protocol import ProbeScore
 from explora_geo.evaluation.report import BENCH_COLUMNS, bench_csv
+
+from .jobs import why_not
+from .plots import draw_plots
+from .records import Record, by_row, latest
+from .rows import CLAIMS, Row, Table
+from .scales import Scale
+from .summary import judge_all, paired, score_title, spread
 
 _COLUMNS = (
     'table',

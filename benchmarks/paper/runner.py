@@ -6,16 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.paper import records
-from benchmarks.paper.adapted import adapt
-from benchmarks.paper.cost import pretraining_cost
-from benchmarks.paper.jobs import Job, build_job, why_not
-from benchmarks.paper.measured import probe, tune
-from benchmarks.paper.meter import describe_machine
-from benchmarks.paper.rows import Row, Table
-from benchmarks.paper.scales import Scale, Search
-from benchmarks.paper.source import prepare_source
-from benchmarks.paper.stages import Stage, Store, is_first_process
+from . import records
+from .adapted import adapt
+from .cost import pretraining_cost
+from .jobs import Job, build_job, why_not
+from .measured import probe, tune
+from .meter import describe_machine
+from .rows import Row, Table
+from .scales import Scale, Search
+from .source import prepare_source
+from .stages import Stage, Store, is_first_process
 
 #: What the search of a learning rate does not depend on: all rows and seeds are searched with this one.
 _SEARCH_SEED = 0

@@ -5,13 +5,14 @@ from typing import Any
 
 import torch
 
-from benchmarks.paper.jobs import Job
-from benchmarks.paper.scales import Source
-from benchmarks.paper.stages import Stage, Store
 from explora_geo.checkpoints import load_weights, model_metadata, open_backbone, state_sha256, write_state
 from explora_geo.checkpoints.sources import read_weights
 from explora_geo.models import ViT, create_vit
 from explora_geo.models.weights import all_weights
+
+from .jobs import Job
+from .scales import Source
+from .stages import Stage, Store
 
 MODEL = 'model.safetensors'
 

@@ -14,8 +14,9 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_only
 
-from benchmarks.paper import records
 from explora_geo.checkpoints import atomic_path
+
+from . import records
 
 # Raised when what a stage does or leaves behind changes.
 _VERSION = 1

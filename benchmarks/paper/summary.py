@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from benchmarks.paper.records import Record, by_row
-from benchmarks.paper.rows import Finding, Table
 from explora_geo.evaluation import mean_interval
+
+from .records import Record, by_row
+from .rows import Finding, Table
 
 
 class Spread(NamedTuple):

@@ -30,7 +30,7 @@ def register(app: typer.Typer) -> None:
 
 
 def _setting(model: str, batch: int, image_size: int, local_size: int, num_local: int, precision: Any) -> Any:
-    from benchmarks.speed.setting import Setting
+    from .setting import Setting
 
     return Setting(model, batch, image_size, local_size, num_local, precision=precision)
 
@@ -52,7 +52,7 @@ def speed(
 
     Example: explora-bench speed --objective dinov2 --batch 2 --only explora_geo
     """
-    from benchmarks.speed.steps import compare_steps
+    from .steps import compare_steps
 
     setting = _setting(model, batch, image_size, local_size, num_local, precision)
     typer.echo(compare_steps(out, objective, setting, repeats, only, compiled).read_text())
@@ -74,7 +74,7 @@ def peak(
 
     Example: explora-bench peak --objective dinov2 --model vit_large_patch16_224 --only explora_geo
     """
-    from benchmarks.speed.peak import compare_peaks
+    from .peak import compare_peaks
 
     setting = _setting(model, batch, image_size, local_size, num_local, precision)
     typer.echo(compare_peaks(out, objective, setting, only, compiled).read_text())
@@ -89,7 +89,7 @@ def sweep(
 
     Example: explora-bench sweep data/eurosat_rgb --width 1024
     """
-    from benchmarks.speed.sweep import time_sweep
+    from .sweep import time_sweep
 
     typer.echo(time_sweep(out, images, width).read_text())
 
@@ -104,7 +104,7 @@ def startup(
 
     Example: explora-bench startup --repeats 3
     """
-    from benchmarks.speed.startup import time_startup
+    from .startup import time_startup
 
     typer.echo(time_startup(out, model, adaptation, repeats).read_text())
 
@@ -122,7 +122,7 @@ def loading(
 
     Example: explora-bench loading --objective dinov2 --workers 0 --workers 2
     """
-    from benchmarks.speed.loading import measure_loading
+    from .loading import measure_loading
 
     path = measure_loading(out, objective, images, steps, repeats, workers, precision)
     typer.echo(path.read_text())
@@ -145,7 +145,7 @@ def processes(
 
     Example: explora-bench processes --objective dinov2 --batch 2
     """
-    from benchmarks.speed.processes import compare_processes
+    from .processes import compare_processes
 
     setting = _setting(model, batch, image_size, local_size, num_local, precision)
     typer.echo(compare_processes(out, objective, setting, repeats, number, adaptation).read_text())
@@ -164,7 +164,7 @@ def features(
 
     Example: explora-bench features --model vit_base_patch16_224 --count 64
     """
-    from benchmarks.speed.features import compare_features
+    from .features import compare_features
 
     typer.echo(compare_features(out, images, model, count, repeats, workers, batch).read_text())
 
@@ -184,7 +184,7 @@ def scaling(
 
     Example: explora-bench scaling --model vit_tiny_patch16_224 --repeats 3
     """
-    from benchmarks.speed.scaling import measure_scaling
+    from .scaling import measure_scaling
 
     setting = _setting(model, batch, image_size, 96, 0, precision)
     typer.echo(measure_scaling(out, setting, multispectral, repeats).read_text())

@@ -6,8 +6,8 @@ from typing import TypeVar
 
 from rich.console import Console
 
-from benchmarks.speed import others, ours
-from benchmarks.speed.setting import Contenders
+from . import others, ours
+from .setting import Contenders
 
 T = TypeVar('T')
 

@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Subset
 
-from benchmarks.speed.clock import Times, alternate
-from benchmarks.speed.records import add_row, begin, section, table
 from explora_geo.datamodules import FolderDataModule
 from explora_geo.evaluation import cached_features
 from explora_geo.models import create_vit
+
+from .clock import Times, alternate
+from .records import add_row, begin, section, table
 
 BLOCKS = 4
 TARGET = 0.9

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from benchmarks.speed.clock import wait
+from .clock import wait
 
 _CONVOLUTIONS = frozenset({'convolution', 'convolution_backward'})
 PRODUCTS = frozenset({'mm', 'addmm', 'bmm', 'baddbmm'}) | _CONVOLUTIONS

@@ -6,7 +6,7 @@ from typing import Any
 
 import timm
 
-from benchmarks.speed.setting import Optimised, Setting
+from .setting import Optimised, Setting
 
 _STEP = 500
 

@@ -11,12 +11,13 @@ import torch
 from lightning.pytorch import Trainer, seed_everything
 from rich.console import Console
 
-from benchmarks.speed.clock import Times, spread
-from benchmarks.speed.records import add_row, begin, section, table
 from explora_geo.datamodules import FolderDataModule
 from explora_geo.models import ViTTiny8_Weights
 from explora_geo.trainers import ExPLoRATask
 from explora_geo.trainers.clock import LoaderClock
+
+from .clock import Times, spread
+from .records import add_row, begin, section, table
 
 MODEL, SIZE = 'vit_tiny_patch8_64', 64
 #: By objective.

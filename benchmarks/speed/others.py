@@ -12,10 +12,11 @@ from lightly.models import utils
 from lightly.models.modules import DINOv2ProjectionHead, MAEDecoderTIMM, MaskedVisionTransformerTIMM
 from torch import Tensor, nn
 
-from benchmarks.speed.lightly_train import lightly_train_dinov2
-from benchmarks.speed.ours import backbone, dinov2_step, mae_step
-from benchmarks.speed.setting import Contenders, Optimised, Setting
 from explora_geo.objectives import MAE, DINOv2
+
+from .lightly_train import lightly_train_dinov2
+from .ours import backbone, dinov2_step, mae_step
+from .setting import Contenders, Optimised, Setting
 
 RANK = 32
 

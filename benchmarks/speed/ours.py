@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.speed.setting import Contenders, Optimised, Setting
 from explora_geo.adaptation import ExPLoRAConfig, explora, hold_frozen
 from explora_geo.models import create_vit
 from explora_geo.models.vit import ViT
 from explora_geo.objectives import MAE, DINOv2, Objective
 from explora_geo.trainers.kernels import compile_blocks
 from explora_geo.transforms import ViewsConfig
+
+from .setting import Contenders, Optimised, Setting
 
 Wrap = Callable[[Objective], Any]
 

@@ -11,10 +11,10 @@ from unittest.mock import patch
 
 import torch
 
-from benchmarks.paper.meter import Meter
-from benchmarks.speed.contenders import find, for_each
-from benchmarks.speed.records import add_row, describe, heading
-from benchmarks.speed.setting import Setting
+from ..paper.meter import Meter
+from .contenders import find, for_each
+from .records import add_row, describe, heading
+from .setting import Setting
 
 #: glibc: freed tensors go back to the system instead of staying with the process as gaps between others.
 _ALLOCATOR = {'MALLOC_MMAP_THRESHOLD_': str(128 * 1024)}

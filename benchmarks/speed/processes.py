@@ -13,11 +13,11 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from benchmarks.speed.clock import Times, alternate
-from benchmarks.speed.contenders import find
-from benchmarks.speed.ours import dinov2_step, mae_step
-from benchmarks.speed.records import add_row, describe, heading, table
-from benchmarks.speed.setting import Optimised, Setting
+from .clock import Times, alternate
+from .contenders import find
+from .ours import dinov2_step, mae_step
+from .records import add_row, describe, heading, table
+from .setting import Optimised, Setting
 
 STEPS: dict[str, Callable[..., Optimised]] = {'mae': mae_step, 'dinov2': dinov2_step}
 _built: dict[str, Optimised] = {}

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.paper import records
-from benchmarks.speed.setting import Setting
 from explora_geo.checkpoints import atomic_path
+
+from ..paper import records
+from .setting import Setting
 
 
 def hardware(device: str) -> str:

@@ -10,18 +10,19 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from benchmarks.paper.cost import forward_flops
-from benchmarks.speed.clock import alternate
-from benchmarks.speed.images import read_images
-from benchmarks.speed.ours import mae_step
-from benchmarks.speed.records import add_row, describe
-from benchmarks.speed.scaling_report import draw, markdown
-from benchmarks.speed.setting import Optimised, Setting
 from explora_geo.adaptation import ExPLoRAConfig, explora
 from explora_geo.datasets import FolderDataset
 from explora_geo.datasets.eurosat import MS_BANDS
 from explora_geo.models import create_vit
 from explora_geo.models.tokenizers import SENTINEL2
+
+from ..paper.cost import forward_flops
+from .clock import alternate
+from .images import read_images
+from .ours import mae_step
+from .records import add_row, describe
+from .scaling_report import draw, markdown
+from .setting import Optimised, Setting
 
 ADAPTATION = '[L]-r32'
 BANDS_PER_GROUP = 2

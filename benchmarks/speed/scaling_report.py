@@ -7,9 +7,10 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 
-from benchmarks.speed.clock import Times
-from benchmarks.speed.records import heading, table
 from explora_geo.checkpoints import atomic_path
+
+from .clock import Times
+from .records import heading, table
 
 
 def slope(x: Sequence[float], y: Sequence[float]) -> float:

@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 
-from benchmarks.speed.clock import Times, alternate
-from benchmarks.speed.records import add_row, begin, section, table
 from explora_geo.adaptation import ExPLoRAConfig, explora
 from explora_geo.checkpoints.adapter import frozen_sha256, save_adapter
 from explora_geo.models import create_vit
 from explora_geo.models.vit import ViT
+
+from .clock import Times, alternate
+from .records import add_row, begin, section, table
 
 TORCH, HELP = 'import torch', 'explora-geo --help'
 #: Arguments of Python, each run in a process of its own.

@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 
-from benchmarks.speed.clock import Times, alternate
-from benchmarks.speed.contenders import find, for_each
-from benchmarks.speed.gemm import count_flops, measure_limit
-from benchmarks.speed.records import add_row, describe, heading
-from benchmarks.speed.setting import Optimised, Setting
+from .clock import Times, alternate
+from .contenders import find, for_each
+from .gemm import count_flops, measure_limit
+from .records import add_row, describe, heading
+from .setting import Optimised, Setting
 
 
 def compare_steps(

@@ -10,8 +10,9 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
-from benchmarks.speed.records import add_row, hardware
 from explora_geo.evaluation import FeatureTable, SweepConfig, linear_sweep
+
+from .records import add_row, hardware
 
 BLOCKS = 4
 
