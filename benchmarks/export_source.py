@@ -1,17 +1,18 @@
-"""Ship a pre-trained source model: half precision, and the lines of its model card."""
+"""Ship a pre-trained source model: a quantized file, and the lines of its model card."""
 
 from pathlib import Path
 
 import pandas as pd
 
 from explora_geo.checkpoints import read_state, write_state
+from explora_geo.checkpoints.quantize import QUANTIZATION, quantize_rows
 
 #: Left out, as DINOv2's own files leave out the heads.
 _HEADS = ('dino_head.', 'ibot_head.')
 
 
 def export_source(run: Path, out: Path) -> str:
-    """Write the half-precision file of a full pre-training run: backbone, and decoder if there is one.
+    """Write the quantized file of a full pre-training run: backbone, and decoder if there is one.
 
     Args:
         run: Folder of the run, with `model.safetensors` and `metrics.csv`.
@@ -24,8 +25,8 @@ def export_source(run: Path, out: Path) -> str:
         FileNotFoundError: If the run has no model.
     """
     state, metadata = read_state(run / 'model.safetensors')
-    half = {k: v.half() for k, v in state.items() if not k.startswith(_HEADS)}
-    write_state(out, half, {**metadata, 'dtype': 'float16'})
+    kept = {k: v for k, v in state.items() if not k.startswith(_HEADS)}
+    write_state(out, quantize_rows(kept), {**metadata, **QUANTIZATION})
     metrics = pd.read_csv(run / 'metrics.csv')
     epochs = metrics.groupby('epoch').agg(
         steps=('step', 'max'),

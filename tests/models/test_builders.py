@@ -52,6 +52,17 @@ def test_arguments_override_the_name(size: int, patch: int) -> None:
     }
 
 
+def test_a_depth_at_the_end_of_a_name_keeps_the_first_blocks() -> None:
+    with torch.device('meta'):
+        whole, part = create_vit('vit_small_patch14_dinov2'), create_vit('vit_small_patch14_dinov2_depth6')
+        with pytest.raises(ValueError, match='asks for 13 blocks: vit_small has 12'):
+            create_vit('vit_small_patch14_dinov2_depth13')
+    kept = {
+        k: v.shape for k, v in whole.state_dict().items() if 'blocks.' not in k or int(k.split('.')[1]) < 6
+    }
+    assert {k: v.shape for k, v in part.state_dict().items()} == kept
+
+
 def test_names_that_timm_lacks_say_patch_and_size() -> None:
     with torch.device('meta'):
         tokenizer = create_vit('vit_tiny_patch8_64').patch_embed

@@ -1,4 +1,4 @@
-"""The shipped source model is what its card says."""
+"""The shipped source models are what their cards say."""
 
 from pathlib import Path
 from urllib.parse import unquote, urlparse
@@ -11,11 +11,14 @@ from torchvision.models._api import WeightsEnum
 
 from explora_geo.checkpoints import load_backbone, load_weights, read_state
 from explora_geo.datasets import FolderDataset
+from explora_geo.evaluation import knn_accuracy
 from explora_geo.models import ViTTiny8_Weights, create_vit
+from explora_geo.models.weights import ViTSmall14_Weights
 from explora_geo.objectives import MAE
 
 TILES = Path(__file__).parents[1] / 'data' / 'eurosat_rgb'
 WEIGHTS = ViTTiny8_Weights.TINY_IMAGENET_MAE
+DEPTH6 = ViTSmall14_Weights.LVD142M_DINOV2_DEPTH6
 
 
 @pytest.fixture(scope='module')
@@ -39,16 +42,21 @@ def test_it_is_an_entry_of_torchvisions_kind() -> None:
     assert WEIGHTS.transforms(sample) is sample
 
 
-def test_the_file_holds_timms_keys_and_a_decoder_in_half_precision(
-    stored: tuple[dict[str, Tensor], dict[str, str]],
-) -> None:
+def test_the_file_holds_timms_keys_and_a_decoder(stored: tuple[dict[str, Tensor], dict[str, str]]) -> None:
     state, _ = stored
     with torch.device('meta'):
         theirs = timm.create_model('vit_tiny_patch16_224', num_classes=0, img_size=64, patch_size=8)
     backbone = {k: v.shape for k, v in state.items() if not k.startswith('decoder.')}
     assert backbone == {k: v.shape for k, v in theirs.state_dict().items()}
-    assert {v.dtype for v in state.values()} == {torch.float16}
     assert 'decoder.pred.weight' in state
+
+
+@pytest.mark.parametrize('weights', [WEIGHTS, DEPTH6])
+def test_the_files_are_as_small_as_int8_makes_them(weights: WeightsEnum) -> None:
+    path = unquote(urlparse(weights.url).path)
+    state, metadata = read_state(path)
+    assert metadata['quantization'] == 'int8-rows'
+    assert Path(path).stat().st_size < 1.05 * sum(v.numel() for v in state.values())
 
 
 @pytest.mark.parametrize('weights', [WEIGHTS, str(WEIGHTS)], ids=['entry', 'name'])
@@ -60,12 +68,33 @@ def test_it_loads_in_full_by_entry_and_by_name(weights: ViTTiny8_Weights | str) 
         load_backbone('vit_tiny_patch8_64', weights, bands=('blue', 'green', 'red'))
 
 
-def test_the_source_of_dinov2s_objective_loads_with_its_mask_token_and_without_heads() -> None:
-    vit = create_vit('vit_tiny_patch8_64', mask_token=True)
-    loaded = load_weights(vit, ViTTiny8_Weights.TINY_IMAGENET_DINOV2)
-    assert '151 of 151 tensors matched' in loaded.report and not loaded.parts
-    other = load_backbone('vit_tiny_patch8_64', WEIGHTS)
-    assert not torch.allclose(vit.cls_token, other.cls_token)
+def test_six_blocks_of_dinov2_load_into_timms_model_and_give_its_features() -> None:
+    ours = load_backbone(DEPTH6.meta['model'], DEPTH6, img_size=56)
+    theirs = timm.create_model('vit_small_patch14_dinov2', depth=6, img_size=56, num_classes=0).eval()
+    theirs.load_state_dict(ours.state_dict())
+    image = torch.randn(2, 3, 56, 56)
+    with torch.no_grad():
+        tokens = theirs.forward_features(image)
+        features = ours(image)
+    torch.testing.assert_close(features.patches[:, 0], tokens[:, 1:], atol=1e-4, rtol=1e-4)
+    with_mask = create_vit(DEPTH6.meta['model'], img_size=56, mask_token=True)
+    assert 'starting anew: mask_token' in load_weights(with_mask, DEPTH6).report
+
+
+@torch.no_grad()
+def test_six_blocks_of_dinov2_know_land_cover() -> None:
+    datasets = [FolderDataset(TILES / part) for part in ('train', 'test')]
+    vit = load_backbone(DEPTH6.meta['model'], DEPTH6, img_size=112)
+    mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[..., None, None] * 255
+    found = []
+    for dataset in datasets:
+        samples = [dataset[i] for i in range(0, len(dataset), len(dataset) // 150)]
+        images = torch.stack([(s['image'] - mean) / std for s in samples])
+        images = torch.nn.functional.interpolate(images, size=112, mode='bicubic')
+        found.append((MAE.pool(vit(images)).numpy(), torch.stack([s['label'] for s in samples]).numpy()))
+    (train, labels), (test, test_labels) = found
+    # Chance is 0.10; the features of random weights reach about 0.4.
+    assert knn_accuracy(train, labels, test, test_labels, k=5) > 0.65
 
 
 @torch.no_grad()

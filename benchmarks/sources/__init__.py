@@ -1,0 +1,1 @@
+"""How the shipped source weights were made."""
