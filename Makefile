@@ -4,11 +4,14 @@ PYTHON ?= python3
 VENV ?= .venv
 # What pytest gets besides the suite's own settings, such as PYTEST_ARGS='-k lora'
 PYTEST_ARGS ?=
-# How much of the suite runs: all, most (without those of endurance) or fast (without the slow ones); on the second
+# How much of the suite runs: all, most (without the groups below) or fast (without the slow ones too); on the second
 # Python also none
-SUITE ?= all
-SECOND_SUITE ?= $(patsubst all,most,$(SUITE))
-CHOICE = $(if $(filter fast,$(SUITE)),-m 'not slow')$(if $(filter most,$(SUITE)),-m 'not endurance')
+SUITE ?= most
+SECOND_SUITE ?= fast
+# Tests that take minutes, by the mark `group`: .ci/run takes one after `make test`, in turn
+GROUPS_IN_TURN := kills long notebooks commands examples fuzzing
+GROUP ?= $(firstword $(GROUPS_IN_TURN))
+CHOICE = $(if $(filter fast,$(SUITE)),-m 'not slow and not group')$(if $(filter most,$(SUITE)),-m 'not group')
 # The second Python: the first python3.12 that really starts, for a pyenv shim may not
 SECOND_PYTHON ?= $(shell \
 	for python in python3.12 "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/3.12*/bin/python3.12; do \
@@ -30,7 +33,8 @@ MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test pytest coverage lint format docs test-lowest constraints audit clean
+PYTEST = $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+.PHONY: help demo test test-all test-group group-due pytest coverage lint format docs test-lowest constraints audit clean
 
 BIN := $(VENV)/bin
 LOWEST := .venv-lowest
@@ -67,7 +71,7 @@ help: ## List the targets
 demo: $(BIN)/.installed ## Install into .venv once, then run the demonstration
 	@$(BIN)/explora-geo demo
 
-test: lint ## Style, types and the whole suite on python3, then most of it on python3.12 if there is one
+test: lint ## Style, types and tests on python3, then the fast ones on python3.12 if there is one
 	@second='$(SECOND_PYTHON)'; \
 	first=$$($(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
 	if [ '$(SECOND_SUITE)' = none ] || [ "$$first" = 3.12 ]; then second=; \
@@ -79,12 +83,25 @@ test: lint ## Style, types and the whole suite on python3, then most of it on py
 		$(MAKE) pytest VENV=.venv-3.12 PYTHON="$$second" SUITE='$(SECOND_SUITE)'; \
 	fi
 
+test-all: ## The same, with the six groups of tests that take minutes
+	@$(MAKE) test SUITE=all
+
 # A process for each processor, of one thread each: most tests are too small for more
-pytest: export OMP_NUM_THREADS = 1
-pytest: $(BIN)/.installed-tests ## The whole suite on python3 only
-	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(CHOICE) $(PYTEST_ARGS)
+pytest test-group: export OMP_NUM_THREADS = 1
+pytest: $(BIN)/.installed-tests ## The suite on python3 only, as much as SUITE says
+	@$(PYTEST) $(CHOICE) $(PYTEST_ARGS)
+
+test-group: $(BIN)/.installed-tests ## One group of tests that take minutes: GROUP=kills
+	@$(PYTEST) -m "group(name='$(GROUP)')" $(PYTEST_ARGS)
+
+# Commits choose the group; a shallow copy and one without git know no number of them, there it is the day
+group-due: ## Name the group whose turn it is
+	@if [ "$$(git rev-parse --is-shallow-repository 2>/dev/null)" = false ]; then number=$$(git rev-list --count HEAD); \
+	else number=$$(date +%-j); fi; \
+	names=($(GROUPS_IN_TURN)); echo "$${names[$$((number % $${#names[@]}))]}"
 
 # Python 3.12 tells of lines at almost no cost; older ones ignore the wish
+coverage: SUITE = all
 coverage: $(BIN)/.installed-tests ## Lines that the whole suite runs, 95 % or more, and those it does not
 	@$(BIN)/python -m coverage erase
 	@COVERAGE_CORE=sysmon $(BIN)/python -m coverage run -m pytest $(CHOICE) $(PYTEST_ARGS)
@@ -114,7 +131,7 @@ $(LOWEST)/bin/.installed: pyproject.toml constraints/oldest.txt
 	@touch $@
 
 test-lowest: $(LOWEST)/bin/.installed ## The fast tests on the lowest versions of every dependency
-	@EXPLORA_GEO_LOWEST=1 $(LOWEST)/bin/python -m pytest -m 'not slow' $(PYTEST_ARGS)
+	@EXPLORA_GEO_LOWEST=1 $(LOWEST)/bin/python -m pytest -m 'not slow and not group' $(PYTEST_ARGS)
 
 constraints: ## Resolve the lowest versions anew into constraints/oldest.txt
 	@$(PYTHON) -m venv --clear .venv-tools

@@ -37,13 +37,17 @@ from explora_geo.objectives import MAE
 DATA = Path(__file__).parent / 'data'
 TILES = DATA / 'eurosat_rgb'
 MODEL = 'vit_tiny_patch8_32'
+#: All tests, whichever are run.
+COLLECTED = pytest.StashKey[list[pytest.Item]]()
 
 matplotlib.use('Agg')
 torch.set_num_threads(int(os.environ['OMP_NUM_THREADS']))
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked gpu where there is no CUDA device."""
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep what was collected before marks choose; skip tests marked gpu where there is no CUDA device."""
+    config.stash[COLLECTED] = list(items)
     if torch.cuda.is_available():
         return
     skip = pytest.mark.skip(reason='needs a CUDA device')

@@ -181,14 +181,27 @@ def check_pip(words: list[str]) -> None:
         assert requirement.extras <= set(project['optional-dependencies'])
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize('page', [p for p in PAGES if lines(p)], ids=name_of)
+def test_every_command_of_a_page_has_options_that_its_parser_knows(page: Path, clone: Path) -> None:
+    for line in lines(page):
+        if (words := shlex.split(line))[0].startswith('explora-'):
+            parse(words)
+
+
+@pytest.mark.parametrize('page', [p for p in PAGES if blocks(p, 'python')], ids=name_of)
+def test_every_code_block_of_a_page_compiles(page: Path) -> None:
+    for block in blocks(page, 'python'):
+        compile(block, name_of(page), 'exec')
+
+
+@pytest.mark.group(name='commands')
 @pytest.mark.parametrize('page', [p for p in PAGES if lines(p) and p.name != 'cli.md'], ids=name_of)
 def test_every_command_of_a_page_runs(page: Path, shell: Callable[[str], None]) -> None:
     for line in lines(page):
         shell(line)
 
 
-@pytest.mark.slow
+@pytest.mark.group(name='examples')
 @pytest.mark.parametrize('page', [p for p in PAGES if blocks(p, 'python')], ids=name_of)
 def test_every_code_block_of_a_page_runs(page: Path, clone: Path) -> None:
     # What the text before a block speaks of, and no more

@@ -30,7 +30,7 @@ def test_there_are_six() -> None:
     assert [path.name[:2] for path in NOTEBOOKS] == ['01', '02', '03', '04', '05', '06']
 
 
-@pytest.mark.slow
+@pytest.mark.group(name='notebooks')
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=name_of)
 def test_a_notebook_runs(path: Path) -> None:
     environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'PYTHONWARNINGS': 'ignore'}

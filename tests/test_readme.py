@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / 'README.md').read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.group(name='examples')
 def test_the_script_runs_and_its_adapter_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = re.findall(r'```python\n(.*?)```', README, flags=re.DOTALL)
     assert len(blocks) == 2

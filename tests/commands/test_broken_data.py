@@ -26,6 +26,7 @@ CONF = Path(__file__).parents[1] / 'conf'
 KINDS = ('jpeg cut short', 'text as tiff', 'enormous png', 'nan', '16 bits', 'link to itself')
 #: Ways in which there is nothing at all.
 EMPTY = ('none', 'missing', 'file')
+FUZZING = pytest.mark.group(name='fuzzing')
 
 pytestmark = [
     pytest.mark.filterwarnings('ignore::rasterio.errors.NotGeoreferencedWarning'),
@@ -65,7 +66,7 @@ def fit(base_file: Path, tmp_path: Path) -> list[object]:
     ]
 
 
-@pytest.mark.parametrize('batch_size', [pytest.param(1, marks=pytest.mark.slow), 4])
+@pytest.mark.parametrize('batch_size', [pytest.param(1, marks=FUZZING), 4])
 def test_training_and_validation_go_on_without_the_broken_files(
     run: Run, fit: list[object], tiles: Path, tmp_path: Path, batch_size: int
 ) -> None:
@@ -84,7 +85,7 @@ def test_training_and_validation_go_on_without_the_broken_files(
     assert list((tmp_path / 'run').rglob('adapter.safetensors'))
 
 
-@pytest.mark.parametrize('kind', ['broken', *(pytest.param(k, marks=pytest.mark.slow) for k in EMPTY)])
+@pytest.mark.parametrize('kind', ['broken', *(pytest.param(k, marks=FUZZING) for k in EMPTY)])
 def test_an_archive_without_a_usable_image(
     refuse: Refuse, fit: list[object], base_file: Path, tmp_path: Path, kind: str
 ) -> None:

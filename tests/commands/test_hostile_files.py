@@ -18,6 +18,7 @@ from tests.data.broken.data import plain, raster
 Refuse = Callable[..., str]
 CONF = Path(__file__).parents[1] / 'conf'
 MODEL = 'vit_tiny_patch8_32'
+FUZZING = pytest.mark.group(name='fuzzing')
 
 
 class Hostile:
@@ -110,7 +111,7 @@ def commands(tmp_path: Path, tiles: Path, base_file: Path) -> Callable[[Path], l
 
 @pytest.mark.filterwarnings('ignore:Detected pickle protocol')
 @pytest.mark.parametrize('suffix', ['.pth', '.ckpt', '.safetensors'])
-@pytest.mark.parametrize('make', [hostile, *(pytest.param(m, marks=pytest.mark.slow) for m in MAKERS[1:])])
+@pytest.mark.parametrize('make', [hostile, *(pytest.param(m, marks=FUZZING) for m in MAKERS[1:])])
 def test_no_command_trusts_a_file(
     refuse: Refuse,
     commands: Callable[[Path], list[list[Any]]],

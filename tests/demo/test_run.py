@@ -24,7 +24,7 @@ from explora_geo.objectives import DINOv2
 RECIPES = [Recipe(batch_size=16), Recipe(ExPLoRAConfig.parse('[L]-r8'), 'DINOv2', batch_size=16)]
 
 
-@pytest.mark.slow
+@pytest.mark.group(name='examples')
 @pytest.mark.parametrize('recipe', RECIPES, ids=lambda recipe: recipe.objective)
 def test_the_demo_leaves_report_picture_and_an_adapter_that_merges(
     few_tiles: Path, tmp_path: Path, recipe: Recipe

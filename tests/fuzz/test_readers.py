@@ -39,7 +39,7 @@ def test_a_reader_that_fails_without_a_sentence_is_found(tmp_path: Path) -> None
         readers.check(lambda path: {}['key'], tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.group(name='fuzzing')
 @pytest.mark.skipif(find_spec('atheris') is None, reason='atheris is for Linux on x86')
 def test_the_fuzzer_finds_no_crash_in_a_short_run(tmp_path: Path) -> None:
     command = [sys.executable, str(READERS), '--seconds', '20', '--crashes', str(tmp_path)]

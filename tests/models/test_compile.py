@@ -14,7 +14,10 @@ def fresh_compiler() -> None:
     torch.compiler.reset()
 
 
-@pytest.mark.parametrize('tokenizer', TOKENIZERS)
+@pytest.mark.parametrize(
+    'tokenizer',
+    ['patch', *(pytest.param(t, marks=pytest.mark.group(name='long')) for t in TOKENIZERS if t != 'patch')],
+)
 def test_an_adapted_backbone_has_no_graph_break(tokenizer: str, small_names: None) -> None:
     vit = adapted(tokenizer)
     batch = batch_of(vit)
@@ -26,8 +29,9 @@ def test_an_adapted_backbone_has_no_graph_break(tokenizer: str, small_names: Non
         torch.testing.assert_close(compiled(**batch, **options).cls, vit(**batch, **options).cls)
 
 
+@pytest.mark.group(name='long')
 def test_gradients_of_the_compiled_backbone_are_the_same(small_names: None) -> None:
-    vit = create_vit('vit_tiny_patch8_32')
+    vit = create_vit('vit_small_patch8_32')
     explora(vit, ExPLoRAConfig.parse('[L]-r4'))
     with torch.no_grad():
         for name, value in vit.named_parameters():

@@ -12,7 +12,9 @@ from explora_geo.objectives import MAE
 from explora_geo.trainers.kernels import compile_blocks
 
 
-@pytest.mark.parametrize(('rate', 'most'), [(0.0, 6), (0.5, 16)])
+@pytest.mark.parametrize(
+    ('rate', 'most'), [(0.0, 6), pytest.param(0.5, 16, marks=pytest.mark.group(name='long'))]
+)
 def test_blocks_that_are_alike_compile_once_and_compute_what_they_did(
     rate: float, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

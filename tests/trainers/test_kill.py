@@ -86,8 +86,7 @@ def finish(folder: Path, objective: str, runs: Runs) -> dict[str, Tensor]:
     return torch.load(folder / 'final.pt', weights_only=True)
 
 
-@pytest.mark.endurance
-@pytest.mark.slow
+@pytest.mark.group(name='kills')
 @pytest.mark.parametrize('objective', ['mae', 'dinov2'])
 def test_twenty_kills_leave_no_trace_in_the_weights(steady_folder: Path, objective: str) -> None:
     folder = steady_folder

@@ -36,8 +36,7 @@ class Usage(Callback):
             self.objects.append(len(gc.get_objects()))
 
 
-@pytest.mark.endurance
-@pytest.mark.slow
+@pytest.mark.group(name='long')
 @pytest.mark.skipif(not Path('/proc/self/statm').exists(), reason='reads memory from /proc')
 def test_twenty_thousand_steps_take_no_more_than_four_thousand(tmp_path: Path) -> None:
     samples = [{'image': torch.randn(3, 16, 16)} for _ in range(400)]

@@ -203,7 +203,7 @@ def test_gradient_checkpointing_trains_the_same_weights(build_task: Task, build_
         torch.testing.assert_close(trained[1][name], value, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.group(name='long')
 def test_a_compiled_backbone_trains_the_same_weights(
     build_task: Task, build_trainer: Run, build_data: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
