@@ -24,7 +24,7 @@ ALLOWED = {
     'models': {'models'},
     'checkpoints': {'_atomic', 'adaptation', 'models', 'checkpoints'},
     'objectives': {'adaptation', 'models', 'objectives', 'transforms'},
-    'trainers': {'_compat', 'adaptation', 'models', 'checkpoints', 'objectives', 'trainers'},
+    'trainers': {*('_compat', 'adaptation', 'models', 'checkpoints', 'evaluation', 'objectives', 'trainers')},
     'evaluation': {'adaptation', 'models', 'checkpoints', 'evaluation'},
     'maps': {'checkpoints', 'datasets', 'maps', 'models', 'trainers'},
     'commands': {

@@ -6,6 +6,7 @@ from explora_geo.evaluation.budgets import Budget
 from explora_geo.evaluation.cache import cached_features
 from explora_geo.evaluation.features import FeatureTable, extract_features, feature_sets
 from explora_geo.evaluation.intervals import Interval, bootstrap_interval, mean_interval
+from explora_geo.evaluation.label_free import compare_backbones
 from explora_geo.evaluation.probes import knn_accuracy, linear_probe
 from explora_geo.evaluation.protocol import ProbeProtocol, run_probes
 from explora_geo.evaluation.sweep import SweepConfig, linear_sweep
@@ -22,6 +23,7 @@ __all__ = [
     'bootstrap_interval',
     'cached_features',
     'class_attention',
+    'compare_backbones',
     'extract_features',
     'feature_sets',
     'knn_accuracy',

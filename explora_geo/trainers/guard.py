@@ -8,7 +8,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from explora_geo.trainers.monitor import effective_rank
+from explora_geo.evaluation.label_free import effective_rank
 
 if TYPE_CHECKING:
     from explora_geo.trainers.pretrain import ExPLoRATask

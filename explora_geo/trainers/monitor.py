@@ -4,13 +4,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
+
+from explora_geo.evaluation.label_free import effective_rank
 
 
 class FeatureMonitor:
@@ -73,21 +74,4 @@ class FeatureMonitor:
 
     def rank(self) -> float | None:
         """Effective rank of the features; None without any."""
-        return effective_rank(torch.from_numpy(np.concatenate(self._features))) if self._features else None
-
-
-@torch.no_grad()
-def effective_rank(features: Tensor) -> float:
-    """Effective rank of features (RankMe, Garrido et al. 2023): directions they take, about evenly.
-
-    Features are not centred, so that those which are all the same up to noise have rank 1.
-
-    Args:
-        features: Image features, shape (N, D).
-
-    Returns:
-        Exponential of the entropy of the normalised singular values, from 1 to the smaller of N and D.
-    """
-    values = torch.linalg.svdvals(features.double())
-    shares = values / values.sum().clamp(min=1e-12)
-    return float(torch.special.entr(shares).sum().exp())
+        return effective_rank(np.concatenate(self._features)) if self._features else None

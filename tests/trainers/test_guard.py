@@ -18,7 +18,6 @@ from explora_geo.models.heads import HeadConfig
 from explora_geo.objectives import DINOv2, MaskConfig, TeacherConfig
 from explora_geo.trainers import ExPLoRATask, GuardConfig, OptimConfig
 from explora_geo.trainers.guard import CollapseGuard
-from explora_geo.trainers.monitor import effective_rank
 from explora_geo.transforms import ViewsConfig
 
 Task = Callable[..., ExPLoRATask]
@@ -171,14 +170,6 @@ def test_a_resumed_run_is_compared_with_the_first_start(
 def test_a_guard_survives_in_the_hyper_parameters(build_task: Task) -> None:
     task = build_task(guard=GuardConfig(accuracy=0.5))
     assert build_task(guard=task.hparams['guard']).guard == GuardConfig(accuracy=0.5)
-
-
-def test_the_effective_rank_counts_even_directions() -> None:
-    assert effective_rank(torch.eye(6)) == pytest.approx(6)
-    assert effective_rank(torch.ones(20, 8)) == pytest.approx(1)
-    same = torch.randn(1, 64) + 1e-4 * torch.randn(100, 64)
-    assert effective_rank(same) == pytest.approx(1, abs=0.02)
-    assert 50 < effective_rank(torch.randn(1000, 64)) < 64
 
 
 @pytest.mark.parametrize(
