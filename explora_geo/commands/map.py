@@ -31,6 +31,9 @@ def make(
     statistics: Annotated[str, typer.Option(help='Normalise by those of the model or the scene.')] = '',
     overlap: Annotated[float, typer.Option(help='Share of a tile that the next covers again.')] = 0.25,
     block: Annotated[int, typer.Option(help='Side of blocks finished one by one, pixels.')] = 2048,
+    turns: Annotated[
+        int, typer.Option(help='Orientations of a tile that the map is averaged over: 1, 4 or 8.')
+    ] = 1,
     batch_size: Annotated[int, typer.Option(help='Tiles per forward pass.')] = 16,
     workers: Annotated[int, typer.Option(help='Processes that read tiles.')] = 0,
     device: Annotated[str, typer.Option(help='cpu, cuda or auto.')] = 'auto',
@@ -63,7 +66,13 @@ def make(
         found, source = open_features(open_backbone(str(weights), adapter)[0], where), str(weights)
     kind: Literal['model', 'scene'] = statistics or ('model' if 'mean' in found.data else 'scene')  # type: ignore[assignment]
     options = MapOptions(
-        overlap=overlap, block=block, batch_size=batch_size, workers=workers, device=where, statistics=kind
+        overlap=overlap,
+        block=block,
+        turns=turns,
+        batch_size=batch_size,
+        workers=workers,
+        device=where,
+        statistics=kind,
     )
     opened = Scene(scene, found.bands, file_bands.split(',') if file_bands else None)
     wanted: dict[str, Any] = {

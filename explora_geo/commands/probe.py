@@ -17,6 +17,9 @@ def probe(
     cache: Annotated[Path, typer.Option(help='Folder of cached features.')] = Path('runs/features'),
     name: Annotated[str, typer.Option(help='Name of the backbone in reports.')] = '',
     image_size: Annotated[int | None, typer.Option(help='Image side, pixels; from the model.')] = None,
+    turns: Annotated[
+        int, typer.Option(help='Orientations of a tile that features are averaged over: 1, 4 or 8.')
+    ] = 1,
     budgets: Annotated[str, typer.Option(help='Label budgets: all, shares, numbers per class.')] = 'all',
     seeds: Annotated[int, typer.Option(help='Label draws of every budget but all.')] = 5,
     methods: Annotated[str, typer.Option(help='Of linear, logistic, knn.')] = 'linear,logistic,knn',
@@ -45,9 +48,11 @@ def probe(
     from explora_geo.evaluation.protocol import ProbeProtocol, run_probes
     from explora_geo.evaluation.report import write_reports
     from explora_geo.evaluation.sweep import SweepConfig
+    from explora_geo.models.turns import check_turns
 
     if not 0 < val_split < 1:
         raise ValueError(f'val_split must be between 0 and 1, as probes are chosen on it, got {val_split}')
+    check_turns(turns)
     drawn = tuple(Budget.parse(b) for b in budgets.split(','))
     vit, backbone = open_backbone(weights, adapter, model, img_size=image_size)
     vit.to(pick_device(device))
@@ -71,7 +76,13 @@ def probe(
         return
     with console.status('') as status:
         tables = extract_parts(
-            vit, datamodule, cache, batch_size=batch_size, num_workers=workers, progress=status.update
+            vit,
+            datamodule,
+            cache,
+            turns=turns,
+            batch_size=batch_size,
+            num_workers=workers,
+            progress=status.update,
         )
         outcome = run_probes(
             tables['train'],
@@ -90,6 +101,7 @@ def probe(
         'bands': list(tokenizer.bands),
         'image_size': side,
         'feature_dim': vit.embed_dim,
+        'turns': turns,
         'images': {part: len(table.label) for part, table in tables.items()},
         'skipped': [text for table in tables.values() for text in table.skipped],
     }

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
 from explora_geo.checkpoints import read_state, state_sha256, write_state
 from explora_geo.evaluation.features import FeatureTable, extract_features
+from explora_geo.models.turns import check_turns
 from explora_geo.models.vit import ViT
 
 Transform = Callable[[dict[str, Any]], dict[str, Any]]
@@ -89,6 +90,7 @@ def cached_features(
     transform: Transform | None = None,
     collate: Collate = default_collate,
     blocks: int = 4,
+    turns: int = 1,
     batch_size: int = 64,
     num_workers: int = 0,
     shard: int = SHARD,
@@ -107,6 +109,7 @@ def cached_features(
         transform: Normalisation of a batch, on the device.
         collate: Makes a batch of samples.
         blocks: How many of the last blocks; all of a shallower backbone.
+        turns: Orientations of each image that features are averaged over: 1, 4 or 8.
         batch_size: Images per forward pass.
         num_workers: Processes that read images.
         shard: Images per file.
@@ -116,7 +119,7 @@ def cached_features(
         The features, in the order of the data set.
 
     Raises:
-        ValueError: If there is no image, or images carry no class each.
+        ValueError: If there is no image, images carry no class each, or `turns` is another number.
     """
     total = len(dataset)  # type: ignore[arg-type]
     blocks = min(blocks, vit.depth)
@@ -142,6 +145,7 @@ def cached_features(
             'data': dataset_sha256(dataset),
             'transform': first.hexdigest(),
             'blocks': blocks,
+            'turns': check_turns(turns),
             'shard': shard,
         }
         key = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
@@ -153,7 +157,7 @@ def cached_features(
         if file is not None and file.is_file():
             parts.append(_read(file))
         else:
-            parts.append(_extract(vit, batches(start, stop), blocks))
+            parts.append(_extract(vit, batches(start, stop), blocks, turns))
             if file is not None:
                 state = {'cls': parts[-1].cls, 'avg': parts[-1].avg, 'label': parts[-1].label}
                 write_state(file, state, {'skipped': json.dumps(parts[-1].skipped)})
@@ -170,7 +174,7 @@ def _collate_usable(collate: Collate, samples: list[Any]) -> dict[str, Any]:
     return collate(samples)
 
 
-def _extract(vit: ViT, batches: Iterator[dict[str, Any]], blocks: int) -> FeatureTable:
+def _extract(vit: ViT, batches: Iterator[dict[str, Any]], blocks: int, turns: int) -> FeatureTable:
     skipped: list[str] = []
     seen: list[int] = []
 
@@ -191,7 +195,7 @@ def _extract(vit: ViT, batches: Iterator[dict[str, Any]], blocks: int) -> Featur
         if not seen:
             raise ValueError(f'none of {len(skipped)} images can be used, first {skipped[0]}')
 
-    features, labels = extract_features(vit, labelled(), blocks)
+    features, labels = extract_features(vit, labelled(), blocks, turns)
     halves = {k: torch.from_numpy(v).half() for k, v in features.items()}
     return FeatureTable(halves['cls'], halves['avg'], torch.from_numpy(labels), tuple(skipped))
 

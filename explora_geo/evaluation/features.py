@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from explora_geo.models.turns import average_features
 from explora_geo.models.vit import ViT
 
 Array = NDArray[np.float32]
@@ -55,7 +56,7 @@ class FeatureTable(NamedTuple):
 
 @torch.no_grad()
 def extract_features(
-    vit: ViT, batches: Iterable[Mapping[str, Any]], blocks: int = 4
+    vit: ViT, batches: Iterable[Mapping[str, Any]], blocks: int = 4, turns: int = 1
 ) -> tuple[dict[str, Array], NDArray[np.int64]]:
     """Class and mean patch tokens of the last blocks.
 
@@ -64,12 +65,13 @@ def extract_features(
         batches: Sample dicts with normalised `image`, shape (B, C, H, W) or as the tokenizer says, `label`,
             shape (B,), and `timestamps` for temporal tokenizers.
         blocks: How many of the last blocks.
+        turns: Orientations of each image that features are averaged over: 1, 4 or 8.
 
     Returns:
         `cls` and `avg`, each of shape (N, blocks, D), last block last, and the labels, shape (N,).
 
     Raises:
-        ValueError: If there is no batch.
+        ValueError: If there is no batch, or `turns` is another number.
     """
     vit.eval()
     device = vit.cls_token.device
@@ -79,7 +81,7 @@ def extract_features(
     for batch in batches:
         times = batch.get('timestamps')
         times = None if times is None else times.to(device)
-        found = vit.intermediate(batch['image'].to(device), range(-blocks, 0), timestamps=times)
+        found = average_features(vit, batch['image'].to(device), range(-blocks, 0), turns, timestamps=times)
         cls.append(torch.stack([f.cls for f in found], dim=1).float().cpu())
         avg.append(torch.stack([f.patches.flatten(1, 2).mean(1) for f in found], dim=1).float().cpu())
         labels.append(batch['label'].cpu())

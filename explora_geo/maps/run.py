@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from explora_geo.maps.predict import Function, predict_block
 from explora_geo.maps.quicklook import draw
 from explora_geo.maps.scene import Scene, statistics_of
 from explora_geo.maps.vectors import check_vector_path, embedding_points, polygonise
+from explora_geo.models.turns import average_maps, check_turns
 
 #: Value of pixels without data in a map of classes.
 NODATA = 255
@@ -36,6 +38,7 @@ class MapOptions:
         workers: Processes that read tiles.
         device: Where the model runs.
         statistics: Normalise with the statistics of the model's training images, or of the scene.
+        turns: Orientations of each tile that values are averaged over: 1, 4 or 8.
     """
 
     overlap: float = 0.25
@@ -44,9 +47,11 @@ class MapOptions:
     workers: int = 0
     device: torch.device | str = 'cpu'
     statistics: Literal['model', 'scene'] = 'model'
+    turns: int = 1
 
     def __post_init__(self) -> None:
         """Check the values."""
+        check_turns(self.turns)
         for name, least in (('block', 1), ('batch_size', 1), ('workers', 0)):
             if getattr(self, name) < least:
                 raise ValueError(f'{name} must be at least {least}, got {getattr(self, name)}')
@@ -121,6 +126,7 @@ def make_map(
         'clip': clip,
         'overlap': options.overlap,
         'block': options.block,
+        'turns': options.turns,
     }
     files: dict[str, Path] = {}
     finished: list[Parts] = []  # kept until all is written, so that the same command goes on from them
@@ -247,7 +253,7 @@ def _fill(
             scene,
             grid,
             block,
-            function,
+            partial(average_maps, function, turns=options.turns),
             mean,
             std,
             clip=clip,

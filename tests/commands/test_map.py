@@ -57,6 +57,7 @@ def test_a_backbone_has_embeddings(run: Callable[..., str], small_names: None, t
 
 def test_mistakes_end_in_one_sentence(refuse: Callable[..., str], model: Path, tmp_path: Path) -> None:
     out = ['--out', tmp_path / 'map.tif']
+    assert 'turns must be 1, 4' in refuse('map', NAIP[0], '--model', model, *out, '--turns', 3)
     assert 'unnamed uint8 bands; give file_bands' in refuse('map', NAIP[0], '--model', model, *out)
     wrong = ['--file-bands', 'red,green,blue,B8A']
     sentence = refuse('map', NAIP[0], '--model', model, *out, *wrong)

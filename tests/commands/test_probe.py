@@ -82,6 +82,15 @@ def test_adapter_and_merged_file_give_the_same_features(
     assert scores[0] == scores[1]
 
 
+def test_features_are_averaged_over_turns(
+    probe: Callable[..., str], data: Path, base_file: Path, tmp_path: Path
+) -> None:
+    probe(data, '--weights', base_file, '--methods', 'knn')
+    probe(data, '--weights', base_file, '--methods', 'knn', '--turns', 4)
+    assert json.loads((tmp_path / 'out' / 'probe.json').read_text())['turns'] == 4
+    assert len(list((tmp_path / 'cache').iterdir())) == 3 * 2  # train, val, test
+
+
 def test_a_yaml_file_names_any_data_module(
     probe: Callable[..., str], data: Path, base_file: Path, tmp_path: Path
 ) -> None:
@@ -105,6 +114,7 @@ def test_mistakes_are_refused_in_one_sentence(
     assert 'val_split must be between 0 and 1' in sentence(data, *weights, *name, '--val-split', 0)
     assert 'cannot read the label budget' in sentence(data, *weights, *name, '--budgets', 'few')
     assert 'has no folder train and no test' in sentence(data / 'train', *weights, *name)
+    assert 'turns must be 1, 4' in sentence(data, *weights, *name, '--turns', 2)
     assert 'no data' in sentence(data / 'missing', *weights, *name)
     assert 'no device' in sentence(data, *weights, *name, '--device', 'abacus')
     wrong = {'root': str(data / 'train'), 'test_root': str(data / 'test'), 'bands': ['blue', 'green', 'red']}

@@ -109,6 +109,9 @@ def test_other_weights_images_or_transforms_have_another_entry(
     os.utime(changed, ns=(1, 1))
     extract(vit)
     assert len(entries(tmp_path)) == 4 * count
+    turned = extract(vit, turns=4)
+    assert len(entries(tmp_path)) == 5 * count
+    assert not torch.allclose(turned.avg.float(), extract(vit).avg.float(), atol=1e-2)
 
 
 def test_a_full_disk_keeps_the_finished_files(

@@ -62,6 +62,23 @@ def test_a_local_models_map_is_that_of_the_whole_image(
     assert np.array_equal(read(files['map'])[0], expected.argmax(0))
 
 
+def test_averaged_over_turns_the_map_of_a_turned_scene_is_the_turned_map(
+    write_scene: Write, model: MapModel, tmp_path: Path
+) -> None:
+    pixels = np.random.default_rng(1).integers(1, 255, (3, 64, 64)).astype(np.uint8)
+    found = {}
+    for turns in (1, 8):
+        options = MapOptions(overlap=0.5, block=64, turns=turns)
+        for quarter in (0, 1):
+            path = write_scene(pixels=np.rot90(pixels, quarter, (1, 2)), name=f'{turns}_{quarter}.tif')
+            files = mapped(path, model, tmp_path, options, probabilities=tmp_path / 'p.tif')
+            found[turns, quarter] = read(files['probabilities'])
+    turned = {turns: np.rot90(found[turns, 0], 1, (1, 2)) for turns in (1, 8)}
+    np.testing.assert_allclose(found[8, 1], turned[8], atol=1e-5)
+    assert np.abs(found[1, 1] - turned[1]).max() > 1e-3
+    np.testing.assert_allclose(found[8, 0].sum(0), 1, atol=1e-5)
+
+
 def test_a_scene_of_one_tile_is_one_forward_pass(
     write_scene: Write, model: MapModel, whole: Callable[..., Tensor], tmp_path: Path
 ) -> None:
