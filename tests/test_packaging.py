@@ -7,7 +7,9 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tomllib
+import venv
 import zipfile
 from importlib import metadata
 from importlib.resources import files
@@ -27,6 +29,10 @@ PYPROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())
 PROJECT = PYPROJECT['project']
 EXTRAS = PROJECT['optional-dependencies']
 DEPENDENCIES = [Requirement(line) for line in PROJECT['dependencies']]
+DATA_FILES = PYPROJECT['tool']['setuptools']['package-data']
+#: Folders of the packages.
+FOLDERS = {'explora_geo': 'explora_geo', 'explora_bench': 'benchmarks'}
+OFFLINE = ['--no-deps', '--no-index', '--quiet']
 BOUNDS = DEPENDENCIES + [Requirement(line) for extra in EXTRAS.values() for line in extra]
 
 # Names that differ on conda-forge
@@ -98,19 +104,25 @@ def test_the_lowest_environment_holds_the_lower_bounds(requirement: Requirement)
     assert installed == _lower_bound(requirement)
 
 
-@pytest.mark.parametrize('package', ['explora_geo', 'benchmarks'])
+@pytest.mark.parametrize('package', FOLDERS.values())
 def test_every_import_is_a_declared_dependency(package: str) -> None:
     optional = [Requirement(line) for name in OPTIONAL for line in EXTRAS[name]]
     declared = {canonicalize_name(r.name) for r in [*DEPENDENCIES, *optional]}
     distributions = metadata.packages_distributions()
     undeclared = set()
     for name in _imported_packages(ROOT / package):
-        if name in sys.stdlib_module_names or name in ('explora_geo', 'benchmarks'):
+        if name in sys.stdlib_module_names or name == 'explora_geo':
             continue
         owners = [*distributions.get(name, [name]), BUNDLED.get(name, name)]
         if not declared.intersection(canonicalize_name(owner) for owner in owners):
             undeclared.add(name)
     assert not undeclared
+
+
+def test_benchmarks_do_not_know_their_name() -> None:
+    named = re.compile(r'^\s*(?:from|import) (?:benchmarks|explora_bench)|[\'":] ?benchmarks\.\w', re.M)
+    files = [p for p in (ROOT / 'benchmarks').rglob('*') if p.suffix in ('.py', '.yaml')]
+    assert files and not [p for p in files if named.search(p.read_text())]
 
 
 def test_the_version_stands_in_one_place() -> None:
@@ -144,16 +156,31 @@ def test_the_citation_names_the_paper_as_the_readme_does() -> None:
 
 
 @pytest.fixture(scope='module')
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel of a copy of the sources, which the build leaves its traces in."""
-    source, out = tmp_path_factory.mktemp('source'), tmp_path_factory.mktemp('wheel')
-    for name in ('pyproject.toml', 'README.md', 'LICENSE'):
-        shutil.copy(ROOT / name, source)
-    for name in ('explora_geo', 'benchmarks'):
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns('__pycache__'))
-    offline = ['--no-build-isolation', '--no-deps', '--no-index', '--quiet']
-    command = [sys.executable, '-m', 'pip', 'wheel', *offline, '--wheel-dir', str(out), str(source)]
-    subprocess.run(command, check=True, capture_output=True, text=True)
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the sources, which builds leave their traces in."""
+    root = tmp_path_factory.mktemp('clone')
+    for name in ('pyproject.toml', 'setup.py', 'README.md', 'LICENSE'):
+        shutil.copy(ROOT / name, root)
+    for name in FOLDERS.values():
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns('__pycache__'))
+    return root
+
+
+@pytest.fixture(scope='module')
+def wheel(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of the sources."""
+    out = tmp_path_factory.mktemp('wheel')
+    command = [
+        sys.executable,
+        '-m',
+        'pip',
+        'wheel',
+        '--no-build-isolation',
+        *OFFLINE,
+        '--wheel-dir',
+        str(out),
+    ]
+    subprocess.run([*command, str(clone)], check=True, capture_output=True, text=True)
     (built,) = out.glob('*.whl')
     return built
 
@@ -163,41 +190,42 @@ def test_the_wheel_holds_all_modules_and_data_files_and_nothing_else(wheel: Path
     assert wheel.name == f'explora_geo-{explora_geo.__version__}-py3-none-any.whl'
     with zipfile.ZipFile(wheel) as archive:
         held = {n for n in archive.namelist() if '.dist-info/' not in n}
-    expected = {
-        str(p.relative_to(ROOT)) for n in ('explora_geo', 'benchmarks') for p in (ROOT / n).rglob('*.py')
-    }
-    for package, patterns in PYPROJECT['tool']['setuptools']['package-data'].items():
-        expected |= {
-            str(p.relative_to(ROOT)) for n in patterns for p in (ROOT / package).glob(n) if p.is_file()
-        }
+    expected = set()
+    for package, folder in FOLDERS.items():
+        found = [p for pattern in ('**/*.py', *DATA_FILES[package]) for p in (ROOT / folder).glob(pattern)]
+        expected |= {f'{package}/{p.relative_to(ROOT / folder)}' for p in found if p.is_file()}
     assert held == expected and 'explora_geo/py.typed' in held
 
 
 @pytest.mark.slow
-def test_an_installed_wheel_passes_the_smoke_test(wheel: Path, tmp_path: Path) -> None:
-    target = tmp_path / 'installed'
-    install = ['install', '--no-deps', '--no-index', '--quiet', '--target', str(target), str(wheel)]
-    subprocess.run([sys.executable, '-m', 'pip', *install], check=True, capture_output=True)
-    code = """
-import torch
-import explora_geo
-from explora_geo import ExPLoRATask, load_backbone
-from explora_geo.cli import main
-vit = load_backbone('vit_tiny_patch8_64', 'ViTTiny8_Weights.TINY_IMAGENET_MAE')
-print(explora_geo.__file__, vit(torch.zeros(1, 3, 64, 64)).cls.shape[1], flush=True)
-main(['params', 'D-ExPLoRA-[L]-r32'])
-"""
-    environment = {**os.environ, 'PYTHONPATH': str(target)}
-    command = [sys.executable, '-P', '-c', code]  # -P: not from the working directory
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
-    file, width = done.stdout.splitlines()[0].split()
-    assert Path(file) == target / 'explora_geo' / '__init__.py' and width == '192'
-    assert '15,710,208' in done.stdout
-    script = target / 'bin' / 'explora-geo'
-    printed = subprocess.run(
-        [sys.executable, script, '--help'], env=environment, capture_output=True, text=True
-    )
-    assert printed.returncode == 0 and 'doctor' in printed.stdout
+@pytest.mark.parametrize('kind', ['wheel', 'editable'])
+def test_both_command_lines_work_in_an_empty_folder(
+    clone: Path, wheel: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv('PYTHONPATH', raising=False)
+    venv.create(tmp_path / 'venv', with_pip=False)
+    python = tmp_path / 'venv' / 'bin' / 'python'
+    (site,) = (tmp_path / 'venv' / 'lib').glob('*/site-packages')
+    (site / 'dependencies.pth').write_text(sysconfig.get_path('purelib'))
+    what = [str(wheel)] if kind == 'wheel' else ['--no-build-isolation', '--editable', str(clone)]
+    pip = [sys.executable, '-m', 'pip', '--python', str(python)]
+    subprocess.run([*pip, 'install', *OFFLINE, *what], check=True, capture_output=True)
+    (empty := tmp_path / 'empty').mkdir()
+
+    def printed(*command: object) -> str:
+        done = subprocess.run(list(map(str, command)), cwd=empty, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    home = {'wheel': lambda name: site / name, 'editable': lambda name: clone / FOLDERS[name]}[kind]
+    code = 'import explora_bench, explora_geo; print(explora_geo.__file__, explora_bench.__file__)'
+    assert printed(python, '-c', code).split() == [str(home(name) / '__init__.py') for name in FOLDERS]
+    unknown = "import importlib.util; print(importlib.util.find_spec('benchmarks'))"
+    assert printed(python, '-c', unknown).strip() == 'None'
+    scripts = tmp_path / 'venv' / 'bin'
+    assert 'SatMAE' in printed(scripts / 'explora-bench', 'list', '1')
+    inspected = printed(scripts / 'explora-geo', 'weights', 'inspect', 'ViTTiny8_Weights.TINY_IMAGENET_MAE')
+    assert 'vit_tiny_patch8' in inspected
 
 
 @pytest.mark.parametrize(('script', 'target'), PROJECT['scripts'].items())
@@ -208,14 +236,13 @@ def test_console_scripts_are_callable(script: str, target: str) -> None:
     assert installed.value == target
 
 
-@pytest.mark.parametrize('package', PYPROJECT['tool']['setuptools']['package-data'])
+@pytest.mark.parametrize('package', DATA_FILES)
 def test_declared_data_files_are_there(package: str) -> None:
-    for pattern in PYPROJECT['tool']['setuptools']['package-data'][package]:
+    for pattern in DATA_FILES[package]:
         assert list(Path(str(files(package))).glob(pattern)), f'{package} has no {pattern}'
 
 
 def test_weights_in_the_package_are_not_ignored_by_its_data_patterns() -> None:
     package = Path(str(files('explora_geo')))
-    patterns = PYPROJECT['tool']['setuptools']['package-data']['explora_geo']
-    declared = {path for pattern in patterns for path in package.glob(pattern)}
+    declared = {path for pattern in DATA_FILES['explora_geo'] for path in package.glob(pattern)}
     assert set(package.rglob('*.safetensors')) <= declared

@@ -47,8 +47,13 @@ def test_data_sets_tasks_and_modes_combine(data: str, mode: str, capsys: pytest.
         assert merged['model']['init_args']['tuning'] == mode
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('data', CHAINED)
+@pytest.mark.parametrize(
+    'data',
+    [
+        pytest.param(d, marks=pytest.mark.slow if d == 'resisc45' else pytest.mark.group(name='examples'))
+        for d in CHAINED
+    ],
+)
 def test_pretrain_tune_test_and_predict_on_a_fake_of_the_true_layout(
     data: str,
     seed_data: Callable[[str], Path],

@@ -23,7 +23,7 @@ def few_tiles(tmp_path: Path) -> Path:
     return tmp_path / 'ms'
 
 
-@pytest.mark.slow
+@pytest.mark.group(name='long')
 def test_groups_of_bands_are_compared_before_and_after(few_tiles: Path, tmp_path: Path) -> None:
     text = run_bands(tmp_path / 'out', few_tiles, steps=2, seeds=2).read_text()
     found = json.loads((tmp_path / 'out' / 'bands.json').read_text())
@@ -33,7 +33,7 @@ def test_groups_of_bands_are_compared_before_and_after(few_tiles: Path, tmp_path
     assert str(tmp_path) not in text
 
 
-@pytest.mark.slow
+@pytest.mark.group(name='long')
 def test_dates_are_compared_with_one_date(tmp_path: Path) -> None:
     text = run_dates(tmp_path / 'out', DATA / 'naip', steps=2).read_text()
     losses = json.loads((tmp_path / 'out' / 'dates.json').read_text())['losses']

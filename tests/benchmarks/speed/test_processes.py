@@ -25,7 +25,7 @@ SETTING = Setting(
 )
 
 
-@pytest.mark.slow
+@pytest.mark.group(name='long')
 @pytest.mark.parametrize('objective', ['mae', 'dinov2'])
 def test_two_processes_step_together_and_reduce_what_trains(tmp_path: Path, objective: str) -> None:
     setting = replace(SETTING, batch=2)
