@@ -1,7 +1,7 @@
 """Any folder of images as a dataset."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,21 +15,23 @@ from torchgeo.datasets import NonGeoDataset
 
 from .bands import name_bands, select_bands, spell
 from .catalog import build_catalog
-from .files import PathLike, evenly_spaced, find_images, subfolders
+from .files import PathLike, evenly_spaced, find_images, locate_images, subfolders
 from .images import BadTileError, Header, depth, read_header, read_image, resize
 from .plotting import plot_sample
 
 #: Files looked at to tell a folder of grey images from a colour one that has some grey images.
 PROBES = 16
+#: Names of folders that are parts of a data set, not classes.
+PARTS = frozenset({'train', 'training', 'val', 'valid', 'validation', 'test', 'testing'})
 
 
 class FolderDataset(NonGeoDataset):
     """A folder of image tiles of any file type, pixel type and band count.
 
-    A folder whose sub-folders hold images is read as one class per sub-folder; any other folder
-    is read as unlabelled. Plain images (JPEG, PNG, ...) are read with Pillow, rasters (GeoTIFF,
-    JPEG 2000, ...) with rasterio. Palette and CMYK images become red, green and blue, and the
-    alpha channel of a plain RGBA image is dropped unless four bands are named.
+    A folder whose sub-folders hold images is read as one class per sub-folder, unless these are the parts of
+    a data set (train, val, test); any other folder is read as unlabelled. Plain images (JPEG, PNG, ...) are
+    read with Pillow, rasters (GeoTIFF, JPEG 2000, ...) with rasterio. Palette and CMYK images become red,
+    green and blue, and the alpha channel of a plain RGBA image is dropped unless four bands are named.
 
     A tile that cannot be used is not silently replaced: :meth:`__getitem__` returns
     ``{'skipped': '<path>: <reason>'}``, which :func:`collate_skipping` gathers, or raises if
@@ -60,7 +62,8 @@ class FolderDataset(NonGeoDataset):
         """Initialize a new FolderDataset instance.
 
         Args:
-            root: Folder of images.
+            root: Folder of images, a list of image files (text, CSV or Parquet) or a pattern such as
+                ``tiles/*/*.tif``.
             bands: Names of the bands to return, in any order; all bands if None.
             file_bands: Names of all bands in file order. By default the band descriptions stored
                 in the files, or red, green and blue for 8-bit images of three bands.
@@ -82,7 +85,7 @@ class FolderDataset(NonGeoDataset):
         for name, value in (('size', size), ('min_size', min_size)):
             if value is not None and value < 1:
                 raise ValueError(f'{name} must be at least 1 pixel, got {value}.')
-        self.root = Path(root)
+        self.root, files = locate_images(root)
         self.labelled = labelled
         self.size = size
         self.min_size = min_size
@@ -91,7 +94,6 @@ class FolderDataset(NonGeoDataset):
         self.transforms = transforms
         self._cached: dict[int, NDArray[Any]] = {}
 
-        files = find_images(self.root)
         if is_valid_file is not None:
             files = [path for path in files if is_valid_file(path)]
         if not files:
@@ -210,17 +212,19 @@ class FolderDataset(NonGeoDataset):
 
     def _find_classes(self) -> tuple[str, ...]:
         """Name the classes, or return nothing if the folder is unlabelled."""
-        loose = [path for path in self.files if path.parent == self.root]
-        if self.labelled is False or (self.labelled is None and loose):
+        if self.labelled is False:
             return ()
-        if loose:
+        loose = [path for path in self.files if path.parent == self.root]
+        if self.labelled and loose:
             raise ValueError(
                 f'labelled=True needs every image in a class folder, but {len(loose)} lie directly '
                 f'in {self.root}, first {loose[0].name}; move them.'
             )
+        if self.labelled is None:
+            return class_folders(self.root, self.files)
         classes = tuple(sorted({self._class_of(path) for path in self.files}))
         others = [p for p in subfolders(self.root) if p.name not in classes]
-        empty = [p.name for p in others if not find_images(p)] if self.labelled else []
+        empty = [p.name for p in others if not find_images(p)]
         if empty:
             raise ValueError(
                 f'labelled=True needs images in every class folder, but {empty} in {self.root} '
@@ -257,3 +261,20 @@ class FolderDataset(NonGeoDataset):
         # One image of another range among many is the odd one, wherever it stands.
         usual = Counter(depth(header.dtype) for _, header in settled).most_common(1)[0][0]
         return next(f for f in settled if depth(f[1].dtype) == usual)
+
+
+def class_folders(root: Path, files: Iterable[Path]) -> tuple[str, ...]:
+    """Name the classes of images, one per folder below the root.
+
+    Args:
+        root: Folder that holds all images.
+        files: The images.
+
+    Returns:
+        Names in sorted order; none if an image lies in the root, or the folders are parts of a data set.
+    """
+    below = [path.relative_to(root).parts for path in files]
+    names = {parts[0] for parts in below}
+    if any(len(parts) == 1 for parts in below) or PARTS.issuperset(name.lower() for name in names):
+        return ()
+    return tuple(sorted(names))
