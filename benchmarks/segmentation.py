@@ -105,7 +105,7 @@ def _segmentation(classes: Sequence[str], epochs: int, data: Any, out: Path) -> 
         ignore_index=255,
         head='upernet',
         head_channels=64,
-        optim=OptimConfig(base_lr=1e-3, lr_scaling='none', betas=(0.9, 0.999), warmup=0.1),
+        optim=OptimConfig(base_lr=1e-3, lr_scaling='none', betas=(0.9, 0.999), warmup_fraction=0.1),
         regularisation=Regularisation(drop_path=0.1),
     )
     return tune(task, data, out, epochs)

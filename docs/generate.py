@@ -33,6 +33,7 @@ CLASSES: dict[str, list[Any]] = {
         trainers.Regularisation,
         trainers.GuardConfig,
         objectives.TeacherConfig,
+        objectives.PhaseConfig,
         objectives.MaskConfig,
         heads.HeadConfig,
         transforms.ViewsConfig,

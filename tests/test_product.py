@@ -12,7 +12,7 @@ from explora_geo.adaptation import ExPLoRAConfig, explora
 from explora_geo.checkpoints import apply_adapter, save_adapter
 from explora_geo.models import ViT, create_vit
 from explora_geo.models.heads import HeadConfig
-from explora_geo.objectives import MAE, Anchor, DINOv2, MaskConfig, Objective
+from explora_geo.objectives import MAE, Anchor, DINOv2, MaskConfig, Objective, PhaseConfig
 from explora_geo.transforms import ViewsConfig
 
 TOKENIZERS: dict[str, dict[str, Any]] = {
@@ -28,7 +28,8 @@ def mae(vit: ViT) -> MAE:
 
 def dinov2(vit: ViT, **kwargs: Any) -> DINOv2:
     views = ViewsConfig(global_size=32, local_size=16, num_local=2)
-    return DINOv2(vit, HeadConfig(24, 16, 8), views=views, head_warmup=0, freeze_last_layer=0, **kwargs)
+    phases = PhaseConfig(freeze_last_layer_steps=0, head_warmup_steps=0)
+    return DINOv2(vit, HeadConfig(24, 16, 8), views=views, phases=phases, **kwargs)
 
 
 OBJECTIVES: dict[str, Callable[[ViT], Objective]] = {'mae': mae, 'dinov2': dinov2, 'anchor': Anchor}

@@ -75,6 +75,7 @@ class _Pretraining:
             adaptation=recipe.adaptation,
             objective=recipe.factory,
             optim=recipe.optim,
+            preset=None,  # the recipe is complete
             drop_path_rate=recipe.drop_path_rate,
             learned_position=job.source.learned_position,
             monitor_features='none',

@@ -11,6 +11,7 @@ from explora_geo.demo.run import Recipe
 from explora_geo.models import ViT, create_vit
 from explora_geo.models.weights import all_weights
 from explora_geo.objectives import MAE, DINOv2, Objective
+from explora_geo.objectives.schedules import Horizon
 from explora_geo.trainers.optim import build_optimizer, build_schedule
 from explora_geo.trainers.recipes import ADAPTATIONS
 
@@ -207,5 +208,5 @@ def _schedule(objective: nn.Module, job: Job) -> tuple[float, float, float]:
     schedule = build_schedule(optimizer, recipe.optim, total, epochs, recipe.batch_size)
     highest = max(group['initial_lr'] for group in optimizer.param_groups)
     factor = schedule.lr_lambdas[0]  # type: ignore[attr-defined]
-    warm = recipe.optim.warmup_steps(total, epochs)
+    warm = min(Horizon(total, total / epochs).steps(recipe.optim.warmup_length), total - 1)
     return tuple(highest * factor(step) for step in (0, warm, total - 1))  # type: ignore[return-value]

@@ -177,10 +177,12 @@ def _recipe(row: Row, scale: Scale) -> Recipe:
 
 def _published_recipe(table: Table, row: Row, scale: Scale) -> Recipe:
     preset = get_preset(row.preset, row.objective)
+    if row.steps:
+        preset = preset.over(row.steps)
     arguments = {k: vars(v) if is_dataclass(v) else v for k, v in preset.objective.items()}
     if 'decoder_adaptation' in arguments:
         arguments['decoder_adaptation'] = preset.objective['decoder_adaptation'].to_dict()
-    steps = row.steps or preset.steps
+    steps = preset.steps
     if steps is None:
         data = scale.data[table.pretrain_dataset or row.dataset or table.dataset]
         if not preset.epochs or not data.images:

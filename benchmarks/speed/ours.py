@@ -10,7 +10,7 @@ from torch import Tensor
 from explora_geo.adaptation import ExPLoRAConfig, explora, hold_frozen
 from explora_geo.models import create_vit
 from explora_geo.models.vit import ViT
-from explora_geo.objectives import MAE, DINOv2, Objective
+from explora_geo.objectives import MAE, DINOv2, Objective, PhaseConfig
 from explora_geo.trainers.kernels import compile_blocks
 from explora_geo.transforms import ViewsConfig
 
@@ -96,7 +96,8 @@ def dinov2_step(
     vit = vit or backbone(setting, DINOv2, adaptation)
     vit.grad_checkpointing = checkpointing
     crops = ViewsConfig(setting.image_size, setting.local_size, setting.num_local)
-    objective = DINOv2(vit, setting.head, views=crops, freeze_last_layer=0, head_warmup=0)
+    phases = PhaseConfig(freeze_last_layer_steps=0, head_warmup_steps=0)
+    objective = DINOv2(vit, setting.head, views=crops, phases=phases)
     objective.plan(1000, 1000)
     if compiled:
         compile_blocks(objective)

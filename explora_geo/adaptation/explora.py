@@ -31,6 +31,8 @@ class ExPLoRAConfig:
             released ExPLoRA code uses 1.
         dropout: Dropout on the input of LoRA updates.
         targets: Matrices that get LoRA: the paper's `('q', 'v')`, or any of q, k, v, proj, fc1, fc2.
+        mlp_rank_ratio: Rank of LoRA on fc1 and fc2, where they are targets, over the rank of the others; the
+            released ExPLoRA code uses 0.25.
         train_norms: Train the norms of all blocks and the final norm.
         train_cls_token: Train the class token.
         extra: Names of further parameters or modules that train, such as `patch_embed`.
@@ -44,6 +46,7 @@ class ExPLoRAConfig:
     train_norms: bool = True
     train_cls_token: bool = True
     extra: tuple[str, ...] = ()
+    mlp_rank_ratio: float = 1.0
 
     def __post_init__(self) -> None:
         """Check the values that need no model."""
@@ -62,6 +65,8 @@ class ExPLoRAConfig:
             raise ValueError(f'alpha must be positive, got {self.alpha}')
         if not 0 <= self.dropout < 1:
             raise ValueError(f'dropout must be in [0, 1), got {self.dropout}')
+        if not 0 < self.mlp_rank_ratio <= 1:
+            raise ValueError(f'mlp_rank_ratio must be in (0, 1], got {self.mlp_rank_ratio}')
         unknown = [name for name in self.targets if name not in _TARGETS]
         if unknown:
             raise ValueError(f'targets must be among {_TARGETS}, got {unknown}')
@@ -142,6 +147,12 @@ class ExPLoRAConfig:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
 
+def notation_objective(notation: str) -> str:
+    """The objective that the paper's notation names: `D`, `M`, or nothing."""
+    match = _NOTATION.fullmatch(notation.strip())
+    return (match['prefix'] or '')[:1] if match else ''
+
+
 def explora(model: nn.Module, config: ExPLoRAConfig) -> nn.Module:
     """Adapt a transformer in place: steps (ii) and (iii) of section 4.
 
@@ -199,7 +210,6 @@ def resolve_blocks(blocks: Sequence[int], depth: int) -> frozenset[int]:
 
 def _add_lora(block: Any, config: ExPLoRAConfig) -> None:
     """Replace the target matrices of one block by their LoRA form."""
-    alpha = config.rank if config.alpha is None else config.alpha
     width = block.attn.qkv.out_features // 3
     thirds = {name: (i * width, (i + 1) * width) for i, name in enumerate('qkv')}
     wanted: dict[tuple[Any, str], dict[str, tuple[int, int]]] = {
@@ -210,7 +220,10 @@ def _add_lora(block: Any, config: ExPLoRAConfig) -> None:
     }
     for (parent, name), slices in wanted.items():
         if (name == 'qkv' and slices) or name in config.targets:
-            layer = LoRALinear(getattr(parent, name), slices, config.rank, alpha, config.dropout)
+            ratio = config.mlp_rank_ratio if parent is block.mlp else 1
+            rank = max(1, round(config.rank * ratio))
+            alpha = rank if config.alpha is None else config.alpha
+            layer = LoRALinear(getattr(parent, name), slices, rank, alpha, config.dropout)
             setattr(parent, name, layer)
 
 

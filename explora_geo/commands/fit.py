@@ -147,4 +147,5 @@ def _backbone(task: Any) -> dict[str, str]:
         'backbone': f'{task.hparams["model"]}, {sum(p.numel() for p in vit.parameters()):,} parameters',
         'input': f'{vit.patch_embed.kind} tokenizer, bands {", ".join(vit.patch_embed.bands)}',
         'adaptation': task.config.notation(getattr(task.model, 'letter', '')),
+        'recipe': getattr(task, 'recipe_report', ''),
     }

@@ -32,7 +32,7 @@ from explora_geo.demo.tiles import Tiles, split_by_class
 from explora_geo.models import ViTTiny8_Weights, create_vit
 from explora_geo.models.heads import HeadConfig
 from explora_geo.models.vit import ViT
-from explora_geo.objectives import MAE, DINOv2, MaskConfig, Objective, TeacherConfig
+from explora_geo.objectives import MAE, DINOv2, MaskConfig, Objective, PhaseConfig, TeacherConfig
 from explora_geo.trainers import ExPLoRATask, OptimConfig
 from explora_geo.transforms import ViewsConfig
 
@@ -43,6 +43,7 @@ _GROUPS: dict[str, Any] = {
     'head': HeadConfig,
     'ibot_head': HeadConfig,
     'teacher': TeacherConfig,
+    'phases': PhaseConfig,
     'masks': MaskConfig,
     'views': ViewsConfig,
 }
@@ -66,7 +67,7 @@ class Recipe:
     adaptation: ExPLoRAConfig = ExPLoRAConfig.parse('M-ExPLoRA-[L]-r32')  # noqa: RUF009 - frozen
     objective: Literal['MAE', 'DINOv2'] = 'MAE'
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    optim: OptimConfig = OptimConfig(base_lr=1e-3, lr_scaling='none', warmup=0.1)  # noqa: RUF009
+    optim: OptimConfig = OptimConfig(base_lr=1e-3, lr_scaling='none', warmup_fraction=0.1)  # noqa: RUF009
     steps: int = 250
     batch_size: int = 128
     crop_scale: tuple[float, float] = (0.2, 1.0)
@@ -155,6 +156,7 @@ def adapt(
         adaptation=recipe.adaptation,
         objective=recipe.factory,
         optim=recipe.optim,
+        preset=None,  # the recipe is complete
         drop_path_rate=recipe.drop_path_rate,
         monitor_features='none',
         **{**demo, **settings},

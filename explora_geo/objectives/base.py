@@ -59,7 +59,7 @@ class Objective(nn.Module, ABC):
         Args:
             batch: Sample dict with `image`, shape (B, C, H, W), and for temporal tokenizers
                 `timestamps`, shape (B, T, 3); labels are never read.
-            step: Optimiser steps done so far, for schedules.
+            step: Optimizer steps done so far, for schedules.
 
         Returns:
             Scalar losses by name; their sum is minimised.
@@ -79,11 +79,11 @@ class Objective(nn.Module, ABC):
         return {}
 
     def plan(self, total: int, epoch: float) -> None:
-        """Learn how long training is, for schedules; nothing by default.
+        """Set the length of training, for schedules; nothing by default.
 
         Args:
-            total: Optimiser steps of the whole run.
-            epoch: Optimiser steps per epoch.
+            total: Optimizer steps of the whole run.
+            epoch: Optimizer steps per epoch.
         """
 
     def before_step(self, step: int) -> None:

@@ -1,7 +1,7 @@
 """DINOv2's self-distillation (Oquab et al. 2024) on an adapted backbone: D-ExPLoRA."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -14,7 +14,7 @@ from explora_geo.models.vit import Embedded, ViT
 from explora_geo.objectives.base import Objective
 from explora_geo.objectives.losses import Assignment, dino_losses, entropies, ibot_loss
 from explora_geo.objectives.masking import block_masks
-from explora_geo.objectives.schedules import Horizon
+from explora_geo.objectives.schedules import Horizon, Length, rename_length
 from explora_geo.objectives.teacher import Teacher
 from explora_geo.transforms.multicrop import MultiCrop, ViewsConfig
 
@@ -30,17 +30,23 @@ class TeacherConfig:
             the teacher remembers a twentieth of the run: 0.95 for 400 steps, at most DINOv2's 0.992.
         temperature: Temperature of the targets at first.
         final_temperature: Temperature after its warm-up.
-        temperature_warmup: Length of that warm-up: a share of the run if below 1, else epochs.
+        temperature_warmup_steps: Length of that warm-up in optimizer steps.
+        temperature_warmup_epochs: The same in passes over the data.
+        temperature_warmup_fraction: The same as a share of the run; 0.3 if none is given.
         centering: `centering` by a running mean, or `sinkhorn` for Sinkhorn-Knopp on each batch.
         center_momentum: Momentum of the running mean.
+        temperature_warmup: Deprecated: a share of the run if below 1, else epochs.
     """
 
     momentum: float | None = None
     temperature: float = 0.04
     final_temperature: float = 0.07
-    temperature_warmup: float = 0.3
     centering: Literal['centering', 'sinkhorn'] = 'centering'
     center_momentum: float = 0.9
+    temperature_warmup_steps: int | None = None
+    temperature_warmup_epochs: float | None = None
+    temperature_warmup_fraction: float | None = None
+    temperature_warmup: float | None = None
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -54,12 +60,58 @@ class TeacherConfig:
                 'the temperature must be positive and not above final_temperature, got '
                 f'{self.temperature} and {self.final_temperature}'
             )
+        if self.temperature_warmup is not None:
+            for name, value in rename_length('temperature_warmup', self.temperature_warmup).items():
+                object.__setattr__(self, name, getattr(self, name) if value is None else value)
+            object.__setattr__(self, 'temperature_warmup', None)
+        _ = self.warmup_length
+
+    @property
+    def warmup_length(self) -> Length:
+        """How long the temperature rises."""
+        return Length.of(self, 'temperature_warmup', Length('temperature_warmup_fraction', 0.3))
 
     def momentum_of(self, total: int) -> float:
         """Momentum at the start of a run of `total` optimiser steps."""
         if self.momentum is not None:
             return self.momentum
         return min(0.992, max(0.9, 1 - 20 / total))
+
+
+@dataclass(frozen=True)
+class PhaseConfig:
+    """What does not train at first; each phase is given in one unit.
+
+    Attributes:
+        freeze_last_layer_steps: Optimizer steps in which the prototypes stay as they are (DINOv2: 1,250).
+        freeze_last_layer_epochs: The same in passes over the data.
+        freeze_last_layer_fraction: The same as a share of the run; 0.01 if none is given.
+        head_warmup_steps: Optimizer steps in which the heads train alone: random heads would harm the
+            backbone (DINOv2: 0).
+        head_warmup_epochs: The same in passes over the data.
+        head_warmup_fraction: The same as a share of the run; 0.05 if none is given.
+    """
+
+    freeze_last_layer_steps: int | None = None
+    freeze_last_layer_epochs: float | None = None
+    freeze_last_layer_fraction: float | None = None
+    head_warmup_steps: int | None = None
+    head_warmup_epochs: float | None = None
+    head_warmup_fraction: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        _ = self.freeze_last_layer, self.head_warmup
+
+    @property
+    def freeze_last_layer(self) -> Length:
+        """How long the prototypes stay as they are."""
+        return Length.of(self, 'freeze_last_layer', Length('freeze_last_layer_fraction', 0.01))
+
+    @property
+    def head_warmup(self) -> Length:
+        """How long the heads train alone."""
+        return Length.of(self, 'head_warmup', Length('head_warmup_fraction', 0.05))
 
 
 @dataclass(frozen=True)
@@ -85,7 +137,7 @@ class MaskConfig:
             )
 
 
-HEAD, TEACHER, MASKS = HeadConfig(), TeacherConfig(), MaskConfig()
+MASKS = MaskConfig()
 
 
 class DINOv2(Objective):
@@ -105,19 +157,23 @@ class DINOv2(Objective):
     def __init__(
         self,
         backbone: ViT,
-        head: HeadConfig = HEAD,
+        head: HeadConfig | None = None,
         ibot_head: HeadConfig | None = None,
-        teacher: TeacherConfig = TEACHER,
+        teacher: TeacherConfig | None = None,
         masks: MaskConfig = MASKS,
         student_temperature: float = 0.1,
         ibot_weight: float = 1.0,
         koleo_weight: float = 0.1,
-        freeze_last_layer: float = 0.01,
-        head_warmup: float = 0.05,
+        phases: PhaseConfig | None = None,
         views: ViewsConfig | None = None,
         load_heads: bool = True,
+        freeze_last_layer: float | None = None,
+        head_warmup: float | None = None,
     ) -> None:
         """Initialize a DINOv2 objective.
+
+        In `ExPLoRATask` the preset fills what is None; alone, or with `preset: null`, the defaults of the
+        groups do, which suit runs of hundreds to thousands of steps.
 
         Args:
             backbone: Student, with a mask token and for images of any size; its mask token trains if it
@@ -129,11 +185,11 @@ class DINOv2(Objective):
             student_temperature: Temperature of the student's predictions.
             ibot_weight: Weight of the masked-patch loss.
             koleo_weight: Weight of KoLeo, which spreads the class tokens of a batch.
-            freeze_last_layer: How long the prototypes stay as they are: a share of the run if below 1,
-                else epochs.
-            head_warmup: How long only the heads train, likewise: random heads would harm the backbone.
+            phases: How long the prototypes stay as they are, and the heads train alone.
             views: Crops; DINOv2's in proportion to the backbone's image size if None.
             load_heads: Start from the heads of the weights, if they carry heads of these sizes.
+            freeze_last_layer: Deprecated, see `phases`: a share of the run if below 1, else epochs.
+            head_warmup: Deprecated, as `freeze_last_layer`.
 
         Raises:
             ValueError: If the backbone lacks a mask token, or a crop is no multiple of the patch.
@@ -146,11 +202,16 @@ class DINOv2(Objective):
             )
         if not backbone.mask_token.any():
             backbone.mask_token.requires_grad_(True)
+        head, teacher = head or HeadConfig(), teacher or TeacherConfig()
         self.views = self._fit_views(views)
         self.masks, self.targets = masks, teacher
         self.student_temperature = student_temperature
         self.ibot_weight, self.koleo_weight = ibot_weight, koleo_weight
-        self.freeze_last_layer, self.head_warmup = freeze_last_layer, head_warmup
+        self.phases = phases or PhaseConfig()
+        for name, value in (('freeze_last_layer', freeze_last_layer), ('head_warmup', head_warmup)):
+            if value is not None:
+                renamed: dict[str, Any] = rename_length(name, value, 'phases.')
+                self.phases = replace(self.phases, **renamed)
         self.load_heads = load_heads
         self.horizon = Horizon()
         self.koleo = KoLeoLoss()
@@ -209,8 +270,11 @@ class DINOv2(Objective):
         return {k: v for k, v in state.items() if k.startswith(_HEADS)}
 
     def plan(self, total: int, epoch: float) -> None:
-        """Learn how long training is, for the schedules."""
+        """Set the length of training, for the schedules."""
         self.horizon = Horizon(max(total, 1), epoch)
+        self.horizon.check(self.targets.warmup_length, 'the temperature never reaches final_temperature')
+        self.horizon.check(self.phases.freeze_last_layer, 'the prototypes never train')
+        self.horizon.check(self.phases.head_warmup, 'the backbone never trains')
 
     def forward(self, batch: Mapping[str, Any], step: int) -> dict[str, Tensor]:
         """Weighted losses of a batch; see `Objective.forward`.
@@ -293,7 +357,7 @@ class DINOv2(Objective):
             cls, patches = both.split([len(crops), len(rows)])
         config = self.targets
         temperature = self.horizon.rise(
-            step, config.temperature, config.final_temperature, config.temperature_warmup
+            step, config.temperature, config.final_temperature, config.warmup_length
         )
         with torch.autocast(crops.device.type, enabled=False):
             probabilities = self.assign_cls(cls, temperature)
@@ -309,15 +373,17 @@ class DINOv2(Objective):
 
     def _warming_up(self, step: int) -> bool:
         """Whether the backbone needs no gradients; distributed training wants them of everything."""
-        return self.training and not dist.is_initialized() and step < self.horizon.steps(self.head_warmup)
+        waiting = step < self.horizon.steps(self.phases.head_warmup)
+        return self.training and not dist.is_initialized() and waiting
 
     def before_step(self, step: int) -> None:
         """Withhold the gradients of what does not train yet."""
-        if step < self.horizon.steps(self.freeze_last_layer):
+        if step < self.horizon.steps(self.phases.freeze_last_layer):
             for head in (self.dino_head, self.ibot_head):
                 if head is not None:
-                    head.last_layer.weight_v.grad = None
-        if step < self.horizon.steps(self.head_warmup):
+                    for parameter in head.last_layer.parameters():
+                        parameter.grad = None
+        if step < self.horizon.steps(self.phases.head_warmup):
             for parameter in self.backbone.parameters():
                 parameter.grad = None
 

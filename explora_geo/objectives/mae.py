@@ -13,7 +13,7 @@ from explora_geo.models.vit import Features, ViT
 from explora_geo.objectives.base import Objective
 from explora_geo.objectives.masking import random_keep
 
-# Facts of the released script: LoRA r8 on Q and V of the decoder, its norms, everything else frozen.
+# What trains in a pre-trained decoder without a preset: close to the released script, and its mask token.
 DECODER_ADAPTATION = ExPLoRAConfig(unfrozen_blocks=(), rank=8, extra=('mask_token',))
 # What the paper counts for groups of bands (appendix B.2): r32, the predictions start anew.
 SLOTS_DECODER_ADAPTATION = ExPLoRAConfig(unfrozen_blocks=(), rank=32)
@@ -41,8 +41,8 @@ class MAE(Objective):
     def __init__(
         self,
         backbone: ViT,
-        mask_ratio: float = 0.75,
-        norm_pix_loss: bool = True,
+        mask_ratio: float | None = None,
+        norm_pix_loss: bool | None = None,
         decoder_embed_dim: int = 512,
         decoder_depth: int = 8,
         decoder_num_heads: int | None = None,
@@ -51,17 +51,21 @@ class MAE(Objective):
     ) -> None:
         """Initialize an MAE objective.
 
+        In `ExPLoRATask` the preset fills what is None; alone, or with `preset: null`, the values named below
+        do.
+
         Args:
             backbone: Encoder.
-            mask_ratio: Share of removed patches, in (0, 1).
+            mask_ratio: Share of removed patches, in (0, 1); 0.75 if None.
             norm_pix_loss: Predict each patch normalised by its own mean and variance (for groups of
-                bands: those over all its bands).
+                bands: those over all its bands); True if None.
             decoder_embed_dim: Width of the decoder; replaced by that of a checkpoint that carries one.
             decoder_depth: Blocks of the decoder; likewise.
             decoder_num_heads: Heads of the decoder, which no checkpoint states; heads of width 32, as
                 MAE's, if None.
             decoder_adaptation: What trains in a pre-trained decoder; a random one trains in full. If
-                None, LoRA r8 as in the released script, for groups of bands r32 as the paper counts.
+                None, LoRA r8, norms and the mask token; for groups of bands LoRA r32 and norms, as the paper
+                counts.
             shared_across_slots: Remove the same patches in every slot (group of bands, frame) instead
                 of choosing them for each slot anew.
 
@@ -69,13 +73,14 @@ class MAE(Objective):
             ValueError: If the mask ratio leaves no patch to keep or to predict.
         """
         super().__init__(backbone)
+        mask_ratio = 0.75 if mask_ratio is None else mask_ratio
         tokens = backbone.patch_embed.num_patches * backbone.patch_embed.num_slots
         if not 0 < mask_ratio < 1 or not 0 < int(tokens * (1 - mask_ratio)) < tokens:
             raise ValueError(
                 f'mask_ratio must leave patches to keep and to predict, got {mask_ratio} of {tokens} patches'
             )
         self.mask_ratio = mask_ratio
-        self.norm_pix_loss = norm_pix_loss
+        self.norm_pix_loss = norm_pix_loss is not False
         self.shared_across_slots = shared_across_slots
         if decoder_adaptation is None:
             grouped = bool(backbone.patch_embed.fresh)
@@ -158,6 +163,7 @@ class MAE(Objective):
         keep, mask = random_keep(noise, self.mask_ratio, slots, self.shared_across_slots)
         features = self.backbone(image, timestamps=timestamps, keep=keep)
         grid = tokenizer.grid(image)
+        self.decoder.grad_checkpointing = self.backbone.grad_checkpointing
         pred = self.decoder(features.cls, features.patches, keep, grid, slots, timestamps)
         latent = torch.cat([features.cls.unsqueeze(1), features.patches], dim=1)
         return Reconstruction(pred, mask.unflatten(1, (slots, length)), latent)

@@ -125,7 +125,7 @@ class CollapseGuard(Callback):
             task.stopped = (
                 f'the features collapsed at step {trainer.global_step}: {what}; the run is stopped and what '
                 f'was learnt by step {self._kept_step} is kept: lower optim.base_lr, raise koleo_weight or '
-                'lengthen head_warmup'
+                'lengthen phases.head_warmup_steps'
             )
             logger.warning(task.stopped)
             trainer.should_stop = True

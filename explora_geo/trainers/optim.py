@@ -1,31 +1,38 @@
-"""Parameter groups and the warm-up cosine schedule, defined once."""
+"""Parameter groups and the schedules of learning rate and weight decay, defined once."""
 
 import re
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from lightly.utils.scheduler import cosine_warmup_schedule
+from lightly.utils.scheduler import cosine_schedule, cosine_warmup_schedule
 from torch import nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
+from explora_geo.objectives.schedules import Horizon, Length, rename_length
+
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """Optimiser and schedule; the defaults are those of the workshop text for M-ExPLoRA.
+    """Optimizer and schedule; the defaults are those of the workshop text for M-ExPLoRA.
 
     Attributes:
         base_lr: Learning rate before scaling by the batch.
         lr_scaling: `linear` times batch / 256 (MAE), `sqrt` times sqrt(batch / 1024) (DINOv2), `none`.
         adapter_lr_multiplier: Factor on the learning rate of LoRA matrices.
         weight_decay: Decay of unfrozen matrices; LoRA, norms, biases and tokens never decay.
+        final_weight_decay: Decay at the end of the run, reached as a cosine (DINOv2 from scratch: from 0.04
+            to 0.4); constant if None.
         betas: AdamW's.
-        warmup: Warm-up as a share of all steps if below 1, else in epochs.
+        warmup_steps: Optimizer steps of linear warm-up.
+        warmup_epochs: The same in passes over the data; 1 if no warm-up is given.
+        warmup_fraction: The same as a share of the run.
         min_lr: Learning rate at the end of the cosine; it is not scaled by the batch.
         layer_decay: Factor on the learning rate from each block of the backbone to the one before it; the
             input side is one more block down, the final norm and heads keep the full rate (DINOv2).
         patch_embed_lr_multiplier: Further factor for the patch embedding.
+        warmup: Deprecated: a share of all steps if below 1, else epochs.
     """
 
     base_lr: float = 1.5e-4
@@ -33,19 +40,28 @@ class OptimConfig:
     adapter_lr_multiplier: float = 1.0
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.95)
-    warmup: float = 1
     min_lr: float = 0.0
     layer_decay: float = 1.0
     patch_embed_lr_multiplier: float = 1.0
+    warmup_steps: int | None = None
+    warmup_epochs: float | None = None
+    warmup_fraction: float | None = None
+    final_weight_decay: float | None = None
+    warmup: float | None = None
 
     def __post_init__(self) -> None:
         """Check the values."""
         for name in ('base_lr', 'adapter_lr_multiplier', 'layer_decay', 'patch_embed_lr_multiplier'):
             if getattr(self, name) <= 0:
                 raise ValueError(f'{name} must be positive, got {getattr(self, name)}')
-        for name in ('weight_decay', 'warmup', 'min_lr'):
-            if getattr(self, name) < 0:
+        for name in ('weight_decay', 'min_lr', 'final_weight_decay', 'warmup'):
+            if (getattr(self, name) or 0) < 0:
                 raise ValueError(f'{name} must not be negative, got {getattr(self, name)}')
+        if self.warmup is not None:
+            for name, value in rename_length('warmup', self.warmup).items():
+                object.__setattr__(self, name, getattr(self, name) if value is None else value)
+            object.__setattr__(self, 'warmup', None)
+        _ = self.warmup_length
         if self.lr_scaling not in ('linear', 'sqrt', 'none'):
             raise ValueError(f'lr_scaling must be linear, sqrt or none, got {self.lr_scaling!r}')
 
@@ -54,11 +70,10 @@ class OptimConfig:
         factor = {'linear': batch / 256, 'sqrt': (batch / 1024) ** 0.5, 'none': 1.0}
         return self.base_lr * factor[self.lr_scaling]
 
-    def warmup_steps(self, total: int, epochs: int) -> int:
-        """Warm-up in optimiser steps, of a run of `total` steps in `epochs` epochs."""
-        if self.warmup < 1:
-            return int(self.warmup * total)
-        return min(int(self.warmup * total / max(epochs, 1)), total // 2)
+    @property
+    def warmup_length(self) -> Length:
+        """How long the learning rate rises."""
+        return Length.of(self, 'warmup', Length('warmup_epochs', 1))
 
 
 def build_optimizer(
@@ -123,21 +138,59 @@ def _lr_factor(name: str, depth: int, config: OptimConfig) -> float:
     return config.layer_decay**below * (config.patch_embed_lr_multiplier if embedding else 1.0)
 
 
-def build_schedule(optimizer: AdamW, config: OptimConfig, total: int, epochs: int, batch: int) -> LRScheduler:
-    """Linear warm-up and cosine decay, by optimiser step.
+class _Schedule(LambdaLR):
+    """Learning rates by a factor, and the decay of decaying groups by value, of each step.
 
     Its state is the step alone, so that a checkpoint can be resumed for longer than it was meant to run.
     """
 
+    def __init__(self, optimizer: AdamW, factor: Any, decay: Any) -> None:
+        self._decay = decay
+        super().__init__(optimizer, factor)
+
+    def step(self, epoch: int | None = None) -> None:
+        super().step(epoch)
+        for group in self.optimizer.param_groups:
+            if self._decay is not None and group.get('name', '').startswith('decay'):
+                group['weight_decay'] = self._decay(self.last_epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {k: v for k, v in super().state_dict().items() if k != '_decay'}
+
+
+def build_schedule(optimizer: AdamW, config: OptimConfig, total: int, epochs: int, batch: int) -> LRScheduler:
+    """Linear warm-up and cosine decay of the learning rate, and a cosine of weight decay, by optimizer step.
+
+    Args:
+        optimizer: Made by `build_optimizer`.
+        config: Rates and lengths.
+        total: Optimizer steps of the run.
+        epochs: Epochs they make.
+        batch: Images per optimizer step.
+
+    Returns:
+        The schedule, to be stepped after every optimizer step.
+    """
+    horizon = Horizon(total, total / max(epochs, 1))
+    length = config.warmup_length
+    warmup = horizon.steps(length)
+    horizon.check(length, 'the learning rate rises to its end')
+
     def factor(step: int) -> float:
+        if step < warmup or warmup >= total:
+            return min(1.0, (step + 1) / warmup)
         rate = cosine_warmup_schedule(
             step,
             max_steps=max(total, 2),  # a single step would be the last of the cosine, at the lowest rate
             start_value=1.0,
             end_value=config.min_lr / config.scaled_lr(batch),
-            warmup_steps=config.warmup_steps(total, epochs),
+            warmup_steps=warmup,
             warmup_start_value=0.0,
         )
         return float(rate)  # a NumPy number in a checkpoint could not be read with weights_only
 
-    return LambdaLR(optimizer, factor)
+    def decay(step: int) -> float:
+        return float(cosine_schedule(min(step, total), total, config.weight_decay, final))
+
+    final = config.final_weight_decay
+    return _Schedule(optimizer, factor, None if final is None else decay)

@@ -1,13 +1,21 @@
 """The published recipes (workshop text, appendix D; released scripts) as data."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, is_dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torchvision.models._api import WeightsEnum
 
 from explora_geo.adaptation import ExPLoRAConfig
+from explora_geo.adaptation.explora import notation_objective
+from explora_geo.checkpoints.convert import convert
+from explora_geo.checkpoints.sources import read_weights
 from explora_geo.models.heads import HeadConfig
-from explora_geo.objectives import TeacherConfig
-from explora_geo.objectives.mae import SLOTS_DECODER_ADAPTATION
+from explora_geo.models.vit import ViT
+from explora_geo.models.weights import all_weights
+from explora_geo.objectives import MAE, DINOv2, Objective, PhaseConfig, TeacherConfig, objective_class
 from explora_geo.trainers.optim import OptimConfig
 
 
@@ -17,10 +25,10 @@ class Preset:
 
     Attributes:
         adaptation: What trains in the backbone.
-        optim: Optimiser and schedule.
+        optim: Optimizer and schedule.
         batch: Effective batch, reached with gradient accumulation.
-        epochs: Length in epochs, or None where it is given in steps or not published here.
-        steps: Length in optimiser steps, or None.
+        epochs: Length in epochs, or None where it is given in steps.
+        steps: Length in optimizer steps, or None.
         objective: Arguments of the objective.
         drop_path_rate: Stochastic depth of the student.
         gradient_clip: Largest norm of the gradient, the trainer's `gradient_clip_val`, or None.
@@ -35,14 +43,35 @@ class Preset:
     drop_path_rate: float = 0.0
     gradient_clip: float | None = None
 
+    def over(self, steps: int) -> 'Preset':
+        """The recipe for a run of another number of steps: lengths that it states in steps in proportion."""
+        if not self.steps:
+            return replace(self, steps=steps)
 
-def _mae(
-    adaptation: str, base_lr: float, epochs: int, alpha: float | None, decoder: ExPLoRAConfig | None = None
-) -> Preset:
-    decoder = decoder or ExPLoRAConfig(unfrozen_blocks=(), rank=8, alpha=alpha, extra=('mask_token',))
+        def resized(config: Any) -> Any:
+            old = vars(config) if is_dataclass(config) else {}
+            lengths = {k: v for k, v in old.items() if k.endswith('_steps') and v}
+            return replace(config, **{k: round(v * share) for k, v in lengths.items()}) if lengths else config
+
+        share = steps / self.steps
+        objective = {k: resized(v) for k, v in self.objective.items()}
+        return replace(self, steps=steps, optim=resized(self.optim), objective=objective)
+
+
+#: Objectives that have recipes, by the letter that the paper's notation starts with.
+OBJECTIVES: dict[str, type[Objective]] = {'M': MAE, 'D': DINOv2}
+
+# The released code scales LoRA by alpha / r with alpha = 1, and gives MLP matrices, where they are targets,
+# a quarter of the rank.
+_RELEASED: dict[str, Any] = {'alpha': 1.0, 'mlp_rank_ratio': 0.25}
+
+
+def _mae(adaptation: str, base_lr: float, epochs: int, decoder_rank: int, **changes: Any) -> Preset:
+    # Of the decoder LoRA and norms train; mask token, embedding and prediction stay frozen.
+    decoder = ExPLoRAConfig(unfrozen_blocks=(), rank=decoder_rank, **changes)
     return Preset(
-        ExPLoRAConfig.parse(adaptation, alpha=alpha),
-        OptimConfig(base_lr=base_lr, lr_scaling='linear', betas=(0.9, 0.95), warmup=1),
+        ExPLoRAConfig.parse(adaptation, **changes),
+        OptimConfig(base_lr=base_lr, lr_scaling='linear', betas=(0.9, 0.95), warmup_epochs=1),
         batch=1024,
         epochs=epochs,
         objective={'mask_ratio': 0.75, 'norm_pix_loss': True, 'decoder_adaptation': decoder},
@@ -50,16 +79,16 @@ def _mae(
 
 
 def _dinov2(
-    adaptation: str, base_lr: float, batch: int, steps: int | None, alpha: float | None, freeze: float
+    adaptation: str, base_lr: float, batch: int, steps: int, epoch: int, freeze: int, **changes: Any
 ) -> Preset:
-    # What the two sources do not state is DINOv2's default.
+    """DINOv2's defaults in what the sources leave open; its files count in epochs of `epoch` steps."""
     return Preset(
-        ExPLoRAConfig.parse(adaptation, alpha=alpha),
+        ExPLoRAConfig.parse(adaptation, **changes),
         OptimConfig(
             base_lr=base_lr,
             lr_scaling='sqrt',
             betas=(0.9, 0.999),
-            warmup=10,
+            warmup_steps=10 * epoch,
             min_lr=1e-6,
             layer_decay=0.9,
             patch_embed_lr_multiplier=0.2,
@@ -67,12 +96,13 @@ def _dinov2(
         batch=batch,
         steps=steps,
         objective={
-            'head': HeadConfig(prototypes=65536, hidden_dim=2048, bottleneck_dim=256, num_layers=3),
-            'teacher': TeacherConfig(
-                momentum=0.992, temperature=0.04, final_temperature=0.07, temperature_warmup=30
+            'head': HeadConfig(
+                prototypes=65536, hidden_dim=2048, bottleneck_dim=256, num_layers=3, train_gain=True
             ),
-            'freeze_last_layer': freeze,
-            'head_warmup': 0,
+            'teacher': TeacherConfig(
+                momentum=0.992, temperature=0.04, final_temperature=0.07, temperature_warmup_steps=30 * epoch
+            ),
+            'phases': PhaseConfig(freeze_last_layer_steps=freeze * epoch, head_warmup_steps=0),
         },
         drop_path_rate=0.3,
         gradient_clip=3.0,
@@ -82,18 +112,21 @@ def _dinov2(
 #: Recipes by name and by the weights they start from: `M` for MAE's, `D` for DINOv2's.
 PRESETS: dict[str, dict[str, Preset]] = {
     'paper-workshop': {
-        'M': _mae('M-ExPLoRA-[L]-r32', 1.5e-4, 200, None),
-        'D': _dinov2('D-ExPLoRA-[L]-r32', 5e-3, 32, 200_000, None, freeze=1),
+        # "Q, V matrices of each attention layer in all other blocks (including all blocks of the decoder)".
+        'M': _mae('M-ExPLoRA-[L]-r32', 1.5e-4, 200, decoder_rank=32),
+        # DINOv2's OFFICIAL_EPOCH_LENGTH is 1,250 iterations.
+        'D': _dinov2('D-ExPLoRA-[L]-r32', 5e-3, 32, 200_000, epoch=1250, freeze=1),
     },
     'paper-released': {
-        # The released code scales LoRA by alpha / r with alpha = 1.
-        'M': _mae('M-ExPLoRA-[L]-r64', 4.5e-4, 400, 1.0),
-        'D': _dinov2('D-ExPLoRA-[L]-r64', 1e-3, 1024, None, 1.0, freeze=3),
+        'M': _mae('M-ExPLoRA-[L]-r64', 4.5e-4, 400, decoder_rank=8, **_RELEASED),
+        # An epoch of the released code is 1,000 iterations. No source says whether those are optimizer steps
+        # or the micro-batches of 32 that make a batch of 1,024; the shares of the run are the same.
+        'D': _dinov2('D-ExPLoRA-[L]-r64', 1e-3, 1024, 150_000, epoch=1000, freeze=3, **_RELEASED),
     },
     # The workshop text's fMoW-Sentinel (tokenizer group-channel, 96 px, patch 8) and fMoW-Temporal; the
     # decoder's rank follows from the parameters that it counts.
-    'paper-sentinel': {'M': _mae('M-ExPLoRA-[1,L]-r32', 4.5e-4, 50, None, SLOTS_DECODER_ADAPTATION)},
-    'paper-temporal': {'M': _mae('M-ExPLoRA-[L]-r32', 4.5e-4, 50, None, SLOTS_DECODER_ADAPTATION)},
+    'paper-sentinel': {'M': _mae('M-ExPLoRA-[1,L]-r32', 4.5e-4, 50, decoder_rank=32)},
+    'paper-temporal': {'M': _mae('M-ExPLoRA-[L]-r32', 4.5e-4, 50, decoder_rank=32)},
 }
 
 
@@ -117,3 +150,108 @@ def get_preset(name: str, letter: str) -> Preset:
             + '; M is MAE and D is DINOv2'
         )
     return PRESETS[name][letter]
+
+
+class Choice(NamedTuple):
+    """What a run trains, with the preset as the base.
+
+    Attributes:
+        factory: Builds the objective around a backbone.
+        backbone_options: Arguments of `create_vit` that the objective needs.
+        adaptation: What trains in the backbone.
+        recipe: The preset, or the package's own defaults.
+        preset: Name of the preset, None where it has no part.
+        report: One sentence about it.
+    """
+
+    factory: Callable[[ViT], Objective]
+    backbone_options: Mapping[str, Any]
+    adaptation: ExPLoRAConfig
+    recipe: Preset
+    preset: str | None
+    report: str
+
+
+#: Without a preset: the defaults of the configurations.
+_OWN = Preset(ExPLoRAConfig(), OptimConfig(), batch=0)
+
+
+def choose(
+    preset: str | None,
+    adaptation: ExPLoRAConfig | Mapping[str, Any] | str | None,
+    objective: Callable[[ViT], Objective] | None,
+    weights: WeightsEnum | str | Path | None,
+) -> Choice:
+    """Fill what is not given from a preset.
+
+    Args:
+        preset: Name of the preset, or None.
+        adaptation: What trains; notation states blocks and rank, and leaves the rest to the preset.
+        objective: Class of the objective, or partial of one, or None where notation or weights name it.
+        weights: Starting weights.
+
+    Returns:
+        What the run trains.
+
+    Raises:
+        ValueError: If notation and objective contradict each other, or nothing names an objective.
+    """
+    notation = adaptation if isinstance(adaptation, str) else ''
+    config = None if adaptation is None else ExPLoRAConfig.create(adaptation)
+    named = notation_objective(notation)
+    kind = objective_class(objective) if objective is not None else None
+    letter = named if kind is None else kind.letter
+    if kind is not None and named and letter != named:
+        raise ValueError(
+            f'adaptation {notation!r} names {OBJECTIVES[named].__name__} and objective {kind.__name__}: give '
+            f'the objective of the notation, or write the notation without {named}-ExPLoRA-'
+        )
+    if objective is None:
+        letter = named or weights_objective(weights)
+        if not letter:
+            raise ValueError(
+                'nothing names the objective: write adaptation as M-ExPLoRA-[L]-r32 or D-ExPLoRA-[L]-r32, or '
+                f'give objective (MAE or DINOv2); weights {weights} do not say which made them'
+            )
+        kind, objective = OBJECTIVES[letter], OBJECTIVES[letter]
+    options = {} if kind is None else kind.backbone_options
+    if preset is None or kind not in OBJECTIVES.values():
+        name = getattr(kind or objective, '__name__', 'this objective')
+        report = 'no preset: the defaults of objective and optimizer hold'
+        if preset is not None:
+            report = f'preset {preset} has no recipe for {name} and no part in the run'
+        return Choice(objective, options, config or _OWN.adaptation, _OWN, None, report)
+    recipe = get_preset(preset, letter)
+    if config is None:
+        config = recipe.adaptation
+    elif notation and not config.full:
+        config = replace(recipe.adaptation, unfrozen_blocks=config.unfrozen_blocks, rank=config.rank)
+    given = {k for k, v in getattr(objective, 'keywords', {}).items() if v is not None}
+    rest = {k: v for k, v in recipe.objective.items() if k not in given}
+    kept = ', '.join(sorted(given & recipe.objective.keys()))
+    report = f'preset {preset} for {OBJECTIVES[letter].__name__}' + (
+        f'; given instead: {kept}' if kept else ''
+    )
+    return Choice(partial(objective, **rest), options, config, recipe, preset, report)
+
+
+def weights_objective(weights: WeightsEnum | str | Path | None) -> str:
+    """The objective that made weights: `M` or `D`, or nothing where they do not say it clearly.
+
+    Args:
+        weights: An entry, which states it, `timm/<name>`, or a file whose tensors show it.
+    """
+    if weights is None:
+        return ''
+    entry = weights if isinstance(weights, WeightsEnum) else all_weights().get(str(weights))
+    if entry is not None and 'objective' in entry.meta:
+        return str(entry.meta['objective'])
+    name = str(weights)
+    if name.startswith('timm/'):
+        return 'D' if 'dinov2' in name else 'M' if name.endswith('.mae') else ''
+    _, parts, layout = convert(read_weights(weights)[0])
+    found = {
+        'M': 'satmae' in layout or any(k.startswith('decoder.') for k in parts),
+        'D': layout.startswith('dinov2') or any(k.startswith(('dino_head.', 'ibot_head.')) for k in parts),
+    }
+    return next(k for k, v in found.items() if v) if sum(found.values()) == 1 else ''

@@ -2,11 +2,12 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torchvision.models._api import WeightsEnum
@@ -16,7 +17,7 @@ from explora_geo.checkpoints import BackboneWeights, load_weights
 from explora_geo.checkpoints.adapter import frozen_sha256
 from explora_geo.models import create_vit
 from explora_geo.models.vit import ViT
-from explora_geo.objectives import MAE, DINOv2, Objective, objective_class
+from explora_geo.objectives import Objective
 from explora_geo.trainers.callbacks import PretrainReport
 from explora_geo.trainers.clock import LoaderClock, install_clock
 from explora_geo.trainers.guard import CollapseGuard, GuardConfig
@@ -24,7 +25,7 @@ from explora_geo.trainers.kernels import choose_attention, compile_blocks
 from explora_geo.trainers.length import run_length, steps_per_epoch
 from explora_geo.trainers.monitor import FeatureMonitor
 from explora_geo.trainers.optim import OptimConfig, build_optimizer, build_schedule
-from explora_geo.trainers.presets import get_preset
+from explora_geo.trainers.presets import choose
 from explora_geo.trainers.run_report import note_skipped
 from explora_geo.trainers.steady import SteadyTask
 
@@ -39,6 +40,7 @@ class ExPLoRATask(SteadyTask):
     effective rank.
 
     Attributes:
+        recipe_report: One sentence: which preset filled what was not given.
         stopped: Why the run was stopped as collapsed, or empty.
     """
 
@@ -52,9 +54,8 @@ class ExPLoRATask(SteadyTask):
         adaptation: ExPLoRAConfig | str | None = None,
         objective: Callable[[ViT], Objective] | None = None,
         optim: OptimConfig | None = None,
-        preset: Literal[
-            'paper-workshop', 'paper-released', 'paper-sentinel', 'paper-temporal'
-        ] = 'paper-workshop',
+        preset: Literal['paper-workshop', 'paper-released', 'paper-sentinel', 'paper-temporal']
+        | None = 'paper-workshop',
         bands: Sequence[str] | None = None,
         img_size: int | None = None,
         patch_size: int | None = None,
@@ -76,18 +77,20 @@ class ExPLoRATask(SteadyTask):
             model: Backbone by timm's name; see `create_vit`.
             weights: Starting weights: a `WeightsEnum`, a file, or `timm/<name>` for timm's hub; None
                 starts from random weights, which only full pre-training makes sense of.
-            adaptation: What trains: a configuration or the paper's notation, `full` for everything;
-                the preset's if None.
+            adaptation: What trains: a configuration, which is taken whole, or the paper's notation, whose
+                blocks and rank go into the preset's configuration, or `full` for everything; the preset's
+                if None.
             objective: Class (or other callable) that builds the objective around the backbone; if None,
-                the preset's: DINOv2 where the adaptation is written as D-ExPLoRA, else MAE.
-            optim: Optimiser and schedule; the preset's if None.
-            preset: Published recipe that fills what is not given. Its effective batch and length are
-                the trainer's and datamodule's business; `PRESETS` holds them.
+                the one that the notation (M-ExPLoRA, D-ExPLoRA) or else the weights name.
+            optim: Optimizer and schedule, taken whole; the preset's if None.
+            preset: Published recipe that fills what is not given, also in MAE and DINOv2; None for the
+                defaults of objective and optimizer, which suit short runs. An objective of another class
+                takes no preset. Its effective batch and length are the trainer's and datamodule's business;
+                `PRESETS` holds them.
             bands: Band names of the images, in order; the tokenizer's default if None.
             img_size: Image side, pixels; from the model's name if None.
             patch_size: Patch side, pixels; from the model's name if None.
-            drop_path_rate: Stochastic depth of the backbone in training; if None, the preset's with the
-                preset's objective, and none with another.
+            drop_path_rate: Stochastic depth of the backbone in training; the preset's if None.
             learned_position: Train position codes in full pre-training; False for MAE's fixed ones.
             grad_checkpointing: Recompute activations in the backward pass to save memory.
             monitor_features: What a labelled validation set is used for.
@@ -105,18 +108,17 @@ class ExPLoRATask(SteadyTask):
                 precision of bf16-mixed, lets go of the float32 numbers that autocast never computes with.
 
         Raises:
-            ValueError: If a name, a notation or the weights do not fit.
+            ValueError: If a name, a notation or the weights do not fit, notation and objective contradict
+                each other, or nothing names the objective.
             FileNotFoundError: If the weights file does not exist.
         """
-        named = DINOv2 if isinstance(adaptation, str) and adaptation.strip().startswith('D') else MAE
-        kind = named if objective is None else objective_class(objective) or MAE
-        recipe = get_preset(preset, kind.letter)
-        default = recipe.drop_path_rate if objective is None else 0.0
-        drop_path = default if drop_path_rate is None else drop_path_rate
-        self._backbone_options = {**kind.backbone_options, 'drop_path_rate': drop_path}
+        choice = choose(preset, adaptation, objective, weights)
+        recipe = choice.recipe
+        drop_path = recipe.drop_path_rate if drop_path_rate is None else drop_path_rate
+        self._backbone_options = {**choice.backbone_options, 'drop_path_rate': drop_path}
         self._weights = weights
-        self._objective: Callable[[ViT], Objective] = objective or partial(kind, **recipe.objective)
-        self.config = ExPLoRAConfig.create(recipe.adaptation if adaptation is None else adaptation)
+        self._objective, self.config = choice.factory, choice.adaptation
+        self.recipe_report = choice.report
         # A checkpoint's hyper-parameters come back as plain mappings.
         self.optim = OptimConfig(**optim) if isinstance(optim, dict) else optim or recipe.optim
         self.guard = GuardConfig(**guard) if isinstance(guard, dict) else guard
@@ -130,6 +132,7 @@ class ExPLoRATask(SteadyTask):
             'optim': dict(vars(self.optim)),
             'bands': list(self.backbone.patch_embed.bands),
             'guard': self.guard and dict(vars(self.guard)),
+            'preset': choice.preset,
         }
         self.hparams.update(plain)
         self._hparams_initial.update(plain)  # what loggers write
@@ -208,6 +211,7 @@ class ExPLoRATask(SteadyTask):
         if hasattr(datamodule, 'use_views'):
             datamodule.use_views(self.model.views)  # crops of whole images, not of crops
         if stage == 'fit':
+            rank_zero_info(self.recipe_report)
             if hasattr(datamodule, 'check_bands'):
                 datamodule.check_bands(self.backbone.patch_embed.bands)
             install_clock(self.trainer)

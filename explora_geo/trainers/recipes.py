@@ -25,12 +25,12 @@ ADAPTATIONS: dict[str, ExPLoRAConfig] = {
 
 #: How it trains. LoRA: appendix B and the released scripts; full: SatMAE's fine-tuning.
 OPTIMISERS: dict[str, OptimConfig] = {
-    'linear': OptimConfig(base_lr=1e-3, betas=(0.9, 0.999), warmup=1, min_lr=1e-6),
-    'lora': OptimConfig(base_lr=1e-3, betas=(0.9, 0.999), warmup=1, min_lr=1e-6),
+    'linear': OptimConfig(base_lr=1e-3, betas=(0.9, 0.999), warmup_epochs=1, min_lr=1e-6),
+    'lora': OptimConfig(base_lr=1e-3, betas=(0.9, 0.999), warmup_epochs=1, min_lr=1e-6),
     'full': OptimConfig(
-        base_lr=2e-4, betas=(0.9, 0.999), warmup=1, min_lr=1e-6, weight_decay=0.05, layer_decay=0.75
+        base_lr=2e-4, betas=(0.9, 0.999), warmup_epochs=1, min_lr=1e-6, weight_decay=0.05, layer_decay=0.75
     ),
-    'explora': OptimConfig(base_lr=1e-3, betas=(0.9, 0.999), warmup=1, min_lr=1e-6),
+    'explora': OptimConfig(base_lr=1e-3, betas=(0.9, 0.999), warmup_epochs=1, min_lr=1e-6),
 }
 
 

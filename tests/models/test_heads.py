@@ -42,7 +42,10 @@ def test_a_head_is_copied_after_it_was_used() -> None:
     assert torch.equal(copy.deepcopy(head).mlp[0].weight, head.mlp[0].weight)
 
 
-def test_the_gain_does_not_train() -> None:
+def test_the_gain_trains_if_asked_for() -> None:
+    trained = ProjectionHead(32, HeadConfig(12, 16, 8, train_gain=True))
+    trained(torch.randn(4, 32)).sum().backward()
+    assert trained.last_layer.weight_g.grad.abs().min() > 0
     assert [n for n, p in ProjectionHead(32, SMALL).named_parameters() if not p.requires_grad] == [
         'last_layer.weight_g'
     ]

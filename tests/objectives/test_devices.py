@@ -12,7 +12,7 @@ from explora_geo.adaptation import ExPLoRAConfig, explora
 from explora_geo.models import create_vit
 from explora_geo.models.heads import HeadConfig
 from explora_geo.models.vit import ViT
-from explora_geo.objectives import MAE, DINOv2, Objective
+from explora_geo.objectives import MAE, DINOv2, Objective, PhaseConfig
 from explora_geo.transforms import ViewsConfig
 
 IMAGES, SIZE = 4, 32
@@ -24,7 +24,9 @@ TOKENIZERS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
 
 
 def dinov2(vit: ViT) -> DINOv2:
-    return DINOv2(vit, HeadConfig(24, 16, 8), views=ViewsConfig(SIZE, 16, 3), head_warmup=0)
+    return DINOv2(
+        vit, HeadConfig(24, 16, 8), views=ViewsConfig(SIZE, 16, 3), phases=PhaseConfig(head_warmup_steps=0)
+    )
 
 
 @pytest.mark.parametrize('tokenizer', TOKENIZERS)

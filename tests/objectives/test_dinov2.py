@@ -4,6 +4,7 @@ import copy
 import math
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,13 +14,14 @@ from torch import Tensor, nn
 from explora_geo.adaptation import ExPLoRAConfig, explora
 from explora_geo.models import ViT
 from explora_geo.models.heads import HeadConfig
-from explora_geo.objectives import DINOv2, MaskConfig, TeacherConfig, dinov2
+from explora_geo.objectives import DINOv2, MaskConfig, PhaseConfig, TeacherConfig, dinov2
 from explora_geo.objectives.masking import block_masks
 from explora_geo.objectives.teacher import Teacher
 from explora_geo.transforms import ViewsConfig
 
 Build = Callable[..., ViT]
 HEAD = HeadConfig(prototypes=24, hidden_dim=16, bottleneck_dim=8)
+STEADY = PhaseConfig(head_warmup_steps=0)
 VIEWS = ViewsConfig(global_size=32, local_size=16, num_local=3)
 
 
@@ -30,7 +32,7 @@ def build(build_vit: Build) -> Callable[..., DINOv2]:
     def make(adaptation: str = '[L]-r4', vit: dict[str, Any] | None = None, **kwargs: Any) -> DINOv2:
         backbone = build_vit(mask_token=True, dynamic_img_size=True, **(vit or {}))
         explora(backbone, ExPLoRAConfig.parse(adaptation))
-        return DINOv2(backbone, **{'head': HEAD, 'views': VIEWS, 'head_warmup': 0, **kwargs})
+        return DINOv2(backbone, **{'head': HEAD, 'views': VIEWS, 'phases': STEADY, **kwargs})
 
     return make
 
@@ -121,10 +123,12 @@ def test_crops_that_are_no_multiple_of_the_patch_are_refused(
         build(views=ViewsConfig(**{'global_size': 32, 'local_size': 16, **size}))
 
 
+@pytest.mark.parametrize('train_gain', [False, True])
 def test_first_the_heads_train_alone_and_the_prototypes_rest(
-    build: Callable[..., DINOv2], images: Tensor
+    build: Callable[..., DINOv2], images: Tensor, train_gain: bool
 ) -> None:
-    model = build(head_warmup=0.5, freeze_last_layer=0.25)
+    phases = PhaseConfig(head_warmup_steps=4, freeze_last_layer_steps=2)
+    model = build(head=replace(HEAD, train_gain=train_gain), phases=phases)
     start = snapshot(model.student)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], weight_decay=0.1)
     model.plan(8, 8)
@@ -138,8 +142,39 @@ def test_first_the_heads_train_alone_and_the_prototypes_rest(
         changed.append({n for n, v in snapshot(model.student).items() if not torch.equal(v, start[n])})
     mlp = {f'dino_head.mlp.{i}.{kind}' for i in (0, 2, 4) for kind in ('weight', 'bias')}
     assert changed[0] == changed[1] == mlp
-    assert changed[2] == changed[3] == mlp | {'dino_head.last_layer.weight_v'}
+    gain = {'dino_head.last_layer.weight_g'} if train_gain else set()
+    assert changed[2] == changed[3] == mlp | {'dino_head.last_layer.weight_v'} | gain
     assert changed[-1] == {n for n, p in model.student.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize(
+    ('phase', 'misses'),
+    [('freeze_last_layer', 'the prototypes never train'), ('head_warmup', 'the backbone never trains')],
+)
+def test_a_phase_that_outlasts_the_run_is_told_of(
+    build: Callable[..., DINOv2], phase: str, misses: str
+) -> None:
+    rest = {'freeze_last_layer_steps': 0, 'head_warmup_steps': 0, f'{phase}_steps': 1250}
+    teacher = TeacherConfig(temperature_warmup_steps=0)
+    with pytest.warns(
+        UserWarning, match=f'{phase}_steps 1250 lasts for 1,250 .* the run for 300: {misses}'
+    ) as said:
+        build(phases=PhaseConfig(**rest), teacher=teacher).plan(300, 50)
+    assert len(said) == 1
+
+
+def test_old_lengths_work_and_name_the_new_keys(build: Callable[..., DINOv2]) -> None:
+    with pytest.warns(FutureWarning) as said:
+        model = build(phases=None, freeze_last_layer=3, head_warmup=0.2)
+    assert model.phases == PhaseConfig(freeze_last_layer_epochs=3, head_warmup_fraction=0.2)
+    assert [str(w.message) for w in said] == [
+        'freeze_last_layer: 3 is deprecated, write phases.freeze_last_layer_epochs: 3 '
+        '(or phases.freeze_last_layer_steps)',
+        'head_warmup: 0.2 is deprecated, write phases.head_warmup_fraction: 0.2 '
+        '(or phases.head_warmup_steps)',
+    ]
+    with pytest.warns(FutureWarning, match='write temperature_warmup_epochs: 30'):
+        assert TeacherConfig(temperature_warmup=30) == TeacherConfig(temperature_warmup_epochs=30)
 
 
 def test_the_student_alone_drops_paths(build: Callable[..., DINOv2], images: Tensor) -> None:
@@ -305,7 +340,9 @@ def test_two_steps_equal_those_written_out_with_a_whole_copied_teacher(
     build: Callable[..., DINOv2], images: Tensor, adaptation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = build(
-        adaptation, teacher=TeacherConfig(momentum=0.992, temperature_warmup=0.5), freeze_last_layer=0
+        adaptation,
+        teacher=TeacherConfig(momentum=0.992, temperature_warmup_fraction=0.5),
+        phases=PhaseConfig(freeze_last_layer_steps=0, head_warmup_steps=0),
     )
     with torch.no_grad():  # gradients of a small head at its start are too large to compare
         for parameter in model.dino_head.mlp.parameters():

@@ -43,6 +43,21 @@ def test_the_prediction_depends_on_kept_pixels_only(build_vit: Build, images: Te
     assert out.mask.sum() == 8 * 12 and out.latent.shape == (8, 5, 32)
 
 
+@pytest.mark.parametrize('checkpointing', [False, True])
+def test_gradient_checkpointing_recomputes_the_decoder_too(
+    build_vit: Build, images: Tensor, checkpointing: bool
+) -> None:
+    vit = build_vit()
+    vit.grad_checkpointing = checkpointing
+    mae = MAE(vit, **SMALL)
+    mae.load_pretrained(MAE(build_vit(), **SMALL).extra_state())  # which builds another decoder
+    calls = []
+    for block in mae.decoder.blocks:
+        block.register_forward_pre_hook(lambda *_: calls.append(1))
+    mae({'image': images}, 0)['loss_mae'].backward()
+    assert len(calls) == (4 if checkpointing else 2)
+
+
 def test_labels_are_never_read(build_vit: Build, images: Tensor) -> None:
     class Strict(dict):
         def __getitem__(self, key: str) -> Any:

@@ -4,18 +4,30 @@ import math
 
 import pytest
 
-from explora_geo.objectives.schedules import Horizon
+from explora_geo.objectives.schedules import Horizon, Length
 
 
 @pytest.mark.parametrize(
-    ('length', 'steps'), [(0, 0), (0.25, 25), (1, 10), (3, 30), (30, 50), (0.999, 99)], ids=str
+    ('name', 'value', 'steps'),
+    [
+        ('rest_steps', 0, 0),
+        ('rest_steps', 1250, 1250),
+        ('rest_epochs', 0.5, 5),
+        ('rest_epochs', 30, 300),  # as asked for, though the run is shorter
+        ('rest_fraction', 0.25, 25),
+        ('rest_fraction', 1, 100),
+    ],
 )
-def test_a_phase_is_a_share_of_the_run_or_epochs_of_at_most_half_of_it(length: float, steps: int) -> None:
-    assert Horizon(100, 10).steps(length) == steps
+def test_a_phase_lasts_as_long_as_its_unit_says(name: str, value: float, steps: int) -> None:
+    assert Horizon(100, 10).steps(Length(name, value)) == steps
 
 
-def test_half_of_the_run_is_taken_where_an_epoch_has_no_end() -> None:
-    assert Horizon(100, math.inf).steps(1) == 50
+def test_epochs_without_an_end_are_refused() -> None:
+    with pytest.raises(
+        ValueError, match='rest_epochs is 1, but epochs of these data have no end: give rest_steps'
+    ):
+        Horizon(100, math.inf).steps(Length('rest_epochs', 1))
+    assert Horizon(100, math.inf).steps(Length('rest_epochs', 0)) == 0
 
 
 def test_the_momentum_rises_as_a_cosine_and_stays() -> None:
@@ -27,12 +39,15 @@ def test_the_momentum_rises_as_a_cosine_and_stays() -> None:
 
 
 def test_the_temperature_rises_linearly() -> None:
-    horizon = Horizon(100, 10)
-    assert horizon.rise(0, 0.04, 0.07, 3) == pytest.approx(0.04)
-    assert horizon.rise(15, 0.04, 0.07, 3) == pytest.approx(0.055)
-    assert horizon.rise(30, 0.04, 0.07, 3) == horizon.rise(99, 0.04, 0.07, 3) == 0.07
-    assert horizon.rise(0, 0.04, 0.07, 0) == 0.07
+    horizon, epochs = Horizon(100, 10), Length('rise_epochs', 3)
+    assert horizon.rise(0, 0.04, 0.07, epochs) == pytest.approx(0.04)
+    assert horizon.rise(15, 0.04, 0.07, epochs) == pytest.approx(0.055)
+    assert horizon.rise(30, 0.04, 0.07, epochs) == horizon.rise(99, 0.04, 0.07, epochs) == 0.07
+    assert horizon.rise(0, 0.04, 0.07, Length('rise_steps', 0)) == 0.07
 
 
 def test_a_run_of_one_step_has_schedules() -> None:
-    assert Horizon(1, 1).cosine(0, 0.9, 1) == 1 and Horizon(1, 1).rise(0, 0.04, 0.07, 0.3) == 0.07
+    assert (
+        Horizon(1, 1).cosine(0, 0.9, 1) == 1
+        and Horizon(1, 1).rise(0, 0.04, 0.07, Length('rise_fraction', 0.3)) == 0.07
+    )

@@ -14,7 +14,7 @@ from explora_geo.objectives import MAE
 from explora_geo.trainers import ExPLoRATask, OptimConfig
 from tests.conftest import TILES
 
-OPTIM = OptimConfig(base_lr=0.02, lr_scaling='none', weight_decay=0.1, warmup=0)
+OPTIM = OptimConfig(base_lr=0.02, lr_scaling='none', weight_decay=0.1, warmup_steps=0)
 
 
 @pytest.fixture
@@ -28,6 +28,7 @@ def build_task(base_file: Path) -> Callable[..., ExPLoRATask]:
             'adaptation': '[L]-r4',
             'objective': partial(MAE, decoder_num_heads=2),
             'optim': OPTIM,
+            'preset': None,
         }
         return ExPLoRATask(**{**defaults, **kwargs})
 

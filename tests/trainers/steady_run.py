@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from explora_geo.datamodules import FolderDataModule
 from explora_geo.models import builders
 from explora_geo.models.heads import HeadConfig
-from explora_geo.objectives import MAE, DINOv2
+from explora_geo.objectives import MAE, DINOv2, PhaseConfig
 from explora_geo.trainers import ExPLoRATask, OptimConfig
 from explora_geo.transforms import ViewsConfig
 
@@ -26,8 +26,7 @@ OBJECTIVES: dict[str, Any] = {
         DINOv2,
         head=HeadConfig(12, 8, 4),
         views=ViewsConfig(global_size=16, local_size=8, num_local=1),
-        freeze_last_layer=0.2,
-        head_warmup=0.1,
+        phases=PhaseConfig(freeze_last_layer_fraction=0.2, head_warmup_fraction=0.1),
     ),
 }
 
@@ -45,7 +44,8 @@ def build(kind: str, size: tuple[int, int, int] = (16, 2, 2), **kwargs: Any) -> 
         'model': 'vit_tiny_patch8_16',
         'adaptation': 'full',
         'objective': OBJECTIVES.get(kind),
-        'optim': OptimConfig(base_lr=1e-3, lr_scaling='none', weight_decay=0.1, warmup=0.1),
+        'optim': OptimConfig(base_lr=1e-3, lr_scaling='none', weight_decay=0.1, warmup_fraction=0.1),
+        'preset': None,
         'drop_path_rate': 0.2,
         'monitor_features': 'none',
     }

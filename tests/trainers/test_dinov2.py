@@ -17,7 +17,7 @@ from explora_geo.adaptation import trainable_names
 from explora_geo.checkpoints import load_backbone, read_adapter, read_state
 from explora_geo.datamodules import FolderDataModule
 from explora_geo.models.heads import HeadConfig
-from explora_geo.objectives import MAE, DINOv2
+from explora_geo.objectives import MAE, DINOv2, PhaseConfig
 from explora_geo.trainers import PRESETS, ExPLoRATask
 from explora_geo.transforms import ViewsConfig
 
@@ -25,7 +25,7 @@ Task = Callable[..., ExPLoRATask]
 Data = Callable[..., FolderDataModule]
 Run = Callable[..., Trainer]
 
-SMALL: dict[str, Any] = {'head_warmup': 0, 'freeze_last_layer': 0}
+SMALL: dict[str, Any] = {'phases': PhaseConfig(freeze_last_layer_steps=0, head_warmup_steps=0)}
 HEAD = HeadConfig(prototypes=24, hidden_dim=16, bottleneck_dim=8)
 
 
@@ -102,7 +102,10 @@ def test_four_epochs_equal_two_and_two_more(
     build_task: Task, build_trainer: Run, loader: DataLoader[Any], tmp_path: Path, adaptation: str
 ) -> None:
     every = ModelCheckpoint(tmp_path / 'all', '{epoch}', save_top_k=-1)
-    arguments = {'head': HEAD, 'freeze_last_layer': 0.5, 'head_warmup': 0.3}
+    arguments = {
+        'head': HEAD,
+        'phases': PhaseConfig(freeze_last_layer_fraction=0.5, head_warmup_fraction=0.3),
+    }
     options = {'objective': partial(SteadyDINOv2, **arguments), 'adaptation': adaptation}
     straight = build_task(**options)
     long = build_trainer(max_epochs=4, callbacks=[every], enable_checkpointing=True)
@@ -168,11 +171,11 @@ def test_full_training_leaves_the_teacher_and_its_heads_which_a_later_run_takes(
 
 
 def test_the_notation_names_the_objective(build_task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
-    small = {'head': HEAD, 'freeze_last_layer': 1}
+    small = {'head': HEAD, 'phases': PhaseConfig(freeze_last_layer_steps=7)}
     recipe = replace(PRESETS['paper-released']['D'], objective=small)
     monkeypatch.setitem(PRESETS['paper-released'], 'D', recipe)
     task = build_task(objective=None, adaptation='D-ExPLoRA-[L]-r4', preset='paper-released', optim=None)
-    assert isinstance(task.model, DINOv2) and task.model.freeze_last_layer == 1
+    assert isinstance(task.model, DINOv2) and task.model.phases.freeze_last_layer.value == 7
     assert task.optim == recipe.optim and task.config.rank == 4
     rates = {block.drop_path1.drop_prob for block in task.backbone.blocks}
     assert rates == {0.3}

@@ -15,7 +15,7 @@ from torch import Tensor
 from explora_geo.checkpoints import read_adapter
 from explora_geo.datamodules import FolderDataModule
 from explora_geo.models.heads import HeadConfig
-from explora_geo.objectives import DINOv2, MaskConfig, TeacherConfig
+from explora_geo.objectives import DINOv2, MaskConfig, PhaseConfig, TeacherConfig
 from explora_geo.trainers import ExPLoRATask, GuardConfig, OptimConfig
 from explora_geo.trainers.guard import CollapseGuard
 from explora_geo.transforms import ViewsConfig
@@ -26,8 +26,7 @@ Run = Callable[..., Trainer]
 SMALL: dict[str, Any] = {
     'head': HeadConfig(24, 16, 8),
     'views': ViewsConfig(global_size=32, local_size=16, num_local=1),
-    'head_warmup': 0,
-    'freeze_last_layer': 0,
+    'phases': PhaseConfig(freeze_last_layer_steps=0, head_warmup_steps=0),
 }
 
 
@@ -74,7 +73,7 @@ def test_self_distillation_made_to_collapse_is_stopped(
         weights=None,
         adaptation='full',
         objective=partial(DINOv2, **broken),
-        optim=OptimConfig(base_lr=0.02, lr_scaling='none', warmup=0),
+        optim=OptimConfig(base_lr=0.02, lr_scaling='none', warmup_steps=0),
         guard=GuardConfig(every=5),
         monitor_features='none',
     )

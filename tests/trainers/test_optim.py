@@ -89,7 +89,7 @@ def test_the_decoder_of_an_autoencoder_keeps_the_full_rate(build_vit: Build) -> 
 
 
 def test_the_schedule_scales_every_group_alike(build_vit: Build) -> None:
-    config = OptimConfig(1.0, 'none', warmup=0.1, layer_decay=0.5)
+    config = OptimConfig(1.0, 'none', warmup_fraction=0.1, layer_decay=0.5)
     optimizer = build_optimizer(build_vit(), config, 8)
     schedule = build_schedule(optimizer, config, 100, 1, 8)
     start = [g['initial_lr'] for g in optimizer.param_groups]
@@ -120,9 +120,65 @@ def test_the_learning_rate_scales_with_the_batch(scaling: str, batch: int, expec
     assert config.scaled_lr(batch) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize(('warmup', 'steps'), [(0, 0), (0.1, 10), (1, 20), (2, 40), (10, 50)], ids=str)
-def test_warm_up_is_a_share_of_the_steps_or_epochs_of_at_most_half_of_them(warmup: float, steps: int) -> None:
-    assert OptimConfig(warmup=warmup).warmup_steps(total=100, epochs=5) == steps
+@pytest.mark.parametrize(
+    ('warmup', 'steps'),
+    [
+        ({'warmup_steps': 0}, 0),
+        ({'warmup_steps': 7}, 7),
+        ({'warmup_fraction': 0.1}, 10),
+        ({}, 20),
+        ({'warmup_epochs': 0.5}, 10),
+        ({'warmup_epochs': 2}, 40),
+        ({'warmup_epochs': 4}, 80),  # more than half of the run, as asked for
+    ],
+    ids=str,
+)
+def test_warm_up_lasts_as_long_as_its_unit_says(warmup: dict[str, float], steps: int) -> None:
+    config = OptimConfig(base_lr=1.0, lr_scaling='none', **warmup)
+    found = rates(config, total=100, epochs=5, batch=8)
+    assert found[:steps] == pytest.approx([(i + 1) / steps for i in range(steps)])
+    assert found[steps] == 1 and found[steps + 1] < 1
+
+
+def test_a_warm_up_that_outlasts_the_run_is_told_of(recwarn: pytest.WarningsRecorder) -> None:
+    found = rates(OptimConfig(base_lr=1.0, lr_scaling='none', warmup_steps=12_500), 100, 5, 8)
+    assert found[-1] == pytest.approx(100 / 12_500)
+    said = [str(w.message) for w in recwarn]
+    assert said == [
+        'warmup_steps 12500 lasts for 12,500 steps and the run for 100: the learning rate rises '
+        'to its end; give warmup_fraction for a share of the run'
+    ]
+
+
+@pytest.mark.parametrize(
+    ('old', 'new'), [(0.1, 'warmup_fraction'), (0, 'warmup_fraction'), (1, 'warmup_epochs')], ids=str
+)
+def test_the_old_warm_up_works_and_names_the_new_key(old: float, new: str) -> None:
+    with pytest.warns(FutureWarning, match=f'warmup: {old} is deprecated, write {new}: {old}'):
+        assert OptimConfig(warmup=old) == OptimConfig(**{new: old})
+
+
+def test_weight_decay_rises_as_a_cosine_where_matrices_decay() -> None:
+    model = nn.Sequential(nn.Linear(2, 2))
+    config = OptimConfig(1.0, 'none', weight_decay=0.04, final_weight_decay=0.4, warmup_steps=0)
+    optimizer = build_optimizer(model, config, 8)
+    schedule = build_schedule(optimizer, config, 101, 1, 8)
+    found: list[dict[str, float]] = []
+    for step in range(101):
+        if step == 60:  # resumed
+            state, optimizer = schedule.state_dict(), build_optimizer(model, config, 8)
+            schedule = build_schedule(optimizer, config, 101, 1, 8)
+            schedule.load_state_dict(state)
+            optimizer.step()
+            schedule.step()
+        else:
+            optimizer.step()
+            schedule.step()
+        found.append({g['name']: g['weight_decay'] for g in optimizer.param_groups})
+    assert {row['no_decay'] for row in found} == {0.0}
+    decays = [0.04, *(row['decay'] for row in found)]
+    expected = [0.4 + (0.04 - 0.4) * (1 + math.cos(math.pi * i / 100)) / 2 for i in range(101)]
+    assert decays[:101] == pytest.approx(expected)
 
 
 def rates(config: OptimConfig, total: int, epochs: int, batch: int) -> list[float]:
@@ -137,7 +193,7 @@ def rates(config: OptimConfig, total: int, epochs: int, batch: int) -> list[floa
 
 
 def test_the_schedule_rises_linearly_and_falls_as_a_cosine() -> None:
-    config = OptimConfig(base_lr=0.1, lr_scaling='none', warmup=1, min_lr=0.01)
+    config = OptimConfig(base_lr=0.1, lr_scaling='none', warmup_epochs=1, min_lr=0.01)
     found = rates(config, total=100, epochs=10, batch=8)
     assert max(found) == pytest.approx(0.1)
     assert found[:10] == pytest.approx([0.01 * (i + 1) for i in range(10)])
@@ -151,13 +207,13 @@ def test_the_schedule_rises_linearly_and_falls_as_a_cosine() -> None:
 
 def test_the_smallest_rate_is_not_scaled_by_the_batch() -> None:
     for batch in (64, 4096):
-        config = OptimConfig(base_lr=1e-3, min_lr=1e-6, warmup=0)
+        config = OptimConfig(base_lr=1e-3, min_lr=1e-6, warmup_steps=0)
         assert rates(config, 50, 5, batch)[-1] == pytest.approx(1e-6, rel=0.05)
 
 
 @pytest.mark.parametrize('total', [1, 2, 3])
 def test_very_short_runs_have_a_schedule(total: int) -> None:
-    found = rates(OptimConfig(base_lr=0.1, lr_scaling='none', warmup=1), total, 1, 8)
+    found = rates(OptimConfig(base_lr=0.1, lr_scaling='none', warmup_epochs=1), total, 1, 8)
     assert all(0 <= lr <= 0.1 for lr in found) and found[0] > 0
 
 
@@ -170,6 +226,13 @@ def test_very_short_runs_have_a_schedule(total: int) -> None:
         ({'patch_embed_lr_multiplier': -1}, 'patch_embed_lr_multiplier must be positive'),
         ({'weight_decay': -0.1}, 'weight_decay must not be negative'),
         ({'warmup': -1}, 'warmup must not be negative'),
+        ({'warmup_steps': -1}, 'warmup_steps must not be negative, got -1'),
+        (
+            {'warmup_fraction': 2},
+            'warmup_fraction is a share of the run, at most 1, got 2: give warmup_steps',
+        ),
+        ({'warmup_steps': 9, 'warmup_epochs': 1}, 'warmup_steps and warmup_epochs state one length twice'),
+        ({'final_weight_decay': -1}, 'final_weight_decay must not be negative'),
         ({'lr_scaling': 'cubic'}, "lr_scaling must be linear, sqrt or none, got 'cubic'"),
     ],
 )

@@ -16,6 +16,7 @@ from torchgeo.datasets import EuroSAT
 
 from explora_geo.adaptation import ExPLoRAConfig, trainable_names
 from explora_geo.datamodules import FolderDataModule
+from explora_geo.objectives import MAE
 from explora_geo.trainers import PRESETS, ExPLoRATask, OptimConfig
 
 Task = Callable[..., ExPLoRATask]
@@ -177,7 +178,7 @@ def test_trainer_settings_work_together_with_the_task(
 def test_accumulation_counts_into_the_effective_batch_and_the_learning_rate(
     build_task: Task, build_data: Data, build_trainer: Run
 ) -> None:
-    task = build_task(optim=OptimConfig(base_lr=0.256, lr_scaling='linear', warmup=0))
+    task = build_task(optim=OptimConfig(base_lr=0.256, lr_scaling='linear', warmup_steps=0))
     trainer = build_trainer(accumulate_grad_batches=3, max_epochs=5)
     trainer.fit(task, datamodule=build_data())
     assert task.effective_batch == 24 and trainer.global_step == 5
@@ -235,7 +236,7 @@ def test_the_optimiser_of_the_task_holds_exactly_what_trains(
 def test_full_pre_training_starts_from_random_weights(
     build_task: Task, build_data: Data, build_trainer: Run
 ) -> None:
-    task = build_task(weights=None, adaptation='full', objective=None, learned_position=False)
+    task = build_task(weights=None, adaptation='full', objective=MAE, learned_position=False)
     assert 'random weights' in task.load_report and task.trainable_share > 0.9
     build_trainer(fast_dev_run=True).fit(task, datamodule=build_data())
 

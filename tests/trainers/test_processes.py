@@ -23,7 +23,7 @@ from torch.utils.data import RandomSampler
 from explora_geo.datamodules.loader import EpochSampler, ResumableLoader
 from explora_geo.models.heads import HeadConfig
 from explora_geo.models.vit import ViT
-from explora_geo.objectives import MAE, DINOv2, TeacherConfig, dinov2
+from explora_geo.objectives import MAE, DINOv2, PhaseConfig, TeacherConfig, dinov2
 from explora_geo.trainers import ExPLoRATask, pretrain
 from explora_geo.transforms import ViewsConfig
 from tests.trainers import steady_run
@@ -110,8 +110,7 @@ def objective(kind: str, parts: int) -> Any:
         ibot_head=head if 'heads' in kind else None,
         teacher=TeacherConfig(momentum=0.9, centering='sinkhorn' if 'sinkhorn' in kind else 'centering'),
         views=ViewsConfig(global_size=16, local_size=8, num_local=1),
-        freeze_last_layer=0,
-        head_warmup=0,
+        phases=PhaseConfig(freeze_last_layer_steps=0, head_warmup_steps=0),
     )
 
 

@@ -23,7 +23,8 @@ def test_lora_trains_what_the_paper_counts() -> None:
 
 def test_the_published_numbers_are_the_defaults() -> None:
     lora, full = OPTIMISERS['lora'], OPTIMISERS['full']
-    assert (lora.scaled_lr(256), lora.warmup, lora.min_lr, lora.layer_decay) == (1e-3, 1, 1e-6, 1.0)
+    assert (lora.scaled_lr(256), lora.min_lr, lora.layer_decay) == (1e-3, 1e-6, 1.0)
+    assert lora.warmup_length == full.warmup_length == ('warmup_epochs', 1)
     assert (full.scaled_lr(256), full.layer_decay) == (2e-4, 0.75)
     assert Regularisation() == Regularisation(drop_path=0.2, mixup=0, cutmix=0, erasing=0)
 

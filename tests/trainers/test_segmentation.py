@@ -89,7 +89,7 @@ def test_vegetation_is_learnt_from_real_windows(
         num_classes=2,
         head='upernet',
         head_channels=16,
-        optim=OptimConfig(base_lr=3e-3, lr_scaling='none', warmup=0.1),
+        optim=OptimConfig(base_lr=3e-3, lr_scaling='none', warmup_fraction=0.1),
         regularisation=Regularisation(drop_path=0),
     )
     trainer = build_trainer(max_epochs=12)

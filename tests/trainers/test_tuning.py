@@ -20,7 +20,7 @@ from explora_geo.trainers import ClassificationTask, OptimConfig, Regularisation
 
 MODEL = 'vit_tiny_patch8_32'
 Build = Callable[..., Any]
-OPTIM = OptimConfig(base_lr=0.01, lr_scaling='none', warmup=0)
+OPTIM = OptimConfig(base_lr=0.01, lr_scaling='none', warmup_steps=0)
 
 
 @pytest.fixture
