@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Iterator
-from itertools import islice
+from itertools import cycle, islice
 from math import ceil
 from typing import Any, cast
 
@@ -54,7 +54,8 @@ class EpochSampler(DistributedSampler[Any]):
             np.random.set_state(states[1])
             torch.set_rng_state(states[2])
         total = ceil(len(every) / self.num_replicas) * self.num_replicas
-        every += every[: total - len(every)]  # as many for every process
+        # As many for every process, however few there are: one without a batch leaves the others waiting.
+        every = list(islice(cycle(every), total))
         self._drawn = every[self.rank :: self.num_replicas]
 
     def __iter__(self) -> Iterator[Any]:

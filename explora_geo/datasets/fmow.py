@@ -19,7 +19,7 @@ from .bands import RGB, select_bands
 from .catalog import build_catalog
 from .files import PathLike
 from .fmow_lists import CLASSES, read_list, rgb_rows, sentinel_rows
-from .images import BadTileError, read_image, resize
+from .images import BadTileError, read_image, resize, skip
 from .plotting import plot_sample
 
 #: Bands of fMoW-Sentinel's files in their order: B8A stands after B08, unlike in EuroSAT's files.
@@ -122,7 +122,7 @@ class FMoWRGB(NonGeoDataset):
         try:
             image = self._image(row['path'])
         except BadTileError as error:
-            return self._skip(row['path'], error)
+            return skip(f'{row["path"]}: {error}', self.strict)
         return self._finish({'image': image, 'label': torch.tensor(int(row['label']))})
 
     @cached_property
@@ -169,14 +169,6 @@ class FMoWRGB(NonGeoDataset):
             margin = (pixels.shape[1] - self.size) // 2
             pixels = pixels[:, margin : margin + self.size, margin : margin + self.size]
         return torch.from_numpy(pixels.astype(np.float32))
-
-    def _skip(self, path: Path, error: BadTileError) -> dict[str, Any]:
-        message = f'{path}: {error}'
-        if self.strict:
-            raise ValueError(
-                f'{message}; repair or remove the file, or set strict=False to skip it.'
-            ) from error
-        return {'skipped': message}
 
     def _finish(self, sample: dict[str, Any]) -> dict[str, Any]:
         return sample if self.transforms is None else self.transforms(sample)
@@ -288,7 +280,7 @@ class FMoWTemporal(FMoWRGB):
             try:
                 frames[row] = self._image(path)
             except BadTileError as error:
-                return self._skip(path, error)
+                return skip(f'{path}: {error}', self.strict)
         sample = {
             'image': torch.stack([frames[row] for row in rows]),
             'timestamps': self.times[rows],

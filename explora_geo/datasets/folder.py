@@ -16,7 +16,7 @@ from torchgeo.datasets import NonGeoDataset
 from .bands import name_bands, select_bands, spell
 from .catalog import build_catalog
 from .files import PathLike, evenly_spaced, find_images, locate_images, subfolders
-from .images import BadTileError, Header, depth, read_header, read_image, resize
+from .images import BadTileError, Header, depth, read_header, read_image, resize, skip
 from .plotting import plot_sample
 
 #: Files looked at to tell a folder of grey images from a colour one that has some grey images.
@@ -133,12 +133,7 @@ class FolderDataset(NonGeoDataset):
         try:
             pixels = self._load(index)
         except BadTileError as error:
-            message = f'{self.files[index]}: {error}'
-            if self.strict:
-                raise ValueError(
-                    f'{message}; repair or remove the file, or set strict=False to skip it.'
-                ) from error
-            return {'skipped': message}
+            return skip(f'{self.files[index]}: {error}', self.strict)
         sample: dict[str, Any] = {'image': torch.from_numpy(pixels.astype(np.float32))}
         if self.labels is not None:
             sample['label'] = torch.tensor(self.labels[index])

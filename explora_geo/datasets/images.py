@@ -1,6 +1,10 @@
 """Reading one image file, of any type and band count, without hiding damage."""
 
+import errno
+import os
+import struct
 import warnings
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,20 +16,57 @@ import rasterio
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageFile
+from rasterio._err import CPLE_BaseError, CPLE_OutOfMemoryError
 from rasterio.enums import ColorInterp
-from rasterio.errors import NotGeoreferencedWarning
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from torch.nn import functional as F
 
 from .bands import RGB, canonical
-from .files import PLAIN_SUFFIXES
+from .files import PLAIN_SUFFIXES, PathLike
 
 #: Beginnings of TIFF files, in either byte order, classic and big.
 TIFF_SIGNATURES = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
 PNG_SIGNATURE = b'\x89PNG'
+#: What readers raise on damaged bytes: Pillow almost any kind of plain error, GDAL and zlib their own.
+DAMAGE = (
+    ArithmeticError,
+    EOFError,
+    LookupError,
+    OSError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    Image.DecompressionBombError,
+    CPLE_BaseError,
+    RasterioError,
+    struct.error,
+    zlib.error,
+)
+#: Errors of a machine that tell nothing about a file.
+MACHINE_FAILURES = frozenset({errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE})
 
 
 class BadTileError(ValueError):
     """An image file that must not be used; the message says why."""
+
+
+def skip(message: str, strict: bool, remedy: str = 'repair or remove the file') -> dict[str, str]:
+    """What a data set returns in place of a sample that must not be used.
+
+    Args:
+        message: Which file, and why: ``<path>: <reason>``.
+        strict: Whether to raise instead.
+        remedy: What to do about it.
+
+    Returns:
+        ``{'skipped': message}``, which :func:`collate_skipping` gathers.
+
+    Raises:
+        ValueError: If *strict*.
+    """
+    if strict:
+        raise ValueError(f'{message}; {remedy}, or set strict=False to skip it.')
+    return {'skipped': message}
 
 
 @dataclass(frozen=True)
@@ -212,26 +253,65 @@ def _is_plain(path: Path) -> bool:
     """Whether Pillow reads a file; it cuts 16-bit colour down to 8 bits, and knows few kinds of TIFF."""
     if path.suffix.lower() not in PLAIN_SUFFIXES:
         return False
-    try:
-        with path.open('rb') as file:
-            start = file.read(25)
-    except OSError as error:
-        raise BadTileError(f'it cannot be read ({error})') from error
+    with readable(path), path.open('rb') as file:
+        start = file.read(25)
     # By content: names are wrong at times. Byte 24 of a PNG is its bit depth.
     deep = start.startswith(PNG_SIGNATURE) and start[24:] == b'\x10'
     return not deep and not start.startswith(TIFF_SIGNATURES)
 
 
 @contextmanager
-def readable() -> Iterator[None]:
-    """Turn whatever a reader raises on foreign bytes, which may be of any kind, into the tile's own error."""
+def readable(path: PathLike, *damage: type[Exception]) -> Iterator[None]:
+    """Turn what a reader raises on damaged bytes into the tile's own error.
+
+    Args:
+        path: File that is read.
+        *damage: Further errors that damage raises in a reader.
+
+    Raises:
+        BadTileError: If the file is damaged, missing, or may not be read.
+        OSError: If the machine fails: no memory, too many open files, a disk or a network drive.
+    """
     try:
         yield
     except BadTileError:
         raise
-    except Exception as error:
+    except (*DAMAGE, *damage) as error:
+        raise_machine_failure(error, path)
         reason = str(error).split('\n')[0] or type(error).__name__
         raise BadTileError(f'it cannot be read ({reason})') from error
+
+
+def raise_machine_failure(error: Exception, path: PathLike | None = None) -> None:
+    """Raise an error for which the machine is to blame, not the file.
+
+    Args:
+        error: What a reader raised.
+        path: File that it read, if it is a local one: GDAL keeps no error number, reading it again tells.
+
+    Raises:
+        OSError: If so.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        number = getattr(cause, 'errno', None)
+        if isinstance(number, int) and number in MACHINE_FAILURES:
+            raise error
+        if isinstance(cause, CPLE_OutOfMemoryError):
+            raise OSError(errno.ENOMEM, f'{os.strerror(errno.ENOMEM)} ({cause})', path) from error
+        for number in MACHINE_FAILURES:
+            if os.strerror(number) in str(cause):
+                raise OSError(number, os.strerror(number), path) from error
+        cause = cause.__cause__
+    if path is None:
+        return
+    try:
+        with open(path, 'rb') as file:
+            while file.read(2**20):
+                pass
+    except OSError as again:
+        if again.errno in MACHINE_FAILURES:
+            raise
 
 
 @contextmanager
@@ -240,7 +320,7 @@ def _pillow(path: Path) -> Iterator[Image.Image]:
     tolerant = ImageFile.LOAD_TRUNCATED_IMAGES
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     try:
-        with readable(), Image.open(path) as image:
+        with readable(path), Image.open(path) as image:
             yield image
     finally:
         ImageFile.LOAD_TRUNCATED_IMAGES = tolerant
@@ -248,7 +328,7 @@ def _pillow(path: Path) -> Iterator[Image.Image]:
 
 @contextmanager
 def _raster(path: Path) -> Iterator[rasterio.DatasetReader]:
-    with readable(), warnings.catch_warnings():
+    with readable(path), warnings.catch_warnings():
         # Tiles need no position on Earth.
         warnings.simplefilter('ignore', NotGeoreferencedWarning)
         with rasterio.open(path) as source:

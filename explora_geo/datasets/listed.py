@@ -12,7 +12,7 @@ from torchgeo.datasets import NonGeoDataset
 
 from .bands import RGB, select_bands
 from .files import PathLike
-from .images import BadTileError, read_image, resize
+from .images import BadTileError, read_image, resize, skip
 from .plotting import plot_sample
 
 
@@ -94,10 +94,7 @@ class ListedDataset(NonGeoDataset):
         try:
             pixels = self._read(self.files[index])
         except BadTileError as error:
-            message = f'{self.files[index]}: {error}'
-            if self.strict:
-                raise ValueError(f'{message}; repair the file, or set strict=False to skip it.') from error
-            return {'skipped': message}
+            return skip(f'{self.files[index]}: {error}', self.strict, 'repair the file')
         if self.size is not None:
             pixels = resize(pixels, self.size)
         sample: dict[str, Any] = {'image': torch.from_numpy(pixels.astype(np.float32))}

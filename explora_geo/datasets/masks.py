@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from .files import IMAGE_SUFFIXES, PathLike
 from .folder import FolderDataset
-from .images import BadTileError, _raster, without_data
+from .images import BadTileError, _raster, skip, without_data
 from .plot_masks import Colour, plot_masks
 
 
@@ -103,10 +103,7 @@ class MaskFolderDataset(FolderDataset):
         try:
             mask = self._mask(index, sample['image'])
         except BadTileError as error:
-            message = f'{self.files[index]}: {error}'
-            if self.strict:
-                raise ValueError(f'{message}; correct the mask, or set strict=False to skip it.') from error
-            return {'skipped': message}
+            return skip(f'{self.files[index]}: {error}', self.strict, 'correct the mask')
         sample['mask'] = mask
         return sample if self._mask_transforms is None else self._mask_transforms(sample)
 

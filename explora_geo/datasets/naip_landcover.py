@@ -78,7 +78,7 @@ class NAIPLandCoverDataset(ListedDataset):
         )
 
     def _read(self, path: Path) -> NDArray[Any]:
-        with readable():
+        with readable(path):
             tile = np.load(path, mmap_mode='r')
         if tile.ndim != 3 or tile.shape[2] != len(self.file_bands):
             raise BadTileError(f'its shape is {tile.shape} instead of (H, W, {len(self.file_bands)})')
@@ -89,7 +89,7 @@ class NAIPLandCoverDataset(ListedDataset):
 
 def _read_list(path: Path) -> NDArray[Any]:
     try:
-        with readable():
+        with readable(path):
             found: NDArray[Any] = np.load(path)
     except BadTileError as error:
         raise ValueError(f'{path}: {error}; get it again.') from error

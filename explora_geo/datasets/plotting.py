@@ -94,6 +94,13 @@ def plot_rows(
     return figure
 
 
+def true_color_bands(bands: Sequence[str]) -> list[int]:
+    """Positions of the red, green and blue band, in this order; of the first band where one is missing."""
+    names = [canonical(band) for band in bands]
+    triples = [[names.index(b) for b in triple] for triple in TRUE_COLOUR if set(triple) <= set(names)]
+    return triples[0] if triples else [0]
+
+
 def _class_name(label: int, classes: Sequence[str]) -> str:
     return classes[label] if 0 <= label < len(classes) else str(label)
 
@@ -109,9 +116,6 @@ def _to_rgb(image: Tensor, bands: Sequence[str]) -> NDArray[np.float32]:
 
 def _pixels(image: Tensor, bands: Sequence[str], chosen: Sequence[int] | None = None) -> NDArray[np.float32]:
     """The bands of an image (C, H, W) that are shown; true colour, or else the first, if None."""
-    if chosen is None:
-        names = [canonical(band) for band in bands]
-        triples = [[names.index(b) for b in triple] for triple in TRUE_COLOUR if set(triple) <= set(names)]
-        chosen = triples[0] if triples else [0]
-    pixels: NDArray[np.float32] = image[list(chosen)].detach().cpu().to(torch.float32).numpy()
+    shown = true_color_bands(bands) if chosen is None else list(chosen)
+    pixels: NDArray[np.float32] = image[shown].detach().cpu().to(torch.float32).numpy()
     return pixels

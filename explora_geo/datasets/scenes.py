@@ -20,7 +20,7 @@ from torchgeo.datasets.utils import GeoSlice
 from .bands import name_bands, same_bands, select_bands
 from .catalog import CRS as CATALOG_CRS
 from .files import RASTER_SUFFIXES, PathLike, find_images
-from .images import BadTileError, depth, fill_nodata
+from .images import BadTileError, depth, fill_nodata, raise_machine_failure, skip
 from .plotting import plot_sample
 
 #: A date such as 20170827 or 2017-08-27 that is not part of a longer number.
@@ -137,6 +137,7 @@ class SceneDataset(RasterDataset):
                 warnings.simplefilter('ignore', NodataShadowWarning)
                 image = super().__getitem__(query)['image']
         except RasterioError as error:
+            raise_machine_failure(error)
             return self._skip(x, y, f'it cannot be read ({error})')
         try:
             for nodata in self._nodata_of(query):
@@ -187,9 +188,7 @@ class SceneDataset(RasterDataset):
 
     def _skip(self, x: slice, y: slice, reason: str) -> dict[str, Any]:
         message = f'window x {x.start}:{x.stop}, y {y.start}:{y.stop}: {reason}'
-        if self.strict:
-            raise ValueError(f'{message}; repair the scene, or set strict=False to skip windows.')
-        return {'skipped': message}
+        return skip(message, self.strict, 'repair the scene')
 
 
 def _find_scenes(paths: PathLike | Iterable[PathLike]) -> list[Path]:

@@ -8,12 +8,13 @@ from typing import Any, Literal
 
 import torch
 from matplotlib.figure import Figure
+from pyogrio.errors import DataSourceError
 from torchgeo.datasets import DatasetNotFoundError, NonGeoDataset, SpaceNet1
 
 from .bands import RGB, select_bands
 from .files import PathLike, evenly_spaced
 from .folder import PROBES
-from .images import BadTileError, depth, read_header, readable, resize
+from .images import BadTileError, depth, read_header, readable, resize, skip
 from .masks import resize_mask
 from .plot_masks import plot_masks
 
@@ -96,10 +97,7 @@ class SpaceNet1Dataset(NonGeoDataset):
         try:
             found = self._read(index)
         except BadTileError as error:
-            message = f'{self.files[index]}: {error}'
-            if self.strict:
-                raise ValueError(f'{message}; repair the file, or set strict=False to skip it.') from error
-            return {'skipped': message}
+            return skip(f'{self.files[index]}: {error}', self.strict, 'repair the file')
         pixels = found['image'].numpy()
         black = (pixels == 0).all(0)
         if self.size is not None:
@@ -127,7 +125,7 @@ class SpaceNet1Dataset(NonGeoDataset):
             raise BadTileError(f'it has {header.count} bands instead of the {len(names)} bands {names}')
         if depth(header.dtype) != self._depth:
             raise BadTileError(f'its pixels are {header.dtype}, those of the others {self._depth}')
-        with readable():
+        with readable(self.files[index], DataSourceError):
             found: dict[str, Any] = self.source[index]
         return found
 

@@ -218,10 +218,10 @@ def _find(archive: PathLike) -> tuple[Path | None, list[str]]:
 def _read_facts(path: str) -> FileFacts:
     if not is_remote(path) and Path(path).suffix.lower() in PLAIN_SUFFIXES:
         header = read_header(Path(path))
-        with readable(), Image.open(path) as image:
+        with readable(path), Image.open(path) as image:
             width, height = image.size
         return FileFacts(path, header.descriptions, False, header.dtype, height, width, plain=True)
-    with readable(), warnings.catch_warnings():
+    with readable(path), warnings.catch_warnings():
         warnings.simplefilter('ignore', NotGeoreferencedWarning)
         with rasterio.open(path) as source:
             shape = source.shape
@@ -275,7 +275,7 @@ def _read_pixels(
     facts: FileFacts, names: Sequence[str], positions: Sequence[int], places: Sequence[tuple[float, float]]
 ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     """Pixels of windows, shape (C, N), and where there is no data."""
-    with readable(), warnings.catch_warnings():
+    with readable(facts.path), warnings.catch_warnings():
         warnings.simplefilter('ignore', NotGeoreferencedWarning)
         warnings.simplefilter('ignore', NodataShadowWarning)
         if not facts.plain:

@@ -1,6 +1,7 @@
 """What a pre-training run leaves behind: a report, the adapter or model file, pictures."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from explora_geo.adaptation import trainable_summary
 from explora_geo.checkpoints.adapter import save_adapter
 from explora_geo.checkpoints.files import atomic_path, write_state
 from explora_geo.checkpoints.io import model_metadata
+from explora_geo.datasets.plotting import true_color_bands
 from explora_geo.trainers.folder import run_folder
 from explora_geo.trainers.run_report import RunReport
 
@@ -60,8 +62,9 @@ class PretrainReport(RunReport):
             return
         task: ExPLoRATask = pl_module  # type: ignore[assignment]
         experiment: Any = getattr(trainer.logger, 'experiment', None)
+        shown = true_color_bands(task.backbone.patch_embed.bands)
         for title, images in task.model.pictures(self._image, self._timestamps).items():
-            grid = _grid(self._image, images)
+            grid = _grid(self._image, images, shown)
             if hasattr(experiment, 'add_image'):
                 experiment.add_image(title, grid, trainer.global_step)
             else:
@@ -106,11 +109,17 @@ class PretrainReport(RunReport):
         return folder
 
 
-def _grid(image: Tensor, other: Tensor) -> Tensor:
-    """Two rows of pictures with values stretched to [0, 1], shape (3, 2·H, B·W); frames side by side."""
+def _grid(image: Tensor, other: Tensor, shown: Sequence[int]) -> Tensor:
+    """Two rows of pictures with values stretched to [0, 1], shape (3, 2·H, B·W); frames side by side.
+
+    Args:
+        image: Images, shape (B, C, H, W) or (B, T, C, H, W).
+        other: What the objective makes of them, of the same shape.
+        shown: Bands to show as red, green and blue, or the one to show in gray.
+    """
     if image.ndim == 5:
         image, other = image.flatten(0, 1), other.flatten(0, 1)
-    bands = slice(0, 3) if image.shape[1] >= 3 else [0, 0, 0]
+    image, other = (x[:, list(shown)].expand(-1, 3, -1, -1) for x in (image, other))
     low, high = image.amin(), image.amax()
-    rows = [torch.cat(list(x[:, bands]), dim=-1) for x in (image, other)]
+    rows = [torch.cat(list(x), dim=-1) for x in (image, other)]
     return ((torch.cat(rows, dim=-2) - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)

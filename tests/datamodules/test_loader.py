@@ -36,7 +36,7 @@ class Numbers:
 
 
 def loader(
-    count: int = 18, workers: int = 0, world: int = 1, rank: int = 0, seed: int = 5
+    count: int = 18, workers: int = 0, world: int = 1, rank: int = 0, seed: int = 5, drop_last: bool = True
 ) -> ResumableLoader:
     data = Numbers(count)
     sampler = EpochSampler(RandomSampler(data), seed, world, rank)
@@ -44,7 +44,7 @@ def loader(
         data,
         batch_size=4,
         sampler=sampler,
-        drop_last=True,
+        drop_last=drop_last,
         num_workers=workers,
         persistent_workers=workers > 0,
     )
@@ -118,6 +118,14 @@ def test_processes_share_what_one_would_see() -> None:
         assert sorted(one + two) == sorted(both)
     odd = [len(EpochSampler(RandomSampler(Numbers(7)), 0, 2, rank)) for rank in (0, 1)]
     assert odd == [4, 4]
+
+
+@pytest.mark.parametrize('count', [1, 2, 3, 5])
+def test_every_process_gets_as_many_of_few_samples(count: int) -> None:
+    world = 8  # more than twice as many processes as samples
+    parts = [batches(loader(count, world=world, rank=rank, drop_last=False)) for rank in range(world)]
+    assert [len(part) for part in parts] == [1] * world
+    assert {i for part in parts for batch in part for i in batch} == set(range(count))
 
 
 def test_the_files_of_the_last_batch_are_known() -> None:

@@ -1,17 +1,22 @@
 """One broken file in an archive: every data set names it, and returns no image of it."""
 
+import errno
+import os
 import re
+import resource
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from rasterio.errors import RasterioIOError
 from torch.utils.data import Dataset, Subset
 
-from explora_geo.datasets import FolderDataset, MaskFolderDataset, PackedDataset
+from explora_geo.datasets import FolderDataset, MaskFolderDataset, PackedDataset, images
 from explora_geo.datasets.collate import DrawAgain, UsableLoader, collate_skipping
 from explora_geo.datasets.files import find_images
 from explora_geo.datasets.listed import ListedDataset
@@ -120,3 +125,71 @@ def test_a_batch_to_measure_without_a_usable_tile_is_left_out_by_name(flat: Path
         pytest.raises(ValueError, match=r'No image can be used, first .*z\.jpg'),
     ):
         list(UsableLoader(Subset(dataset, [4])))
+
+
+class Failing:
+    """A reader in place of another that meets a failing machine."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        raise self.error
+
+
+@pytest.mark.parametrize('suffix', ['.jpg', '.tif'])
+@pytest.mark.parametrize('number', [errno.ENOMEM, errno.EMFILE, errno.EIO, errno.ESTALE])
+def test_trouble_of_the_machine_is_no_damaged_tile(
+    flat: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, number: int
+) -> None:
+    if suffix == '.tif':
+        raster(flat / 'y.tif', np.zeros((3, 64, 64), dtype=np.uint8))
+    dataset = FolderDataset(flat)
+    index = [path.suffix for path in dataset.files].index(suffix)
+    monkeypatch.setattr(images.Image, 'open', Failing(OSError(number, os.strerror(number))))
+    # GDAL keeps the text alone.
+    monkeypatch.setattr(images.rasterio, 'open', Failing(RasterioIOError(f'y.tif: {os.strerror(number)}')))
+    with pytest.raises(OSError, match=os.strerror(number)) as caught:
+        dataset[index]
+    assert caught.value.errno == number
+
+
+@pytest.mark.parametrize('suffix', ['.jpg', '.tif'])
+def test_a_lack_of_memory_is_no_damaged_tile(
+    flat: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    if suffix == '.tif':
+        raster(flat / 'y.tif', np.zeros((3, 64, 64), dtype=np.uint8))
+    dataset = FolderDataset(flat)
+    monkeypatch.setattr(images.Image, 'open', Failing(MemoryError()))
+    monkeypatch.setattr(images.rasterio, 'open', Failing(MemoryError()))
+    with pytest.raises(MemoryError):
+        dataset[[path.suffix for path in dataset.files].index(suffix)]
+
+
+@pytest.mark.parametrize('suffix', ['.jpg', '.tif'])
+def test_too_many_open_files_are_no_damaged_tile(flat: Path, suffix: str) -> None:
+    if suffix == '.tif':
+        raster(flat / 'y.tif', np.zeros((3, 64, 64), dtype=np.uint8))
+    dataset = FolderDataset(flat)
+    index = [path.suffix for path in dataset.files].index(suffix)
+    limits, held = resource.getrlimit(resource.RLIMIT_NOFILE), []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
+    try:
+        with suppress(OSError):
+            while True:
+                held.append(open(os.devnull))
+        with pytest.raises(OSError, match='Too many open files'):
+            dataset[index]
+    finally:
+        for file in held:
+            file.close()
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert 'image' in dataset[index]
+
+
+def test_a_mistake_in_the_code_is_no_damaged_tile(flat: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = FolderDataset(flat)
+    monkeypatch.setattr(images.Image, 'open', Failing(AttributeError('no such method')))
+    with pytest.raises(AttributeError, match='no such method'):
+        dataset[0]

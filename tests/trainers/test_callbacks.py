@@ -145,6 +145,27 @@ def test_pictures_become_files_with_other_loggers(
         assert image.size == (8 * 32, 2 * 32)
 
 
+@pytest.mark.parametrize(
+    ('bands', 'shown'),
+    [
+        (('B02', 'B03', 'B04'), [2, 1, 0]),
+        (('red', 'green', 'blue'), [0, 1, 2]),
+        (('b11', 'b12', 'vv'), [0] * 3),
+    ],
+)
+def test_pictures_are_drawn_in_true_color(
+    build_task: Task, build_data: Data, build_trainer: Run, tmp_path: Path, bands: Any, shown: list[int]
+) -> None:
+    logger = PictureLogger(tmp_path / 'log')
+    data = build_data(file_bands=bands)
+    task = build_task(bands=bands, weights=None, adaptation='full')
+    build_trainer(logger=logger, limit_train_batches=1).fit(task, datamodule=data)
+    picture = logger.pictures[-1][1][:, :32, :32]
+    batch = data.aug(next(iter(data.val_dataloader())))['image'][:, shown]
+    low, high = batch.amin(), batch.amax()
+    torch.testing.assert_close(picture, (batch[0] - low) / (high - low))
+
+
 def test_a_trial_run_leaves_nothing(
     build_task: Task, build_data: Data, build_trainer: Run, tmp_path: Path
 ) -> None:
