@@ -62,7 +62,8 @@ def params(
     with torch.device('meta'):
         vit = create_vit(backbone, tokenizer=tokenizer)
         model = vit if objective == 'none' else MAE(vit)
-        total = sum(p.numel() for p in model.parameters())
+        decoder = sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in vit.parameters())
+        total = vit.num_parameters + decoder
         explora(vit, config.with_extra(vit.patch_embed.fresh))
         counts = trainable_summary(vit)
         if isinstance(model, MAE):
@@ -96,6 +97,7 @@ def adapter_info(file: Annotated[Path, typer.Argument(help='Adapter file.')]) ->
     Example: explora-geo adapter info runs/demo/adapter.safetensors
     """
     from explora_geo.checkpoints import read_adapter
+    from explora_geo.models.normalization import describe
 
     header, state = read_adapter(file)
     table = Table(show_header=False, title=str(file))
@@ -104,13 +106,14 @@ def adapter_info(file: Annotated[Path, typer.Argument(help='Adapter file.')]) ->
         'adaptation': header.explora_config.notation(),
         'configuration': ', '.join(f'{k}={v}' for k, v in header.config.items()),
         'bands': ', '.join(header.bands),
+        'normalization': header.normalization and describe(header.normalization, header.bands),
         'base SHA-256': header.base_sha256,
         'written by': f'explora_geo {header.version}',
         'tensors': f'{len(state)}, {sum(t.numel() for t in state.values()):,} numbers',
         'size': f'{file.stat().st_size / 1e6:.2f} MB',
     }
     for name, value in rows.items():
-        table.add_row(name, escape(value))
+        table.add_row(name, escape(value or 'not stated'))
     console.print(table)
 
 

@@ -99,7 +99,7 @@ def test_torchgeos_command_line_takes_the_same_file(
         (['--model.init_args.regularisation.mixup=-1'], 'mixup must not be negative'),
         (
             ['--data.init_args.bands=[red,green]'],
-            'the data has the bands red, green, the model reads red, green, blue',
+            "Bands ['blue'] are missing: the model reads red, green, blue, the data has red, green",
         ),
     ],
     ids=lambda value: value if isinstance(value, str) else '',

@@ -36,7 +36,7 @@ def markdown(
     names = list(first['scores'])
     titles = [f'{_METHODS[method]}, {budget}' for method, budget in (n.split(', ') for n in names)]
     with torch.device('meta'):
-        size = sum(p.numel() for p in create_vit(setting.model, img_size=setting.image_size).parameters())
+        size = create_vit(setting.model, img_size=setting.image_size).num_parameters
     lines = [
         f'# Arms {config.stem}',
         '',

@@ -122,7 +122,7 @@ class _Pretraining:
             'images_per_s': None if step is None else recipe.batch_size / step,
             'trainable': sum(trainable.values()),
             'parts': trainable,
-            'parameters': sum(p.numel() for p in vit.parameters()),
+            'parameters': vit.num_parameters,
             'loss': float(trainer.callback_metrics['train_loss']),
             'curve': [list(point) for point in progress.curve],
             'precision': str(trainer.precision),

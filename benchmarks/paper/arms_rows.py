@@ -118,4 +118,4 @@ def _size(setting: Setting) -> int:
 
     with torch.device('meta'):
         vit = create_vit(setting.model, img_size=setting.image_size)
-    return sum(p.numel() for p in vit.parameters())
+    return vit.num_parameters

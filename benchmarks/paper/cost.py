@@ -93,7 +93,7 @@ def pretraining_cost(job: Job) -> Cost:
     recipe, source = job.recipe, job.source
     vit = build_backbone(job)
     anew = vit.patch_embed.fresh if source.weights else ()
-    parameters = sum(p.numel() for n, p in vit.named_parameters() if n != 'mask_token')
+    parameters = vit.num_parameters - (0 if vit.mask_token is None else vit.mask_token.numel())
     explora(vit, recipe.adaptation.with_extra(anew))
     if vit.mask_token is not None:  # the objective looks whether it was ever trained
         trained = torch.ones(1, vit.embed_dim, device='cpu')
@@ -141,7 +141,7 @@ def tuning_cost(job: Job, images: int | None) -> Cost | None:
             return None
         steps = settings.epochs * (images // settings.batch_size)
     vit = build_backbone(job)
-    parameters = sum(p.numel() for n, p in vit.named_parameters() if n != 'mask_token')
+    parameters = vit.num_parameters - (0 if vit.mask_token is None else vit.mask_token.numel())
     explora(vit, ADAPTATIONS[job.row.tuning])
     trainable = sum(trainable_summary(vit).values())
     tokens = _sequence(vit)

@@ -65,7 +65,7 @@ def _write(stage: Stage, job: Job, options: dict[str, Any]) -> dict[str, Any]:
             loaded = load_weights(vit, source.weights, vit.patch_embed.fresh)
             report, anew = loaded.report, loaded.anew
     write_state(stage.folder / MODEL, vit.state_dict(), model_metadata(vit, source.model))
-    parameters = sum(p.numel() for p in vit.parameters())
+    parameters = vit.num_parameters
     fresh = [name for name in vit.patch_embed.fresh if any(k.startswith(f'{name}.') for k in anew)]
     return {'report': report, 'parameters': parameters, 'fresh': fresh}
 

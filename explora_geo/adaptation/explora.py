@@ -157,7 +157,8 @@ def explora(model: nn.Module, config: ExPLoRAConfig) -> nn.Module:
     """Adapt a transformer in place: steps (ii) and (iii) of section 4.
 
     Everything is frozen; the blocks of U are unfrozen; all other blocks get LoRA on the target
-    matrices; norms, class token and the named extras train. The output does not change.
+    matrices; norms, class token and the named extras train. With `full` everything trains. What trained
+    before does not matter: this function alone sets `requires_grad`. The output does not change.
 
     Args:
         model: Any module with `blocks` of timm's layout and a final `norm`: a `ViT`, a `MAEDecoder`.
@@ -172,7 +173,7 @@ def explora(model: nn.Module, config: ExPLoRAConfig) -> nn.Module:
     if any(isinstance(layer, LoRALinear) for layer in model.modules()):
         raise ValueError('the model carries LoRA already: merge it before it is adapted again')
     if config.full:
-        return model
+        return model.requires_grad_(True)
     unfrozen = resolve_blocks(config.unfrozen_blocks, len(model.blocks))  # type: ignore[arg-type]
     model.requires_grad_(False)
     for i, block in enumerate(model.blocks):  # type: ignore[arg-type]

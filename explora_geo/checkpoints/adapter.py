@@ -1,6 +1,7 @@
 """Adapter files: the few per cent that ExPLoRA trained, and which base they belong to."""
 
 import json
+import warnings
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -12,13 +13,16 @@ from torch import Tensor
 from explora_geo import __version__
 from explora_geo.adaptation import ExPLoRAConfig, explora, merge_lora, trainable_names
 from explora_geo.checkpoints.files import check_exact, read_state, write_state
-from explora_geo.checkpoints.io import build, model_metadata, state_sha256
+from explora_geo.checkpoints.io import build, fit_position, model_metadata, state_sha256
 from explora_geo.checkpoints.metadata import check_bands, check_sizes
 from explora_geo.checkpoints.sources import read_weights
+from explora_geo.datasets.bands import same_bands
 from explora_geo.models.builders import create_vit
+from explora_geo.models.normalization import Normalization
 from explora_geo.models.vit import ViT
 
 _FORMAT = 'explora_geo.adapter'
+_HEADER = 2
 # What only pre-training uses: backbones with and without it take the same adapters.
 _PRETRAINING = {'mask_token'}
 
@@ -37,6 +41,8 @@ class AdapterHeader:
         version: Version of the package that wrote the file.
         tokenizer: Kind of tokenizer.
         tokenizer_options: Its further arguments.
+        normalization: How the images were normalized; None in files of version 1, which do not say.
+        header: Version of the header; 1 hashed the base with positions resampled to `img_size`.
     """
 
     backbone: str
@@ -48,6 +54,8 @@ class AdapterHeader:
     version: str = __version__
     tokenizer: str = 'patch'
     tokenizer_options: dict[str, Any] = field(default_factory=dict)
+    normalization: Normalization | None = None
+    header: int = _HEADER
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -105,21 +113,40 @@ def save_adapter(
         base_sha256=base_sha256 or frozen_sha256(vit),
         tokenizer=tokenizer.kind,
         tokenizer_options=tokenizer.options,
+        normalization=vit.normalization,
     )
     state = {k: v.to(dtype) for k, v in (source or vit).state_dict().items() if k in names}
     write_state(path, state, {'format': _FORMAT, 'adapter': json.dumps(asdict(header))})
     return header
 
 
-def frozen_sha256(vit: ViT, trains: Iterable[str] | None = None) -> str:
+def frozen_sha256(vit: ViT, trains: Iterable[str] | None = None, grid: tuple[int, int] | None = None) -> str:
     """Hash of what an adapted backbone keeps from its base: every tensor the adapter does not hold.
+
+    Positions count as the file of the base stores them, so that the hash is the same at every image size;
+    those that the model computes itself do not count.
 
     Args:
         vit: Backbone, adapted unless `trains` is given.
         trains: Names of what the adapter holds; those that train if None.
+        grid: Resample positions to this patch grid first, as headers of version 1 were hashed.
     """
     names = {*(trainable_names(vit) if trains is None else trains), *_PRETRAINING}
-    return state_sha256({k: v for k, v in vit.state_dict().items() if k not in names})
+    state = {k: v for k, v in vit.state_dict().items() if k not in names}
+    stored = vit.stored_position
+    if 'pos_embed' in state and stored is not None and _still_stored(vit, stored):
+        if grid is None:
+            state['pos_embed'] = stored
+        elif stored.numel():
+            state['pos_embed'] = fit_position(stored, grid)
+    return state_sha256(state)
+
+
+def _still_stored(vit: ViT, stored: Tensor) -> bool:
+    """Whether positions are those of the file, and not trained or replaced since."""
+    if not stored.numel():
+        return not vit.learned_position
+    return torch.equal(vit.pos_embed.detach().cpu(), fit_position(stored, vit.patch_embed.grid_size))
 
 
 def read_adapter(path: str | Path) -> tuple[AdapterHeader, dict[str, Tensor]]:
@@ -140,6 +167,12 @@ def read_adapter(path: str | Path) -> tuple[AdapterHeader, dict[str, Tensor]]:
         # Built without numbers: whatever is no layout of a ViT fails here, in many ways.
         first = str(error).split('\n')[0]
         raise ValueError(f'{path} has a damaged adapter header ({first})') from error
+    if header.header == 1:
+        warnings.warn(
+            f'{path} does not state how its images were normalized (header version 1): data are '
+            'normalized by their own statistics',
+            stacklevel=2,
+        )
     own = plan.state_dict()
     check_exact(state, {name: own[name] for name in names}, path)
     return header, state
@@ -147,7 +180,12 @@ def read_adapter(path: str | Path) -> tuple[AdapterHeader, dict[str, Tensor]]:
 
 def _header(fields: Any) -> AdapterHeader:
     """A header of checked types and sizes."""
-    header = AdapterHeader(**{**fields, 'bands': check_bands(fields['bands'], 'it')})
+    bands = check_bands(fields['bands'], 'it')
+    header = AdapterHeader(**{'header': 1, **fields, 'bands': bands})
+    if type(header.header) is not int or not 1 <= header.header <= _HEADER:
+        raise ValueError(f'its version is {header.header!r}, not 1 to {_HEADER}: update explora_geo')
+    if header.normalization is not None:
+        header = replace(header, normalization=Normalization.read(header.normalization, bands))
     for name in ('backbone', 'base_sha256', 'version', 'tokenizer'):
         if not isinstance(getattr(header, name), str):
             raise ValueError(f'{name} is no text')
@@ -165,7 +203,7 @@ def _plan(header: AdapterHeader) -> ViT:
 
 
 def check_architecture(header: AdapterHeader, vit: ViT, path: str | Path) -> None:
-    """Refuse a backbone of another layout than that an adapter was made for.
+    """Refuse another layout or other bands than an adapter was made for; images may differ in size.
 
     Args:
         header: What the adapter says of itself.
@@ -173,12 +211,14 @@ def check_architecture(header: AdapterHeader, vit: ViT, path: str | Path) -> Non
         path: File of the adapter, for the message.
 
     Raises:
-        ValueError: If a tensor differs in name or shape.
+        ValueError: If bands or their order differ, or a tensor in name or shape.
     """
     wanted, given = (
-        {k: v.shape for k, v in model.state_dict().items() if k not in _PRETRAINING}
+        {k: v.shape[-1:] if k == 'pos_embed' else v.shape for k, v in model.state_dict().items()}
         for model in (_plan(header), vit)
     )
+    for shapes in (wanted, given):
+        shapes.pop('mask_token', None)
     differ = [k for k in {**wanted, **given} if wanted.get(k) != given.get(k)]
     if differ:
         raise ValueError(
@@ -186,6 +226,11 @@ def check_architecture(header: AdapterHeader, vit: ViT, path: str | Path) -> Non
             f'{", ".join(header.bands)}, the backbone given has width {vit.embed_dim}, {vit.depth} blocks, '
             f'{vit.patch_embed.img_size} px and {", ".join(vit.patch_embed.bands)}: {len(differ)} tensors '
             f'differ in name or shape, first {differ[0]}'
+        )
+    if not same_bands(header.bands, vit.patch_embed.bands):
+        raise ValueError(
+            f'{path} was made on the bands {", ".join(header.bands)}, the model reads '
+            f'{", ".join(vit.patch_embed.bands)}: build it for the same bands in the same order'
         )
 
 
@@ -210,14 +255,19 @@ def apply_adapter(vit: ViT, path: str | Path) -> AdapterHeader:
 
 def put_adapter(vit: ViT, header: AdapterHeader, state: dict[str, Tensor], path: str | Path) -> None:
     """`apply_adapter` of what `read_adapter` has read, on a backbone of its architecture."""
-    found = frozen_sha256(vit, state)
+    grid = (header.img_size // header.patch_size,) * 2
+    found = frozen_sha256(vit, state, grid if header.header == 1 else None)
     if found != header.base_sha256:
         raise ValueError(
             f'{path} was made on other base weights (SHA-256 {header.base_sha256[:12]}…, given '
             f'{found[:12]}…): give the weights that {header.backbone} was adapted from'
         )
     explora(vit, header.explora_config)
+    if 'pos_embed' in state:  # positions that were trained are of the adapter's own image size
+        state = {**state, 'pos_embed': fit_position(state['pos_embed'], vit.patch_embed.grid_size)}
     vit.load_state_dict(state, strict=False)
+    if header.normalization is not None:
+        vit.normalization = header.normalization
 
 
 def merge_adapter(path: str | Path, base: str | Path, out: str | Path) -> AdapterHeader:

@@ -16,11 +16,12 @@ from torchvision.models._api import WeightsEnum
 from explora_geo.adaptation import merge_lora
 from explora_geo.checkpoints.convert import convert
 from explora_geo.checkpoints.files import check_values
-from explora_geo.checkpoints.metadata import MAX_GRID, stated_bands
+from explora_geo.checkpoints.metadata import MAX_GRID, stated_bands, stated_normalization
 from explora_geo.checkpoints.sources import Read, read_weights
 from explora_geo.checkpoints.wavelengths import patch_embed_by_wavelength
+from explora_geo.datasets.bands import same_bands
 from explora_geo.models.builders import create_vit
-from explora_geo.models.position import resample_position
+from explora_geo.models.position import resample_position, sincos_2d
 from explora_geo.models.tokenizers import RGB
 from explora_geo.models.vit import ViT
 
@@ -38,12 +39,14 @@ class BackboneWeights(NamedTuple):
         parts: Tensors of the objective (`decoder.*`).
         report: One sentence: the layout, how many tensors matched, what was resampled or left out.
         anew: Names of the backbone's parameters that the weights could not fill; they must train.
+        position: Positions as stored, before they were resampled; empty where the model computes its own.
     """
 
     state: dict[str, Tensor]
     parts: dict[str, Tensor]
     report: str
     anew: tuple[str, ...] = ()
+    position: Tensor | None = None
 
 
 def state_sha256(state: Mapping[str, Tensor]) -> str:
@@ -94,6 +97,8 @@ def fill(
     check_values({**loaded.state, **parts}, read[2])
     own = vit.state_dict()
     vit.load_state_dict({**{k: own[k] for k in kept}, **loaded.state})
+    vit.stored_position = loaded.position
+    vit.normalization = stated_normalization(read[1], vit.patch_embed.bands, read[2])
     return loaded
 
 
@@ -152,6 +157,7 @@ def _match(
             del state['mask_token']
         else:
             state['mask_token'] = state['mask_token'].reshape(1, -1)
+    stored = state.get('pos_embed')
     notes = _fit_position(state, vit, source)
     slots = vit.patch_embed.slot_dim > 0
     fixed = [k for k in _FIXED if slots and k in own and k not in state]
@@ -177,7 +183,8 @@ def _match(
     if layout.endswith('satmae group-channel') and 'decoder.pred.0.weight' in parts and not paired:
         notes.append('its decoder pairs bands as SatMAE does: set satmae_band_pairing to go on with it')
     report = f'{source}: {layout} layout, {len(state)} of {len(own)} tensors matched'
-    return BackboneWeights(state, parts, '; '.join([report, *notes]), tuple(anew)), [*fixed, *random]
+    stored = stored if stored is not None and 'pos_embed' in state else torch.empty(0)
+    return BackboneWeights(state, parts, '; '.join([report, *notes]), tuple(anew), stored), [*fixed, *random]
 
 
 def model_metadata(vit: ViT, backbone: str) -> dict[str, str]:
@@ -188,13 +195,15 @@ def model_metadata(vit: ViT, backbone: str) -> dict[str, str]:
         backbone: Its name.
 
     Returns:
-        Text entries `backbone`, `bands`, `sizes` of image and patch and, unless it is the ordinary one,
-        `tokenizer`, as JSON.
+        Text entries `backbone`, `bands`, `sizes` of image and patch, `normalization` if it is known, and
+        `tokenizer` unless it is the ordinary one, as JSON.
     """
     tokenizer = vit.patch_embed
     sizes = {'img_size': tokenizer.img_size, 'patch_size': tokenizer.patch_size}
     meta = {'format': 'pt', 'backbone': backbone, 'bands': json.dumps(list(tokenizer.bands))}
     meta['sizes'] = json.dumps(sizes)
+    if vit.normalization is not None:
+        meta['normalization'] = json.dumps(vit.normalization.to_dict())
     if tokenizer.kind != 'patch':
         meta['tokenizer'] = json.dumps({'kind': tokenizer.kind, **tokenizer.options})
     return meta
@@ -219,7 +228,7 @@ def _check_bands(meta: Mapping[str, str], vit: ViT, source: str, fresh: Sequence
     """Bands of the weights if they are others than the model's; refused unless the embedding is fresh."""
     stated = stated_bands(meta, source)
     bands = vit.patch_embed.bands
-    if stated is None or stated == bands:
+    if stated is None or same_bands(stated, bands):
         return None
     if 'patch_embed' not in fresh:
         raise ValueError(
@@ -244,9 +253,14 @@ def _fit_position(state: dict[str, Tensor], vit: ViT, source: str) -> list[str]:
             f'{tuple(vit.pos_embed.shape)}: give the backbone and tokenizer that the weights belong to'
         )
     grid = vit.patch_embed.grid_size
-    patches = resample_position(stored[:, 1:], (side, side), grid)
-    state['pos_embed'] = torch.cat([stored[:, :1], patches], dim=1)
+    state['pos_embed'] = fit_position(stored, grid)
     return [f'positions resampled from {side}x{side} to {grid[0]}x{grid[1]}']
+
+
+def fit_position(stored: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Resample positions of a square grid, class token first, shape (1, 1 + L, D), to another grid."""
+    side = isqrt(stored.shape[1] - 1)
+    return torch.cat([stored[:, :1], resample_position(stored[:, 1:], (side, side), grid)], dim=1)
 
 
 def _check(
@@ -291,23 +305,44 @@ def load_backbone(
         weights: A `WeightsEnum`, a file, or `timm/<name>`.
         adapter: Adapter file made on exactly these weights; it is applied and merged.
         **kwargs: Further arguments of `create_vit`; an adapter states its image size, bands and tokenizer.
+            Another image size is no contradiction: positions are resampled.
 
     Returns:
-        The backbone in evaluation mode.
+        The backbone in evaluation mode (`eval()`), of which everything trains (`requires_grad`) until
+        `explora` chooses. Its `normalization` is how the images that it was adapted on were normalized, or
+        None if the files do not say.
+
+    Raises:
+        FileNotFoundError: If a file does not exist.
+        ValueError: If a file cannot be read, does not fit the backbone, its bands or one another, or the
+            adapter was made on other weights.
     """
     return build_backbone(name, read_weights(weights), adapter, **kwargs)
+
+
+def _has_fixed_position(read: Read) -> bool:
+    """Whether the positions of weights are sine-cosine codes, which nobody trained."""
+    try:
+        stored = convert(read[0]).backbone['pos_embed']
+    except (KeyError, ValueError):  # told in full when the weights are matched
+        return False
+    side = isqrt(stored.shape[1] - 1) if stored.ndim == 3 and stored.shape[1] > 1 else 0
+    if stored.shape[0] != 1 or stored.shape[1] != side**2 + 1 or stored.shape[2] % 4 or side > MAX_GRID:
+        return False
+    return torch.allclose(stored[0, 1:].float(), sincos_2d(stored.shape[2], (side, side)), atol=1e-3)
 
 
 def build_backbone(name: str, read: Read, adapter: str | Path | None = None, **kwargs: Any) -> ViT:
     """`load_backbone` of what `read_weights` has read."""
     from explora_geo.checkpoints import adapter as adapters  # adapter.py builds on this file
 
+    kwargs.setdefault('learned_position', not _has_fixed_position(read))
     if adapter is None:
-        return build(name, read, **kwargs).eval()
+        return build(name, read, **kwargs).requires_grad_(True).eval()
     header, state = adapters.read_adapter(adapter)
     fits = partial(adapters.check_architecture, header, path=adapter)
     extra = header.explora_config.extra
     vit = build(name, read, extra, fits, **{**header.arguments, **kwargs})
     adapters.put_adapter(vit, header, state, adapter)
     merge_lora(vit)
-    return vit.eval()
+    return vit.requires_grad_(True).eval()

@@ -1,8 +1,11 @@
 """What files of weights say of themselves, checked before anything is built from it."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from explora_geo.datasets.bands import same_bands
+from explora_geo.models.normalization import Normalization
 
 #: Most patches along a side of an image that a file may ask for: 4096 px in patches of 16.
 MAX_GRID = 256
@@ -90,6 +93,26 @@ def stated_tokenizer(meta: Mapping[str, str], source: str) -> dict[str, Any]:
     if not isinstance(options, dict) or not isinstance(options.get('kind'), str):
         raise ValueError(f'{source} has a damaged header: tokenizer must state its kind, got {options!r:.80}')
     return {'tokenizer': options.pop('kind'), 'tokenizer_options': options}
+
+
+def stated_normalization(meta: Mapping[str, str], bands: Sequence[str], source: str) -> Normalization | None:
+    """How the header of a file states that images were normalized, if it does.
+
+    Args:
+        meta: Text entries of the header.
+        bands: Bands of the model.
+        source: File to name in the message.
+
+    Raises:
+        ValueError: If the entry holds something else, or the file is of other bands.
+    """
+    stated = stated_bands(meta, source)
+    if 'normalization' not in meta or stated is None or not same_bands(stated, bands):
+        return None
+    try:
+        return Normalization.read(_json(meta, 'normalization', source), bands)
+    except ValueError as error:
+        raise ValueError(f'{source} has a damaged header: {error}') from error
 
 
 def _json(meta: Mapping[str, str], key: str, source: str) -> Any:

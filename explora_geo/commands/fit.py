@@ -144,7 +144,7 @@ def _backbone(task: Any) -> dict[str, str]:
     """What one of our tasks trains; TorchGeo's have models of many kinds."""
     vit = task.model.backbone
     return {
-        'backbone': f'{task.hparams["model"]}, {sum(p.numel() for p in vit.parameters()):,} parameters',
+        'backbone': f'{task.hparams["model"]}, {vit.num_parameters:,} parameters',
         'input': f'{vit.patch_embed.kind} tokenizer, bands {", ".join(vit.patch_embed.bands)}',
         'adaptation': task.config.notation(getattr(task.model, 'letter', '')),
         'recipe': getattr(task, 'recipe_report', ''),

@@ -1,7 +1,7 @@
 """`explora-geo probe`: what frozen features are worth."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -31,6 +31,7 @@ def probe(
     batch_size: Annotated[int, typer.Option(help='Images per forward pass.')] = 128,
     workers: Annotated[int, typer.Option(help='Processes that read images.')] = 0,
     device: Annotated[str, typer.Option(help='cpu, cuda or auto.')] = 'auto',
+    statistics: Annotated[str, typer.Option(help='Normalize by those of the model or the data.')] = '',
     dry_run: Annotated[bool, typer.Option('--dry-run', help='Say how much there is to do.')] = False,
 ) -> None:
     """Measure frozen features: linear sweep, logistic regression, k-NN, with few and all labels.
@@ -79,10 +80,11 @@ def probe(
             vit,
             datamodule,
             cache,
+            status.update,
+            statistics or None,  # type: ignore[arg-type]
             turns=turns,
             batch_size=batch_size,
             num_workers=workers,
-            progress=status.update,
         )
         outcome = run_probes(
             tables['train'],
@@ -129,7 +131,12 @@ def _plan(datamodule: Any, protocol: Any) -> str:
 
 
 def extract_parts(
-    vit: Any, datamodule: Any, cache: Path | None, progress: Any, **kwargs: Any
+    vit: Any,
+    datamodule: Any,
+    cache: Path | None,
+    progress: Any,
+    statistics: Literal['model', 'data'] | None = None,
+    **kwargs: Any,
 ) -> dict[str, Any]:
     """Cached features of the training, validation and test part of a data module.
 
@@ -140,20 +147,21 @@ def extract_parts(
         datamodule: Data module of ours or of TorchGeo.
         cache: Folder of the cache.
         progress: Told what is done next.
+        statistics: Whose mean and standard deviation normalize; see `match_data`.
         **kwargs: Further arguments of `cached_features`.
 
     Returns:
         Feature tables of `train`, `val` and `test`.
 
     Raises:
-        ValueError: If there is no test part.
+        ValueError: If there is no test part, or the data do not fit the backbone.
     """
+    from explora_geo.datamodules.match import match_data
     from explora_geo.evaluation.cache import cached_features
 
     for stage in ('fit', 'test'):
         datamodule.setup(stage)
-    if hasattr(datamodule, 'check_bands'):
-        datamodule.check_bands(vit.patch_embed.bands)
+    match_data(datamodule, vit, statistics)
     tables = {}
     for part in ('train', 'val', 'test'):
         dataset = getattr(datamodule, f'{part}_dataset', None)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 
 from ..datasets.band_choice import choose_bands, color_of, names_for_dataset
-from ..datasets.bands import RGB, canonical
+from ..datasets.bands import RGB, spell
 from ..datasets.files import PathLike, evenly_spaced, is_remote
 from ..datasets.folder import class_folders
 from ..datasets.packed import PackedDataset, is_pack
@@ -266,7 +266,7 @@ def _settings(
     statistics: dict[str, Any] = {'mean': 'auto', 'std': 'auto'}
     colors = tuple(map(color_of, bands))
     if colors == RGB and dtype == 'uint8':  # as in natural images, which weights were trained on
-        known = all(canonical(band) in RGB for band in bands)
+        known = set(spell(bands)) <= set(RGB)
         for name, values in IMAGENET.items():
             by_name = {band: values[color] for band, color in zip(bands, colors, strict=True)}
             statistics[name] = 'imagenet' if known else by_name

@@ -1,19 +1,24 @@
 """What all data modules share: statistics by band name, views on the device, loaders."""
 
 from collections.abc import Iterable, Sequence
+from itertools import chain, islice
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler
 from torchgeo.datamodules import BaseDataModule
 
 from ..datasets import collate_skipping
-from ..datasets.bands import check_order
+from ..datasets.bands import match_bands
 from ..datasets.collate import DrawAgain, UsableLoader
-from ..transforms import ViewsConfig, normalisation, training_view, training_views
+from ..models.normalization import Normalization
+from ..transforms import ClipNormalize, ViewsConfig, normalisation, on_batches, training_view, training_views
 from .loader import EpochSampler, ResumableLoader
 from .statistics import Statistic, estimate, resolve
+
+#: Images whose lowest and highest value are looked at.
+LOOKED_AT = 16
 
 
 class ArchiveDataModule(BaseDataModule):
@@ -26,7 +31,12 @@ class ArchiveDataModule(BaseDataModule):
         bands: Names of the bands of a batch, in order; known after :meth:`setup`.
         mean: Mean of each band in units of the images, shape (C,); known after :meth:`setup`.
         std: Standard deviation of each band, shape (C,); known after :meth:`setup`.
+        clip: Whether what (x - mean) / std maps beyond [0, 1] is cut off, as SatMAE does.
+        value_range: Lowest and highest value of a few training images; None if none was looked at.
     """
+
+    clip = False
+    value_range: tuple[float, float] | None = None
 
     def __init__(
         self,
@@ -80,6 +90,8 @@ class ArchiveDataModule(BaseDataModule):
         self.views = views
         self._views_of_objective: ViewsConfig | None = None
         self.bands: tuple[str, ...] = ()
+        self._all_bands: tuple[str, ...] = ()
+        self._chosen: list[int] = []
         self.collate_fn = collate_skipping
         # Checked now rather than after a long scan of the archive.
         training_view(torch.zeros(1), torch.ones(1), image_size, self.crop_scale)
@@ -168,24 +180,60 @@ class ArchiveDataModule(BaseDataModule):
             'mean': None if sources['mean'] == 'auto' else resolve(sources['mean'], bands, 'mean'),
             'std': None if sources['std'] == 'auto' else resolve(sources['std'], bands, 'std'),
         }
+        images = iter(images)
+        seen = list(islice(images, LOOKED_AT))
+        if seen:
+            self.value_range = min(float(x.min()) for x in seen), max(float(x.max()) for x in seen)
         if values['mean'] is None or values['std'] is None:
-            estimated = dict(zip(('mean', 'std'), estimate(images), strict=True))
+            estimated = dict(zip(('mean', 'std'), estimate(chain(seen, images)), strict=True))
             values = {name: estimated[name] if v is None else v for name, v in values.items()}
         self.mean, self.std = cast(Tensor, values['mean']), cast(Tensor, values['std'])
-        self.aug = normalisation(self.mean, self.std)
-        self.bands = tuple(bands)
-        self._set_training_view()
+        self.bands = self._all_bands = tuple(bands)
+        self._chosen = list(range(len(bands)))
+        self._own_statistics = self.mean, self.std, self.clip
+        self._set_transforms()
 
-    def check_bands(self, wanted: Sequence[str]) -> None:
-        """Refuse a model that reads the bands of the images in another order.
+    @property
+    def given_statistics(self) -> bool:
+        """Whether mean and std were given, and not left to the data module."""
+        return not (self.mean_source == 'auto' and self.std_source == 'auto')
+
+    def use_bands(self, wanted: Sequence[str]) -> None:
+        """Give batches the bands of a model, in its order, by name.
 
         Args:
             wanted: Bands of the model.
 
         Raises:
-            ValueError: If the same bands are in another order.
+            ValueError: If the images lack one.
         """
-        check_order(self.bands, wanted)
+        if not self.bands:  # not set up, or by a class that says nothing of its bands
+            return
+        self._chosen = match_bands(self._all_bands, wanted)
+        self.bands = tuple(self._all_bands[i] for i in self._chosen)
+        mean, std, self.clip = self._own_statistics
+        self.mean, self.std = mean[self._chosen], std[self._chosen]
+        self._set_transforms()
+
+    def use_normalization(self, wanted: Normalization) -> None:
+        """Normalize as the images that a model learned from.
+
+        Args:
+            wanted: Statistics in the order of :attr:`bands`.
+        """
+        self.mean, self.std = torch.tensor(wanted.mean), torch.tensor(wanted.std)
+        self.clip = wanted.clip
+        self._set_transforms()
+
+    def plot(self, *args: Any, **kwargs: Any) -> Any:
+        """Show a sample of a batch or of a data set; bands that batches leave out are drawn as 0."""
+        sample, rest = args[0], args[1:]
+        image = sample['image']
+        if len(self._chosen) == image.shape[-3] and self._chosen != list(range(len(self._all_bands))):
+            whole = image.new_zeros(*image.shape[:-3], len(self._all_bands), *image.shape[-2:])
+            whole[..., self._chosen, :, :] = image
+            sample = {**sample, 'image': whole}
+        return super().plot(sample, *rest, **kwargs)
 
     def use_views(self, views: ViewsConfig | None) -> None:
         """Give training batches several crops of every image; an objective calls this before it trains.
@@ -197,18 +245,41 @@ class ArchiveDataModule(BaseDataModule):
         """
         self._views_of_objective = views
         if self.bands:  # else statistics are not known yet
-            self._set_training_view()
+            self._set_transforms()
 
-    def _set_training_view(self) -> None:
+    def _set_transforms(self) -> None:
+        """Make the transforms of batches from bands, statistics and views."""
+        self.aug = self._selected(self._normaliser(self.mean, self.std))
         views = self.views or self._views_of_objective
         if views is None:
-            self.train_aug = self._single_view()
+            self.train_aug = self._selected(self._single_view(self.mean, self.std))
         else:
             self.train_aug = training_views(views, self.bands, self.aug, self.mean, self.std)
 
-    def _single_view(self) -> Any:
+    def _selected(self, transform: Any) -> Any:
+        """A transform of the bands that are chosen."""
+        if self._chosen == list(range(len(self._all_bands))):
+            return transform
+        chosen = self._chosen
+
+        def select(batch: dict[str, Any]) -> dict[str, Any]:
+            found: dict[str, Any] = transform({**batch, 'image': batch['image'][..., chosen, :, :]})
+            return found
+
+        return select
+
+    def _normaliser(self, mean: Tensor, std: Tensor) -> Any:
+        """Normalisation alone, by these statistics."""
+        return on_batches(ClipNormalize(mean, mean + std)) if self.clip else normalisation(mean, std)
+
+    def _single_view(self, mean: Tensor, std: Tensor) -> Any:
         """One view of each training image."""
-        return self._view(self.mean, self.std)
+        if not self.clip:
+            return self._view(mean, std)
+        # As in SatMAE before the crop, whose interpolation then sees the values that count.
+        return nn.Sequential(
+            self._normaliser(mean, std), self._view(torch.zeros_like(mean), torch.ones_like(std))
+        )
 
     def _view(self, mean: Tensor, std: Tensor) -> Any:
         """A training view by these statistics."""

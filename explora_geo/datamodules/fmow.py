@@ -4,16 +4,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..datasets import FMoWRGB, FMoWSentinel, FMoWTemporal
 from ..datasets.bands import RGB
-from ..datasets.files import PathLike
+from ..datasets.files import PathLike, evenly_spaced
 from ..datasets.fmow import SENTINEL_BANDS
-from ..transforms import ClipNormalize, FramesAsChannels, normalisation, on_batches
-from .base import ArchiveDataModule
-from .statistics import Statistic
+from ..transforms import FramesAsChannels
+from .base import LOOKED_AT, ArchiveDataModule
+from .statistics import Statistic, usable
 
 #: Share of the middle that SatMAE keeps of images that are not cropped at random.
 EVAL_CROP = 224 / 256
@@ -114,7 +113,8 @@ class FMoWRGBDataModule(ArchiveDataModule):
         if self.train_dataset is None:
             train = self._make_dataset('train')
             self.dataset = self.train_dataset = train
-            self._set_statistics(train.bands, (), *self.published)
+            looked_at = (train[i] for i in evenly_spaced(len(train), LOOKED_AT))
+            self._set_statistics(train.bands, usable(looked_at, self.root), *self.published)
         if stage in {'fit', 'validate'} and self.val_dataset is None and self._has('val'):
             self.val_dataset = self._make_dataset('val')
         if stage in {'test', 'predict'} and self.test_dataset is None and self._has('test'):
@@ -192,7 +192,7 @@ class FMoWSentinelDataModule(FMoWRGBDataModule):
         if normalise not in ('clip', 'standard'):
             raise ValueError(f'normalise must be clip or standard, got {normalise!r}.')
         self.dataset_class = FMoWSentinel
-        self.normalise = normalise
+        self.clip = normalise == 'clip'
 
     def _set_statistics(
         self,
@@ -205,19 +205,11 @@ class FMoWSentinelDataModule(FMoWRGBDataModule):
         if self.bands:
             return
         super()._set_statistics(bands, images, mean, std)
-        if self.normalise == 'clip':
+        if self.clip:
             # (x - mean) / std with these is the position in the range; what lies outside is cut off.
             self.mean, self.std = self.mean - 2 * self.std, 4 * self.std
-            self.aug = on_batches(ClipNormalize(self.mean, self.mean + self.std))
-            self._set_training_view()
-
-    def _single_view(self) -> Any:
-        if self.normalise != 'clip':
-            return super()._single_view()
-        zero, one = torch.zeros_like(self.mean), torch.ones_like(self.std)
-        # As in SatMAE before the crop, whose interpolation then sees the values that count.
-        clip: Any = self.aug
-        return nn.Sequential(clip, self._view(zero, one))
+            self._own_statistics = self.mean, self.std, True
+            self._set_transforms()
 
 
 class FMoWTemporalDataModule(FMoWRGBDataModule):
@@ -286,23 +278,10 @@ class FMoWTemporalDataModule(FMoWRGBDataModule):
             self.root, split, self.num_frames, split == 'train', crop_pct=crop_pct, **self.kwargs
         )
 
-    def _set_statistics(
-        self,
-        bands: Sequence[str],
-        images: Iterable[Tensor],
-        mean: Statistic | None = None,
-        std: Statistic | None = None,
-    ) -> None:
-        """Settle mean and std, and make transforms of series from them."""
-        if self.bands:
-            return
-        super()._set_statistics(bands, images, mean, std)
-        self.aug = FramesAsChannels(normalisation(*self._repeated()))
-        self._set_training_view()
+    def _normaliser(self, mean: Tensor, std: Tensor) -> Any:
+        return FramesAsChannels(
+            super()._normaliser(mean.repeat(self.num_frames), std.repeat(self.num_frames))
+        )
 
-    def _single_view(self) -> Any:
-        return FramesAsChannels(self._view(*self._repeated()))
-
-    def _repeated(self) -> tuple[Tensor, Tensor]:
-        """Statistics of the channels of a series."""
-        return self.mean.repeat(self.num_frames), self.std.repeat(self.num_frames)
+    def _view(self, mean: Tensor, std: Tensor) -> Any:
+        return FramesAsChannels(super()._view(mean.repeat(self.num_frames), std.repeat(self.num_frames)))

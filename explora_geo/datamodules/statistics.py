@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..datasets.bands import RGB, canonical
+from ..datasets.bands import RGB, canonical, spell
 
 #: One value per band: by name, in the order of the bands, ImageNet's, or estimated.
 Statistic = Literal['auto', 'imagenet'] | Mapping[str, float] | Sequence[float]
@@ -40,7 +40,7 @@ def resolve(
     if isinstance(value, str):
         if value != 'imagenet':
             raise ValueError(f"{name} must be 'auto', 'imagenet' or numbers, got {value!r}.")
-        if not {canonical(band) for band in bands} <= set(RGB):
+        if not set(spell(bands)) <= set(RGB):  # Sentinel-2's B04 is red, too, but no 8-bit image
             raise ValueError(
                 f"{name}='imagenet' is known for the bands {RGB}, but the bands are "
                 f"{tuple(bands)}; give {name} by band name, or 'auto'."

@@ -5,21 +5,35 @@ from collections.abc import Sequence
 RGB = ('red', 'green', 'blue')
 GREY = ('grey',)
 
-#: Other spellings of a band name, in lower case.
-ALIASES = {
-    'r': 'red',
-    'g': 'green',
-    'b': 'blue',
-    'gray': 'grey',
-    **{f'b{i}': f'b0{i}' for i in range(1, 10)},  # Sentinel-2's B2 and B02
+#: Spellings of the colors that name bands of our own.
+_COLORS = {'r': 'red', 'g': 'green', 'b': 'blue', 'gray': 'grey'}
+
+#: Names of one band: Sentinel-2's, and what STAC catalogs and people call it.
+_SENTINEL2 = {
+    'b01': ('coastal', 'b1'),
+    'b05': ('rededge1', 'rededge', 'b5'),
+    'b06': ('rededge2', 'b6'),
+    'b07': ('rededge3', 'b7'),
+    'b8a': ('nir08',),
+    'b09': ('nir09', 'b9'),
+    'b10': ('cirrus',),
+    'b11': ('swir1', 'swir16'),
+    'b12': ('swir2', 'swir22'),
+    'blue': ('b02', 'b2'),
+    'green': ('b03', 'b3'),
+    'red': ('b04', 'b4'),
+    'nir': ('b08', 'b8'),
 }
+
+#: Other names of a band, in lower case.
+ALIASES = _COLORS | {other: name for name, others in _SENTINEL2.items() for other in others}
 
 
 def canonical(band: str) -> str:
-    """Spell a band name in the one way used for comparison.
+    """Name a band in the one way used for comparison.
 
     Args:
-        band: Any spelling, e.g. ``R``, ``Red`` or ``b8a``.
+        band: Any name, e.g. ``R``, ``Red``, ``B04`` or ``b8a``.
 
     Returns:
         The name in lower case without aliases, e.g. ``red`` or ``b8a``.
@@ -28,33 +42,46 @@ def canonical(band: str) -> str:
     return ALIASES.get(name, name)
 
 
-#: Colours of Sentinel-2's bands.
-_COLOURS = {'b02': 'blue', 'b03': 'green', 'b04': 'red'}
-
-
-def check_order(given: Sequence[str], wanted: Sequence[str]) -> None:
-    """Refuse images whose bands are those of a model in another order.
-
-    Bands whose names say nothing to one another are accepted: only their owner knows what they are.
+def match_bands(
+    given: Sequence[str],
+    wanted: Sequence[str],
+    given_by: str = 'the data has',
+    wanted_by: str = 'the model reads',
+) -> list[int]:
+    """Find wanted bands among those given, by name: the one rule of the package.
 
     Args:
-        given: Bands of the images, in order; nothing is checked without any.
-        wanted: Bands of the model.
+        given: Names of the bands that are there, in order and any spelling.
+        wanted: Names of the bands that are read, in order and any spelling.
+        given_by: Who has the bands, for the message.
+        wanted_by: Who reads them, for the message.
+
+    Returns:
+        Position of each wanted band among *given*: 0, 1, ... where the order is the same.
 
     Raises:
-        ValueError: If the same bands are in another order.
+        ValueError: If a wanted band is not there; the message names both lists.
     """
-    images, model = ([_COLOURS.get(canonical(b), canonical(b)) for b in names] for names in (given, wanted))
-    if images != model and sorted(images) == sorted(model):
+    positions = {canonical(name): i for i, name in enumerate(given)}
+    missing = [name for name in wanted if canonical(name) not in positions]
+    if missing:
         raise ValueError(
-            f'the data has the bands {", ".join(given)}, the model reads {", ".join(wanted)}: select the '
-            'same bands in the same order'
+            f'Bands {missing} are missing: {wanted_by} {", ".join(wanted)}, {given_by} {", ".join(given)}; '
+            'select other bands, or correct the names with file_bands.'
         )
+    return [positions[canonical(name)] for name in wanted]
+
+
+def same_bands(one: Sequence[str | None], other: Sequence[str | None]) -> bool:
+    """Whether two lists name the same bands in the same order, in any spelling."""
+    first, second = ([canonical(n or '') for n in names] for names in (one, other))
+    return first == second
 
 
 def spell(names: Sequence[str]) -> tuple[str, ...]:
     """Spell colours in one way, and leave other names as their owner wrote them."""
-    return tuple(canonical(n) if canonical(n) in RGB + GREY else n.strip() for n in names)
+    plain = [_COLORS.get(name.strip().lower(), name.strip().lower()) for name in names]
+    return tuple(p if p in RGB + GREY else n.strip() for p, n in zip(plain, names, strict=True))
 
 
 def name_bands(
@@ -100,12 +127,6 @@ def name_bands(
     return names
 
 
-def same_bands(one: Sequence[str | None], other: Sequence[str | None]) -> bool:
-    """Whether two files have the same bands in the same order, however they are spelled."""
-    first, second = ([canonical(n or '') for n in names] for names in (one, other))
-    return first == second
-
-
 def select_bands(wanted: Sequence[str] | None, available: Sequence[str]) -> list[int]:
     """Find wanted bands among the available ones.
 
@@ -123,11 +144,4 @@ def select_bands(wanted: Sequence[str] | None, available: Sequence[str]) -> list
         return list(range(len(available)))
     if isinstance(wanted, str) or not wanted:
         raise ValueError(f'bands must be a list of at least one band name, got {wanted!r}.')
-    positions = {canonical(name): i for i, name in enumerate(available)}
-    missing = [name for name in wanted if canonical(name) not in positions]
-    if missing:
-        raise ValueError(
-            f'Bands {missing} are not in the files: wanted {list(wanted)}, available '
-            f'{list(available)}; change bands, or correct the names with file_bands.'
-        )
-    return [positions[canonical(name)] for name in wanted]
+    return match_bands(available, wanted, 'the files have', 'wanted are')

@@ -12,9 +12,6 @@ from torch import Tensor
 
 from .bands import RGB, canonical, select_bands
 
-#: Bands shown as red, green and blue where a file does not call them so.
-TRUE_COLOUR = (('red', 'green', 'blue'), ('b04', 'b03', 'b02'))
-
 
 def plot_sample(
     sample: dict[str, Any],
@@ -97,8 +94,7 @@ def plot_rows(
 def true_color_bands(bands: Sequence[str]) -> list[int]:
     """Positions of the red, green and blue band, in this order; of the first band where one is missing."""
     names = [canonical(band) for band in bands]
-    triples = [[names.index(b) for b in triple] for triple in TRUE_COLOUR if set(triple) <= set(names)]
-    return triples[0] if triples else [0]
+    return [names.index(b) for b in RGB] if set(RGB) <= set(names) else [0]
 
 
 def _class_name(label: int, classes: Sequence[str]) -> str:

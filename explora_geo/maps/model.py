@@ -97,7 +97,8 @@ def open_features(vit: ViT, device: torch.device | str = 'cpu') -> MapModel:
     vit.to(device)
     tile = vit.patch_embed.grid_size[0] * vit.patch_embed.patch_size
     digest = state_sha256(vit.state_dict())
-    return MapModel(None, vit, 0, (), (), vit.patch_embed.bands, tile, {}, digest)
+    data = {} if vit.normalization is None else vit.normalization.to_dict()
+    return MapModel(None, vit, 0, (), (), vit.patch_embed.bands, tile, data, digest)
 
 
 def patch_features(vit: ViT) -> Function:

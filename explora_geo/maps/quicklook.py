@@ -11,7 +11,7 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from explora_geo.checkpoints import atomic_path
-from explora_geo.datasets.bands import canonical
+from explora_geo.datasets.bands import RGB, canonical
 from explora_geo.datasets.plot_masks import paint
 from explora_geo.maps.scene import Scene
 
@@ -70,8 +70,7 @@ def _shape(height: int, width: int) -> tuple[int, int]:
 def _true_colour(scene: Scene) -> NDArray[Any]:
     """Red, green and blue stretched between percentiles, or the first band in grey; nodata is white."""
     names = [canonical(b) for b in scene.bands]
-    triples = (('red', 'green', 'blue'), ('b04', 'b03', 'b02'))
-    chosen = next(([names.index(b) for b in t] for t in triples if set(t) <= set(names)), [0])
+    chosen = [names.index(b) for b in RGB] if set(RGB) <= set(names) else [0]
     with scene.open() as source:
         indices = [scene.indices[i] for i in chosen]
         shape = _shape(scene.height, scene.width)

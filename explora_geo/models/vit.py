@@ -11,6 +11,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from explora_geo.models.normalization import Normalization
 from explora_geo.models.position import sincos_2d
 from explora_geo.models.tokenizers import Tokenizer
 
@@ -38,7 +39,15 @@ class ViT(nn.Module):
 
     With a `PatchTokenizer` the state dict has exactly timm's keys (`patch_embed.proj`, `cls_token`,
     `pos_embed`, `blocks.i`, `norm`), so weights travel both ways without conversion.
+
+    Attributes:
+        normalization: How the images that the weights were adapted on were normalized, if they say so.
+        stored_position: Positions as the file of the weights holds them, before they are resampled to this
+            grid; empty where the model computes its own, None where no file was read.
     """
+
+    normalization: Normalization | None = None
+    stored_position: Tensor | None = None
 
     def __init__(
         self,
@@ -79,10 +88,12 @@ class ViT(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.mask_token = nn.Parameter(torch.zeros(1, embed_dim)) if mask_token else None
         learned_position = learned_position and not tokenizer.slot_dim
-        self.pos_embed = nn.Parameter(
-            torch.zeros(1, 1 + tokenizer.num_patches, embed_dim - tokenizer.slot_dim),
-            requires_grad=learned_position,
-        )
+        position = torch.zeros(1, 1 + tokenizer.num_patches, embed_dim - tokenizer.slot_dim)
+        self.pos_embed: Tensor
+        if learned_position:
+            self.pos_embed = nn.Parameter(position)
+        else:  # what is fixed is a buffer, so that nothing can train it
+            self.register_buffer('pos_embed', position)
         gated: dict[str, Any] = {'mlp_layer': SwiGLUPacked, 'act_layer': nn.SiLU} if swiglu else {}
         rates = torch.linspace(0, drop_path_rate, depth, device='cpu').tolist()
         self.blocks = nn.ModuleList(
@@ -112,6 +123,17 @@ class ViT(nn.Module):
             else:
                 grid = self.patch_embed.grid_size
                 self.pos_embed[:, 1:] = sincos_2d(self.pos_embed.shape[-1], grid)
+
+    @property
+    def learned_position(self) -> bool:
+        """Whether positions are parameters; fixed ones are a buffer."""
+        return isinstance(self.pos_embed, nn.Parameter)
+
+    @property
+    def num_parameters(self) -> int:
+        """Parameters as papers count them, fixed positions among them."""
+        fixed = 0 if self.learned_position else self.pos_embed.numel()
+        return fixed + sum(p.numel() for p in self.parameters())
 
     @property
     def depth(self) -> int:

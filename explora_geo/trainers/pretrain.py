@@ -15,6 +15,7 @@ from torchvision.models._api import WeightsEnum
 from explora_geo.adaptation import ExPLoRAConfig, explora, hold_frozen, trainable_names, trainable_summary
 from explora_geo.checkpoints import BackboneWeights, load_weights
 from explora_geo.checkpoints.adapter import frozen_sha256
+from explora_geo.datamodules.match import match_data, normalization_of
 from explora_geo.models import create_vit
 from explora_geo.models.vit import ViT
 from explora_geo.objectives import Objective
@@ -212,8 +213,7 @@ class ExPLoRATask(SteadyTask):
             datamodule.use_views(self.model.views)  # crops of whole images, not of crops
         if stage == 'fit':
             rank_zero_info(self.recipe_report)
-            if hasattr(datamodule, 'check_bands'):
-                datamodule.check_bands(self.backbone.patch_embed.bands)
+            self._match_data(datamodule)
             install_clock(self.trainer)
             if self._weights is not None and not self.config.full:
                 _ = self.base_sha256  # of the base as it was loaded: a precision of 16 bits rounds it next
@@ -221,6 +221,15 @@ class ExPLoRATask(SteadyTask):
         monitored = stage == 'fit' and self.features.kind != 'none' and not self.trainer.fast_dev_run
         if monitored and self.trainer.num_sanity_val_steps:  # none is what somebody asked for
             self.trainer.num_sanity_val_steps = float('inf')
+
+    def _match_data(self, datamodule: Any) -> None:
+        """Match bands and normalization of the data, and note the latter for the files that are written."""
+        vit = self.backbone
+        given = getattr(datamodule, 'given_statistics', datamodule is not None)
+        match_data(datamodule, vit, 'data' if given else None)  # the backbone adapts to what is given
+        used = normalization_of(datamodule, vit.patch_embed.bands)
+        for each in (vit, self.model.final_backbone):
+            each.normalization = used or vit.normalization
 
     def _hold_frozen(self) -> None:
         """Let go of float32 numbers that the trainer's precision never computes with."""
@@ -299,8 +308,7 @@ class ExPLoRATask(SteadyTask):
     @property
     def trainable_share(self) -> float:
         """Share of the backbone's parameters that train."""
-        total = sum(p.numel() for p in self.backbone.parameters())
-        return sum(trainable_summary(self.backbone).values()) / total
+        return sum(trainable_summary(self.backbone).values()) / self.backbone.num_parameters
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         """Loss of the objective, and features.
@@ -378,7 +386,11 @@ class ExPLoRATask(SteadyTask):
         self.features.starting = checkpoint.get('starting_score')
         frozen = checkpoint.get('frozen')
         if frozen is not None:
-            if frozen != self.base_sha256:
+            # Checkpoints of earlier versions hashed positions as they were resampled.
+            if frozen not in (
+                self.base_sha256,
+                frozen_sha256(self.backbone, grid=self.backbone.patch_embed.grid_size),
+            ):
                 raise ValueError(
                     'the checkpoint was trained from other weights or another adaptation: give the '
                     f'same weights and adaptation ({checkpoint["hyper_parameters"]["adaptation"]})'

@@ -13,6 +13,7 @@ from torchvision.models._api import WeightsEnum
 
 from explora_geo.adaptation import ExPLoRAConfig, explora
 from explora_geo.checkpoints import open_backbone
+from explora_geo.datamodules.match import match_data
 from explora_geo.models import create_vit
 from explora_geo.models.pooling import Slots
 from explora_geo.models.predictor import Predictor
@@ -59,6 +60,7 @@ class TuningTask(SteadyTask):
         tokenizer_options: dict[str, Any] | None = None,
         slots: Slots = 'mean',
         grad_checkpointing: bool = False,
+        statistics: Literal['model', 'data'] | None = None,
     ) -> None:
         """Initialize a TuningTask.
 
@@ -79,6 +81,9 @@ class TuningTask(SteadyTask):
             tokenizer_options: Further arguments of the tokenizer's class.
             slots: How channel groups or frames are reduced in the head: `mean`, or `concat`.
             grad_checkpointing: Recompute activations in the backward pass to save memory.
+            statistics: Normalize by the mean and standard deviation that the weights state (`model`), or by
+                those of the `data`. If None, by those of the weights, and data that were given others are
+                refused.
 
         Raises:
             ValueError: If a name or value is unknown, or the weights do not fit.
@@ -159,7 +164,6 @@ class TuningTask(SteadyTask):
         name = self.hparams['model']
         if self._weights is not None:
             vit, name = open_backbone(self._weights, self._adapter, name, **options, drop_path_rate=rate)
-            vit.requires_grad_(True)  # merging an adapter froze it
         elif name is None:
             raise ValueError('give weights, or the model of a checkpoint that is loaded')
         else:
@@ -193,9 +197,14 @@ class TuningTask(SteadyTask):
         return [*super().configure_callbacks(), TuningReport()]
 
     def setup(self, stage: str) -> None:
-        """Choose kernels, and keep Lightning from warning of what is meant."""
+        """Choose kernels, match the data, and keep Lightning from warning of what is meant.
+
+        Raises:
+            ValueError: If the data lack a band, or contradict the normalization of the weights.
+        """
         super().setup(stage)
         choose_attention(self)
+        match_data(getattr(self.trainer, 'datamodule', None), self.model.backbone, self.hparams['statistics'])
         if self.model.frozen:  # as it must be
             warnings.filterwarnings('ignore', message=r'Found \d+ module\(s\) in eval mode')
 
@@ -275,7 +284,7 @@ class TuningTask(SteadyTask):
         """Remember what the data says of itself, for whoever uses the model later.
 
         Raises:
-            ValueError: If the backbone would stay random, or the data has other bands than the model.
+            ValueError: If the backbone would stay random.
         """
         super().on_fit_start()
         if self._weights is None and not self.config.full and not self._restored:

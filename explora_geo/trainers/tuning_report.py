@@ -13,6 +13,7 @@ from torchgeo.datasets import RGBBandsMissingError
 
 from explora_geo.adaptation import trainable_summary
 from explora_geo.checkpoints import atomic_path
+from explora_geo.datamodules.match import normalization_of
 from explora_geo.trainers.folder import run_folder
 from explora_geo.trainers.run_report import RunReport
 
@@ -28,25 +29,13 @@ def describe_data(datamodule: Any, bands: Sequence[str]) -> dict[str, Any]:
         bands: Names of the model's bands.
 
     Returns:
-        `bands`, and where known `mean` and `std` (one value per band, units of the files), `clip` where these
-        are start and length of a range that is cut off, `classes` and `colours`.
-
-    Raises:
-        ValueError: If the data has other bands than the model.
+        `bands`, and where known the fields of `Normalization` (`clip` where results are cut off), `classes`
+        and `colours`.
     """
-    given = list(getattr(datamodule, 'bands', None) or bands)
-    if [str(b).lower() for b in given] != [b.lower() for b in bands]:
-        raise ValueError(
-            f'the data has the bands {", ".join(given)}, the model reads {", ".join(bands)}: select the same '
-            'bands in the same order'
-        )
     found: dict[str, Any] = {'bands': list(bands)}
-    for name in ('mean', 'std'):
-        value = getattr(datamodule, name, None)
-        if value is not None:
-            found[name] = torch.as_tensor(value).float().flatten().expand(len(bands)).tolist()
-    if getattr(datamodule, 'normalise', None) == 'clip':
-        found['clip'] = True
+    normalization = normalization_of(datamodule, bands)
+    if normalization is not None:
+        found |= {k: v for k, v in normalization.to_dict().items() if v}
     for dataset in (getattr(datamodule, f'{part}_dataset', None) for part in ('train', 'val', 'test')):
         dataset = getattr(dataset, 'dataset', dataset)  # a Subset's
         classes = getattr(dataset, 'classes', None)

@@ -166,7 +166,16 @@ def test_a_decoder_is_adapted_by_the_same_function(build_vit: Build) -> None:
 def test_full_leaves_fixed_positions_fixed() -> None:
     vit = create_vit('vit_tiny_patch16_32', learned_position=False)
     explora(vit, ExPLoRAConfig.parse('full'))
-    assert [n for n, p in vit.named_parameters() if not p.requires_grad] == ['pos_embed']
+    assert all(p.requires_grad for p in vit.parameters())
+    assert 'pos_embed' in vit.state_dict() and 'pos_embed' not in dict(vit.named_parameters())
+    assert vit.num_parameters == create_vit('vit_tiny_patch16_32').num_parameters
+
+
+def test_what_trained_before_does_not_matter() -> None:
+    vit = create_vit('vit_tiny_patch16_32')
+    explora(vit, ExPLoRAConfig.parse('[L]'))
+    explora(vit, ExPLoRAConfig.parse('full'))
+    assert all(p.requires_grad for p in vit.parameters())
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,11 @@
 
 import json
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +27,9 @@ from explora_geo.checkpoints import (
     save_adapter,
     write_state,
 )
+from explora_geo.checkpoints.adapter import frozen_sha256
 from explora_geo.models import ViT, create_vit
+from explora_geo.models.normalization import Normalization
 
 MODEL = 'vit_tiny_patch8_32'
 CONFIG = ExPLoRAConfig.parse('[L]-r4', alpha=2)
@@ -248,3 +252,101 @@ def test_a_merged_file_opens_at_its_size(base_file: Path, images: Tensor, tmp_pa
         write_state(files[1], state, {**metadata, 'sizes': sizes})
         with pytest.raises(ValueError, match='damaged header'):
             open_backbone(files[1])
+
+
+NORMALIZATION = Normalization((100.0, 110.0, 120.0), (50.0, 40.0, 30.0), value_range=(0.0, 255.0))
+
+
+def test_the_header_states_how_images_were_normalized(adapted: ViT, base_file: Path, tmp_path: Path) -> None:
+    adapted.normalization = NORMALIZATION
+    files = tmp_path / 'a.safetensors', tmp_path / 'm.safetensors'
+    save_adapter(files[0], adapted, MODEL, CONFIG)
+    assert read_adapter(files[0])[0].normalization == NORMALIZATION
+    assert load_backbone(MODEL, base_file, files[0]).normalization == NORMALIZATION
+    merge_adapter(files[0], base_file, files[1])
+    assert open_backbone(files[1])[0].normalization == NORMALIZATION
+    assert load_backbone(MODEL, base_file).normalization is None
+
+
+@pytest.mark.parametrize(
+    'wrong',
+    [{'mean': [1.0]}, {'std': [1.0, 1.0, 0.0]}, {'clip': 'yes'}, {'value_range': [1.0]}, {'median': [1]}, 3],
+    ids=str,
+)
+def test_a_damaged_normalization_is_refused(adapted: ViT, tmp_path: Path, wrong: Any) -> None:
+    adapted.normalization = NORMALIZATION
+    path = tmp_path / 'a.safetensors'
+    save_adapter(path, adapted, MODEL, CONFIG)
+    state, meta = read_state(path)
+    header = json.loads(meta['adapter'])
+    header['normalization'] = {**header['normalization'], **wrong} if isinstance(wrong, dict) else wrong
+    write_state(path, state, {**meta, 'adapter': json.dumps(header)})
+    with pytest.raises(ValueError, match='damaged adapter header'):
+        read_adapter(path)
+
+
+@torch.no_grad()
+def test_a_file_of_version_1_loads_with_one_sentence(
+    adapted: ViT, adapter: Path, base_file: Path, images: Tensor
+) -> None:
+    state, meta = read_state(adapter)
+    header = json.loads(meta['adapter'])
+    del header['header'], header['normalization']
+    write_state(adapter, state, {**meta, 'adapter': json.dumps(header)})
+    with pytest.warns(UserWarning, match='does not state how its images were normalized') as caught:
+        vit = load_backbone(MODEL, base_file, adapter)
+    assert len(caught) == 1 and vit.normalization is None
+    assert_close(vit(images).cls, adapted(images).cls, atol=1e-5, rtol=0)
+    write_state(adapter, state, {**meta, 'adapter': json.dumps({**header, 'header': 3})})
+    with pytest.raises(ValueError, match='not 1 to 2: update explora_geo'):
+        read_adapter(adapter)
+
+
+@pytest.mark.parametrize('version', [1, 2])
+@torch.no_grad()
+def test_another_image_size_is_no_contradiction(base_file: Path, tmp_path: Path, version: int) -> None:
+    vit = create_vit(MODEL, img_size=64)  # positions are resampled from 4x4 to 8x8
+    load_weights(vit, base_file)
+    explora(vit, CONFIG)
+    path = tmp_path / 'a.safetensors'
+    save_adapter(path, vit, MODEL, CONFIG)
+    if version == 1:
+        state, meta = read_state(path)
+        header = {**json.loads(meta['adapter']), 'base_sha256': frozen_sha256(vit, grid=(8, 8)), 'header': 1}
+        write_state(path, state, {**meta, 'adapter': json.dumps(header)})
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        found = {size: load_backbone(MODEL, base_file, path, img_size=size) for size in (32, 48, 64)}
+        assert load_backbone(MODEL, base_file, path).patch_embed.img_size == 64
+    assert torch.equal(found[64].pos_embed, vit.pos_embed)
+    plain = load_backbone(MODEL, base_file)
+    assert torch.equal(found[32].pos_embed, plain.pos_embed)
+
+
+@torch.no_grad()
+def test_trained_positions_are_resampled_with_the_image_size(base_file: Path, tmp_path: Path) -> None:
+    config = replace(CONFIG, extra=('pos_embed',))
+    vit = create_vit(MODEL)
+    load_weights(vit, base_file)
+    explora(vit, config)
+    vit.pos_embed += 1
+    save_adapter(tmp_path / 'a.safetensors', vit, MODEL, config)
+    other = load_backbone(MODEL, base_file, tmp_path / 'a.safetensors', img_size=48)
+    assert other.pos_embed.shape == (1, 37, 32)
+    assert torch.equal(other.pos_embed[:, 0], vit.pos_embed[:, 0])
+
+
+def test_positions_that_changed_after_loading_belong_to_the_base(base_file: Path) -> None:
+    vit = create_vit(MODEL, img_size=64)
+    load_weights(vit, base_file)
+    before = frozen_sha256(vit, ())
+    with torch.no_grad():
+        vit.pos_embed += 1
+    assert frozen_sha256(vit, ()) != before
+
+
+def test_everything_trains_of_what_is_loaded(adapter: Path, base_file: Path) -> None:
+    for vit in (load_backbone(MODEL, base_file), load_backbone(MODEL, base_file, adapter)):
+        assert not vit.training and all(p.requires_grad for p in vit.parameters())
+        explora(vit, CONFIG)
+        assert len(trainable_names(vit)) < len(list(vit.parameters()))

@@ -246,9 +246,10 @@ def test_an_adapter_whose_rank_is_not_that_of_its_tensors_takes_no_memory(
 def test_an_adapter_of_another_architecture_names_both(
     nothing_is_built: None, adapter: Path, base_file: Path
 ) -> None:
-    for name, kwargs in (('vit_small_patch8_32', {}), (MODEL, {'img_size': 64})):
-        with pytest.raises(ValueError, match=rf'was made for {MODEL} at 32 px .* the backbone given has'):
-            load_backbone(name, base_file, adapter, **kwargs)
+    with pytest.raises(ValueError, match=rf'was made for {MODEL} at 32 px .* the backbone given has'):
+        load_backbone('vit_small_patch8_32', base_file, adapter)
+    with pytest.raises(ValueError, match=r'made on the bands red, green, blue, the model reads blue'):
+        load_backbone(MODEL, base_file, adapter, bands=('blue', 'green', 'red'))
 
 
 def test_a_base_of_another_architecture_takes_no_memory(

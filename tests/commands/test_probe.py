@@ -117,13 +117,15 @@ def test_mistakes_are_refused_in_one_sentence(
     assert 'turns must be 1, 4' in sentence(data, *weights, *name, '--turns', 2)
     assert 'no data' in sentence(data / 'missing', *weights, *name)
     assert 'no device' in sentence(data, *weights, *name, '--device', 'abacus')
-    wrong = {'root': str(data / 'train'), 'test_root': str(data / 'test'), 'bands': ['blue', 'green', 'red']}
+    wrong = {'root': str(data / 'train'), 'test_root': str(data / 'test'), 'bands': ['blue', 'green']}
     turned = {
         'class_path': 'explora_geo.datamodules.FolderDataModule',
         'init_args': {**wrong, 'image_size': 32},
     }
     (tmp_path / 'turned.yaml').write_text(json.dumps({'data': turned}))
-    assert 'has the bands blue, green, red' in sentence(tmp_path / 'turned.yaml', *weights, *name)
+    assert 'the model reads red, green, blue, the data has blue, green' in sentence(
+        tmp_path / 'turned.yaml', *weights, *name
+    )
     (tmp_path / 'text.yaml').write_text('[1, 2]')
     assert 'holds no keys and values' in sentence(tmp_path / 'text.yaml', *weights, *name)
     for part in ('train', 'test'):

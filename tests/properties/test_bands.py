@@ -28,7 +28,7 @@ def test_a_band_that_is_not_there_is_never_replaced(names: list[str], other: str
     if canonical(other) in map(canonical, names):
         assert len(select_bands([other], names)) == 1
     else:
-        with pytest.raises(ValueError, match='are not in the files'):
+        with pytest.raises(ValueError, match='are missing'):
             select_bands([other], names)
 
 

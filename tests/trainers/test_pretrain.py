@@ -313,8 +313,17 @@ def test_prediction_gives_the_features_of_images(
     torch.testing.assert_close(found[:3], expected)
 
 
-def test_bands_in_another_order_than_the_models_are_refused(
+def test_bands_of_the_data_are_put_into_the_models_order(
     build_task: Task, build_data: Data, build_trainer: Run
 ) -> None:
-    with pytest.raises(ValueError, match='the bands blue, green, red, the model reads red, green, blue'):
-        build_trainer().fit(build_task(), datamodule=build_data(bands=['blue', 'green', 'red']))
+    losses = []
+    for bands in (['red', 'green', 'blue'], ['blue', 'red', 'green']):
+        torch.manual_seed(0)
+        task, data = build_task(), build_data(bands=bands)
+        trainer = build_trainer()
+        trainer.fit(task, datamodule=data)
+        assert data.bands == ('red', 'green', 'blue') == task.backbone.patch_embed.bands
+        losses.append(float(trainer.callback_metrics['val_loss']))
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+    with pytest.raises(ValueError, match=r"Bands \['red'\] are missing: the model reads red, green, blue"):
+        build_trainer().fit(build_task(), datamodule=build_data(bands=['green', 'blue']))

@@ -31,7 +31,7 @@ def image() -> Tensor:
 def test_bands_are_selected_by_name_in_the_order_asked_for(image: Tensor) -> None:
     select = SelectBands(['B12', 'B2'], BANDS)
     assert torch.equal(select(image), image[:, [6, 0]])
-    with pytest.raises(ValueError, match=r"Bands \['B01'\] are not in the files"):
+    with pytest.raises(ValueError, match=r"Bands \['B01'\] are missing"):
         SelectBands(['B01'], BANDS)
 
 

@@ -1,0 +1,96 @@
+"""Where data meet a backbone: the same bands in the same order, normalized as it knows them."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+
+from ..datasets.bands import match_bands
+from ..models.normalization import Normalization, describe
+from ..models.vit import ViT
+
+
+def match_data(datamodule: Any, vit: ViT, statistics: Literal['model', 'data'] | None = None) -> None:
+    """Have a data module give the bands that a backbone reads, normalized as its weights say.
+
+    Data modules of ours reorder or leave out bands, and take over the statistics that the weights state
+    unless they were given some.
+
+    Args:
+        datamodule: Data module of ours or of TorchGeo, set up, or None.
+        vit: The backbone.
+        statistics: Whose mean and standard deviation count where they differ; refused if None.
+
+    Raises:
+        ValueError: If bands are missing, or statistics or units contradict those of the weights.
+    """
+    if statistics not in ('model', 'data', None):
+        raise ValueError(f'statistics must be model or data, got {statistics!r}')
+    bands = vit.patch_embed.bands
+    if hasattr(datamodule, 'use_bands'):
+        datamodule.use_bands(bands)
+    elif getattr(datamodule, 'bands', None):
+        check_order(datamodule.bands, bands)
+    stated, own = vit.normalization, normalization_of(datamodule, bands)
+    if stated is None or own is None or statistics == 'data':
+        return
+    ours = hasattr(datamodule, 'use_normalization')
+    if ours and (statistics == 'model' or not datamodule.given_statistics):
+        if statistics is None and stated.other_units(own.value_range):
+            raise ValueError(
+                f'the pixels of the data are {_range(own)}, those that the weights were adapted on '
+                f'{_range(stated)}: bring them to the same units, or set statistics to data to normalize by '
+                'the mean and standard deviation of the data'
+            )
+        datamodule.use_normalization(stated)
+    elif statistics == 'model' or not stated.agrees(own):
+        raise ValueError(
+            f'the data are normalized by {describe(own, bands)}, the weights were adapted on '
+            f'{describe(stated, bands)}: '
+            + ('leave out mean and std to take those of the weights, or set' if ours else 'set')
+            + ' statistics to data to keep those of the data'
+        )
+
+
+def check_order(given: Sequence[str], wanted: Sequence[str], given_by: str = 'the data has') -> None:
+    """Refuse bands that are not those of a model in its order, where nothing can reorder them.
+
+    Args:
+        given: Names of the bands that are there.
+        wanted: Bands of the model.
+        given_by: Who has them, for the message.
+
+    Raises:
+        ValueError: If a band is missing or at another place.
+    """
+    if match_bands(given, wanted, given_by) != list(range(len(given))):
+        raise ValueError(
+            f'the model reads the bands {", ".join(wanted)}, {given_by} {", ".join(given)}: select the same '
+            'bands in the same order'
+        )
+
+
+def normalization_of(datamodule: Any, bands: Sequence[str]) -> Normalization | None:
+    """How a data module normalizes its images, if it says so.
+
+    Args:
+        datamodule: Data module of ours or of TorchGeo, or None.
+        bands: Names of the bands of its batches.
+    """
+    values = [getattr(datamodule, name, None) for name in ('mean', 'std')]
+    if any(value is None for value in values):
+        return None
+    mean, std = (torch.as_tensor(v).float().flatten() for v in values)
+    if not {len(mean), len(std)} <= {1, len(bands)}:
+        return None  # of other bands, or per frame
+    return Normalization(
+        tuple(mean.expand(len(bands)).tolist()),
+        tuple(std.expand(len(bands)).tolist()),
+        bool(getattr(datamodule, 'clip', False)),
+        getattr(datamodule, 'value_range', None),
+    )
+
+
+def _range(normalization: Normalization) -> str:
+    low, high = normalization.value_range or (0.0, 0.0)
+    return f'{low:g} to {high:g}'
