@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from .bands import RGB, canonical
 from .survey import FileFacts
 
-_SENTINEL = {'b04': 'red', 'b03': 'green', 'b02': 'blue'}
 _BAND = re.compile(r'(?P<name>[^=]*[^=\s])\s*=\s*(?P<number>\d+)')
 
 
@@ -77,17 +76,17 @@ def color_of(band: str) -> str:
     name = canonical(band)
     words = re.findall('[a-z]+', name)
     colors = [word for word in words if word in RGB]
-    return _SENTINEL.get(name, colors[0] if len(colors) == 1 and 'edge' not in words else name)
+    return colors[0] if len(colors) == 1 and 'edge' not in words else name
 
 
 def _names(facts: FileFacts) -> list[str | None]:
     """Names of the bands where they are known."""
     if any(facts.names):
         colors = [color_of(name) if name else None for name in facts.names]
-        # Wordy descriptions of colors become these, unless two claim one.
+        # Wordy descriptions of colors become these, unless two claim one; B04 and R are names already.
         return [
             color
-            if color in RGB and canonical(name or '') not in _SENTINEL and colors.count(color) == 1
+            if color in RGB and colors.count(color) == 1 and canonical(name or '') != color
             else name
             for name, color in zip(facts.names, colors, strict=True)
         ]
