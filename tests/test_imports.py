@@ -14,24 +14,28 @@ MODULES = sorted(PACKAGE.rglob('*.py'))
 # What a module, or else its sub-package, may import of ours; its own package's parts are listed too.
 ALLOWED = {
     'adaptation': {'adaptation'},
+    'bands': set(),
+    'models.normalization': set(),
     'models.position': set(),
     'models.tokenizers': {'models.position', 'models.tokenizers'},
-    'models.vit': {'models.position', 'models.tokenizers'},
+    'models.vit': {'models.normalization', 'models.position', 'models.tokenizers'},
     'models.decoder': {'models.tokenizers', 'models.vit'},
     'models.heads': set(),
     'models.weights': set(),
     'models.builders': {'models.tokenizers', 'models.vit'},
     'models': {'models'},
-    'checkpoints': {'_atomic', 'adaptation', 'models', 'checkpoints'},
+    'checkpoints': {'_atomic', 'adaptation', 'bands', 'models', 'checkpoints'},
     'objectives': {'adaptation', 'models', 'objectives', 'transforms'},
-    'trainers': {*('_compat', 'adaptation', 'models', 'checkpoints', 'evaluation', 'objectives', 'trainers')},
+    'trainers': {
+        *('_compat', 'adaptation', 'bands', 'models', 'checkpoints', 'evaluation', 'objectives', 'trainers')
+    },
     'evaluation': {'adaptation', 'models', 'checkpoints', 'evaluation'},
     'maps': {'checkpoints', 'datasets', 'maps', 'models', 'trainers'},
     'commands': {
         *('adaptation', 'checkpoints', 'commands', 'datamodules', 'datasets', 'evaluation', 'main'),
         *('maps', 'models', 'trainers'),
     },
-    'datasets': {'_atomic', 'datasets'},
+    'datasets': {'_atomic', 'bands', 'datasets'},
     'transforms': {'datasets', 'transforms'},
     'datamodules': {'_compat', 'datasets', 'transforms', 'datamodules'},
     'main': {'_compat', 'checkpoints', 'datamodules', 'trainers'},

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from explora_geo import __version__
 from explora_geo.adaptation import ExPLoRAConfig, explora, merge_lora, trainable_names
+from explora_geo.bands import same_bands
 from explora_geo.checkpoints.files import check_exact, read_state, write_state
 from explora_geo.checkpoints.io import build, fit_position, model_metadata, state_sha256
 from explora_geo.checkpoints.metadata import check_bands, check_sizes
 from explora_geo.checkpoints.sources import read_weights
-from explora_geo.datasets.bands import same_bands
 from explora_geo.models.builders import create_vit
 from explora_geo.models.normalization import Normalization
 from explora_geo.models.vit import ViT

@@ -14,12 +14,12 @@ from torch import Tensor
 from torchvision.models._api import WeightsEnum
 
 from explora_geo.adaptation import merge_lora
+from explora_geo.bands import same_bands
 from explora_geo.checkpoints.convert import convert
 from explora_geo.checkpoints.files import check_values
 from explora_geo.checkpoints.metadata import MAX_GRID, stated_bands, stated_normalization
 from explora_geo.checkpoints.sources import Read, read_weights
 from explora_geo.checkpoints.wavelengths import patch_embed_by_wavelength
-from explora_geo.datasets.bands import same_bands
 from explora_geo.models.builders import create_vit
 from explora_geo.models.position import resample_position, sincos_2d
 from explora_geo.models.tokenizers import RGB

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from explora_geo.datasets.bands import same_bands
+from explora_geo.bands import same_bands
 from explora_geo.models.normalization import Normalization
 
 #: Most patches along a side of an image that a file may ask for: 4096 px in patches of 16.

@@ -156,8 +156,8 @@ def extract_parts(
     Raises:
         ValueError: If there is no test part, or the data do not fit the backbone.
     """
-    from explora_geo.datamodules.match import match_data
     from explora_geo.evaluation.cache import cached_features
+    from explora_geo.trainers.match import match_data
 
     for stage in ('fit', 'test'):
         datamodule.setup(stage)

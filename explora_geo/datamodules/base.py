@@ -12,7 +12,6 @@ from torchgeo.datamodules import BaseDataModule
 from ..datasets import collate_skipping
 from ..datasets.bands import match_bands
 from ..datasets.collate import DrawAgain, UsableLoader
-from ..models.normalization import Normalization
 from ..transforms import ClipNormalize, ViewsConfig, normalisation, on_batches, training_view, training_views
 from .loader import EpochSampler, ResumableLoader
 from .statistics import Statistic, estimate, resolve
@@ -215,14 +214,15 @@ class ArchiveDataModule(BaseDataModule):
         self.mean, self.std = mean[self._chosen], std[self._chosen]
         self._set_transforms()
 
-    def use_normalization(self, wanted: Normalization) -> None:
+    def use_normalization(self, mean: Sequence[float], std: Sequence[float], clip: bool = False) -> None:
         """Normalize as the images that a model learned from.
 
         Args:
-            wanted: Statistics in the order of :attr:`bands`.
+            mean: Mean of each band, in the order of :attr:`bands`.
+            std: Standard deviation of each band.
+            clip: Whether to cut off what lies beyond [0, 1].
         """
-        self.mean, self.std = torch.tensor(wanted.mean), torch.tensor(wanted.std)
-        self.clip = wanted.clip
+        self.mean, self.std, self.clip = torch.tensor(mean), torch.tensor(std), clip
         self._set_transforms()
 
     def plot(self, *args: Any, **kwargs: Any) -> Any:

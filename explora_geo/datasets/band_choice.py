@@ -85,9 +85,7 @@ def _names(facts: FileFacts) -> list[str | None]:
         colors = [color_of(name) if name else None for name in facts.names]
         # Wordy descriptions of colors become these, unless two claim one; B04 and R are names already.
         return [
-            color
-            if color in RGB and colors.count(color) == 1 and canonical(name or '') != color
-            else name
+            color if color in RGB and colors.count(color) == 1 and canonical(name or '') != color else name
             for name, color in zip(facts.names, colors, strict=True)
         ]
     if len(facts.names) == 1:

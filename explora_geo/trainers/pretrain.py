@@ -15,7 +15,6 @@ from torchvision.models._api import WeightsEnum
 from explora_geo.adaptation import ExPLoRAConfig, explora, hold_frozen, trainable_names, trainable_summary
 from explora_geo.checkpoints import BackboneWeights, load_weights
 from explora_geo.checkpoints.adapter import frozen_sha256
-from explora_geo.datamodules.match import match_data, normalization_of
 from explora_geo.models import create_vit
 from explora_geo.models.vit import ViT
 from explora_geo.objectives import Objective
@@ -24,6 +23,7 @@ from explora_geo.trainers.clock import LoaderClock, install_clock
 from explora_geo.trainers.guard import CollapseGuard, GuardConfig
 from explora_geo.trainers.kernels import choose_attention, compile_blocks
 from explora_geo.trainers.length import run_length, steps_per_epoch
+from explora_geo.trainers.match import match_data, normalization_of
 from explora_geo.trainers.monitor import FeatureMonitor
 from explora_geo.trainers.optim import OptimConfig, build_optimizer, build_schedule
 from explora_geo.trainers.presets import choose

@@ -5,9 +5,9 @@ from typing import Any, Literal
 
 import torch
 
-from ..datasets.bands import match_bands
-from ..models.normalization import Normalization, describe
-from ..models.vit import ViT
+from explora_geo.bands import match_bands
+from explora_geo.models.normalization import Normalization, describe
+from explora_geo.models.vit import ViT
 
 
 def match_data(datamodule: Any, vit: ViT, statistics: Literal['model', 'data'] | None = None) -> None:
@@ -42,7 +42,7 @@ def match_data(datamodule: Any, vit: ViT, statistics: Literal['model', 'data'] |
                 f'{_range(stated)}: bring them to the same units, or set statistics to data to normalize by '
                 'the mean and standard deviation of the data'
             )
-        datamodule.use_normalization(stated)
+        datamodule.use_normalization(stated.mean, stated.std, stated.clip)
     elif statistics == 'model' or not stated.agrees(own):
         raise ValueError(
             f'the data are normalized by {describe(own, bands)}, the weights were adapted on '

@@ -1,0 +1,147 @@
+"""Names of spectral bands: guessed from a file, matched, never counted on by position."""
+
+from collections.abc import Sequence
+
+RGB = ('red', 'green', 'blue')
+GREY = ('grey',)
+
+#: Spellings of the colors that name bands of our own.
+_COLORS = {'r': 'red', 'g': 'green', 'b': 'blue', 'gray': 'grey'}
+
+#: Names of one band: Sentinel-2's, and what STAC catalogs and people call it.
+_SENTINEL2 = {
+    'b01': ('coastal', 'b1'),
+    'b05': ('rededge1', 'rededge', 'b5'),
+    'b06': ('rededge2', 'b6'),
+    'b07': ('rededge3', 'b7'),
+    'b8a': ('nir08',),
+    'b09': ('nir09', 'b9'),
+    'b10': ('cirrus',),
+    'b11': ('swir1', 'swir16'),
+    'b12': ('swir2', 'swir22'),
+    'blue': ('b02', 'b2'),
+    'green': ('b03', 'b3'),
+    'red': ('b04', 'b4'),
+    'nir': ('b08', 'b8'),
+}
+
+#: Other names of a band, in lower case.
+ALIASES = _COLORS | {other: name for name, others in _SENTINEL2.items() for other in others}
+
+
+def canonical(band: str) -> str:
+    """Name a band in the one way used for comparison.
+
+    Args:
+        band: Any name, e.g. ``R``, ``Red``, ``B04`` or ``b8a``.
+
+    Returns:
+        The name in lower case without aliases, e.g. ``red`` or ``b8a``.
+    """
+    name = band.strip().lower()
+    return ALIASES.get(name, name)
+
+
+def match_bands(
+    given: Sequence[str],
+    wanted: Sequence[str],
+    given_by: str = 'the data has',
+    wanted_by: str = 'the model reads',
+) -> list[int]:
+    """Find wanted bands among those given, by name: the one rule of the package.
+
+    Args:
+        given: Names of the bands that are there, in order and any spelling.
+        wanted: Names of the bands that are read, in order and any spelling.
+        given_by: Who has the bands, for the message.
+        wanted_by: Who reads them, for the message.
+
+    Returns:
+        Position of each wanted band among *given*: 0, 1, ... where the order is the same.
+
+    Raises:
+        ValueError: If a wanted band is not there; the message names both lists.
+    """
+    positions = {canonical(name): i for i, name in enumerate(given)}
+    missing = [name for name in wanted if canonical(name) not in positions]
+    if missing:
+        raise ValueError(
+            f'Bands {missing} are missing: {wanted_by} {", ".join(wanted)}, {given_by} {", ".join(given)}; '
+            'select other bands, or correct the names with file_bands.'
+        )
+    return [positions[canonical(name)] for name in wanted]
+
+
+def same_bands(one: Sequence[str | None], other: Sequence[str | None]) -> bool:
+    """Whether two lists name the same bands in the same order, in any spelling."""
+    first, second = ([canonical(n or '') for n in names] for names in (one, other))
+    return first == second
+
+
+def spell(names: Sequence[str]) -> tuple[str, ...]:
+    """Spell colours in one way, and leave other names as their owner wrote them."""
+    plain = [_COLORS.get(name.strip().lower(), name.strip().lower()) for name in names]
+    return tuple(p if p in RGB + GREY else n.strip() for p, n in zip(plain, names, strict=True))
+
+
+def name_bands(
+    count: int, dtype: str, descriptions: Sequence[str | None], file_bands: Sequence[str] | None, where: str
+) -> tuple[str, ...]:
+    """Name the bands of a file, in file order.
+
+    Args:
+        count: Number of bands in the file.
+        dtype: NumPy name of the pixel type.
+        descriptions: Band descriptions stored in the file, None where there is none.
+        file_bands: Names given by the user, which win over everything else.
+        where: File to name in error messages.
+
+    Returns:
+        One name per band; ``R``, ``G``, ``B`` become ``red``, ``green``, ``blue``.
+
+    Raises:
+        ValueError: If names are missing, repeated or of the wrong number.
+    """
+    if file_bands is not None:
+        names = spell(file_bands)
+        origin = 'file_bands'
+    elif descriptions and all(descriptions):
+        names = spell([d for d in descriptions if d])
+        origin = f'the band descriptions of {where}'
+    elif count == 1:
+        names, origin = GREY, 'the default name'
+    elif count == 3 and dtype == 'uint8':
+        names, origin = RGB, 'the default names'
+    else:
+        raise ValueError(
+            f'Bands are used by name, but {where} has {count} unnamed {dtype} bands; '
+            'give file_bands, the name of every band in file order.'
+        )
+    if len({canonical(n) for n in names}) != len(names):
+        raise ValueError(f'Band names must differ, but {origin} gives {names}; rename the doubles.')
+    if len(names) != count:
+        raise ValueError(
+            f'file_bands must name every band in file order, but it names {len(names)} {names} '
+            f'and {where} has {count} bands.'
+        )
+    return names
+
+
+def select_bands(wanted: Sequence[str] | None, available: Sequence[str]) -> list[int]:
+    """Find wanted bands among the available ones.
+
+    Args:
+        wanted: Band names in any order and spelling; all available bands if None.
+        available: Band names in file order.
+
+    Returns:
+        Zero-based positions in the file, in the order wanted.
+
+    Raises:
+        ValueError: If a wanted band is not available, or none is wanted.
+    """
+    if wanted is None:
+        return list(range(len(available)))
+    if isinstance(wanted, str) or not wanted:
+        raise ValueError(f'bands must be a list of at least one band name, got {wanted!r}.')
+    return match_bands(available, wanted, 'the files have', 'wanted are')
