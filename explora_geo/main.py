@@ -10,7 +10,6 @@ import explora_geo.trainers  # noqa: F401 - lets a YAML name classes by their cl
 from explora_geo import __version__
 from explora_geo._compat import BaseTask
 from explora_geo.checkpoints.files import read_checkpoint
-from explora_geo.trainers.failures import explain
 
 # What the help of a subcommand ends with
 _EXAMPLES = {
@@ -58,18 +57,7 @@ def run(args: ArgsType = None, start: bool = True, **kwargs: Any) -> LightningCL
 
     Raises:
         jsonargparse.ArgumentError: If a key or value of the configuration is unknown.
-        ChildProcessError: If a process that loads data, or another one of the run, died.
     """
-    try:
-        return _run(args, start, **kwargs)
-    except RuntimeError as error:
-        sentence = explain(error)
-        if sentence is None:
-            raise
-        raise ChildProcessError(sentence) from error
-
-
-def _run(args: ArgsType, start: bool, **kwargs: Any) -> LightningCLI:
     return (_Checked if start else _Prepared)(
         model_class=BaseTask,
         datamodule_class=BaseDataModule,

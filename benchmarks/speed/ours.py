@@ -1,6 +1,7 @@
 """Steps of this package."""
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -11,7 +12,7 @@ from explora_geo.adaptation import ExPLoRAConfig, explora, hold_frozen
 from explora_geo.models import create_vit
 from explora_geo.models.vit import ViT
 from explora_geo.objectives import MAE, DINOv2, Objective, PhaseConfig
-from explora_geo.trainers.kernels import compile_blocks
+from explora_geo.trainers.kernels import compile_blocks, many_graphs
 from explora_geo.transforms import ViewsConfig
 
 from .setting import Contenders, Optimised, Setting
@@ -68,7 +69,8 @@ def mae_step(
     call, images = wrap(objective), batch or {'image': setting.batch_images()}
 
     def loss() -> Tensor:
-        return sum(call(images, 0).values())  # type: ignore[return-value]
+        with many_graphs() if compiled else nullcontext():
+            return sum(call(images, 0).values())  # type: ignore[return-value]
 
     return Optimised(setting, objective, loss)
 
@@ -106,7 +108,8 @@ def dinov2_step(
     call, views = wrap(objective), setting.views()
 
     def loss() -> Tensor:
-        return sum(call({'views': views, 'image': views[0]}, 500).values())  # type: ignore[return-value]
+        with many_graphs() if compiled else nullcontext():
+            return sum(call({'views': views, 'image': views[0]}, 500).values())  # type: ignore[return-value]
 
     return Optimised(setting, objective, loss, lambda: objective.after_step(500))
 

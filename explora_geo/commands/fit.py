@@ -7,23 +7,15 @@ import typer
 
 #: Settings of commands whose options LightningCLI reads itself.
 PASS_ON = {'allow_extra_args': True, 'ignore_unknown_options': True, 'help_option_names': []}
-_DRY, _REPLAY = '--dry-run', '--replay'
+_DRY = '--dry-run'
 
 
 def fit(context: typer.Context) -> None:
     """Pre-train or tune by a YAML file (LightningCLI); --dry-run shows the plan and trains nothing.
 
-    --replay FILE repeats the step at which a run of this file was stopped because its loss was no number.
-
     Example: explora-geo fit --config tests/conf/pretrain_mae_folder.yaml --dry-run
     """
-    if _REPLAY in context.args:
-        at = context.args.index(_REPLAY)
-        file, rest = context.args[at + 1 : at + 2], context.args[:at] + context.args[at + 2 :]
-        if not file:
-            raise ValueError('--replay needs the file step_NNNNNN_rank_N.pt of a run')
-        _show_replay([str(context.info_name), *rest], file[0])
-    elif _DRY in context.args:
+    if _DRY in context.args:
         _show(plan([str(context.info_name), *(a for a in context.args if a != _DRY)]))
     else:
         _run(context)
@@ -62,18 +54,10 @@ def _lightning(args: list[str], **kwargs: Any) -> Any:
     from explora_geo.main import run
 
     check_configs(args)
-    # Lightning warns that both sys.argv and args are given; they are the same.
-    warnings.filterwarnings('ignore', message="LightningCLI's args parameter")
-    return run(args, **kwargs)
-
-
-def _show_replay(args: list[str], file: str) -> None:
-    """Print the losses of a step that is repeated."""
-    from explora_geo.trainers.reproducer import replay
-
-    command = _lightning(args, start=False)
-    for name, value in replay(command.model, file, command.trainer.strategy.root_device).items():
-        print(f'{name}: {value.item()}')
+    with warnings.catch_warnings():
+        # Lightning warns that both sys.argv and args are given; they are the same.
+        warnings.filterwarnings('ignore', message="LightningCLI's args parameter")
+        return run(args, **kwargs)
 
 
 def plan(args: list[str]) -> dict[str, str]:

@@ -125,5 +125,6 @@ class Anchor(Objective):
         """Follow mean and deviation of the source's features; the first batch sets them."""
         known = self.deviation.any()
         share = torch.where(known, 1 - self.center_momentum if self.training else 0.0, 1.0)
-        self.center.lerp_(target.mean((0, 1, 3, 4)), share)
-        self.deviation.lerp_(target.std((0, 1, 3, 4)), share)
+        usable = torch.isfinite(target).all()  # else they stay, also for a checkpoint
+        for average, now in ((self.center, target.mean), (self.deviation, target.std)):
+            average.copy_(torch.where(usable, average.lerp(now((0, 1, 3, 4)), share), average))

@@ -65,7 +65,8 @@ class Assignment(nn.Module):
             count = _total(logits.new_tensor(float(len(logits))))
             mean = _total(logits.sum(0, keepdim=True)) / count
             moved = center_momentum(self.center.value, mean, self.center.momentum)
-            self.center.center = torch.where(count > 0, moved, self.center.value)
+            usable = (count > 0) & torch.isfinite(mean).all()  # else the centre stays, also for a checkpoint
+            self.center.center = torch.where(usable, moved, self.center.value)
         return targets
 
 

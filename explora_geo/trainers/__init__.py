@@ -8,7 +8,6 @@ from explora_geo.trainers.presets import PRESETS
 from explora_geo.trainers.pretrain import ExPLoRATask
 from explora_geo.trainers.recipes import Regularisation
 from explora_geo.trainers.regression import RegressionTask
-from explora_geo.trainers.reproducer import replay
 from explora_geo.trainers.segmentation import SegmentationTask
 from explora_geo.trainers.taskfile import load_task, save_task
 
@@ -24,6 +23,5 @@ __all__ = [
     'Regularisation',
     'SegmentationTask',
     'load_task',
-    'replay',
     'save_task',
 ]

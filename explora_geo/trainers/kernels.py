@@ -1,5 +1,6 @@
 """Which of torch's kernels is faster where a task runs."""
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -32,17 +33,22 @@ def choose_attention(task: LightningModule) -> None:
         unfuse_attention(task)
 
 
+def many_graphs() -> AbstractContextManager[None]:
+    """Let compiled blocks have as many graphs as they need, where torch would give up after a few."""
+    config: Any = torch._dynamo.config
+    changed: AbstractContextManager[None] = config.patch(recompile_limit=max(config.recompile_limit, _GRAPHS))
+    return changed
+
+
 def compile_blocks(module: nn.Module) -> None:
     """Have `torch.compile` write the kernels of all transformer blocks of a model, in place.
 
     Blocks that are alike share them, so that compiling takes as long for 24 blocks as for one. Names of
-    tensors stay as they are.
+    tensors stay as they are. The model runs within `many_graphs`, as tasks do.
 
     Args:
         module: A backbone or an objective; a teacher and a decoder are parts of it.
     """
-    config: Any = torch._dynamo.config
-    config.recompile_limit = max(config.recompile_limit, _GRAPHS)
     for block in module.modules():
         if isinstance(block, Block):
             block.compile()

@@ -252,12 +252,9 @@ class ExPLoRATask(SteadyTask):
 
         Returns:
             The loss.
-
-        Raises:
-            ValueError: If the loss is not finite.
         """
         note_skipped(self.skipped, batch)
-        losses = self.losses(batch, self.global_step)
+        losses = self.model(batch, self.global_step)
         loss: Tensor = torch.stack(list(losses.values())).sum()
         self.check_finite(loss, batch)
         size = len(batch['image'])
@@ -267,10 +264,6 @@ class ExPLoRATask(SteadyTask):
         self.log('lr', self.trainer.optimizers[0].param_groups[0]['lr'], batch_size=size)
         self._log_speed(size)
         return loss
-
-    def losses(self, batch: Mapping[str, Any], step: int) -> dict[str, Tensor]:
-        """Losses of a batch by name; their sum is minimised."""
-        return self.model(batch, step)
 
     def _log_speed(self, size: int) -> None:
         """Log images per second and the share of the time in which the loop waited for them."""

@@ -2,22 +2,39 @@
 
 import random
 import warnings
-from collections.abc import Mapping
-from types import MappingProxyType
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Sequence
+from contextlib import ExitStack
+from enum import IntEnum
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
+import torch.distributed as dist
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
 from explora_geo._compat import BaseTask
 from explora_geo.adaptation.frozen import convert_each_time
+from explora_geo.checkpoints.files import atomic_path
 from explora_geo.trainers.checkpoint_io import install_checkpoint_io
+from explora_geo.trainers.folder import run_folder
+from explora_geo.trainers.kernels import many_graphs
 from explora_geo.trainers.preemption import Preemption
-from explora_geo.trainers.reproducer import write_reproducer
+
+
+class Stream(IntEnum):
+    """What random numbers are drawn for; each has numbers of its own."""
+
+    AUGMENTATION = 0
+    VALIDATION = 1
+    STEP = 2
+    ORDER = 3
 
 
 @runtime_checkable
@@ -31,6 +48,44 @@ class ResumableOrder(Protocol):
         """Go on from there."""
 
 
+class RunScope(Callback):
+    """Leaves the process as a run found it: random states, warning filters, limits of `torch.compile`."""
+
+    def __init__(self) -> None:
+        """Remember the random states; a task makes this callback when its run begins."""
+        self._states = _random_states()
+        self._changes = ExitStack()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Begin what ends with the run, before the task sets filters of its own."""
+        self._changes.enter_context(warnings.catch_warnings())
+        if pl_module.hparams.get('compile_backbone'):
+            self._changes.enter_context(many_graphs())
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Take all changes back."""
+        self._changes.close()
+        _restore_random_states(self._states)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Take all changes back: Lightning tears down nothing after an error."""
+        self.teardown(trainer, pl_module, '')
+
+
+class _Check(NamedTuple):
+    """Whether a loss is finite, still on its way from the device.
+
+    Attributes:
+        batch: What the loss was computed of.
+        bad: Whether the loss of this process, and that of any, is not finite, shape (2,), on the CPU.
+        there: Recorded behind the copy of `bad`; None if nothing is waited for.
+    """
+
+    batch: Any
+    bad: Tensor
+    there: torch.cuda.Event | None
+
+
 class SteadyTask(BaseTask):
     """A task whose random state follows from its seed and the number of the batch.
 
@@ -39,14 +94,15 @@ class SteadyTask(BaseTask):
     """
 
     _seed: int | None = None
-    _drawn = 0
     _validated = 0
     _ordered: int | None = None
-    _buffers_before: Mapping[str, Tensor] = MappingProxyType({})
+    _check: _Check | None = None
+    _averages: Sequence[Tensor] = ()
+    _kept_averages: Sequence[Tensor] = ()
 
     def configure_callbacks(self) -> list[Callback]:
-        """What saves a run that the system stops."""
-        return [Preemption()]
+        """What saves a run that the system stops, and what a run takes back when it ends."""
+        return [Preemption(), RunScope()]
 
     def setup(self, stage: str) -> None:
         """Have checkpoints written in one piece."""
@@ -57,9 +113,13 @@ class SteadyTask(BaseTask):
         warnings.filterwarnings('ignore', message='You have overridden `on_before_batch_transfer`')
 
     def on_fit_start(self) -> None:
-        """Settle the seed: the checkpoint's, else that of now."""
+        """Settle the seed (the checkpoint's, else that of now) and find the running averages of batches."""
         if self._seed is None:
             self._seed = self.trainer.strategy.broadcast(torch.initial_seed())
+        norms = [module for module in self.modules() if isinstance(module, _BatchNorm)]
+        running = [average for norm in norms for average in (norm.running_mean, norm.running_var)]
+        self._averages = [average for average in running if average is not None]
+        self._kept_averages = [average.clone() for average in self._averages]
 
     def on_train_start(self) -> None:
         """Put the loader at the place of the run: Lightning restores it only before the length is known."""
@@ -76,7 +136,7 @@ class SteadyTask(BaseTask):
                 iter(fetcher)
         elif isinstance(loader, DataLoader):
             self._ordered = epoch
-            self.draw_anew(3, epoch)
+            self.reseed(Stream.ORDER, epoch)
             samplers: list[Any] = [loader.sampler, getattr(loader.batch_sampler, 'sampler', None)]
             for sampler in samplers:
                 if hasattr(sampler, 'set_epoch'):  # Lightning does so only when the epoch goes on
@@ -88,7 +148,7 @@ class SteadyTask(BaseTask):
     def on_train_epoch_start(self) -> None:
         """Set the random state from which a loader that is not ours draws the order of an epoch."""
         if self.current_epoch != self._ordered:
-            self.draw_anew(3, self.current_epoch)
+            self.reseed(Stream.ORDER, self.current_epoch)
 
     def on_validation_epoch_start(self) -> None:
         """Every validation draws the same numbers."""
@@ -97,58 +157,123 @@ class SteadyTask(BaseTask):
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Set the random state of a batch, before it is augmented."""
         if self.trainer.training:
-            self.draw_anew(0, self.trainer.fit_loop.total_batch_idx + 1)
+            self.reseed(Stream.AUGMENTATION, self.trainer.fit_loop.total_batch_idx + 1)
         elif self.trainer.validating or self.trainer.sanity_checking:
-            self.draw_anew(1, self._validated)
+            self.reseed(Stream.VALIDATION, self._validated)
             self._validated += 1
         return batch
 
-    def draw_anew(self, purpose: int, number: int) -> None:
+    def reseed(self, stream: Stream, number: int) -> None:
         """Set all random states.
 
         Args:
-            purpose: What is drawn: 0 changes of training images, 1 validation, 2 a training step, 3 the
-                order of an epoch.
-            number: Number of the batch, or of the epoch.
+            stream: What is drawn.
+            number: Number of the batch, or of the epoch for `Stream.ORDER`.
         """
-        rank = 0 if purpose == 3 else self.global_rank  # processes share one order
-        entropy = (self._seed or 0, purpose, rank, number)
-        self._drawn = int(np.random.SeedSequence(entropy).generate_state(1)[0])
-        seed_all(self._drawn)
+        rank = 0 if stream is Stream.ORDER else self.global_rank  # processes share one order
+        entropy = (self._seed or 0, int(stream), rank, number)
+        seed_all(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Set the random state of a step, so that it can be repeated from the batch as it is now."""
-        self.draw_anew(2, self.trainer.fit_loop.total_batch_idx)
-        self._buffers_before = {k: v.clone() for k, v in self.named_buffers()}  # a step moves centres
-
-    @property
-    def buffers_before(self) -> dict[str, Tensor]:
-        """Entries of the state dict that a step changes as it computes its loss, as they were before."""
-        own = self.state_dict()
-        return {k: v for k, v in self._buffers_before.items() if k in own}
+        """Set the random state of a step, and keep what its forward pass changes in place."""
+        self.reseed(Stream.STEP, self.trainer.fit_loop.total_batch_idx)
+        if self._averages:
+            torch._foreach_copy_(self._kept_averages, self._averages)
 
     def check_finite(self, loss: Tensor, batch: Any) -> None:
-        """Stop at a loss that is no number, and leave behind what repeats it.
+        """Have a loss checked before the optimizer moves anything; `on_after_backward` reads the answer.
+
+        The answer is copied while the device computes gradients, so that nothing waits for the device.
 
         Args:
             loss: Loss of the batch, a scalar.
             batch: The batch.
+        """
+        bad = (~torch.isfinite(loss.detach())).float().repeat(2)
+        if self.trainer.world_size > 1 and dist.is_initialized():
+            dist.all_reduce(bad[1], dist.ReduceOp.MAX)  # all processes stop together
+        there = None
+        if bad.is_cuda:
+            bad = bad.to('cpu', non_blocking=True)
+            there = torch.cuda.Event()
+            there.record()
+        self._check = _Check(batch, bad, there)
+
+    def on_after_backward(self) -> None:
+        """Stop at a loss that is not finite; batch and a checkpoint of the run before it are saved.
 
         Raises:
-            ValueError: If the loss is not finite.
+            ValueError: If the loss of any process is not finite.
         """
-        if torch.isfinite(loss):
+        if self._check is None:
             return
-        names, file = write_reproducer(self, batch, self._drawn)
-        shown = ', '.join(names[:8]) + (f' and {len(names) - 8} more' if len(names) > 8 else '')
-        raise ValueError(
-            f'the loss is {loss.item()} at step {self.global_step} on {shown or "unnamed images"}: lower the '
-            'learning rate, clip gradients (trainer.gradient_clip_val) or train in bf16-mixed instead of '
-            f'16-mixed; {file} holds the step, repeat it with explora-geo fit --config YOURS --replay {file}'
-        )
+        check, self._check = self._check, None
+        if check.there is not None:
+            check.there.synchronize()  # long past: the gradients' kernels are queued behind it
+        own, anyone = check.bad.bool().tolist()
+        if anyone:
+            raise ValueError(self._save_evidence(check.batch, own))
+
+    def _save_evidence(self, batch: Any, own: bool) -> str:
+        """Save the batch and the state before it, and say so in a sentence."""
+        for average, kept in zip(self._averages, self._kept_averages, strict=True):
+            average.copy_(kept)
+        folder, step = run_folder(self.trainer), self.global_step
+        said = f'the loss of another process is not finite at step {step}: see its message'
+        if own:
+            loader: Any = self.trainer.train_dataloader
+            names = list(loader.names()) if hasattr(loader, 'names') else []
+            file = folder / f'batch_{step:06d}_rank_{self.global_rank}.pt'
+            with atomic_path(file) as temporary:
+                torch.save({'step': step, 'files': names, 'batch': _plain(batch)}, temporary)
+            shown = ', '.join(names[:8]) + (f' and {len(names) - 8} more' if len(names) > 8 else '')
+            said = (
+                f'the loss is not finite at step {step} on {shown or "unnamed images"}: lower the learning '
+                'rate, clip gradients (trainer.gradient_clip_val) or train in bf16-mixed instead of '
+                f'16-mixed; {file} holds the batch'
+            )
+        if self.trainer.strategy.reduce_boolean_decision(_all_finite(self), all=True):
+            good = folder / 'last_good.ckpt'
+            self._rewind()
+            self.trainer.save_checkpoint(good)
+            return f'{said}, {good} the run before it'
+        return f'{said}; the weights are not finite either{self._advice()}'
+
+    def _rewind(self) -> None:
+        """Count the batches of a step that is given up as not begun, so that a resumed run repeats it."""
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress
+        half_done = progress.current.completed % self.trainer.accumulate_grad_batches
+        for counts in (progress.total, progress.current):
+            done = counts.completed - half_done
+            counts.ready = counts.started = counts.processed = counts.completed = done
+        progress.is_last_batch = False
+
+    def _advice(self) -> str:
+        kept = self._last_checkpoint()
+        return f', and go on from {kept}' if kept else ''
+
+    def _last_checkpoint(self) -> str:
+        """The checkpoint that was saved last, which holds finite weights; empty without one."""
+        files = [
+            Path(path)
+            for keeper in self.trainer.checkpoint_callbacks
+            for name in ('last_model_path', 'best_model_path')
+            if (path := getattr(keeper, name, ''))
+        ]
+        existing = [file for file in files if file.exists()]
+        return str(max(existing, key=lambda file: file.stat().st_mtime)) if existing else ''
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the seed."""
+        """Keep the seed.
+
+        Raises:
+            ValueError: If weights are not finite, so that the checkpoint of before stays the last one.
+        """
+        if not _all_finite(self):
+            raise ValueError(
+                f'the weights are not finite at step {self.global_step} and are not saved: lower the '
+                f'learning rate or clip gradients (trainer.gradient_clip_val){self._advice()}'
+            )
         checkpoint['random_seed'] = self._seed
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -170,3 +295,39 @@ def seed_all(seed: int) -> None:
         torch.cuda.manual_seed_all(seed)
     if torch.backends.mps.is_available():
         torch.mps.manual_seed(seed)
+
+
+def _random_states() -> dict[str, Any]:
+    """Random states of Python, NumPy and torch, on the CPU and on GPUs that are in use."""
+    states = {'python': random.getstate(), 'numpy': np.random.get_state(), 'torch': torch.get_rng_state()}
+    if torch.cuda.is_initialized():
+        states['cuda'] = torch.cuda.get_rng_state_all()
+    return states
+
+
+def _restore_random_states(states: dict[str, Any]) -> None:
+    random.setstate(states['python'])
+    np.random.set_state(states['numpy'])
+    torch.set_rng_state(states['torch'])
+    if 'cuda' in states:
+        torch.cuda.set_rng_state_all(states['cuda'])
+
+
+def _all_finite(task: LightningModule) -> bool:
+    """Whether all numbers of a task are finite, in one read from the device; of a share, the own part."""
+    tensors = [
+        value.to_local() if isinstance(value, DTensor) else value for value in task.state_dict().values()
+    ]
+    found = [torch.isfinite(value).all() for value in tensors if isinstance(value, Tensor) and value.numel()]
+    return not found or bool(torch.stack([flag.to(found[0].device) for flag in found]).all())
+
+
+def _plain(value: Any) -> Any:
+    """Values that are read back without running code: tensors on the CPU, collections of them, text."""
+    if isinstance(value, Tensor):
+        return value.detach().cpu()
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return value if isinstance(value, str | int | float | bool | None) else str(value)

@@ -223,28 +223,19 @@ class TuningTask(SteadyTask):
             The loss.
 
         Raises:
-            ValueError: If targets do not fit or the loss is not finite.
+            ValueError: If targets do not fit.
         """
-        target = batch.get(self.target_key)
-        loss, scores, wanted = self._learn(batch)
+        image, target = self._read(batch)
+        changed, wanted = self.augment(image, target)
+        scores = self(changed, batch.get('timestamps'))
+        loss = self.loss(scores, wanted)
         self.check_finite(loss, batch)
-        size = len(batch['image'])
+        size = len(image)
         self.log('train_loss', loss.detach(), batch_size=size, prog_bar=True)
         self.log('lr', self.trainer.optimizers[0].param_groups[0]['lr'], batch_size=size)
         if wanted is target:  # mixed images have no one class to score
             self._score(self.train_metrics, scores.detach(), target)
         return loss
-
-    def losses(self, batch: Mapping[str, Any], step: int) -> dict[str, Tensor]:
-        """The loss of a training batch, by name."""
-        return {'loss': self._learn(batch)[0]}
-
-    def _learn(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
-        """Loss and scores of an augmented batch, and the targets they were held against."""
-        image, target = self._read(batch)
-        changed, wanted = self.augment(image, target)
-        scores = self(changed, batch.get('timestamps'))
-        return self.loss(scores, wanted), scores, wanted
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         """Loss and metrics of a validation batch."""
@@ -273,7 +264,8 @@ class TuningTask(SteadyTask):
     def _evaluate(self, batch: Mapping[str, Any], split: str, metrics: MetricCollection) -> None:
         image, target = self._read(batch)
         scores = self(image, batch.get('timestamps'))
-        self.log(f'{split}_loss', self.loss(scores, target), batch_size=len(image), prog_bar=split == 'val')
+        loss, size = self.loss(scores, target), len(image)
+        self.log(f'{split}_loss', loss, batch_size=size, prog_bar=split == 'val', sync_dist=True)
         self._score(metrics, scores, target)
 
     def _score(self, metrics: MetricCollection, scores: Tensor, target: Tensor) -> None:

@@ -174,6 +174,33 @@ def test_accumulated_batches_are_one_larger_batch(tmp_path: Path) -> None:
     assert_same([{**found, 'losses': pairs.tolist()}], expected)
 
 
+class Poison(Callback):
+    """Makes the third batch of the second process infinite."""
+
+    def on_train_batch_start(self, trainer: Trainer, task: Any, batch: Any, number: int) -> None:
+        if trainer.global_rank == 1 and number == 2:
+            batch['image'][0] = float('inf')
+
+
+def stop(folder: str) -> str:
+    """Train until the loss is not finite, and return what is said of it."""
+    settings = {'devices': 2, 'strategy': 'ddp', 'callbacks': [Poison()]}
+    with pytest.raises(ValueError, match='not finite') as caught:
+        learn('mae', folder, 4, 1, settings)
+    return str(caught.value)
+
+
+@pytest.mark.slow
+def test_all_processes_stop_at_the_loss_of_one_that_is_not_finite(tmp_path: Path) -> None:
+    first, second = run(stop, tmp_path, str(tmp_path))
+    assert first.startswith('the loss of another process is not finite at step 2')
+    assert second.startswith('the loss is not finite at step 2 on')
+    assert (tmp_path / 'batch_000002_rank_1.pt').is_file() and not (
+        tmp_path / 'batch_000002_rank_0.pt'
+    ).exists()
+    assert torch.load(tmp_path / 'last_good.ckpt', weights_only=True)['global_step'] == 2
+
+
 class Sharded(ExPLoRATask):
     """A task whose blocks and the rest of which are sharded over the processes by `fully_shard`."""
 

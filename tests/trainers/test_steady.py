@@ -1,6 +1,7 @@
 """What is drawn for a batch follows from the seed and its number; stopped runs go on exactly."""
 
 import random
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,9 +18,34 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from explora_geo.adaptation.frozen import FrozenLinear
 from explora_geo.datamodules import FolderDataModule
-from explora_geo.trainers import ExPLoRATask, steady
+from explora_geo.trainers import ClassificationTask, ExPLoRATask, steady
+from explora_geo.trainers.kernels import many_graphs
 from explora_geo.trainers.steady import SteadyTask, seed_all
 from tests.trainers.steady_run import fit
+
+
+class Poison(Callback):
+    """Makes one pixel of a batch infinite, and keeps that batch's names."""
+
+    def __init__(self, batch: int = 3) -> None:
+        self.batch = batch
+        self.files: list[str] = []
+
+    def on_train_batch_start(self, trainer: Trainer, task: Any, batch: Any, number: int) -> None:
+        if trainer.fit_loop.total_batch_idx == self.batch:
+            self.files = trainer.train_dataloader.names()  # type: ignore[union-attr]
+            batch['image'][1, 0, 2, 2] = float('inf')
+            for view in batch.get('views', ()):
+                view[0, 0, 2, 2] = float('inf')
+
+
+class Overflow(Callback):
+    """Makes one weight infinite before the fourth step."""
+
+    def on_train_batch_start(self, trainer: Trainer, task: Any, batch: Any, number: int) -> None:
+        if trainer.global_step == 3:
+            with torch.no_grad():
+                next(p for p in task.parameters() if p.requires_grad).view(-1)[0] = float('inf')
 
 
 class Stopped(Callback):
@@ -116,6 +142,86 @@ def test_every_validation_sees_the_same_masks(steady_folder: Path) -> None:
     fit(steady_folder, 'mae', 8, callbacks=[drawn], check_val_every_n_epoch=1)
     assert len(drawn.validation) >= 2 and len(set(drawn.validation)) == 1
     assert len(set(drawn.training)) == 8
+
+
+@pytest.mark.parametrize(('objective', 'accumulated'), [('mae', 1), ('dinov2', 1), ('mae', 2)])
+def test_a_loss_that_is_not_finite_stops_before_it_does_harm(
+    steady_folder: Path, objective: str, accumulated: int
+) -> None:
+    settings: dict[str, Any] = {'accumulate_grad_batches': accumulated}
+    expected = weights(steady_folder, objective, 6, **settings)
+    forget(steady_folder)
+    poison, run = Poison(7 if accumulated == 2 else 3), steady_folder / 'run'
+    with pytest.raises(ValueError, match='the loss is not finite at step 3') as caught:
+        fit(steady_folder, objective, 6, every=None, callbacks=[poison], **settings)
+    assert len(poison.files) == 4 and all(name in str(caught.value) for name in poison.files)
+    kept = torch.load(run / 'batch_000003_rank_0.pt', weights_only=True)
+    assert kept['files'] == poison.files and kept['step'] == 3
+    assert torch.isinf(kept['batch']['image'][1, 0, 2, 2])
+    good = run / 'last_good.ckpt'
+    assert str(good) in str(caught.value) and '\n' not in str(caught.value)
+    good.rename(run / 'last.ckpt')  # the run goes on without the bad pixel as if nothing had been
+    assert_equal(weights(steady_folder, objective, 6, **settings), expected)
+
+
+def test_tuning_stops_too(small_names: None, build_data: Any, build_trainer: Any) -> None:
+    trainer = build_trainer(callbacks=[Poison()], max_epochs=3)
+    task = ClassificationTask(num_classes=3, model='vit_tiny_patch8_32', tuning='full')
+    with pytest.raises(ValueError, match=r'the loss is not finite at step 3 on .*\.jpg'):
+        trainer.fit(task, datamodule=build_data())
+    assert all(torch.isfinite(value).all() for value in task.state_dict().values())
+    assert (Path(trainer.default_root_dir) / 'last_good.ckpt').is_file()
+
+
+def test_weights_that_are_not_finite_are_not_called_good(steady_folder: Path) -> None:
+    with pytest.raises(ValueError, match='the loss is not finite') as caught:
+        fit(steady_folder, 'mae', 6, callbacks=[Overflow()])
+    last = steady_folder / 'run' / 'last.ckpt'
+    assert f'the weights are not finite either, and go on from {last}' in str(caught.value)
+    assert not (steady_folder / 'run' / 'last_good.ckpt').exists()
+    state = torch.load(last, weights_only=True)['state_dict']
+    assert all(torch.isfinite(value).all() for value in state.values())
+
+
+class Ruined(Callback):
+    """Makes one weight infinite after the fourth step, before its checkpoint is written."""
+
+    def on_train_batch_end(self, trainer: Trainer, task: Any, *args: Any) -> None:
+        if trainer.global_step == 4:
+            next(p for p in task.parameters() if p.requires_grad).data.view(-1)[0] = float('inf')
+
+
+def test_a_checkpoint_of_weights_that_are_not_finite_takes_no_other_place(steady_folder: Path) -> None:
+    last = steady_folder / 'run' / 'last.ckpt'
+    with pytest.raises(ValueError, match='the weights are not finite at step 4 and are not saved') as caught:
+        fit(steady_folder, 'mae', 6, callbacks=[Ruined()])
+    assert f'go on from {last}' in str(caught.value)
+    assert torch.load(last, weights_only=True)['global_step'] == 3
+
+
+@pytest.mark.parametrize('ends', ['well', 'early'])
+def test_a_run_leaves_the_process_as_it_was(
+    build_task: Callable[..., ExPLoRATask], build_trainer: Any, build_data: Any, ends: str
+) -> None:
+    def draw() -> list[float]:
+        return [random.random(), float(np.random.rand()), float(torch.rand(()))]
+
+    task, data = build_task(compile_backbone=False), build_data()
+    task.hparams['compile_backbone'] = True  # what limits it needs, without compiling
+    seed_all(7)
+    filters, limit, expected = list(warnings.filters), torch._dynamo.config.recompile_limit, draw()
+    seed_all(7)
+    if ends == 'well':
+        trainer = build_trainer(max_steps=2)
+        trainer.fit(task, datamodule=data)
+        trainer.validate(task, datamodule=data)
+    else:
+        with pytest.raises(RuntimeError, match='stopped'):
+            build_trainer(max_steps=2, callbacks=[Stopped(1)]).fit(task, datamodule=data)
+    assert draw() == expected and torch.initial_seed() == 7
+    assert warnings.filters == filters and torch._dynamo.config.recompile_limit == limit
+    with many_graphs():
+        assert torch._dynamo.config.recompile_limit >= 128
 
 
 def test_a_seed_sets_all_random_states() -> None:
