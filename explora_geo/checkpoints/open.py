@@ -9,6 +9,7 @@ from explora_geo.checkpoints.adapter import read_adapter
 from explora_geo.checkpoints.io import build_backbone
 from explora_geo.checkpoints.metadata import stated_bands, stated_sizes, stated_tokenizer
 from explora_geo.checkpoints.sources import read_weights
+from explora_geo.models.builders import task_size
 from explora_geo.models.vit import ViT
 
 
@@ -16,6 +17,7 @@ def open_backbone(
     weights: WeightsEnum | str | Path,
     adapter: str | Path | None = None,
     model: str | None = None,
+    largest: int | None = None,
     **kwargs: Any,
 ) -> tuple[ViT, str]:
     """Load a plain backbone, a merged one, or base and adapter.
@@ -27,6 +29,8 @@ def open_backbone(
         weights: A `WeightsEnum` or its name, a file, or `timm/<name>`.
         adapter: Adapter file made on exactly these weights; it is merged.
         model: Backbone name; see `create_vit`.
+        largest: Side of the images at hand, pixels: where nothing states a size, DINOv2's backbones are built
+            for at most this and 224 instead of timm's 518.
         **kwargs: Further arguments of `create_vit`; None means as stated.
 
     Returns:
@@ -57,4 +61,7 @@ def open_backbone(
         if model == meta.get('backbone'):
             stated |= stated_sizes(meta, source)
     given = {k: v for k, v in kwargs.items() if v is not None}
-    return build_backbone(model, read, adapter, **{**stated, **given}), model
+    options = {**stated, **given}
+    if largest is not None and 'img_size' not in options:
+        options['img_size'] = task_size(model, options.get('patch_size'), largest)
+    return build_backbone(model, read, adapter, **options), model

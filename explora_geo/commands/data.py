@@ -53,6 +53,29 @@ def open_data(data: Path, image_size: int, bands: tuple[str, ...], **kwargs: Any
     )
 
 
+def image_side(data: Path) -> int:
+    """Shorter side of the first image of a folder, or of the images of a YAML file's data module.
+
+    Args:
+        data: As of `open_data`.
+
+    Returns:
+        Pixels; 224, DINOv2's, where nothing says so.
+    """
+    from explora_geo.datasets.files import find_images
+    from explora_geo.datasets.images import BadTileError, image_sides
+    from explora_geo.models.builders import DINOV2_SIZE
+
+    if data.is_file():
+        return getattr(_configured(data), 'image_size', DINOV2_SIZE)
+    for path in find_images(data / 'train') if (data / 'train').is_dir() else ():
+        try:
+            return min(image_sides(path))
+        except BadTileError:
+            continue
+    return DINOV2_SIZE
+
+
 def _configured(file: Path) -> Any:
     from jsonargparse import ArgumentParser
     from torchgeo.datamodules import BaseDataModule

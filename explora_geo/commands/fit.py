@@ -93,7 +93,7 @@ def plan(args: list[str]) -> dict[str, str]:
     validation = getattr(datamodule, 'val_dataset', None)
     rows = {
         'task': type(task).__name__,
-        **(_backbone(task) if isinstance(task, SteadyTask) else {}),
+        **(_backbone(task, datamodule) if isinstance(task, SteadyTask) else {}),
         'trains': f'{trained:,} parameters with heads and decoders',
         'weights': getattr(task, 'load_report', ''),
         'data': f'{type(datamodule).__name__}, {batches:,} batches of {size} an epoch, '
@@ -124,12 +124,17 @@ def _show(rows: dict[str, str]) -> None:
     Console().print(table)
 
 
-def _backbone(task: Any) -> dict[str, str]:
+def _backbone(task: Any, datamodule: Any) -> dict[str, str]:
     """What one of our tasks trains; TorchGeo's have models of many kinds."""
     vit = task.model.backbone
+    tokenizer = vit.patch_embed
+    enlarging = task.enlarging(datamodule) if hasattr(task, 'enlarging') else ''
+    views = getattr(task.model, 'views', None)
     return {
         'backbone': f'{task.hparams["model"]}, {vit.num_parameters:,} parameters',
-        'input': f'{vit.patch_embed.kind} tokenizer, bands {", ".join(vit.patch_embed.bands)}',
+        'input': f'{tokenizer.kind} tokenizer, {tokenizer.img_size} px, bands {", ".join(tokenizer.bands)}',
+        'crops': f'{views.global_size} and {views.local_size} px' if views else '',
+        'enlarged': enlarging,
         'adaptation': task.config.notation(getattr(task.model, 'letter', '')),
         'recipe': getattr(task, 'recipe_report', ''),
     }

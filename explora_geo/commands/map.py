@@ -52,6 +52,7 @@ def make(
     from explora_geo.maps import MapOptions, check_outputs, make_map
     from explora_geo.maps.model import open_features, open_model
     from explora_geo.maps.scene import Scene
+    from explora_geo.models.builders import DINOV2_SIZE
 
     if (model is None) == (weights is None):
         raise ValueError('give either model, a tuned model, or weights, a backbone for embeddings')
@@ -63,7 +64,10 @@ def make(
     if model is not None:
         found, source = open_model(model, where), str(model)
     else:
-        found, source = open_features(open_backbone(str(weights), adapter)[0], where), str(weights)
+        found, source = (
+            open_features(open_backbone(str(weights), adapter, largest=DINOV2_SIZE)[0], where),
+            str(weights),
+        )
     kind: Literal['model', 'scene'] = statistics or ('model' if 'mean' in found.data else 'scene')  # type: ignore[assignment]
     options = MapOptions(
         overlap=overlap,

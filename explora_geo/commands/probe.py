@@ -43,7 +43,7 @@ def probe(
     from rich.table import Table
 
     from explora_geo.checkpoints import open_backbone
-    from explora_geo.commands.data import open_data
+    from explora_geo.commands.data import image_side, open_data
     from explora_geo.commands.device import pick_device
     from explora_geo.evaluation.budgets import Budget
     from explora_geo.evaluation.protocol import ProbeProtocol, run_probes
@@ -55,7 +55,8 @@ def probe(
         raise ValueError(f'val_split must be between 0 and 1, as probes are chosen on it, got {val_split}')
     check_turns(turns)
     drawn = tuple(Budget.parse(b) for b in budgets.split(','))
-    vit, backbone = open_backbone(weights, adapter, model, img_size=image_size)
+    largest = image_side(data)
+    vit, backbone = open_backbone(weights, adapter, model, largest, img_size=image_size)
     vit.to(pick_device(device))
     blocks = tuple(dict.fromkeys((1, min(4, vit.depth))))
     protocol = ProbeProtocol(
@@ -72,6 +73,10 @@ def probe(
         data, side, tokenizer.bands, val_split=0.0 if (data / 'val').is_dir() else val_split
     )
     console = Console()
+    if side > largest:
+        console.print(
+            f'images of {largest} px are enlarged to {side} px: --image-size sets it', soft_wrap=True
+        )
     if dry_run:
         console.print(_plan(datamodule, protocol), markup=False, highlight=False, soft_wrap=True)
         return

@@ -2,16 +2,18 @@
 
 from collections.abc import Iterable, Sequence
 from itertools import chain, islice
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler
+from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler, Subset
 from torchgeo.datamodules import BaseDataModule
 
 from ..datasets import collate_skipping
 from ..datasets.bands import match_bands
 from ..datasets.collate import DrawAgain, UsableLoader
+from ..datasets.images import BadTileError, image_sides
 from ..transforms import ClipNormalize, ViewsConfig, normalisation, on_batches, training_view, training_views
 from .loader import EpochSampler, ResumableLoader
 from .statistics import Statistic, estimate, resolve
@@ -196,6 +198,18 @@ class ArchiveDataModule(BaseDataModule):
     def given_statistics(self) -> bool:
         """Whether mean and std were given, and not left to the data module."""
         return not (self.mean_source == 'auto' and self.std_source == 'auto')
+
+    @property
+    def native_side(self) -> int | None:
+        """Shorter side of the first training image as its file has it, pixels; None if that is not known."""
+        dataset: Any = self.train_dataset
+        while isinstance(dataset, Subset):
+            dataset = dataset.dataset
+        files = getattr(dataset, 'files', None) or ()
+        try:
+            return min(image_sides(Path(files[0]))) if files else None
+        except (BadTileError, OSError, TypeError):  # of a pack, or skipped when it is read
+            return None
 
     def use_bands(self, wanted: Sequence[str]) -> None:
         """Give batches the bands of a model, in its order, by name.

@@ -108,6 +108,19 @@ def read_header(path: Path, names: Sequence[str] | None = None) -> Header:
         return Header(source.count, source.dtypes[0], source.descriptions)
 
 
+def image_sides(path: Path) -> tuple[int, int]:
+    """Height and width of an image, from its header.
+
+    Raises:
+        BadTileError: If the file is not a readable image.
+    """
+    if _is_plain(path):
+        with _pillow(path) as image:
+            return image.height, image.width
+    with _raster(path) as source:
+        return source.height, source.width
+
+
 def depth(dtype: str) -> str:
     """What decides the range of pixel values, such as `16-bit` or `float`: other ranges must not be mixed."""
     kind = np.dtype(dtype)

@@ -21,6 +21,28 @@ _NAME = re.compile(
 )
 
 
+#: Image side at which DINOv2's backbones do most of their training; timm's 518 is for its last steps alone.
+DINOV2_SIZE = 224
+
+
+def task_size(name: str, patch_size: int | None = None, largest: int | None = None) -> int | None:
+    """Image side that tasks and commands give a backbone whose name states none.
+
+    Args:
+        name: Backbone name; see `create_vit`.
+        patch_size: Patch side, pixels; from the name if None.
+        largest: Side of the images at hand, pixels, above which there is nothing to see.
+
+    Returns:
+        For DINOv2's backbones at most `DINOV2_SIZE`, in whole patches; None where the name states a size.
+    """
+    match = _NAME.fullmatch(name.split('.')[0])
+    if match is None or not match['dinov2']:
+        return None
+    patch = patch_size or int(match['patch'])
+    return max(1, min(DINOV2_SIZE, largest or DINOV2_SIZE) // patch) * patch
+
+
 def create_vit(
     name: str,
     *,

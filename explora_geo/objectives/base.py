@@ -86,6 +86,13 @@ class Objective(nn.Module, ABC):
             epoch: Optimizer steps per epoch.
         """
 
+    def cap_views(self, largest: int) -> None:
+        """Keep crops that were not given from being larger than the images; nothing without crops.
+
+        Args:
+            largest: Side of the images, pixels.
+        """
+
     def before_step(self, step: int) -> None:
         """Act on gradients before an optimiser step; nothing by default."""
 

@@ -203,6 +203,7 @@ class DINOv2(Objective):
         if not backbone.mask_token.any():
             backbone.mask_token.requires_grad_(True)
         head, teacher = head or HeadConfig(), teacher or TeacherConfig()
+        self._given_views = views
         self.views = self._fit_views(views)
         self.masks, self.targets = masks, teacher
         self.student_temperature = student_temperature
@@ -226,11 +227,19 @@ class DINOv2(Objective):
         self.teacher = Teacher(self.student)
         self._multi_crop = MultiCrop(self.views, backbone.patch_embed.bands)
 
-    def _fit_views(self, views: ViewsConfig | None) -> ViewsConfig:
+    def cap_views(self, largest: int) -> None:
+        """Keep crops that were not given from being larger than the images, in whole patches."""
+        if self._given_views is None:
+            self.views = self._fit_views(None, largest)
+            self._multi_crop = MultiCrop(self.views, self.backbone.patch_embed.bands)
+
+    def _fit_views(self, views: ViewsConfig | None, largest: int | None = None) -> ViewsConfig:
         tokenizer = self.backbone.patch_embed
         size = tokenizer.patch_size
         if views is None:
             side = tokenizer.grid_size[0]
+            if largest is not None:
+                side = min(side, max(2, largest // size))
             # DINOv2's sides are 224 and 98.
             views = ViewsConfig(global_size=side * size, local_size=max(1, round(side * 98 / 224)) * size)
         if views.global_size % size or (views.num_local and views.local_size % size):

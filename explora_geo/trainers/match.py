@@ -91,6 +91,31 @@ def normalization_of(datamodule: Any, bands: Sequence[str]) -> Normalization | N
     )
 
 
+def tile_side(datamodule: Any) -> int | None:
+    """Shorter side of the training images before they are resized, pixels, if a data module says so."""
+    sides = [getattr(datamodule, name, None) for name in ('native_side', 'image_size')]
+    return min((side for side in sides if isinstance(side, int)), default=None)
+
+
+def describe_enlarging(datamodule: Any, size: int) -> str:
+    """Say that images are enlarged to what a model reads, which shows it nothing more.
+
+    Args:
+        datamodule: Data module, set up.
+        size: Image side that the model reads, pixels.
+
+    Returns:
+        One sentence, or nothing where images are as large.
+    """
+    side = tile_side(datamodule)
+    if side is None or side >= size:
+        return ''
+    return (
+        f'images of {side} px are enlarged to {size} px, {(size / side) ** 2:.1f} times the pixels and time '
+        'with nothing more to see: set img_size, or the size of views, nearer to them'
+    )
+
+
 def _range(normalization: Normalization) -> str:
     low, high = normalization.value_range or (0.0, 0.0)
     return f'{low:g} to {high:g}'

@@ -16,6 +16,7 @@ from explora_geo.adaptation import ExPLoRAConfig, explora, hold_frozen, trainabl
 from explora_geo.checkpoints import BackboneWeights, load_weights
 from explora_geo.checkpoints.adapter import frozen_sha256
 from explora_geo.models import create_vit
+from explora_geo.models.builders import task_size
 from explora_geo.models.vit import ViT
 from explora_geo.objectives import Objective
 from explora_geo.trainers.callbacks import PretrainReport
@@ -23,7 +24,7 @@ from explora_geo.trainers.clock import LoaderClock, install_clock
 from explora_geo.trainers.guard import CollapseGuard, GuardConfig
 from explora_geo.trainers.kernels import choose_attention, compile_blocks
 from explora_geo.trainers.length import run_length, steps_per_epoch
-from explora_geo.trainers.match import match_data, normalization_of
+from explora_geo.trainers.match import describe_enlarging, match_data, normalization_of, tile_side
 from explora_geo.trainers.monitor import FeatureMonitor
 from explora_geo.trainers.optim import OptimConfig, build_optimizer, build_schedule
 from explora_geo.trainers.presets import choose
@@ -89,7 +90,7 @@ class ExPLoRATask(SteadyTask):
                 takes no preset. Its effective batch and length are the trainer's and datamodule's business;
                 `PRESETS` holds them.
             bands: Band names of the images, in order; the tokenizer's default if None.
-            img_size: Image side, pixels; from the model's name if None.
+            img_size: Image side, pixels; from the model's name if None, or 224 for DINOv2's.
             patch_size: Patch side, pixels; from the model's name if None.
             drop_path_rate: Stochastic depth of the backbone in training; the preset's if None.
             learned_position: Train position codes in full pre-training; False for MAE's fixed ones.
@@ -143,7 +144,7 @@ class ExPLoRATask(SteadyTask):
         hparams = self.hparams
         vit = create_vit(
             hparams['model'],
-            img_size=hparams['img_size'],
+            img_size=hparams['img_size'] or task_size(hparams['model'], hparams['patch_size']),
             patch_size=hparams['patch_size'],
             bands=hparams['bands'],
             tokenizer=hparams['tokenizer'],
@@ -209,10 +210,13 @@ class ExPLoRATask(SteadyTask):
         super().setup(stage)
         choose_attention(self)
         datamodule: Any = getattr(self.trainer, 'datamodule', None)
+        self.fit_crops(datamodule)
         if hasattr(datamodule, 'use_views'):
             datamodule.use_views(self.model.views)  # crops of whole images, not of crops
         if stage == 'fit':
             rank_zero_info(self.recipe_report)
+            if enlarging := self.enlarging(datamodule):
+                rank_zero_info(enlarging)
             self._match_data(datamodule)
             install_clock(self.trainer)
             if self._weights is not None and not self.config.full:
@@ -221,6 +225,20 @@ class ExPLoRATask(SteadyTask):
         monitored = stage == 'fit' and self.features.kind != 'none' and not self.trainer.fast_dev_run
         if monitored and self.trainer.num_sanity_val_steps:  # none is what somebody asked for
             self.trainer.num_sanity_val_steps = float('inf')
+
+    def fit_crops(self, datamodule: Any) -> None:
+        """Keep crops whose size neither arguments nor the name give from being larger than the images."""
+        side = tile_side(datamodule)
+        unsized = self.hparams['img_size'] is None and task_size(self.hparams['model']) is not None
+        if side is not None and unsized:
+            self.model.cap_views(side)
+
+    def enlarging(self, datamodule: Any) -> str:
+        """By how much tiles are enlarged to what the objective reads, or nothing."""
+        self.fit_crops(datamodule)
+        views = self.model.views
+        size = self.backbone.patch_embed.img_size if views is None else views.global_size
+        return describe_enlarging(datamodule, size)
 
     def _match_data(self, datamodule: Any) -> None:
         """Match bands and normalization of the data, and note the latter for the files that are written."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torchmetrics import MetricCollection
@@ -14,12 +15,13 @@ from torchvision.models._api import WeightsEnum
 from explora_geo.adaptation import ExPLoRAConfig, explora
 from explora_geo.checkpoints import open_backbone
 from explora_geo.models import create_vit
+from explora_geo.models.builders import DINOV2_SIZE, task_size
 from explora_geo.models.pooling import Slots
 from explora_geo.models.predictor import Predictor
 from explora_geo.models.vit import ViT
 from explora_geo.trainers.kernels import choose_attention
 from explora_geo.trainers.length import run_length
-from explora_geo.trainers.match import match_data
+from explora_geo.trainers.match import describe_enlarging, match_data
 from explora_geo.trainers.optim import OptimConfig, build_optimizer, build_schedule
 from explora_geo.trainers.recipes import ADAPTATIONS, OPTIMISERS, Regularisation, Tuning
 from explora_geo.trainers.run_report import note_skipped
@@ -75,7 +77,7 @@ class TuningTask(SteadyTask):
             lr: Learning rate as it is, for any batch: short for `optim` with `lr_scaling: none`.
             regularisation: Drop path, label smoothing, mixup, cutmix, erasing.
             bands: Band names of the images, in order.
-            img_size: Image side, pixels.
+            img_size: Image side, pixels; what files and name state if None, or 224 for DINOv2's.
             patch_size: Patch side, pixels.
             tokenizer: How images become tokens: `patch`, `group-channel` or `temporal`.
             tokenizer_options: Further arguments of the tokenizer's class.
@@ -163,11 +165,14 @@ class TuningTask(SteadyTask):
         rate = 0.0 if self.config == ADAPTATIONS['linear'] else self.regularisation.drop_path
         name = self.hparams['model']
         if self._weights is not None:
-            vit, name = open_backbone(self._weights, self._adapter, name, **options, drop_path_rate=rate)
+            vit, name = open_backbone(
+                self._weights, self._adapter, name, DINOV2_SIZE, **options, drop_path_rate=rate
+            )
         elif name is None:
             raise ValueError('give weights, or the model of a checkpoint that is loaded')
         else:
-            vit = create_vit(name, **options, drop_path_rate=rate)
+            size = options.pop('img_size', None) or task_size(name, options.get('patch_size'))
+            vit = create_vit(name, img_size=size, **options, drop_path_rate=rate)
         vit.grad_checkpointing = self.hparams['grad_checkpointing']
         explora(vit, self.config)
         self._name = name
@@ -205,8 +210,14 @@ class TuningTask(SteadyTask):
         super().setup(stage)
         choose_attention(self)
         match_data(getattr(self.trainer, 'datamodule', None), self.model.backbone, self.hparams['statistics'])
+        if stage == 'fit' and (text := self.enlarging(getattr(self.trainer, 'datamodule', None))):
+            rank_zero_info(text)
         if self.model.frozen:  # as it must be
             warnings.filterwarnings('ignore', message=r'Found \d+ module\(s\) in eval mode')
+
+    def enlarging(self, datamodule: Any) -> str:
+        """By how much tiles are enlarged to what the backbone reads, or nothing."""
+        return describe_enlarging(datamodule, self.model.backbone.patch_embed.img_size)
 
     def augment(self, image: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Change training images and targets; erasing alone where targets are one per image."""

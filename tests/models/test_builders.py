@@ -8,6 +8,7 @@ import torch
 from torch.testing import assert_close
 
 from explora_geo.models import create_vit
+from explora_geo.models.builders import task_size
 
 NAMES = [
     *(f'vit_{size}_patch16_224' for size in ('tiny', 'small', 'base', 'large')),
@@ -101,3 +102,20 @@ def test_a_mask_token_can_be_asked_for() -> None:
     with torch.device('meta'):
         vit = create_vit('vit_small_patch14_dinov2', mask_token=True, dynamic_img_size=True)
     assert vit.mask_token is not None and vit.patch_embed.dynamic_img_size
+
+
+@pytest.mark.parametrize(
+    ('name', 'patch', 'largest', 'size'),
+    [
+        ('vit_base_patch14_dinov2', None, None, 224),
+        ('vit_base_patch14_dinov2.lvd142m', None, 1024, 224),
+        ('vit_small_patch14_dinov2', None, 64, 56),
+        ('vit_small_patch14_dinov2', 8, 100, 96),
+        ('vit_small_patch14_dinov2', None, 3, 14),
+        ('vit_base_patch16_224', None, 64, None),
+    ],
+)
+def test_tasks_build_dinov2_for_224_pixels_and_no_more_than_there_are(
+    name: str, patch: int | None, largest: int | None, size: int | None
+) -> None:
+    assert task_size(name, patch, largest) == size

@@ -8,9 +8,11 @@ import torch
 from torch.testing import assert_close
 from torchgeo.datamodules import EuroSATDataModule as TorchGeoEuroSAT
 
+from explora_geo.checkpoints import open_backbone, write_state
 from explora_geo.datamodules import FMoWSentinelDataModule, FMoWTemporalDataModule, FolderDataModule
 from explora_geo.models import ViT, create_vit
 from explora_geo.models.normalization import Normalization
+from explora_geo.trainers import ClassificationTask, ExPLoRATask
 from explora_geo.trainers.match import match_data, normalization_of
 
 STATED = Normalization((100.0, 110.0, 120.0), (50.0, 40.0, 30.0), value_range=(0.0, 255.0))
@@ -109,3 +111,32 @@ def test_data_modules_of_torchgeo_are_compared() -> None:
     with pytest.raises(ValueError, match='set statistics to data to keep'):
         match_data(module, build(other, bands=bands))
     match_data(None, build(other, bands=bands))
+
+
+@pytest.fixture
+def dinov2_file(small_names: None, tmp_path: Path) -> Path:
+    """A DINOv2 backbone of the small size as a file, positions of 518 px."""
+    write_state(tmp_path / 'd.safetensors', create_vit('vit_small_patch14_dinov2').state_dict(), {})
+    return tmp_path / 'd.safetensors'
+
+
+def test_dinov2_is_built_for_224_pixels_and_crops_are_no_larger_than_the_tiles(
+    dinov2_file: Path, tiles: Path
+) -> None:
+    name = 'vit_small_patch14_dinov2'
+    task = ExPLoRATask(name, str(dinov2_file), 'D-[L]-r2')
+    assert task.backbone.patch_embed.img_size == 224 and task.model.views is not None
+    assert (task.model.views.global_size, task.model.views.local_size) == (224, 98)
+    module = FolderDataModule(tiles, image_size=112)
+    module.setup('fit')
+    assert module.native_side == 64
+    assert task.enlarging(module) == ''  # as crops are capped
+    assert (task.model.views.global_size, task.model.views.local_size) == (56, 28)
+    given = ExPLoRATask(name, str(dinov2_file), 'D-[L]-r2', img_size=112)
+    assert given.enlarging(module).startswith('images of 64 px are enlarged to 112 px, 3.1 times the pixels')
+    assert given.model.views is not None and given.model.views.global_size == 112
+    tuned = ClassificationTask(model=name, weights=str(dinov2_file), num_classes=2)
+    assert tuned.hparams['img_size'] == 224
+    assert 'enlarged to 224 px' in tuned.enlarging(module)
+    assert open_backbone(dinov2_file, model=name)[0].patch_embed.img_size == 518
+    assert open_backbone(dinov2_file, None, name, 64)[0].patch_embed.img_size == 56
