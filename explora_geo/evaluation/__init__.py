@@ -4,6 +4,8 @@ from explora_geo.evaluation.attention import class_attention
 from explora_geo.evaluation.blocks import BlockRow, analyse_blocks
 from explora_geo.evaluation.budgets import Budget
 from explora_geo.evaluation.cache import cached_features
+from explora_geo.evaluation.compare import interpolate, score_pair
+from explora_geo.evaluation.comparison import Comparison, PairProtocol
 from explora_geo.evaluation.features import FeatureTable, extract_features, feature_sets
 from explora_geo.evaluation.intervals import Interval, bootstrap_interval, mean_interval
 from explora_geo.evaluation.label_free import compare_backbones
@@ -15,8 +17,10 @@ from explora_geo.evaluation.tuning import tune_few_labels
 __all__ = [
     'BlockRow',
     'Budget',
+    'Comparison',
     'FeatureTable',
     'Interval',
+    'PairProtocol',
     'ProbeProtocol',
     'SweepConfig',
     'analyse_blocks',
@@ -26,10 +30,12 @@ __all__ = [
     'compare_backbones',
     'extract_features',
     'feature_sets',
+    'interpolate',
     'knn_accuracy',
     'linear_probe',
     'linear_sweep',
     'mean_interval',
     'run_probes',
+    'score_pair',
     'tune_few_labels',
 ]
