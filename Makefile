@@ -56,11 +56,11 @@ done
 		"must come from the same place. Remove $(VENV) and try again." >&2; exit 1; }
 endef
 
-$(BIN)/.installed: pyproject.toml
+$(BIN)/.installed: pyproject.toml setup.py
 	$(call install,.)
 	@touch $@
 
-$(BIN)/.installed-tests: pyproject.toml
+$(BIN)/.installed-tests: pyproject.toml setup.py
 	$(call install,'.[tests]')
 	@touch $(BIN)/.installed $@
 
@@ -121,7 +121,7 @@ docs: $(BIN)/.installed-tests ## Write the reference pages under docs/ from the 
 	@$(BIN)/python docs/generate.py
 
 # In an empty environment each time: uv keeps what is installed already, be it the lowest or not
-$(LOWEST)/bin/.installed: pyproject.toml constraints/oldest.txt
+$(LOWEST)/bin/.installed: pyproject.toml setup.py constraints/oldest.txt
 	@echo "Installing the lowest versions pyproject.toml allows into $(LOWEST)"
 	@$(PYTHON) -m venv --clear $(LOWEST)
 	@$(LOWEST)/bin/python -m pip install --quiet uv

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def make(
-    scene: Annotated[Path, typer.Argument(help='Georeferenced raster of any size.')],
+    scene: Annotated[str, typer.Argument(help='Georeferenced raster: a file, a URL, or a /vsi... name.')],
     model: Annotated[
         Path | None, typer.Option(help='Tuned model: model.safetensors or a checkpoint of a run.')
     ] = None,
@@ -41,7 +41,8 @@ def make(
 ) -> None:
     """Map a scene of any size: classes or numbers per pixel, polygons, embeddings.
 
-    An interrupted map goes on with the same command. Example:
+    An interrupted map goes on with the same command. What GDAL opens is a scene: https://..., s3://...,
+    /vsicurl/..., /vsizip/... Example:
     explora-geo map scene.tif --model runs/segmentation/model.safetensors --out map.tif --quicklook map.png
     """
     from rich.console import Console

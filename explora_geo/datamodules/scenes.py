@@ -47,9 +47,9 @@ class SceneDataModule(ArchiveDataModule):
         """Initialize a new SceneDataModule instance.
 
         Args:
-            paths: Folders or files of the training scenes.
-            val_paths: Folders or files of the validation scenes.
-            predict_paths: Folders or files of the scenes to predict on; *paths* if None.
+            paths: Folders or files of the training scenes, or whatever GDAL opens, such as a URL.
+            val_paths: The same for validation.
+            predict_paths: The same for prediction; *paths* if None.
             bands: Names of the bands to use, in any order; all bands if None.
             file_bands: Names of all bands in file order, e.g. red, green, blue, nir.
             patch_size: Side of a window in pixels.

@@ -22,6 +22,7 @@ from .catalog import CRS as CATALOG_CRS
 from .files import RASTER_SUFFIXES, PathLike, find_images
 from .images import BadTileError, depth, fill_nodata, raise_machine_failure, skip
 from .plotting import plot_sample
+from .remote import locate, read_apart, remote_options
 
 #: A date such as 20170827 or 2017-08-27 that is not part of a longer number.
 DATE = re.compile(r'(?<!\d)((?:19|20)\d\d)[-_]?(0[1-9]|1[0-2])[-_]?(0[1-9]|[12]\d|3[01])(?!\d)', re.ASCII)
@@ -36,7 +37,8 @@ class SceneDataset(RasterDataset):
     the window's other pixels, or 0 beyond the edge of a scene that declares no nodata value.
 
     A window of nodata only, with other NaN or infinite pixels, or whose file cannot be read, is returned as
-    ``{'skipped': '<place>: <reason>'}``, or raises if *strict*.
+    ``{'skipped': '<place>: <reason>'}``, or raises if *strict*. A scene that is no file on disk raises where
+    it cannot be read: servers and networks fail, and their failures are no damage.
     """
 
     def __init__(
@@ -53,7 +55,8 @@ class SceneDataset(RasterDataset):
         """Initialize a new SceneDataset instance.
 
         Args:
-            paths: Folders to search, or files to load.
+            paths: Folders to search, files to load, or whatever GDAL opens: `https://...`, `/vsicurl/...`,
+                `s3://...`, `/vsizip/...`.
             bands: Names of the bands to return, in any order; all bands if None.
             file_bands: Names of all bands in file order, e.g. ``('red', 'green', 'blue', 'nir')``.
                 By default the band descriptions stored in the files, or red, green and blue for
@@ -70,7 +73,7 @@ class SceneDataset(RasterDataset):
             ValueError: If the band names do not fit, or *strict* and a scene cannot be used.
         """
         self.strict = strict
-        usable: list[Path] = []
+        usable: list[Path | str] = []
         names: tuple[str, ...] = ()
         range_: str | None = None
         self._nodata: dict[str, float] = {}
@@ -78,7 +81,7 @@ class SceneDataset(RasterDataset):
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter('ignore', NotGeoreferencedWarning)
-                    with rasterio.open(path) as src:
+                    with remote_options(), rasterio.open(path) as src:
                         count, dtype = src.count, src.dtypes[0]
                         descriptions, has_place = src.descriptions, src.crs is not None
                         nodata = src.nodata
@@ -110,11 +113,16 @@ class SceneDataset(RasterDataset):
             )
         self.all_bands = names
         chosen = tuple(names[i] for i in select_bands(bands, names))
-        super().__init__(usable, crs, res, chosen, None, cache)
+        with remote_options():
+            super().__init__(usable, crs, res, chosen, None, cache)
         # Kept from the base class, which would apply them before windows are checked.
         self._sample_transforms = transforms
         self.bands: tuple[str, ...] = chosen
         self.index.index = _intervals(self.index['filepath'])
+        self._remote = {path for path in usable if isinstance(path, str)}
+        values = {self._nodata.get(str(path)) for path in usable}
+        #: A scene that stands for all, where they do not differ in what follows.
+        self._alike = None if self._remote or len(values) > 1 else str(usable[0])
 
     def __getitem__(self, query: GeoSlice) -> dict[str, Any]:
         """Return one window.
@@ -129,18 +137,20 @@ class SceneDataset(RasterDataset):
         Raises:
             IndexError: If no scene is there.
             ValueError: If the window cannot be used and *strict* is set.
+            ConnectionError: If a scene that is no file on disk cannot be read.
         """
         x, y, _ = self._disambiguate_slice(query)
+        files = self._files_at(query)
+        remote = [file for file in files if file in self._remote]
         try:
-            with warnings.catch_warnings():
-                # Many four-band files tag near infrared as alpha, which nodata then overrides.
-                warnings.simplefilter('ignore', NodataShadowWarning)
-                image = super().__getitem__(query)['image']
+            image = read_apart(self._read, query) if remote else self._read(query)
         except RasterioError as error:
             raise_machine_failure(error)
+            if remote:
+                raise ConnectionError(f'{remote[0]} cannot be read ({error.__cause__ or error})') from error
             return self._skip(x, y, f'it cannot be read ({error})')
         try:
-            for nodata in self._nodata_of(query):
+            for nodata in {self._nodata[file] for file in files if file in self._nodata}:
                 image = torch.from_numpy(fill_nodata(image.numpy(), nodata))
         except BadTileError as error:
             return self._skip(x, y, str(error))
@@ -171,17 +181,22 @@ class SceneDataset(RasterDataset):
         """
         return plot_sample(sample, self.bands, (), show_titles, suptitle)
 
-    def _nodata_of(self, query: GeoSlice) -> set[float]:
-        """What means nodata in the scenes of a window."""
-        values = set(self._nodata.values())
-        if len(values) == 1 and len(self._nodata) == len(self.index):
-            return values
+    def _read(self, query: GeoSlice) -> torch.Tensor:
+        with warnings.catch_warnings(), remote_options():
+            # Many four-band files tag near infrared as alpha, which nodata then overrides.
+            warnings.simplefilter('ignore', NodataShadowWarning)
+            image: torch.Tensor = super().__getitem__(query)['image']
+        return image
+
+    def _files_at(self, query: GeoSlice) -> list[str]:
+        """The scenes of a window, as far as it matters which."""
+        if self._alike is not None:
+            return [self._alike]
         x, y, t = self._disambiguate_slice(query)
         scenes = self.index.iloc[self.index.index.overlaps(pd.Interval(t.start, t.stop))]
-        files = scenes.cx[x.start : x.stop, y.start : y.stop]['filepath']
-        return {self._nodata[file] for file in map(str, files) if file in self._nodata}
+        return list(map(str, scenes.cx[x.start : x.stop, y.start : y.stop]['filepath']))
 
-    def _leave_out(self, path: Path, reason: str) -> None:
+    def _leave_out(self, path: Path | str, reason: str) -> None:
         if self.strict:
             raise ValueError(f'{path} cannot be used: {reason}; repair it, or set strict=False.')
         warnings.warn(f'{path} is left out: {reason}.', UserWarning, stacklevel=3)
@@ -191,16 +206,16 @@ class SceneDataset(RasterDataset):
         return skip(message, self.strict, 'repair the scene')
 
 
-def _find_scenes(paths: PathLike | Iterable[PathLike]) -> list[Path]:
-    """List raster files in folders, and files as given, without doubles."""
+def _find_scenes(paths: PathLike | Iterable[PathLike]) -> list[Path | str]:
+    """List raster files in folders, and files and what only GDAL opens as given, without doubles."""
     given = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
-    found: list[Path] = []
-    for path in map(Path, given):
-        if path.is_file():
+    found: list[Path | str] = []
+    for path in map(locate, given):
+        if isinstance(path, str) or path.is_file():
             found.append(path)
         else:
             found.extend(find_images(path, RASTER_SUFFIXES))
-    return sorted(set(found))
+    return sorted(set(found), key=str)
 
 
 def _intervals(files: Iterable[str]) -> pd.IntervalIndex:

@@ -24,6 +24,11 @@ from explora_geo.checkpoints import atomic_path
 from explora_geo.maps.grid import Box, TileGrid
 
 
+def parts_folder(out: Path) -> Path:
+    """Where the finished blocks of an output are kept."""
+    return out.with_name(f'.{out.name}.parts')
+
+
 class Parts:
     """Folder of finished blocks beside the output; it belongs to one model, scene and setting."""
 
@@ -34,7 +39,7 @@ class Parts:
             out: The output file.
             setting: What the blocks depend on; parts of another setting are discarded.
         """
-        self.folder = out.with_name(f'.{out.name}.parts')
+        self.folder = parts_folder(out)
         key = hashlib.sha256(json.dumps(setting, sort_keys=True, default=str).encode()).hexdigest()
         stated = self.folder / 'setting'
         if self.folder.is_dir() and (not stated.is_file() or stated.read_text() != key):

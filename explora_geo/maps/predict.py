@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from rasterio import DatasetReader
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from explora_geo.datasets.remote import read_apart
 from explora_geo.maps.grid import Box, TileGrid, blending_weights
 from explora_geo.maps.scene import Scene
 
@@ -20,7 +22,15 @@ Function = Callable[[Tensor], Tensor]
 class Tiles(Dataset[dict[str, Any]]):
     """Normalised tiles of a scene; nodata becomes the mean of its band."""
 
-    def __init__(self, scene: Scene, boxes: list[Box], mean: Tensor, std: Tensor, clip: bool = False) -> None:
+    def __init__(
+        self,
+        scene: Scene,
+        boxes: list[Box],
+        mean: Tensor,
+        std: Tensor,
+        clip: bool = False,
+        source: DatasetReader | None = None,
+    ) -> None:
         """Initialize Tiles.
 
         Args:
@@ -29,9 +39,10 @@ class Tiles(Dataset[dict[str, Any]]):
             mean: Mean of each band, shape (C,).
             std: Standard deviation of each band, shape (C,).
             clip: Whether these are start and length of a range (mean - 2 std and 4 std), which is cut off.
+            source: The scene, open, for this process alone; each opens its own if None.
         """
         self.scene, self.boxes = scene, boxes
-        self._files, self._source = ExitStack(), None
+        self._files, self._source = ExitStack(), source
         self.mean, self.std, self.clip = mean.view(-1, 1, 1), std.view(-1, 1, 1), clip
 
     def close(self) -> None:
@@ -44,9 +55,7 @@ class Tiles(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """One tile: `image`, shape (C, T, T), its `box`, and whether it is `empty`."""
-        if self._source is None:  # not before a worker has started: processes must not share a file
-            self._source = self._files.enter_context(self.scene.open())
-        pixels, valid = self.scene.read(self._source, self.boxes[index])
+        pixels, valid = read_apart(self._read, self.boxes[index])
         image = (torch.from_numpy(pixels) - self.mean) / self.std
         if self.clip:
             image = image.clamp(0, 1)
@@ -54,9 +63,15 @@ class Tiles(Dataset[dict[str, Any]]):
         image = torch.where(torch.from_numpy(valid), image, middle)
         return {'image': image, 'box': torch.tensor(self.boxes[index]), 'empty': not valid.any()}
 
+    def _read(self, box: Box) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        if self._source is None:  # not before a worker has started: processes must not share a file
+            self._source = self._files.enter_context(self.scene.open())
+        return self.scene.read(self._source, box)
+
 
 def predict_block(
     scene: Scene,
+    source: DatasetReader,
     grid: TileGrid,
     block: Box,
     function: Function,
@@ -73,6 +88,7 @@ def predict_block(
 
     Args:
         scene: The scene.
+        source: It, open: what GDAL has read for one block serves its neighbors.
         grid: Its tiles.
         block: The block.
         function: The model.
@@ -88,14 +104,17 @@ def predict_block(
         Values of the block's cells, shape (K, H / cell, W / cell), or None if the block holds no data; and
         where there is data, shape (H / cell, W / cell).
     """
-    valid = _valid(scene, block, cell)
+    _, valid = scene.read(source, block)
+    if cell > 1:
+        rows, columns = block.shape
+        valid = np.asarray(valid.reshape(rows // cell, cell, columns // cell, cell).any((1, 3)))
     if not valid.any():
         return None, valid
     weights = blending_weights(grid.tile // cell)
     height, width = block.shape[0] // cell, block.shape[1] // cell
     total = np.zeros((height, width), dtype=np.float32)
     sums: NDArray[np.float32] | None = None
-    tiles = Tiles(scene, grid.tiles(block), mean, std, clip)
+    tiles = Tiles(scene, grid.tiles(block), mean, std, clip, None if workers else source)
     for box, values in _predict(tiles, function, batch_size, workers, device):
         if sums is None:
             sums = np.zeros((len(values), height, width), dtype=np.float32)
@@ -103,9 +122,9 @@ def predict_block(
         top, left = inside.top - block.top // cell, inside.left - block.left // cell
         target = slice(top, top + inside.shape[0]), slice(left, left + inside.shape[1])
         top, left = inside.top - box.top // cell, inside.left - box.left // cell
-        source = slice(top, top + inside.shape[0]), slice(left, left + inside.shape[1])
-        sums[:, *target] += values[:, *source] * weights[source]
-        total[target] += weights[source]
+        part = slice(top, top + inside.shape[0]), slice(left, left + inside.shape[1])
+        sums[:, *target] += values[:, *part] * weights[part]
+        total[target] += weights[part]
     if sums is None:
         return None, valid
     # Cells of tiles that hold no data were not computed, and are not valid either.
@@ -129,14 +148,3 @@ def _predict(
 
 def _overlap(a: Box, b: Box) -> Box:
     return Box(max(a.top, b.top), max(a.left, b.left), min(a.bottom, b.bottom), min(a.right, b.right))
-
-
-def _valid(scene: Scene, block: Box, cell: int) -> NDArray[np.bool_]:
-    """Where a block has data; a cell does if any of its pixels has."""
-    with scene.open() as source:
-        _, valid = scene.read(source, block)
-    if cell == 1:
-        return valid
-    height, width = block.shape
-    cells = valid.reshape(height // cell, cell, width // cell, cell)
-    return np.asarray(cells.any((1, 3)))

@@ -12,10 +12,10 @@ import torch
 
 from explora_geo.maps.grid import TileGrid
 from explora_geo.maps.model import MapModel, patch_features
-from explora_geo.maps.parts import Parts, assemble
+from explora_geo.maps.parts import Parts, assemble, parts_folder
 from explora_geo.maps.predict import Function, predict_block
 from explora_geo.maps.quicklook import draw
-from explora_geo.maps.scene import Scene, statistics_of
+from explora_geo.maps.scene import Scene, UnreadableError, statistics_of
 from explora_geo.maps.vectors import check_vector_path, embedding_points, polygonise
 from explora_geo.models.turns import average_maps, check_turns
 
@@ -23,8 +23,8 @@ from explora_geo.models.turns import average_maps, check_turns
 NODATA = 255
 #: Endings of GeoTIFF files.
 _RASTERS = ('.tif', '.tiff')
-#: What GDAL may keep of the scene in memory, megabytes.
-CACHE_MB = 256
+#: What GDAL may keep of the scene in memory, bytes: rasterio hands the number on as it is.
+CACHE = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class MapOptions:
         overlap: Share of a tile that the next one covers again.
         block: Side of the blocks that are finished, and kept, one by one, pixels.
         batch_size: Tiles per forward pass.
-        workers: Processes that read tiles.
+        workers: Processes that read tiles; of a scene behind a URL each fetches its own bytes.
         device: Where the model runs.
         statistics: Normalise with the statistics of the model's training images, or of the scene.
         turns: Orientations of each tile that values are averaged over: 1, 4 or 8.
@@ -76,8 +76,9 @@ def make_map(
 ) -> dict[str, Path]:
     """Map a scene.
 
-    Finished blocks are kept beside the output until it is written: after an interruption, or a full disk,
-    the same call goes on from there.
+    Finished blocks are kept beside the output until it is written: after an interruption, a full disk, or a
+    server that fails, the same call goes on from there. A scene behind a URL is known by URL, size and `ETag`
+    (or `Last-Modified`).
 
     Args:
         scene: The scene.
@@ -130,7 +131,7 @@ def make_map(
     }
     files: dict[str, Path] = {}
     finished: list[Parts] = []  # kept until all is written, so that the same command goes on from them
-    with rasterio.Env(GDAL_CACHEMAX=CACHE_MB):
+    with rasterio.Env(GDAL_CACHEMAX=CACHE):
         if out is not None and model.function is not None:
             grid = TileGrid.create(scene.height, scene.width, model.tile, options.overlap, options.block)
             keep = probabilities is not None
@@ -163,9 +164,7 @@ def make_map(
             polygonise(out, vectors, model.classes, vector_classes, min_area)
             files['vectors'] = vectors
         if out is not None and quicklook is not None:
-            draw(
-                quicklook, scene, out, model.classes, model.colours, f'{scene.path.name}: {Path(source).name}'
-            )
+            draw(quicklook, scene, out, model.classes, model.colours, f'{scene.name}: {Path(source).name}')
             files['quicklook'] = quicklook
     for parts in finished:
         parts.remove()
@@ -209,14 +208,21 @@ def check_outputs(
     for path in (vectors, embeddings if embeddings and embeddings.suffix == '.parquet' else None):
         if path is not None:
             check_vector_path(path)
-    taken = {scene.path.resolve()}
+    itself = scene.path.resolve() if isinstance(scene.path, Path) else None
+    taken = {itself}
     for path in (out, probabilities, vectors, embeddings, quicklook):
         if path is None:
             continue
         if path.resolve() in taken:
-            what = 'the scene itself' if path.resolve() == scene.path.resolve() else 'another output'
+            what = 'the scene itself' if path.resolve() == itself else 'another output'
             raise ValueError(f'{path} is {what}: give every output a file of its own')
         taken.add(path.resolve())
+        if scene.identity['changed'] is None and any((folder := parts_folder(path)).glob('*.npz')):
+            raise ValueError(
+                f'{folder} holds finished blocks, but nothing says whether {scene.path} is still what they '
+                'were made of (a server that sends ETag or Last-Modified does): remove that folder to begin '
+                'anew, or map a copy on disk'
+            )
     for path, endings in (
         (out, _RASTERS),
         (probabilities, _RASTERS),
@@ -245,30 +251,34 @@ def _fill(
     mean, std = (torch.tensor(statistics[name]) for name in ('mean', 'std'))
     blocks = grid.blocks()
     what = 'map' if cell == 1 else 'embeddings'
-    for number, block in enumerate(blocks):
-        progress(what, number, len(blocks))
-        if parts.done(number):
-            continue
-        values, valid = predict_block(
-            scene,
-            grid,
-            block,
-            partial(average_maps, function, turns=options.turns),
-            mean,
-            std,
-            clip=clip,
-            cell=cell,
-            batch_size=options.batch_size,
-            workers=options.workers,
-            device=options.device,
-        )
-        try:
-            parts.write(number, **finish(values, valid))
-        except OSError as error:
-            raise OSError(
-                f'{error.strerror or error}. It was block {number + 1} of {len(blocks)}: the finished '
-                f'ones are kept in {parts.folder}, the same command goes on from there'
-            ) from error
+    with scene.open() as source:
+        for number, block in enumerate(blocks):
+            progress(what, number, len(blocks))
+            if parts.done(number):
+                continue
+            kept = f'It was block {number + 1} of {len(blocks)}'
+            if scene.identity['changed'] is not None:
+                kept += f': the finished ones are kept in {parts.folder}, the same command goes on from there'
+            try:
+                values, valid = predict_block(
+                    scene,
+                    source,
+                    grid,
+                    block,
+                    partial(average_maps, function, turns=options.turns),
+                    mean,
+                    std,
+                    clip=clip,
+                    cell=cell,
+                    batch_size=options.batch_size,
+                    workers=options.workers,
+                    device=options.device,
+                )
+                parts.write(number, **finish(values, valid))
+            except UnreadableError as error:
+                raise UnreadableError(f'{error}. {kept}') from error
+            except OSError as error:
+                raise OSError(f'{error.strerror or error}. {kept}') from error
     progress(what, len(blocks), len(blocks))
 
 
@@ -316,7 +326,7 @@ def _write_maps(
     source: str,
 ) -> dict[str, Path]:
     place = {'crs': scene.crs, 'transform': scene.transform}
-    tags = {'MODEL': Path(source).name, 'MODEL_SHA256': model.sha256, 'SCENE': scene.path.name}
+    tags = {'MODEL': Path(source).name, 'MODEL_SHA256': model.sha256, 'SCENE': scene.name}
     files = {'map': out}
     if model.classes:
         named = {f'CLASS_{i}': name for i, name in enumerate(model.classes)}
@@ -343,7 +353,7 @@ def _write_embeddings(
         'count': model.backbone.embed_dim,
         'nodata': np.nan,
     }
-    tags = {'MODEL': Path(source).name, 'MODEL_SHA256': model.sha256, 'SCENE': scene.path.name}
+    tags = {'MODEL': Path(source).name, 'MODEL_SHA256': model.sha256, 'SCENE': scene.name}
     points = out.suffix == '.parquet'
     # Not beside the points, where a file of the user's may have the raster's name.
     raster = parts.folder / 'embeddings.tif' if points else out

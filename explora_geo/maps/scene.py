@@ -1,4 +1,4 @@
-"""One scene on disk, read window by window."""
+"""One scene, on disk or wherever GDAL reads, window by window."""
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,24 +17,30 @@ from rasterio.errors import NodataShadowWarning, NotGeoreferencedWarning, Raster
 from rasterio.windows import Window
 
 from explora_geo.datasets.bands import name_bands, select_bands
+from explora_geo.datasets.remote import identify, locate, remote_options, short_name
 from explora_geo.maps.grid import Box
 
 #: Equal areas all over the Earth, in metres (EASE-Grid 2.0).
 EQUAL_AREA = 'EPSG:6933'
 
 
+class UnreadableError(ValueError):
+    """A scene, or a window of it, that GDAL cannot read."""
+
+
 class Scene:
     """A georeferenced raster whose bands are used by name.
 
     Attributes:
-        path: The file.
+        path: The file, or as text what GDAL reads it by, such as a URL.
+        name: Its last part.
         height: Height, pixels.
         width: Width, pixels.
         crs: Coordinate reference system.
         transform: From pixels to coordinates.
         bands: Names of the bands that `read` returns.
         indices: Their positions in the file, counted from 1.
-        identity: What tells this file from a changed one, JSON-ready.
+        identity: What tells this scene from a changed one, JSON-ready; `changed` is None if nothing does.
     """
 
     def __init__(
@@ -43,7 +49,8 @@ class Scene:
         """Open a scene.
 
         Args:
-            path: Raster file.
+            path: Raster file, or whatever GDAL opens: `https://...`, `/vsicurl/...`, `s3://...`,
+                `/vsizip/...`.
             bands: Names of the bands to read, in order; all if None.
             file_bands: Names of all bands in file order, if the file does not state them.
 
@@ -51,8 +58,9 @@ class Scene:
             FileNotFoundError: If there is no such file.
             ValueError: If it cannot be read, has no coordinate reference system, or lacks a band.
         """
-        self.path = Path(path)
-        if not self.path.is_file():
+        self.path = locate(path)
+        self.name = short_name(self.path)
+        if isinstance(self.path, Path) and not self.path.is_file():
             raise FileNotFoundError(f'no scene {self.path}')
         with self.open() as source:
             self.height, self.width = source.height, source.width
@@ -63,19 +71,18 @@ class Scene:
         if self.crs is None:
             raise ValueError(
                 f'{self.path} has no coordinate reference system, so its map would lie nowhere: assign one, '
-                f'for example with rio edit-info --crs EPSG:32631 {self.path.name}'
+                f'for example with rio edit-info --crs EPSG:32631 {self.name}'
             )
         try:
             self.indices = [i + 1 for i in select_bands(bands, names)]
         except ValueError as error:
             raise ValueError(
-                f'the model reads the bands {", ".join(bands or ())}, but {self.path.name} has '
+                f'the model reads the bands {", ".join(bands or ())}, but {self.name} has '
                 f'{", ".join(names)}: give a scene with these bands, or their names in file order with '
                 '--file-bands'
             ) from error
         self.bands = tuple(names[i - 1] for i in self.indices)
-        status = self.path.stat()
-        self.identity = {'file': self.path.name, 'size': status.st_size, 'changed': status.st_mtime_ns}
+        self.identity = identify(self.path)
 
     @contextmanager
     def open(self) -> Iterator[rasterio.DatasetReader]:
@@ -85,15 +92,16 @@ class Scene:
                 warnings.simplefilter('ignore', NotGeoreferencedWarning)
                 # Many four-band files tag near infrared as alpha, which nodata then overrides.
                 warnings.simplefilter('ignore', NodataShadowWarning)
-                with rasterio.open(self.path) as source:
+                with remote_options(), rasterio.open(self.path) as source:
                     yield source
         except RasterioError as error:
             raise self._unreadable(error) from error
 
-    def _unreadable(self, error: RasterioError) -> ValueError:
+    def _unreadable(self, error: RasterioError) -> UnreadableError:
         # rasterio hides the reason behind "see previous exception".
         reason = error.__cause__ or error
-        return ValueError(f'{self.path} cannot be read ({reason}): it is damaged or no raster')
+        what = 'it' if isinstance(self.path, Path) else 'the address is wrong, the server fails, or it'
+        return UnreadableError(f'{self.path} cannot be read ({reason}): {what} is damaged or no raster')
 
     def read(self, source: rasterio.DatasetReader, box: Box) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Read a window.

@@ -11,6 +11,7 @@ import rasterio
 from explora_geo.checkpoints import write_state
 from explora_geo.models import create_vit
 from explora_geo.trainers import SegmentationTask, save_task
+from tests.http_ranges import Ranges
 
 NAIP = sorted((Path(__file__).parents[1] / 'data' / 'naip').glob('*.tif'))
 NAMES = ['--file-bands', 'red,green,blue,nir']
@@ -83,3 +84,18 @@ def test_geoparquet_asks_for_its_package_at_once(
         sentence = refuse('map', NAIP[0], '--model', model, *args)
         assert 'needs pyarrow: pip install "explora_geo[parquet]"' in sentence
     assert not list(tmp_path.glob('.m.tif*'))
+
+
+def test_a_scene_behind_a_url_is_mapped_and_a_wrong_one_is_named(
+    run: Callable[..., str], refuse: Callable[..., str], model: Path, tmp_path: Path
+) -> None:
+    out = ['--model', model, '--out', tmp_path / 'map.tif', *NAMES]
+    with Ranges(NAIP[0].parent) as server:
+        printed = run('map', f'{server.url}/{NAIP[0].name}', *out, '--dry-run')
+        assert printed.startswith(f'{server.url}/{NAIP[0].name}: 256 x 256 pixels')
+        run('map', f'/vsicurl/{server.url}/{NAIP[0].name}', *out)
+        assert 'HTTP response code: 404' in refuse('map', f'{server.url}/missing.tif', *out)
+    with rasterio.open(tmp_path / 'map.tif') as found, rasterio.open(NAIP[0]) as scene:
+        assert found.bounds == scene.bounds
+    for wrong in ('http://127.0.0.1:1/a.tif', 'https://', '/vsizip/none.zip/a.tif', 'gopher://host/a.tif'):
+        assert f'{wrong} cannot be read (' in refuse('map', wrong, *out)

@@ -12,6 +12,7 @@ from matplotlib import pyplot as plt
 from rasterio.windows import Window, from_bounds
 
 from explora_geo.datamodules import SceneDataModule
+from tests.http_ranges import Ranges, write_cog
 
 Record = Callable[..., dict[str, list[dict[str, Any]]]]
 NAIP = Path(__file__).parents[1] / 'data' / 'naip'
@@ -124,3 +125,26 @@ def test_windows_are_whole_whatever_the_resolution_rounds_to(tmp_path: Path, res
         pytest.approx(12 / 32),
         pytest.approx(1 - 8 * 20 / 32**2),
     ]
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_windows_of_a_scene_behind_a_url_cost_windows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    monkeypatch.setenv('GDAL_HTTP_MAX_RETRY', '0')
+    write_cog(tmp_path / 'scene.tif', 2048)
+    with Ranges(tmp_path) as server, rasterio.open(tmp_path / 'scene.tif') as file:
+        url = f'{server.url}/scene.tif'
+        datamodule = SceneDataModule(
+            url, patch_size=64, length=4, batch_size=1, mean=[100.0] * 3, std=[50.0] * 3, num_workers=workers
+        )
+        datamodule.setup('fit')
+        assert server.sent < 0.01 * (tmp_path / 'scene.tif').stat().st_size
+        torch.manual_seed(0)
+        for batch in datamodule.train_dataloader():
+            window = from_bounds(*batch['bounds'][0].tolist(), file.transform)
+            assert np.array_equal(batch['image'][0], file.read(window=window.round()))
+        assert server.sent < 0.2 * (tmp_path / 'scene.tif').stat().st_size
+        server.fail_after(0)
+        with pytest.raises(ConnectionError, match=rf'{url} cannot be read'):
+            list(datamodule.train_dataloader())

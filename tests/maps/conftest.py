@@ -1,6 +1,7 @@
 """Small scenes, and a local model whose map is known."""
 
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from explora_geo.maps.model import MapModel, open_model
 from explora_geo.maps.scene import Scene
 from explora_geo.trainers import SegmentationTask, save_task
+from tests.http_ranges import Ranges, write_cog
 
 BANDS = ('red', 'green', 'blue')
 
@@ -94,3 +96,14 @@ def whole() -> Callable[[Scene, MapModel], Tensor]:
         return model.function(((pixels - mean) / std)[None])[0]
 
     return predict
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Ranges]:
+    """An HTTP server of a Cloud-Optimized GeoTIFF of 256 px, `scene.tif`, also inside `scenes.zip`."""
+    (folder := tmp_path / 'www').mkdir()
+    write_cog(folder / 'scene.tif', 256)
+    with zipfile.ZipFile(folder / 'scenes.zip', 'w') as archive:
+        archive.write(folder / 'scene.tif', 'scene.tif')
+    with Ranges(folder) as ranges:
+        yield ranges

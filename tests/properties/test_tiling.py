@@ -86,7 +86,7 @@ def test_a_function_of_single_pixels_is_mapped_as_if_there_were_no_tiles(grid: T
         0
     ].numpy()
     for block in grid.blocks():
-        values, valid = predict_block(scene, grid, block, function, mean, std)  # type: ignore[arg-type]
+        values, valid = predict_block(scene, None, grid, block, function, mean, std)  # type: ignore[arg-type]
         inside = np.s_[:, block.top : block.bottom, block.left : block.right]
         assert (valid == np.isfinite(pixels[inside]).all(0)).all()
         if values is not None:
