@@ -34,8 +34,11 @@ class ArchiveDataModule(BaseDataModule):
         std: Standard deviation of each band, shape (C,); known after :meth:`setup`.
         clip: Whether what (x - mean) / std maps beyond [0, 1] is cut off, as SatMAE does.
         value_range: Lowest and highest value of a few training images; None if none was looked at.
+        nadir: Whether images are taken straight from above and have no up: several crops of an image are then
+            turned and mirrored in all ways, unless their views say otherwise.
     """
 
+    nadir = False
     clip = False
     value_range: tuple[float, float] | None = None
 
@@ -268,6 +271,7 @@ class ArchiveDataModule(BaseDataModule):
         if views is None:
             self.train_aug = self._selected(self._single_view(self.mean, self.std))
         else:
+            views = views.oriented(self.nadir or self.vertical_flip, self.nadir or self.quarter_turns)
             self.train_aug = training_views(views, self.bands, self.aug, self.mean, self.std)
 
     def _selected(self, transform: Any) -> Any:

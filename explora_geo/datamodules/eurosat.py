@@ -20,6 +20,8 @@ class EuroSATDataModule(FolderDataModule):
     tiles is held out for validation, so that nothing is chosen on the test tiles.
     """
 
+    nadir = True
+
     def __init__(
         self,
         root: PathLike,

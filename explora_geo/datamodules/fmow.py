@@ -49,6 +49,8 @@ class FMoWRGBDataModule(ArchiveDataModule):
     `test_62classes.csv`.
     """
 
+    nadir = True
+
     published: tuple[Mapping[str, float], Mapping[str, float]] = (RGB_MEAN, RGB_STD)
     list_name = '{}_62classes.csv'
 

@@ -22,6 +22,8 @@ class SceneDataModule(ArchiveDataModule):
     predicted can be put back on the map.
     """
 
+    nadir = True
+
     def __init__(
         self,
         paths: PathLike | Sequence[PathLike],

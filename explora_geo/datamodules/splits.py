@@ -123,6 +123,8 @@ class SplitDataModule(ArchiveDataModule):
 class RESISC45DataModule(SplitDataModule):
     """LightningDataModule for RESISC45 with TorchGeo's splits and statistics."""
 
+    nadir = True
+
     published = (
         dict(zip(RGB, (93.89391792, 97.11226906, 87.56775284), strict=True)),
         dict(zip(RGB, (51.84919672, 47.2365918, 47.06308786), strict=True)),
@@ -145,6 +147,8 @@ class RESISC45DataModule(SplitDataModule):
 
 class NAIPLandCoverDataModule(SplitDataModule):
     """LightningDataModule for NAIP land cover; tests use val and test together, as published."""
+
+    nadir = True
 
     published: tuple[Statistic | None, Statistic | None] = (
         dict(zip(RGB, (255 * x for x in (0.47996818, 0.47633689, 0.42402868)), strict=True)),
@@ -190,6 +194,8 @@ class NAIPLandCoverDataModule(SplitDataModule):
 
 class SpaceNet1DataModule(SplitDataModule):
     """LightningDataModule for SpaceNet 1: a tenth of the labelled images validates, another tests."""
+
+    nadir = True
 
     def __init__(
         self,

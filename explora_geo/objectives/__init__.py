@@ -2,8 +2,11 @@
 
 from explora_geo.objectives.anchor import Anchor
 from explora_geo.objectives.base import Objective, objective_class
-from explora_geo.objectives.dinov2 import DINOv2, MaskConfig, PhaseConfig, TeacherConfig
+from explora_geo.objectives.dinov2 import DINOv2
 from explora_geo.objectives.mae import MAE
+from explora_geo.objectives.masking import MaskConfig
+from explora_geo.objectives.schedules import PhaseConfig
+from explora_geo.objectives.teacher import TeacherConfig
 
 __all__ = [
     'MAE',

@@ -1,7 +1,7 @@
 """The contract between an objective and the task that trains it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -92,6 +92,11 @@ class Objective(nn.Module, ABC):
         Args:
             largest: Side of the images, pixels.
         """
+
+    @property
+    def clipped(self) -> Sequence[nn.Module]:
+        """Modules whose gradients are clipped each by its own norm: the whole objective."""
+        return [self]
 
     def before_step(self, step: int) -> None:
         """Act on gradients before an optimiser step; nothing by default."""

@@ -1,8 +1,8 @@
 """DINOv2's self-distillation (Oquab et al. 2024) on an adapted backbone: D-ExPLoRA."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -13,128 +13,12 @@ from explora_geo.models.heads import HeadConfig, ProjectionHead
 from explora_geo.models.vit import Embedded, ViT
 from explora_geo.objectives.base import Objective
 from explora_geo.objectives.losses import Assignment, dino_losses, entropies, ibot_loss
-from explora_geo.objectives.masking import block_masks
-from explora_geo.objectives.schedules import Horizon, Length, rename_length
-from explora_geo.objectives.teacher import Teacher
+from explora_geo.objectives.masking import MaskConfig, block_masks
+from explora_geo.objectives.schedules import Horizon, PhaseConfig, rename_length
+from explora_geo.objectives.teacher import Teacher, TeacherConfig
 from explora_geo.transforms.multicrop import MultiCrop, ViewsConfig
 
 _HEADS = ('dino_head', 'ibot_head')
-
-
-@dataclass(frozen=True)
-class TeacherConfig:
-    """How the teacher follows the student and how sharp its targets are.
-
-    Attributes:
-        momentum: Share of the teacher that stays at a step, at first; it rises to 1 as a cosine. If None,
-            the teacher remembers a twentieth of the run: 0.95 for 400 steps, at most DINOv2's 0.992.
-        temperature: Temperature of the targets at first.
-        final_temperature: Temperature after its warm-up.
-        temperature_warmup_steps: Length of that warm-up in optimizer steps.
-        temperature_warmup_epochs: The same in passes over the data.
-        temperature_warmup_fraction: The same as a share of the run; 0.3 if none is given.
-        centering: `centering` by a running mean, or `sinkhorn` for Sinkhorn-Knopp on each batch.
-        center_momentum: Momentum of the running mean.
-        temperature_warmup: Deprecated: a share of the run if below 1, else epochs.
-    """
-
-    momentum: float | None = None
-    temperature: float = 0.04
-    final_temperature: float = 0.07
-    centering: Literal['centering', 'sinkhorn'] = 'centering'
-    center_momentum: float = 0.9
-    temperature_warmup_steps: int | None = None
-    temperature_warmup_epochs: float | None = None
-    temperature_warmup_fraction: float | None = None
-    temperature_warmup: float | None = None
-
-    def __post_init__(self) -> None:
-        """Check the values."""
-        if not 0 <= (self.momentum or 0) <= 1 or not 0 <= self.center_momentum < 1:
-            raise ValueError(
-                f'momentum must be in [0, 1] and center_momentum in [0, 1), got {self.momentum} and '
-                f'{self.center_momentum}'
-            )
-        if not 0 < self.temperature <= self.final_temperature:
-            raise ValueError(
-                'the temperature must be positive and not above final_temperature, got '
-                f'{self.temperature} and {self.final_temperature}'
-            )
-        if self.temperature_warmup is not None:
-            for name, value in rename_length('temperature_warmup', self.temperature_warmup).items():
-                object.__setattr__(self, name, getattr(self, name) if value is None else value)
-            object.__setattr__(self, 'temperature_warmup', None)
-        _ = self.warmup_length
-
-    @property
-    def warmup_length(self) -> Length:
-        """How long the temperature rises."""
-        return Length.of(self, 'temperature_warmup', Length('temperature_warmup_fraction', 0.3))
-
-    def momentum_of(self, total: int) -> float:
-        """Momentum at the start of a run of `total` optimiser steps."""
-        if self.momentum is not None:
-            return self.momentum
-        return min(0.992, max(0.9, 1 - 20 / total))
-
-
-@dataclass(frozen=True)
-class PhaseConfig:
-    """What does not train at first; each phase is given in one unit.
-
-    Attributes:
-        freeze_last_layer_steps: Optimizer steps in which the prototypes stay as they are (DINOv2: 1,250).
-        freeze_last_layer_epochs: The same in passes over the data.
-        freeze_last_layer_fraction: The same as a share of the run; 0.01 if none is given.
-        head_warmup_steps: Optimizer steps in which the heads train alone: random heads would harm the
-            backbone (DINOv2: 0).
-        head_warmup_epochs: The same in passes over the data.
-        head_warmup_fraction: The same as a share of the run; 0.05 if none is given.
-    """
-
-    freeze_last_layer_steps: int | None = None
-    freeze_last_layer_epochs: float | None = None
-    freeze_last_layer_fraction: float | None = None
-    head_warmup_steps: int | None = None
-    head_warmup_epochs: float | None = None
-    head_warmup_fraction: float | None = None
-
-    def __post_init__(self) -> None:
-        """Check the values."""
-        _ = self.freeze_last_layer, self.head_warmup
-
-    @property
-    def freeze_last_layer(self) -> Length:
-        """How long the prototypes stay as they are."""
-        return Length.of(self, 'freeze_last_layer', Length('freeze_last_layer_fraction', 0.01))
-
-    @property
-    def head_warmup(self) -> Length:
-        """How long the heads train alone."""
-        return Length.of(self, 'head_warmup', Length('head_warmup_fraction', 0.05))
-
-
-@dataclass(frozen=True)
-class MaskConfig:
-    """Which tokens of global crops the student does not see (iBOT).
-
-    Attributes:
-        ratio: Smallest and largest masked share of a masked crop.
-        probability: Share of the global crops that are masked.
-        shared_across_slots: Mask the same patches in every slot.
-    """
-
-    ratio: tuple[float, float] = (0.1, 0.5)
-    probability: float = 0.5
-    shared_across_slots: bool = False
-
-    def __post_init__(self) -> None:
-        """Check the values."""
-        if not 0 <= self.ratio[0] <= self.ratio[1] < 1 or not 0 <= self.probability <= 1:
-            raise ValueError(
-                'mask ratio must be (low, high) with 0 <= low <= high < 1, and its probability in [0, 1], '
-                f'got {self.ratio} and {self.probability}'
-            )
 
 
 MASKS = MaskConfig()
@@ -229,19 +113,17 @@ class DINOv2(Objective):
 
     def cap_views(self, largest: int) -> None:
         """Keep crops that were not given from being larger than the images, in whole patches."""
-        if self._given_views is None:
-            self.views = self._fit_views(None, largest)
-            self._multi_crop = MultiCrop(self.views, self.backbone.patch_embed.bands)
+        self.views = self._fit_views(self._given_views, largest)
+        self._multi_crop = MultiCrop(self.views, self.backbone.patch_embed.bands)
 
     def _fit_views(self, views: ViewsConfig | None, largest: int | None = None) -> ViewsConfig:
         tokenizer = self.backbone.patch_embed
         size = tokenizer.patch_size
-        if views is None:
-            side = tokenizer.grid_size[0]
-            if largest is not None:
-                side = min(side, max(2, largest // size))
-            # DINOv2's sides are 224 and 98.
-            views = ViewsConfig(global_size=side * size, local_size=max(1, round(side * 98 / 224)) * size)
+        side = tokenizer.grid_size[0]
+        if largest is not None:
+            side = min(side, max(2, largest // size))
+        views = (views or ViewsConfig()).sized(side * size, size)
+        assert views.global_size is not None and views.local_size is not None
         if views.global_size % size or (views.num_local and views.local_size % size):
             raise ValueError(
                 f'crops must be multiples of the patch size {size}, got {views.global_size} and '
@@ -384,6 +266,11 @@ class DINOv2(Objective):
         """Whether the backbone needs no gradients; distributed training wants them of everything."""
         waiting = step < self.horizon.steps(self.phases.head_warmup)
         return self.training and not dist.is_initialized() and waiting
+
+    @property
+    def clipped(self) -> Sequence[nn.Module]:
+        """Backbone and heads, each by its own norm, as DINOv2's code clips them."""
+        return [self.backbone, *(head for head in (self.dino_head, self.ibot_head) if head is not None)]
 
     def before_step(self, step: int) -> None:
         """Withhold the gradients of what does not train yet."""

@@ -1,10 +1,34 @@
 """Random masks over tokens."""
 
 import random
+from dataclasses import dataclass
 
 import torch
 from lightly.models.utils import random_block_mask_image
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class MaskConfig:
+    """Which tokens of global crops the student does not see (iBOT).
+
+    Attributes:
+        ratio: Smallest and largest masked share of a masked crop.
+        probability: Share of the global crops that are masked.
+        shared_across_slots: Mask the same patches in every slot.
+    """
+
+    ratio: tuple[float, float] = (0.1, 0.5)
+    probability: float = 0.5
+    shared_across_slots: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if not 0 <= self.ratio[0] <= self.ratio[1] < 1 or not 0 <= self.probability <= 1:
+            raise ValueError(
+                'mask ratio must be (low, high) with 0 <= low <= high < 1, and its probability in [0, 1], '
+                f'got {self.ratio} and {self.probability}'
+            )
 
 
 def random_keep(

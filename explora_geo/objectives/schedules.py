@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from lightly.utils.scheduler import cosine_schedule
@@ -121,3 +122,39 @@ class Horizon(NamedTuple):
         """Linear from `start` to `end` over a phase, then `end`."""
         steps = self.steps(length)
         return end if step >= steps else start + (end - start) * step / steps
+
+
+@dataclass(frozen=True)
+class PhaseConfig:
+    """What does not train at first; each phase is given in one unit.
+
+    Attributes:
+        freeze_last_layer_steps: Optimizer steps in which the prototypes stay as they are (DINOv2: 1,250).
+        freeze_last_layer_epochs: The same in passes over the data.
+        freeze_last_layer_fraction: The same as a share of the run; 0.01 if none is given.
+        head_warmup_steps: Optimizer steps in which the heads train alone: random heads would harm the
+            backbone (DINOv2: 0).
+        head_warmup_epochs: The same in passes over the data.
+        head_warmup_fraction: The same as a share of the run; 0.05 if none is given.
+    """
+
+    freeze_last_layer_steps: int | None = None
+    freeze_last_layer_epochs: float | None = None
+    freeze_last_layer_fraction: float | None = None
+    head_warmup_steps: int | None = None
+    head_warmup_epochs: float | None = None
+    head_warmup_fraction: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        _ = self.freeze_last_layer, self.head_warmup
+
+    @property
+    def freeze_last_layer(self) -> Length:
+        """How long the prototypes stay as they are."""
+        return Length.of(self, 'freeze_last_layer', Length('freeze_last_layer_fraction', 0.01))
+
+    @property
+    def head_warmup(self) -> Length:
+        """How long the heads train alone."""
+        return Length.of(self, 'head_warmup', Length('head_warmup_fraction', 0.05))

@@ -2,10 +2,70 @@
 
 import copy
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+
+from explora_geo.objectives.schedules import Length, rename_length
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """How the teacher follows the student and how sharp its targets are.
+
+    Attributes:
+        momentum: Share of the teacher that stays at a step, at first; it rises to 1 as a cosine. If None,
+            the teacher remembers a twentieth of the run: 0.95 for 400 steps, at most DINOv2's 0.992.
+        temperature: Temperature of the targets at first.
+        final_temperature: Temperature after its warm-up.
+        temperature_warmup_steps: Length of that warm-up in optimizer steps.
+        temperature_warmup_epochs: The same in passes over the data.
+        temperature_warmup_fraction: The same as a share of the run; 0.3 if none is given.
+        centering: `centering` by a running mean, or `sinkhorn` for Sinkhorn-Knopp on each batch.
+        center_momentum: Momentum of the running mean.
+        temperature_warmup: Deprecated: a share of the run if below 1, else epochs.
+    """
+
+    momentum: float | None = None
+    temperature: float = 0.04
+    final_temperature: float = 0.07
+    centering: Literal['centering', 'sinkhorn'] = 'centering'
+    center_momentum: float = 0.9
+    temperature_warmup_steps: int | None = None
+    temperature_warmup_epochs: float | None = None
+    temperature_warmup_fraction: float | None = None
+    temperature_warmup: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if not 0 <= (self.momentum or 0) <= 1 or not 0 <= self.center_momentum < 1:
+            raise ValueError(
+                f'momentum must be in [0, 1] and center_momentum in [0, 1), got {self.momentum} and '
+                f'{self.center_momentum}'
+            )
+        if not 0 < self.temperature <= self.final_temperature:
+            raise ValueError(
+                'the temperature must be positive and not above final_temperature, got '
+                f'{self.temperature} and {self.final_temperature}'
+            )
+        if self.temperature_warmup is not None:
+            for name, value in rename_length('temperature_warmup', self.temperature_warmup).items():
+                object.__setattr__(self, name, getattr(self, name) if value is None else value)
+            object.__setattr__(self, 'temperature_warmup', None)
+        _ = self.warmup_length
+
+    @property
+    def warmup_length(self) -> Length:
+        """How long the temperature rises."""
+        return Length.of(self, 'temperature_warmup', Length('temperature_warmup_fraction', 0.3))
+
+    def momentum_of(self, total: int) -> float:
+        """Momentum at the start of a run of `total` optimiser steps."""
+        if self.momentum is not None:
+            return self.momentum
+        return min(0.992, max(0.9, 1 - 20 / total))
 
 
 class Teacher(nn.Module):

@@ -8,6 +8,8 @@ from lightning.pytorch import LightningModule
 from timm.models.vision_transformer import Block
 from torch import nn
 
+from explora_geo.adaptation import hold_frozen
+
 #: Graphs of a block: with LoRA, in full, crops of two sizes, a teacher, every rate of stochastic depth.
 _GRAPHS = 128
 
@@ -52,3 +54,21 @@ def compile_blocks(module: nn.Module) -> None:
     for block in module.modules():
         if isinstance(block, Block):
             block.compile()
+
+
+def hold_frozen_in_bfloat16(module: nn.Module, precision: str) -> None:
+    """Let go of float32 numbers that the trainer's precision never computes with.
+
+    Args:
+        module: An objective.
+        precision: The trainer's.
+
+    Raises:
+        ValueError: If that precision computes with them.
+    """
+    if not precision.startswith('bf16'):
+        raise ValueError(
+            f'frozen_dtype bfloat16 would round the weights of a run in precision {precision}: set '
+            'precision to bf16-mixed, or leave frozen_dtype at float32'
+        )
+    hold_frozen(module, torch.bfloat16)

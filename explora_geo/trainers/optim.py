@@ -2,11 +2,15 @@
 
 import re
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from lightly.utils.scheduler import cosine_schedule, cosine_warmup_schedule
+from lightning.pytorch import LightningModule
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import nn
+from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
@@ -136,6 +140,30 @@ def _lr_factor(name: str, depth: int, config: OptimConfig) -> float:
     below = depth - int(block['block']) if block else depth + 1 if _INPUT.match(name) else 0
     embedding = re.match(r'(?:backbone\.)?patch_embed\.', name)
     return config.layer_decay**below * (config.patch_embed_lr_multiplier if embedding else 1.0)
+
+
+def clip_parts(
+    task: LightningModule,
+    parts: Sequence[nn.Module],
+    optimizer: Any,
+    gradient_clip_val: float | None = None,
+    gradient_clip_algorithm: str | None = None,
+) -> None:
+    """Clip the gradients of each part by its own norm; of all by one where a strategy shards them.
+
+    Args:
+        task: Task in a trainer.
+        parts: Modules that together hold everything that trains.
+        optimizer: The trainer's.
+        gradient_clip_val: Largest norm, or None.
+        gradient_clip_algorithm: Lightning's `norm` or `value`, which knows no parts.
+    """
+    sharded = isinstance(task.trainer.strategy, (FSDPStrategy, ModelParallelStrategy))
+    if len(parts) == 1 or not gradient_clip_val or gradient_clip_algorithm == 'value' or sharded:
+        task.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        return
+    for part in parts:
+        clip_grad_norm_(part.parameters(), gradient_clip_val)
 
 
 class _Schedule(LambdaLR):

@@ -17,6 +17,7 @@ from explora_geo.models.vit import ViT
 from explora_geo.models.weights import all_weights
 from explora_geo.objectives import MAE, DINOv2, Objective, PhaseConfig, TeacherConfig, objective_class
 from explora_geo.trainers.optim import OptimConfig
+from explora_geo.transforms import ViewsConfig
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,11 @@ OBJECTIVES: dict[str, type[Objective]] = {'M': MAE, 'D': DINOv2}
 _RELEASED: dict[str, Any] = {'alpha': 1.0, 'mlp_rank_ratio': 0.25}
 
 
+# DINOv2's crops as its code makes them, and with its horizontal flip alone.
+_VIEWS = ViewsConfig(blur=(0.0, 0.9, 0.5), blur_sigma=(0.1, 2.0))
+_FLIPPED = replace(_VIEWS, vertical_flip=False, quarter_turns=False)
+
+
 def _mae(adaptation: str, base_lr: float, epochs: int, decoder_rank: int, **changes: Any) -> Preset:
     # Of the decoder LoRA and norms train; mask token, embedding and prediction stay frozen.
     decoder = ExPLoRAConfig(unfrozen_blocks=(), rank=decoder_rank, **changes)
@@ -79,7 +85,14 @@ def _mae(adaptation: str, base_lr: float, epochs: int, decoder_rank: int, **chan
 
 
 def _dinov2(
-    adaptation: str, base_lr: float, batch: int, steps: int, epoch: int, freeze: int, **changes: Any
+    adaptation: str,
+    base_lr: float,
+    batch: int,
+    steps: int,
+    epoch: int,
+    freeze: int,
+    views: ViewsConfig,
+    **changes: Any,
 ) -> Preset:
     """DINOv2's defaults in what the sources leave open; its files count in epochs of `epoch` steps."""
     return Preset(
@@ -103,6 +116,7 @@ def _dinov2(
                 momentum=0.992, temperature=0.04, final_temperature=0.07, temperature_warmup_steps=30 * epoch
             ),
             'phases': PhaseConfig(freeze_last_layer_steps=freeze * epoch, head_warmup_steps=0),
+            'views': views,
         },
         drop_path_rate=0.3,
         gradient_clip=3.0,
@@ -115,13 +129,15 @@ PRESETS: dict[str, dict[str, Preset]] = {
         # "Q, V matrices of each attention layer in all other blocks (including all blocks of the decoder)".
         'M': _mae('M-ExPLoRA-[L]-r32', 1.5e-4, 200, decoder_rank=32),
         # DINOv2's OFFICIAL_EPOCH_LENGTH is 1,250 iterations.
-        'D': _dinov2('D-ExPLoRA-[L]-r32', 5e-3, 32, 200_000, epoch=1250, freeze=1),
+        'D': _dinov2('D-ExPLoRA-[L]-r32', 5e-3, 32, 200_000, epoch=1250, freeze=1, views=_VIEWS),
     },
     'paper-released': {
         'M': _mae('M-ExPLoRA-[L]-r64', 4.5e-4, 400, decoder_rank=8, **_RELEASED),
         # An epoch of the released code is 1,000 iterations. No source says whether those are optimizer steps
         # or the micro-batches of 32 that make a batch of 1,024; the shares of the run are the same.
-        'D': _dinov2('D-ExPLoRA-[L]-r64', 1e-3, 1024, 150_000, epoch=1000, freeze=3, **_RELEASED),
+        'D': _dinov2(
+            'D-ExPLoRA-[L]-r64', 1e-3, 1024, 150_000, epoch=1000, freeze=3, views=_FLIPPED, **_RELEASED
+        ),
     },
     # The workshop text's fMoW-Sentinel (tokenizer group-channel, 96 px, patch 8) and fMoW-Temporal; the
     # decoder's rank follows from the parameters that it counts.

@@ -1,6 +1,5 @@
 """ExPLoRATask: continue self-supervised pre-training of an adapted backbone."""
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal
@@ -12,7 +11,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torchvision.models._api import WeightsEnum
 
-from explora_geo.adaptation import ExPLoRAConfig, explora, hold_frozen, trainable_names, trainable_summary
+from explora_geo.adaptation import ExPLoRAConfig, explora, trainable_names, trainable_summary
 from explora_geo.checkpoints import BackboneWeights, load_weights
 from explora_geo.checkpoints.adapter import frozen_sha256
 from explora_geo.models import create_vit
@@ -20,13 +19,13 @@ from explora_geo.models.builders import task_size
 from explora_geo.models.vit import ViT
 from explora_geo.objectives import Objective
 from explora_geo.trainers.callbacks import PretrainReport
-from explora_geo.trainers.clock import LoaderClock, install_clock
+from explora_geo.trainers.clock import StepClock, install_clock
 from explora_geo.trainers.guard import CollapseGuard, GuardConfig
-from explora_geo.trainers.kernels import choose_attention, compile_blocks
+from explora_geo.trainers.kernels import choose_attention, compile_blocks, hold_frozen_in_bfloat16
 from explora_geo.trainers.length import run_length, steps_per_epoch
 from explora_geo.trainers.match import describe_enlarging, match_data, normalization_of, tile_side
 from explora_geo.trainers.monitor import FeatureMonitor
-from explora_geo.trainers.optim import OptimConfig, build_optimizer, build_schedule
+from explora_geo.trainers.optim import OptimConfig, build_optimizer, build_schedule, clip_parts
 from explora_geo.trainers.presets import choose
 from explora_geo.trainers.run_report import note_skipped
 from explora_geo.trainers.steady import SteadyTask
@@ -79,16 +78,14 @@ class ExPLoRATask(SteadyTask):
             model: Backbone by timm's name; see `create_vit`.
             weights: Starting weights: a `WeightsEnum`, a file, or `timm/<name>` for timm's hub; None
                 starts from random weights, which only full pre-training makes sense of.
-            adaptation: What trains: a configuration, which is taken whole, or the paper's notation, whose
-                blocks and rank go into the preset's configuration, or `full` for everything; the preset's
-                if None.
+            adaptation: What trains: a configuration; the paper's notation, whose blocks and rank replace
+                the preset's; `full` for everything; or the preset's if None.
             objective: Class (or other callable) that builds the objective around the backbone; if None,
                 the one that the notation (M-ExPLoRA, D-ExPLoRA) or else the weights name.
             optim: Optimizer and schedule, taken whole; the preset's if None.
-            preset: Published recipe that fills what is not given, also in MAE and DINOv2; None for the
-                defaults of objective and optimizer, which suit short runs. An objective of another class
-                takes no preset. Its effective batch and length are the trainer's and datamodule's business;
-                `PRESETS` holds them.
+            preset: Published recipe that fills what is not given, also in MAE and DINOv2; None, or an
+                objective of another class, takes the defaults for short runs. Batch and length of the recipe
+                (in `PRESETS`) are the business of trainer and datamodule.
             bands: Band names of the images, in order; the tokenizer's default if None.
             img_size: Image side, pixels; from the model's name if None, or 224 for DINOv2's.
             patch_size: Patch side, pixels; from the model's name if None.
@@ -103,26 +100,23 @@ class ExPLoRATask(SteadyTask):
             patch_embed_init: How patch embeddings of other bands start: at random as in the paper, or from
                 the weights' filters by wavelength.
             guard: When the run counts as collapsed, is stopped and taken back; None never stops.
-            compile_backbone: Have `torch.compile` write kernels for the blocks of backbone, teacher and
-                decoder, at the first steps' cost.
+            compile_backbone: Compile the blocks of backbone, teacher and decoder, at the first steps' cost.
             adapter_dtype: Type of the values in `adapter.safetensors`; bfloat16 halves the file.
             frozen_dtype: Type in which frozen matrices are held while training; bfloat16, for a trainer's
                 precision of bf16-mixed, lets go of the float32 numbers that autocast never computes with.
 
         Raises:
-            ValueError: If a name, a notation or the weights do not fit, notation and objective contradict
-                each other, or nothing names the objective.
+            ValueError: If a name, notation, objective or the weights do not fit, or none is named.
             FileNotFoundError: If the weights file does not exist.
         """
         choice = choose(preset, adaptation, objective, weights)
-        recipe = choice.recipe
-        drop_path = recipe.drop_path_rate if drop_path_rate is None else drop_path_rate
+        drop_path = choice.recipe.drop_path_rate if drop_path_rate is None else drop_path_rate
         self._backbone_options = {**choice.backbone_options, 'drop_path_rate': drop_path}
         self._weights = weights
         self._objective, self.config = choice.factory, choice.adaptation
         self.recipe_report = choice.report
         # A checkpoint's hyper-parameters come back as plain mappings.
-        self.optim = OptimConfig(**optim) if isinstance(optim, dict) else optim or recipe.optim
+        self.optim = OptimConfig(**optim) if isinstance(optim, dict) else optim or choice.recipe.optim
         self.guard = GuardConfig(**guard) if isinstance(guard, dict) else guard
         for name, dtype in (('adapter_dtype', adapter_dtype), ('frozen_dtype', frozen_dtype)):
             if dtype not in ('float32', 'bfloat16'):
@@ -176,7 +170,7 @@ class ExPLoRATask(SteadyTask):
         self.features = FeatureMonitor(self.hparams['monitor_features'])
         self.skipped: dict[str, str] = {}
         self.stopped = ''
-        self._last_step: float | None = None
+        self._clock = StepClock()
 
     @property
     def backbone(self) -> ViT:
@@ -189,7 +183,7 @@ class ExPLoRATask(SteadyTask):
 
     @property
     def effective_batch(self) -> int:
-        """Images per optimiser step: batch size x accumulation x devices."""
+        """Images per optimizer step: batch size x accumulation x devices."""
         return run_length(self.trainer).batch
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -221,7 +215,8 @@ class ExPLoRATask(SteadyTask):
             install_clock(self.trainer)
             if self._weights is not None and not self.config.full:
                 _ = self.base_sha256  # of the base as it was loaded: a precision of 16 bits rounds it next
-            self._hold_frozen()
+            if self.hparams['frozen_dtype'] == 'bfloat16':
+                hold_frozen_in_bfloat16(self.model, str(self.trainer.precision))
         monitored = stage == 'fit' and self.features.kind != 'none' and not self.trainer.fast_dev_run
         if monitored and self.trainer.num_sanity_val_steps:  # none is what somebody asked for
             self.trainer.num_sanity_val_steps = float('inf')
@@ -237,8 +232,8 @@ class ExPLoRATask(SteadyTask):
         """By how much tiles are enlarged to what the objective reads, or nothing."""
         self.fit_crops(datamodule)
         views = self.model.views
-        size = self.backbone.patch_embed.img_size if views is None else views.global_size
-        return describe_enlarging(datamodule, size)
+        size = views.global_size if views else None
+        return describe_enlarging(datamodule, size or self.backbone.patch_embed.img_size)
 
     def _match_data(self, datamodule: Any) -> None:
         """Match bands and normalization of the data, and note the latter for the files that are written."""
@@ -248,18 +243,6 @@ class ExPLoRATask(SteadyTask):
         used = normalization_of(datamodule, vit.patch_embed.bands)
         for each in (vit, self.model.final_backbone):
             each.normalization = used or vit.normalization
-
-    def _hold_frozen(self) -> None:
-        """Let go of float32 numbers that the trainer's precision never computes with."""
-        if self.hparams['frozen_dtype'] == 'float32':
-            return
-        precision = str(self.trainer.precision)
-        if not precision.startswith('bf16'):
-            raise ValueError(
-                f'frozen_dtype bfloat16 would round the weights of a run in precision {precision}: set '
-                'precision to bf16-mixed, or leave frozen_dtype at float32'
-            )
-        hold_frozen(self.model, torch.bfloat16)
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """One step of the objective.
@@ -280,21 +263,14 @@ class ExPLoRATask(SteadyTask):
         logged = {**losses, **self.model.metrics}
         self.log_dict({f'train_{k}': v.detach() for k, v in logged.items()}, batch_size=size)
         self.log('lr', self.trainer.optimizers[0].param_groups[0]['lr'], batch_size=size)
-        self._log_speed(size)
+        for name, value in self._clock.lap(self.trainer, size).items():
+            mean = name == 'data_wait'
+            self.log(name, value, batch_size=size, prog_bar=not mean, on_step=not mean, on_epoch=mean)
         return loss
 
-    def _log_speed(self, size: int) -> None:
-        """Log images per second and the share of the time in which the loop waited for them."""
-        now = time.perf_counter()
-        clock: Any = self.trainer.profiler
-        waited = clock.take() if isinstance(clock, LoaderClock) else None
-        if self._last_step is not None:
-            passed = now - self._last_step
-            speed = size * self.trainer.world_size / passed
-            self.log('images_per_s', speed, batch_size=size, prog_bar=True)
-            if waited is not None:
-                self.log('data_wait', waited / passed, batch_size=size, on_step=False, on_epoch=True)
-        self._last_step = now
+    def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
+        """Clip the parts of the objective each by its own norm."""
+        clip_parts(self, self.model.clipped, optimizer, *args, **kwargs)
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Let the objective withhold gradients."""
@@ -306,9 +282,9 @@ class ExPLoRATask(SteadyTask):
         self.model.after_step(self.global_step + 1)
 
     def on_train_epoch_start(self) -> None:
-        """Start the clock anew, so that validation does not count as a slow step."""
+        """Stop the clock, so that validation does not count as a slow step."""
         super().on_train_epoch_start()
-        self._last_step = None
+        self._clock.pause()
         self.log('trainable_share', self.trainable_share)
 
     @cached_property
@@ -345,8 +321,7 @@ class ExPLoRATask(SteadyTask):
         Returns:
             One vector per image, shape (B, D), pooled as for the monitor.
         """
-        features: Tensor = self.model.pool(self._final_features(batch))
-        return features
+        return self.model.pool(self._final_features(batch))
 
     def _final_features(self, batch: Mapping[str, Any]) -> Any:
         return self.model.final_backbone(batch['image'], timestamps=batch.get('timestamps'))

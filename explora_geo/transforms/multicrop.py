@@ -1,8 +1,9 @@
 """Multi-crop views (Caron et al. 2020) of images with any bands, in batches on the device."""
 
 import math
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import kornia.augmentation as K
@@ -16,51 +17,78 @@ from ..datasets.bands import RGB, canonical
 
 @dataclass(frozen=True)
 class ViewsConfig:
-    """Two global crops and several local ones of every image; the defaults are DINOv2's.
+    """Two global crops and several local ones of every image; the defaults are close to DINOv2's.
 
-    Images from above have no up, so crops are also turned and mirrored freely, which DINOv2's are not.
+    Images from above have no up: data modules of such images have crops turned and mirrored freely too,
+    unless that is set here. DINOv2's crops are mirrored left to right alone: `vertical_flip` and
+    `quarter_turns` False.
 
     Attributes:
-        global_size: Side of global crops, pixels.
-        local_size: Side of local crops, pixels.
+        global_size: Side of global crops, pixels; the backbone's image if None.
+        local_size: Side of local crops, pixels; 98 / 224 of the global ones if None.
         num_local: Local crops per image.
         global_scale: Smallest and largest share of the image's area in a global crop.
         local_scale: Likewise in a local crop.
-        flips: Mirror crops left to right and top to bottom, each half of the time.
-        quarter_turns: Turn crops by multiples of 90 degrees.
+        horizontal_flip: Mirror half of the crops left to right.
+        vertical_flip: Mirror half of the crops top to bottom; as the data module says if None, else not.
+        quarter_turns: Turn crops by multiples of 90 degrees; as the data module says if None, else not.
         jitter: Probability of changes of brightness and contrast, and for RGB of saturation and hue.
         brightness: Largest relative change; for other bands than RGB, in standard deviations.
         contrast: Largest relative change.
         saturation: Largest relative change, RGB only.
-        hue: Largest change as a share of the colour circle, RGB only.
-        grayscale: Probability of a grey crop, RGB only.
+        hue: Largest change as a share of the color circle, RGB only.
+        color_range: What RGB operations take for black and white, in the images' own units (DINOv2: that of
+            8 bits, 0 and 255); the darkest and brightest value of each image if None.
+        grayscale: Probability of a gray crop, RGB only.
         band_drop: Probability that one band of a crop is blank, for other bands than RGB.
-        blur: Probabilities of Gaussian blur for the first global, second global and local crops.
-        solarize: Probability of solarisation of the second global crop, RGB only.
+        blur: Probabilities of Gaussian blur of first global, second global and local crops. DINOv2 states
+            1, 0.1 and 0.5, but its code applies the complement: 0, 0.9 and 0.5.
+        blur_sigma: Smallest and largest width of the blur, pixels (DINOv2: 0.1 and 2); these for a crop of
+            224 pixels, and in proportion for others, if None.
+        solarize: Probability of solarization of the second global crop, RGB only.
+        flips: Deprecated: `horizontal_flip` and `vertical_flip` in one.
     """
 
-    global_size: int = 224
-    local_size: int = 98
+    global_size: int | None = None
+    local_size: int | None = None
     num_local: int = 8
     global_scale: tuple[float, float] = (0.32, 1.0)
     local_scale: tuple[float, float] = (0.05, 0.32)
-    flips: bool = True
-    quarter_turns: bool = True
+    horizontal_flip: bool = True
+    vertical_flip: bool | None = None
+    quarter_turns: bool | None = None
     jitter: float = 0.8
     brightness: float = 0.4
     contrast: float = 0.4
     saturation: float = 0.2
     hue: float = 0.1
+    color_range: tuple[float, float] | None = None
     grayscale: float = 0.2
     band_drop: float = 0.2
     blur: tuple[float, float, float] = (1.0, 0.1, 0.5)
+    blur_sigma: tuple[float, float] | None = None
     solarize: float = 0.2
+    flips: bool | None = None
 
     def __post_init__(self) -> None:
         """Check the values."""
+        if self.flips is not None:
+            new = f'horizontal_flip: {self.flips} and vertical_flip: {self.flips}'
+            warnings.warn(f'flips: {self.flips} is deprecated, write {new}', FutureWarning, stacklevel=3)
+            for name, value in (
+                ('horizontal_flip', self.flips),
+                ('vertical_flip', self.flips),
+                ('flips', None),
+            ):
+                object.__setattr__(self, name, value)
         for name, least in (('global_size', 2), ('local_size', 2), ('num_local', 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f'{name} must be at least {least}, got {getattr(self, name)}')
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f'{name} must be at least {least}, got {value}')
+        for name in ('color_range', 'blur_sigma'):
+            low, high = getattr(self, name) or (1, 2)
+            if not low < high or (name == 'blur_sigma' and low <= 0):
+                raise ValueError(f'{name} must be (low, high) with low below high, got {low, high}')
         for name in ('global_scale', 'local_scale'):
             low, high = getattr(self, name)
             if not 0 < low <= high <= 1:
@@ -70,11 +98,30 @@ class ViewsConfig:
         if wrong or len(self.blur) != 3 or not all(0 <= p <= 1 for p in self.blur):
             raise ValueError(f'{", ".join(wrong) or "blur"} must hold probabilities in [0, 1]')
 
+    def sized(self, side: int = 224, patch: int = 14) -> 'ViewsConfig':
+        """The same with sizes where none are given.
+
+        Args:
+            side: Side of the backbone's image, pixels.
+            patch: Side of its patches, of which a crop is a multiple.
+        """
+        size = self.global_size or side
+        local = max(1, round(size / patch * 98 / 224)) * patch  # DINOv2's sides are 224 and 98
+        return replace(self, global_size=size, local_size=self.local_size or local)
+
+    def oriented(self, vertical_flip: bool, quarter_turns: bool) -> 'ViewsConfig':
+        """The same with the symmetries of the data where they are not set."""
+        return replace(
+            self,
+            vertical_flip=vertical_flip if self.vertical_flip is None else self.vertical_flip,
+            quarter_turns=quarter_turns if self.quarter_turns is None else self.quarter_turns,
+        )
+
 
 class MultiCrop:
     """Makes the views of a batch.
 
-    Colour jitter, grey and solarisation are defined for red, green and blue alone and are applied to
+    Color jitter, gray and solarization are defined for red, green and blue alone and are applied to
     these alone; other bands get brightness and contrast about their mean, and dropped bands.
     """
 
@@ -84,20 +131,20 @@ class MultiCrop:
         """Initialize a MultiCrop.
 
         Args:
-            config: What to draw.
+            config: What to draw; crops of 224 and 98 pixels if it names no sizes.
             bands: Names of the bands, in image order.
-            mean: Mean of each band by which images were normalised, shape (C,), if known: colour
+            mean: Mean of each band by which images were normalized, shape (C,), if known: colour
                 operations are defined on colours.
             std: Standard deviation of each band, shape (C,), likewise.
         """
-        self.config = config
+        self.config = config = config.sized()
         self.rgb = tuple(canonical(band) for band in bands) == RGB
         self.mean = torch.zeros(1) if mean is None else mean.view(-1, 1, 1)
         self.std = torch.ones(1) if std is None else std.view(-1, 1, 1)
         first, second, local = config.blur
-        size = config.global_size
-        self._colours = self._colour_steps(len(bands))
-        self._blurs = [_blur(size, first), _blur(size, second), _blur(config.local_size, local)]
+        self._colors = self._color_steps(len(bands))
+        sizes = ((config.global_size, first), (config.global_size, second), (config.local_size, local))
+        self._blurs = [_blur(size or 0, p, config.blur_sigma) for size, p in sizes]
         self._solarise = K.RandomSolarize((0.5, 0.5), (0.0, 0.0), p=config.solarize)
 
     @torch.no_grad()
@@ -117,22 +164,38 @@ class MultiCrop:
             config = self.config
             frames = image.shape[1] if image.ndim == 5 else None
             pixels = image.float().flatten(1, 2) if frames else image.float()  # (B,T,C,H,W) -> (B,T·C,H,W)
-            pair = self._cut(pixels, 2, config.global_size, config.global_scale).chunk(2)
-            views = [torch.cat([self._paint(pair[i], frames, self._blurs[i], i == 1) for i in (0, 1)])]
+            span = self._range(pixels) if self.rgb else None
+            pair = self._cut(pixels, 2, config.global_size or 0, config.global_scale).chunk(2)
+            views = [torch.cat([self._paint(pair[i], frames, self._blurs[i], i == 1, span) for i in (0, 1)])]
             if local and config.num_local:
-                crops = self._cut(pixels, config.num_local, config.local_size, config.local_scale)
-                views.append(self._paint(crops, frames, self._blurs[2], False))
+                crops = self._cut(pixels, config.num_local, config.local_size or 0, config.local_scale)
+                views.append(self._paint(crops, frames, self._blurs[2], False, span))
         return [view.unflatten(1, (frames, -1)) if frames else view for view in views]
 
     def _cut(self, pixels: Tensor, count: int, size: int, scale: tuple[float, float]) -> Tensor:
         """Crop, mirror and turn in one interpolation, (B, C, H, W) -> (count·B, C, size, size)."""
         crops = pixels.repeat(count, 1, 1, 1)
-        where = _random_affine(len(crops), scale, self.config.flips, self.config.quarter_turns)
+        config = self.config
+        flips = config.horizontal_flip, bool(config.vertical_flip)
+        where = _random_affine(len(crops), scale, flips, bool(config.quarter_turns))
         grid = F.affine_grid(where.to(crops), [*crops.shape[:2], size, size], align_corners=False)
         # kornia's batched crop fills with zeros, which its bicubic kernel mixes into the borders.
         return F.grid_sample(crops, grid, 'bicubic', padding_mode='border', align_corners=False)
 
-    def _paint(self, crops: Tensor, frames: int | None, blur: Any, solarise: bool) -> Tensor:
+    def _range(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """What counts as black and white in each image, in its own units, shape (B, 1, 1, 1)."""
+        shape = (len(pixels), 1, 1, 1)
+        if self.config.color_range is not None:
+            low, high = self.config.color_range
+            return pixels.new_full(shape, low), pixels.new_full(shape, high)
+        bands = pixels.unflatten(1, (-1, 3)).transpose(1, 2).flatten(2)  # (B,T·3,H,W) -> (B,3,T·H·W)
+        mean, std = (x.to(pixels).flatten() for x in (self.mean, self.std))
+        low = (bands.amin(2) * std + mean).amin(1)
+        return low.view(shape), (bands.amax(2) * std + mean).amax(1).view(shape)
+
+    def _paint(
+        self, crops: Tensor, frames: int | None, blur: Any, solarise: bool, span: tuple[Tensor, Tensor] | None
+    ) -> Tensor:
         """Change the pixels of crops, shape (N, T·C, h, w)."""
         size = crops.shape[-2]
         # Frames one below the other: what is drawn for an image holds for all its frames.
@@ -140,20 +203,20 @@ class MultiCrop:
         flat: dict[str, Any] = {'pattern': 'b c (t h) w -> b (t c) h w', 'h': size}
         crops = rearrange(crops, **tall)
         mean, std = self.mean.to(crops), self.std.to(crops)
-        if self.rgb:
-            crops = crops * std + mean
-            low, high = crops.amin((1, 2, 3), keepdim=True), crops.amax((1, 2, 3), keepdim=True)
+        if span is not None:
+            low, high = (x.repeat(len(crops) // len(x), 1, 1, 1) for x in span)
             scale = (high - low).clamp(min=1e-6)
-            crops = (crops - low) / scale  # colour operations are defined on [0, 1]
-        for step in self._colours:
+            # Color operations are defined on [0, 1], which bicubic interpolation leaves.
+            crops = ((crops * std + mean - low) / scale).clamp(0, 1)
+        for step in self._colors:
             crops = step(crops)
         crops = rearrange(blur(rearrange(crops, **flat)), **tall)
-        if self.rgb:
+        if span is not None:
             crops = self._solarise(crops) if solarise else crops
             crops = (crops * scale + low - mean) / std
         return rearrange(crops, **flat)
 
-    def _colour_steps(self, bands: int) -> list[Any]:
+    def _color_steps(self, bands: int) -> list[Any]:
         config = self.config
         if self.rgb:
             jitter = K.ColorJitter(
@@ -169,14 +232,14 @@ class MultiCrop:
         return [*steps, K.RandomChannelDropout(p=config.band_drop)] if bands > 1 else steps
 
 
-def _blur(size: int, probability: float) -> Any:
-    """DINOv2's blur, whose width of 0.1 to 2 pixels belongs to crops of 224, in proportion to the crop."""
-    low, high = 0.1 * size / 224, 2.0 * size / 224
+def _blur(size: int, probability: float, sigma: tuple[float, float] | None) -> Any:
+    """Gaussian blur, by default of the width that DINOv2 has for crops of 224, in proportion to the crop."""
+    low, high = sigma or (0.1 * size / 224, 2.0 * size / 224)
     side = 2 * math.ceil(2 * high) + 1
     return K.RandomGaussianBlur((side, side), (low, high), p=probability)
 
 
-def _random_affine(count: int, scale: tuple[float, float], flips: bool, turns: bool) -> Tensor:
+def _random_affine(count: int, scale: tuple[float, float], flips: tuple[bool, bool], turns: bool) -> Tensor:
     """Maps from a crop's coordinates to its image's, both from -1 to 1, shape (count, 2, 3).
 
     Area and aspect ratio are drawn as in torchvision's `RandomResizedCrop`; a side that would reach over
@@ -189,6 +252,8 @@ def _random_affine(count: int, scale: tuple[float, float], flips: bool, turns: b
     turn = torch.randint(0, 4, (count,)) if turns else torch.zeros(count, dtype=torch.long)
     cosine, sine = torch.tensor([1.0, 0, -1, 0])[turn], torch.tensor([0.0, 1, 0, -1])[turn]
     rotation = torch.stack([cosine, -sine, sine, cosine], dim=1).view(count, 2, 2)
-    if flips:
-        rotation = rotation * (torch.randint(0, 2, (count, 1, 2)) * 2 - 1)
+    if any(flips):
+        # The first column of the map belongs to the crop's x, so that the mirror precedes the turn.
+        signs = torch.randint(0, 2, (count, 1, 2)) * 2 - 1
+        rotation = rotation * torch.where(torch.tensor(flips), signs, 1)
     return torch.cat([sides[:, :, None] * rotation, centre[:, :, None]], dim=2)

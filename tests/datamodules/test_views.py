@@ -1,13 +1,14 @@
 """Every data module makes several crops of an image where it is told to."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from explora_geo.datamodules import EuroSATDataModule, FolderDataModule, SceneDataModule
+from explora_geo.datamodules import EuroSATDataModule, FolderDataModule, SceneDataModule, base
 from explora_geo.datamodules.base import ArchiveDataModule
 from explora_geo.datasets.eurosat import MS_BANDS
 from explora_geo.transforms import ViewsConfig
@@ -64,3 +65,29 @@ def test_images_of_a_batch_with_crops_are_not_cropped_themselves() -> None:
     assert torch.equal(
         datamodule.train_aug({'image': image})['image'], datamodule.aug({'image': image})['image']
     )
+
+
+@pytest.mark.parametrize(
+    ('name', 'options', 'expected'),
+    [
+        ('eurosat', {}, (True, True)),
+        ('scenes', {}, (True, True)),
+        ('folder', {}, (False, False)),  # what a folder holds is not known
+        ('folder', {'vertical_flip': True, 'quarter_turns': True}, (True, True)),
+        ('folder', {'quarter_turns': True}, (False, True)),
+    ],
+)
+@pytest.mark.parametrize('told', [False, True])
+def test_images_from_above_have_crops_in_all_orientations_unless_views_say_otherwise(
+    name: str,
+    options: dict[str, Any],
+    expected: tuple[bool, bool],
+    told: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[ViewsConfig] = []
+    monkeypatch.setattr(base, 'training_views', lambda views, *_: seen.append(views))
+    datamodule = MODULES[name](batch_size=4, **options)
+    datamodule.use_views(replace(VIEWS, vertical_flip=False, quarter_turns=False) if told else VIEWS)
+    datamodule.setup('fit')
+    assert (seen[-1].vertical_flip, seen[-1].quarter_turns) == ((False, False) if told else expected)

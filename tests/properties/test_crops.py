@@ -12,9 +12,9 @@ SCALE = st.tuples(st.floats(0.01, 1), st.floats(0.01, 1)).map(lambda pair: (min(
 PLAIN = {'jitter': 0, 'grayscale': 0, 'band_drop': 0, 'blur': (0, 0, 0), 'solarize': 0}
 
 
-@given(SCALE, st.booleans(), st.booleans(), st.integers(0, 10**6))
+@given(SCALE, st.tuples(st.booleans(), st.booleans()), st.booleans(), st.integers(0, 10**6))
 def test_every_crop_lies_inside_its_image(
-    scale: tuple[float, float], flips: bool, turns: bool, seed: int
+    scale: tuple[float, float], flips: tuple[bool, bool], turns: bool, seed: int
 ) -> None:
     torch.manual_seed(seed)
     where = _random_affine(32, scale, flips, turns)

@@ -90,6 +90,28 @@ def test_the_datamodules_own_views_win(build_dino: Task, build_data: Data, build
     assert data.views == views
 
 
+def test_backbone_and_heads_are_clipped_each_by_its_own_norm(
+    build_task: Task, build_data: Data, build_trainer: Run
+) -> None:
+    norms: list[dict[str, float]] = []
+
+    class Norms(Callback):
+        def on_before_zero_grad(self, trainer: Trainer, task: Any, optimizer: Any) -> None:
+            parts = {'backbone': task.backbone, 'dino': task.model.dino_head, 'ibot': task.model.ibot_head}
+            gradients = {k: [p.grad for p in m.parameters() if p.grad is not None] for k, m in parts.items()}
+            if all(gradients.values()):
+                norms.append({k: float(torch.nn.utils.get_total_norm(g)) for k, g in gradients.items()})
+
+    objective = partial(DINOv2, head=HEAD, ibot_head=HEAD, **SMALL)
+    task = build_task(objective=objective, adaptation='[L]-r4')
+    build_trainer(max_epochs=2, gradient_clip_val=1e-3, callbacks=[Norms()]).fit(
+        task, datamodule=build_data()
+    )
+    assert len(norms) > 3
+    for row in norms[1:]:
+        assert row == pytest.approx(dict.fromkeys(row, 1e-3), rel=0.01)
+
+
 def test_batches_of_images_alone_are_enough(build_dino: Task, build_trainer: Run) -> None:
     loader = DataLoader([{'image': torch.randn(3, 32, 32)} for _ in range(8)], batch_size=4)
     trainer = build_trainer()

@@ -130,6 +130,13 @@ def test_a_preset_builds_dinov2s_objective_and_crops() -> None:
     model = DINOv2(vit, **get_preset('paper-released', 'D').objective)
     assert (model.views.global_size, model.views.local_size, model.views.num_local) == (224, 98, 8)
     assert (model.views.global_scale, model.views.local_scale) == ((0.32, 1.0), (0.05, 0.32))
+    assert (model.views.horizontal_flip, model.views.vertical_flip, model.views.quarter_turns) == (
+        True,
+        False,
+        False,
+    )
+    # DINOv2's code applies the complements of 1, 0.1 and 0.5.
+    assert (model.views.blur, model.views.blur_sigma) == ((0.0, 0.9, 0.5), (0.1, 2.0))
     assert (model.masks.ratio, model.masks.probability) == ((0.1, 0.5), 0.5)
     assert (model.student_temperature, model.koleo_weight, model.ibot_head) == (0.1, 0.1, None)
 

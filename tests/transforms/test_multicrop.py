@@ -1,5 +1,7 @@
 """Multi-crop views: which pixels are seen, and which changes which bands bear."""
 
+import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,7 +22,7 @@ STILL: dict[str, Any] = {
     'blur': (0, 0, 0),
     'solarize': 0,
 }
-WHOLE: dict[str, Any] = {**STILL, 'global_scale': (1, 1), 'flips': False, 'quarter_turns': False}
+WHOLE: dict[str, Any] = {**STILL, 'global_scale': (1, 1), 'horizontal_flip': False}
 
 
 def tiles(bands: int, count: int = 4, size: int = 32) -> Tensor:
@@ -77,13 +79,37 @@ def test_flips_and_quarter_turns_are_the_eight_of_the_square() -> None:
     corners[..., :16, :16], corners[..., :16, 16:], corners[..., 16:, :16] = 1, 2, 3
     seen = {}
     for flips, turns in ((False, False), (True, False), (False, True), (True, True)):
-        changes = {'num_local': 0, 'flips': flips, 'quarter_turns': turns}
+        flipped = {'horizontal_flip': flips, 'vertical_flip': flips}
+        changes = {'num_local': 0, **flipped, 'quarter_turns': turns}
         config = ViewsConfig(**{**WHOLE, **changes})
         view = MultiCrop(config, ('pan',))(corners.expand(100, 1, 32, 32))[0]
         seen[flips, turns] = {tuple(v[0, ::28, ::28].flatten().round().int().tolist()) for v in view}
     assert seen[False, False] == {(1, 2, 3, 0)} and len(seen[True, True]) == 8
     assert len(seen[True, False]) == len(seen[False, True]) == 4
     assert seen[False, True] == {(1, 2, 3, 0), (3, 1, 0, 2), (0, 3, 2, 1), (2, 0, 1, 3)}
+
+
+@pytest.mark.parametrize('size', [None, 32])
+def test_dinov2s_horizontal_flip_is_the_only_symmetry_unless_asked_for(size: int | None) -> None:
+    corners = torch.zeros(1, 1, 32, 32)
+    corners[..., :16, :16], corners[..., :16, 16:], corners[..., 16:, :16] = 1, 2, 3
+    config = ViewsConfig(**{**WHOLE, 'num_local': 0, 'horizontal_flip': True, 'global_size': size})
+    view = MultiCrop(config, ('pan',))(corners.expand(100, 1, 32, 32))[0]
+    step = view.shape[-1] - 4
+    assert view.shape[-1] == (size or 224)
+    seen = {tuple(v[0, ::step, ::step].flatten().round().int().tolist()) for v in view}
+    assert seen == {(1, 2, 3, 0), (2, 1, 0, 3)}
+
+
+def test_data_fill_in_symmetries_that_are_not_set() -> None:
+    assert ViewsConfig().oriented(True, True) == ViewsConfig(vertical_flip=True, quarter_turns=True)
+    still = ViewsConfig(vertical_flip=False, quarter_turns=False)
+    assert still.oriented(True, True) == still and ViewsConfig().oriented(False, False) == still
+
+
+def test_flips_is_an_old_name_for_two() -> None:
+    with pytest.warns(FutureWarning, match='write horizontal_flip: False and vertical_flip: False'):
+        assert ViewsConfig(flips=False) == ViewsConfig(horizontal_flip=False, vertical_flip=False)
 
 
 @pytest.mark.parametrize(
@@ -122,6 +148,21 @@ def test_jitter_changes_rgb_and_keeps_its_range() -> None:
     assert (view - image.repeat(2, 1, 1, 1)).abs().amax((1, 2, 3)).min() > 0.5
 
 
+def test_colors_are_those_of_the_image_and_not_of_the_crop() -> None:
+    # Half of each image is dark: of a dark crop alone solarization would turn the brighter pixels around.
+    image = torch.cat([torch.linspace(0, 0.4, 16), torch.linspace(0.6, 1, 16)]).expand(8, 3, 32, 32) * 255
+    config = ViewsConfig(**{**STILL, 'solarize': 1, 'global_scale': (0.1, 0.1), 'num_local': 0})
+    for color_range, highest in ((None, 127), ((0.0, 510.0), 255)):
+        crop = MultiCrop(replace(config, color_range=color_range), RGB)
+        plain = MultiCrop(replace(config, color_range=color_range, solarize=0), RGB)
+        torch.manual_seed(0)
+        solarized = crop(image)[0]
+        torch.manual_seed(0)
+        expected = plain(image)[0]
+        expected = torch.where(expected >= highest, 2 * highest + 1 - expected, expected)
+        torch.testing.assert_close(solarized[8:], expected[8:], atol=1.5, rtol=0)
+
+
 def test_brightness_and_contrast_move_other_bands_about_their_mean() -> None:
     noise = torch.randn(300, 4, 16, 16)
     config = ViewsConfig(**{**WHOLE, 'global_size': 16, 'jitter': 1, 'num_local': 0})
@@ -154,6 +195,14 @@ def test_blur_is_as_wide_as_the_crop_is_large() -> None:
     assert peaks[1] < 0.6 * peaks[0] < 1
 
 
+def test_blur_of_a_stated_width_does_not_depend_on_the_crop() -> None:
+    spike = torch.zeros(1, 1, 64, 64)
+    spike[:, :, 32, 32] = 1
+    crops = {'global_size': 64, 'num_local': 0, 'blur': (1, 0, 0), 'blur_sigma': (2.0, 2.001)}
+    first = MultiCrop(ViewsConfig(**{**WHOLE, **crops}), ('pan',))(spike)[0][0]
+    assert first.amax() == pytest.approx(1 / (2 * math.pi * 2**2), rel=0.2)
+
+
 @pytest.mark.parametrize('bands', [RGB, S2], ids=len)
 def test_all_frames_of_a_series_are_changed_alike(bands: tuple[str, ...]) -> None:
     image = tiles(len(bands))[:, None].repeat(1, 3, 1, 1, 1)
@@ -179,6 +228,8 @@ def test_views_do_not_depend_on_autocast() -> None:
     [
         ({'global_size': 0}, 'global_size must be at least 2'),
         ({'num_local': -1}, 'num_local must be at least 0'),
+        ({'color_range': (1, 1)}, 'color_range must be .low, high. with low below high'),
+        ({'blur_sigma': (0, 2)}, 'blur_sigma must be'),
         ({'local_scale': (0.4, 0.3)}, 'local_scale must be'),
         ({'global_scale': (0, 1)}, 'global_scale must be'),
         ({'jitter': 1.2}, 'jitter must hold probabilities'),
