@@ -171,10 +171,7 @@ def test_bad_input_is_refused_in_a_sentence(
     cases: list[tuple[Callable[[], Any], str]] = [
         (lambda: score_pair(vit, vit, []), 'no labeled tiles'),
         (lambda: score_pair(vit, vit, one_class), 'at least two classes of 3 labeled tiles'),
-        (
-            lambda: score_pair(vit, vit, lambda: next(shuffled), protocol=QUICK),
-            'same tiles in the same order',
-        ),
+        (lambda: score_pair(vit, vit, lambda: next(orders), protocol=QUICK), 'same tiles in the same order'),
         (lambda: score_pair(vit, vit, one_class, batches), 'at least two classes of 2 labeled tiles'),
         (lambda: score_pair(vit, vit, batches[:1], batches), r'classes \[.*\], which no training tile has'),
         (lambda: score_pair(vit, vit, batches, strengths=(2,)), r'from 0 \(source\) to 1 \(adapted\), got 2'),
