@@ -19,6 +19,7 @@ from explora_geo.checkpoints.metadata import check_bands, check_sizes
 from explora_geo.checkpoints.sources import read_weights
 from explora_geo.models.builders import create_vit
 from explora_geo.models.normalization import Normalization
+from explora_geo.models.position import sincos_2d
 from explora_geo.models.vit import ViT
 
 _FORMAT = 'explora_geo.adapter'
@@ -135,11 +136,17 @@ def frozen_sha256(vit: ViT, trains: Iterable[str] | None = None, grid: tuple[int
     state = {k: v for k, v in vit.state_dict().items() if k not in names}
     stored = vit.stored_position
     if 'pos_embed' in state and stored is not None and _still_stored(vit, stored):
-        if grid is None:
-            state['pos_embed'] = stored
-        elif stored.numel():
-            state['pos_embed'] = fit_position(stored, grid)
+        state['pos_embed'] = stored if grid is None else _position_at(vit, grid)
     return state_sha256(state)
+
+
+def _position_at(vit: ViT, grid: tuple[int, int]) -> Tensor:
+    """Frozen positions as a backbone for another patch grid has them."""
+    assert vit.stored_position is not None
+    if vit.stored_position.numel():
+        return fit_position(vit.stored_position, grid)
+    codes = sincos_2d(vit.pos_embed.shape[-1], grid)[None].to(vit.pos_embed)
+    return torch.cat([torch.zeros_like(vit.pos_embed[:, :1]), codes], dim=1)
 
 
 def _still_stored(vit: ViT, stored: Tensor) -> bool:
@@ -255,7 +262,7 @@ def apply_adapter(vit: ViT, path: str | Path) -> AdapterHeader:
 
 def put_adapter(vit: ViT, header: AdapterHeader, state: dict[str, Tensor], path: str | Path) -> None:
     """`apply_adapter` of what `read_adapter` has read, on a backbone of its architecture."""
-    grid = (header.img_size // header.patch_size,) * 2
+    grid, own = (header.img_size // header.patch_size,) * 2, vit.patch_embed.grid_size
     found = frozen_sha256(vit, state, grid if header.header == 1 else None)
     if found != header.base_sha256:
         raise ValueError(
@@ -263,8 +270,11 @@ def put_adapter(vit: ViT, header: AdapterHeader, state: dict[str, Tensor], path:
             f'{found[:12]}…): give the weights that {header.backbone} was adapted from'
         )
     explora(vit, header.explora_config)
+    computed = vit.stored_position is not None and not vit.stored_position.numel()
     if 'pos_embed' in state:  # positions that were trained are of the adapter's own image size
-        state = {**state, 'pos_embed': fit_position(state['pos_embed'], vit.patch_embed.grid_size)}
+        state = {**state, 'pos_embed': fit_position(state['pos_embed'], own)}
+    elif computed and grid != own:  # it knows the codes of its own grid, as a merged file has them
+        state = {**state, 'pos_embed': fit_position(_position_at(vit, grid), own)}
     vit.load_state_dict(state, strict=False)
     if header.normalization is not None:
         vit.normalization = header.normalization

@@ -48,7 +48,9 @@ class Normalization:
             ValueError: If it is anything else.
         """
         try:
-            values = {k: tuple(map(float, v)) if isinstance(v, list) else v for k, v in fields.items()}
+            values: dict[str, Any] = {
+                k: tuple(map(float, v)) if isinstance(v, list) else v for k, v in fields.items()
+            }
             found = cls(**values)
             if len(found.mean) != len(bands):
                 raise ValueError(f'{len(found.mean)} values for {len(bands)} bands')
