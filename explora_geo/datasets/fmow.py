@@ -98,6 +98,8 @@ class FMoWRGB(NonGeoDataset):
         exists = np.array([file.is_file() for file in rows['path']])
         self.missing = [str(file) for file in rows['path'][~exists]]
         self.table: pd.DataFrame = rows[exists].reset_index(drop=True)
+        self.files: list[Path] = list(self.table['path'])
+        self.labels: list[int] = self.table['label'].tolist()
         self._report_missing(len(rows), path)
 
     def __len__(self) -> int:

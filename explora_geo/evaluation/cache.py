@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset, default_collate
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, default_collate
 
 from explora_geo.checkpoints import read_state, state_sha256, write_state
 from explora_geo.evaluation.features import FeatureTable, extract_features
@@ -21,45 +22,47 @@ Collate = Callable[[list[Any]], dict[str, Any]]
 
 #: Images per file of the cache: what an interruption can cost.
 SHARD = 2048
-# Raised when what a file holds changes.
-_VERSION = 1
+# Raised when what a file holds, or what identifies it, changes.
+_VERSION = 2
+# Images that show what a data set and a transform make of files.
+_FIRST = 8
 
 
-def dataset_sha256(dataset: Dataset[Any]) -> str:
-    """Hash of what a data set would return.
-
-    Files are told apart by name, size and time of change, which costs nothing to read; a data set that
-    does not list its files is read as a whole.
+def dataset_sha256(dataset: Dataset[Any]) -> str | None:
+    """Hash of the images of a data set: their files by name, size and time of change, and their labels.
 
     Args:
-        dataset: Any data set; `Subset` is looked into.
+        dataset: Any data set; `Subset` and `ConcatDataset` are looked into.
 
     Returns:
-        Hexadecimal SHA-256.
+        Hexadecimal SHA-256; None if the data set lists no files or draws its images at random.
     """
     digest = hashlib.sha256()
     if isinstance(dataset, Subset):
-        digest.update(f'{dataset_sha256(dataset.dataset)}{list(dataset.indices)}'.encode())
-        return digest.hexdigest()
+        whole = dataset_sha256(dataset.dataset)
+        digest.update(f'{whole}{list(dataset.indices)}'.encode())
+        return whole and digest.hexdigest()
+    if isinstance(dataset, ConcatDataset):
+        parts = [dataset_sha256(part) for part in dataset.datasets]
+        digest.update(str(parts).encode())
+        return None if None in parts else digest.hexdigest()
     files = list(_files(dataset))
-    if files:
-        root = Path(getattr(dataset, 'root', '/'))
-        for path in files:
-            name = path.relative_to(root) if path.is_relative_to(root) else path
-            try:
-                status = path.stat()
-                version = f'{status.st_size}|{status.st_mtime_ns}'
-            except OSError:  # skipped when it is read, or of a pack, which has files of its own
-                version = 'missing'
-            digest.update(f'{name}|{version}\n'.encode())
-        if (root / 'pack.json').is_file():
-            for path in sorted(root.iterdir()):
-                status = path.stat()
-                digest.update(f'{path.name}|{status.st_size}|{status.st_mtime_ns}\n'.encode())
-        digest.update(f'{getattr(dataset, "classes", "")}{getattr(dataset, "labels", "")}'.encode())
-        return digest.hexdigest()
-    for index in range(len(dataset)):  # type: ignore[arg-type]
-        _update(digest, dataset[index])
+    if not files or getattr(dataset, 'random_frames', False):
+        return None
+    root = Path(getattr(dataset, 'root', '/'))
+    for path in files:
+        name = path.relative_to(root) if path.is_relative_to(root) else path
+        try:
+            status = path.stat()
+            version = f'{status.st_size}|{status.st_mtime_ns}'
+        except OSError:  # skipped when it is read, or of a pack, which has files of its own
+            version = 'missing'
+        digest.update(f'{name}|{version}\n'.encode())
+    if (root / 'pack.json').is_file():
+        for path in sorted(root.iterdir()):
+            status = path.stat()
+            digest.update(f'{path.name}|{status.st_size}|{status.st_mtime_ns}\n'.encode())
+    digest.update(f'{getattr(dataset, "classes", "")}{getattr(dataset, "labels", "")}'.encode())
     return digest.hexdigest()
 
 
@@ -75,11 +78,13 @@ def _files(dataset: Dataset[Any]) -> Iterator[Path]:
             return
 
 
-def _update(digest: Any, sample: Mapping[str, Any]) -> None:
-    for key in sorted(sample):
-        value = sample[key]
+def _batch_sha256(batch: Mapping[str, Any]) -> str:
+    digest = hashlib.sha256()
+    for key in sorted(batch):
+        value = batch[key]
         content = value.numpy(force=True).tobytes() if isinstance(value, Tensor) else str(value).encode()
         digest.update(key.encode() + content)
+    return digest.hexdigest()
 
 
 def cached_features(
@@ -98,9 +103,10 @@ def cached_features(
 ) -> FeatureTable:
     """Features of a data set, from the cache where it has them.
 
-    A cache entry belongs to one hash of weights, images and transform (of what the transform makes of the
-    first batch). Each of its files appears in one piece, so an interrupted extraction goes on with the
-    first file that is missing.
+    A cache entry belongs to one hash of weights, files and transform (of what data set and transform make of
+    the first few images), whatever the batch size. Each of its files appears in one piece, so an interrupted
+    extraction goes on with the first file that is missing. Nothing is kept, with a warning, of data that list
+    no files or draw images at random.
 
     Args:
         folder: Folder of the cache; None keeps nothing.
@@ -123,33 +129,38 @@ def cached_features(
     """
     total = len(dataset)  # type: ignore[arg-type]
     blocks = min(blocks, vit.depth)
-    loader: Any = {
-        'batch_size': batch_size,
-        'num_workers': num_workers,
-        'collate_fn': partial(_collate_usable, collate),
-    }
+    collate_usable = partial(_collate_usable, collate)
     device = vit.cls_token.device
 
-    def batches(start: int, stop: int) -> Iterator[dict[str, Any]]:
-        for batch in DataLoader(Subset(dataset, range(start, stop)), **loader):
+    def batches(start: int, stop: int, size: int, workers: int = 0) -> Iterator[dict[str, Any]]:
+        part = Subset(dataset, range(start, stop))
+        for batch in DataLoader(part, size, num_workers=workers, collate_fn=collate_usable):
             moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
             yield moved if transform is None or 'image' not in moved else transform(moved)
 
+    check_turns(turns)
     entry = None
     if folder is not None and total:
-        first = hashlib.sha256()
-        _update(first, next(batches(0, min(batch_size, total))))
-        described = {
-            'version': _VERSION,
-            'weights': state_sha256(vit.state_dict()),
-            'data': dataset_sha256(dataset),
-            'transform': first.hexdigest(),
-            'blocks': blocks,
-            'turns': check_turns(turns),
-            'shard': shard,
-        }
-        key = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
-        entry = Path(folder) / key[:20]
+        data = dataset_sha256(dataset)
+        first, again = (_batch_sha256(next(batches(0, min(_FIRST, total), _FIRST))) for _ in range(2))
+        if data is None or first != again:
+            warnings.warn(
+                'Features are not cached: the data set lists no files, or draws images at random '
+                '(random_frames).',
+                stacklevel=2,
+            )
+        else:
+            described = {
+                'version': _VERSION,
+                'weights': state_sha256(vit.state_dict()),
+                'data': data,
+                'transform': first,
+                'blocks': blocks,
+                'turns': turns,
+                'shard': shard,
+            }
+            key = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+            entry = Path(folder) / key[:20]
     parts = []
     for number, start in enumerate(range(0, total, shard)):
         stop = min(start + shard, total)
@@ -157,7 +168,7 @@ def cached_features(
         if file is not None and file.is_file():
             parts.append(_read(file))
         else:
-            parts.append(_extract(vit, batches(start, stop), blocks, turns))
+            parts.append(_extract(vit, batches(start, stop, batch_size, num_workers), blocks, turns))
             if file is not None:
                 state = {'cls': parts[-1].cls, 'avg': parts[-1].avg, 'label': parts[-1].label}
                 write_state(file, state, {'skipped': json.dumps(parts[-1].skipped)})

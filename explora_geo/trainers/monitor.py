@@ -4,12 +4,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch.distributed as dist
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
+from torch.utils.data import DistributedSampler
 
 from explora_geo.evaluation.label_free import effective_rank
 
@@ -55,6 +57,24 @@ class FeatureMonitor:
         if (label >= 0).all():  # below 0 means without a label
             self._labels.append(label.cpu().numpy())
 
+    def gather(self, sampler: object) -> None:
+        """Bring together what all processes collected, in the order of the data.
+
+        Args:
+            sampler: How images are shared among processes; without a `DistributedSampler` each has all.
+        """
+        if not (dist.is_initialized() and isinstance(sampler, DistributedSampler)):
+            return
+        labels = np.concatenate(self._labels) if len(self._labels) == len(self._features) != 0 else None
+        own = np.concatenate(self._features) if self._features else None, labels
+        shares: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(shares, own)
+        total = len(sampler.dataset)  # type: ignore[arg-type] - samplers repeat images to give all as many
+        features = [share[0] for share in shares if share[0] is not None]
+        known = [share[1] for share in shares if share[1] is not None]
+        self._features = [_in_turn(features)[:total]] if features else []
+        self._labels = [_in_turn(known)[:total]] if len(known) == len(features) != 0 else []
+
     def score(self) -> float | None:
         """Mean accuracy over the folds in [0, 1]; None without enough labels."""
         if not self._labels or len(self._labels) < len(self._features):
@@ -75,3 +95,11 @@ class FeatureMonitor:
     def rank(self) -> float | None:
         """Effective rank of the features; None without any."""
         return effective_rank(np.concatenate(self._features)) if self._features else None
+
+
+def _in_turn(shares: list[np.ndarray]) -> np.ndarray:
+    """Rows of processes that took every n-th image, in the order of the images where all read as many."""
+    if len({len(share) for share in shares}) > 1:  # some were skipped
+        return np.concatenate(shares)
+    rows: np.ndarray = np.stack(shares, axis=1)
+    return rows.reshape(-1, *rows.shape[2:])

@@ -307,7 +307,7 @@ class ExPLoRATask(SteadyTask):
         note_skipped(self.skipped, batch)
         if not self.trainer.sanity_checking:  # which is there for the starting score
             loss = torch.stack(list(self.model(batch, self.global_step).values())).sum()
-            self.log('val_loss', loss, batch_size=len(batch['image']), prog_bar=True)
+            self.log('val_loss', loss, batch_size=len(batch['image']), prog_bar=True, sync_dist=True)
         if self.features.kind != 'none':
             self.features.add(self.model.pool(self._final_features(batch)), batch)
 
@@ -332,7 +332,8 @@ class ExPLoRATask(SteadyTask):
         self.features.reset()
 
     def on_validation_epoch_end(self) -> None:
-        """Score the features; the check before training scores the starting weights."""
+        """Score the features of all processes; the check before training scores the starting weights."""
+        self.features.gather(getattr(self.trainer.val_dataloaders, 'sampler', None))
         score = self.features.latest = self.features.score()
         if score is None:
             rank = None if self.trainer.sanity_checking else self.features.rank()

@@ -3,19 +3,20 @@
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch.testing import assert_close
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import ConcatDataset, Dataset, Subset
 
-from explora_geo.datasets import FolderDataset, PackedDataset, collate_skipping
+from explora_geo.datasets import FMoWRGB, FMoWTemporal, FolderDataset, PackedDataset, collate_skipping
 from explora_geo.datasets.packing import pack
 from explora_geo.evaluation import cache as cache_module
 from explora_geo.evaluation.cache import cached_features, dataset_sha256
-from explora_geo.models import ViT
+from explora_geo.models import ViT, create_vit
 
 Build = Callable[..., ViT]
 
@@ -151,10 +152,51 @@ class Numbers(Dataset[dict[str, Any]]):
         return {'image': image, 'label': torch.as_tensor(self.label)}
 
 
-def test_data_without_files_is_told_apart_by_its_samples() -> None:
-    assert dataset_sha256(Numbers()) == dataset_sha256(Numbers())
-    assert dataset_sha256(Numbers()) != dataset_sha256(Numbers(1.0))
-    assert dataset_sha256(Subset(Numbers(), [0, 1])) != dataset_sha256(Subset(Numbers(), [0, 2]))
+def test_the_batch_size_changes_no_entry(
+    extract: Callable[..., Any], build_vit: Build, tmp_path: Path
+) -> None:
+    vit = build_vit()
+    first = extract(vit)
+    count = len(entries(tmp_path))
+    for options in ({'batch_size': 7}, {'batch_size': 64}, {'batch_size': 1, 'num_workers': 1}):
+        found = extract(vit, **options)
+        assert len(entries(tmp_path)) == count and torch.equal(found.cls, first.cls)
+
+
+def test_data_that_list_no_files_are_not_cached(build_vit: Build, tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match='not cached: the data set lists no files'):
+        found = cached_features(tmp_path / 'cache', build_vit(), Numbers())
+    assert len(found.label) == 6 and entries(tmp_path) == []
+    assert dataset_sha256(Subset(Numbers(), [0])) is dataset_sha256(Numbers()) is None
+
+
+def test_parts_of_data_are_told_apart(tiles: Path) -> None:
+    data = FolderDataset(tiles)
+    kinds = (data, Subset(data, [0, 1]), Subset(data, [0, 2]), ConcatDataset([data, data]))
+    assert len({dataset_sha256(kind) for kind in kinds} - {None}) == 4
+
+
+def test_images_of_fmow_are_read_once(
+    build_vit: Build, fmow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, vit, read = FMoWRGB(fmow, size=32), build_vit(), []
+    original = FMoWRGB._image
+    monkeypatch.setattr(FMoWRGB, '_image', lambda self, path: read.append(path) or original(self, path))
+    options: dict[str, Any] = {'transform': lambda b: {**b, 'image': b['image'] / 255}}
+    first = cached_features(tmp_path / 'cache', vit, data, **options)
+    few = 2 * min(8, len(data))  # show what the transform does
+    assert len(read) == len(data) + few
+    again = cached_features(tmp_path / 'cache', vit, data, batch_size=2, **options)
+    assert len(read) == len(data) + 2 * few and torch.equal(again.cls, first.cls)
+
+
+def test_series_are_cached_unless_their_frames_are_drawn(fmow: Path, tmp_path: Path) -> None:
+    vit = create_vit('vit_tiny_patch16_224', img_size=32, tokenizer='temporal')
+    for drawn in (False, True):
+        data = FMoWTemporal(fmow, size=32, random_frames=drawn)
+        with pytest.warns(UserWarning, match='random_frames') if drawn else nullcontext():
+            cached_features(tmp_path / 'cache', vit, data)
+        assert len(entries(tmp_path)) == 1
 
 
 def test_labels_must_be_one_class_per_image(build_vit: Build) -> None:

@@ -20,6 +20,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils.data import RandomSampler
 
+from explora_geo.datamodules import FolderDataModule
 from explora_geo.datamodules.loader import EpochSampler, ResumableLoader
 from explora_geo.models.heads import HeadConfig
 from explora_geo.models.vit import ViT
@@ -199,6 +200,32 @@ def test_all_processes_stop_at_the_loss_of_one_that_is_not_finite(tmp_path: Path
         tmp_path / 'batch_000002_rank_0.pt'
     ).exists()
     assert torch.load(tmp_path / 'last_good.ckpt', weights_only=True)['global_step'] == 2
+
+
+def evaluate(folder: str, settings: dict[str, Any]) -> dict[str, float]:
+    """Validate the starting weights, and return the metrics."""
+    seed_everything(3, verbose=False)
+    task = build('mae', objective=objective('mae', 1), monitor_features='knn')
+    tiles = {'root': f'{folder}/tiles', 'val_root': f'{folder}/tiles', 'mean': 'imagenet', 'std': 'imagenet'}
+    data = FolderDataModule(**tiles, image_size=16, batch_size=4)  # type: ignore[arg-type]
+    quiet = {'logger': False, 'enable_progress_bar': False, 'enable_checkpointing': False}
+    trainer = Trainer(accelerator='cpu', default_root_dir=folder, **quiet, **settings)
+    trainer.validate(task, data, verbose=False)
+    return {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('odd', [False, True])
+def test_validation_is_that_of_all_processes(steady_folder: Path, odd: bool) -> None:
+    if odd:  # one process is given an image twice, which must not be its own neighbor
+        next((steady_folder / 'tiles' / 'Forest').iterdir()).unlink()
+    found = run(evaluate, steady_folder, str(steady_folder), {'devices': 2, 'strategy': 'ddp'})
+    expected = evaluate(str(steady_folder), {'devices': 1})
+    assert 0.5 < expected['val_knn'] and expected['val_loss'] > 0
+    for metrics in found:
+        assert metrics['val_knn'] == expected['val_knn']
+        if not odd:
+            assert metrics['val_loss'] == pytest.approx(expected['val_loss'], rel=1e-5)
 
 
 class Sharded(ExPLoRATask):
