@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from explora_geo.adaptation import ExPLoRAConfig, explora, trainable_summary
+from explora_geo.main import run
 from explora_geo.models import create_vit
 from explora_geo.models.heads import HeadConfig
 from explora_geo.models.weights import ViTLarge14_Weights, ViTLarge16_Weights, ViTTiny8_Weights
@@ -245,23 +246,40 @@ def test_without_a_preset_the_defaults_of_the_groups_hold(build_task: Task) -> N
     assert {block.drop_path1.__class__ for block in task.backbone.blocks} == {torch.nn.Identity}
 
 
-def test_a_yaml_file_that_names_the_class_gets_the_preset(tmp_path: Path) -> None:
-    from explora_geo.commands.fit import _lightning  # the parser fills in the defaults of what it reads
-
-    common = (
-        '{model: vit_tiny_patch8_64, weights: ViTTiny8_Weights.TINY_IMAGENET_MAE, adaptation: "M-[L]-r32", '
-        'preset: paper-released%s}'
+def build_from_yaml(folder: Path, arguments: str) -> Any:
+    """The task of a YAML file; the parser fills in the defaults of what it reads."""
+    file = folder / 'run.yaml'
+    file.write_text(
+        f'trainer: {{accelerator: cpu, logger: false, default_root_dir: {folder}}}\n'
+        'model: {class_path: explora_geo.trainers.ExPLoRATask, init_args: {model: vit_tiny_patch8_64, '
+        f'weights: ViTTiny8_Weights.TINY_IMAGENET_MAE, {arguments}}}}}\n'
+        'data: {class_path: explora_geo.datamodules.FolderDataModule, '
+        'init_args: {root: tests/data/eurosat_rgb/train}}\n'
     )
-    found = []
+    return run(['fit', '--config', str(file)], start=False).model
+
+
+def test_a_yaml_file_that_names_the_class_gets_the_preset(tmp_path: Path) -> None:
+    common, found = 'adaptation: "M-[L]-r32", preset: paper-released', []
     for given in ('', ', objective: {class_path: explora_geo.objectives.MAE}'):
-        file = tmp_path / 'run.yaml'
-        file.write_text(
-            f'trainer: {{accelerator: cpu, logger: false, default_root_dir: {tmp_path}}}\n'
-            f'model: {{class_path: explora_geo.trainers.ExPLoRATask, init_args: {common % given}}}\n'
-            'data: {class_path: explora_geo.datamodules.FolderDataModule, '
-            'init_args: {root: tests/data/eurosat_rgb/train}}\n'
-        )
-        task = _lightning(['fit', '--config', str(file)], start=False).model
+        task = build_from_yaml(tmp_path, common + given)
         found.append((trainable_summary(task.model.decoder), task.config, task.optim, task.model.mask_ratio))
     assert found[0] == found[1]
     assert found[0][0]['LoRA'] == 2 * 4 * 128 * 8 and found[0][1].alpha == 1
+
+
+def test_yaml_files_with_the_old_keys_work(tmp_path: Path) -> None:
+    with pytest.warns(FutureWarning) as said:
+        task = build_from_yaml(
+            tmp_path,
+            'adaptation: "D-[L]-r32", optim: {base_lr: 1.0e-3, warmup: 0.1}, objective: {class_path: '
+            'explora_geo.objectives.DINOv2, init_args: {head: {prototypes: 24}, head_warmup: 0.2, '
+            'teacher: {temperature_warmup: 2}, views: {global_size: 64, flips: false}}}',
+        )
+    assert task.optim.warmup_length == ('warmup_fraction', 0.1)
+    assert task.model.phases.head_warmup == ('head_warmup_fraction', 0.2)
+    assert task.model.phases.freeze_last_layer == ('freeze_last_layer_steps', 1250)  # the preset's
+    assert task.model.targets.warmup_length == ('temperature_warmup_epochs', 2)
+    assert (task.model.views.horizontal_flip, task.model.views.vertical_flip) == (False, False)
+    names = {str(w.message).split(':')[0] for w in said if w.category is FutureWarning}
+    assert names >= {'warmup', 'head_warmup', 'temperature_warmup', 'flips'}
