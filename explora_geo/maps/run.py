@@ -276,7 +276,7 @@ def _fill(
                 )
                 parts.write(number, **finish(values, valid))
             except UnreadableError as error:
-                raise UnreadableError(f'{error}. {kept}') from error
+                raise UnreadableError(f'{str(error).rstrip()}. {kept}') from error  # a worker's has lines
             except OSError as error:
                 raise OSError(f'{error.strerror or error}. {kept}') from error
     progress(what, len(blocks), len(blocks))
