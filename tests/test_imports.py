@@ -30,6 +30,7 @@ ALLOWED = {
         *('_compat', 'adaptation', 'bands', 'models', 'checkpoints', 'evaluation', 'objectives', 'trainers')
     },
     'evaluation': {'adaptation', 'models', 'checkpoints', 'evaluation'},
+    'reports': {'_atomic', 'datasets', 'evaluation', 'models', 'objectives', 'reports'},
     'maps': {'checkpoints', 'datasets', 'maps', 'models', 'trainers'},
     'commands': {
         *('adaptation', 'checkpoints', 'commands', 'datamodules', 'datasets', 'evaluation', 'main'),

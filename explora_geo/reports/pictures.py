@@ -1,0 +1,279 @@
+"""Pictures of a report: what two backbones see in the same tiles."""
+
+import base64
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from explora_geo.datasets.bands import canonical
+from explora_geo.evaluation.label_free import mean_patch
+from explora_geo.models.vit import ViT
+from explora_geo.objectives import MAE
+
+Pixels = NDArray[np.uint8]
+#: From normalized tiles, shape (N, C, H, W), to pixels, shape (N, H, W, 3).
+Display = Callable[[Tensor], Pixels]
+
+#: Patches along a side of a feature picture, at least.
+GRID = 14
+#: Tiles whose features and reconstructions are shown, and those that tell what every place has in common.
+FEW, MANY = 8, 40
+_RED_GREEN_BLUE = (('red', 'green', 'blue'), ('b04', 'b03', 'b02'))
+
+
+def display_tiles(
+    mean: Sequence[float] | Tensor,
+    std: Sequence[float] | Tensor,
+    bands: Sequence[str],
+    high: float | None = 255.0,
+) -> Display:
+    """A function that shows normalized tiles in true color, or else their first band in gray.
+
+    Args:
+        mean: Mean of each band that tiles were normalized with, shape (C,).
+        std: Standard deviation of each band, shape (C,).
+        bands: Names of the bands, in order.
+        high: Value shown as white, with 0 as black; None stretches every stack of tiles between its 2nd and
+            98th percentile.
+
+    Returns:
+        From normalized tiles, shape (N, C, H, W), to pixels, shape (N, H, W, 3).
+    """
+    names = [canonical(band) for band in bands]
+    triples = [[names.index(b) for b in triple] for triple in _RED_GREEN_BLUE if set(triple) <= set(names)]
+    shown = triples[0] if triples else [0, 0, 0]
+    center, scale = (
+        torch.as_tensor(x, dtype=torch.float32).flatten()[shown].view(3, 1, 1) for x in (mean, std)
+    )
+
+    def show(tiles: Tensor) -> Pixels:
+        values = (tiles[:, shown].detach().cpu().float() * scale + center).permute(0, 2, 3, 1).numpy()
+        low, top = (0.0, high) if high is not None else np.percentile(values, (2, 98))
+        return _bytes((values - low) / max(top - low, 1e-6))
+
+    return show
+
+
+def compute_pictures(
+    source: ViT,
+    adapted: ViT,
+    images: Tensor,
+    display: Display,
+    *,
+    names: Sequence[str] = (),
+    labels: Sequence[str] = (),
+    shown: int = 12,
+    neighbors: int = 5,
+    batch_size: int = 32,
+) -> dict[str, Any]:
+    """Feature pictures and nearest neighbors before and after.
+
+    Args:
+        source: Backbone before.
+        adapted: Backbone after, on the same device.
+        images: Sample of the archive, normalized, shape (M, C, H, W).
+        display: What shows such tiles; see `display_tiles`.
+        names: Names of the tiles.
+        labels: Names of their classes, where known.
+        shown: Tiles whose neighbors are shown, evenly spaced; features of the first eight.
+        neighbors: Neighbors of each of them.
+        batch_size: Tiles per forward pass.
+
+    Returns:
+        `pictures` of `write_report`.
+
+    Raises:
+        ValueError: If there are fewer than two tiles.
+    """
+    if len(images) < 2:
+        raise ValueError(f'pictures need at least 2 tiles, got {len(images)}')
+    queries = np.unique(np.linspace(0, len(images) - 1, shown).round().astype(int))
+    few = queries[np.unique(np.linspace(0, len(queries) - 1, FEW).round().astype(int))]
+    neighbors = min(neighbors, len(images) - 1)
+    ranked = {k: _nearest(v, images, queries, neighbors, batch_size) for k, v in _pair(source, adapted)}
+    used = np.unique(np.concatenate([queries, *(r.ravel() for r in ranked.values())]))
+    return {
+        'tiles': display(images[few]),
+        'names': [str(names[i]) for i in few] if len(names) else [],
+        **{f'patches_{k}': _patches(v, images, few) for k, v in _pair(source, adapted)},
+        'gallery': display(images[used]),
+        'queries': np.searchsorted(used, queries),
+        **{f'neighbors_{k}': np.searchsorted(used, r) for k, r in ranked.items()},
+        'gallery_names': [str(names[i]) for i in used] if len(names) else [],
+        'gallery_labels': [str(labels[i]) for i in used] if len(labels) else [],
+    }
+
+
+def _pair(source: ViT, adapted: ViT) -> tuple[tuple[str, ViT], tuple[str, ViT]]:
+    return ('source', source), ('adapted', adapted)
+
+
+@torch.inference_mode()
+def _nearest(
+    vit: ViT, images: Tensor, queries: NDArray[Any], neighbors: int, batch_size: int
+) -> NDArray[np.int64]:
+    """Nearest other tiles of some tiles by cosine, as k-NN sees them, shape (Q, k)."""
+    device = vit.eval().cls_token.device
+    found = torch.cat([mean_patch(vit, b.to(device)).float().cpu() for b in images.split(batch_size)])
+    found = F.normalize(found, dim=1)
+    similarity = found[queries] @ found.T
+    similarity[torch.arange(len(queries)), torch.from_numpy(queries)] = -torch.inf
+    return similarity.topk(neighbors).indices.numpy()
+
+
+def _patches(vit: ViT, images: Tensor, few: NDArray[Any]) -> NDArray[np.float32]:
+    """Patch features of some tiles without what each place has in all of them, which is its position."""
+    many = np.union1d(few, np.linspace(0, len(images) - 1, MANY).round().astype(int))
+    maps = patch_maps(vit, images[many])
+    if len(many) >= MANY // 2:  # the mean of a few tiles would be these tiles
+        maps = maps - maps.mean(0)
+    return maps[np.searchsorted(many, few)]
+
+
+@torch.inference_mode()
+def patch_maps(vit: ViT, images: Tensor, grid: int = GRID) -> NDArray[np.float32]:
+    """Patch features of tiles that are enlarged until there are enough patches to look at.
+
+    Args:
+        vit: Backbone.
+        images: Normalized tiles, shape (N, C, H, W).
+        grid: Patches along the shorter side, at least.
+
+    Returns:
+        Features, slots averaged, shape (N, h, w, D).
+    """
+    tokenizer = vit.eval().patch_embed
+    size = tokenizer.patch_size
+    scale = max(grid * size / min(images.shape[-2:]), 1)
+    height, width = (max(round(side * scale / size), 1) * size for side in images.shape[-2:])
+    if (height, width) != tuple(images.shape[-2:]):
+        images = F.interpolate(images, (height, width), mode='bicubic', align_corners=False)
+    with _any_size(tokenizer):
+        patches = torch.cat(
+            [vit(b.to(vit.cls_token.device)).patches.mean(1).float().cpu() for b in images.split(4)]
+        )
+    return patches.unflatten(1, (height // size, width // size)).numpy()
+
+
+@contextmanager
+def _any_size(tokenizer: Any) -> Iterator[None]:
+    """Let positions be resampled for a while."""
+    before = tokenizer.dynamic_img_size
+    tokenizer.dynamic_img_size = True
+    try:
+        yield
+    finally:
+        tokenizer.dynamic_img_size = before
+
+
+def reconstruct(objective: MAE, images: Tensor, display: Display, seed: int = 0) -> dict[str, Pixels]:
+    """What a masked autoencoder makes of tiles.
+
+    Args:
+        objective: Objective with its backbone and decoder.
+        images: Normalized tiles, shape (N, C, H, W).
+        display: What shows such tiles.
+        seed: Seed of the masks.
+
+    Returns:
+        `reconstructions` of the pictures: pixels by title, each of shape (N, H, W, 3).
+    """
+    images = images[:FEW]
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        training = objective.training
+        objective.eval()
+        found = objective.pictures(images.to(objective.backbone.cls_token.device))
+        objective.train(training)
+    return {
+        'tile': display(images),
+        'masked': display(found['masked']),
+        'reconstructed': display(found['reconstruction']),
+    }
+
+
+def feature_colors(source: NDArray[Any], adapted: NDArray[Any]) -> tuple[Pixels, Pixels]:
+    """The first three principal components of patch features as red, green and blue.
+
+    Each set is centered and scaled by itself, then one PCA is fitted to both, so that equal colors mean equal
+    directions; limits are shared, too.
+
+    Args:
+        source: Features before, shape (N, h, w, D).
+        adapted: Features after, shape (N, h, w, D).
+
+    Returns:
+        Colors before and after, each of shape (N, h, w, 3).
+
+    Raises:
+        ValueError: If the shapes differ.
+    """
+    if source.shape != adapted.shape or source.ndim != 4:
+        raise ValueError(
+            f'patch features must both have shape (N, h, w, D), got {source.shape} and {adapted.shape}'
+        )
+    sets = [x.reshape(-1, x.shape[-1]).astype(np.float64) for x in (source, adapted)]
+    sets = [(x - x.mean(0)) / max(float(x.std()), 1e-12) for x in sets]
+    flat = np.concatenate(sets)
+    _, vectors = np.linalg.eigh(flat.T @ flat)
+    axes = vectors[:, ::-1][:, :3]
+    axes = axes * np.where(axes[np.abs(axes).argmax(0), range(axes.shape[1])] < 0, -1, 1)  # a sign to rely on
+    scores = flat @ axes
+    scores = np.pad(scores, ((0, 0), (0, 3 - scores.shape[1])))
+    low, high = np.percentile(scores, (2, 98), axis=0)
+    colors = _bytes((scores - low) / np.maximum(high - low, 1e-9))
+    before, after = colors.reshape(2, *source.shape[:3], 3)
+    return before, after
+
+
+def _bytes(values: NDArray[Any]) -> Pixels:
+    """Values in [0, 1] as bytes."""
+    return (255 * np.clip(np.nan_to_num(values), 0, 1)).round().astype(np.uint8)
+
+
+def data_uri(pixels: NDArray[Any], side: int | None = None, quality: int | None = None) -> str:
+    """A picture as a data URI: JPEG with a quality, otherwise PNG.
+
+    Args:
+        pixels: Pixels, shape (H, W, 3).
+        side: Longer side at most, pixels.
+        quality: Quality of JPEG, 1 to 95.
+
+    Returns:
+        `data:image/...;base64,...`
+    """
+    picture = Image.fromarray(np.ascontiguousarray(pixels, dtype=np.uint8))
+    if side is not None:
+        picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+    file = io.BytesIO()
+    if quality is None:
+        picture.save(file, 'PNG', optimize=True)
+    else:
+        picture.save(file, 'JPEG', quality=quality, optimize=True)
+    kind = 'png' if quality is None else 'jpeg'
+    return f'data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}'
+
+
+def check_pictures(pictures: Mapping[str, Any]) -> None:
+    """Refuse pictures that do not belong together.
+
+    Raises:
+        ValueError: If a name is unknown or shapes do not fit.
+    """
+    known = {'tiles', 'names', 'patches_source', 'patches_adapted', 'gallery', 'queries', 'neighbors_source'}
+    known |= {'neighbors_adapted', 'gallery_names', 'gallery_labels', 'reconstructions'}
+    if unknown := sorted(set(pictures) - known):
+        raise ValueError(f'pictures hold no {unknown[0]!r}: they may hold {", ".join(sorted(known))}')
+    stacks = {k: pictures[k] for k in ('tiles', 'gallery') if k in pictures}
+    stacks |= {f'reconstructions[{k!r}]': v for k, v in (pictures.get('reconstructions') or {}).items()}
+    for name, stack in stacks.items():
+        if stack.ndim != 4 or stack.shape[-1] != 3 or stack.dtype != np.uint8:
+            raise ValueError(f'{name} must be uint8 of shape (N, H, W, 3), got {stack.dtype} {stack.shape}')

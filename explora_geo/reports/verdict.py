@@ -1,0 +1,129 @@
+"""What a report says first: whether the adaptation helps, and what to do."""
+
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+from explora_geo.evaluation.label_free import DEFAULT_SCORE, SCORES
+
+Outcome = Literal['helps', 'no difference', 'harm', 'mixed', 'unmeasured']
+
+#: Names of measurements in sentences.
+METRICS = {'knn': 'k-NN', 'linear': 'linear probe', 'few': 'few labels'}
+# A label-free score must move by this share of its value to be worth a word.
+_MOVED = 0.02
+_RIVALS = {'best_block': "the source's best block", 'turns_source': 'the source averaged over turns'}
+
+
+class Verdict(NamedTuple):
+    """The first lines of a report.
+
+    Attributes:
+        outcome: What labels say: a gain outside its 95 % interval, a loss, both, neither, or no labels.
+        text: The first line.
+        advice: What to do.
+    """
+
+    outcome: Outcome
+    text: str
+    advice: str
+
+
+def judge(report: Mapping[str, Any]) -> Verdict:
+    """Judge an adaptation by its paired intervals, or without labels by the label-free score.
+
+    Args:
+        report: Content of `report.json`; see `page`. A `verdict` that it holds already is returned.
+
+    Returns:
+        The verdict.
+    """
+    given = report.get('verdict')
+    if given:
+        return Verdict(given['outcome'], given['text'], given.get('advice', ''))
+    rows = [r for r in (report.get('scores') or {}).get('rows', []) if r.get('gain')]
+    if not rows:
+        return _without_labels(report)
+    up = [r for r in rows if r['gain']['low'] > 0]
+    down = [r for r in rows if r['gain']['high'] < 0]
+    if up and down:
+        return Verdict(
+            'mixed',
+            f'Adapting helps and harms: {_points(up + down)}.',
+            f'Use the adapted features for {_names(up)}; for {_names(down)}, keep the source.',
+        )
+    if down:
+        return Verdict(
+            'harm',
+            f'Adapting does harm: {_points(down)}.',
+            'Keep the source and leave this adapter alone. A longer run, a lower strength or another recipe '
+            'may do better; this one did not.',
+        )
+    if not up:
+        return Verdict(
+            'no difference',
+            f'Adapting makes no difference that can be told from chance: {_points(rows)}.',
+            f'Keep the source: it is as good and simpler.{_rival(rows)}',
+        )
+    rest = [r for r in rows if r not in up]
+    also = f'; {_names(rest)} within chance' if rest else ''
+    return Verdict(
+        'helps',
+        f'Adapting helps: {_points(up)}{also}.',
+        f'Use the adapted features; the commands below do.{_rival(rows)}',
+    )
+
+
+def _without_labels(report: Mapping[str, Any]) -> Verdict:
+    text = 'Nobody knows yet whether adapting helped: there were no labels to measure it'
+    advice = (
+        'Score it with --labels FOLDER: ten labeled tiles a class are enough to see a large gain. Until then '
+        'the source is the safe choice.'
+    )
+    scores = report.get('label_free') or {}
+    name = scores.get('chosen', DEFAULT_SCORE)
+    before, after = ((scores.get(k) or {}).get(name) for k in ('source', 'adapted'))
+    if before is None or after is None:
+        return Verdict('unmeasured', f'{text}.', advice)
+    info = SCORES[name]
+    change = (after - before) / max(abs(before), 1e-12)
+    better = change > 0 if info.better == 'higher' else change < 0
+    hint = 'no hint either way'
+    if abs(change) >= _MOVED and info.better != 'neither':
+        hint = 'a hint of a gain' if better else 'a hint of a loss'
+    title = info.title[0].lower() + info.title[1:]
+    return Verdict('unmeasured', f'{text}; {title} went from {before:.3g} to {after:.3g}, {hint}.', advice)
+
+
+def name_of(row: Mapping[str, Any]) -> str:
+    """Name of a measurement in a sentence."""
+    return str(row.get('name') or METRICS.get(row['metric'], row['metric']))
+
+
+def _names(rows: list[Any]) -> str:
+    names = [name_of(r) for r in rows]
+    return ', '.join(names[:-1]) + ' and ' + names[-1] if len(names) > 1 else names[0]
+
+
+def _points(rows: list[Any]) -> str:
+    parts = [f'{name_of(r)} {_signed(100 * r["gain"]["mean"])}' for r in rows]
+    return ', '.join(parts) + ' points'
+
+
+def _signed(value: float) -> str:
+    return f'{value:+.1f}'.replace('-', '\N{MINUS SIGN}')
+
+
+def _rival(rows: list[Any]) -> str:
+    """A sentence about a free rival that stands higher, if one does."""
+    for name, title in _RIVALS.items():
+        better = [
+            r
+            for r in rows
+            if r.get(name) and r[name]['mean'] > max(r[v]['mean'] for v in ('source', 'adapted') if r.get(v))
+        ]
+        if better and len(better) >= len(rows) / 2:
+            what = f' For no training at all, {title} stands higher by {_names(better)}'
+            if name == 'turns_source':
+                return f'{what}: add --turns {better[0][name].get("turns", 4)}.'
+            return f'{what}.'
+    return ''

@@ -1,0 +1,217 @@
+"""The page: self-contained, small, escaped, and complete or without what is missing."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from explora_geo.reports import page as page_module
+from explora_geo.reports import write_report
+
+from .browser import CHROMIUM, start
+
+SECTIONS = ('scores', 'label-free', 'strength', 'features', 'neighbors', 'reconstructions', 'retention')
+SECTIONS += ('about', 'training', 'cost', 'skipped', 'next')
+
+
+class Page(HTMLParser):
+    """Elements and text of a page.
+
+    Attributes:
+        elements: Names and attributes of all elements.
+        words: All text outside style.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.words, self._style, self.open = '', False, []  # type: ignore[var-annotated]
+        self.source = path.read_text(encoding='utf-8')
+        self.feed(self.source)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        self._style = tag == 'style'
+
+    def handle_endtag(self, tag: str) -> None:
+        self._style = False
+
+    def handle_data(self, data: str) -> None:
+        self.words += '' if self._style else data
+
+    def having(self, name: str) -> list[str]:
+        return [a[name] or '' for _, a in self.elements if name in a]
+
+
+@pytest.fixture
+def written(report: dict[str, Any], pictures: dict[str, Any], tmp_path: Path) -> Page:
+    return Page(write_report(tmp_path / 'run', report, pictures))
+
+
+def test_the_page_holds_every_section_and_is_small(written: Page) -> None:
+    assert tuple(a['id'] for tag, a in written.elements if tag == 'section') == SECTIONS
+    assert 50_000 < len(written.source.encode()) < page_module.LIMIT
+
+
+def test_the_verdict_is_the_first_line(written: Page) -> None:
+    body = written.source[written.source.index('<body>') :]
+    first = re.sub(r'<[^>]+>', '', body).strip().splitlines()[0]
+    assert first == 'Adapting helps: k\u2011NN +6.0, linear probe +4.0 points; few labels within chance.'
+
+
+def test_nothing_comes_from_elsewhere(written: Page) -> None:
+    assert 'http' not in written.source and '//' not in re.sub(r'base64,[^"]*', '', written.source)
+    assert all(value.startswith('data:image/') for value in written.having('src'))
+    assert all(value.startswith(('#', 'data:,')) for value in written.having('href'))
+    assert not {tag for tag, _ in written.elements} & {'script', 'iframe', 'object', 'embed', 'base', 'form'}
+    assert not re.search(r'@import|url\((?!#)|srcset', written.source)
+
+
+def test_every_picture_has_a_text(written: Page) -> None:
+    images = [a for tag, a in written.elements if tag == 'img']
+    assert len(images) > 100 and all((a.get('alt') or '').strip() for a in images)
+    charts = [a for tag, a in written.elements if tag == 'svg']
+    assert len(charts) == 3 + 1 + 2 and all((a.get('aria-label') or '').strip() for a in charts)
+    assert 'k-NN: Source 69.0 %, Source, best block (5) 70.0 %' in (charts[0]['aria-label'] or '')
+
+
+def test_names_are_text_not_markup(written: Page) -> None:
+    assert '<script' not in written.source and written.words.count('<script>') >= 3
+    assert 'Tile <script>alert("x")</script>&.tif' in written.having('alt')
+
+
+def test_charts_on_a_page_do_not_collide(written: Page) -> None:
+    ids = written.having('id')
+    assert len(ids) == len(set(ids)) > 50
+    targets = re.findall(r'(?:href="#|url\(#)([^")]+)', written.source)
+    assert targets and set(targets) <= set(ids)
+
+
+def test_colors_of_charts_follow_the_page(written: Page) -> None:
+    charts = ''.join(re.findall(r'<svg.*?</svg>', written.source, re.S))
+    assert not re.findall(r'(?:fill|stroke): #\w+', charts)
+    used = set(re.findall(r'var\((--\w+)\)', written.source))
+    for scheme in re.findall(r':root \{(.*?)\}', written.source, re.S):
+        assert used - {'--tone'} <= set(re.findall(r'(--\w+):', scheme))
+
+
+def test_the_json_is_plain_and_has_the_verdict(written: Page, tmp_path: Path) -> None:
+    content = json.loads((tmp_path / 'run' / 'report.json').read_text(), parse_constant=pytest.fail)
+    assert content['verdict']['outcome'] == 'helps' and content['curves'][1]['y'] == [0.69, None, 0.75]
+    assert len(content['skipped']) == 61 and 'and 21 more' in written.words
+    again = Page(write_report(tmp_path / 'again', content))
+    assert [i for i in again.having('id') if i in SECTIONS] == [
+        s for s in SECTIONS if s not in ('features', 'neighbors', 'reconstructions')
+    ]
+
+
+def test_of_the_commands_three_are_shown_as_they_are(written: Page) -> None:
+    assert 'explora-geo probe data --weights w.safetensors' in written.words
+    assert 'three' in written.words and 'four' not in written.words
+
+
+@pytest.mark.parametrize('left', [*SECTIONS, None])
+def test_what_is_missing_is_absent(report: dict[str, Any], tmp_path: Path, left: str | None) -> None:
+    keys = {'label-free': 'label_free', 'training': 'curves'}
+    wanted = {'archive': report['archive']} if left == 'about' else {}
+    if left is not None and (key := keys.get(left, left)) in report:
+        wanted = {key: report[key]}
+    page = Page(write_report(tmp_path, wanted))
+    found = [i for i in page.having('id') if i in SECTIONS]
+    if left == 'scores':
+        assert found == ['scores', 'about'] and 'Labels for scoring' in page.words
+    else:
+        assert found == ([left] if wanted else [])
+    assert not re.search(r'\bNone\b(?! of these)', page.words) and 'not measured' not in page.words
+    assert '<h1>' in page.source
+
+
+def test_rivals_and_intervals_may_be_missing(tmp_path: Path) -> None:
+    rows = [{'metric': 'knn', 'source': {'mean': 0.5}, 'adapted': {'mean': 0.6}}]
+    page = Page(write_report(tmp_path, {'scores': {'rows': rows}}))
+    assert 'best block' not in ''.join(w for w in page.words.split('orientations of a tile.')[1:])
+    assert (
+        '50.0' in page.words
+        and ' to ' not in page.words.split('orientations of a tile.')[1].split('The numb')[0]
+    )
+
+
+def test_the_anchor_is_called_ours(report: dict[str, Any], tmp_path: Path) -> None:
+    report['adaptation'] = {'notation': '[L]-r32', 'objective': 'anchor'}
+    words = Page(write_report(tmp_path, report)).words
+    assert 'Anchor [L]-r32 (ours, not ExPLoRA) from' in words
+    assert "explora_geo's own objective, not part of ExPLoRA" in words and 'D-ExPLoRA' not in words
+
+
+def test_large_pictures_are_made_smaller_until_the_page_fits(
+    pictures: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noise = (
+        np.random.default_rng(0).integers(0, 255, (len(pictures['gallery']), 300, 300, 3)).astype(np.uint8)
+    )
+    large = {**pictures, 'gallery': noise}
+    whole = write_report(tmp_path, {}, large).stat().st_size
+    monkeypatch.setattr(page_module, 'LIMIT', whole // 2)
+    assert write_report(tmp_path, {}, large).stat().st_size <= whole // 2
+    monkeypatch.setattr(page_module, 'LIMIT', 1000)
+    with pytest.raises(ValueError, match='more than 1,000'):
+        write_report(tmp_path / 'none', {}, large)
+    assert not (tmp_path / 'none').exists()
+
+
+@pytest.mark.parametrize(
+    ('wrong', 'message'),
+    [
+        ({'photos': 1}, "no 'photos'"),
+        ({'tiles': np.zeros((2, 8, 8, 3))}, 'tiles must be uint8'),
+        (
+            {'reconstructions': {'masked': np.zeros((8, 8, 3), np.uint8)}},
+            r"reconstructions\['masked'\] must be",
+        ),
+    ],
+)
+def test_pictures_that_do_not_fit_are_refused(tmp_path: Path, wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        write_report(tmp_path, {}, wrong)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason='needs Chromium')
+def test_a_browser_shows_it_without_a_request_or_an_error(written: Page, tmp_path: Path) -> None:
+    path = tmp_path / 'run' / 'report.html'
+    with start() as browser:
+        colors = set()
+        for width, scheme in ((1200, 'light'), (390, 'dark')):
+            browser.open(path, width, 800, scheme)
+            colors.add(browser.evaluate('getComputedStyle(document.body).backgroundColor'))
+            assert browser.evaluate('document.documentElement.scrollWidth') <= width
+            broken = '[...document.images].filter(i => !i.complete || !i.naturalWidth).length'
+            assert browser.evaluate('document.images.length') > 100 and browser.evaluate(broken) == 0
+            fills = '[...document.querySelectorAll(".chart text")].map(t => getComputedStyle(t).fill)'
+            used = set(browser.evaluate(fills))
+            assert browser.evaluate('getComputedStyle(document.body).color') in used
+            assert 'rgb(0, 0, 0)' not in used
+            smallest = 'Math.min(...[...document.querySelectorAll(".chart text")].map(t => '
+            smallest += 't.getBoundingClientRect().height))'
+            assert browser.evaluate(smallest) > 9
+        printed = browser.call('Page.printToPDF', printBackground=True)['data']
+    assert len(colors) == 2 and printed.startswith('JVBERi0')  # %PDF-
+    requests = [p['request']['url'] for method, p in browser.events if method == 'Network.requestWillBeSent']
+    assert {u for u in requests if not u.startswith('data:')} == {path.resolve().as_uri()}
+    bad = ('Log.entryAdded', 'Runtime.exceptionThrown', 'Runtime.consoleAPICalled', 'Network.loadingFailed')
+    assert not [event for event in browser.events if event[0] in bad]
+
+
+def test_small_feature_maps_are_pictures_of_their_patches(written: Page, pictures: dict[str, Any]) -> None:
+    import base64
+    import io
+
+    colored = [a['src'] or '' for _, a in written.elements if a.get('class') == 'pixels']
+    assert len(colored) == 2 * len(pictures['tiles'])
+    image = Image.open(io.BytesIO(base64.b64decode(colored[0].partition(',')[2])))
+    assert image.size == pictures['patches_source'].shape[2:0:-1] and min(image.size) >= 14
