@@ -16,11 +16,11 @@ from rasterio.transform import from_origin
 from torchgeo.transforms import AppendNDVI, AppendNDWI
 
 from explora_geo.datamodules import MaskFolderDataModule
-from explora_geo.demo.run import faster_precision
 from explora_geo.maps import MapOptions, make_map
 from explora_geo.maps.model import open_model
 from explora_geo.maps.scene import Scene
 from explora_geo.trainers import OptimConfig, Regularisation, SegmentationTask
+from explora_geo.trainers.kernels import faster_precision
 
 from .fitting import build_trainer, quiet
 

@@ -9,8 +9,9 @@ from lightning.pytorch import seed_everything
 
 from explora_geo.adaptation import trainable_summary
 from explora_geo.checkpoints import model_metadata, write_state
-from explora_geo.demo.run import Recipe, faster_precision, plain
+from explora_geo.demo.run import Recipe, plain
 from explora_geo.trainers import ExPLoRATask
+from explora_geo.trainers.kernels import faster_precision
 
 from ..fitting import build_trainer, quiet
 from .data import describe_data, open_data

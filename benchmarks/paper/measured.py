@@ -9,10 +9,10 @@ from lightning.pytorch import seed_everything
 
 from explora_geo.commands.device import pick_device
 from explora_geo.commands.probe import extract_parts
-from explora_geo.demo.run import faster_precision
 from explora_geo.evaluation import Budget, ProbeProtocol, SweepConfig, run_probes
 from explora_geo.evaluation.probes import STRENGTHS
 from explora_geo.trainers import ClassificationTask, OptimConfig, Regularisation
+from explora_geo.trainers.kernels import faster_precision
 from explora_geo.trainers.recipes import ADAPTATIONS
 
 from ..fitting import build_trainer, draw_training_labels, quiet

@@ -14,8 +14,8 @@ from rich.table import Table as View
 
 from explora_geo.adaptation import explora
 from explora_geo.commands.device import pick_device
-from explora_geo.demo.run import faster_precision
 from explora_geo.models import create_vit
+from explora_geo.trainers.kernels import faster_precision
 from explora_geo.trainers.optim import build_optimizer
 
 from .cost import Cost, objective_of, pretraining_cost, tuning_cost

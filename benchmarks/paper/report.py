@@ -130,7 +130,16 @@ def _setting(table: Table, scale: Scale, records: Sequence[Record]) -> str:
         text += f' C of the linear probe is the best of {", ".join(f"{c:g}" for c in strengths)}.'
     notes = sorted({s.note for s in scale.sources.values() if s.note})
     text += f' Sources: {"; ".join(notes)}.' if notes else ''
+    precisions = sorted({str(r['precision']) for r in records if r.get('precision')})
+    if len(precisions) > 1:
+        text += f' **Rows differ in precision: {_by_precision(records, precisions)}.**'
     return text + (f' Run on {", ".join(devices)}.' if devices else ' Nothing was run yet.')
+
+
+def _by_precision(records: Sequence[Record], precisions: Sequence[str]) -> str:
+    """Which rows were computed in which precision."""
+    rows = {p: dict.fromkeys(r['row'] for r in records if r.get('precision') == p) for p in precisions}
+    return '; '.join(f'{precision} in {", ".join(rows[precision])}' for precision in precisions)
 
 
 def _table(table: Table, scale: Scale, found: dict[tuple[str, str], list[Record]]) -> list[str]:

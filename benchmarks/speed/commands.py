@@ -19,7 +19,9 @@ _BATCH = Annotated[int, typer.Option(help='Images per step.')]
 _IMAGE_SIZE = Annotated[int, typer.Option(help='Side of images and global crops, pixels.')]
 _LOCAL_SIZE = Annotated[int, typer.Option(help='Side of local crops, pixels.')]
 _NUM_LOCAL = Annotated[int, typer.Option(help='Local crops per image.')]
-_PRECISION = Annotated[str, typer.Option(help='bf16 or fp32.')]
+_PRECISION = Annotated[
+    str | None, typer.Option(help='bf16 or fp32; the faster one here if not given.', show_default=False)
+]
 _OBJECTIVE = Annotated[str, typer.Option(help='mae or dinov2.')]
 
 
@@ -30,8 +32,11 @@ def register(app: typer.Typer) -> None:
 
 
 def _setting(model: str, batch: int, image_size: int, local_size: int, num_local: int, precision: Any) -> Any:
+    from explora_geo.trainers.kernels import faster_precision
+
     from .setting import Setting
 
+    precision = precision or ('bf16' if faster_precision() == 'bf16-mixed' else 'fp32')
     return Setting(model, batch, image_size, local_size, num_local, precision=precision)
 
 
@@ -42,7 +47,7 @@ def speed(
     image_size: _IMAGE_SIZE = 224,
     local_size: _LOCAL_SIZE = 96,
     num_local: _NUM_LOCAL = 8,
-    precision: _PRECISION = 'bf16',
+    precision: _PRECISION = None,
     repeats: _REPEATS = 5,
     only: _ONLY = '',
     compiled: _COMPILED = False,
@@ -65,7 +70,7 @@ def peak(
     image_size: _IMAGE_SIZE = 224,
     local_size: _LOCAL_SIZE = 96,
     num_local: _NUM_LOCAL = 8,
-    precision: _PRECISION = 'bf16',
+    precision: _PRECISION = None,
     only: _ONLY = '',
     compiled: _COMPILED = False,
     out: _OUT = RESULTS,
@@ -114,7 +119,10 @@ def loading(
     objective: _OBJECTIVE = 'mae',
     steps: Annotated[int, typer.Option(help='Training steps that count in each round.')] = 10,
     workers: Annotated[list[int], typer.Option(help='Loading processes; repeat for several.')] = [0, 1, 2],  # noqa: B006 - read only
-    precision: Annotated[str, typer.Option(help="Lightning's name, such as bf16-mixed.")] = '32-true',
+    precision: Annotated[
+        str | None,
+        typer.Option(help="Lightning's name; the faster one here if not given.", show_default=False),
+    ] = None,
     repeats: Annotated[int, typer.Option(help='Rounds.')] = 3,
     out: _OUT = RESULTS,
 ) -> None:
@@ -122,9 +130,12 @@ def loading(
 
     Example: explora-bench loading --objective dinov2 --workers 0 --workers 2
     """
+    from explora_geo.trainers.kernels import faster_precision
+
     from .loading import measure_loading
 
-    path = measure_loading(out, objective, images, steps, repeats, workers, precision)
+    chosen = precision or faster_precision()
+    path = measure_loading(out, objective, images, steps, repeats, workers, chosen)
     typer.echo(path.read_text())
 
 
@@ -135,7 +146,7 @@ def processes(
     image_size: _IMAGE_SIZE = 224,
     local_size: _LOCAL_SIZE = 96,
     num_local: _NUM_LOCAL = 8,
-    precision: _PRECISION = 'bf16',
+    precision: _PRECISION = None,
     adaptation: Annotated[str, typer.Option(help='What trains.')] = '[L]-r32',
     number: Annotated[int, typer.Option(help='Processes beside one.')] = 2,
     repeats: _REPEATS = 5,
@@ -173,7 +184,7 @@ def scaling(
     model: _MODEL = 'vit_small_patch16_224',
     batch: _BATCH = 4,
     image_size: _IMAGE_SIZE = 128,
-    precision: _PRECISION = 'bf16',
+    precision: _PRECISION = None,
     multispectral: Annotated[Path, typer.Option(help='13-band EuroSAT tiles.')] = Path(
         'tests/data/eurosat_ms'
     ),

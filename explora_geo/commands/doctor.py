@@ -151,7 +151,9 @@ def _devices() -> dict[str, str]:
 
     import torch
 
-    found = {'CPU': f'{os.cpu_count()} cores, {torch.get_num_threads()} threads'}
+    from explora_geo.trainers.kernels import faster_precision
+
+    found = {'CPU': f'{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads'}
     for i in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(i)
         bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -163,7 +165,17 @@ def _devices() -> dict[str, str]:
         found['mps'] = 'Apple GPU'
     if len(found) == 1:
         found['GPU'] = 'none that torch can use'
+    chosen = faster_precision()
+    found['precision'] = f'{chosen}, the faster one here, in which the package trains unless told otherwise'
     return found
+
+
+def _processor() -> str:
+    """Name of the processor."""
+    cpuinfo = Path('/proc/cpuinfo')
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    names = [line.partition(':')[2].strip() for line in lines if line.startswith('model name')]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _weights() -> dict[str, Any]:

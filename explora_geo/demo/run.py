@@ -1,11 +1,9 @@
 """Adapt the shipped source model to shipped tiles and show what that bought."""
 
 import copy
-import functools
 import inspect
 import logging
 import time
-import timeit
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +18,6 @@ from rich.console import Console
 from rich.status import Status
 from rich.table import Table
 from torch import Tensor
-from torch.nn import functional as F
 
 from explora_geo.adaptation import ExPLoRAConfig, merge_lora
 from explora_geo.checkpoints import load_backbone, load_weights, write_state
@@ -34,6 +31,7 @@ from explora_geo.models.heads import HeadConfig
 from explora_geo.models.vit import ViT
 from explora_geo.objectives import MAE, DINOv2, MaskConfig, Objective, PhaseConfig, TeacherConfig
 from explora_geo.trainers import ExPLoRATask, OptimConfig
+from explora_geo.trainers.kernels import faster_precision
 from explora_geo.transforms import ViewsConfig
 
 SOURCE = ViTTiny8_Weights.TINY_IMAGENET_MAE
@@ -179,18 +177,6 @@ def adapt(
         warnings.simplefilter('ignore')  # Lightning's advice on loaders and loggers
         trainer.fit(task, datamodule=datamodule)
     return task
-
-
-@functools.cache
-def faster_precision() -> Literal['bf16-mixed', '32-true']:
-    """Lightning's name of the faster precision on this machine; not every processor knows bfloat16."""
-    if torch.cuda.is_available():
-        return 'bf16-mixed' if torch.cuda.is_bf16_supported(including_emulation=False) else '32-true'
-    seconds = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        product = partial(F.linear, torch.randn(4096, 192).to(dtype), torch.randn(768, 192).to(dtype))
-        seconds[dtype] = min(timeit.repeat(product, number=3, repeat=5))
-    return 'bf16-mixed' if 1.3 * seconds[torch.bfloat16] < seconds[torch.float32] else '32-true'
 
 
 def plain(vit: ViT) -> ViT:

@@ -12,6 +12,7 @@ from explora_geo import __version__
 from explora_geo.cli import main
 from explora_geo.commands import doctor
 from explora_geo.models import ViTTiny8_Weights
+from explora_geo.trainers.kernels import faster_precision
 
 REQUIREMENTS = ['torch>=2.0', 'rich>=1', 'onnx>=1.16; extra == "onnx"', 'rich>=1; extra == "tests"']
 
@@ -33,9 +34,9 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_doctor_says_versions_devices_extras_and_weights(run: Callable[..., str]) -> None:
     printed = ' '.join(run('doctor').split())
     assert f'torch │ {torch.__version__.split("+")[0]}' in printed and '>=2.0' in printed
-    assert 'CPU' in printed and 'cores' in printed
+    assert 'CPU' in printed and 'cores' in printed and f'{faster_precision()}, the faster one' in printed
     assert 'lacks onnx: pip install' in printed and 'Nothing needs mending.' in printed
-    assert 'shipped, 11.7 MB, MIT' in printed
+    assert 'shipped, 6.0 MB, MIT' in printed
 
 
 def test_doctor_prints_json_that_names_every_weight(run: Callable[..., str]) -> None:
@@ -48,7 +49,7 @@ def test_doctor_prints_json_that_names_every_weight(run: Callable[..., str]) -> 
     }
     assert not found['extras']['tests']['missing']
     shipped = found['weights'][str(ViTTiny8_Weights.TINY_IMAGENET_MAE)]
-    assert shipped['shipped'] and shipped['megabytes'] > 11
+    assert shipped['shipped'] and shipped['megabytes'] > 5
 
 
 def test_a_downloaded_weight_is_found_in_the_cache(

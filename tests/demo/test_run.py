@@ -3,21 +3,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
 from PIL import Image
 
 from explora_geo.adaptation import ExPLoRAConfig
 from explora_geo.checkpoints import load_backbone, read_state
 from explora_geo.demo.measure import Protocol
-from explora_geo.demo.run import (
-    BACKBONE,
-    SOURCE,
-    Recipe,
-    faster_precision,
-    find_data,
-    reconstructions,
-    run_demo,
-)
+from explora_geo.demo.run import BACKBONE, SOURCE, Recipe, find_data, reconstructions, run_demo
 from explora_geo.models import create_vit
 from explora_geo.objectives import DINOv2
 
@@ -62,12 +53,6 @@ def test_arguments_of_the_objective_are_checked_and_named() -> None:
         _ = Recipe(objective='MAE', arguments={'views': 3}).factory
     with pytest.raises(ValueError, match='num_crops'):
         _ = Recipe(objective='DINOv2', arguments={'views': {'num_crops': 3}}).factory
-
-
-def test_the_faster_precision_is_one_that_lightning_knows() -> None:
-    assert Trainer(precision=faster_precision(), logger=False, enable_checkpointing=False).precision in (
-        'bf16-mixed', '32-true',
-    )  # fmt: skip
 
 
 def test_a_run_without_steps_is_refused(tmp_path: Path) -> None:

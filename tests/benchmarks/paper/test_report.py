@@ -49,6 +49,14 @@ def test_every_row_of_the_table_is_there_with_its_published_value(tiny: Scale, a
     assert gfm[1] == '73.03 (I)' and gfm[2].startswith('published only: a Swin transformer')
 
 
+def test_rows_of_different_precision_are_told_apart(tiny: Scale, ablation: list[dict]) -> None:
+    same = [{**row, 'precision': 'bf16-mixed'} for row in ablation]
+    assert 'differ in precision' not in markdown(get_table('3'), tiny, same)
+    mixed = [*same[:-1], {**same[-1], 'precision': '32-true'}]
+    text = markdown(get_table('3'), tiny, mixed)
+    assert f'**Rows differ in precision: 32-true in {mixed[-1]["row"]}; bf16-mixed in ' in text
+
+
 def test_a_row_is_compared_with_the_source_of_its_own_objective(
     tiny: Scale, record: Callable[..., dict]
 ) -> None:
