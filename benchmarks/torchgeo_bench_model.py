@@ -12,10 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from explora_geo.bands import same_bands
 from explora_geo.checkpoints import open_backbone
-
-# How torchgeo-bench names bands that we know by another name.
-_NAMES = {'red': ('red', 'b04'), 'green': ('green', 'b03'), 'blue': ('blue', 'b02')}
 
 
 class ExPLoRABench(nn.Module):
@@ -71,13 +69,8 @@ class ExPLoRABench(nn.Module):
         self.register_buffer('std', std.clamp_min(1e-8), persistent=False)
 
     def _check_bands(self) -> None:
-        given = [str(b.name).lower() for b in self.bands]
-        wanted = list(self.backbone.patch_embed.bands)
-        fits = len(given) == len(wanted) and all(
-            name in _NAMES.get(band.lower(), (band.lower(), band.lower().replace('b0', 'b')))
-            for name, band in zip(given, wanted, strict=True)
-        )
-        if not fits:
+        given, wanted = [str(b.name) for b in self.bands], list(self.backbone.patch_embed.bands)
+        if not same_bands(given, wanted):
             raise ValueError(
                 f'the model reads the bands {", ".join(wanted)}, the data set gives {", ".join(given)}: set '
                 'dataset.bands to those of the model, in its order'
