@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 import torch
 
-from ..datasets.band_choice import choose_bands, color_of, names_for_dataset
-from ..datasets.bands import RGB, spell
+from ..datasets.band_choice import choose_bands, names_for_dataset
+from ..datasets.bands import RGB, canonical, spell
 from ..datasets.files import PathLike, evenly_spaced, is_remote
 from ..datasets.folder import class_folders
 from ..datasets.packed import PackedDataset, is_pack
@@ -17,7 +17,6 @@ from ..datasets.survey import OPENED, FileFacts, Survey, sample_values, survey
 from .base import ArchiveDataModule
 from .folder import FolderDataModule
 from .scenes import SceneDataModule
-from .statistics import IMAGENET
 
 #: Side of the largest image by default.
 LARGEST = 224
@@ -74,7 +73,7 @@ class Archive:
     @property
     def rgb(self) -> bool:
         """Whether the bands to train on are red, green and blue, in this order."""
-        return tuple(map(color_of, self.bands)) == RGB
+        return tuple(map(canonical, self.bands)) == RGB
 
     def datamodule(self, **options: Any) -> ArchiveDataModule:
         """Make the data module that trains on the archive.
@@ -263,12 +262,7 @@ def _settings(
     kind: str, init: dict[str, Any], batch_size: int, bands: Sequence[str], dtype: str
 ) -> dict[str, Any]:
     """Class and arguments of the data module, as YAML takes them."""
-    statistics: dict[str, Any] = {'mean': 'auto', 'std': 'auto'}
-    colors = tuple(map(color_of, bands))
-    if colors == RGB and dtype == 'uint8':  # as in natural images, which weights were trained on
-        known = set(spell(bands)) <= set(RGB)
-        for name, values in IMAGENET.items():
-            by_name = {band: values[color] for band, color in zip(bands, colors, strict=True)}
-            statistics[name] = 'imagenet' if known else by_name
-    arguments = {**init, 'batch_size': batch_size, **statistics}
+    # Weights of natural images were trained on these statistics; other bands and ranges have their own.
+    statistic = 'imagenet' if spell(bands) == RGB and dtype == 'uint8' else 'auto'
+    arguments = {**init, 'batch_size': batch_size, 'mean': statistic, 'std': statistic}
     return {'class_path': f'explora_geo.datamodules.{_MODULES[kind].__name__}', 'init_args': arguments}

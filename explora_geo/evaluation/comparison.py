@@ -41,7 +41,7 @@ class PairProtocol:
 
     token: Literal['avg', 'cls'] = 'avg'
     neighbors: int = 20
-    penalties: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0)
+    penalties: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3)
     few: int = 10
     draws: int = 5
     test_share: float = 0.5
