@@ -120,7 +120,9 @@ def test_scenes_are_found_however_they_are_given(tmp_path: Path, how: str) -> No
         rasterio.shutil.copy(path, given, driver='VRT')
     archive = look(given, patch_size=14)
     assert (archive.kind, archive.count, archive.image_size, archive.images) == ('scenes', 1, 224, 4)
-    assert archive.bands == ('red', 'green', 'blue')
+    datamodule = archive.datamodule(batch_size=2)
+    datamodule.setup('fit')
+    assert datamodule.bands == archive.bands == ('red', 'green', 'blue')
 
 
 @pytest.mark.parametrize('suffix', ['txt', 'csv', 'parquet', 'geo.parquet'])
