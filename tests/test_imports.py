@@ -27,7 +27,8 @@ ALLOWED = {
     'checkpoints': {'_atomic', 'adaptation', 'bands', 'models', 'checkpoints'},
     'objectives': {'adaptation', 'models', 'objectives', 'transforms'},
     'trainers': {
-        *('_compat', 'adaptation', 'bands', 'models', 'checkpoints', 'evaluation', 'objectives', 'trainers')
+        *('_compat', 'adaptation', 'bands', 'models', 'checkpoints', 'datasets', 'evaluation', 'objectives'),
+        *('trainers', 'transforms'),
     },
     'evaluation': {'adaptation', 'models', 'checkpoints', 'evaluation'},
     'reports': {'_atomic', 'datasets', 'evaluation', 'models', 'objectives', 'reports'},
