@@ -46,7 +46,8 @@ class FolderDataModule(ArchiveDataModule):
         """Initialize a new FolderDataModule instance.
 
         Args:
-            root: Folder of training images, or a pack that `explora-geo pack` made of one.
+            root: Folder of training images, a pack that `explora-geo pack` made of one, a list of image files
+                (text, CSV or Parquet) or a pattern such as ``tiles/*/*.tif``.
             val_root: Folder of validation images.
             test_root: Folder of test images, also used to predict; *root* is used if None.
             bands: Names of the bands to use, in any order; all bands if None.
