@@ -12,7 +12,7 @@ from explora_geo.models.turns import check_turns
 Outcome = Literal['helps', 'no difference', 'harm']
 
 #: Measurements by key, as reports name them.
-METHODS = {'knn': 'k-NN', 'linear': 'linear probe', 'few': 'few labels'}
+METHODS = {'knn': 'k-NN', 'linear': 'Linear probe', 'few': 'Few labels'}
 #: Loss of accuracy that counts as harm.
 MARGIN = 0.01
 #: How outcomes are told.
@@ -128,7 +128,7 @@ class Comparison:
         shown |= {f'{TURNS}_{key}': f'{TURNS}_{m}' for key, m in ((SOURCE, SOURCE), (ADAPTED, name))}
         rows = []
         for method, title in METHODS.items():
-            row: dict[str, Any] = {'metric': method, 'title': title[0].upper() + title[1:]}
+            row: dict[str, Any] = {'metric': method, 'title': title}
             for key, known in shown.items():
                 if known in self.models:
                     row[key] = self.score(known, method)

@@ -14,7 +14,7 @@ of its 95 % interval optional:
 - `scores`: `labels` `{"source", "train", "validation", "test", "classes"}` and `rows`, each with `metric`
   (`knn`, `linear`, `few` or another), `title`, `name` (in sentences), and the scores `source`, `adapted`,
   `gain` (paired: adapted minus source on the same tiles), `best_block` (with its `block`), `turns_source`
-  and `turns_adapted` (with their `turns`).
+  and `turns_adapted` (with their `turns`); `outcome` and `rule`. `Comparison.to_dict` gives all of it.
 - `label_free`: output of `evaluation.compare_backbones` (`source`, `adapted`), `tiles`, `chosen` (a key of
   `label_free.SCORES`), `worth` (a sentence).
 - `retention`: `source` of the images and `row`, as in `scores`: what the model still knows.
@@ -43,6 +43,7 @@ import numpy as np
 from jinja2 import ChainableUndefined, Environment
 
 from explora_geo._atomic import atomic_path
+from explora_geo.evaluation.comparison import METHODS
 from explora_geo.evaluation.label_free import DEFAULT_SCORE, SCORES
 from explora_geo.reports.charts import VARIANTS, curve_chart, score_chart, strength_chart, variant
 from explora_geo.reports.pictures import check_pictures, data_uri, feature_colors
@@ -54,7 +55,6 @@ LIMIT = 5_000_000
 LISTED = 40
 # Longest side and JPEG quality of tiles, and of those among neighbors; the first that fits is taken.
 _SIZES = ((256, 85, 128, 82), (192, 78, 96, 75), (128, 65, 64, 65), (96, 50, 48, 50))
-_TITLES = {'knn': 'k-NN', 'linear': 'Linear probe', 'few': 'Few labels'}
 #: What objectives are called; ours must not pass for the paper's.
 OBJECTIVES = {
     'dinov2': 'DINOv2 (D-ExPLoRA)',
@@ -176,7 +176,7 @@ def _byline(report: Mapping[str, Any]) -> str | None:
 def _titled(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row with its title and that of each of its rivals."""
     titles = {k: variant(k, row[k]) for k in VARIANTS if row.get(k)}
-    title = row.get('title') or _TITLES.get(row['metric'], row['metric'])
+    title = row.get('title') or METHODS.get(row['metric'], row['metric'])
     return {**row, 'title': title, 'name': name_of(row), 'titles': titles}
 
 
@@ -382,8 +382,8 @@ def _breakable(text: str) -> str:
 
 
 def _steady(text: str) -> str:
-    """Text in which k-NN stays on one line."""
-    return text.replace('k-NN', 'k\u2011NN')
+    """Text in which k-NN, and a gain with its name, stay on one line."""
+    return re.sub(r' (?=[+\N{MINUS SIGN}]\d)', '\u00a0', text.replace('k-NN', 'k\u2011NN'))
 
 
 def _size(value: float) -> str:

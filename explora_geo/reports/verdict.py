@@ -3,12 +3,11 @@
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
+from explora_geo.evaluation.comparison import MARGIN, METHODS
 from explora_geo.evaluation.label_free import DEFAULT_SCORE, SCORES
 
-Outcome = Literal['helps', 'no difference', 'harm', 'mixed', 'unmeasured']
+Outcome = Literal['helps', 'no difference', 'harm', 'unmeasured']
 
-#: Names of measurements in sentences.
-METRICS = {'knn': 'k-NN', 'linear': 'linear probe', 'few': 'few labels'}
 # A label-free score must move by this share of its value to be worth a word.
 _MOVED = 0.02
 _RIVALS = {'best_block': "the source's best block", 'turns_source': 'the source averaged over turns'}
@@ -18,7 +17,7 @@ class Verdict(NamedTuple):
     """The first lines of a report.
 
     Attributes:
-        outcome: What labels say: a gain outside its 95 % interval, a loss, both, neither, or no labels.
+        outcome: What labels say, by `comparison.RULE`; or that there were none.
         text: The first line.
         advice: What to do.
     """
@@ -29,10 +28,11 @@ class Verdict(NamedTuple):
 
 
 def judge(report: Mapping[str, Any]) -> Verdict:
-    """Judge an adaptation by its paired intervals, or without labels by the label-free score.
+    """Judge an adaptation by its paired gains, or without labels by the label-free score.
 
     Args:
-        report: Content of `report.json`; see `page`. A `verdict` that it holds already is returned.
+        report: Content of `report.json`; see `page`. A `verdict` that it holds already is returned, and
+            `scores.outcome` is not decided again.
 
     Returns:
         The verdict.
@@ -40,25 +40,22 @@ def judge(report: Mapping[str, Any]) -> Verdict:
     given = report.get('verdict')
     if given:
         return Verdict(given['outcome'], given['text'], given.get('advice', ''))
-    rows = [r for r in (report.get('scores') or {}).get('rows', []) if r.get('gain')]
+    scores = report.get('scores') or {}
+    rows = [r for r in scores.get('rows', []) if r.get('gain')]
     if not rows:
         return _without_labels(report)
+    outcome = scores.get('outcome') or _outcome(rows)
     up = [r for r in rows if r['gain']['low'] > 0]
-    down = [r for r in rows if r['gain']['high'] < 0]
-    if up and down:
-        return Verdict(
-            'mixed',
-            f'Adapting helps and harms: {_points(up + down)}.',
-            f'Use the adapted features for {_names(up)}; for {_names(down)}, keep the source.',
-        )
-    if down:
+    down = [r for r in rows if r['gain']['mean'] < -MARGIN]
+    if outcome == 'harm':
+        also = f' It gains by {_names(up)}; use it for nothing else.' if up else ''
         return Verdict(
             'harm',
-            f'Adapting does harm: {_points(down)}.',
+            f'Adapting does harm: {_points(down or rows)}.',
             'Keep the source and leave this adapter alone. A longer run, a lower strength or another recipe '
-            'may do better; this one did not.',
+            f'may do better; this one did not.{also}',
         )
-    if not up:
+    if outcome == 'no difference':
         return Verdict(
             'no difference',
             f'Adapting makes no difference that can be told from chance: {_points(rows)}.',
@@ -68,13 +65,20 @@ def judge(report: Mapping[str, Any]) -> Verdict:
     also = f'; {_names(rest)} within chance' if rest else ''
     return Verdict(
         'helps',
-        f'Adapting helps: {_points(up)}{also}.',
+        f'Adapting helps: {_points(up or rows)}{also}.',
         f'Use the adapted features; the commands below do.{_rival(rows)}',
     )
 
 
+def _outcome(rows: list[Any]) -> Outcome:
+    if any(r['gain']['mean'] < -MARGIN for r in rows):
+        return 'harm'
+    told = any(r['gain']['low'] > 0 for r in rows if r['metric'] != 'few')
+    return 'helps' if told else 'no difference'
+
+
 def _without_labels(report: Mapping[str, Any]) -> Verdict:
-    text = 'Nobody knows yet whether adapting helped: there were no labels to measure it'
+    text = 'There were no labels to tell whether adapting helps.'
     advice = (
         'Score it with --labels FOLDER: ten labeled tiles a class are enough to see a large gain. Until then '
         'the source is the safe choice.'
@@ -83,20 +87,22 @@ def _without_labels(report: Mapping[str, Any]) -> Verdict:
     name = scores.get('chosen', DEFAULT_SCORE)
     before, after = ((scores.get(k) or {}).get(name) for k in ('source', 'adapted'))
     if before is None or after is None:
-        return Verdict('unmeasured', f'{text}.', advice)
+        return Verdict('unmeasured', text, advice)
     info = SCORES[name]
     change = (after - before) / max(abs(before), 1e-12)
-    better = change > 0 if info.better == 'higher' else change < 0
     hint = 'no hint either way'
     if abs(change) >= _MOVED and info.better != 'neither':
-        hint = 'a hint of a gain' if better else 'a hint of a loss'
-    title = info.title[0].lower() + info.title[1:]
-    return Verdict('unmeasured', f'{text}; {title} went from {before:.3g} to {after:.3g}, {hint}.', advice)
+        gained = change > 0 if info.better == 'higher' else change < 0
+        hint = 'a hint, no proof'
+        text = f'A hint of {"a gain" if gained else "harm"}, but no labels to tell whether adapting helps.'
+    moved = f'{info.title}: from {before:.3g} to {after:.3g}, {hint}.'
+    return Verdict('unmeasured', text, f'{moved} {advice}')
 
 
 def name_of(row: Mapping[str, Any]) -> str:
     """Name of a measurement in a sentence."""
-    return str(row.get('name') or METRICS.get(row['metric'], row['metric']))
+    title = str(row.get('title') or METHODS.get(row['metric'], row['metric']))
+    return str(row.get('name') or title[:1].lower() + title[1:])
 
 
 def _names(rows: list[Any]) -> str:

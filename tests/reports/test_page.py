@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from explora_geo.evaluation.comparison import METHODS, RULE, Comparison, Measured, PairProtocol
 from explora_geo.reports import page as page_module
 from explora_geo.reports import write_report
 
@@ -61,7 +62,8 @@ def test_the_page_holds_every_section_and_is_small(written: Page) -> None:
 def test_the_verdict_is_the_first_line(written: Page) -> None:
     body = written.source[written.source.index('<body>') :]
     first = re.sub(r'<[^>]+>', '', body).strip().splitlines()[0]
-    assert first == 'Adapting helps: k\u2011NN +6.0, linear probe +4.0 points; few labels within chance.'
+    text = 'Adapting helps: k\u2011NN\u00a0+6.0, linear probe\u00a0+4.0 points; few labels within chance.'
+    assert first == text
 
 
 def test_nothing_comes_from_elsewhere(written: Page) -> None:
@@ -139,6 +141,22 @@ def test_rivals_and_intervals_may_be_missing(tmp_path: Path) -> None:
         '50.0' in page.words
         and ' to ' not in page.words.split('orientations of a tile.')[1].split('The numb')[0]
     )
+
+
+def test_scores_of_a_comparison_are_shown_as_they_come(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+
+    def measured(accuracy: float) -> dict[str, Measured]:
+        hits = rng.random((3, 400)) < accuracy
+        return {m: Measured(hits, (accuracy,) * 3, ('block 2, C 0.1',) * 3) for m in METHODS}
+
+    names = ('source', 'best_block', 'turns_source', 'adapted', 'turns_adapted', 'strength 0.5')
+    models = {name: measured(0.5 + 0.05 * i) for i, name in enumerate(names)}
+    scores = Comparison(models, ('adapted',), (0.0, 0.5, 1.0), {'test': 400}, PairProtocol()).to_dict()
+    page = Page(write_report(tmp_path, {'scores': scores, 'strength': scores['strength']}))
+    assert page.words.strip().startswith('Adapting helps: k-NN +') and RULE in page.words
+    assert 'Source, best block' in page.words and 'Adapted, mean of 4 turns' in page.words
+    assert [i for i in page.having('id') if i in SECTIONS] == ['scores', 'strength', 'about']
 
 
 def test_the_anchor_is_called_ours(report: dict[str, Any], tmp_path: Path) -> None:
