@@ -42,6 +42,12 @@ def canonical(band: str) -> str:
     return ALIASES.get(name, name)
 
 
+def true_color_bands(bands: Sequence[str]) -> list[int]:
+    """Positions of the red, green and blue band, in this order; of the first band where one is missing."""
+    names = [canonical(band) for band in bands]
+    return [names.index(band) for band in RGB] if set(RGB) <= set(names) else [0]
+
+
 def match_bands(
     given: Sequence[str],
     wanted: Sequence[str],

@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .bands import RGB, canonical, select_bands
+from ..bands import true_color_bands
+from .bands import RGB, select_bands
 
 
 def plot_sample(
@@ -89,12 +90,6 @@ def plot_rows(
     for axis, title in zip(axes[0], titles, strict=False):
         axis.set_title(title, fontsize=9)
     return figure
-
-
-def true_color_bands(bands: Sequence[str]) -> list[int]:
-    """Positions of the red, green and blue band, in this order; of the first band where one is missing."""
-    names = [canonical(band) for band in bands]
-    return [names.index(b) for b in RGB] if set(RGB) <= set(names) else [0]
 
 
 def _class_name(label: int, classes: Sequence[str]) -> str:

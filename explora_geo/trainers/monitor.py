@@ -69,7 +69,8 @@ class FeatureMonitor:
         own = np.concatenate(self._features) if self._features else None, labels
         shares: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(shares, own)
-        total = len(sampler.dataset)  # type: ignore[arg-type] - samplers repeat images to give all as many
+        data: Any = sampler.dataset
+        total = len(data)  # samplers repeat images to give all as many
         features = [share[0] for share in shares if share[0] is not None]
         known = [share[1] for share in shares if share[1] is not None]
         self._features = [_in_turn(features)[:total]] if features else []

@@ -2,7 +2,6 @@
 
 import random
 import warnings
-from collections.abc import Sequence
 from contextlib import ExitStack
 from enum import IntEnum
 from pathlib import Path
@@ -97,8 +96,8 @@ class SteadyTask(BaseTask):
     _validated = 0
     _ordered: int | None = None
     _check: _Check | None = None
-    _averages: Sequence[Tensor] = ()
-    _kept_averages: Sequence[Tensor] = ()
+    _averages: tuple[Tensor, ...] = ()
+    _kept_averages: tuple[Tensor, ...] = ()
 
     def configure_callbacks(self) -> list[Callback]:
         """What saves a run that the system stops, and what a run takes back when it ends."""
@@ -118,8 +117,8 @@ class SteadyTask(BaseTask):
             self._seed = self.trainer.strategy.broadcast(torch.initial_seed())
         norms = [module for module in self.modules() if isinstance(module, _BatchNorm)]
         running = [average for norm in norms for average in (norm.running_mean, norm.running_var)]
-        self._averages = [average for average in running if average is not None]
-        self._kept_averages = [average.clone() for average in self._averages]
+        self._averages = tuple(average for average in running if average is not None)
+        self._kept_averages = tuple(average.clone() for average in self._averages)
 
     def on_train_start(self) -> None:
         """Put the loader at the place of the run: Lightning restores it only before the length is known."""
