@@ -45,7 +45,7 @@ def judge(report: Mapping[str, Any]) -> Verdict:
     if not rows:
         return _without_labels(report)
     outcome = scores.get('outcome') or _outcome(rows)
-    up = [r for r in rows if r['gain']['low'] > 0]
+    up = [r for r in rows if _above(r['gain'])]
     down = [r for r in rows if r['gain']['mean'] < -MARGIN]
     if outcome == 'harm':
         also = f' It gains by {_names(up)}; use it for nothing else.' if up else ''
@@ -73,15 +73,20 @@ def judge(report: Mapping[str, Any]) -> Verdict:
 def _outcome(rows: list[Any]) -> Outcome:
     if any(r['gain']['mean'] < -MARGIN for r in rows):
         return 'harm'
-    told = any(r['gain']['low'] > 0 for r in rows if r['metric'] != 'few')
+    told = any(_above(r['gain']) for r in rows if r['metric'] != 'few')
     return 'helps' if told else 'no difference'
+
+
+def _above(gain: Mapping[str, Any]) -> bool:
+    """Whether a gain is told from chance; one without an interval is not."""
+    return gain.get('low') is not None and gain['low'] > 0
 
 
 def _without_labels(report: Mapping[str, Any]) -> Verdict:
     text = 'There were no labels to tell whether adapting helps.'
     advice = (
-        'Score it with --labels FOLDER: ten labeled tiles a class are enough to see a large gain. Until then '
-        'the source is the safe choice.'
+        'Score it with --labels FOLDER, labeled tiles in class folders. Until then the source is the safe '
+        'choice.'
     )
     scores = report.get('label_free') or {}
     name = scores.get('chosen', DEFAULT_SCORE)

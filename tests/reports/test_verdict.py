@@ -70,6 +70,11 @@ def test_without_labels_the_label_free_score_is_a_hint(after: float, text: str, 
     assert advice in found.advice and '--labels' in found.advice
 
 
+def test_a_gain_without_an_interval_is_not_told_from_chance() -> None:
+    assert judge(scored({'metric': 'knn', 'gain': {'mean': 0.05}})).outcome == 'no difference'
+    assert judge(scored({'metric': 'knn', 'gain': {'mean': -0.05, 'low': None}})).outcome == 'harm'
+
+
 def test_drift_is_no_hint() -> None:
     scores = {'source': {'cka_drift': 0.0}, 'adapted': {'cka_drift': 0.5}, 'chosen': 'cka_drift'}
     assert 'no hint either way' in judge({'label_free': scores}).advice
