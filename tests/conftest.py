@@ -8,7 +8,6 @@ os.environ['MPLBACKEND'] = 'Agg'
 os.environ.setdefault('OMP_NUM_THREADS', '2')
 
 import importlib.util
-import json
 import random
 import shutil
 import warnings
@@ -19,13 +18,10 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-import pandas as pd
 import pytest
 import rasterio
 import torch
-from PIL import Image
 from rasterio.errors import NotGeoreferencedWarning
-from rasterio.transform import from_origin
 from torch import Tensor
 
 from explora_geo.checkpoints import files
@@ -126,113 +122,14 @@ def fmow_sentinel(tmp_path: Path) -> Path:
     return Path(_load('fmow_sentinel').create(tmp_path / 'sentinel_root'))
 
 
-def _image(path: Path, size: tuple[int, int], seed: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(1, 255, (*size, 3)).astype(np.uint8)
-    Image.fromarray(pixels).save(path)
-
-
-def _fake_resisc45(root: Path) -> None:
-    names: dict[str, list[str]] = {'train': [], 'val': [], 'test': []}
-    for label in ('airplane', 'bridge', 'church'):
-        for number, split in enumerate(['train'] * 4 + ['val'] * 2 + ['test'] * 2):
-            name = f'{label}_{number:03d}.jpg'
-            _image(root / 'NWPU-RESISC45' / label / name, (48, 48), number)
-            if not (split == 'val' and label == 'bridge'):  # a class may lack in a split
-                names[split].append(name)
-    for split, listed in names.items():
-        (root / f'resisc45-{split}.txt').write_text('\n'.join(listed))
-
-
-def _fake_naip_landcover(root: Path) -> None:
-    root.mkdir(parents=True)
-    generator = np.random.default_rng(0)
-    for i in range(14):
-        np.save(root / f'{i}tile.npy', generator.integers(0, 255, (50, 50, 4)).astype(np.uint8))
-    np.save(root / 'y_50_100.npy', np.array([1, 36, 176] * 4 + [1, 36]))
-    np.save(root / 'splits.npy', np.array([0] * 8 + [1] * 3 + [2] * 3))
-
-
-def _fake_spacenet1(root: Path) -> None:
-    crs, box = 'EPSG:4326', 1e-6
-    for split in ('train', 'test'):
-        for number in range(1, 13):
-            folder = root / 'SN1_buildings' / split
-            left, top = -43.6 + number * 1e-3, -22.9
-            pixels = np.random.default_rng(number).integers(1, 255, (3, 406, 439)).astype(np.uint8)
-            pixels[:, :, 310:] = 0  # outside the scene
-            file = folder / '3band' / f'3band_AOI_1_RIO_img{number}.tif'
-            file.parent.mkdir(parents=True, exist_ok=True)
-            place = from_origin(left, top, box, box)
-            profile = {
-                'count': 3,
-                'height': 406,
-                'width': 439,
-                'dtype': 'uint8',
-                'crs': crs,
-                'transform': place,
-            }
-            with rasterio.open(file, 'w', driver='GTiff', **profile) as target:
-                target.write(pixels)
-            if split == 'train':
-                x, y = left + 50 * box, top - 50 * box
-                ring = [(x, y), (x + 120 * box, y), (x + 120 * box, y - 90 * box), (x, y - 90 * box), (x, y)]
-                shape = {'type': 'Polygon', 'coordinates': [ring]}
-                feature = {'type': 'Feature', 'properties': {}, 'geometry': shape}
-                label = folder / 'geojson' / f'Geo_AOI_1_RIO_img{number}.geojson'
-                label.parent.mkdir(parents=True, exist_ok=True)
-                label.write_text(json.dumps({'type': 'FeatureCollection', 'features': [feature]}))
-
-
-def _fake_camelyon17(root: Path) -> None:
-    for name, unlabelled in (('camelyon17_v1.0', False), ('camelyon17_unlabeled_v1.0', True)):
-        rows = []
-        for number in range(24):
-            centre, patient = number % 5, f'{number % 5:03d}'
-            row = {
-                'patient': patient,
-                'node': 1,
-                'x_coord': number,
-                'y_coord': 7,
-                'center': centre,
-                'slide': centre,
-            }
-            row |= {'tumor': -1 if unlabelled else number // 5 % 2, 'split': int(number % 4 == 0)}
-            rows.append(row)
-            folder = root / name / 'patches' / f'patient_{patient}_node_1'
-            _image(folder / f'patch_patient_{patient}_node_1_x_{number}_y_7.png', (96, 96), number)
-        pd.DataFrame(rows).to_csv(root / name / 'metadata.csv')
-
-
-def _fake_iwildcam(root: Path) -> None:
-    rows = []
-    for number, split in enumerate(
-        ['train'] * 10 + ['id_val'] * 2 + ['val'] * 4 + ['id_test'] * 2 + ['test'] * 4
-    ):
-        rows.append({'split': split, 'filename': f'{number}.jpg', 'y': number % 3})
-        _image(root / 'iwildcam_v2.0' / 'train' / f'{number}.jpg', (40, 60), number)
-        _image(root / 'iwildcam_unlabeled_v1.0' / 'images' / f'u{number}.jpg', (60, 40), 99 + number)
-    pd.DataFrame(rows).to_csv(root / 'iwildcam_v2.0' / 'metadata.csv')
-    names = pd.DataFrame({'y': [0, 1, 2, 99999], 'name': ['empty', 'jaguar', 'ocelot', 'other']})
-    names.to_csv(root / 'iwildcam_v2.0' / 'categories.csv')
-    uids = pd.DataFrame({'uid': [f'u{i}' for i in range(22)]})
-    uids.to_csv(root / 'iwildcam_unlabeled_v1.0' / 'metadata.csv')
-
-
 @pytest.fixture
 def seed_data(tmp_path: Path) -> Callable[[str], Path]:
     """Write a tiny fake of a data set in its true layout, and return its root."""
-    makers = {
-        'resisc45': _fake_resisc45,
-        'naip_landcover': _fake_naip_landcover,
-        'spacenet1': _fake_spacenet1,
-        'camelyon17': _fake_camelyon17,
-        'iwildcam': _fake_iwildcam,
-    }
+    from benchmarks.paper.samples import WRITERS
 
     def make(name: str) -> Path:
         root = tmp_path / name
-        makers[name](root)
+        WRITERS[name](root)
         return root
 
     return make

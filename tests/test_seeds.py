@@ -14,7 +14,7 @@ from explora_geo.models import create_vit
 CONF = Path(__file__).parents[1] / 'benchmarks' / 'conf'
 DATA = sorted(p.stem for p in (CONF / 'data').glob('*.yaml'))
 MODES = sorted(p.stem for p in (CONF / 'mode').glob('*.yaml'))
-CHAINED = {'resisc45': 3, 'naip_landcover': 3, 'spacenet1': 2, 'camelyon17': 2, 'iwildcam': 3}
+CHAINED = {'resisc45': 3, 'naip_landcover': 3, 'spacenet1': 2, 'camelyon17': 2, 'iwildcam': 4}
 
 
 def call(*args: object) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from . import records
 from .records import Record, by_row
-from .summary import Spread, paired, score_title, spread
+from .summary import Spread, paired, score_title, summarise
 
 
 def compare(one: str, two: str, results: Path) -> str:
@@ -42,7 +42,11 @@ def compare(one: str, two: str, results: Path) -> str:
     for title, (key, factor) in costs.items():
         values = [factor * sum(r[key] for r in rows) / len(rows) for rows in (first, second)]
         lines.append(f'| {title} | {values[0]:,.2f} | {values[1]:,.2f} | {values[0] - values[1]:+,.2f} |')
-    lines += ['', 'Differences are the first less the second, paired by seed, with 95 % Student intervals.']
+    lines += [
+        '',
+        'Differences are the first less the second, paired by seed and draw of labels; intervals are 95 % '
+        "Student's.",
+    ]
     return '\n'.join([*lines, ''])
 
 
@@ -57,9 +61,8 @@ def _find(known: Sequence[Record], name: str, results: Path) -> list[Record]:
 
 
 def _line(title: str, first: Sequence[Record], second: Sequence[Record], key: str) -> str:
-    means = []
-    for rows in (first, second):
-        means.append(spread([r['value'] if key == 'value' else r['scores'][key] for r in rows]).text())
+    found = (summarise(rows, key) for rows in (first, second))
+    means = ['-' if one is None else one.text() for one in found]
     return f'| {title} | {means[0]} | {means[1]} | {_difference(paired(first, second, key))} |'
 
 

@@ -15,6 +15,7 @@ from explora_geo.objectives.schedules import Horizon
 from explora_geo.trainers.optim import build_optimizer, build_schedule
 from explora_geo.trainers.recipes import ADAPTATIONS
 
+from .adalora import add_adalora
 from .jobs import Job, split_batch
 from .source import backbone_options
 
@@ -132,7 +133,7 @@ def pretraining_cost(job: Job) -> Cost:
 
 def tuning_cost(job: Job, images: int | None) -> Cost | None:
     """Cost of a row's tuning, without the head; None for a probe, or if the length is not known."""
-    if job.row.tuning not in ADAPTATIONS:
+    if job.row.tuning in ('probe', 'none'):
         return None
     settings = job.tune
     steps = settings.steps
@@ -142,8 +143,13 @@ def tuning_cost(job: Job, images: int | None) -> Cost | None:
         steps = settings.epochs * (images // settings.batch_size)
     vit = build_backbone(job)
     parameters = vit.num_parameters - (0 if vit.mask_token is None else vit.mask_token.numel())
-    explora(vit, ADAPTATIONS[job.row.tuning])
-    trainable = sum(trainable_summary(vit).values())
+    if job.row.tuning == 'adalora':
+        with torch.device('meta'):
+            add_adalora(vit)
+        trainable = sum(p.numel() for p in vit.parameters() if p.requires_grad)
+    else:
+        explora(vit, ADAPTATIONS[job.row.tuning])
+        trainable = sum(trainable_summary(vit).values())
     tokens = _sequence(vit)
     forward = forward_flops(vit.embed_dim, vit.depth, tokens)
     memory = 4 * parameters + 12 * trainable

@@ -63,12 +63,17 @@ def cut(
             setattr(module, part, Subset(dataset, evenly_spaced(len(dataset), count)))
 
 
-def classes_of(module: Any, data: Data) -> int:
-    """Number of classes: those the data set names, else those that are stated."""
+def classes_named(module: Any) -> tuple[str, ...]:
+    """Classes that the data set names; none if it names none."""
     dataset = module.train_dataset
     while isinstance(dataset, Subset):
         dataset = dataset.dataset
-    return len(getattr(dataset, 'classes', None) or ()) or data.classes or 0
+    return tuple(getattr(dataset, 'classes', None) or ())
+
+
+def classes_of(module: Any, data: Data) -> int:
+    """Number of classes: those the data set names, else those that are stated."""
+    return len(classes_named(module)) or data.classes or 0
 
 
 def describe_data(data: Data, module: Any) -> dict[str, Any]:

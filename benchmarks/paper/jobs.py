@@ -48,7 +48,8 @@ class Job:
     @cached_property
     def data(self) -> Data:
         """Data of tuning."""
-        return self.scale.data[self.dataset]
+        data = self.scale.data[self.dataset]
+        return replace(data, task_args={**data.task_args, 'head': self.row.head}) if self.row.head else data
 
     @cached_property
     def pretrain_data(self) -> Data:
@@ -67,8 +68,8 @@ class Job:
         """Arguments of `create_vit` that source and table settle."""
         return {
             'img_size': self.source.img_size,
-            'bands': list(self.table.bands) or None,
-            'tokenizer': self.table.tokenizer,
+            'bands': list(self.row.bands or self.table.bands) or None,
+            'tokenizer': self.row.tokenizer or self.table.tokenizer,
         }
 
 
@@ -89,9 +90,14 @@ def why_not(table: Table, row: Row, scale: Scale) -> str:
         return f'no source of {_OBJECTIVES[row.objective]} at the scale {scale.name}'
     if row.model and row.weights and not scale.published:
         return f'another backbone, which the scale {scale.name} does not have'
-    for name in {row.dataset or table.dataset, table.pretrain_dataset or row.dataset or table.dataset}:
+    names = [row.dataset or table.dataset]
+    if row.adaptation:
+        names.append(table.pretrain_dataset or names[0])
+    for name in names:
         if name not in scale.data:
             return f'no {name} at the scale {scale.name}'
+    if row.tuning not in ('probe', 'none', *scale.tune):
+        return f'no tuning {row.tuning} at the scale {scale.name}'
     return ''
 
 
@@ -192,7 +198,11 @@ def _published_recipe(table: Table, row: Row, scale: Scale) -> Recipe:
             )
         steps = preset.epochs * data.images // preset.batch
     return Recipe(
-        adaptation=replace(row.config, alpha=row.config.alpha or preset.adaptation.alpha),
+        adaptation=replace(
+            row.config,
+            alpha=row.config.alpha or preset.adaptation.alpha,
+            mlp_rank_ratio=preset.adaptation.mlp_rank_ratio,
+        ),
         objective=_OBJECTIVES[row.objective],  # type: ignore[arg-type]
         arguments=arguments,
         optim=preset.optim,

@@ -16,7 +16,8 @@ from explora_geo.trainers.kernels import faster_precision
 from explora_geo.trainers.recipes import ADAPTATIONS
 
 from ..fitting import build_trainer, draw_training_labels, quiet
-from .data import classes_of, cut, describe_data, open_data
+from .adalora import AdaLoRATask
+from .data import classes_named, classes_of, cut, describe_data, open_data
 from .jobs import Job, devices_of, load_class, split_batch, trainer_content, with_rate, world_size
 from .meter import Meter
 from .progress import CurveScore, Progress
@@ -54,6 +55,7 @@ def probe(store: Store, job: Job, model: Stage, validate: bool = False) -> Stage
         'strengths': list(STRENGTHS),
         'seed': job.seed,
         'validate': validate,
+        **({'last_blocks': job.row.last_blocks} if job.row.last_blocks and not validate else {}),
     }
 
     def work(stage: Stage) -> Mapping[str, Any]:
@@ -62,9 +64,8 @@ def probe(store: Store, job: Job, model: Stage, validate: bool = False) -> Stage
             _validate_on_training(module)
         with Meter() as meter:
             tables = extract_parts(vit, module, None, progress=lambda text: None)
-            found = run_probes(
-                tables['train'], tables['val'], tables['test'], _protocol(job, vit.depth, validate)
-            )
+            parts = (tables[part] for part in ('train', 'val', 'test'))
+            found = run_probes(*parts, _protocol(job, vit.depth, validate), classes_named(module))
         return {
             **meter.to_dict(),
             'value': found.scores[0].mean,
@@ -73,6 +74,7 @@ def probe(store: Store, job: Job, model: Stage, validate: bool = False) -> Stage
             'strengths': list(STRENGTHS),
             'feature_dim': vit.embed_dim,
             'images': {part: len(table.label) for part, table in tables.items()},
+            'absent': found.absent,
         }
 
     stage = store.stage('probed', content)
@@ -84,13 +86,16 @@ def probe(store: Store, job: Job, model: Stage, validate: bool = False) -> Stage
 
 def _protocol(job: Job, depth: int, validate: bool) -> ProbeProtocol:
     settings = job.scale.probe
-    blocks = tuple(dict.fromkeys(min(n, depth) for n in settings.blocks))
+    # A search of learning rates is that of the row which reads the usual blocks.
+    last = 0 if validate else min(job.row.last_blocks, depth)
+    blocks = (last,) if last else tuple(dict.fromkeys(min(n, depth) for n in settings.blocks))
     sweep = SweepConfig(blocks=blocks, epochs=settings.epochs, iterations=settings.iterations, seed=job.seed)
     return ProbeProtocol(
         budgets=tuple(Budget.parse(b) for b in (('all',) if validate else settings.budgets)),
         seeds=settings.label_seeds,
         methods=('logistic',) if validate else settings.methods,
         sweep=sweep,
+        last_blocks=last or 1,
     )
 
 
@@ -165,13 +170,18 @@ class _Tuning:
         """The task, before anything is tuned."""
         job, settings = self.job, self.job.tune
         kind = load_class(job.data.task or 'explora_geo.trainers.ClassificationTask')
-        config = ADAPTATIONS[job.row.tuning]
+        tuning = job.row.tuning
+        if tuning == 'adalora':
+            if kind is not ClassificationTask:
+                raise ValueError(f'AdaLoRA is built for classification, not for {job.data.task}')
+            kind, tuning = AdaLoRATask, 'lora'  # which has the same frozen backbone
+        config = ADAPTATIONS[tuning]
         config = config.with_extra(self.model.record.get('fresh', ()))  # embeddings that hold nothing yet
         seed_everything(job.seed, workers=False, verbose=False)
         return kind(
             weights=str(self.model.folder / MODEL),
             img_size=job.source.img_size,
-            tuning=job.row.tuning,
+            tuning=tuning,
             adaptation=config,
             num_classes=classes_of(self.module, job.data),
             optim=with_rate(OptimConfig(**settings.optim), self.factor),

@@ -69,7 +69,7 @@ def matches(stated: str, count: int) -> bool:
 def plan_rows(table: Table, rows: Sequence[Row], scale: Scale, rate: float | None) -> list[Planned]:
     """Plan rows: build every model on the meta device, every schedule and every data module.
 
-    Nothing is read: data modules are built, not set up.
+    Nothing of the data sets is read; `rehearse` runs the rows on tiny files of their formats.
 
     Args:
         table: Their table.

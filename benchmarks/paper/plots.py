@@ -13,7 +13,7 @@ from explora_geo.checkpoints import atomic_path
 
 from .records import Record, by_row
 from .rows import Table
-from .summary import Spread, spread
+from .summary import Spread, summarise
 
 _HERE, _PAPER = '#1f7a8c', '#9aa5b1'
 
@@ -136,7 +136,9 @@ def _marker(position: int) -> str:
 
 
 def _value(rows: Sequence[Record]) -> Spread:
-    return spread([r['value'] for r in rows])
+    found = summarise(rows)
+    assert found is not None  # every record has a value
+    return found
 
 
 def _save(figure: Figure, axes: Sequence[Axes], path: Path) -> Path:

@@ -61,7 +61,18 @@ def read(path: Path) -> list[Record]:
 
 
 #: What seeds of a row share as long as nobody changes how it runs.
-_SETTINGS = ('model', 'source', 'adaptation', 'tuning', 'steps', 'batch', 'tune_steps', 'labels', 'images')
+_SETTINGS = (
+    'model',
+    'source',
+    'adaptation',
+    'tuning',
+    'steps',
+    'batch',
+    'tune_steps',
+    'labels',
+    'images',
+    'precision',
+)
 
 
 def latest(records: Iterable[Record]) -> list[Record]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from explora_geo.checkpoints import atomic_path
 from explora_geo.evaluation import Budget, ProbeProtocol
-from explora_geo.evaluation.protocol import ProbeScore
+from explora_geo.evaluation.protocol import ProbeScore, describe_absent
 from explora_geo.evaluation.report import BENCH_COLUMNS, bench_csv
 
 from .jobs import why_not
@@ -16,7 +16,7 @@ from .plots import draw_plots
 from .records import Record, by_row, latest
 from .rows import CLAIMS, Row, Table
 from .scales import Scale
-from .summary import judge_all, paired, score_title, spread
+from .summary import MARGIN, Spread, judge_all, paired, score_title, summarise
 
 _COLUMNS = (
     'table',
@@ -39,6 +39,7 @@ _COLUMNS = (
     'steps',
     'images_seen',
     'images_per_s',
+    'precision',
     'seconds',
     'peak_memory',
     'flops',
@@ -95,10 +96,11 @@ def markdown(table: Table, scale: Scale, records: Sequence[Record], plots: Seque
         '',
         f'Made by `{command}`. {_setting(table, scale, records)}',
         f"**The published column is {table.metric} on {table.dataset} with the paper's models; the next one "
-        f'was measured here**, mean and 95 % Student interval over seeds.{legend}',
+        f'was measured here**, mean and 95 % Student interval over seeds and draws of labels.{legend}',
         '',
         *(f'- {note}' for note in table.notes),
         *([''] if table.notes else []),
+        *_absent(records),
         *_table(table, scale, found),
     ]
     lines += _findings(table, records)
@@ -128,18 +130,30 @@ def _setting(table: Table, scale: Scale, records: Sequence[Record]) -> str:
         text += '.'
     for strengths in sorted({tuple(r.get('strengths') or ()) for r in records} - {()}):
         text += f' C of the linear probe is the best of {", ".join(f"{c:g}" for c in strengths)}.'
+    text += _precisions(records)
     notes = sorted({s.note for s in scale.sources.values() if s.note})
     text += f' Sources: {"; ".join(notes)}.' if notes else ''
-    precisions = sorted({str(r['precision']) for r in records if r.get('precision')})
-    if len(precisions) > 1:
-        text += f' **Rows differ in precision: {_by_precision(records, precisions)}.**'
     return text + (f' Run on {", ".join(devices)}.' if devices else ' Nothing was run yet.')
 
 
-def _by_precision(records: Sequence[Record], precisions: Sequence[str]) -> str:
-    """Which rows were computed in which precision."""
-    rows = {p: dict.fromkeys(r['row'] for r in records if r.get('precision') == p) for p in precisions}
-    return '; '.join(f'{precision} in {", ".join(rows[precision])}' for precision in precisions)
+def _precisions(records: Sequence[Record]) -> str:
+    """In which precision rows trained; rows of different ones are named."""
+    found: dict[str, list[str]] = {}
+    for record in records:
+        if record.get('precision'):
+            found.setdefault(record['precision'], []).append(record['name'])
+    if len(found) < 2:
+        return ''.join(f' Trained in {precision}.' for precision in found)
+    named = '; '.join(f'{p}: {", ".join(dict.fromkeys(names))}' for p, names in found.items())
+    return f' **Rows ran in different precisions and are not compared across them** ({named}).'
+
+
+def _absent(records: Sequence[Record]) -> list[str]:
+    """Classes that training lacks."""
+    found: dict[str, dict[str, int]] = {}
+    for record in records:
+        found |= record.get('absent') or {}
+    return [describe_absent(found), ''] if found else []
 
 
 def _table(table: Table, scale: Scale, found: dict[tuple[str, str], list[Record]]) -> list[str]:
@@ -159,20 +173,22 @@ def _table(table: Table, scale: Scale, found: dict[tuple[str, str], list[Record]
         for key in keys:
             rows = found[key]
             origin = '' if key[1] == 'run' else f' ({key[1]})'
-            cells = [name + origin, published, spread([r['value'] for r in rows]).text()]
+            cells = [name + origin, published, _text(summarise(rows))]
             if gain:
                 baseline = _source_of(table, row, found, key[1])
                 difference = paired(rows, baseline) if row.adaptation and baseline else None
-                cells.append('-' if difference is None else difference.text('+'))
-            for method in methods:
-                values = [r['scores'][method] for r in rows if method in r['scores']]
-                cells.append(spread(values).text() if values else '-')
+                cells.append(_text(difference, '+'))
+            cells += [_text(summarise(rows, method)) for method in methods]
             first = rows[0]
             share = f'{first["trainable"] / 1e6:.2f}M ({first["trainable"] / first["parameters"]:.0%})'
             cells += [first['adaptation'] or '-', share if first['trainable'] else '-']
             cells += [f'{first["images_seen"]:,}', str(len(rows))]
             lines.append(f'| {" | ".join(cells)} |')
     return lines
+
+
+def _text(found: Spread | None, sign: str = '') -> str:
+    return '-' if found is None else found.text(sign)
 
 
 def _scores(table: Table, records: Sequence[Record]) -> tuple[str, list[str]]:
@@ -200,9 +216,13 @@ def _findings(table: Table, records: Sequence[Record]) -> list[str]:
     for cells in zip(*columns, strict=True):
         said = [v if d is None else f'{d.text("+")}, {v}' for _, d, v in cells]
         lines.append(f'| {cells[0][0].text} | {cells[0][0].mark} | {" | ".join(said)} |')
-    note = 'Differences in points, paired by seed; a verdict needs one beyond its own interval'
-    equal = '; "not below" holds from zero on.' if any(f.equal for f in table.findings) else '.'
-    return [*lines, '', note + equal]
+    note = (
+        "Differences are paired by seed and draw of labels. A verdict needs p < 0.05 after Holm's correction "
+        'for the findings of its column'
+    )
+    if any(f.equal for f in table.findings):
+        note += f'; "not below" and "on par" hold where the difference is above -{MARGIN:g} point'
+    return [*lines, '', f'{note}.']
 
 
 def _source_of(
@@ -210,7 +230,8 @@ def _source_of(
 ) -> list[Record]:
     """Records of the row that measures the source of a row as it is, in the same way, if any."""
     for other in table.rows.values():
-        same = (other.objective, other.tuning) == (row.objective, row.tuning)
+        keys = ('objective', 'tuning', 'last_blocks', 'dataset', 'head')
+        same = all(getattr(other, key) == getattr(row, key) for key in keys)
         if same and not other.adaptation and not other.only:
             return found.get((other.id, origin), [])
     return []

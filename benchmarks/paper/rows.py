@@ -22,7 +22,7 @@ MARKS = {
 #: The same of findings.
 CLAIMS = {**MARKS, 'E': 'expected here, not stated there'}
 _VALUE = re.compile(r'(?P<value>\d+(?:\.\d+)?)(?P<unit>M?) (?P<mark>[WIDO])')
-Tuning = Literal['probe', 'lora', 'full', 'none']
+Tuning = Literal['probe', 'lora', 'adalora', 'full', 'none']
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,9 @@ class Row:
         start: Start from the source of that objective, or from random weights.
         adaptation: Pre-training on the new domain in the paper's notation; empty for the source as it is.
         options: Further fields of `ExPLoRAConfig`: `targets`, `train_norms`, `alpha`.
-        tuning: What is measured: a linear probe, LoRA or full fine-tuning, or the pre-training alone.
+        tuning: What is measured: a linear probe, LoRA, AdaLoRA or full fine-tuning, or pre-training alone.
+        last_blocks: Last blocks whose class tokens the probe reads; the scale's choice if 0.
+        head: Head of the downstream task by name, instead of the data set's.
         only: Why the row cannot be run, for rows that are published only.
         added: The row is not in the paper's table.
         model: Backbone at the paper's scale, instead of its objective's.
@@ -86,7 +88,9 @@ class Row:
         released: Released weights that are the outcome of this pre-training, used there.
         preset: Published recipe used there.
         steps: Optimiser steps used there, where the recipe does not say.
-        dataset: Data set, instead of the table's.
+        dataset: Data set, instead of the table's; of pre-training too, if the table names none for it.
+        tokenizer: How images become tokens, instead of the table's.
+        bands: Bands of the images in order, instead of the table's.
         pretrain_parameters: Printed number of parameters that train in pre-training.
         tune_parameters: The same in tuning.
         gpu_hours: Printed hours of pre-training.
@@ -102,6 +106,8 @@ class Row:
     adaptation: str = ''
     options: Mapping[str, Any] = field(default_factory=dict)
     tuning: Tuning = 'probe'
+    last_blocks: int = 0
+    head: str = ''
     only: str = ''
     added: bool = False
     model: str = ''
@@ -110,6 +116,8 @@ class Row:
     preset: str = 'paper-workshop'
     steps: int | None = None
     dataset: str = ''
+    tokenizer: str = ''
+    bands: tuple[str, ...] = ()
     pretrain_parameters: Published = Published()
     tune_parameters: Published = Published()
     gpu_hours: Published = Published()
@@ -123,6 +131,8 @@ class Row:
             raise ValueError(f'tuning must be one of {", ".join(get_args(Tuning))}, got {self.tuning!r}')
         if self.start == 'random' and self.adaptation != 'full':
             raise ValueError('only a full pre-training can start from random weights')
+        if self.last_blocks and self.tuning != 'probe':
+            raise ValueError('last_blocks is of a probe: it does not fit the tuning ' + self.tuning)
         if self.adaptation:
             _ = self.config
 
@@ -224,6 +234,7 @@ def read_table(path: Path) -> Table:
         for key in _PUBLISHED:
             values[key] = Published.parse(values.get(key), f'{where}, {key}')
         try:
+            values['bands'] = tuple(values.get('bands', ()))
             rows[name] = Row(id=name, **{k: v for k, v in values.items() if v is not None})
         except (TypeError, ValueError) as error:
             raise ValueError(f'{where}: {error}') from error

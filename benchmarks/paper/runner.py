@@ -106,7 +106,7 @@ def run_job(job: Job, store: Store, progress: Callable[[str], None] = lambda tex
     if job.row.tuning == 'probe':
         progress('probe')
         stages['probed'] = probe(store, job, model)
-    elif job.row.tuning in ('lora', 'full'):
+    elif job.row.tuning != 'none':
         chosen = search_tuning(job, store, model, progress)
         progress(f'{job.row.tuning} tuning')
         stages['tuned'] = tune(store, job, model, chosen.factor)
@@ -227,6 +227,7 @@ def _record(job: Job, stages: dict[str, Stage], rates: dict[str, Any]) -> record
         'images': last.get('images', {}),
         'details': last.get('details', []),
         'strengths': last.get('strengths'),
+        'absent': last.get('absent', {}),
         'feature_dim': last.get('feature_dim'),
         'stages': {kind: stage.key for kind, stage in stages.items()},
         'time': time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()),

@@ -169,8 +169,9 @@ class Scale:
 def read_scale(path: Path) -> Scale:
     """Read a scale.
 
-    Data that are named alone (`fmow_rgb: {images: 363571}`) are those of `conf/data` and `conf/task`. A file
-    with `base: small` holds what differs from that scale of this package; null takes a key out.
+    Data that are named alone (`fmow_rgb: {images: 363571}`) are those of `conf/data` and `conf/task`, or with
+    `like: spacenet1` those of that name. A file with `base: small` holds what differs from that scale of this
+    package; null takes a key out.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -231,6 +232,8 @@ def _committed(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """Fill in the data module and the task of the committed configurations."""
     if 'class_path' in values:
         return dict(values)
+    name = values.get('like', name)
+    values = {k: v for k, v in values.items() if k != 'like'}
     data = yaml.safe_load((_CONF / 'data' / f'{name}.yaml').read_text())['data']
     task = yaml.safe_load((_CONF / 'task' / f'{name}.yaml').read_text())['model']
     arguments = dict(task['init_args'])

@@ -1,33 +1,64 @@
-"""Numbers over seeds, and what they say of the paper's findings."""
+"""Numbers over seeds and draws of labels, and what they say of the paper's findings."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from explora_geo.evaluation import mean_interval
+import numpy as np
+from scipy import stats
 
 from .records import Record, by_row
 from .rows import Finding, Table
 
+#: Points that a row may lie below another and still count as not below it.
+MARGIN = 1.0
+#: Share of findings of a table, none of which is true, that may be called one way or the other.
+_LEVEL = 0.05
+#: Verdict on rows that ran in different precisions.
+MIXED = 'other precisions: not compared'
+
 
 class Spread(NamedTuple):
-    """Mean over seeds.
+    """Mean over seeds and draws of labels.
 
     Attributes:
         mean: The mean.
-        half: Half width of its 95 % interval (Student's t); None for a single seed.
+        error: Its standard error; None of a single seed, or of a single configuration without draws.
+        freedom: Degrees of freedom of the error.
         seeds: Number of seeds.
+        draws: Draws of labels in each.
+        single: All seeds are the same configuration, as of a source that nothing trains: they are one run.
     """
 
     mean: float
-    half: float | None
-    seeds: int
+    error: float | None
+    freedom: float = 0.0
+    seeds: int = 1
+    draws: int = 1
+    single: bool = False
+
+    @property
+    def half(self) -> float | None:
+        """Half width of the 95 % interval (Student's t); None without an error."""
+        return None if self.error is None else float(stats.t.ppf(0.975, self.freedom) * self.error)
 
     def text(self, sign: str = '') -> str:
         """Mean and interval, to one decimal; to more where both are small, as kilograms are."""
-        small = 0 < abs(self.mean) < 0.1 and (self.half or 0) < 0.05
-        form = f'{sign}.3g' if small else f'{sign}.1f'
-        half = '' if self.half is None else f' ± {self.half:{".2g" if small else ".1f"}}'
-        return f'{self.mean:{form}}{half}'
+        half = self.half
+        small = 0 < abs(self.mean) < 0.1 and (half or 0) < 0.05
+        found = f'{self.mean:{sign}.3g}' if small else f'{self.mean:{sign}.1f}'
+        if half is not None:
+            found += f' ± {half:.2g}' if small else f' ± {half:.1f}' if half >= 0.05 else ' ± <0.1'
+        if self.single:
+            found += f' (one configuration{f", {self.draws} draws" if self.draws > 1 else ""})'
+        return found
+
+    def p_value(self, reference: float) -> float:
+        """Two-sided probability of a mean this far from a reference (Student's t); there must be an error."""
+        assert self.error is not None
+        distance = abs(self.mean - reference)
+        if self.error == 0:
+            return float(distance == 0)
+        return float(2 * stats.t.sf(distance / self.error, self.freedom))
 
 
 #: Names of the probes.
@@ -41,61 +72,110 @@ def score_title(score: str) -> str:
     return f'{_METHODS.get(method, method)}, {number}'
 
 
-def spread(values: Sequence[float]) -> Spread:
-    """Mean and interval of one value per seed."""
-    if len(values) < 2:
-        return Spread(values[0], None, 1)
-    return Spread(*mean_interval(values), len(values))
+def spread(values: Sequence[Sequence[float]], single: bool | None = None) -> Spread:
+    """Mean and error of values by seed and draw of labels.
+
+    Draws are the same for all seeds, so that seeds and draws each add the variance of their own means
+    (Welch and Satterthwaite's degrees of freedom).
+
+    Args:
+        values: Draws of each seed; seeds with more draws than others lose the last.
+        single: Whether all seeds are one configuration; by default if their values are the same.
+    """
+    draws = min(map(len, values))
+    table = np.array([row[:draws] for row in values])
+    seeds = len(table)
+    if single is None:
+        single = seeds > 1 and bool((table == table[0]).all())
+    parts = []
+    if seeds > 1 and not single:
+        parts.append((table.mean(1).var(ddof=1) / seeds, seeds - 1))
+    if draws > 1 and seeds > 1:  # how far seeds lie apart is not known of one
+        parts.append((table.mean(0).var(ddof=1) / draws, draws - 1))
+    error, freedom = None, 0.0
+    if parts:
+        variance = sum(v for v, _ in parts)
+        below = sum(v**2 / n for v, n in parts)
+        error, freedom = float(variance**0.5), float(variance**2 / below if below else parts[0][1])
+    return Spread(float(table.mean()), error, freedom, seeds, draws, single)
+
+
+def values_of(record: Record, key: str = 'value') -> list[float]:
+    """One value per draw of labels: a record's value or one of its scores."""
+    score = record['value'] if key == 'value' else record['scores'][key]
+    for detail in record.get('details') or ():
+        named = f'{detail["method"]}, {detail["budget"]}' == key
+        if named or (key == 'value' and 100 * detail['mean'] == score):
+            return [100 * accuracy for accuracy in detail['accuracies']]
+    return [score]
+
+
+def summarise(records: Sequence[Record], key: str = 'value') -> Spread | None:
+    """Mean and error of a row; None if it lacks the score."""
+    values = [values_of(r, key) for r in records if key == 'value' or key in r['scores']]
+    return spread(values) if values else None
 
 
 def paired(better: Sequence[Record], worse: Sequence[Record], key: str = 'value') -> Spread | None:
-    """Differences by seed; None if there is no seed that both ran.
+    """Differences by seed and draw; None if there is no seed that both ran.
 
     Args:
         better: Records of one row.
         worse: Records of another.
         key: `value`, or one of their scores.
     """
-
-    def by_seed(records: Sequence[Record]) -> Mapping[int, float]:
-        return {
-            r['seed']: r['value'] if key == 'value' else r['scores'][key]
-            for r in records
-            if key == 'value' or key in r['scores']
-        }
-
-    one, two = by_seed(better), by_seed(worse)
+    one, two = (
+        {r['seed']: values_of(r, key) for r in rows if key == 'value' or key in r['scores']}
+        for rows in (better, worse)
+    )
     seeds = sorted(one.keys() & two.keys())
-    return spread([one[s] - two[s] for s in seeds]) if seeds else None
+    if not seeds:
+        return None
+    single = len(seeds) > 1 and all(part[seed] == part[seeds[0]] for part in (one, two) for seed in seeds)
+    return spread([[a - b for a, b in zip(one[s], two[s], strict=False)] for s in seeds], single)
 
 
-def judge(finding: Finding, difference: Spread | None) -> str:
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P-values adjusted for being the smallest, second smallest, ... of several (Holm 1979)."""
+    adjusted, highest = [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[i]))
+        adjusted[i] = highest
+    return adjusted
+
+
+def judge(finding: Finding, difference: Spread | None, p_value: float | None = None) -> str:
     """Whether a difference bears a finding out.
 
-    A single seed tells nothing apart.
+    A statement that one row is not below another holds where it is less than a margin below it.
 
     Args:
         finding: The statement.
         difference: Paired difference of its two rows, or None if one did not run.
+        p_value: Of the difference from what the statement excludes, adjusted for the findings judged with it;
+            its own if None.
 
     Returns:
         `holds`, `does not hold`, `not told apart` or `not run`.
     """
     if difference is None:
         return 'not run'
-    if difference.half is None:
-        return 'one seed: not told apart'
-    if finding.equal and difference.mean >= 0:  # not below
-        return 'holds'
-    if abs(difference.mean) <= difference.half:
+    if difference.error is None:
+        return f'{"one configuration" if difference.single else "one seed"}: not told apart'
+    reference = _reference(finding)
+    if (difference.p_value(reference) if p_value is None else p_value) >= _LEVEL:
         return 'not told apart'
-    return 'holds' if difference.mean > 0 else 'does not hold'
+    return 'holds' if difference.mean > reference else 'does not hold'
+
+
+def _reference(finding: Finding) -> float:
+    return -MARGIN if finding.equal else 0.0
 
 
 def judge_all(
     table: Table, records: Sequence[Record], key: str = 'value'
 ) -> list[tuple[Finding, Spread | None, str]]:
-    """Every finding of a table with its difference and verdict.
+    """Every finding of a table with its difference and verdict, p-values adjusted over those that ran (Holm).
 
     Of the table of carbon, where less is better, the row put above the other is the one that emits more.
 
@@ -105,9 +185,17 @@ def judge_all(
         key: `value`, or one of their scores.
     """
     found = by_row(records, table.id)
-    judged = []
+    judged: list[tuple[Finding, Spread | None, str]] = []
+    tested: dict[int, float] = {}
     for finding in table.findings:
         better, worse = (found.get((name, 'run'), []) for name in (finding.better, finding.worse))
         difference = paired(better, worse, key)
-        judged.append((finding, difference, judge(finding, difference)))
+        mixed = len({r.get('precision') for r in (*better, *worse)} - {None}) > 1
+        if difference is not None and difference.error is not None and not mixed:
+            tested[len(judged)] = difference.p_value(_reference(finding))
+        verdict = MIXED if mixed and difference is not None else judge(finding, difference)
+        judged.append((finding, difference, verdict))
+    for i, p_value in zip(tested, holm(list(tested.values())), strict=True):
+        finding, difference, _ = judged[i]
+        judged[i] = finding, difference, judge(finding, difference, p_value)
     return judged

@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
+from hashlib import sha256
 from typing import Any, Literal
 
 from torch import Tensor
@@ -193,7 +194,16 @@ class NAIPLandCoverDataModule(SplitDataModule):
 
 
 class SpaceNet1DataModule(SplitDataModule):
-    """LightningDataModule for SpaceNet 1: a tenth of the labelled images validates, another tests."""
+    """LightningDataModule for SpaceNet 1, whose labelled images are parted here: no list is published.
+
+    The split ``names`` has the paper's sizes, 5,000 images to train and 1,940 to test, in the order of the
+    SHA-256 of the files' names; which images the paper has in them is not known, so it is ours. Images lie
+    side by side, so that this test has neighbours in training. The split ``blocks`` parts whole blocks of the
+    ground, about 1 km wide, in the same shares.
+    """
+
+    #: Training images of the paper's 6,940, and the side of a block of ground, degrees.
+    share, block = 5000 / 6940, 0.01
 
     nadir = True
 
@@ -201,6 +211,8 @@ class SpaceNet1DataModule(SplitDataModule):
         self,
         root: PathLike,
         image: Literal['3band', '8band'] = '3band',
+        split: Literal['names', 'blocks'] = 'names',
+        val_split: float = 0.1,
         ignore_black: int | None = 255,
         vertical_flip: bool = True,
         quarter_turns: bool = True,
@@ -213,13 +225,23 @@ class SpaceNet1DataModule(SplitDataModule):
         Args:
             root: Folder that holds ``SN1_buildings``.
             image: Pan-sharpened colours or eight bands.
-            ignore_black: Value of masks outside the scene, for the task's ``ignore_index``.
+            split: How labelled images are parted: by their ``names``, or whole ``blocks`` of the ground.
+            val_split: Share of the training images that validates instead, in [0, 1); the paper has none.
+            ignore_black: Value of masks outside the scene, for the task's ``ignore_index``; None counts
+                black pixels as ``other``, as the paper does.
             vertical_flip: Whether to mirror training images top to bottom.
             quarter_turns: Whether to turn training images by multiples of 90 degrees.
             crop_scale: Smallest and largest share of an image's area in a training crop.
             strict: Whether to raise on an image that cannot be used instead of skipping it.
             **kwargs: Images and augmentation; see :class:`SplitDataModule`.
+
+        Raises:
+            ValueError: If an argument is out of range.
         """
+        if split not in ('names', 'blocks'):
+            raise ValueError(f'split must be names or blocks, got {split!r}.')
+        if not 0 <= val_split < 1:
+            raise ValueError(f'val_split must be in [0, 1), got {val_split}.')
         super().__init__(
             SpaceNet1Dataset,
             root,
@@ -231,17 +253,29 @@ class SpaceNet1DataModule(SplitDataModule):
             strict=strict,
             **kwargs,
         )
+        self.split, self.val_split = split, val_split
 
-    def make(self, part: Part) -> Dataset[Any]:
-        """Every tenth labelled image tests, the one before it validates; the test part predicts."""
-        labelled = SpaceNet1Dataset(self.root, 'train', **self.kwargs)
-        rest = {'test': (9,), 'val': (8,)}.get(part, range(8))
+    def make(self, part: Part) -> Dataset[Any] | None:
+        """Labelled images by the split; the published test images, which have no labels, to predict."""
         if part == 'predict':
             try:
                 return SpaceNet1Dataset(self.root, 'test', **self.kwargs)
             except FileNotFoundError:
-                rest = (9,)
-        return Subset(labelled, [i for i in range(len(labelled)) if i % 10 in rest])
+                part = 'test'
+        labelled = SpaceNet1Dataset(self.root, 'train', **self.kwargs)
+        names = labelled.names if self.split == 'names' else labelled.blocks(self.block)
+        order = sorted(range(len(names)), key=lambda i: (sha256(names[i].encode()).hexdigest(), i))
+        end = self._border(names, order, round(len(order) * self.share))
+        start = self._border(names, order, end - round(end * self.val_split))
+        parts = {'train': order[:start], 'val': order[start:end], 'test': order[end:]}
+        return Subset(labelled, sorted(parts[part])) if parts[part] or part != 'val' else None
+
+    @staticmethod
+    def _border(names: Sequence[str], order: Sequence[int], count: int) -> int:
+        """The first border between two names from a position on, so that none is in two parts."""
+        while 0 < count < len(order) and names[order[count]] == names[order[count - 1]]:
+            count += 1
+        return count
 
 
 class Camelyon17DataModule(SplitDataModule):
@@ -251,6 +285,7 @@ class Camelyon17DataModule(SplitDataModule):
         self,
         root: PathLike,
         unlabelled: bool = False,
+        scored: Literal['test', 'val'] = 'test',
         image_size: int = 96,
         vertical_flip: bool = True,
         quarter_turns: bool = True,
@@ -263,6 +298,8 @@ class Camelyon17DataModule(SplitDataModule):
             root: Folder that the ``wilds`` package downloads to.
             unlabelled: Train on ``train_unlabeled``, for pre-training; validation stays labelled where the
                 labelled data is there.
+            scored: Part that tests: WILDS' ``test``, or ``val``, which the paper reports; then ``id_val``
+                validates, so that nothing is chosen on what is reported.
             image_size: Side of the images; patches have 96 pixels.
             vertical_flip: Whether to mirror training images top to bottom.
             quarter_turns: Whether to turn training images by multiples of 90 degrees.
@@ -278,10 +315,10 @@ class Camelyon17DataModule(SplitDataModule):
             strict=strict,
             **kwargs,
         )
-        self.unlabelled = unlabelled
+        self.unlabelled, self.scored = unlabelled, _check_scored(scored)
 
     def make(self, part: Part) -> Dataset[Any] | None:
-        """One of the published splits; the test hospital to predict."""
+        """One of the published splits; what is scored also to predict."""
         if part == 'train':
             return Camelyon17Dataset(self.root, 'train', self.unlabelled, **self.kwargs)
         return _labelled(Camelyon17Dataset, self, part)
@@ -290,31 +327,47 @@ class Camelyon17DataModule(SplitDataModule):
 class IWildCamDataModule(SplitDataModule):
     """LightningDataModule for iWildCam of WILDS: cameras of other places validate and test."""
 
-    def __init__(self, root: PathLike, unlabelled: bool = False, strict: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        root: PathLike,
+        unlabelled: bool = False,
+        scored: Literal['test', 'val'] = 'test',
+        strict: bool = False,
+        **kwargs: Any,
+    ) -> None:
         """Initialize a new IWildCamDataModule instance.
 
         Args:
             root: Folder that the ``wilds`` package downloads to.
             unlabelled: Train on ``extra_unlabeled``, for pre-training; validation stays labelled where the
                 labelled data is there.
+            scored: Part that tests: WILDS' ``test``, or ``val``, which the paper reports; then ``id_val``
+                validates, so that nothing is chosen on what is reported.
             strict: Whether to raise on an image that cannot be used instead of skipping it.
             **kwargs: Images and augmentation; see :class:`SplitDataModule`.
         """
         super().__init__(IWildCamDataset, root, strict=strict, **kwargs)
-        self.unlabelled = unlabelled
+        self.unlabelled, self.scored = unlabelled, _check_scored(scored)
 
     def make(self, part: Part) -> Dataset[Any] | None:
-        """One of the published splits; the test places to predict."""
+        """One of the published splits; what is scored also to predict."""
         if part == 'train':
             return IWildCamDataset(self.root, 'train', self.unlabelled, **self.kwargs)
         return _labelled(IWildCamDataset, self, part)
 
 
+def _check_scored(scored: str) -> str:
+    if scored not in ('test', 'val'):
+        raise ValueError(f'scored must be test or val, got {scored!r}.')
+    return scored
+
+
 def _labelled(dataset_class: Any, module: Any, part: Part) -> Dataset[Any] | None:
     """A labelled part; pre-training goes without one where only unlabelled images were downloaded."""
+    validating = 'val' if module.scored == 'test' else 'id_val'
     try:
         found: Dataset[Any] = dataset_class(
-            module.root, 'test' if part == 'predict' else part, **module.kwargs
+            module.root, validating if part == 'val' else module.scored, **module.kwargs
         )
     except FileNotFoundError:
         if module.unlabelled and part == 'val':

@@ -1,11 +1,13 @@
 """SpaceNet 1: buildings of Rio de Janeiro, through TorchGeo's class."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
+import rasterio
 import torch
 from matplotlib.figure import Figure
 from pyogrio.errors import DataSourceError
@@ -28,8 +30,8 @@ IMAGE_BANDS = {
 class SpaceNet1Dataset(NonGeoDataset):
     """SpaceNet 1 as samples of one size, with the black regions outside the scene marked.
 
-    TorchGeo reads images and rasterises footprints; the published test images have no labels, so parts
-    are taken out of the training images, evenly spaced.
+    TorchGeo reads images and rasterises footprints; the published test images have no labels, so the data
+    module takes parts out of the training images.
     """
 
     classes = ('other', 'building')
@@ -109,6 +111,31 @@ class SpaceNet1Dataset(NonGeoDataset):
                 mask[torch.from_numpy(black)] = self.ignore_black
             sample['mask'] = resize_mask(mask, self.size)
         return sample if self.transforms is None else self.transforms(sample)
+
+    @property
+    def names(self) -> list[str]:
+        """Name of each file without its folder."""
+        return [Path(file).name for file in self.files]
+
+    def blocks(self, side: float) -> list[str]:
+        """Which block of a grid on the ground holds the centre of each image.
+
+        Args:
+            side: Side of a block in units of the files' coordinates, degrees.
+
+        Returns:
+            Column and row of the block, as text; the path of an image that cannot be read.
+        """
+        found = []
+        for file in self.files:
+            try:
+                with readable(file), rasterio.open(file) as source:
+                    x, y = source.lnglat()
+            except BadTileError:
+                found.append(file)
+            else:
+                found.append(f'{math.floor(x / side)}, {math.floor(y / side)}')
+        return found
 
     def _usual_depth(self) -> str | None:
         """Range of the pixels of most images, as far as a few show it."""

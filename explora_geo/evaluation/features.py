@@ -49,9 +49,19 @@ class FeatureTable(NamedTuple):
         tokens = self.cls[:, -blocks:].flip(1).flatten(1)
         return torch.cat([self.avg[:, -1], tokens], dim=1)
 
-    def arrays(self) -> dict[str, Array]:
-        """The features of the last block for methods without a sweep over blocks, by token kind."""
-        return {kind: getattr(self, kind)[:, -1].float().numpy() for kind in ('cls', 'avg')}
+    def arrays(self, last_blocks: int = 1) -> dict[str, Array]:
+        """Features for methods without a sweep over blocks.
+
+        Args:
+            last_blocks: Blocks that are read, last ones first to count; all of a shallower backbone.
+
+        Returns:
+            Class and mean patch token of the last block by token kind, or the class tokens of several
+            blocks, shape (N, blocks·D), by a name that says so.
+        """
+        if last_blocks == 1:
+            return {kind: getattr(self, kind)[:, -1].float().numpy() for kind in ('cls', 'avg')}
+        return {f'cls of {last_blocks} blocks': self.cls[:, -last_blocks:].flatten(1).float().numpy()}
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """The whole protocol of frozen features: methods x label budgets x seeds."""
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -28,6 +29,8 @@ class ProbeProtocol:
         sweep: The sweep with all labels.
         few_iterations: Steps per epoch of the sweep with few labels.
         neighbours: k of k-NN.
+        last_blocks: Last blocks whose class tokens `logistic` and `knn` read; with one, the mean patch token
+            of the last block is a second choice.
     """
 
     budgets: tuple[Budget, ...] = (Budget(),)
@@ -36,13 +39,14 @@ class ProbeProtocol:
     sweep: SweepConfig = field(default_factory=SweepConfig)
     few_iterations: int = 150
     neighbours: int = 5
+    last_blocks: int = 1
 
     def __post_init__(self) -> None:
         """Check the values."""
         unknown = [m for m in self.methods if m not in METHODS]
         if unknown or not self.methods:
             raise ValueError(f'methods must be among {", ".join(METHODS)}, got {", ".join(self.methods)}')
-        for name in ('seeds', 'few_iterations', 'neighbours'):
+        for name in ('seeds', 'few_iterations', 'neighbours', 'last_blocks'):
             if getattr(self, name) < 1:
                 raise ValueError(f'{name} must be at least 1, got {getattr(self, name)}')
 
@@ -84,10 +88,13 @@ class ProbeOutcome(NamedTuple):
     Attributes:
         scores: One per method and budget.
         sweep: Every configuration of the paper's sweep with all labels; empty if it was not run.
+        absent: Validation and test images of classes that no training image has, by class name and part;
+            they count as wrong.
     """
 
     scores: list[ProbeScore]
     sweep: list[SweepRow]
+    absent: dict[str, dict[str, int]] = {}  # noqa: RUF012 - never changed in place
 
 
 def run_probes(
@@ -100,7 +107,8 @@ def run_probes(
 ) -> ProbeOutcome:
     """Measure frozen features.
 
-    Every setting is chosen on the validation part and reported on the test part.
+    Every setting is chosen on the validation part and reported on the test part. Images of a class that no
+    training image has count as wrong in both.
 
     Args:
         train: Features whose labels are drawn from.
@@ -114,9 +122,9 @@ def run_probes(
         Scores, and the sweep's configurations.
 
     Raises:
-        ValueError: If there is one class only, or a class lacks training images.
+        ValueError: If the training images have one class only.
     """
-    _check_classes(train, val, test, classes)
+    absent = _absent_classes(train, {'validation': val, 'test': test}, classes)
     sweep: list[SweepRow] = []
 
     def measure(method: str, drawn: FeatureTable, full: bool) -> tuple[NDArray[np.bool_], float, str]:
@@ -128,7 +136,7 @@ def run_probes(
             if full:
                 sweep.extend(result.rows)
             return result.hits, result.best.validation, result.best.setting
-        parts = [(t.arrays(), t.label.numpy()) for t in (drawn, val, test)]
+        parts = [(t.arrays(protocol.last_blocks), t.label.numpy()) for t in (drawn, val, test)]
         if method == 'logistic':
             return logistic_hits(*parts[0], *parts[1], *parts[2])
         return knn_hits(*parts[0], *parts[1], *parts[2], k=protocol.neighbours)
@@ -146,23 +154,34 @@ def run_probes(
             accuracies = [float(np.mean(h)) for h in hits]
             interval = bootstrap_interval(hits)
             scores.append(ProbeScore(method, budget, accuracies, interval, settings, validations, labels))
-    return ProbeOutcome(scores, sweep)
+    return ProbeOutcome(scores, sweep, absent)
 
 
-def _check_classes(
-    train: FeatureTable, val: FeatureTable, test: FeatureTable, classes: Sequence[str]
-) -> None:
+def _absent_classes(
+    train: FeatureTable, others: Mapping[str, FeatureTable], classes: Sequence[str]
+) -> dict[str, dict[str, int]]:
+    """Number of images by class and part, of classes that no training image has."""
     present = set(train.label.tolist())
     if len(present) < 2:
         raise ValueError(
             f'a probe needs at least two classes, but the training images have {len(present)}: give images '
             'of several classes'
         )
-    for name, table in (('validation', val), ('test', test)):
-        absent = sorted(set(table.label.tolist()) - present)
-        if absent:
-            shown = ', '.join(classes[i] if i < len(classes) else str(i) for i in absent[:5])
-            raise ValueError(
-                f'{len(absent)} classes of the {name} images have no training images ({shown}): give '
-                'training images of every class'
-            )
+    absent: dict[str, dict[str, int]] = {}
+    for part, table in others.items():
+        for label, count in sorted(Counter(table.label.tolist()).items()):
+            if label not in present:
+                name = classes[label] if label < len(classes) else str(label)
+                absent.setdefault(name, {})[part] = count
+    return absent
+
+
+def describe_absent(absent: Mapping[str, Mapping[str, int]]) -> str:
+    """One sentence on classes without training images; empty if there are none."""
+    if not absent:
+        return ''
+    named = ', '.join(
+        f'{name} ({" and ".join(f"{count} {part}" for part, count in counts.items())})'
+        for name, counts in absent.items()
+    )
+    return f'Classes without training images, whose images count as wrong: {named}.'

@@ -10,7 +10,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 
 from explora_geo.checkpoints import atomic_path
-from explora_geo.evaluation.protocol import ProbeOutcome, ProbeProtocol, ProbeScore
+from explora_geo.evaluation.protocol import ProbeOutcome, ProbeProtocol, ProbeScore, describe_absent
 
 #: Columns of torchgeo-bench's result files, as far as frozen classification has them.
 BENCH_COLUMNS = (
@@ -72,6 +72,7 @@ def write_reports(
         },
         'scores': [s.to_dict() for s in outcome.scores],
         'sweep': [{'setting': r.setting, **r._asdict()} for r in outcome.sweep],
+        'absent_classes': outcome.absent,
     }
     texts = {
         'probe.json': json.dumps(content, indent=1),
@@ -112,6 +113,8 @@ def markdown(outcome: ProbeOutcome, about: Mapping[str, Any]) -> str:
         lines += ['', '| configuration, all labels | validation, % | test, % |', '|---|---|---|']
         ranked = sorted(outcome.sweep, key=lambda r: -r.validation)
         lines += [f'| {r.setting} | {100 * r.validation:.2f} | {100 * r.test:.2f} |' for r in ranked]
+    if outcome.absent:
+        lines += ['', describe_absent(outcome.absent)]
     if about.get('skipped'):
         lines += ['', 'Skipped: ' + '; '.join(about['skipped'])]
     return '\n'.join([*lines, ''])

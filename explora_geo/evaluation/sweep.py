@@ -223,16 +223,18 @@ def linear_sweep(
         raise ValueError(
             f'the sweep reads the last {max(config.blocks)} blocks, the features hold {available}'
         )
-    classes = int(max(t.label.max() for t in (train, val, test))) + 1
-    if len(train.label.unique()) < 2:
+    known = train.label.unique()  # ascending; an image of any other class is wrong whatever is predicted
+    if len(known) < 2:
         raise ValueError('a probe needs at least two classes among the training labels, got one')
     generator = torch.Generator().manual_seed(config.seed)
     count = max(config.blocks)
-    model = BatchedLinear(train.cls.shape[2], classes, config.blocks, len(config.learning_rates), generator)
+    model = BatchedLinear(
+        train.cls.shape[2], len(known), config.blocks, len(config.learning_rates), generator
+    )
     batch = min(config.batch_size, len(train.label))
     steps = config.epochs * config.iterations
     rates = torch.tensor(config.learning_rates) * batch / 256
-    inputs = train.stacked(count)
+    inputs, target = train.stacked(count), torch.searchsorted(known, train.label)
     position = len(inputs)
     for step in range(steps):
         if position + batch > len(inputs):
@@ -242,17 +244,22 @@ def linear_sweep(
         # A sixth of the time of `inputs[index]`.
         drawn = inputs.index_select(0, index).float()
         factor = (1 + math.cos(math.pi * step / steps)) / 2
-        model.step(drawn, train.label[index], rates, factor, config.momentum)
-    return _score(model, val, test, config, count)
+        model.step(drawn, target[index], rates, factor, config.momentum)
+    return _score(model, known, val, test, config, count)
 
 
 def _score(
-    model: BatchedLinear, val: FeatureTable, test: FeatureTable, config: SweepConfig, count: int
+    model: BatchedLinear,
+    known: Tensor,
+    val: FeatureTable,
+    test: FeatureTable,
+    config: SweepConfig,
+    count: int,
 ) -> SweepResult:
     hits = {}
     for name, table in (('val', val), ('test', test)):
         parts = zip(table.stacked(count).split(4096), table.label.split(4096), strict=True)
-        right = [(model(x.float()).argmax(-1) == y[:, None, None]).flatten(1) for x, y in parts]
+        right = [(known[model(x.float()).argmax(-1)] == y[:, None, None]).flatten(1) for x, y in parts]
         hits[name] = torch.cat(right).T  # (V·R, N)
     accuracy = {name: found.float().mean(1).tolist() for name, found in hits.items()}
     settings = [(*variant, lr) for variant in model.variants for lr in config.learning_rates]

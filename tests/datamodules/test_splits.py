@@ -61,7 +61,7 @@ def test_naip_land_cover_tests_on_val_and_test_with_codes_as_labels(seed_data: S
 def test_spacenet_parts_labelled_images_and_marks_black_regions(seed_data: Seed) -> None:
     root = seed_data('spacenet1')
     module = SpaceNet1DataModule(root, image_size=400)
-    assert lengths(module) == [10, 1, 1, 12]
+    assert lengths(module) == [8, 1, 3, 12]
     assert module.bands == ('red', 'green', 'blue')
     sample = module.train_dataset[0]
     image, mask = sample['image'], sample['mask']
@@ -78,6 +78,42 @@ def test_spacenet_parts_labelled_images_and_marks_black_regions(seed_data: Seed)
         SpaceNet1Dataset(root, image='8band')
     with pytest.raises(ValueError, match='image must be one of 3band, 8band'):
         SpaceNet1Dataset(root, image='pan')  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="split must be names or blocks, got 'x'"):
+        SpaceNet1DataModule(root, split='x')  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r'val_split must be in \[0, 1\), got 1'):
+        SpaceNet1DataModule(root, val_split=1)
+
+
+class Listed(SpaceNet1Dataset):
+    """As many names as the published training images, without the images; a block of ground holds 20."""
+
+    def __init__(self, root: Path, split: str = 'train', **kwargs: Any) -> None:
+        if split == 'test':
+            raise FileNotFoundError
+        self.files = [f'3band_AOI_1_RIO_img{number}.tif' for number in range(1, 6941)]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def blocks(self, side: float) -> list[str]:
+        return [str(number // 20) for number in range(len(self.files))]
+
+
+@pytest.mark.parametrize('split', ['names', 'blocks'])
+def test_spacenet_is_parted_in_the_papers_shares(split: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from explora_geo.datamodules import splits
+
+    monkeypatch.setattr(splits, 'SpaceNet1Dataset', Listed)
+    whole = SpaceNet1DataModule('', split=split, val_split=0)  # type: ignore[arg-type]
+    held = SpaceNet1DataModule('', split=split)  # type: ignore[arg-type]
+    parts = {part: whole.make(part).indices for part in ('train', 'test')}  # type: ignore[arg-type,union-attr]
+    assert whole.make('val') is None and sorted(parts['train'] + parts['test']) == list(range(6940))
+    assert [len(p) for p in parts.values()] == [5000, 1940]
+    assert held.make('test').indices == whole.make('predict').indices == parts['test']  # type: ignore[union-attr]
+    smaller = {part: held.make(part).indices for part in ('train', 'val')}  # type: ignore[arg-type,union-attr]
+    assert sorted(smaller['train'] + smaller['val']) == parts['train'] and len(smaller['val']) == 500
+    shared = {i // 20 for i in parts['train']} & {i // 20 for i in parts['test']}
+    assert (len(shared) == 0) is (split == 'blocks')
 
 
 def test_camelyon_parts_by_hospital_and_has_unlabelled_patches(seed_data: Seed) -> None:
@@ -101,7 +137,7 @@ def test_iwildcam_reads_both_downloads(seed_data: Seed, tmp_path: Path) -> None:
     root = seed_data('iwildcam')
     module = IWildCamDataModule(root, image_size=32)
     assert lengths(module) == [10, 4, 4, 4]
-    assert module.train_dataset.classes == ('empty', 'jaguar', 'ocelot')
+    assert module.train_dataset.classes == ('empty', 'jaguar', 'ocelot', 'tapir')
     assert (
         module.train_dataset[4]['image'].shape == (3, 32, 32) and int(module.train_dataset[4]['label']) == 1
     )
@@ -113,6 +149,23 @@ def test_iwildcam_reads_both_downloads(seed_data: Seed, tmp_path: Path) -> None:
     assert alone.val_dataset is None
     with pytest.raises(FileNotFoundError, match='iwildcam'):
         alone.setup('test')
+
+
+@pytest.mark.parametrize(
+    ('module', 'name', 'counts'),
+    [(IWildCamDataModule, 'iwildcam', (2, 4)), (Camelyon17DataModule, 'camelyon17', (4, 5))],
+)
+def test_the_validation_part_of_wilds_can_be_what_is_scored(
+    module: Any, name: str, counts: tuple[int, int], seed_data: Seed
+) -> None:
+    root = seed_data(name)
+    papers, ours = module(root, image_size=32, scored='val'), module(root, image_size=32)
+    assert (lengths(papers)[1], lengths(papers)[2]) == counts
+    lengths(ours)
+    assert papers.test_dataset.files == ours.val_dataset.files == papers.predict_dataset.files
+    assert not set(papers.val_dataset.files) & {*papers.test_dataset.files, *papers.train_dataset.files}
+    with pytest.raises(ValueError, match="scored must be test or val, got 'train'"):
+        module(root, scored='train')
 
 
 def test_torn_and_missing_images_are_named(seed_data: Seed) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from explora_geo.evaluation import FeatureTable, ProbeProtocol, SweepConfig, run_probes
 from explora_geo.evaluation.budgets import Budget
+from explora_geo.evaluation.protocol import describe_absent
 
 Table = Callable[..., FeatureTable]
 SHORT = SweepConfig(epochs=1, iterations=30)
@@ -38,10 +39,27 @@ def test_one_class_is_refused(table: Table) -> None:
         run_probes(table(9, 0, classes=1), table(9, 1), table(9, 2), protocol())
 
 
-def test_a_class_without_training_images_is_named(table: Table) -> None:
+def test_images_of_a_class_without_training_images_count_as_wrong_and_are_reported(table: Table) -> None:
     names = ('crop', 'forest', 'river')
-    with pytest.raises(ValueError, match=r'1 classes of the test images have no training images \(river\)'):
-        run_probes(table(9, 0, classes=2), table(9, 1, classes=2), table(9, 2), protocol(), names)
+    train, test = table(60, 0, 9, classes=2), table(90, 2, 9)
+    outcome = run_probes(train, table(30, 1, 9), test, protocol(), names)
+    known = test.take((test.label < 2).nonzero().flatten())
+    alone = run_probes(train, table(30, 1, 9), known, protocol(), names)
+    # Two thirds of the test images have a class that training has.
+    for score, other in zip(outcome.scores, alone.scores, strict=True):
+        assert score.mean == pytest.approx(2 / 3 * other.mean) and other.mean > 0.7
+    assert outcome.absent == {'river': {'validation': 10, 'test': 30}}
+    assert describe_absent(outcome.absent) == (
+        'Classes without training images, whose images count as wrong: river (10 validation and 30 test).'
+    )
+    assert alone.absent == {'river': {'validation': 10}} and describe_absent({}) == ''
+
+
+def test_labels_with_gaps_are_probed_as_others(table: Table) -> None:
+    parts = [table(60, 0, 6), table(30, 1, 6), table(90, 2, 6)]
+    wide = [t._replace(label=t.label * 90 + 1) for t in parts]
+    scores = [[s.mean for s in run_probes(*p, protocol()).scores] for p in (parts, wide)]
+    assert scores[0] == scores[1]
 
 
 def test_unknown_methods_are_refused() -> None:

@@ -38,6 +38,7 @@ def test_a_row_is_listed_planned_run_reported_compared_and_analysed(
     )
     planned = call('plan', '2', '--rows', 'd_l_r64', *places['scale'])
     assert '4 x 8' in planned and 'no step timed on this device yet' in planned
+    assert '1 rows rehearsed with tiny models on tiny files' in planned
     ran = call('run', '2', '--rows', 'dinov2,d_l_r64', '--seeds', '2', *places['run'])
     assert 'D-ExPLoRA-[L]-r64 ViT-L, seed 1: probe' in ran
     folder = tmp_path / 'results' / 'tiny'
@@ -46,7 +47,7 @@ def test_a_row_is_listed_planned_run_reported_compared_and_analysed(
     report = (folder / 'table_2.md').read_text()
     assert '| D-ExPLoRA-[L]-r64 is above DINOv2 | I |' in report and 'not published here' not in report
     assert '2 seeds finished' in call('list', '2', *places['scale'])
-    assert 'GFLOP/s timed on' in call('plan', '3', *places['scale'])
+    assert 'GFLOP/s timed on' in call('plan', '3', '--no-rehearse', *places['scale'])
     before = (folder / 'results.jsonl').read_bytes()
     call('run', '2', '--rows', 'dinov2,d_l_r64', '--seeds', '2', '--resume', *places['run'])
     assert (folder / 'results.jsonl').read_bytes() == before
@@ -67,13 +68,13 @@ def test_a_row_is_listed_planned_run_reported_compared_and_analysed(
 def test_the_papers_plan_builds_every_model_without_its_weights(
     call: Callable[..., str], tmp_path: Path
 ) -> None:
-    planned = call('plan', '3', '--scale', 'paper', '--out', tmp_path)
+    planned = call('plan', '3', '--scale', 'paper', '--no-rehearse', '--out', tmp_path)
     assert '15,710,208' in planned and '43.389M ok' in planned and 'DIFFERS' not in planned
-    assert '200,000 x 32' in planned
+    assert '6,250 x 1,024' in planned and '200,000' not in planned and 'rehearsed' not in planned
 
 
 def test_steps_are_timed_on_request(call: Callable[..., str], places: dict[str, list[object]]) -> None:
-    planned = call('plan', '3', '--rows', 'l', '--measure', '1', *places['scale'])
+    planned = call('plan', '3', '--rows', 'l', '--measure', '1', '--no-rehearse', *places['scale'])
     assert 'GFLOP/s timed on' in planned and 'device hours for 1 seeds' in planned
     failed = call('plan', '3', '--rows', 'source', '--measure', '1', *places['scale'], code=2)
     assert 'there is no step to time' in failed
@@ -88,7 +89,9 @@ def test_what_is_wrong_is_one_sentence(
     table = tmp_path / 'mine.yaml'
     row = 'x: {name: x, objective: D, adaptation: "[L]", trainable: "7"}'
     table.write_text(f'id: mine\ntitle: t\ndataset: fmow_rgb\nmetric: m\nrows:\n  {row}\n')
-    assert 'not as many parameters as the paper states' in call('plan', table, '--scale', 'paper', code=2)
+    assert 'not as many parameters as the paper states' in call(
+        'plan', table, '--scale', 'paper', '--no-rehearse', code=2
+    )
 
 
 def test_a_table_of_ones_own_runs_like_the_papers(

@@ -76,7 +76,8 @@ def test_a_number_without_a_mark_is_refused(text: str, write) -> None:
         (', publishd: null', 'row one: unknown keys publishd'),
         (', adaptation: "[L+1]"', 'row one: cannot read the notation'),
         (', start: random, adaptation: "[L]"', 'row one: only a full pre-training'),
-        (', tuning: lorra', 'row one: tuning must be one of probe, lora, full, none'),
+        (', tuning: lora, last_blocks: 4', 'row one: last_blocks is of a probe'),
+        (', tuning: lorra', 'row one: tuning must be one of probe, lora, adalora, full, none'),
     ],
 )
 def test_what_does_not_fit_is_named(extra: str, message: str, write) -> None:

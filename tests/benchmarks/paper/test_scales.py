@@ -32,16 +32,29 @@ def test_all_rows_of_the_ablations_see_the_same_images(name: str) -> None:
 
 def test_the_papers_recipes_are_the_published_ones() -> None:
     scale = get_scale('paper')
-    recipe = build_job(get_table('3'), get_table('3').rows['l_r32'], scale).recipe
-    assert recipe is not None
-    assert (recipe.steps, recipe.batch_size, recipe.optim.base_lr) == (200_000, 32, 5e-3)
-    released = build_job(get_table('3'), get_table('3').rows['l_r64'], scale).recipe
-    assert released is not None and released.adaptation.alpha == 1
-    assert released.steps * released.batch_size == recipe.steps * recipe.batch_size
+    workshop = build_job(get_table('10'), get_table('10').rows['d_l_r32_lora'], scale).recipe
+    assert workshop is not None
+    assert (workshop.steps, workshop.batch_size, workshop.optim.base_lr) == (200_000, 32, 5e-3)
     sentinel = build_job(get_table('5'), get_table('5').rows['m_ends_r32'], scale)
     assert sentinel.recipe is not None and sentinel.recipe.optim.base_lr == 4.5e-4
     assert sentinel.recipe.steps == 50 * 712_874 // 1024
     assert sentinel.tune.epochs == 120 and sentinel.tune.batch_size == 256
+
+
+def test_every_row_of_the_ablation_has_one_recipe_and_a_probe_of_the_last_four_blocks() -> None:
+    table, recipes = get_table('3'), set()
+    for row in table.rows.values():
+        recipe = build_job(table, row, get_scale('paper')).recipe
+        if recipe is not None:
+            scale = None if not recipe.adaptation.rank else recipe.adaptation.alpha
+            recipes.add((recipe.steps, recipe.batch_size, recipe.optim.base_lr, scale))
+    assert {r[1:] for r in recipes} == {(1024, 1e-3, 1.0), (1024, 1e-3, None)}
+    assert len({r[0] for r in recipes}) == 1
+    for name in [n for n in table.rows if not n.endswith('_4')]:
+        row, last = table.rows[name], table.rows[f'{name}_4']
+        assert last.last_blocks == 4 and not row.last_blocks
+        same = ('objective', 'start', 'adaptation', 'options', 'preset', 'steps', 'published')
+        assert all(getattr(row, key) == getattr(last, key) for key in same)
 
 
 def test_released_weights_take_the_place_of_pre_training_at_the_papers_scale_only(tiny: Scale) -> None:
