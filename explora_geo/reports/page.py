@@ -33,7 +33,6 @@ uint8 (N, H, W, 3). `compute_pictures` and `reconstruct` make them.
 
 import json
 import math
-import re
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -48,6 +47,19 @@ from explora_geo.evaluation.label_free import DEFAULT_SCORE, SCORES
 from explora_geo.reports.charts import VARIANTS, curve_chart, score_chart, strength_chart, variant
 from explora_geo.reports.pictures import check_pictures, data_uri, feature_colors
 from explora_geo.reports.verdict import judge, name_of
+from explora_geo.reports.wording import (
+    about,
+    breakable,
+    byline,
+    cost,
+    ends,
+    facts,
+    number,
+    percent,
+    signed,
+    steady,
+    tone,
+)
 
 #: Largest page, bytes.
 LIMIT = 5_000_000
@@ -55,12 +67,6 @@ LIMIT = 5_000_000
 LISTED = 40
 # Longest side and JPEG quality of tiles, and of those among neighbors; the first that fits is taken.
 _SIZES = ((256, 85, 128, 82), (192, 78, 96, 75), (128, 65, 64, 65), (96, 50, 48, 50))
-#: What objectives are called; ours must not pass for the paper's.
-OBJECTIVES = {
-    'dinov2': 'DINOv2 (D-ExPLoRA)',
-    'mae': 'MAE (M-ExPLoRA)',
-    'anchor': "anchor, explora_geo's own objective, not part of ExPLoRA",
-}
 
 
 def write_report(
@@ -118,13 +124,13 @@ def render(
         autoescape=True, undefined=ChainableUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {
-        'percent': _percent,
-        'signed': _signed,
-        'number': _number,
-        'ends': _ends,
-        'tone': _tone,
-        'breakable': _breakable,
-        'steady': _steady,
+        'percent': percent,
+        'signed': signed,
+        'number': number,
+        'ends': ends,
+        'tone': tone,
+        'breakable': breakable,
+        'steady': steady,
     }
     template = environment.from_string(files(__package__).joinpath('report.html.j2').read_text('utf-8'))
     scores = report.get('scores') or {}
@@ -134,9 +140,9 @@ def render(
     return template.render(
         verdict=report['verdict'],
         report=report,
-        byline=_byline(report),
-        about=_about(report),
-        facts=_facts(report, rows),
+        byline=byline(report),
+        about=about(report),
+        facts=facts(report, rows),
         rows=rows,
         row_charts=[score_chart(r, f's{i}') for i, r in enumerate(rows)],
         retention=_titled(retention['row']) if retention.get('row') else None,
@@ -149,7 +155,7 @@ def render(
         reconstructions=_reconstructions(pictures, sizes),
         skipped=report.get('skipped') or [],
         listed=LISTED,
-        cost=_cost(report.get('cost') or {}),
+        cost=cost(report.get('cost') or {}),
     )
 
 
@@ -162,116 +168,11 @@ def _curves(report: Mapping[str, Any]) -> list[Any]:
     return found
 
 
-def _byline(report: Mapping[str, Any]) -> str | None:
-    notation = (report.get('adaptation') or {}).get('notation')
-    weights = (report.get('model') or {}).get('weights')
-    archive = (report.get('archive') or {}).get('source')
-    if (report.get('adaptation') or {}).get('objective') == 'anchor':
-        notation = f'Anchor {notation or ""} (ours, not ExPLoRA)'
-    what = f'{notation or "Adapted"} from {weights}' if weights else notation
-    parts = [f'{what or "Adapted"} on {archive}' if archive else what, report.get('created')]
-    return ' \N{MIDDLE DOT} '.join(str(p) for p in parts if p) or None
-
-
 def _titled(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row with its title and that of each of its rivals."""
     titles = {k: variant(k, row[k]) for k in VARIANTS if row.get(k)}
     title = row.get('title') or METHODS.get(row['metric'], row['metric'])
     return {**row, 'title': title, 'name': name_of(row), 'titles': titles}
-
-
-def _about(report: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What was adapted on what, as terms and descriptions."""
-    archive, model = report.get('archive') or {}, report.get('model') or {}
-    how, labels = report.get('adaptation') or {}, (report.get('scores') or {}).get('labels') or {}
-    found: list[tuple[str, str | None]] = [
-        ('Archive', archive.get('source')),
-        ('Images', _images(archive)),
-        ('Bands', _bands(archive)),
-        ('Values', _values(archive)),
-        ('Coordinates', archive.get('crs')),
-        ('Source', model.get('weights')),
-        (
-            'Backbone',
-            _joined(model.get('backbone'), _count(model.get('parameters'), 'parameters'), model.get('card')),
-        ),
-        ('Adaptation', _joined(how.get('notation'), _share(how.get('trainable')))),
-        ('Objective', OBJECTIVES.get(how.get('objective', ''), how.get('objective'))),
-        ('Length', _length(how)),
-        ('Image size', f'{how["image_size"]} px' if how.get('image_size') else None),
-        ('Precision', how.get('precision')),
-        ('Strength', f'{how["strength"]:g}' if how.get('strength') is not None else None),
-        ('Labels for scoring', _labels(labels)),
-        ('Stopped early', how.get('stopped')),
-    ]
-    return [(term, str(text)) for term, text in found if text]
-
-
-def _joined(*parts: str | None) -> str | None:
-    return ', '.join(str(p) for p in parts if p) or None
-
-
-def _count(value: Any, what: str) -> str | None:
-    return None if value is None else f'{value:,} {what}'
-
-
-def _share(value: float | None) -> str | None:
-    return None if value is None else f'{100 * value:.1f} % of the weights train'
-
-
-def _images(archive: Mapping[str, Any]) -> str | None:
-    if not archive.get('count'):
-        return None
-    kind = {'scenes': 'scenes', 'pack': 'packed tiles'}.get(archive.get('kind', ''), 'tiles')
-    size = archive.get('size')
-    side = f' of {size[0]} x {size[1]} px'.replace(' x ', ' \N{MULTIPLICATION SIGN} ') if size else ''
-    return f'{archive["count"]:,} {kind}{side}'
-
-
-def _bands(archive: Mapping[str, Any]) -> str | None:
-    bands, all_bands = archive.get('bands') or [], archive.get('file_bands') or []
-    rest = f' (of {len(all_bands)} in the files)' if len(all_bands) > len(bands) else ''
-    return ', '.join(bands) + rest if bands else None
-
-
-def _values(archive: Mapping[str, Any]) -> str | None:
-    values = None
-    if archive.get('low') is not None and archive.get('high') is not None:
-        values = f'{archive["low"]:.4g} to {archive["high"]:.4g}'
-    empty = archive.get('nodata')
-    return _joined(archive.get('dtype'), values, f'{100 * empty:.1f} % nodata' if empty else None)
-
-
-def _length(how: Mapping[str, Any]) -> str | None:
-    return _joined(
-        _count(how.get('steps'), 'steps'),
-        _count(how.get('batch_size'), 'a batch'),
-        _count(how.get('views'), 'views'),
-    )
-
-
-def _labels(labels: Mapping[str, Any]) -> str | None:
-    parts = [_count(labels.get(k), k) for k in ('train', 'validation', 'test')]
-    return _joined(labels.get('source'), _count(labels.get('classes'), 'classes'), *parts)
-
-
-def _facts(report: Mapping[str, Any], rows: list[dict[str, Any]]) -> list[dict[str, str]]:
-    """The few numbers below the verdict."""
-    found = []
-    for row in rows:
-        if row.get('source') and row.get('adapted'):
-            ends = (
-                f'{100 * row["source"]["mean"]:.1f} \N{RIGHTWARDS ARROW} {100 * row["adapted"]["mean"]:.1f} %'
-            )
-            found.append({'term': row['title'], 'text': ends})
-    found = found[:3]
-    count = (report.get('archive') or {}).get('count')
-    if count:
-        found.append({'term': 'Images', 'text': f'{count:,}'})
-    seconds = (report.get('cost') or {}).get('seconds')
-    if seconds:
-        found.append({'term': 'Time', 'text': _duration(sum(seconds.values()))})
-    return found
 
 
 def _label_free(scores: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -335,72 +236,6 @@ def _reconstructions(pictures: Mapping[str, Any], sizes: tuple[int, ...]) -> lis
     stacks = pictures.get('reconstructions') or {}
     columns = [[{'title': k, 'uri': data_uri(p, *sizes[:2])} for p in stack] for k, stack in stacks.items()]
     return [list(cells) for cells in zip(*columns, strict=True)]
-
-
-def _cost(cost: Mapping[str, Any]) -> list[tuple[str, str]]:
-    found = [(name[:1].upper() + name[1:], _duration(s)) for name, s in (cost.get('seconds') or {}).items()]
-    for key, term, show in (
-        ('images_per_second', 'Speed', lambda v: f'{v:,.1f} images/s'),
-        ('memory', 'Peak memory', _size),
-        ('energy', 'Energy', lambda v: f'{v:,.1f} Wh'),
-        ('device', 'Device', str),
-        ('adapter_bytes', 'Adapter file', _size),
-        ('model_bytes', 'Whole model', _size),
-    ):
-        if cost.get(key) is not None:
-            found.append((term, show(cost[key])))
-    return found
-
-
-def _percent(score: Mapping[str, Any] | None) -> str:
-    return '' if not score else f'{100 * score["mean"]:.1f}'
-
-
-def _signed(score: Mapping[str, Any] | None) -> str:
-    return '' if not score else f'{100 * score["mean"]:+.1f}'.replace('-', '\N{MINUS SIGN}')
-
-
-def _ends(score: Mapping[str, Any], sign: str = '') -> str:
-    low, high = (f'{100 * score[k]:{sign}.1f}'.replace('-', '\N{MINUS SIGN}') for k in ('low', 'high'))
-    return f'{low} to {high}'
-
-
-def _tone(gain: Mapping[str, Any]) -> str:
-    """Whether a gain lies outside its interval, and on which side."""
-    if gain.get('low') is None or gain.get('high') is None:
-        return 'same'
-    return 'up' if gain['low'] > 0 else 'down' if gain['high'] < 0 else 'same'
-
-
-def _number(value: float | None) -> str:
-    return '' if value is None else f'{value:.1f}' if abs(value) >= 10 else f'{value:.3f}'
-
-
-def _breakable(text: str) -> str:
-    """Text that breaks where names have their joints: at capitals, digits and after punctuation."""
-    return re.sub(r'(?<=[_/.\-])(?=\w)|(?<=[a-z])(?=[A-Z])', '\u200b', text)
-
-
-def _steady(text: str) -> str:
-    """Text in which k-NN, and a gain with its name, stay on one line."""
-    return re.sub(r' (?=[+\N{MINUS SIGN}]\d)', '\u00a0', text.replace('k-NN', 'k\u2011NN'))
-
-
-def _size(value: float) -> str:
-    for unit in ('bytes', 'kB', 'MB'):
-        if value < 1000:
-            return f'{value:.3g} {unit}'
-        value /= 1000
-    return f'{value:.3g} GB'
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f'{seconds:.0f} s'
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f'{minutes} min {rest} s' if rest and minutes < 10 else f'{round(seconds / 60)} min'
-    return f'{minutes // 60} h {minutes % 60} min'
 
 
 def _plain(value: Any) -> Any:

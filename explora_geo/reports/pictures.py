@@ -102,14 +102,19 @@ def compute_pictures(
     used = np.unique(np.concatenate([queries, *(r.ravel() for r in ranked.values())]))
     return {
         'tiles': display(images[few]),
-        'names': [str(names[i]) for i in few] if len(names) else [],
+        'names': [_name(names, i) for i in few],
         **{f'patches_{k}': _patches(v, images, few) for k, v in _pair(source, adapted)},
         'gallery': display(images[used]),
         'queries': np.searchsorted(used, queries),
         **{f'neighbors_{k}': np.searchsorted(used, r) for k, r in ranked.items()},
-        'gallery_names': [str(names[i]) for i in used] if len(names) else [],
+        'gallery_names': [_name(names, i) for i in used],
         'gallery_labels': [str(labels[i]) for i in used] if len(labels) else [],
     }
+
+
+def _name(names: Sequence[str], index: int) -> str:
+    """Name of a tile, or its number where it has none."""
+    return (str(names[index]) if len(names) else '') or f'tile {index + 1}'
 
 
 def _pair(source: ViT, adapted: ViT) -> tuple[tuple[str, ViT], tuple[str, ViT]]:

@@ -159,8 +159,9 @@ def test_scores_of_a_comparison_are_shown_as_they_come(tmp_path: Path) -> None:
     assert [i for i in page.having('id') if i in SECTIONS] == ['scores', 'strength', 'about']
 
 
-def test_the_anchor_is_called_ours(report: dict[str, Any], tmp_path: Path) -> None:
-    report['adaptation'] = {'notation': '[L]-r32', 'objective': 'anchor'}
+@pytest.mark.parametrize('notation', ['[L]-r32', 'anchor-[L]-r32'])
+def test_the_anchor_is_called_ours(report: dict[str, Any], tmp_path: Path, notation: str) -> None:
+    report['adaptation'] = {'notation': notation, 'objective': 'anchor'}
     words = Page(write_report(tmp_path, report)).words
     assert 'Anchor [L]-r32 (ours, not ExPLoRA) from' in words
     assert "explora_geo's own objective, not part of ExPLoRA" in words and 'D-ExPLoRA' not in words
