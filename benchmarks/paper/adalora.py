@@ -28,6 +28,10 @@ class SplitQKV(nn.Module):
         v: Values.
     """
 
+    q: nn.Linear
+    k: nn.Linear
+    v: nn.Linear
+
     def __init__(self, fused: Any) -> None:
         """Take over thirds of a fused layer.
 
@@ -59,6 +63,7 @@ def add_adalora(vit: ViT) -> AdaLoraModel:
     Returns:
         peft's wrapper, which shares the backbone's modules and allocates the ranks.
     """
+    block: Any
     for block in vit.blocks:
         block.attn.qkv = SplitQKV(block.attn.qkv)
     config = AdaLoraConfig(init_r=RANKS[0], target_r=RANKS[1], target_modules=['q', 'v'], total_step=2**31)
@@ -80,15 +85,20 @@ class AdaLoRATask(ClassificationTask):
         """Allocates the ranks."""
         return self._tuner[0]
 
+    @property
+    def settings(self) -> Any:
+        """The configuration of peft."""
+        return self.tuner.peft_config[_NAME]
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Ranks fall until the last step."""
-        self.tuner.peft_config[_NAME].total_step = run_length(self.trainer).total
+        self.settings.total_step = run_length(self.trainer).total
         return super().configure_optimizers()
 
     def _learn(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
         """The loss with AdaLoRA's regulariser: P and Q of every update are to be orthogonal."""
         loss, scores, wanted = super()._learn(batch)
-        return loss + self.tuner.peft_config[_NAME].orth_reg_weight * self.irregularity(), scores, wanted
+        return loss + self.settings.orth_reg_weight * self.irregularity(), scores, wanted
 
     def irregularity(self) -> Tensor:
         """Mean distance of A A^T and B^T B from the unit matrix (equation 4)."""
@@ -109,7 +119,7 @@ class AdaLoRATask(ClassificationTask):
         super().on_save_checkpoint(checkpoint)
         allocator = self.tuner.rankallocator
         checkpoint['adalora'] = {
-            'rank_pattern': self.tuner.peft_config[_NAME].rank_pattern,
+            'rank_pattern': self.settings.rank_pattern,
             **{name: dict(getattr(allocator, name)) for name in ('ipt', 'exp_avg_ipt', 'exp_avg_unc')},
         }
 
@@ -117,6 +127,6 @@ class AdaLoRATask(ClassificationTask):
         """Read it back."""
         super().on_load_checkpoint(checkpoint)
         kept = dict(checkpoint['adalora'])
-        self.tuner.peft_config[_NAME].rank_pattern = kept.pop('rank_pattern')
+        self.settings.rank_pattern = kept.pop('rank_pattern')
         for name, values in kept.items():
             setattr(self.tuner.rankallocator, name, values)

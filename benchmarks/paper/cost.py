@@ -175,6 +175,7 @@ def _tokens(vit: ViT, objective: Objective) -> list[tuple[int, int, int]]:
     assert views is not None
     found = []
     for count, side in ((2, views.global_size), (views.num_local, views.local_size)):
+        assert side is not None  # the objective has settled it
         length = 1 + slots * (side // vit.patch_embed.patch_size) ** 2
         found += [(length, vit.embed_dim, vit.depth)] * count
     return found

@@ -64,8 +64,13 @@ def probe(store: Store, job: Job, model: Stage, validate: bool = False) -> Stage
             _validate_on_training(module)
         with Meter() as meter:
             tables = extract_parts(vit, module, None, progress=lambda text: None)
-            parts = (tables[part] for part in ('train', 'val', 'test'))
-            found = run_probes(*parts, _protocol(job, vit.depth, validate), classes_named(module))
+            found = run_probes(
+                tables['train'],
+                tables['val'],
+                tables['test'],
+                _protocol(job, vit.depth, validate),
+                classes_named(module),
+            )
         return {
             **meter.to_dict(),
             'value': found.scores[0].mean,
