@@ -4,6 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from explora_geo._adapt import adapt as adapt
     from explora_geo.adaptation import ExPLoRAConfig as ExPLoRAConfig
     from explora_geo.adaptation import explora as explora
     from explora_geo.checkpoints import load_backbone as load_backbone
@@ -16,12 +17,13 @@ __version__ = '0.1.0'
 _EXPORTS = {
     'ExPLoRAConfig': 'explora_geo.adaptation',
     'ExPLoRATask': 'explora_geo.trainers',
+    'adapt': 'explora_geo._adapt',
     'create_vit': 'explora_geo.models',
     'explora': 'explora_geo.adaptation',
     'load_backbone': 'explora_geo.checkpoints',
 }
 
-__all__ = ['ExPLoRAConfig', 'ExPLoRATask', '__version__', 'create_vit', 'explora', 'load_backbone']
+__all__ = ['ExPLoRAConfig', 'ExPLoRATask', '__version__', 'adapt', 'create_vit', 'explora', 'load_backbone']
 
 
 def __getattr__(name: str) -> Any:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from explora_geo.commands.adapt import adapt
 from explora_geo.commands.doctor import doctor
 from explora_geo.commands.export import export
 from explora_geo.commands.fit import PASS_ON, fit, predict, test, validate
@@ -122,6 +123,7 @@ def adapter_merge(
     file: Annotated[Path, typer.Argument(help='Adapter file.')],
     base: Annotated[str, typer.Option(help='Base weights: a file or timm/<name>.')],
     out: Annotated[Path, typer.Option(help='Model file to write (.safetensors).')],
+    strength: Annotated[float, typer.Option(help='Share of what the adapter adds, from 0 to 1.')] = 1.0,
 ) -> None:
     """Merge an adapter into its base: a plain model with timm's keys.
 
@@ -129,7 +131,7 @@ def adapter_merge(
     """
     from explora_geo.checkpoints import merge_adapter
 
-    header = merge_adapter(file, base, out)
+    header = merge_adapter(file, base, out, strength)
     console.print(
         f'{out}: {header.backbone} with {header.explora_config.notation()} merged',
         markup=False,
@@ -245,7 +247,7 @@ def demo(
 
 #: `explora-geo --help` as a table of contents, in the order in which a project goes.
 _CONTENTS: dict[str, tuple[tuple[str, Callable[..., None]], ...]] = {
-    'Start': (('doctor', doctor), ('demo', demo)),
+    'Start': (('adapt', adapt), ('doctor', doctor), ('demo', demo)),
     'Plan and prepare': (('params', params), ('pack', pack)),
     'Train': (('fit', fit), ('validate', validate), ('test', test), ('predict', predict)),
     'Measure and map': (('probe', probe), ('map', make)),

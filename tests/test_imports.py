@@ -42,6 +42,17 @@ ALLOWED = {
     'datamodules': {'_compat', 'datasets', 'transforms', 'datamodules'},
     'main': {'_compat', 'checkpoints', 'datamodules', 'trainers'},
     'cli': {'adaptation', 'checkpoints', 'commands', 'datasets', 'demo', 'main', 'models', 'objectives'},
+    '_adapt_settings': {'adaptation', 'checkpoints', 'datamodules', 'models', 'trainers'},
+    '_adapt_report': {
+        *('_adapt_settings', 'checkpoints', 'datamodules', 'datasets', 'evaluation', 'models', 'objectives'),
+        'reports',
+    },
+    # The main job is what commands and libraries are for: it stands above them, below the command line.
+    '_adapt': {
+        *('_adapt_report', '_adapt_settings', '_atomic', 'checkpoints', 'commands.configuration'),
+        *('datamodules', 'main', 'trainers'),
+    },
+    'commands.adapt': {'_adapt', '_adapt_settings'},
     '_atomic': set(),
     '_compat': set(),
 }

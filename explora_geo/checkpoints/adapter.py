@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -260,8 +260,17 @@ def apply_adapter(vit: ViT, path: str | Path) -> AdapterHeader:
     return header
 
 
-def put_adapter(vit: ViT, header: AdapterHeader, state: dict[str, Tensor], path: str | Path) -> None:
-    """`apply_adapter` of what `read_adapter` has read, on a backbone of its architecture."""
+def put_adapter(
+    vit: ViT, header: AdapterHeader, state: dict[str, Tensor], path: str | Path, strength: float = 1.0
+) -> None:
+    """`apply_adapter` of what `read_adapter` has read, on a backbone of its architecture, at a strength."""
+    extra = header.explora_config.extra
+    if not 0 <= strength <= 1:
+        raise ValueError(f'strength must be from 0 (the base) to 1 (the adapter), got {strength:g}')
+    if strength < 1 and extra:
+        raise ValueError(
+            f'{path} holds {", ".join(extra)}, which the base lacks: its strength must be 1, got {strength:g}'
+        )
     grid, own = (header.img_size // header.patch_size,) * 2, vit.patch_embed.grid_size
     found = frozen_sha256(vit, state, grid if header.header == 1 else None)
     if found != header.base_sha256:
@@ -275,25 +284,43 @@ def put_adapter(vit: ViT, header: AdapterHeader, state: dict[str, Tensor], path:
         state = {**state, 'pos_embed': fit_position(state['pos_embed'], own)}
     elif computed and grid != own:  # it knows the codes of its own grid, as a merged file has them
         state = {**state, 'pos_embed': fit_position(_position_at(vit, grid), own)}
+    if strength < 1:
+        state = _weaken(state, vit.state_dict(), strength)
     vit.load_state_dict(state, strict=False)
     if header.normalization is not None:
         vit.normalization = header.normalization
 
 
-def merge_adapter(path: str | Path, base: str | Path, out: str | Path) -> AdapterHeader:
+def _weaken(state: Mapping[str, Tensor], base: Mapping[str, Tensor], strength: float) -> dict[str, Tensor]:
+    """An adapter is a difference: what it adds to the base, in part."""
+    weaker = {}
+    for name, tensor in state.items():
+        if '.lora_b.' in name:
+            weaker[name] = strength * tensor
+        elif '.lora_a.' in name:
+            weaker[name] = tensor
+        else:
+            weaker[name] = torch.lerp(base[name], tensor.to(base[name]), strength)
+    return weaker
+
+
+def merge_adapter(
+    path: str | Path, base: str | Path, out: str | Path, strength: float = 1.0
+) -> AdapterHeader:
     """Write base + adapter as one plain model with timm's keys.
 
     Args:
         path: Adapter file.
         base: Base weights: a file or `timm/<name>`.
         out: File to write, `.safetensors`.
+        strength: Share of what the adapter adds to the base, in [0, 1].
 
     Returns:
         The adapter's header.
     """
     header, state = read_adapter(path)
     vit = build(header.backbone, read_weights(base), header.explora_config.extra, **header.arguments)
-    put_adapter(vit, header, state, path)
+    put_adapter(vit, header, state, path, strength)
     merge_lora(vit)
     meta = {**model_metadata(vit, header.backbone), 'adaptation': header.explora_config.notation()}
     write_state(out, vit.state_dict(), meta)

@@ -296,7 +296,11 @@ def _check(
 
 
 def load_backbone(
-    name: str, weights: WeightsEnum | str | Path, adapter: str | Path | None = None, **kwargs: object
+    name: str,
+    weights: WeightsEnum | str | Path,
+    adapter: str | Path | None = None,
+    strength: float = 1.0,
+    **kwargs: object,
 ) -> ViT:
     """Build a backbone and load its weights, and an adapter on top if given.
 
@@ -304,6 +308,7 @@ def load_backbone(
         name: Backbone name; see `create_vit`.
         weights: A `WeightsEnum`, a file, or `timm/<name>`.
         adapter: Adapter file made on exactly these weights; it is applied and merged.
+        strength: Share of what the adapter adds to the weights, from 0 (nothing) to 1.
         **kwargs: Further arguments of `create_vit`; an adapter states its image size, bands and tokenizer.
             Another image size is no contradiction: positions are resampled.
 
@@ -317,7 +322,7 @@ def load_backbone(
         ValueError: If a file cannot be read, does not fit the backbone, its bands or one another, or the
             adapter was made on other weights.
     """
-    return build_backbone(name, read_weights(weights), adapter, **kwargs)
+    return build_backbone(name, read_weights(weights), adapter, strength, **kwargs)
 
 
 def _has_fixed_position(read: Read) -> bool:
@@ -332,17 +337,21 @@ def _has_fixed_position(read: Read) -> bool:
     return torch.allclose(stored[0, 1:].float(), sincos_2d(stored.shape[2], (side, side)), atol=1e-3)
 
 
-def build_backbone(name: str, read: Read, adapter: str | Path | None = None, **kwargs: Any) -> ViT:
+def build_backbone(
+    name: str, read: Read, adapter: str | Path | None = None, strength: float = 1.0, **kwargs: Any
+) -> ViT:
     """`load_backbone` of what `read_weights` has read."""
     from explora_geo.checkpoints import adapter as adapters  # adapter.py builds on this file
 
     kwargs.setdefault('learned_position', not _has_fixed_position(read))
     if adapter is None:
+        if strength != 1:
+            raise ValueError(f'strength {strength:g} is of an adapter: give adapter, or leave it out')
         return build(name, read, **kwargs).requires_grad_(True).eval()
     header, state = adapters.read_adapter(adapter)
     fits = partial(adapters.check_architecture, header, path=adapter)
     extra = header.explora_config.extra
     vit = build(name, read, extra, fits, **{**header.arguments, **kwargs})
-    adapters.put_adapter(vit, header, state, adapter)
+    adapters.put_adapter(vit, header, state, adapter, strength)
     merge_lora(vit)
     return vit.requires_grad_(True).eval()

@@ -20,7 +20,7 @@ RULE = (
     'harm if any score falls by more than one point; helps if k-NN or linear probe gain outside their paired '
     '95 % interval and nothing is harmed; else no difference'
 )
-SOURCE, ADAPTED, BEST_BLOCK, TURNS = 'source', 'adapted', 'best_block', 'turns'
+SOURCE, ADAPTED, BESIDE, BEST_BLOCK, TURNS = 'source', 'adapted', 'beside', 'best_block', 'turns'
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,8 @@ class Comparison:
 
         Returns:
             Rows with `metric`, `title`, and the scores `source`, `adapted`, `gain`, `best_block`,
-            `turns_source` and `turns_adapted`; `over` holds the gains over the rivals.
+            `turns_source`, `turns_adapted` and, of a model with that name, `beside` with its own `gain`;
+            `over` holds the gains over the rivals.
         """
         name = model or self.adapted[0]
         shown = {SOURCE: SOURCE, ADAPTED: name, BEST_BLOCK: BEST_BLOCK}
@@ -133,6 +134,8 @@ class Comparison:
                 if known in self.models:
                     row[key] = self.score(known, method)
             row['gain'] = self.gain(name, method)
+            if BESIDE in self.models and name != BESIDE:
+                row[BESIDE] = {**self.score(BESIDE, method), 'gain': self.gain(BESIDE, method)}
             row['over'] = {
                 key: self.gain(name, method, key)
                 for key in (BEST_BLOCK, f'{TURNS}_{SOURCE}')

@@ -1,24 +1,28 @@
-"""Keep what a strong source knows and teach it orientation: an objective of ours, not the paper's."""
+"""Teach a strong source the orientations and the statistics of an archive: ours, not the paper's."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from explora_geo.models.turns import average_maps, check_turns, turn
 from explora_geo.models.vit import Features, ViT
 from explora_geo.objectives.base import Objective
 from explora_geo.objectives.teacher import Teacher
-from explora_geo.transforms.orientation import TURNS, orientations, turn, turn_back
 
 
 class Anchor(Objective):
     """Predict from one orientation of an image what the source sees on average in all of them.
 
     The target is the mean of the frozen source's patch features over the orientations of an image, turned
-    back; the student sees the image in one of eight orientations. There are no heads, so a strong source
-    has nothing to unlearn. The source costs no second model: it shares every tensor that does not train.
+    back, and partly whitened with the covariance of the archive's images: what all tiles share counts less,
+    what tells them apart counts more. The student sees the image in one of eight orientations. There are no
+    heads, so a strong source has nothing to unlearn. The source costs no second model: it shares every tensor
+    that does not train.
+
     It is not part of ExPLoRA (Khanna et al. 2025), whose objectives are `DINOv2` (D) and `MAE` (M).
     """
 
@@ -26,41 +30,41 @@ class Anchor(Objective):
         self,
         backbone: ViT,
         turns: int = 4,
+        whitening: float = 0.5,
+        ridge: float = 0.02,
         patch_weight: float = 0.5,
         centered_weight: float = 2.0,
         mean_weight: float = 2.0,
-        center_momentum: float = 0.9,
     ) -> None:
         """Initialize an Anchor objective.
 
         Args:
             backbone: Student, with the source's weights; LoRA adds nothing yet.
             turns: Orientations that the target averages: 1, 4 quarter turns, or 8 with mirror images.
+            whitening: Power of the inverse standard deviation by which each principal direction of the
+                archive's mean patch features is scaled: 0 leaves the source's geometry, 1 whitens.
+            ridge: Added to each standard deviation, as a share of the largest, so that noise stays small.
             patch_weight: Weight of smooth L1 between patch features, over their deviation.
             centered_weight: Weight of 1 - cosine of the mean patch features, minus the archive's mean.
             mean_weight: Weight of 1 - cosine of the mean patch features as they are.
-            center_momentum: Momentum of the running mean and deviation of the source's features.
 
         Raises:
-            ValueError: If `turns` is none of 1, 4, 8, a weight is negative, or all are zero.
+            ValueError: If `turns` is none of 1, 4, 8, `whitening` not in [0, 1], `ridge` not positive, or a
+                weight negative or all zero.
         """
         super().__init__(backbone)
         weights = (patch_weight, centered_weight, mean_weight)
-        if turns not in TURNS:
-            raise ValueError(f'turns must be 1, 4 or 8, got {turns}')
+        if not 0 <= whitening <= 1 or ridge <= 0:
+            raise ValueError(f'whitening must be in [0, 1] and ridge positive, got {whitening} and {ridge}')
         if min(weights) < 0 or not any(weights):
             raise ValueError(
                 'patch_weight, centered_weight and mean_weight must be at least 0 and one of them positive, '
                 f'got {", ".join(map(str, weights))}'
             )
-        self.turns = turns
+        self.turns, self.whitening, self.ridge = check_turns(turns), whitening, ridge
         self.patch_weight, self.centered_weight, self.mean_weight = weights
-        self.center_momentum = center_momentum
         self.source = Teacher(nn.ModuleDict({'backbone': backbone}))
-        self.center: Tensor
-        self.deviation: Tensor
-        self.register_buffer('center', torch.zeros(backbone.embed_dim))
-        self.register_buffer('deviation', torch.zeros(backbone.embed_dim))
+        self.archive = ArchiveStatistics(backbone.embed_dim)
 
     @staticmethod
     def pool(features: Features) -> Tensor:
@@ -70,13 +74,19 @@ class Anchor(Objective):
     def forward(self, batch: Mapping[str, Any], step: int) -> dict[str, Tensor]:
         """Weighted losses of a batch; see `Objective.forward`."""
         image, times = batch['image'], batch.get('timestamps')
-        target = self.targets(image, times)
-        self._follow(target)
-        found, wanted = self._student(image, target, times)
+        seen = self.targets(image, times)
+        if self.training:
+            self.archive.add(seen.mean((1, 3, 4)))
+            if (
+                self.whitening and step & (step - 1) == 0
+            ):  # steps 0, 1, 2, 4, 8, ...: later ones change little
+                self.archive.whiten(self.whitening, self.ridge)
+        found, wanted = self._student(image, self.archive.whitened(seen), times)
         mine, theirs = found.mean((1, 3, 4)), wanted.mean((1, 3, 4))  # (B,D)
+        center = self.archive.mean
         cosine = F.cosine_similarity(mine, theirs, dim=1).mean()
-        centered = F.cosine_similarity(mine - self.center, theirs - self.center, dim=1).mean()
-        scale = self.deviation.clamp(min=1e-6)[:, None, None]
+        centered = F.cosine_similarity(mine - center, theirs - center, dim=1).mean()
+        scale = wanted.std((0, 1, 3, 4)).clamp(min=1e-6)[:, None, None]
         self.metrics = {'cosine': cosine.detach(), 'centered_cosine': centered.detach()}
         if self.training:
             self.watched = mine.detach()
@@ -88,7 +98,8 @@ class Anchor(Objective):
 
     def _student(self, image: Tensor, target: Tensor, times: Tensor | None) -> tuple[Tensor, Tensor]:
         """Features of images in orientations drawn for each, and the targets turned alike."""
-        allowed = orientations(8, *image.shape[-2:])
+        square = image.shape[-2] == image.shape[-1]
+        allowed = [k for k in range(8) if square or k % 2 == 0]  # a batch has one shape
         drawn = torch.randint(len(allowed), (len(image),)).tolist()
         turned, wanted = torch.empty_like(image), torch.empty_like(target)
         for choice in set(drawn):
@@ -96,35 +107,100 @@ class Anchor(Objective):
             rows = torch.tensor([i for i, other in enumerate(drawn) if other == choice], device=image.device)
             turned[rows] = turn(image[rows], allowed[choice])
             wanted[rows] = turn(target[rows], allowed[choice])
-        return self._map(self.backbone, turned, times), wanted
+        return _feature_map(self.backbone, turned, times), wanted
 
     @torch.no_grad()
     def targets(self, image: Tensor, timestamps: Tensor | None = None) -> Tensor:
-        """Patch features of the source, averaged over the orientations of each image.
+        """What the source sees, averaged over the orientations of each image.
 
         Args:
             image: Normalized image, shape (B, C, H, W), or as the tokenizer says.
             timestamps: Acquisition times for temporal tokenizers, shape (B, T, 3).
 
         Returns:
-            Shape (B, S, D, h, w) for h x w patches.
+            Patch features, shape (B, S, D, h, w) for h x w patches.
         """
         source: Any = self.source.parts.eval()['backbone']
-        kinds = orientations(self.turns, *image.shape[-2:])
-        return torch.stack([turn_back(self._map(source, turn(image, k), timestamps), k) for k in kinds]).mean(
-            0
-        )
+        return average_maps(lambda seen: _feature_map(source, seen, timestamps), image, self.turns)
 
-    @staticmethod
-    def _map(vit: ViT, image: Tensor, times: Tensor | None) -> Tensor:
-        patches = vit(image, timestamps=times).patches.float()
-        return patches.transpose(2, 3).unflatten(3, vit.patch_embed.grid(image))  # (B,S,L,D) -> (B,S,D,h,w)
+
+class ArchiveStatistics(nn.Module):
+    """Mean and covariance of an archive's features, gathered batch by batch over all processes.
+
+    Attributes:
+        count: Features so far.
+        mean: Their mean, shape (D,).
+        covariance: Their covariance, shape (D, D).
+        matrix: What `whitened` multiplies features with, shape (D, D); the identity at first.
+    """
+
+    count: Tensor
+    mean: Tensor
+    covariance: Tensor
+    matrix: Tensor
+
+    def __init__(self, dim: int) -> None:
+        """Initialize without features.
+
+        Args:
+            dim: Width D of the features.
+        """
+        super().__init__()
+        self.register_buffer('count', torch.zeros(()))
+        self.register_buffer('mean', torch.zeros(dim))
+        self.register_buffer('covariance', torch.zeros(dim, dim))
+        self.register_buffer('matrix', torch.eye(dim))
 
     @torch.no_grad()
-    def _follow(self, target: Tensor) -> None:
-        """Follow mean and deviation of the source's features; the first batch sets them."""
-        known = self.deviation.any()
-        share = torch.where(known, 1 - self.center_momentum if self.training else 0.0, 1.0)
-        usable = torch.isfinite(target).all()  # else they stay, also for a checkpoint
-        for average, now in ((self.center, target.mean), (self.deviation, target.std)):
-            average.copy_(torch.where(usable, average.lerp(now((0, 1, 3, 4)), share), average))
+    def add(self, features: Tensor) -> None:
+        """Take features of a batch into account, on every process alike.
+
+        Args:
+            features: Shape (N, D).
+        """
+        offset = features.float() - self.mean
+        sums = torch.cat([offset, torch.ones_like(offset[:, :1])], dim=1)
+        with torch.autocast(features.device.type, enabled=False):
+            moments = sums.T @ sums  # offset products, their sums, and the number, in one matrix
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(moments)
+        # Features that are not finite count as none: the run stops, and its checkpoint stays whole.
+        moments = torch.where(torch.isfinite(moments).all(), moments, torch.zeros_like(moments))
+        total = self.count + moments[-1, -1]
+        shift = moments[:-1, -1] / total.clamp(min=1)
+        second = (self.count * self.covariance + moments[:-1, :-1]) / total.clamp(min=1)
+        self.covariance.copy_(second - shift.outer(shift))
+        self.mean.add_(shift)
+        self.count.copy_(total)
+
+    @torch.no_grad()
+    def whiten(self, power: float, ridge: float) -> None:
+        """Have `whitened` whiten features in part, keeping their axes and their mean squared length.
+
+        Args:
+            power: Power of the inverse standard deviation of each principal direction, in [0, 1].
+            ridge: Added to the standard deviations, as a share of the largest.
+        """
+        covariance = self.covariance.double().cpu()
+        values, vectors = torch.linalg.eigh(covariance)
+        deviations = values.clamp(min=0).sqrt()
+        if not deviations[-1] > 0:
+            return
+        scale = (deviations / deviations[-1] + ridge) ** -power
+        scale *= (values.sum() / (values * scale**2).sum()).sqrt()
+        self.matrix.copy_(vectors * scale @ vectors.T)
+
+    def whitened(self, features: Tensor) -> Tensor:
+        """Whiten around the archive's mean, which stays.
+
+        Args:
+            features: Maps, shape (B, S, D, h, w).
+        """
+        mean = self.mean[:, None, None]
+        with torch.autocast(features.device.type, enabled=False):
+            return torch.einsum('bsdhw,de->bsehw', features.float() - mean, self.matrix) + mean
+
+
+def _feature_map(vit: ViT, image: Tensor, times: Tensor | None) -> Tensor:
+    patches = vit(image, timestamps=times).patches.float()
+    return patches.transpose(2, 3).unflatten(3, vit.patch_embed.grid(image))  # (B,S,L,D) -> (B,S,D,h,w)

@@ -29,6 +29,7 @@ VARIANTS = {
     'turns_source': ('turns', '^', 'Source, mean of turns'),
     'adapted': ('adapted', 'D', 'Adapted'),
     'turns_adapted': ('adapted', 'v', 'Adapted, mean of turns'),
+    'beside': ('few', '*', 'Adapted beforehand'),
 }
 _STYLE: Any = {
     'svg.fonttype': 'none',

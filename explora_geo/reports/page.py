@@ -14,7 +14,8 @@ of its 95 % interval optional:
 - `scores`: `labels` `{"source", "train", "validation", "test", "classes"}` and `rows`, each with `metric`
   (`knn`, `linear`, `few` or another), `title`, `name` (in sentences), and the scores `source`, `adapted`,
   `gain` (paired: adapted minus source on the same tiles), `best_block` (with its `block`), `turns_source`
-  and `turns_adapted` (with their `turns`); `outcome` and `rule`. `Comparison.to_dict` gives all of it.
+  and `turns_adapted` (with their `turns`), `beside` (made beforehand, with its `gain`); `outcome` and `rule`.
+  `Comparison.to_dict` gives all of it.
 - `label_free`: output of `evaluation.compare_backbones` (`source`, `adapted`), `tiles`, `chosen` (a key of
   `label_free.SCORES`), `worth` (a sentence).
 - `retention`: `source` of the images and `row`, as in `scores`: what the model still knows.

@@ -177,7 +177,8 @@ class SteadyTask(BaseTask):
         """Set the random state of a step, and keep what its forward pass changes in place."""
         self.reseed(Stream.STEP, self.trainer.fit_loop.total_batch_idx)
         if self._averages:
-            torch._foreach_copy_(self._kept_averages, self._averages)
+            kept: Any = self._kept_averages  # declared for tuples alone
+            torch._foreach_copy_(kept, self._averages)
 
     def check_finite(self, loss: Tensor, batch: Any) -> None:
         """Have a loss checked before the optimizer moves anything; `on_after_backward` reads the answer.

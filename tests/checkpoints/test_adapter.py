@@ -86,6 +86,36 @@ def test_base_and_adapter_are_the_adapted_model(
     assert_close(merged(images).cls, adapted(images).cls, atol=1e-5, rtol=0)
 
 
+@torch.no_grad()
+def test_strength_leads_from_the_base_to_the_adapter(adapter: Path, base_file: Path, tmp_path: Path) -> None:
+    base, half, whole = (load_backbone(MODEL, base_file, adapter, strength=s) for s in (0.0, 0.5, 1.0))
+    plain = load_backbone(MODEL, base_file).state_dict()
+    for name, value in half.state_dict().items():
+        assert_close(base.state_dict()[name], plain[name])
+        assert_close(value, (plain[name] + whole.state_dict()[name]) / 2, atol=1e-6, rtol=1e-5)
+    merge_adapter(adapter, base_file, tmp_path / 'half.safetensors', strength=0.5)
+    merged = load_backbone(MODEL, tmp_path / 'half.safetensors').state_dict()
+    assert all(torch.equal(merged[name], value) for name, value in half.state_dict().items())
+
+
+@pytest.mark.parametrize('strength', [2.0, -0.1, float('nan')])
+def test_a_strength_is_a_share(adapter: Path, base_file: Path, strength: float) -> None:
+    with pytest.raises(ValueError, match=r'strength must be from 0 .* to 1'):
+        load_backbone(MODEL, base_file, adapter, strength=strength)
+
+
+def test_a_strength_needs_an_adapter_that_is_a_difference(base_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r'strength 0\.5 is of an adapter'):
+        load_backbone(MODEL, base_file, strength=0.5)
+    config = replace(CONFIG, extra=('patch_embed',))
+    vit = create_vit(MODEL, bands=('nir', 'red'))
+    load_weights(vit, base_file, fresh=['patch_embed'])
+    explora(vit, config)
+    save_adapter(tmp_path / 'bands.safetensors', vit, MODEL, config)
+    with pytest.raises(ValueError, match='holds patch_embed, which the base lacks'):
+        load_backbone(MODEL, base_file, tmp_path / 'bands.safetensors', strength=0.5, bands=('nir', 'red'))
+
+
 def test_the_file_holds_exactly_what_trains(adapted: ViT, adapter: Path) -> None:
     header, state = read_adapter(adapter)
     assert sorted(state) == sorted(trainable_names(adapted))

@@ -8,8 +8,9 @@ from torch.testing import assert_close
 
 from explora_geo.adaptation import ExPLoRAConfig, explora
 from explora_geo.models import ViT, create_vit
+from explora_geo.models.turns import turn
 from explora_geo.objectives import Anchor
-from explora_geo.transforms.orientation import turn
+from explora_geo.objectives.anchor import ArchiveStatistics
 
 
 def student(adaptation: str = '[L]-r4', **kwargs: Any) -> ViT:
@@ -50,13 +51,13 @@ def test_an_image_without_direction_costs_nothing_at_the_start(small_names: None
     with torch.no_grad():
         vit.pos_embed.zero_()  # without positions, patches of one value look the same from everywhere
     explora(vit, ExPLoRAConfig.parse('[L]-r4'))
-    losses = Anchor(vit)({'image': torch.ones(4, 3, 32, 32) * torch.randn(4, 3, 1, 1)}, 0)
+    losses = Anchor(vit, whitening=0)({'image': torch.ones(4, 3, 32, 32) * torch.randn(4, 3, 1, 1)}, 0)
     assert all(abs(loss.item()) < 1e-5 for loss in losses.values())
 
 
 def test_learning_brings_orientations_together(small_names: None) -> None:
     vit = student('[L]-r8')
-    anchor = Anchor(vit)
+    anchor = Anchor(vit, whitening=0)
     image = torch.randn(8, 3, 32, 32)
 
     def disagreement() -> float:
@@ -73,15 +74,38 @@ def test_learning_brings_orientations_together(small_names: None) -> None:
     assert disagreement() < 0.8 * before
 
 
-def test_statistics_stay_in_validation_and_follow_in_training(small_names: None) -> None:
+def test_statistics_are_those_of_all_batches_and_stay_in_validation() -> None:
+    features = torch.randn(50, 6) @ torch.randn(6, 6) + 3
+    statistics = ArchiveStatistics(6)
+    for batch in features.split([7, 20, 23]):
+        statistics.add(batch)
+    assert_close(statistics.mean, features.mean(0), atol=1e-4, rtol=1e-4)
+    assert_close(statistics.covariance, features.T.cov(correction=0), atol=1e-3, rtol=1e-3)
+
+
+def test_validation_leaves_the_statistics_alone(small_names: None) -> None:
     anchor = Anchor(student())
     anchor({'image': torch.randn(4, 3, 32, 32)}, 0)
-    center = anchor.center.clone()
-    assert center.any()
-    anchor.eval()({'image': torch.randn(4, 3, 32, 32)}, 0)
-    assert torch.equal(anchor.center, center)
-    anchor.train()({'image': torch.randn(4, 3, 32, 32)}, 1)
-    assert not torch.equal(anchor.center, center)
+    before = anchor.archive.covariance.clone()
+    assert before.any() and not torch.equal(anchor.archive.matrix, torch.eye(len(before)))
+    anchor.eval()({'image': torch.randn(4, 3, 32, 32)}, 1)
+    assert torch.equal(anchor.archive.covariance, before)
+
+
+@pytest.mark.parametrize('power', [0.0, 0.5, 1.0])
+def test_whitening_evens_out_directions_and_keeps_mean_and_length(power: float) -> None:
+    torch.manual_seed(0)
+    features = torch.randn(2000, 5) @ torch.diag(torch.tensor([10.0, 3, 1, 1, 1])) + 2
+    statistics = ArchiveStatistics(5)
+    statistics.add(features)
+    statistics.whiten(power, ridge=1e-6)
+    found = statistics.whitened(features[:, None, :, None, None]).flatten(1)
+    assert_close(found.mean(0), features.mean(0), atol=1e-3, rtol=1e-3)
+    lengths = [(x - x.mean(0)).square().sum(1).mean() for x in (found, features)]
+    assert_close(*lengths, atol=1e-2, rtol=1e-3)
+    ratio = found.T.cov().diagonal().sqrt()
+    expected = {0.0: 10.0, 0.5: 10**0.5, 1.0: 1.0}[power]
+    assert_close(float(ratio[0] / ratio[2]), expected, atol=0.05 * expected, rtol=0)
 
 
 def test_images_that_are_not_square_are_turned_by_half(small_names: None) -> None:
@@ -93,7 +117,9 @@ def test_images_that_are_not_square_are_turned_by_half(small_names: None) -> Non
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
-        ({'turns': 3}, 'turns must be 1, 4 or 8, got 3'),
+        ({'turns': 3}, 'turns must be 1, 4 .*got 3'),
+        ({'whitening': 1.5}, 'whitening must be in'),
+        ({'ridge': 0}, 'ridge positive'),
         ({'patch_weight': -1}, 'at least 0 and one of them positive, got -1'),
         ({'patch_weight': 0, 'mean_weight': 0, 'centered_weight': 0}, 'one of them positive'),
     ],

@@ -1,0 +1,273 @@
+"""The main job as one verb: adapt a backbone to an archive, and say whether that helped."""
+
+import itertools
+import json
+import shutil
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import yaml
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torchvision.models._api import WeightsEnum
+
+from explora_geo._adapt_report import measure
+from explora_geo._adapt_settings import (
+    Length,
+    Source,
+    check_folder,
+    choose_adaptation,
+    find_source,
+    merge_settings,
+    run_settings,
+)
+from explora_geo._atomic import atomic_path
+from explora_geo.checkpoints import read_adapter
+from explora_geo.commands.configuration import read_yaml
+from explora_geo.datamodules.archive import Archive, look
+from explora_geo.datamodules.labeled import LabeledTiles
+from explora_geo.trainers.kernels import faster_precision
+
+#: Adapted where nothing else is asked for.
+DEFAULT_WEIGHTS = 'timm/vit_small_patch14_dinov2.lvd142m'
+# Steps that are timed, after one that is not: the first allocates.
+_TIMED = 3
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """What an adaptation left behind.
+
+    Attributes:
+        folder: Folder of the run.
+        adapter: The adapter file.
+        page: The report, to open in a browser.
+        report: Content of `report.json`; `report['verdict']` says whether it helped.
+    """
+
+    folder: Path
+    adapter: Path
+    page: Path
+    report: dict[str, Any]
+
+
+def adapt(
+    archive: str | PathLike[str] | Sequence[str | PathLike[str]],
+    out: str | PathLike[str] = 'runs/adapt',
+    weights: WeightsEnum | str | PathLike[str] = DEFAULT_WEIGHTS,
+    adaptation: str | None = None,
+    length: str | Length = '30 minutes',
+    bands: str | Sequence[str] | None = None,
+    labels: str | PathLike[str] | None = None,
+    retention: str | PathLike[str] | None = None,
+    config: str | PathLike[str] | None = None,
+    force: bool = False,
+) -> Adapted:
+    """Adapt a backbone to an archive of unlabeled images, and measure it before and after.
+
+    The same call on the same folder goes on where it was stopped.
+
+    Args:
+        archive: Folder of tiles, pack, scenes or list of files; see `explora_geo.datamodules.archive.look`.
+        out: Folder of the run: `adapter.safetensors`, `config.yaml`, `report.json`, `report.html`.
+        weights: What is adapted: a `WeightsEnum` or its name, a file, or `timm/<name>`.
+        adaptation: `D-ExPLoRA-[L]-r32` or `M-ExPLoRA-[L]-r32`, the paper's; `anchor-[L]-r32`, ours. If None,
+            M for weights of a masked autoencoder, else the anchor, which does a strong source no harm.
+        length: Such as `30 minutes`, `600 steps` or `2 epochs`; minutes become steps once.
+        bands: Bands to use, in order; see `look`.
+        labels: Folder of labeled tiles, by which source and adapted features are scored; never trained on.
+        retention: Folder of labeled natural images: what the model still knows of them.
+        config: YAML file of `explora-geo fit` whose entries replace those chosen here.
+        force: Adapt against advice, such as DINOv2 weights by masked autoencoding.
+
+    Returns:
+        The run.
+
+    Raises:
+        FileNotFoundError: If archive, labels or weights do not exist.
+        ValueError: If something does not fit, or the folder holds another run.
+    """
+    return run(archive, out, weights, adaptation, length, bands, labels, retention, config, force)
+
+
+def run(
+    archive: Any,
+    out: Any,
+    weights: Any,
+    adaptation: str | None,
+    length: str | Length,
+    bands: Any,
+    labels: Any,
+    retention: Any,
+    config: Any,
+    force: bool,
+    *,
+    beside: Any = None,
+    quick: bool = False,
+    say: Callable[[str], None] = lambda text: None,
+) -> Adapted:
+    """`adapt`, telling what it does; `beside` and `quick` are those of `measure`."""
+    folder, length = Path(out), Length.parse(length)
+    for name, given in (('labels', labels), ('retention', retention)):
+        if given is not None and not Path(given).is_dir():
+            raise FileNotFoundError(f'no folder {given}: {name} is a folder with a folder for each class')
+    if beside is not None:
+        read_adapter(beside)
+    source = find_source(weights)
+    notation = choose_adaptation(source, adaptation, force)
+    request: dict[str, Any] = {
+        'archive': [str(a) for a in archive] if isinstance(archive, list | tuple) else str(archive),
+        'weights': source.weights,
+        'adaptation': notation,
+        'length': str(length),
+        'bands': bands if bands is None or isinstance(bands, str) else ','.join(bands),
+        'config': None if config is None else read_yaml(Path(config)),
+    }
+    check_folder(folder, request)
+    found = look(archive, bands, source.patch_size)
+    for given in (labels, retention):
+        if given is not None:
+            LabeledTiles(given, found)  # says now, and not after training, what does not fit
+    say(found.sentences())
+    file = folder / 'config.yaml'
+    if not file.is_file():
+        settings = run_settings(found, source, notation, folder)
+        settings = settle(merge_settings(settings, request['config'] or {}), found, length)
+        _write(folder / 'request.json', json.dumps(request, indent=1))
+        _write(file, yaml.safe_dump(settings, sort_keys=False))
+    settings = read_yaml(file)
+    say(_plan(settings, source, notation))
+    try:
+        command = train(settings, folder)
+    except (KeyboardInterrupt, SystemExit):
+        say(f'Stopped. The same command goes on from {folder / "run" / "last.ckpt"}, where there is one.')
+        raise
+    page, report = measure(command, folder, found, source, notation, labels, retention, beside, quick, say)
+    return Adapted(folder, folder / 'adapter.safetensors', page, report)
+
+
+def _write(file: Path, text: str) -> None:
+    with atomic_path(file) as temporary:
+        temporary.write_text(text, encoding='utf-8')
+
+
+def _plan(settings: dict[str, Any], source: Source, notation: str) -> str:
+    """What is about to be done, in two lines."""
+    trainer, batch = settings['trainer'], settings['data']['init_args']['batch_size']
+    size = settings['model']['init_args']['img_size']
+    return (
+        f'{source.weights} is adapted as {notation}: {trainer["max_steps"]:,} steps of {batch} images of '
+        f'{size} px in {trainer["precision"]}.\nFiles go to {trainer["default_root_dir"]}; '
+        'explora-geo fit --config reads its config.yaml.'
+    )
+
+
+def settle(settings: dict[str, Any], found: Archive, length: Length) -> dict[str, Any]:
+    """Choose precision and number of steps by measurement, where the settings do not state them.
+
+    Args:
+        settings: Settings of the run.
+        found: The archive.
+        length: How long to adapt.
+
+    Returns:
+        Complete settings.
+    """
+    trainer = {'precision': faster_precision(), **settings['trainer']}
+    settings = {**settings, 'trainer': trainer}
+    seconds = time_step(settings)
+    batch = settings['data']['init_args']['batch_size']
+    steps = trainer.get('max_steps') or length.steps(found.images, batch, seconds)
+    keeper = next((c for c in trainer['callbacks'] if c['class_path'].endswith('ModelCheckpoint')), None)
+    if keeper is not None:  # about every minute, so that little is lost
+        keeper['init_args'].setdefault('every_n_train_steps', max(1, min(steps // 4, int(60 / seconds))))
+    trainer |= {'max_steps': steps, 'log_every_n_steps': max(1, min(50, steps // 40))}
+    return settings
+
+
+class _Clock(Callback):
+    """When steps end."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def on_train_batch_end(self, *unused: Any) -> None:
+        """Note the time."""
+        self.ends.append(time.perf_counter())
+
+
+class _Bar(Callback):
+    """Steps of the whole run with the time left, the loss so far and images per second."""
+
+    def __init__(self) -> None:
+        columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn('{task.description}'))
+        self._bar = Progress(TextColumn('steps'), *columns, transient=True)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show the steps that were done before."""
+        self._task = self._bar.add_task('', total=trainer.max_steps, completed=trainer.global_step)
+        self._bar.start()
+
+    def on_train_batch_end(self, trainer: Trainer, *unused: Any) -> None:
+        """Show the step."""
+        known = trainer.callback_metrics
+        texts = [f'loss {known["train_loss"]:.3f}'] if 'train_loss' in known else []
+        texts += [f'{known["images_per_s"]:.0f} images/s'] if 'images_per_s' in known else []
+        self._bar.update(self._task, completed=trainer.global_step, description=', '.join(texts))
+
+    def on_train_end(self, *unused: Any) -> None:
+        """Take the bar away."""
+        self._bar.stop()
+
+    def on_exception(self, *unused: Any) -> None:
+        """Leave the terminal as it was."""
+        self._bar.stop()
+
+
+def time_step(settings: dict[str, Any]) -> float:
+    """Seconds of one step: the fastest of three real ones, of a model that is thrown away."""
+    with TemporaryDirectory() as scratch:
+        trainer = {**settings['trainer'], 'logger': False, 'default_root_dir': scratch, 'callbacks': []}
+        trainer |= {'max_steps': _TIMED + 1, 'enable_progress_bar': False, 'enable_checkpointing': False}
+        trainer['enable_model_summary'] = False
+        command = _prepare({**settings, 'trainer': trainer})
+        clock = _Clock()
+        command.trainer.callbacks.append(clock)
+        command.trainer.fit(command.model, datamodule=command.datamodule)
+    return min(b - a for a, b in itertools.pairwise(clock.ends))
+
+
+def _prepare(settings: dict[str, Any]) -> Any:
+    """Trainer, task and data module of settings, as `explora-geo fit` makes them."""
+    from explora_geo.main import run as lightning
+
+    warnings.filterwarnings('ignore', message="LightningCLI's args parameter")
+    return lightning({'subcommand': 'fit', 'fit': settings}, start=False)
+
+
+def train(settings: dict[str, Any], folder: Path) -> Any:
+    """Train, from the last checkpoint where there is one; a finished run is not trained again.
+
+    Args:
+        settings: Complete settings of the run.
+        folder: Folder of the run.
+
+    Returns:
+        The finished command, with `trainer`, `model` and `datamodule`.
+    """
+    trainer = {**settings['trainer'], 'enable_progress_bar': False, 'enable_model_summary': False}
+    command = _prepare({**settings, 'trainer': trainer})
+    command.trainer.callbacks.append(_Bar())
+    last = folder / 'run' / 'last.ckpt'
+    command.trainer.fit(
+        command.model, datamodule=command.datamodule, ckpt_path=last if last.is_file() else None
+    )
+    shutil.copyfile(folder / 'run' / 'adapter.safetensors', folder / 'adapter.safetensors')
+    return command

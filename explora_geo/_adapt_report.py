@@ -1,0 +1,215 @@
+"""What `adapt` measures of source and adapted backbone, and the report of it."""
+
+import json
+import resource
+import shlex
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from explora_geo import __version__
+from explora_geo._adapt_settings import ANCHOR, Source
+from explora_geo.checkpoints import load_backbone
+from explora_geo.datamodules.archive import Archive
+from explora_geo.datamodules.labeled import LabeledTiles
+from explora_geo.datasets.files import evenly_spaced
+from explora_geo.evaluation.compare import score_pair
+from explora_geo.evaluation.comparison import ADAPTED, BESIDE, PairProtocol
+from explora_geo.evaluation.label_free import DEFAULT_SCORE, compare_backbones
+from explora_geo.models.vit import ViT
+from explora_geo.objectives import MAE
+from explora_geo.reports import compute_pictures, display_tiles, reconstruct, write_report
+
+#: Images of the archive that pictures and label-free scores are made of.
+SAMPLE, _LEAST = 300, 3
+#: Strengths at which the adapter is scored where there are labels.
+STRENGTHS = (0.25, 0.5, 0.75, 1.0)
+#: How features are scored on labeled tiles, and on natural images, of which k-NN alone is shown.
+PROTOCOL = PairProtocol()
+_RETENTION = PairProtocol(draws=2, penalties=(0.1,), turns=1)
+
+
+def measure(
+    command: Any,
+    folder: Path,
+    found: Archive,
+    source: Source,
+    notation: str,
+    labels: str | PathLike[str] | None,
+    retention: str | PathLike[str] | None,
+    beside: str | PathLike[str] | None,
+    quick: bool,
+    say: Callable[[str], None],
+) -> tuple[Path, dict[str, Any]]:
+    """Measure source and adapted backbone, and write the report.
+
+    Args:
+        command: The finished run, with `trainer`, `model` and `datamodule`.
+        folder: Its folder.
+        found: The archive.
+        source: The weights.
+        notation: What trained, by which objective.
+        labels: Folder of labeled tiles, or None.
+        retention: Folder of labeled natural images, or None.
+        beside: Adapter file of the same weights that is scored, too, or None.
+        quick: Score features as they are alone: no orientations and no strengths between.
+        say: Told what is done.
+
+    Returns:
+        The page, and the content of `report.json`.
+    """
+    task, datamodule = command.model, command.datamodule
+    adapter = folder / 'adapter.safetensors'
+    device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    shape: dict[str, Any] = {'img_size': found.image_size, 'bands': found.bands}
+    before = load_backbone(task.hparams['model'], source.weights, **shape).to(device)
+    after = load_backbone(task.hparams['model'], source.weights, adapter, **shape).to(device)
+    images, names = sample(datamodule, device)
+    high = 255.0 if found.dtype == 'uint8' else None
+    display = display_tiles(datamodule.mean, datamodule.std, found.bands, high)
+    pictures = compute_pictures(before, after, images, display, names=names)
+    if isinstance(task.model, MAE):
+        pictures['reconstructions'] = reconstruct(task.model.cpu(), images[:8].cpu(), display)
+    report: dict[str, Any] = {
+        'created': time.strftime('%Y-%m-%d %H:%M'),
+        'version': __version__,
+        'archive': {k: v for k, v in found.facts().items() if k != 'settings'},
+        'model': {
+            'weights': source.weights,
+            'backbone': source.model,
+            'parameters': sum(p.numel() for p in before.parameters()),
+            'patch_size': source.patch_size,
+        },
+        'adaptation': _adaptation(command, notation),
+        'label_free': {
+            **compare_backbones(before, after, images),
+            'tiles': len(images),
+            'chosen': DEFAULT_SCORE,
+        },
+        'curves': _curves(folder / 'run' / 'metrics.csv'),
+        'skipped': [f'{path}: {reason}' for path, reason in task.skipped.items()],
+        'cost': _cost(command, adapter, device),
+        'next': _next(folder, source, labels),
+    }
+    if labels is not None:
+        say(f'Scoring source and adapted features on {labels}.')
+        models = {ADAPTED: after}
+        if beside is not None:
+            models[BESIDE] = load_backbone(task.hparams['model'], source.weights, Path(beside), **shape).to(
+                device
+            )
+        protocol = replace(PROTOCOL, turns=1) if quick else PROTOCOL
+        strengths = () if quick else STRENGTHS
+        report['scores'] = score(before, models, labels, datamodule, found, protocol, strengths)
+        report['strength'] = report['scores'].pop('strength')
+    if retention is not None:
+        say(f'Scoring what is still known of {retention}.')
+        kept = score(before, {ADAPTED: after}, retention, datamodule, found, _RETENTION)
+        report['retention'] = {'source': str(retention), 'row': kept['rows'][0]}
+    page = write_report(folder, report, pictures)
+    return page, json.loads((folder / 'report.json').read_text(encoding='utf-8'))
+
+
+def _adaptation(command: Any, notation: str) -> dict[str, Any]:
+    task, trainer = command.model, command.trainer
+    data = command.datamodule
+    letter = notation.partition('-')[0]
+    return {
+        'notation': notation,
+        'objective': {'D': 'dinov2', 'M': 'mae', ANCHOR: ANCHOR}[letter],
+        'trainable': task.trainable_share,
+        'steps': trainer.global_step,
+        'batch_size': data.batch_size,
+        'views': trainer.global_step * data.batch_size,
+        'image_size': task.hparams['img_size'],
+        'precision': str(trainer.precision),
+        'seed': 0,
+        'stopped': task.stopped,
+    }
+
+
+def _curves(metrics: Path) -> list[dict[str, Any]]:
+    """Losses over training."""
+    table = pd.read_csv(metrics) if metrics.is_file() else pd.DataFrame()
+    titles = {'train_loss': 'Training loss', 'train_cosine': "Cosine to the source's mean of all turns"}
+    found = []
+    for column, title in titles.items():
+        if column in table and (rows := table.dropna(subset=[column])).size:
+            found.append(
+                {'title': title, 'x': rows['step'].tolist(), 'y': rows[column].tolist(), 'x_label': 'step'}
+            )
+    return found
+
+
+def _cost(command: Any, adapter: Path, device: str) -> dict[str, Any]:
+    trained = next((c.seconds for c in command.trainer.callbacks if hasattr(c, 'seconds')), None)
+    memory = (
+        torch.cuda.max_memory_allocated()
+        if device == 'cuda'
+        else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    )
+    steps = command.trainer.global_step * command.datamodule.batch_size
+    return {
+        'seconds': {'training': trained} if trained else {},
+        'images_per_second': steps / trained if trained else None,
+        'memory': memory,
+        'device': torch.cuda.get_device_name()
+        if device == 'cuda'
+        else f'CPU, {torch.get_num_threads()} threads',
+        'adapter_bytes': adapter.stat().st_size,
+    }
+
+
+def _next(folder: Path, source: Source, labels: Any) -> list[str]:
+    adapter, merged = (shlex.quote(str(folder / f'{name}.safetensors')) for name in ('adapter', 'merged'))
+    weights = shlex.quote(source.weights)
+    tiles = shlex.quote(str(labels)) if labels is not None else 'LABELED_TILES'
+    return [
+        f'explora-geo probe {tiles} --weights {weights} --adapter {adapter}',
+        f'explora-geo map SCENE.tif --weights {weights} --adapter {adapter} --out map.tif',
+        f'explora-geo adapter merge {adapter} --base {weights} --out {merged}',
+    ]
+
+
+def sample(datamodule: Any, device: str) -> tuple[Tensor, list[str]]:
+    """Evenly spaced images of the archive as they are scored, shape (N, C, H, W), and their names."""
+    dataset = datamodule.train_dataset
+    picked = {i: dataset[i] for i in evenly_spaced(len(dataset), SAMPLE)}
+    used = [i for i, s in picked.items() if 'image' in s]
+    usable = [picked[i] for i in used]
+    if len(usable) < _LEAST:
+        raise ValueError(f'a report needs {_LEAST} usable images, the archive gave {len(usable)}')
+    batch = {'image': torch.stack([s['image'].float() for s in usable])}
+    files = getattr(dataset, 'files', None)
+    names = [Path(str(files[i])).name for i in used] if files is not None else []
+    return datamodule.aug(batch)['image'].to(device), names
+
+
+def score(
+    before: ViT,
+    after: Mapping[str, ViT],
+    folder: str | PathLike[str],
+    datamodule: Any,
+    found: Archive,
+    protocol: PairProtocol,
+    strengths: Sequence[float] = (),
+) -> dict[str, Any]:
+    """Accuracies on labeled tiles, normalized as the archive was."""
+    tiles, device = LabeledTiles(folder, found), before.cls_token.device
+
+    def batches() -> Iterator[dict[str, Tensor]]:
+        for batch in tiles.batches(datamodule):
+            yield {**batch, 'image': batch['image'].to(device)}
+
+    result: dict[str, Any] = score_pair(
+        before, after, batches, strengths=strengths, protocol=protocol
+    ).to_dict()
+    result['labels'] = {'source': str(folder), **result['labels']}
+    return result

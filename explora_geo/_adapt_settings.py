@@ -1,0 +1,264 @@
+"""What `adapt` chooses: weights, objective, and the settings of a run as `explora-geo fit` reads them."""
+
+import json
+import math
+import re
+from dataclasses import dataclass
+from os import PathLike, cpu_count
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torchvision.models._api import WeightsEnum
+
+from explora_geo.adaptation import ExPLoRAConfig
+from explora_geo.checkpoints.metadata import stated_tokenizer
+from explora_geo.checkpoints.sources import read_weights
+from explora_geo.datamodules.archive import Archive
+from explora_geo.models import create_vit
+from explora_geo.trainers.presets import weights_objective
+
+#: The objective of ours, by which strong sources are adapted unless D or M is asked for.
+ANCHOR = 'anchor'
+_CLASSES = {'D': 'DINOv2', 'M': 'MAE', ANCHOR: 'Anchor'}
+# DINOv2's objective for runs of minutes: small heads, sharp targets; color is evidence in satellite images.
+_SHORT_D = {
+    'head': {'prototypes': 1024, 'hidden_dim': 512, 'bottleneck_dim': 128},
+    'teacher': {'centering': 'sinkhorn', 'temperature': 0.04, 'final_temperature': 0.04},
+}
+_VIEWS = {
+    'num_local': 4,
+    'local_scale': [0.1, 0.4],
+    'brightness': 0.3,
+    'contrast': 0.3,
+    'saturation': 0.1,
+    'hue': 0.05,
+    'grayscale': 0.1,
+    'solarize': 0.0,
+}
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long to adapt.
+
+    Attributes:
+        amount: Number of units, positive.
+        unit: `minutes`, which become steps once the machine is known, `steps` or `epochs`.
+    """
+
+    amount: float
+    unit: Literal['minutes', 'steps', 'epochs']
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if not (math.isfinite(self.amount) and self.amount > 0):
+            raise ValueError(f'{self.unit} must be above 0, got {self.amount:g}')
+        if self.unit == 'steps' and self.amount != int(self.amount):
+            raise ValueError(f'steps must be a whole number, got {self.amount:g}')
+
+    @classmethod
+    def parse(cls, text: 'str | Length') -> 'Length':
+        """Read `30 minutes`, `600 steps` or `2 epochs`.
+
+        Raises:
+            ValueError: If the text is something else.
+        """
+        if isinstance(text, Length):
+            return text
+        match = re.fullmatch(r'(-?[0-9.]+)\s*(minute|step|epoch)s?', text.strip())
+        if match is None:
+            raise ValueError(f'length must be such as "30 minutes", "600 steps" or "2 epochs", got {text!r}')
+        return cls(float(match[1]), f'{match[2]}s')  # type: ignore[arg-type]
+
+    def __str__(self) -> str:
+        """Text that `parse` reads."""
+        return f'{self.amount:g} {self.unit}'
+
+    def steps(self, images: int, batch_size: int, seconds: float) -> int:
+        """Optimizer steps, at least one.
+
+        Args:
+            images: Images of one pass over the archive.
+            batch_size: Images of a step.
+            seconds: What a step takes.
+        """
+        if self.unit == 'steps':
+            return int(self.amount)
+        if self.unit == 'epochs':
+            return max(1, round(self.amount * images / batch_size))
+        return max(1, int(60 * self.amount / seconds))
+
+
+@dataclass(frozen=True)
+class Source:
+    """The weights that are adapted.
+
+    Attributes:
+        weights: Name, path or `timm/<name>`.
+        model: Name of the backbone.
+        objective: `M` or `D` where the weights say which objective made them, else nothing.
+        patch_size: Patch side, pixels.
+    """
+
+    weights: str
+    model: str
+    objective: str
+    patch_size: int
+
+
+def find_source(weights: WeightsEnum | str | PathLike[str]) -> Source:
+    """Look at the weights that are to be adapted.
+
+    Args:
+        weights: A `WeightsEnum` or its name, a file, or `timm/<name>`.
+
+    Raises:
+        FileNotFoundError: If a file does not exist.
+        ValueError: If the weights cannot be had or read, or do not say which backbone they are.
+    """
+    text = str(weights)
+    try:
+        _, meta, name = read_weights(weights if isinstance(weights, WeightsEnum) else text)
+    except ValueError as error:
+        if not text.startswith('timm/'):
+            raise
+        raise ValueError(
+            f'{error}; without a network, adapt weights that ship: '
+            '--weights ViTSmall14_Weights.LVD142M_DINOV2_DEPTH6'
+        ) from error
+    model = text.removeprefix('timm/') if text.startswith('timm/') else meta.get('backbone')
+    if model is None:
+        raise ValueError(
+            f'{name} does not say which backbone it is: adapt it with explora-geo fit, which asks'
+        )
+    if stated_tokenizer(meta, name).get('tokenizer', 'patch') != 'patch':
+        raise ValueError(f'{name} reads groups of bands or dates: adapt it with explora-geo fit')
+    with torch.device('meta'):
+        patch_size = create_vit(model).patch_embed.patch_size
+    return Source(text, model, weights_objective(weights), patch_size)
+
+
+def choose_adaptation(source: Source, adaptation: str | None, force: bool) -> str:
+    """Notation of what trains, by which objective: `D-...`, `M-...` or `anchor-...`.
+
+    Args:
+        source: The weights.
+        adaptation: What was asked for, or None.
+        force: Do what does harm.
+
+    Raises:
+        ValueError: If the notation names no objective, or one that destroys such weights.
+    """
+    if adaptation is None:
+        return 'M-ExPLoRA-[L]-r32' if source.objective == 'M' else f'{ANCHOR}-[L]-r32'
+    letter = adaptation.strip().partition('-')[0]
+    if letter not in _CLASSES or ExPLoRAConfig.create(_plain(adaptation)).full:
+        raise ValueError(
+            f'adaptation must name objective and blocks, as D-ExPLoRA-[L]-r32, M-ExPLoRA-[L]-r32 or '
+            f'{ANCHOR}-[L]-r32, got {adaptation!r}'
+        )
+    if letter == 'M' and source.objective != 'M' and not force:
+        raise ValueError(
+            f'{source.weights} were not made by masked autoencoding, which would undo them within minutes '
+            '(linear probe on EuroSAT from 0.88 to 0.70): leave --adaptation out, or insist with --force'
+        )
+    return adaptation.strip()
+
+
+def run_settings(found: Archive, source: Source, notation: str, folder: Path) -> dict[str, Any]:
+    """Settings of the run, as `explora-geo fit --config` reads them; its length is settled later.
+
+    Args:
+        found: The archive.
+        source: The weights.
+        notation: What trains, by which objective.
+        folder: Folder of the run.
+    """
+    letter = notation.partition('-')[0]
+    arguments: dict[str, Any] = {}
+    data = {**found.settings['init_args'], 'num_workers': _workers()}
+    if letter == 'D':
+        arguments = {**_SHORT_D, 'views': {**_crops(found.image_size, source.patch_size), **_VIEWS}}
+    elif letter == ANCHOR:
+        # The objective turns images itself, and sees them whole, as they are used.
+        data |= {'crop_scale': [1.0, 1.0], 'horizontal_flip': False}
+    rate = {'D': 5e-4, 'M': 1.5e-3, ANCHOR: 5e-4}[letter]
+    optim = {'base_lr': rate, 'lr_scaling': 'none', 'warmup_fraction': 0.1, 'min_lr': 1e-6}
+    if letter != 'M':
+        optim['adapter_lr_multiplier'] = 3.0
+    objective = {'class_path': f'explora_geo.objectives.{_CLASSES[letter]}', 'init_args': arguments}
+    task = {
+        'model': source.model.split('.')[0],
+        'weights': source.weights,
+        'img_size': found.image_size,
+        'bands': list(found.bands),
+        'adaptation': _plain(notation),
+        'objective': objective,
+        'optim': optim,
+        'preset': None,
+        'monitor_features': 'none',
+        'adapter_dtype': 'bfloat16',
+    }
+    checkpoints = {'dirpath': str(folder / 'run'), 'save_last': True, 'save_top_k': 0}
+    keeper = {'class_path': 'lightning.pytorch.callbacks.ModelCheckpoint', 'init_args': checkpoints}
+    log = {'save_dir': str(folder), 'name': '', 'version': 'run'}
+    return {
+        'seed_everything': 0,
+        'trainer': {
+            'devices': 1,
+            'gradient_clip_val': 3.0,
+            'limit_val_batches': 0,
+            'default_root_dir': str(folder),
+            'logger': {'class_path': 'lightning.pytorch.loggers.CSVLogger', 'init_args': log},
+            'callbacks': [keeper],
+        },
+        'model': {'class_path': 'explora_geo.trainers.ExPLoRATask', 'init_args': task},
+        'data': {**found.settings, 'init_args': data},
+    }
+
+
+def merge_settings(base: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """Settings with the entries of others in their place, level by level."""
+    merged = dict(base)
+    for key, value in other.items():
+        mine = merged.get(key)
+        merged[key] = (
+            merge_settings(mine, value) if isinstance(mine, dict) and isinstance(value, dict) else value
+        )
+    return merged
+
+
+def check_folder(folder: Path, request: dict[str, Any]) -> None:
+    """Refuse a folder that holds something else than this very run.
+
+    Raises:
+        ValueError: If it does.
+    """
+    file = folder / 'request.json'
+    if file.is_file():
+        other = json.loads(file.read_text(encoding='utf-8'))
+        differ = [k for k in request if other.get(k) != request[k]]
+        if differ:
+            raise ValueError(
+                f'{folder} holds the run of another command ({differ[0]} {other.get(differ[0])!r}, now '
+                f'{request[differ[0]]!r}): give another folder with --out, or repeat that command'
+            )
+    elif folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise ValueError(f'{folder} holds other files: give another folder with --out')
+
+
+def _plain(notation: str) -> str:
+    """Notation without the name of an objective that the paper does not have."""
+    return notation.strip().removeprefix(f'{ANCHOR}-')
+
+
+def _crops(size: int, patch: int) -> dict[str, int]:
+    """Sides of global and local crops: three quarters and three eighths of the image."""
+    grid = max(2, round(0.75 * size / patch))
+    return {'global_size': grid * patch, 'local_size': max(1, grid // 2) * patch}
+
+
+def _workers() -> int:
+    """Processes that read images: none where they would take processors from training."""
+    return min(8, (cpu_count() or 1) // 2) if torch.cuda.is_available() else 0

@@ -1,0 +1,199 @@
+"""The main job as one verb: from an archive to an adapter and a report."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import explora_geo
+from explora_geo import _adapt, _adapt_report
+from explora_geo._adapt_settings import Length
+from explora_geo.checkpoints import load_backbone, model_metadata, read_adapter, write_state
+from explora_geo.evaluation.comparison import PairProtocol
+from explora_geo.models import create_vit
+
+TILES = Path(__file__).parent / 'data' / 'eurosat_rgb'
+MODEL = 'vit_tiny_patch8_32'
+
+
+@pytest.fixture
+def weights(tmp_path: Path, small_names: None) -> Path:
+    """A small random backbone in a file that says what it is."""
+    torch.manual_seed(0)
+    vit = create_vit(MODEL)
+    file = tmp_path / 'source.safetensors'
+    write_state(file, vit.state_dict(), model_metadata(vit, MODEL))
+    return file
+
+
+@pytest.fixture(autouse=True)
+def _few_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scores of two draws and one penalty, for speed."""
+    protocol = PairProtocol(draws=2, penalties=(0.1,), resamples=50)
+    monkeypatch.setattr(_adapt_report, 'PROTOCOL', protocol)
+    monkeypatch.setattr(_adapt_report, 'STRENGTHS', (0.5, 1.0))
+
+
+@pytest.fixture
+def tiles(tmp_path: Path) -> Path:
+    """Twelve real tiles of each of three classes."""
+    for name in ('Forest', 'Residential', 'River'):
+        folder = tmp_path / 'tiles' / name
+        folder.mkdir(parents=True)
+        for file in sorted((TILES / 'train' / name).iterdir())[:12]:
+            shutil.copy(file, folder)
+    return tmp_path / 'tiles'
+
+
+def adapt(tiles: Path, weights: Path, out: Path, **options: Any) -> explora_geo._adapt.Adapted:
+    return explora_geo.adapt(tiles, out, weights, **{'length': '2 steps', **options})
+
+
+def test_an_archive_becomes_an_adapter_and_a_report_that_later_stages_read(
+    tiles: Path, weights: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / 'run'
+    adapted = adapt(tiles, weights, out, labels=tiles, retention=tiles)
+    assert {f.name for f in out.iterdir()} >= {
+        'adapter.safetensors',
+        'config.yaml',
+        'report.json',
+        'report.html',
+    }
+    report = json.loads((out / 'report.json').read_text())
+    assert report == adapted.report
+    assert report['adaptation']['objective'] == 'anchor' and report['adaptation']['steps'] == 2
+    assert [row['metric'] for row in report['scores']['rows']] == ['knn', 'linear', 'few']
+    assert all(row['best_block'] and row['turns_source'] for row in report['scores']['rows'])
+    assert report['strength']['x'][0] == 0 and report['retention']['row']['metric'] == 'knn'
+    page = adapted.page.read_text()
+    assert page.index(report['verdict']['text'].split('<')[0][:30]) < 40_000
+    # The source is normalized as the adapter says, and what the file holds acts.
+    header, _ = read_adapter(adapted.adapter)
+    assert header.normalization is not None and header.img_size == 64
+    image = torch.randn(2, 3, 64, 64)
+    before, after = load_backbone(MODEL, weights, img_size=64), load_backbone(MODEL, weights, adapted.adapter)
+    assert not torch.allclose(before(image).patches, after(image).patches)
+    # Nobody is locked in: fit reads the settings.
+    assert run_app_code(['fit', '--config', str(out / 'config.yaml'), '--dry-run']) == 0
+
+
+def run_app_code(args: list[str]) -> int:
+    from explora_geo.cli import main
+
+    try:
+        main(args)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+def test_the_same_call_goes_on_and_another_is_refused(tiles: Path, weights: Path, tmp_path: Path) -> None:
+    out = tmp_path / 'run'
+    first = adapt(tiles, weights, out)
+    before = first.adapter.read_bytes()
+    assert adapt(tiles, weights, out).adapter.read_bytes() == before
+    with pytest.raises(ValueError, match=r"run holds the run of another command \(length '2 steps', now '3"):
+        adapt(tiles, weights, out, length='3 steps')
+    (tmp_path / 'full').mkdir()
+    (tmp_path / 'full' / 'thesis.tex').touch()
+    with pytest.raises(ValueError, match='full holds other files'):
+        adapt(tiles, weights, tmp_path / 'full')
+
+
+def test_an_interrupted_run_ends_as_one_that_was_not(
+    tiles: Path,
+    weights: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = tmp_path / 'every.yaml'
+    keeper = {'dirpath': str(tmp_path / 'cut' / 'run'), 'save_last': True, 'save_top_k': 0}
+    keeper['every_n_train_steps'] = 1
+    callback = {'class_path': 'lightning.pytorch.callbacks.ModelCheckpoint', 'init_args': keeper}
+    config.write_text(yaml.safe_dump({'trainer': {'callbacks': [callback], 'precision': '32-true'}}))
+    shutil.copy(config, tmp_path / 'whole.yaml')
+    text = (tmp_path / 'whole.yaml').read_text().replace('cut', 'whole')
+    (tmp_path / 'whole.yaml').write_text(text)
+    whole = adapt(tiles, weights, tmp_path / 'whole', length='4 steps', config=tmp_path / 'whole.yaml')
+
+    original = _adapt._Bar.on_train_batch_end
+
+    def interrupt(self: Any, trainer: Any, *rest: Any) -> None:
+        original(self, trainer, *rest)
+        if trainer.global_step == 3:
+            raise KeyboardInterrupt
+
+    said: list[str] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(_adapt._Bar, 'on_train_batch_end', interrupt)
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            arguments = (tiles, tmp_path / 'cut', weights, None, '4 steps', None, None, None, config, False)
+            _adapt.run(*arguments, say=said.append)
+    assert 'The same command goes on' in said[-1] and not (tmp_path / 'cut' / 'adapter.safetensors').exists()
+    cut = adapt(tiles, weights, tmp_path / 'cut', length='4 steps', config=config)
+    states = [read_adapter(run.adapter)[1] for run in (whole, cut)]
+    assert all(torch.equal(states[0][name], value) for name, value in states[1].items())
+
+
+@pytest.mark.parametrize('adaptation', ['D-ExPLoRA-[L]-r4', 'M-ExPLoRA-[L]-r4'])
+def test_the_papers_objectives_are_at_hand(
+    tiles: Path, weights: Path, tmp_path: Path, adaptation: str
+) -> None:
+    adapted = adapt(tiles, weights, tmp_path / 'run', adaptation=adaptation, length='1 step', force=True)
+    header, _ = read_adapter(adapted.adapter)
+    assert header.explora_config.rank == 4
+    assert adapted.report['adaptation']['objective'] == {'D': 'dinov2', 'M': 'mae'}[adaptation[0]]
+    assert ('reconstruct' in adapted.page.read_text().lower()) == (adaptation[0] == 'M')
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        ({'adaptation': 'M-ExPLoRA-[L]-r4'}, 'not made by masked autoencoding'),
+        ({'adaptation': '[L]-r4'}, 'adaptation must name objective and blocks'),
+        ({'adaptation': 'full'}, 'adaptation must name objective and blocks'),
+        ({'length': '0 minutes'}, 'minutes must be above 0, got 0'),
+        ({'length': 'a while'}, 'length must be such as "30 minutes"'),
+        ({'labels': 'no/such/folder'}, 'no folder no/such/folder: labels is a folder'),
+        ({'config': 'no.yaml'}, 'no configuration file no.yaml'),
+        ({'bands': 'red,nir'}, 'nir'),
+    ],
+)
+def test_bad_input_is_one_sentence_and_writes_nothing(
+    tiles: Path, weights: Path, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        adapt(tiles, weights, tmp_path / 'run', **options)
+    assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize('archive', ['none', 'empty'])
+def test_an_archive_that_is_not_there_is_named(weights: Path, tmp_path: Path, archive: str) -> None:
+    (tmp_path / 'empty').mkdir()
+    with pytest.raises((ValueError, FileNotFoundError), match=archive):
+        adapt(tmp_path / archive, weights, tmp_path / 'run')
+    assert not (tmp_path / 'run').exists()
+
+
+def test_without_the_hub_the_alternatives_are_named(
+    tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv('HF_HUB_OFFLINE', '1')
+    monkeypatch.setenv('HF_HOME', str(tmp_path / 'hub'))
+    code = run_app_code(['adapt', str(tiles), '--out', str(tmp_path / 'run')])
+    text = ' '.join(capsys.readouterr().err.split())
+    assert code == 2 and 'ViTSmall14_Weights.LVD142M_DINOV2_DEPTH6' in text
+    assert not (tmp_path / 'run').exists()
+
+
+def test_lengths_become_steps_once() -> None:
+    assert Length.parse('2 epochs').steps(images=100, batch_size=8, seconds=1) == 25
+    assert Length.parse('1 minute').steps(images=100, batch_size=8, seconds=0.5) == 120
+    assert Length.parse('7 steps').steps(images=100, batch_size=8, seconds=0.5) == 7
+    assert str(Length.parse('30 minutes')) == '30 minutes'
