@@ -157,7 +157,7 @@ def main() -> None:
     kind.add_argument('--complete', type=Path, help='folder to write all RGB tiles to')
     parser.add_argument('--train', type=int, default=200, help='RGB training tiles per class')
     parser.add_argument('--test', type=int, default=100, help='RGB test tiles per class')
-    parser.add_argument('--ms', type=int, default=20, help='13-band tiles per class')
+    parser.add_argument('--ms', type=int, default=12, help='13-band tiles per class')
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format='%(message)s')
 

@@ -228,26 +228,9 @@ def _names(text: str) -> list[str] | None:
     return [name.strip() for name in text.split(',')] if text else None
 
 
-def demo(
-    out: Annotated[Path, typer.Option(help='Folder for report, picture and adapter.')] = Path('runs/demo'),
-    steps: Annotated[
-        int | None, typer.Option(help='Adaptation steps; the demo default if not given.')
-    ] = None,
-    data: Annotated[Path | None, typer.Option(help='EuroSAT folder with train/ and test/.')] = None,
-    dry_run: Annotated[bool, typer.Option('--dry-run', help='Say what would be done.')] = False,
-) -> None:
-    """Adapt the shipped source model to shipped Sentinel-2 tiles and show what that bought.
-
-    Example: explora-geo demo --out runs/demo
-    """
-    from explora_geo.demo import run_demo
-
-    run_demo(out, steps=steps, data=data, dry_run=dry_run)
-
-
 #: `explora-geo --help` as a table of contents, in the order in which a project goes.
 _CONTENTS: dict[str, tuple[tuple[str, Callable[..., None]], ...]] = {
-    'Start': (('adapt', adapt), ('doctor', doctor), ('demo', demo)),
+    'Start': (('adapt', adapt), ('doctor', doctor)),
     'Plan and prepare': (('params', params), ('pack', pack)),
     'Train': (('fit', fit), ('validate', validate), ('test', test), ('predict', predict)),
     'Measure and map': (('probe', probe), ('map', make)),

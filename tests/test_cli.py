@@ -94,7 +94,7 @@ def test_the_module_is_the_command() -> None:
 
 def test_help_names_every_command(run: Callable[..., str]) -> None:
     printed = run('--help')
-    assert all(name in printed for name in ('fit', 'validate', 'params', 'adapter', 'demo'))
+    assert all(name in printed for name in ('fit', 'validate', 'params', 'adapter', 'adapt'))
 
 
 @pytest.mark.parametrize(

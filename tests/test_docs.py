@@ -21,7 +21,8 @@ from benchmarks.paper.scales import get_scale
 from explora_geo import cli
 from explora_geo.adaptation import ExPLoRAConfig, explora
 from explora_geo.checkpoints import load_weights, save_adapter
-from explora_geo.models import ViTTiny8_Weights, create_vit
+from explora_geo.models import create_vit
+from explora_geo.models.weights import ViTSmall14_Weights
 from tests.test_imports import MODULES, PACKAGE, ours
 
 ROOT = Path(__file__).parents[1]
@@ -30,11 +31,12 @@ PAGES = [ROOT / 'README.md', *sorted(DOCS.rglob('*.md'))]
 # Pages that are checked for links alone: cards and notes beside data and weights
 NOTES = [ROOT / 'CHANGELOG.md', *ROOT.glob('explora_geo/**/*.md'), *ROOT.glob('tests/data/**/README.md')]
 SOURCE = 'ViTTiny8_Weights.TINY_IMAGENET_MAE'
+DEPTH6 = ViTSmall14_Weights.LVD142M_DINOV2_DEPTH6
 
 #: Commands that take long, by their beginning: what is added to run them on a few tiles for a step or two.
 #: The shipped tiles of tests/data/eurosat_rgb are replaced by a few of them for all commands.
 SHORTER = {
-    'explora-geo demo': '--dry-run',
+    'explora-geo adapt': '--minutes 0.02 --quick',
     'explora-geo fit': '--trainer.max_epochs 1 --trainer.limit_train_batches 2 --trainer.limit_val_batches 2 '
     '--trainer.enable_progress_bar false --trainer.enable_model_summary false',
     'explora-geo fit --config tests/conf/pretrain_mae_temporal.yaml': '--print_config',  # fMoW is not shipped
@@ -84,11 +86,11 @@ def few_tiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope='module')
 def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `make demo` leaves behind: an adapter of the shipped weights."""
-    vit, config = create_vit('vit_tiny_patch8_64'), ExPLoRAConfig.parse('[L]-r32')
-    load_weights(vit, ViTTiny8_Weights.TINY_IMAGENET_MAE)
+    vit, config = create_vit(DEPTH6.meta['model'], img_size=112), ExPLoRAConfig.parse('[L]-r32')
+    load_weights(vit, DEPTH6)
     explora(vit, config)
     file = tmp_path_factory.mktemp('demo') / 'adapter.safetensors'
-    save_adapter(file, vit, 'vit_tiny_patch8_64', config)
+    save_adapter(file, vit, DEPTH6.meta['model'], config)
     return file
 
 

@@ -41,7 +41,7 @@ ALLOWED = {
     'transforms': {'datasets', 'transforms'},
     'datamodules': {'_compat', 'datasets', 'transforms', 'datamodules'},
     'main': {'_compat', 'checkpoints', 'datamodules', 'trainers'},
-    'cli': {'adaptation', 'checkpoints', 'commands', 'datasets', 'demo', 'main', 'models', 'objectives'},
+    'cli': {'adaptation', 'checkpoints', 'commands', 'datasets', 'main', 'models', 'objectives'},
     '_adapt_settings': {'adaptation', 'checkpoints', 'datamodules', 'models', 'trainers'},
     '_adapt_report': {
         *('_adapt_settings', 'checkpoints', 'datamodules', 'datasets', 'evaluation', 'models', 'objectives'),

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / 'README.md').read_text()
@@ -18,11 +19,12 @@ def test_the_script_runs_and_its_adapter_loads(tmp_path: Path, monkeypatch: pyte
     names: dict[str, object] = {}
     exec(blocks[0].replace('max_steps=10', 'max_steps=2'), names)
     # In the folder of the logger, of which Lightning chooses one that is installed
-    (adapter,) = (tmp_path / 'runs' / 'script').rglob('adapter.safetensors')
+    (_,) = (tmp_path / 'runs' / 'script').rglob('adapter.safetensors')
     batch = next(iter(names['datamodule'].train_dataloader()))  # type: ignore[attr-defined]
-    names['images'] = batch['image'][:2]
-    exec(blocks[1].replace('runs/demo/adapter.safetensors', str(adapter)), names)
-    assert names['features'].patches.shape == (2, 1, 64, 192)  # type: ignore[attr-defined]
+    names['images'] = torch.nn.functional.interpolate(batch['image'][:2], size=(112, 112))
+    shipped = 'explora_geo/models/files/vit_small_patch14_dinov2_depth6_eurosat.safetensors'
+    exec(blocks[1].replace('runs/demo/adapter.safetensors', str(ROOT / shipped)), names)
+    assert names['features'].patches.shape == (2, 1, 64, 384)  # type: ignore[attr-defined]
 
 
 def test_every_link_inside_the_repository_resolves() -> None:

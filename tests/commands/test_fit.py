@@ -86,7 +86,6 @@ def test_fit_refuses_a_wrong_key_in_a_plan_too(refuse: Callable[..., str], empty
             ['map', NAIP, '--weights', SOURCE, '--embeddings', 'e.tif', '--file-bands', 'red,green,blue,nir'],
             '256 x 256 pixels, bands red, green, blue; 1 blocks, 25 tiles of 64 px, 2 or more forward passes',
         ),
-        (['demo', '--steps', 7], 'M-ExPLoRA-[L]-r32, 7 steps of 128'),
     ],
 )
 def test_dry_runs_say_how_much_there_is_to_do(

@@ -47,7 +47,7 @@ def test_a_folder_that_may_not_be_read_is_refused_by_name(
     commands = (
         ('pack', root, tmp_path / 'pack'),
         ('probe', root, *weights),
-        ('demo', '--data', root, '--out', tmp_path / 'demo'),
+        ('adapt', root, '--weights', 'ViTTiny8_Weights.TINY_IMAGENET_MAE', '--out', tmp_path / 'run'),
         (
             *('fit', '--config', CONF / 'pretrain_mae_folder.yaml', '--data.init_args.root', root),
             *('--model.init_args.weights', base_file, '--model.init_args.model', MODEL),
