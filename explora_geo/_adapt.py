@@ -266,6 +266,9 @@ def train(settings: dict[str, Any], folder: Path) -> Any:
     command = _prepare({**settings, 'trainer': trainer})
     command.trainer.callbacks.append(_Bar())
     last = folder / 'run' / 'last.ckpt'
+    log = folder / 'run' / 'metrics.csv'
+    if log.is_file():  # Lightning's logger starts it anew
+        log.rename(log.with_name(f'metrics_until_{int(time.time())}.csv'))
     command.trainer.fit(
         command.model, datamodule=command.datamodule, ckpt_path=last if last.is_file() else None
     )

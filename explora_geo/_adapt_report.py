@@ -93,7 +93,7 @@ def measure(
             'tiles': len(images),
             'chosen': DEFAULT_SCORE,
         },
-        'curves': _curves(folder / 'run' / 'metrics.csv'),
+        'curves': _curves(sorted((folder / 'run').glob('metrics*.csv'))),
         'skipped': [f'{path}: {reason}' for path, reason in task.skipped.items()],
         'cost': _cost(command, adapter, device),
         'next': _next(folder, source, labels),
@@ -135,13 +135,19 @@ def _adaptation(command: Any, notation: str) -> dict[str, Any]:
     }
 
 
-def _curves(metrics: Path) -> list[dict[str, Any]]:
-    """Losses over training."""
-    table = pd.read_csv(metrics) if metrics.is_file() else pd.DataFrame()
+def _curves(logs: list[Path]) -> list[dict[str, Any]]:
+    """Losses over training, of a run that was resumed in one piece."""
+    parts = [pd.read_csv(log) for log in logs if log.stat().st_size]
+    table = pd.concat(parts) if parts else pd.DataFrame()
+    if 'step' in table:
+        table = table.sort_values('step', kind='stable')
     titles = {'train_loss': 'Training loss', 'train_cosine': "Cosine to the source's mean of all turns"}
     found = []
     for column, title in titles.items():
-        if column in table and (rows := table.dropna(subset=[column])).size:
+        if (
+            column in table
+            and (rows := table.dropna(subset=[column]).drop_duplicates('step', keep='last')).size
+        ):
             found.append(
                 {'title': title, 'x': rows['step'].tolist(), 'y': rows[column].tolist(), 'x_label': 'step'}
             )

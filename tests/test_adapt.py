@@ -95,8 +95,9 @@ def run_app_code(args: list[str]) -> int:
 def test_the_same_call_goes_on_and_another_is_refused(tiles: Path, weights: Path, tmp_path: Path) -> None:
     out = tmp_path / 'run'
     first = adapt(tiles, weights, out)
-    before = first.adapter.read_bytes()
-    assert adapt(tiles, weights, out).adapter.read_bytes() == before
+    before = read_adapter(first.adapter)[1]
+    after = read_adapter(adapt(tiles, weights, out).adapter)[1]
+    assert all(torch.equal(after[name], value) for name, value in before.items())
     with pytest.raises(ValueError, match=r"run holds the run of another command \(length '2 steps', now '3"):
         adapt(tiles, weights, out, length='3 steps')
     (tmp_path / 'full').mkdir()
@@ -137,6 +138,8 @@ def test_an_interrupted_run_ends_as_one_that_was_not(
             _adapt.run(*arguments, say=said.append)
     assert 'The same command goes on' in said[-1] and not (tmp_path / 'cut' / 'adapter.safetensors').exists()
     cut = adapt(tiles, weights, tmp_path / 'cut', length='4 steps', config=config)
+    steps = [run.report['curves'][0]['x'] for run in (whole, cut)]
+    assert steps[0] == steps[1] == [0, 1, 2, 3]
     states = [read_adapter(run.adapter)[1] for run in (whole, cut)]
     assert all(torch.equal(states[0][name], value) for name, value in states[1].items())
 

@@ -13,8 +13,8 @@ _METHODS = {'logistic': 'logistic', 'knn': 'knn'}
 
 
 def match(row: Row, arm: Arm, scale: Scale) -> bool:
-    """Whether an arm does what a row says."""
-    if row.only or row.tuning != 'probe' or (row.start == 'random') != arm.scratch:
+    """Whether an arm does what a row says; arms probe what rows probe that name no blocks."""
+    if row.only or row.last_blocks or row.tuning != 'probe' or (row.start == 'random') != arm.scratch:
         return False
     if arm.recipe is None:
         return not row.adaptation

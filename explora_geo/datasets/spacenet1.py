@@ -10,7 +10,6 @@ from typing import Any, Literal
 import rasterio
 import torch
 from matplotlib.figure import Figure
-from pyogrio.errors import DataSourceError
 from torchgeo.datasets import DatasetNotFoundError, NonGeoDataset, SpaceNet1
 
 from .bands import RGB, select_bands
@@ -152,7 +151,9 @@ class SpaceNet1Dataset(NonGeoDataset):
             raise BadTileError(f'it has {header.count} bands instead of the {len(names)} bands {names}')
         if depth(header.dtype) != self._depth:
             raise BadTileError(f'its pixels are {header.dtype}, those of the others {self._depth}')
-        with readable(self.files[index], DataSourceError):
+        with readable(
+            self.files[index], RuntimeError
+        ):  # what geopandas' reader raises, by a class of its own
             found: dict[str, Any] = self.source[index]
         return found
 

@@ -101,7 +101,7 @@ def test_an_archive_without_a_usable_image(
     assert str(root) in refuse('pack', root, tmp_path / 'pack')
     assert str(root) in refuse('probe', root, '--weights', base_file, '--model', 'vit_tiny_patch8_32')
     weights = 'ViTTiny8_Weights.TINY_IMAGENET_MAE'
-    assert str(root) in refuse('adapt', root, '--weights', weights, '--out', tmp_path / 'run')
+    assert str(root) in refuse('adapt', root, '--weights', weights, '--out', tmp_path / 'adapted')
 
 
 def test_an_archive_of_one_image(run: Run, fit: list[object], tiles: Path, tmp_path: Path) -> None:
