@@ -36,7 +36,7 @@ DEPTH6 = ViTSmall14_Weights.LVD142M_DINOV2_DEPTH6
 #: Commands that take long, by their beginning: what is added to run them on a few tiles for a step or two.
 #: The shipped tiles of tests/data/eurosat_rgb are replaced by a few of them for all commands.
 SHORTER = {
-    'explora-geo adapt': '--minutes 0.02 --quick',
+    'explora-geo adapt ': '--minutes 0.02 --quick',
     'explora-geo fit': '--trainer.max_epochs 1 --trainer.limit_train_batches 2 --trainer.limit_val_batches 2 '
     '--trainer.enable_progress_bar false --trainer.enable_model_summary false',
     'explora-geo fit --config tests/conf/pretrain_mae_temporal.yaml': '--print_config',  # fMoW is not shipped
@@ -207,7 +207,7 @@ def test_every_command_of_a_page_runs(page: Path, shell: Callable[[str], None]) 
 @pytest.mark.parametrize('page', [p for p in PAGES if blocks(p, 'python')], ids=name_of)
 def test_every_code_block_of_a_page_runs(page: Path, clone: Path) -> None:
     # What the text before a block speaks of, and no more
-    names: dict[str, Any] = {'images': torch.zeros(2, 3, 64, 64)}
+    names: dict[str, Any] = {'images': torch.zeros(2, 3, 112, 112)}
     for block in blocks(page, 'python'):
         for long, short in SMALLER.items():
             block = block.replace(long, short)
