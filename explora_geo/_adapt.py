@@ -139,11 +139,12 @@ def run(
     file = folder / 'config.yaml'
     if not file.is_file():
         settings = run_settings(found, source, notation, folder)
-        settings = settle(merge_settings(settings, request['config'] or {}), found, length)
-        _write(folder / 'request.json', json.dumps(request, indent=1))
+        settings, seconds = settle(merge_settings(settings, request['config'] or {}), found, length)
+        _write(folder / 'request.json', json.dumps({**request, 'seconds_per_step': seconds}, indent=1))
         _write(file, yaml.safe_dump(settings, sort_keys=False))
     settings = read_yaml(file)
-    say(_plan(settings, source, notation))
+    seconds = json.loads((folder / 'request.json').read_text(encoding='utf-8'))['seconds_per_step']
+    say(_plan(settings, source, notation, seconds))
     try:
         command = train(settings, folder)
     except (KeyboardInterrupt, SystemExit):
@@ -158,18 +159,22 @@ def _write(file: Path, text: str) -> None:
         temporary.write_text(text, encoding='utf-8')
 
 
-def _plan(settings: dict[str, Any], source: Source, notation: str) -> str:
+def _plan(settings: dict[str, Any], source: Source, notation: str, seconds: float) -> str:
     """What is about to be done, in two lines."""
     trainer, batch = settings['trainer'], settings['data']['init_args']['batch_size']
-    size = settings['model']['init_args']['img_size']
+    size, steps = settings['model']['init_args']['img_size'], trainer['max_steps']
     return (
-        f'{source.weights} is adapted as {notation}: {trainer["max_steps"]:,} steps of {batch} images of '
-        f'{size} px in {trainer["precision"]}.\nFiles go to {trainer["default_root_dir"]}; '
-        'explora-geo fit --config reads its config.yaml.'
+        f'{source.weights} is adapted as {notation}: {steps:,} steps of {batch} images of {size} px in '
+        f'{trainer["precision"]}, about {_duration(seconds * steps)}.\n'
+        f'Files go to {trainer["default_root_dir"]}; explora-geo fit --config reads its config.yaml.'
     )
 
 
-def settle(settings: dict[str, Any], found: Archive, length: Length) -> dict[str, Any]:
+def _duration(seconds: float) -> str:
+    return f'{seconds:.0f} seconds' if seconds < 90 else f'{seconds / 60:.0f} minutes'
+
+
+def settle(settings: dict[str, Any], found: Archive, length: Length) -> tuple[dict[str, Any], float]:
     """Choose precision and number of steps by measurement, where the settings do not state them.
 
     Args:
@@ -178,7 +183,7 @@ def settle(settings: dict[str, Any], found: Archive, length: Length) -> dict[str
         length: How long to adapt.
 
     Returns:
-        Complete settings.
+        Complete settings, and the seconds of a step.
     """
     trainer = {'precision': faster_precision(), **settings['trainer']}
     settings = {**settings, 'trainer': trainer}
@@ -189,7 +194,7 @@ def settle(settings: dict[str, Any], found: Archive, length: Length) -> dict[str
     if keeper is not None:  # about every minute, so that little is lost
         keeper['init_args'].setdefault('every_n_train_steps', max(1, min(steps // 4, int(60 / seconds))))
     trainer |= {'max_steps': steps, 'log_every_n_steps': max(1, min(50, steps // 40))}
-    return settings
+    return settings, seconds
 
 
 class _Clock(Callback):

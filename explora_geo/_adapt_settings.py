@@ -179,6 +179,7 @@ def run_settings(found: Archive, source: Source, notation: str, folder: Path) ->
     arguments: dict[str, Any] = {}
     data = {**found.settings['init_args'], 'num_workers': _workers()}
     if letter == 'D':
+        data |= {'vertical_flip': True, 'quarter_turns': True}  # seen from above, no side is up
         arguments = {**_SHORT_D, 'views': {**_crops(found.image_size, source.patch_size), **_VIEWS}}
     elif letter == ANCHOR:
         # The objective turns images itself, and sees them whole, as they are used.
