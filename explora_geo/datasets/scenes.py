@@ -112,6 +112,7 @@ class SceneDataset(RasterDataset):
                 'without coordinates with FolderDataset.'
             )
         self.all_bands = names
+        self._scenes = sorted(map(str, usable))
         chosen = tuple(names[i] for i in select_bands(bands, names))
         with remote_options():
             super().__init__(usable, crs, res, chosen, None, cache)
@@ -123,6 +124,11 @@ class SceneDataset(RasterDataset):
         values = {self._nodata.get(str(path)) for path in usable}
         #: A scene that stands for all, where they do not differ in what follows.
         self._alike = None if self._remote or len(values) > 1 else str(usable[0])
+
+    @property
+    def files(self) -> list[str]:
+        """The scenes in use; TorchGeo would look for them on disk, where a URL is none."""
+        return self._scenes
 
     def __getitem__(self, query: GeoSlice) -> dict[str, Any]:
         """Return one window.
