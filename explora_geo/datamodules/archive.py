@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 import torch
 
+from ..bands import RGB, canonical, spell
 from ..datasets.band_choice import choose_bands, names_for_dataset
-from ..datasets.bands import RGB, canonical, spell
 from ..datasets.files import PathLike, evenly_spaced, is_remote
 from ..datasets.folder import class_folders
 from ..datasets.packed import PackedDataset, is_pack

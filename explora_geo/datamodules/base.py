@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler, Subset
 from torchgeo.datamodules import BaseDataModule
 
+from ..bands import match_bands
 from ..datasets import collate_skipping
-from ..datasets.bands import match_bands
 from ..datasets.collate import DrawAgain, UsableLoader
 from ..datasets.images import BadTileError, image_sides
 from ..transforms import ClipNormalize, ViewsConfig, normalisation, on_batches, training_view, training_views

@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from ..bands import RGB
 from ..datasets import FMoWRGB, FMoWSentinel, FMoWTemporal
-from ..datasets.bands import RGB
 from ..datasets.files import PathLike, evenly_spaced
 from ..datasets.fmow import SENTINEL_BANDS
 from ..transforms import FramesAsChannels

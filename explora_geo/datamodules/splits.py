@@ -8,6 +8,7 @@ from typing import Any, Literal
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
+from ..bands import RGB, canonical
 from ..datasets import (
     Camelyon17Dataset,
     IWildCamDataset,
@@ -15,7 +16,6 @@ from ..datasets import (
     RESISC45Dataset,
     SpaceNet1Dataset,
 )
-from ..datasets.bands import RGB, canonical
 from ..datasets.files import PathLike, evenly_spaced
 from ..transforms import ViewsConfig
 from .base import ArchiveDataModule

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..datasets.bands import RGB, canonical, spell
+from ..bands import RGB, canonical, spell
 
 #: One value per band: by name, in the order of the bands, ImageNet's, or estimated.
 Statistic = Literal['auto', 'imagenet'] | Mapping[str, float] | Sequence[float]

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from .bands import RGB, canonical
+from ..bands import RGB, canonical
 from .survey import FileFacts
 
 _BAND = re.compile(r'(?P<name>[^=]*[^=\s])\s*=\s*(?P<number>\d+)')

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from torchgeo.datasets import EuroSAT
 
-from .bands import RGB
+from ..bands import RGB
 from .files import RASTER_SUFFIXES, PathLike, find_images, subfolders
 from .folder import FolderDataset
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchgeo.datasets import DatasetNotFoundError, NonGeoDataset
 
-from .bands import RGB, select_bands
+from ..bands import RGB, select_bands
 from .catalog import build_catalog
 from .files import PathLike
 from .fmow_lists import CLASSES, read_list, rgb_rows, sentinel_rows

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torchgeo.datasets import NonGeoDataset
 
-from .bands import name_bands, select_bands, spell
+from ..bands import name_bands, select_bands, spell
 from .catalog import build_catalog
 from .files import PathLike, evenly_spaced, find_images, locate_images, subfolders
 from .images import BadTileError, Header, depth, read_header, read_image, resize, skip

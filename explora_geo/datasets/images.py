@@ -21,7 +21,7 @@ from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from torch.nn import functional as F
 
-from .bands import RGB, canonical
+from ..bands import RGB, canonical
 from .files import PLAIN_SUFFIXES, PathLike
 
 #: Beginnings of TIFF files, in either byte order, classic and big.

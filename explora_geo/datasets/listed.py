@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torchgeo.datasets import NonGeoDataset
 
-from .bands import RGB, select_bands
+from ..bands import RGB, select_bands
 from .files import PathLike
 from .images import BadTileError, read_image, resize, skip
 from .plotting import plot_sample

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from .bands import select_bands
+from ..bands import select_bands
 from .files import PathLike
 from .folder import FolderDataset
 from .images import BadTileError

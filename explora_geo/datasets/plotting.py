@@ -10,8 +10,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..bands import true_color_bands
-from .bands import RGB, select_bands
+from ..bands import RGB, select_bands, true_color_bands
 
 
 def plot_sample(

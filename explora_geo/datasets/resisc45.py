@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from .bands import RGB
+from ..bands import RGB
 from .files import PathLike, subfolders
 from .folder import FolderDataset
 

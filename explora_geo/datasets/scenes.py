@@ -17,7 +17,7 @@ from rasterio.errors import NodataShadowWarning, NotGeoreferencedWarning, Raster
 from torchgeo.datasets import RasterDataset
 from torchgeo.datasets.utils import GeoSlice
 
-from .bands import name_bands, same_bands, select_bands
+from ..bands import name_bands, same_bands, select_bands
 from .catalog import CRS as CATALOG_CRS
 from .files import RASTER_SUFFIXES, PathLike, find_images
 from .images import BadTileError, depth, fill_nodata, raise_machine_failure, skip

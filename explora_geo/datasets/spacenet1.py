@@ -12,7 +12,7 @@ import torch
 from matplotlib.figure import Figure
 from torchgeo.datasets import DatasetNotFoundError, NonGeoDataset, SpaceNet1
 
-from .bands import RGB, select_bands
+from ..bands import RGB, select_bands
 from .files import PathLike, evenly_spaced
 from .folder import PROBES
 from .images import BadTileError, depth, read_header, readable, resize, skip

@@ -10,8 +10,8 @@ import rasterio
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
+from explora_geo.bands import RGB, canonical
 from explora_geo.checkpoints import atomic_path
-from explora_geo.datasets.bands import RGB, canonical
 from explora_geo.datasets.plot_masks import paint
 from explora_geo.maps.scene import Scene
 

@@ -16,7 +16,7 @@ from rasterio.enums import MaskFlags
 from rasterio.errors import NodataShadowWarning, NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
 
-from explora_geo.datasets.bands import name_bands, select_bands
+from explora_geo.bands import name_bands, select_bands
 from explora_geo.datasets.remote import identify, locate, remote_options, short_name
 from explora_geo.maps.grid import Box
 

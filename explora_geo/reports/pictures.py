@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from explora_geo.datasets.bands import canonical
+from explora_geo.bands import canonical
 from explora_geo.evaluation.label_free import mean_patch
 from explora_geo.models.vit import ViT
 from explora_geo.objectives import MAE

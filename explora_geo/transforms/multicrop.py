@@ -12,7 +12,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..datasets.bands import RGB, canonical
+from ..bands import RGB, canonical
 
 
 @dataclass(frozen=True)

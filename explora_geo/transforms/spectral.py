@@ -14,7 +14,7 @@ from kornia.augmentation import random_generator as rg
 from torch import Tensor
 from torchgeo import transforms as tg
 
-from ..datasets.bands import canonical, select_bands
+from ..bands import canonical, select_bands
 
 #: Names of the bands that each index of TorchGeo is made of: colours, and Sentinel-2's.
 _ROLES = {

@@ -2,7 +2,7 @@
 
 import pytest
 
-from explora_geo.datasets.bands import match_bands, same_bands, spell
+from explora_geo.bands import match_bands, same_bands, spell
 
 RGB = ('red', 'green', 'blue')
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import rasterio
 
+from explora_geo.bands import canonical
 from explora_geo.datasets import FolderDataset
-from explora_geo.datasets.bands import canonical
 from explora_geo.datasets.images import BadTileError, read_image
 
 TILE = next((Path(__file__).parents[1] / 'data' / 'eurosat_ms' / 'River').glob('*.tif'))

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from explora_geo.datasets.bands import ALIASES, canonical, name_bands, select_bands, spell
+from explora_geo.bands import ALIASES, canonical, name_bands, select_bands, spell
 
 NAME = st.text('abBrRgG0128 _ä', min_size=1, max_size=5).filter(lambda name: name.strip())
 NAMES = st.lists(NAME, min_size=1, max_size=8, unique_by=canonical)
