@@ -10,6 +10,7 @@ os.environ.setdefault('OMP_NUM_THREADS', '2')
 import importlib.util
 import random
 import shutil
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ import torch
 from rasterio.errors import NotGeoreferencedWarning
 from torch import Tensor
 
+import benchmarks
 from explora_geo.checkpoints import files
 from explora_geo.evaluation import FeatureTable
 from explora_geo.models import PatchTokenizer, ViT, builders
@@ -36,6 +38,8 @@ MODEL = 'vit_tiny_patch8_32'
 #: All tests, whichever are run.
 COLLECTED = pytest.StashKey[list[pytest.Item]]()
 
+# Configurations name `explora_bench`: here it is this checkout, whatever is installed
+sys.modules['explora_bench'] = benchmarks
 matplotlib.use('Agg')
 torch.set_num_threads(int(os.environ['OMP_NUM_THREADS']))
 

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Subset
 
+from benchmarks import datasets
 from explora_geo import datamodules
 from tests.conftest import DATA
 from tests.data.broken.data import cut, pixels, raster
@@ -29,12 +30,12 @@ MODULES: dict[str, tuple[type[Any], str, dict[str, Any]]] = {
     'fmow': (datamodules.FMoWRGBDataModule, 'fmow', {}),
     'fmow sentinel': (datamodules.FMoWSentinelDataModule, 'fmow_sentinel', {}),
     'fmow temporal': (datamodules.FMoWTemporalDataModule, 'fmow', {'num_frames': 1}),
-    'resisc45': (datamodules.RESISC45DataModule, 'resisc45', {}),
-    'naip': (datamodules.NAIPLandCoverDataModule, 'naip_landcover', {}),
-    'spacenet': (datamodules.SpaceNet1DataModule, 'spacenet1', {}),
-    'camelyon': (datamodules.Camelyon17DataModule, 'camelyon17', {}),
-    'camelyon unlabelled': (datamodules.Camelyon17DataModule, 'camelyon17', {'unlabelled': True}),
-    'iwildcam': (datamodules.IWildCamDataModule, 'iwildcam', {}),
+    'resisc45': (datasets.RESISC45DataModule, 'resisc45', {}),
+    'naip': (datasets.NAIPLandCoverDataModule, 'naip_landcover', {}),
+    'spacenet': (datasets.SpaceNet1DataModule, 'spacenet1', {}),
+    'camelyon': (datasets.Camelyon17DataModule, 'camelyon17', {}),
+    'camelyon unlabelled': (datasets.Camelyon17DataModule, 'camelyon17', {'unlabelled': True}),
+    'iwildcam': (datasets.IWildCamDataModule, 'iwildcam', {}),
 }
 
 

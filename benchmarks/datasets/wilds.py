@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
+from torch.utils.data import Dataset
 
-from .files import PathLike
-from .listed import ListedDataset
+from explora_geo.datamodules.splits import Part, SplitDataModule
+from explora_geo.datasets.files import PathLike
+from explora_geo.datasets.listed import ListedDataset
 
 Transforms = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -153,3 +155,101 @@ def _class_names(folder: Path, count: int) -> list[str]:
             if 0 <= label < count:
                 names[int(label)] = str(name)
     return names
+
+
+class Camelyon17DataModule(SplitDataModule):
+    """LightningDataModule for Camelyon17 of WILDS: another hospital validates, a third one tests."""
+
+    def __init__(
+        self,
+        root: PathLike,
+        unlabelled: bool = False,
+        scored: Literal['test', 'val'] = 'test',
+        image_size: int = 96,
+        vertical_flip: bool = True,
+        quarter_turns: bool = True,
+        strict: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Initialize a new Camelyon17DataModule instance.
+
+        Args:
+            root: Folder that the ``wilds`` package downloads to.
+            unlabelled: Train on ``train_unlabeled``, for pre-training; validation stays labelled where the
+                labelled data is there.
+            scored: Part that tests: WILDS' ``test``, or ``val``, which the paper reports; then ``id_val``
+                validates, so that nothing is chosen on what is reported.
+            image_size: Side of the images; patches have 96 pixels.
+            vertical_flip: Whether to mirror training images top to bottom.
+            quarter_turns: Whether to turn training images by multiples of 90 degrees.
+            strict: Whether to raise on an image that cannot be used instead of skipping it.
+            **kwargs: Images and augmentation; see :class:`SplitDataModule`.
+        """
+        super().__init__(
+            Camelyon17Dataset,
+            root,
+            image_size=image_size,
+            vertical_flip=vertical_flip,
+            quarter_turns=quarter_turns,
+            strict=strict,
+            **kwargs,
+        )
+        self.unlabelled, self.scored = unlabelled, _check_scored(scored)
+
+    def make(self, part: Part) -> Dataset[Any] | None:
+        """One of the published splits; what is scored also to predict."""
+        if part == 'train':
+            return Camelyon17Dataset(self.root, 'train', self.unlabelled, **self.kwargs)
+        return _labelled(Camelyon17Dataset, self, part)
+
+
+class IWildCamDataModule(SplitDataModule):
+    """LightningDataModule for iWildCam of WILDS: cameras of other places validate and test."""
+
+    def __init__(
+        self,
+        root: PathLike,
+        unlabelled: bool = False,
+        scored: Literal['test', 'val'] = 'test',
+        strict: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Initialize a new IWildCamDataModule instance.
+
+        Args:
+            root: Folder that the ``wilds`` package downloads to.
+            unlabelled: Train on ``extra_unlabeled``, for pre-training; validation stays labelled where the
+                labelled data is there.
+            scored: Part that tests: WILDS' ``test``, or ``val``, which the paper reports; then ``id_val``
+                validates, so that nothing is chosen on what is reported.
+            strict: Whether to raise on an image that cannot be used instead of skipping it.
+            **kwargs: Images and augmentation; see :class:`SplitDataModule`.
+        """
+        super().__init__(IWildCamDataset, root, strict=strict, **kwargs)
+        self.unlabelled, self.scored = unlabelled, _check_scored(scored)
+
+    def make(self, part: Part) -> Dataset[Any] | None:
+        """One of the published splits; what is scored also to predict."""
+        if part == 'train':
+            return IWildCamDataset(self.root, 'train', self.unlabelled, **self.kwargs)
+        return _labelled(IWildCamDataset, self, part)
+
+
+def _check_scored(scored: str) -> str:
+    if scored not in ('test', 'val'):
+        raise ValueError(f'scored must be test or val, got {scored!r}.')
+    return scored
+
+
+def _labelled(dataset_class: Any, module: Any, part: Part) -> Dataset[Any] | None:
+    """A labelled part; pre-training goes without one where only unlabelled images were downloaded."""
+    validating = 'val' if module.scored == 'test' else 'id_val'
+    try:
+        found: Dataset[Any] = dataset_class(
+            module.root, validating if part == 'val' else module.scored, **module.kwargs
+        )
+    except FileNotFoundError:
+        if module.unlabelled and part == 'val':
+            return None
+        raise
+    return found

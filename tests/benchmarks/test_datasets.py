@@ -1,4 +1,4 @@
-"""Data modules of published data sets, on fakes of their true layouts."""
+"""Data sets that only tables read, on fakes of their true layouts."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,14 +9,15 @@ import pytest
 import torch
 from matplotlib import pyplot as plt
 
-from explora_geo.datamodules import (
+from benchmarks.datasets import (
     Camelyon17DataModule,
     IWildCamDataModule,
     NAIPLandCoverDataModule,
     RESISC45DataModule,
     SpaceNet1DataModule,
+    SpaceNet1Dataset,
+    spacenet1,
 )
-from explora_geo.datasets import SpaceNet1Dataset
 
 Seed = Callable[[str], Path]
 
@@ -101,9 +102,7 @@ class Listed(SpaceNet1Dataset):
 
 @pytest.mark.parametrize('split', ['names', 'blocks'])
 def test_spacenet_is_parted_in_the_papers_shares(split: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from explora_geo.datamodules import splits
-
-    monkeypatch.setattr(splits, 'SpaceNet1Dataset', Listed)
+    monkeypatch.setattr(spacenet1, 'SpaceNet1Dataset', Listed)
     whole = SpaceNet1DataModule('', split=split, val_split=0)  # type: ignore[arg-type]
     held = SpaceNet1DataModule('', split=split)  # type: ignore[arg-type]
     parts = {part: whole.make(part).indices for part in ('train', 'test')}  # type: ignore[arg-type,union-attr]

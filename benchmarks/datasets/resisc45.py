@@ -4,9 +4,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from ..bands import RGB
-from .files import PathLike, subfolders
-from .folder import FolderDataset
+from torch.utils.data import Dataset
+
+from explora_geo.bands import RGB
+from explora_geo.datamodules.splits import Part, SplitDataModule
+from explora_geo.datasets.files import PathLike, subfolders
+from explora_geo.datasets.folder import FolderDataset
 
 
 class RESISC45Dataset(FolderDataset):
@@ -65,3 +68,28 @@ class RESISC45Dataset(FolderDataset):
         # A class without an image in this split must not shift the labels of the others.
         self.relabel([path.name for path in subfolders(folder)])
         self.split = split
+
+
+class RESISC45DataModule(SplitDataModule):
+    """LightningDataModule for RESISC45 with TorchGeo's splits and statistics."""
+
+    nadir = True
+
+    published = (
+        dict(zip(RGB, (93.89391792, 97.11226906, 87.56775284), strict=True)),
+        dict(zip(RGB, (51.84919672, 47.2365918, 47.06308786), strict=True)),
+    )
+
+    def __init__(self, root: PathLike, strict: bool = False, **kwargs: Any) -> None:
+        """Initialize a new RESISC45DataModule instance.
+
+        Args:
+            root: Folder of ``NWPU-RESISC45`` and the split files.
+            strict: Whether to raise on an image that cannot be used instead of skipping it.
+            **kwargs: Images and augmentation; see :class:`SplitDataModule`.
+        """
+        super().__init__(RESISC45Dataset, root, strict=strict, **kwargs)
+
+    def make(self, part: Part) -> Dataset[Any]:
+        """One of the published splits; the test part to predict."""
+        return RESISC45Dataset(self.root, 'test' if part == 'predict' else part, **self.kwargs)

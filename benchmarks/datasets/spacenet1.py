@@ -4,20 +4,23 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
 import rasterio
 import torch
 from matplotlib.figure import Figure
+from torch.utils.data import Dataset, Subset
 from torchgeo.datasets import DatasetNotFoundError, NonGeoDataset, SpaceNet1
 
-from ..bands import RGB, select_bands
-from .files import PathLike, evenly_spaced
-from .folder import PROBES
-from .images import BadTileError, depth, read_header, readable, resize, skip
-from .masks import resize_mask
-from .plot_masks import plot_masks
+from explora_geo.bands import RGB, select_bands
+from explora_geo.datamodules.splits import Part, SplitDataModule
+from explora_geo.datasets.files import PathLike, evenly_spaced
+from explora_geo.datasets.folder import PROBES
+from explora_geo.datasets.images import BadTileError, depth, read_header, readable, resize, skip
+from explora_geo.datasets.masks import resize_mask
+from explora_geo.datasets.plot_masks import plot_masks
 
 #: Bands of the images by TorchGeo's name of them.
 IMAGE_BANDS = {
@@ -169,3 +172,88 @@ class SpaceNet1Dataset(NonGeoDataset):
             The figure.
         """
         return plot_masks(sample, self.bands, self.classes, self.colours, show_titles, suptitle)
+
+
+class SpaceNet1DataModule(SplitDataModule):
+    """LightningDataModule for SpaceNet 1, whose labelled images are parted here: no list is published.
+
+    The split ``names`` has the paper's sizes, 5,000 images to train and 1,940 to test, in the order of the
+    SHA-256 of the files' names; which images the paper has in them is not known, so it is ours. Images lie
+    side by side, so that this test has neighbours in training. The split ``blocks`` parts whole blocks of the
+    ground, about 1 km wide, in the same shares.
+    """
+
+    #: Training images of the paper's 6,940, and the side of a block of ground, degrees.
+    share, block = 5000 / 6940, 0.01
+
+    nadir = True
+
+    def __init__(
+        self,
+        root: PathLike,
+        image: Literal['3band', '8band'] = '3band',
+        split: Literal['names', 'blocks'] = 'names',
+        val_split: float = 0.1,
+        ignore_black: int | None = 255,
+        vertical_flip: bool = True,
+        quarter_turns: bool = True,
+        crop_scale: tuple[float, float] = (0.5, 1.0),
+        strict: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Initialize a new SpaceNet1DataModule instance.
+
+        Args:
+            root: Folder that holds ``SN1_buildings``.
+            image: Pan-sharpened colours or eight bands.
+            split: How labelled images are parted: by their ``names``, or whole ``blocks`` of the ground.
+            val_split: Share of the training images that validates instead, in [0, 1); the paper has none.
+            ignore_black: Value of masks outside the scene, for the task's ``ignore_index``; None counts
+                black pixels as ``other``, as the paper does.
+            vertical_flip: Whether to mirror training images top to bottom.
+            quarter_turns: Whether to turn training images by multiples of 90 degrees.
+            crop_scale: Smallest and largest share of an image's area in a training crop.
+            strict: Whether to raise on an image that cannot be used instead of skipping it.
+            **kwargs: Images and augmentation; see :class:`SplitDataModule`.
+
+        Raises:
+            ValueError: If an argument is out of range.
+        """
+        if split not in ('names', 'blocks'):
+            raise ValueError(f'split must be names or blocks, got {split!r}.')
+        if not 0 <= val_split < 1:
+            raise ValueError(f'val_split must be in [0, 1), got {val_split}.')
+        super().__init__(
+            SpaceNet1Dataset,
+            root,
+            image=image,
+            ignore_black=ignore_black,
+            vertical_flip=vertical_flip,
+            quarter_turns=quarter_turns,
+            crop_scale=crop_scale,
+            strict=strict,
+            **kwargs,
+        )
+        self.split, self.val_split = split, val_split
+
+    def make(self, part: Part) -> Dataset[Any] | None:
+        """Labelled images by the split; the published test images, which have no labels, to predict."""
+        if part == 'predict':
+            try:
+                return SpaceNet1Dataset(self.root, 'test', **self.kwargs)
+            except FileNotFoundError:
+                part = 'test'
+        labelled = SpaceNet1Dataset(self.root, 'train', **self.kwargs)
+        names = labelled.names if self.split == 'names' else labelled.blocks(self.block)
+        order = sorted(range(len(names)), key=lambda i: (sha256(names[i].encode()).hexdigest(), i))
+        end = self._border(names, order, round(len(order) * self.share))
+        start = self._border(names, order, end - round(end * self.val_split))
+        parts = {'train': order[:start], 'val': order[start:end], 'test': order[end:]}
+        return Subset(labelled, sorted(parts[part])) if parts[part] or part != 'val' else None
+
+    @staticmethod
+    def _border(names: Sequence[str], order: Sequence[int], count: int) -> int:
+        """The first border between two names from a position on, so that none is in two parts."""
+        while 0 < count < len(order) and names[order[count]] == names[order[count - 1]]:
+            count += 1
+        return count

@@ -6,10 +6,14 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from torch.utils.data import Dataset
 
-from .files import PathLike
-from .images import BadTileError, readable
-from .listed import ListedDataset
+from explora_geo.bands import RGB, canonical
+from explora_geo.datamodules.splits import Part, SplitDataModule
+from explora_geo.datamodules.statistics import Statistic
+from explora_geo.datasets.files import PathLike
+from explora_geo.datasets.images import BadTileError, readable
+from explora_geo.datasets.listed import ListedDataset
 
 
 class NAIPLandCoverDataset(ListedDataset):
@@ -94,3 +98,50 @@ def _read_list(path: Path) -> NDArray[Any]:
     except BadTileError as error:
         raise ValueError(f'{path}: {error}; get it again.') from error
     return found
+
+
+class NAIPLandCoverDataModule(SplitDataModule):
+    """LightningDataModule for NAIP land cover; tests use val and test together, as published."""
+
+    nadir = True
+
+    published: tuple[Statistic | None, Statistic | None] = (
+        dict(zip(RGB, (255 * x for x in (0.47996818, 0.47633689, 0.42402868)), strict=True)),
+        dict(zip(RGB, (255 * x for x in (0.17774512, 0.13703743, 0.11909943)), strict=True)),
+    )
+
+    def __init__(
+        self,
+        root: PathLike,
+        bands: Sequence[str] = RGB,
+        vertical_flip: bool = True,
+        quarter_turns: bool = True,
+        strict: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Initialize a new NAIPLandCoverDataModule instance.
+
+        Args:
+            root: Folder of the arrays.
+            bands: Names of the bands to use; statistics are published for red, green and blue.
+            vertical_flip: Whether to mirror training images top to bottom.
+            quarter_turns: Whether to turn training images by multiples of 90 degrees.
+            strict: Whether to raise on a tile that cannot be used instead of skipping it.
+            **kwargs: Images and augmentation; see :class:`SplitDataModule`.
+        """
+        super().__init__(
+            NAIPLandCoverDataset,
+            root,
+            bands=bands,
+            vertical_flip=vertical_flip,
+            quarter_turns=quarter_turns,
+            strict=strict,
+            **kwargs,
+        )
+        if bands is None or not {canonical(b) for b in bands} <= set(RGB):
+            self.published = (None, None)
+
+    def make(self, part: Part) -> Dataset[Any]:
+        """One of the published splits; val and test together to test and predict."""
+        split: Any = part if part in ('train', 'val') else 'val+test'
+        return NAIPLandCoverDataset(self.root, split, **self.kwargs)
