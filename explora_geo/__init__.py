@@ -3,6 +3,8 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from explora_geo._version import __version__ as __version__
+
 if TYPE_CHECKING:
     from explora_geo._adapt import adapt as adapt
     from explora_geo.adaptation import ExPLoRAConfig as ExPLoRAConfig
@@ -11,7 +13,6 @@ if TYPE_CHECKING:
     from explora_geo.models import create_vit as create_vit
     from explora_geo.trainers import ExPLoRATask as ExPLoRATask
 
-__version__ = '0.1.0'
 
 # Resolved on first use, so that `import explora_geo` costs nothing and the command line starts fast.
 _EXPORTS = {

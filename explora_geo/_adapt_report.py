@@ -14,8 +14,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from explora_geo import __version__
 from explora_geo._adapt_settings import ANCHOR, Source
+from explora_geo._version import __version__
 from explora_geo.checkpoints import load_backbone
 from explora_geo.datamodules.archive import Archive
 from explora_geo.datamodules.labeled import LabeledTiles

@@ -119,7 +119,7 @@ def find_source(weights: WeightsEnum | str | PathLike[str]) -> Source:
     """
     text = str(weights)
     try:
-        _, meta, name = read_weights(weights if isinstance(weights, WeightsEnum) else text)
+        _, meta, name = read_weights(weights if isinstance(weights, WeightsEnum) else text, values=False)
     except ValueError as error:
         if not text.startswith('timm/'):
             raise

@@ -24,11 +24,11 @@ ALLOWED = {
     'models.weights': set(),
     'models.builders': {'models.tokenizers', 'models.vit'},
     'models': {'models'},
-    'checkpoints': {'_atomic', 'adaptation', 'bands', 'models', 'checkpoints'},
+    'checkpoints': {'_atomic', '_version', 'adaptation', 'bands', 'models', 'checkpoints'},
     'objectives': {'adaptation', 'models', 'objectives', 'transforms'},
     'trainers': {
-        *('_compat', 'adaptation', 'bands', 'models', 'checkpoints', 'datasets', 'evaluation', 'objectives'),
-        *('trainers', 'transforms'),
+        *('_compat', '_version', 'adaptation', 'bands', 'models', 'checkpoints', 'datasets', 'evaluation'),
+        *('objectives', 'trainers', 'transforms'),
     },
     'evaluation': {'adaptation', 'models', 'checkpoints', 'evaluation'},
     'reports': {'_atomic', 'bands', 'evaluation', 'models', 'objectives', 'reports'},
@@ -45,7 +45,7 @@ ALLOWED = {
     '_adapt_settings': {'adaptation', 'checkpoints', 'datamodules', 'models', 'trainers'},
     '_adapt_report': {
         *('_adapt_settings', 'checkpoints', 'datamodules', 'datasets', 'evaluation', 'models', 'objectives'),
-        'reports',
+        *('_version', 'reports'),
     },
     # The main job is what commands and libraries are for: it stands above them, below the command line.
     '_adapt': {
@@ -54,6 +54,7 @@ ALLOWED = {
     },
     'commands.adapt': {'_adapt', '_adapt_settings'},
     '_atomic': set(),
+    '_version': set(),
     '_compat': set(),
 }
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from explora_geo.bands import match_bands
-from explora_geo.checkpoints import merge_adapter, open_backbone, read_adapter, read_state, write_state
+from explora_geo.checkpoints import load_backbone, merge_adapter, read_adapter, read_state, write_state
 from explora_geo.checkpoints.export import export_timm
 from explora_geo.datamodules import FMoWTemporalDataModule, FolderDataModule
 from explora_geo.evaluation.cache import cached_features
@@ -211,7 +211,7 @@ def run(request: pytest.FixtureRequest, shared: Path, tmp_path_factory: pytest.T
 
 
 def opened(run: Run) -> ViT:
-    return open_backbone(*run.files, model=None)[0]
+    return load_backbone(None, *run.files)
 
 
 def test_data_of_later_stages_are_others(run: Run) -> None:
@@ -219,7 +219,7 @@ def test_data_of_later_stages_are_others(run: Run) -> None:
     data.setup('fit')
     assert data.bands != run.vit.patch_embed.bands
     assert (data.mean[match_bands(data.bands, RGB)] - run.mean).abs().max() > 3
-    base, _ = open_backbone(run.base, model=MODEL)
+    base = load_backbone(MODEL, run.base)
     if run.tokenizer == 'patch':
         with pytest.raises(AssertionError):  # training has changed something
             run.check(base, run.matched(opened(run)), atol=1e-3)
@@ -290,8 +290,8 @@ def test_export(run: Run, tmp_path: Path) -> None:
             export_timm(opened(run), MODEL, path)
         return
     export_timm(opened(run), MODEL, path)
-    vit, name = open_backbone(path)
-    assert name == MODEL
+    vit = load_backbone(None, path)
+    assert vit.name == MODEL
     run.check(vit, run.matched(vit))
 
 
@@ -310,14 +310,14 @@ def test_a_second_adaptation(run: Run, tmp_path: Path) -> None:
     task, data = run.task(merged, STILL), run.data()
     train(task, data, tmp_path, 1)
     run.check(task.model.final_backbone, data, atol=1e-4)
-    vit, _ = open_backbone(merged, tmp_path / 'adapter.safetensors')
+    vit = load_backbone(None, merged, tmp_path / 'adapter.safetensors')
     run.check(vit, run.matched(vit), atol=1e-4)
 
 
 def test_another_image_size(run: Run) -> None:
     weights, adapter = run.files
-    vit, _ = open_backbone(weights, adapter, img_size=48)
-    plain, _ = open_backbone(run.folder / 'merged.safetensors', img_size=48)
+    vit = load_backbone(None, weights, adapter, img_size=48)
+    plain = load_backbone(None, run.folder / 'merged.safetensors', img_size=48)
     assert vit.normalization == plain.normalization is not None
     for name, tensor in vit.state_dict().items():
         assert_close(tensor, plain.state_dict()[name], atol=1e-6, rtol=0)

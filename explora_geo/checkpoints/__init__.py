@@ -1,25 +1,21 @@
 """Reading everyone's weights and writing ours."""
 
-from explora_geo.checkpoints.adapter import (
-    AdapterHeader,
-    apply_adapter,
-    merge_adapter,
-    read_adapter,
-    save_adapter,
-)
-from explora_geo.checkpoints.files import atomic_path, read_state, write_state
-from explora_geo.checkpoints.io import (
+from explora_geo.checkpoints.adapter import AdapterHeader, apply_adapter, read_adapter, save_adapter
+from explora_geo.checkpoints.backbone import (
     BackboneWeights,
     load_backbone,
     load_weights,
-    model_metadata,
-    state_sha256,
+    merge_adapter,
+    open_backbone,
 )
-from explora_geo.checkpoints.open import open_backbone
+from explora_geo.checkpoints.files import atomic_path, read_state, state_sha256, write_state
+from explora_geo.checkpoints.metadata import model_metadata
+from explora_geo.checkpoints.sources import StoredWeights, read_weights
 
 __all__ = [
     'AdapterHeader',
     'BackboneWeights',
+    'StoredWeights',
     'apply_adapter',
     'atomic_path',
     'load_backbone',
@@ -29,6 +25,7 @@ __all__ = [
     'open_backbone',
     'read_adapter',
     'read_state',
+    'read_weights',
     'save_adapter',
     'state_sha256',
     'write_state',

@@ -10,16 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from explora_geo import __version__
-from explora_geo.adaptation import ExPLoRAConfig, explora, merge_lora, trainable_names
+from explora_geo._version import __version__
+from explora_geo.adaptation import ExPLoRAConfig, explora, trainable_names
 from explora_geo.bands import same_bands
-from explora_geo.checkpoints.files import check_exact, read_state, write_state
-from explora_geo.checkpoints.io import build, fit_position, model_metadata, state_sha256
+from explora_geo.checkpoints.files import check_exact, read_state, state_sha256, write_state
 from explora_geo.checkpoints.metadata import check_bands, check_sizes
-from explora_geo.checkpoints.sources import read_weights
 from explora_geo.models.builders import create_vit
 from explora_geo.models.normalization import Normalization
-from explora_geo.models.position import sincos_2d
+from explora_geo.models.position import fit_position, sincos_2d
 from explora_geo.models.vit import ViT
 
 _FORMAT = 'explora_geo.adapter'
@@ -302,26 +300,3 @@ def _weaken(state: Mapping[str, Tensor], base: Mapping[str, Tensor], strength: f
         else:
             weaker[name] = torch.lerp(base[name], tensor.to(base[name]), strength)
     return weaker
-
-
-def merge_adapter(
-    path: str | Path, base: str | Path, out: str | Path, strength: float = 1.0
-) -> AdapterHeader:
-    """Write base + adapter as one plain model with timm's keys.
-
-    Args:
-        path: Adapter file.
-        base: Base weights: a file or `timm/<name>`.
-        out: File to write, `.safetensors`.
-        strength: Share of what the adapter adds to the base, in [0, 1].
-
-    Returns:
-        The adapter's header.
-    """
-    header, state = read_adapter(path)
-    vit = build(header.backbone, read_weights(base), header.explora_config.extra, **header.arguments)
-    put_adapter(vit, header, state, path, strength)
-    merge_lora(vit)
-    meta = {**model_metadata(vit, header.backbone), 'adaptation': header.explora_config.notation()}
-    write_state(out, vit.state_dict(), meta)
-    return header

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from explora_geo.checkpoints.files import atomic_path, write_state
-from explora_geo.checkpoints.io import model_metadata
+from explora_geo.checkpoints.metadata import model_metadata
 from explora_geo.models.vit import ViT
 
 
@@ -54,7 +54,7 @@ def _timm_state(vit: ViT) -> dict[str, Tensor]:
     if tokenizer.kind != 'patch':
         raise ValueError(
             f'timm has no model with the tokenizer {tokenizer.kind}: export a program instead, or use the '
-            'file with open_backbone'
+            'file with load_backbone'
         )
     state = {k: v.detach().cpu() for k, v in vit.state_dict().items()}
     state.pop('mask_token', None)  # only pre-training reads it

@@ -1,6 +1,7 @@
 """Files of tensors: read without unpickling code, written in one piece or not at all."""
 
 import argparse
+import hashlib
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,14 +18,16 @@ from explora_geo.checkpoints.quantize import QUANTIZATION, dequantize_rows
 # Where trainers nest the state dict, in the order in which they are looked for.
 _NESTS = ('model', 'state_dict', 'teacher', 'module')
 # What weights are stored in; integers are quantised, and mean nothing without their scales.
+_TYPES = {'F16': torch.float16, 'BF16': torch.bfloat16, 'F64': torch.float64, 'I8': torch.int8}
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def read_state(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_state(path: str | Path, values: bool = True) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read a state dict from a safetensors or PyTorch file.
 
     Args:
         path: File ending in `.safetensors`, or any file of `torch.save`.
+        values: Whether to read the numbers; if not, tensors have shape and type only (on the meta device).
 
     Returns:
         Tensors by name, with the nesting of trainers removed and quantized rows as float32, and the
@@ -42,16 +45,21 @@ def read_state(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         try:
             path.open('rb').close()  # the library takes a file that may not be read for none
             with safe_open(path, 'pt') as file:
-                state, metadata = {k: file.get_tensor(k) for k in file.keys()}, file.metadata() or {}
+                read = file.get_tensor if values else lambda name: _outline(file, name)
+                state, metadata = {k: read(k) for k in file.keys()}, file.metadata() or {}
         except Exception as error:  # the library's own, and torch's for types that it lacks
             raise ValueError(f'{path} is damaged or no safetensors file ({_first_line(error)})') from error
         if QUANTIZATION.items() <= metadata.items():
             state = dequantize_rows(state, str(path))
         return state, metadata
-    content = read_checkpoint(path)
-    state = unnest(content, path)
+    state = unnest(read_checkpoint(path, mmap=not values), path)
     check_storage(state, path)
-    return state, {}
+    return state if values else {k: v.to('meta') for k, v in state.items()}, {}
+
+
+def _outline(file: Any, name: str) -> Tensor:
+    part = file.get_slice(name)
+    return torch.empty(part.get_shape(), dtype=_TYPES.get(part.get_dtype(), torch.float32), device='meta')
 
 
 def read_checkpoint(path: str | Path, mmap: bool = False) -> Any:
@@ -190,3 +198,13 @@ def write_state(path: str | Path, state: Mapping[str, Tensor], metadata: Mapping
     tensors = {k: v.detach().cpu().contiguous() for k, v in state.items()}
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata=dict(metadata))
+
+
+def state_sha256(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names, shapes and float32 values of a state dict, whatever file it came from."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().float().contiguous()
+        digest.update(f'{name}{tuple(tensor.shape)}'.encode())
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()

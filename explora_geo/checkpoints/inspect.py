@@ -29,7 +29,7 @@ def describe_weights(weights: WeightsEnum | str | Path) -> dict[str, str]:
         FileNotFoundError: If a file does not exist.
         ValueError: If it cannot be read or is no ViT.
     """
-    raw, meta, source = read_weights(weights)
+    raw, meta, source = read_weights(weights, values=False)
     try:
         state, parts, layout = convert(raw)
     except ValueError as error:

@@ -6,6 +6,7 @@ from typing import Any
 
 from explora_geo.bands import same_bands
 from explora_geo.models.normalization import Normalization
+from explora_geo.models.vit import ViT
 
 #: Most patches along a side of an image that a file may ask for: 4096 px in patches of 16.
 MAX_GRID = 256
@@ -113,6 +114,28 @@ def stated_normalization(meta: Mapping[str, str], bands: Sequence[str], source: 
         return Normalization.read(_json(meta, 'normalization', source), bands)
     except ValueError as error:
         raise ValueError(f'{source} has a damaged header: {error}') from error
+
+
+def model_metadata(vit: ViT, backbone: str) -> dict[str, str]:
+    """What the header of a file of a whole model states.
+
+    Args:
+        vit: Backbone.
+        backbone: Its name.
+
+    Returns:
+        Text entries `backbone`, `bands`, `sizes` of image and patch, `normalization` if it is known, and
+        `tokenizer` unless it is the ordinary one, as JSON.
+    """
+    tokenizer = vit.patch_embed
+    sizes = {'img_size': tokenizer.img_size, 'patch_size': tokenizer.patch_size}
+    meta = {'format': 'pt', 'backbone': backbone, 'bands': json.dumps(list(tokenizer.bands))}
+    meta['sizes'] = json.dumps(sizes)
+    if vit.normalization is not None:
+        meta['normalization'] = json.dumps(vit.normalization.to_dict())
+    if tokenizer.kind != 'patch':
+        meta['tokenizer'] = json.dumps({'kind': tokenizer.kind, **tokenizer.options})
+    return meta
 
 
 def _json(meta: Mapping[str, str], key: str, source: str) -> Any:

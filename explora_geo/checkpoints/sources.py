@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote, urlparse
 
 import torch
@@ -14,24 +14,38 @@ from explora_geo.checkpoints.download import download, file_sha256
 from explora_geo.checkpoints.files import read_state
 from explora_geo.models import weights as named
 
-#: Tensors as a source holds them, its metadata, and its name.
-Read = tuple[dict[str, Tensor], dict[str, str], str]
+
+class StoredWeights(NamedTuple):
+    """Weights as they are stored.
+
+    Attributes:
+        state: Tensors by name, as the source holds them.
+        meta: Its metadata (`bands` as JSON if stated).
+        source: Its name, for messages.
+    """
+
+    state: dict[str, Tensor]
+    meta: dict[str, str]
+    source: str
 
 
-def read_weights(weights: WeightsEnum | str | Path) -> Read:
-    """Tensors, metadata and name of any source of weights.
+def read_weights(weights: WeightsEnum | str | Path | StoredWeights, values: bool = True) -> StoredWeights:
+    """Read weights from wherever they are.
 
     Args:
         weights: A `WeightsEnum` or its name (`ViTTiny8_Weights.TINY_IMAGENET_MAE`), the path of a file,
-            or `timm/<name>` for timm's hub.
+            or `timm/<name>` for timm's hub; what was read already is returned as it is.
+        values: Whether to read the numbers; a look at metadata, names and shapes of a file takes no memory.
 
     Returns:
-        Tensors as the source holds them, its metadata (`bands` as JSON if stated), its name.
+        Tensors, metadata and name.
 
     Raises:
         FileNotFoundError: If a file does not exist.
         ValueError: If the source cannot be read.
     """
+    if isinstance(weights, StoredWeights):
+        return weights
     if isinstance(weights, str):
         group, _, member = weights.partition('.')
         weights = getattr(getattr(named, group, None), '__members__', {}).get(member, weights)
@@ -42,13 +56,12 @@ def read_weights(weights: WeightsEnum | str | Path) -> Read:
         if 'tokenizer' in weights.meta:
             options = weights.meta.get('tokenizer_options', {})
             meta['tokenizer'] = json.dumps({'kind': weights.meta['tokenizer'], **options})
-        state, found = read_state(fetch(weights.url, weights.meta))
-        return state, {**found, **meta}, str(weights)
+        state, found = read_state(fetch(weights.url, weights.meta), values)
+        return StoredWeights(state, {**found, **meta}, str(weights))
     text = str(weights)
     if text.startswith('timm/'):
-        return timm_state(text.removeprefix('timm/')), {}, text
-    state, meta = read_state(text)
-    return state, meta, text
+        return StoredWeights(timm_state(text.removeprefix('timm/')), {}, text)
+    return StoredWeights(*read_state(text, values), text)
 
 
 def fetch(url: str, meta: Mapping[str, Any]) -> Path:

@@ -97,7 +97,7 @@ def create_vit(
         depth = int(match['depth'])
     dinov2 = match['dinov2'] is not None
     swiglu = match['size'] == 'giant'
-    return ViT(
+    vit = ViT(
         build_tokenizer(
             tokenizer,
             width,
@@ -119,6 +119,8 @@ def create_vit(
         final_norm=final_norm,
         swiglu=swiglu,
     )
+    vit.name = name
+    return vit
 
 
 def size_name(width: int, depth: int) -> str | None:

@@ -1,6 +1,7 @@
 """Position codes of patches: fixed sine-cosine codes and the resampling of stored grids."""
 
 from functools import lru_cache
+from math import isqrt
 
 import numpy as np
 import torch
@@ -74,3 +75,9 @@ def resample_position(position: Tensor, source: tuple[int, int], target: tuple[i
     if tuple(grid.shape[-2:]) != target:
         raise ValueError(f'cannot resample a {source} grid of positions to {target}')
     return grid.permute(0, 2, 3, 1).flatten(1, 2).to(position.dtype)  # (1,D,h,w) -> (1,L',D)
+
+
+def fit_position(stored: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Resample positions of a square grid, class token first, shape (1, 1 + L, D), to another grid."""
+    side = isqrt(stored.shape[1] - 1)
+    return torch.cat([stored[:, :1], resample_position(stored[:, 1:], (side, side), grid)], dim=1)

@@ -41,11 +41,13 @@ class ViT(nn.Module):
     `pos_embed`, `blocks.i`, `norm`), so weights travel both ways without conversion.
 
     Attributes:
+        name: Name that `create_vit` built it by; empty otherwise.
         normalization: How the images that the weights were adapted on were normalized, if they say so.
         stored_position: Positions as the file of the weights holds them, before they are resampled to this
             grid; empty where the model computes its own, None where no file was read.
     """
 
+    name: str = ''
     normalization: Normalization | None = None
     stored_position: Tensor | None = None
 

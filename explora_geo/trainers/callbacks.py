@@ -15,7 +15,7 @@ from explora_geo.adaptation import trainable_summary
 from explora_geo.bands import true_color_bands
 from explora_geo.checkpoints.adapter import save_adapter
 from explora_geo.checkpoints.files import atomic_path, write_state
-from explora_geo.checkpoints.io import model_metadata
+from explora_geo.checkpoints.metadata import model_metadata
 from explora_geo.trainers.folder import run_folder
 from explora_geo.trainers.run_report import RunReport
 

@@ -265,7 +265,7 @@ def weights_objective(weights: WeightsEnum | str | Path | None) -> str:
     name = str(weights)
     if name.startswith('timm/'):
         return 'D' if 'dinov2' in name else 'M' if name.endswith('.mae') else ''
-    _, parts, layout = convert(read_weights(weights)[0])
+    _, parts, layout = convert(read_weights(weights, values=False).state)
     found = {
         'M': 'satmae' in layout or any(k.startswith('decoder.') for k in parts),
         'D': layout.startswith('dinov2') or any(k.startswith(('dino_head.', 'ibot_head.')) for k in parts),

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from explora_geo import __version__
+from explora_geo._version import __version__
 from explora_geo.adaptation import merge_lora
 from explora_geo.checkpoints import read_state, write_state
 from explora_geo.checkpoints.files import check_exact, check_storage, read_checkpoint, unnest

@@ -13,7 +13,7 @@ from torchmetrics import MetricCollection
 from torchvision.models._api import WeightsEnum
 
 from explora_geo.adaptation import ExPLoRAConfig, explora
-from explora_geo.checkpoints import open_backbone
+from explora_geo.checkpoints import load_backbone
 from explora_geo.models import create_vit
 from explora_geo.models.builders import DINOV2_SIZE, task_size
 from explora_geo.models.pooling import Slots
@@ -165,8 +165,8 @@ class TuningTask(SteadyTask):
         rate = 0.0 if self.config == ADAPTATIONS['linear'] else self.regularisation.drop_path
         name = self.hparams['model']
         if self._weights is not None:
-            vit, name = open_backbone(
-                self._weights, self._adapter, name, DINOV2_SIZE, **options, drop_path_rate=rate
+            vit = load_backbone(
+                name, self._weights, self._adapter, largest=DINOV2_SIZE, **options, drop_path_rate=rate
             )
         elif name is None:
             raise ValueError('give weights, or the model of a checkpoint that is loaded')
@@ -175,7 +175,7 @@ class TuningTask(SteadyTask):
             vit = create_vit(name, img_size=size, **options, drop_path_rate=rate)
         vit.grad_checkpointing = self.hparams['grad_checkpointing']
         explora(vit, self.config)
-        self._name = name
+        self._name = vit.name
         self.model = self.build(vit)
         self.model.train(self.training)  # a frozen backbone goes into evaluation mode
 

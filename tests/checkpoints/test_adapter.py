@@ -21,7 +21,6 @@ from explora_geo.checkpoints import (
     load_backbone,
     load_weights,
     merge_adapter,
-    open_backbone,
     read_adapter,
     read_state,
     save_adapter,
@@ -267,21 +266,21 @@ def test_after_another_base_was_refused_the_model_is_as_it_was(
 
 
 def test_a_merged_file_opens_at_its_size(base_file: Path, images: Tensor, tmp_path: Path) -> None:
-    vit, _ = open_backbone(base_file, model=MODEL, img_size=48)
+    vit = load_backbone(MODEL, base_file, img_size=48)
     explora(vit, CONFIG)
     files = [tmp_path / name for name in ('adapter.safetensors', 'merged.safetensors')]
     save_adapter(files[0], vit, MODEL, CONFIG)
     merge_adapter(files[0], base_file, files[1])
-    opened, name = open_backbone(files[1])
-    assert name == MODEL and opened.patch_embed.img_size == 48
+    opened = load_backbone(None, files[1])
+    assert opened.name == MODEL and opened.patch_embed.img_size == 48
     image = torch.randn(2, 3, 48, 48)
     assert_close(opened(image).patches, vit.eval()(image).patches)
-    assert open_backbone(files[1], img_size=32)[0].patch_embed.img_size == 32
+    assert load_backbone(None, files[1], img_size=32).patch_embed.img_size == 32
     state, metadata = read_state(files[1])
     for sizes in ('{"img_size": 9}', '{"img_size": 8, "patch_size": 99}', 'x'):
         write_state(files[1], state, {**metadata, 'sizes': sizes})
         with pytest.raises(ValueError, match='damaged header'):
-            open_backbone(files[1])
+            load_backbone(None, files[1])
 
 
 NORMALIZATION = Normalization((100.0, 110.0, 120.0), (50.0, 40.0, 30.0), value_range=(0.0, 255.0))
@@ -294,7 +293,7 @@ def test_the_header_states_how_images_were_normalized(adapted: ViT, base_file: P
     assert read_adapter(files[0])[0].normalization == NORMALIZATION
     assert load_backbone(MODEL, base_file, files[0]).normalization == NORMALIZATION
     merge_adapter(files[0], base_file, files[1])
-    assert open_backbone(files[1])[0].normalization == NORMALIZATION
+    assert load_backbone(None, files[1]).normalization == NORMALIZATION
     assert load_backbone(MODEL, base_file).normalization is None
 
 

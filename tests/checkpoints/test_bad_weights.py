@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 
 from explora_geo.adaptation import ExPLoRAConfig, explora
-from explora_geo.checkpoints import io as loading
+from explora_geo.checkpoints import backbone as loading
 from explora_geo.checkpoints import (
     load_backbone,
     load_weights,
     merge_adapter,
-    open_backbone,
     read_adapter,
     read_state,
     save_adapter,
@@ -195,7 +194,7 @@ def test_a_file_that_says_nonsense_of_itself(
 ) -> None:
     write_state(tmp_path / 'odd.safetensors', base_state, {'backbone': MODEL, **meta})
     with pytest.raises(ValueError, match=r'odd\.safetensors|tokenizer|patch_size'):
-        open_backbone(tmp_path / 'odd.safetensors')
+        load_backbone(None, tmp_path / 'odd.safetensors')
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.testing import assert_close
 
-from explora_geo.checkpoints import open_backbone
+from explora_geo.checkpoints import load_backbone
 from explora_geo.trainers import ClassificationTask, load_task, save_task
 
 MODEL = ['--model', 'vit_tiny_patch8_32']
@@ -28,11 +28,11 @@ def test_a_backbone_becomes_every_kind_of_file(
 ) -> None:
     for name in ('m.safetensors', 'm.ckpt', 'm.pt2'):
         run('export', tmp_path / name, '--weights', base_file, *MODEL)
-    vit, _ = open_backbone(base_file, model='vit_tiny_patch8_32')
+    vit = load_backbone('vit_tiny_patch8_32', base_file)
     state = load_file(tmp_path / 'm.safetensors')
     assert state.keys() == vit.state_dict().keys()
-    again, name = open_backbone(tmp_path / 'm.safetensors', img_size=32)
-    assert name == 'vit_tiny_patch8_32'
+    again = load_backbone(None, tmp_path / 'm.safetensors', img_size=32)
+    assert again.name == 'vit_tiny_patch8_32'
     with torch.no_grad():
         assert_close(again(images).cls, vit(images).cls)
         found = torch.export.load(tmp_path / 'm.pt2').module()(images)

@@ -23,13 +23,13 @@ import torch
 from safetensors.torch import save
 
 from explora_geo.adaptation import ExPLoRAConfig, explora, trainable_names
-from explora_geo.checkpoints import adapter, convert, files, inspect, io, metadata, open_backbone
+from explora_geo.checkpoints import adapter, backbone, convert, files, inspect, metadata
 from explora_geo.models import builders, create_vit
 from explora_geo.trainers import ClassificationTask, taskfile
 
 MODEL = 'vit_tiny_patch8_16'
 SUFFIXES = ('.safetensors', '.pth')
-MODULES = (adapter, convert, files, inspect, io, metadata, taskfile)
+MODULES = (adapter, backbone, convert, files, inspect, metadata, taskfile)
 
 
 def small() -> None:
@@ -39,12 +39,16 @@ def small() -> None:
 
 def read(path: Path) -> None:
     """Pass a file to everything that reads one."""
-    for use in (adapter.read_adapter, inspect.describe_weights, open_backbone, _load, taskfile.load_task):
+    for use in (adapter.read_adapter, inspect.describe_weights, _open, _load, taskfile.load_task):
         check(use, path)
 
 
+def _open(path: Path) -> None:
+    backbone.load_backbone(None, path)
+
+
 def _load(path: Path) -> None:
-    io.load_weights(create_vit(MODEL), path)
+    backbone.load_weights(create_vit(MODEL), path)
 
 
 def check(use: Callable[[Path], Any], path: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch.testing import assert_close
 from torchgeo.datamodules import EuroSATDataModule as TorchGeoEuroSAT
 
-from explora_geo.checkpoints import open_backbone, write_state
+from explora_geo.checkpoints import load_backbone, write_state
 from explora_geo.datamodules import FMoWSentinelDataModule, FMoWTemporalDataModule, FolderDataModule
 from explora_geo.models import ViT, create_vit
 from explora_geo.models.normalization import Normalization
@@ -138,5 +138,5 @@ def test_dinov2_is_built_for_224_pixels_and_crops_are_no_larger_than_the_tiles(
     tuned = ClassificationTask(model=name, weights=str(dinov2_file), num_classes=2)
     assert tuned.hparams['img_size'] == 224
     assert 'enlarged to 224 px' in tuned.enlarging(module)
-    assert open_backbone(dinov2_file, model=name)[0].patch_embed.img_size == 518
-    assert open_backbone(dinov2_file, None, name, 64)[0].patch_embed.img_size == 56
+    assert load_backbone(name, dinov2_file).patch_embed.img_size == 518
+    assert load_backbone(name, dinov2_file, largest=64).patch_embed.img_size == 56

@@ -3,17 +3,29 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.testing import assert_close
 from torchvision.models._api import Weights, WeightsEnum
 
-from explora_geo.checkpoints import load_backbone, load_weights, open_backbone, state_sha256
-from explora_geo.checkpoints.sources import read_weights, timm_state
+from explora_geo.adaptation import ExPLoRAConfig, explora
+from explora_geo.checkpoints import (
+    files,
+    load_backbone,
+    load_weights,
+    model_metadata,
+    read_weights,
+    save_adapter,
+    state_sha256,
+    write_state,
+)
+from explora_geo.checkpoints.sources import timm_state
 from explora_geo.models import ViT, create_vit
 from explora_geo.models import weights as shipped
 from explora_geo.models.position import resample_position
@@ -217,7 +229,7 @@ def test_an_entry_states_its_tokenizer(tmp_path: Path, monkeypatch: pytest.Monke
         )
 
     monkeypatch.setattr(shipped, 'Our_Weights', Our_Weights, raising=False)
-    found, _ = open_backbone('Our_Weights.GROUPS')
+    found = load_backbone(None, 'Our_Weights.GROUPS')
     assert found.patch_embed.kind == 'group-channel' and found.patch_embed.num_slots == 2
     assert torch.equal(found.patch_embed.channel_embed, vit.patch_embed.channel_embed)
 
@@ -232,6 +244,57 @@ def test_a_backbone_is_built_and_loaded_in_one_call(base_file: Path, base_state:
     vit = load_backbone('vit_tiny_patch8_32', base_file, img_size=64)
     assert not vit.training and vit.patch_embed.img_size == 64
     assert torch.equal(vit.norm.weight, base_state['norm.weight'])
+
+
+def test_a_backbone_is_loaded_as_its_file_states(base_file: Path, tmp_path: Path) -> None:
+    bands = ('B02', 'B03', 'B04')
+    vit = create_vit('vit_tiny_patch8_32', img_size=48, bands=bands)
+    path = tmp_path / 'stated.safetensors'
+    write_state(path, vit.state_dict(), model_metadata(vit, vit.name))
+    for name in (None, 'vit_tiny_patch8_32'):
+        found = load_backbone(name, path)
+        assert (found.patch_embed.img_size, found.patch_embed.bands) == (48, bands)
+    assert load_backbone(None, path, img_size=32).patch_embed.img_size == 32
+    with pytest.raises(ValueError, match='does not say which backbone it is'):
+        load_backbone(None, base_file)
+    with pytest.raises(ValueError, match='the model reads red, green, blue'):
+        load_backbone(None, path, bands=['red', 'green', 'blue'])
+
+
+def test_each_file_is_read_once(base_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    vit = load_backbone('vit_tiny_patch8_32', base_file)
+    base_file = save(vit.state_dict(), tmp_path / 'base.safetensors')
+    config = ExPLoRAConfig.parse('[L]-r2')
+    adapter_file = tmp_path / 'adapter.safetensors'
+    save_adapter(adapter_file, explora(vit, config), vit.name, config)
+    opened: list[Path] = []
+
+    def count(path: Path, framework: str) -> Any:
+        opened.append(Path(path))
+        return safe_open(path, framework)
+
+    monkeypatch.setattr(files, 'safe_open', count)
+    load_backbone(None, base_file, adapter_file)
+    assert sorted(opened) == sorted([base_file, adapter_file])
+    stored = read_weights(base_file)
+    opened.clear()
+    load_backbone('vit_tiny_patch8_32', stored)
+    load_weights(create_vit('vit_tiny_patch8_32'), stored)
+    assert not opened
+
+
+def test_a_look_at_weights_reads_no_numbers(base_file: Path, base_state: State, tmp_path: Path) -> None:
+    torch.save({'model': base_state}, tmp_path / 'base.pth')
+    for path in (base_file, tmp_path / 'base.pth'):
+        stored = read_weights(path, values=False)
+        assert all(tensor.is_meta for tensor in stored.state.values())
+        full = read_weights(path).state
+        assert {k: (v.shape, v.dtype) for k, v in stored.state.items()} == {
+            k: (v.shape, v.dtype) for k, v in full.items()
+        }
+    entry = 'ViTSmall14_Weights.LVD142M_DINOV2_DEPTH6'  # int8 rows
+    stored, full = (read_weights(entry, values=v) for v in (False, True))
+    assert {k: v.shape for k, v in stored.state.items()} == {k: v.shape for k, v in full.state.items()}
 
 
 def test_a_checkpoint_of_torchgeo_is_read_with_its_settings_beside(

@@ -1,7 +1,5 @@
-"""The only loader of backbone weights."""
+"""Load backbones: weights of any known layout, an adapter on top, or both written as one file."""
 
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -15,13 +13,21 @@ from torchvision.models._api import WeightsEnum
 
 from explora_geo.adaptation import merge_lora
 from explora_geo.bands import same_bands
-from explora_geo.checkpoints.convert import convert
-from explora_geo.checkpoints.files import check_values
-from explora_geo.checkpoints.metadata import MAX_GRID, stated_bands, stated_normalization
-from explora_geo.checkpoints.sources import Read, read_weights
+from explora_geo.checkpoints.adapter import AdapterHeader, check_architecture, put_adapter, read_adapter
+from explora_geo.checkpoints.convert import Converted, convert
+from explora_geo.checkpoints.files import check_values, write_state
+from explora_geo.checkpoints.metadata import (
+    MAX_GRID,
+    model_metadata,
+    stated_bands,
+    stated_normalization,
+    stated_sizes,
+    stated_tokenizer,
+)
+from explora_geo.checkpoints.sources import StoredWeights, read_weights
 from explora_geo.checkpoints.wavelengths import patch_embed_by_wavelength
-from explora_geo.models.builders import create_vit
-from explora_geo.models.position import resample_position, sincos_2d
+from explora_geo.models.builders import create_vit, task_size
+from explora_geo.models.position import fit_position, sincos_2d
 from explora_geo.models.tokenizers import RGB
 from explora_geo.models.vit import ViT
 
@@ -49,19 +55,9 @@ class BackboneWeights(NamedTuple):
     position: Tensor | None = None
 
 
-def state_sha256(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 of names, shapes and float32 values of a state dict, whatever file it came from."""
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        tensor = state[name].detach().cpu().float().contiguous()
-        digest.update(f'{name}{tuple(tensor.shape)}'.encode())
-        digest.update(tensor.numpy().tobytes())
-    return digest.hexdigest()
-
-
 def load_weights(
     vit: ViT,
-    weights: WeightsEnum | str | Path,
+    weights: WeightsEnum | str | Path | StoredWeights,
     fresh: Sequence[str] = (),
     patch_embed_init: Literal['random', 'wavelength'] = 'random',
 ) -> BackboneWeights:
@@ -69,7 +65,7 @@ def load_weights(
 
     Args:
         vit: Backbone to fill, in place.
-        weights: A `WeightsEnum`, a file, or `timm/<name>`.
+        weights: A `WeightsEnum` or its name, a file, `timm/<name>`, or what `read_weights` returned.
         fresh: Names of modules that may keep their random start where shapes or bands differ,
             such as `patch_embed`.
         patch_embed_init: How patch embeddings of other bands start: at random as in the paper, or from
@@ -82,73 +78,179 @@ def load_weights(
         FileNotFoundError: If a file does not exist.
         ValueError: If bands differ, a tensor is missing, unexpected, of another shape, or no weights.
     """
-    return fill(vit, read_weights(weights), fresh, patch_embed_init)
+    stored = read_weights(weights)
+    return _fill(vit, _match(vit, stored, _converted(stored), fresh, patch_embed_init), stored)
 
 
-def fill(
-    vit: ViT,
-    read: Read,
-    fresh: Sequence[str] = (),
-    patch_embed_init: Literal['random', 'wavelength'] = 'random',
-) -> BackboneWeights:
-    """`load_weights` of what `read_weights` has read."""
-    loaded, kept = _match(vit, read, fresh, patch_embed_init)
-    parts = {k: v for k, v in loaded.parts.items() if k.startswith(_OBJECTIVES)}
-    check_values({**loaded.state, **parts}, read[2])
-    own = vit.state_dict()
-    vit.load_state_dict({**{k: own[k] for k in kept}, **loaded.state})
-    vit.stored_position = loaded.position
-    vit.normalization = stated_normalization(read[1], vit.patch_embed.bands, read[2])
-    return loaded
-
-
-def build(
-    name: str,
-    read: Read,
-    fresh: Sequence[str] = (),
-    check: Callable[[ViT], None] = lambda vit: None,
+def load_backbone(
+    name: str | None,
+    weights: WeightsEnum | str | Path | StoredWeights,
+    adapter: str | Path | None = None,
+    strength: float = 1.0,
+    largest: int | None = None,
     **kwargs: Any,
 ) -> ViT:
-    """Build the backbone of weights and fill it; what does not fit is refused before memory is taken.
+    """Build a backbone and load its weights, and an adapter on top if given.
+
+    Name, image and patch size, bands and tokenizer are those that the adapter or the weights state, unless
+    others are asked for; positions are resampled to another image size. Everything is checked before memory
+    is allocated, and each file is read once.
 
     Args:
-        name: Backbone name; see `create_vit`.
-        read: What `read_weights` has read.
-        fresh: See `load_weights`.
-        check: Raises ValueError if a backbone, which may be one without numbers, is not the right one.
-        **kwargs: Further arguments of `create_vit`.
+        name: Backbone name, see `create_vit`; as the files state it if None.
+        weights: A `WeightsEnum` or its name, a file, `timm/<name>`, or what `read_weights` returned.
+        adapter: Adapter file made on exactly these weights; it is merged.
+        strength: Share of the adapter's difference from the weights, from 0 (none) to 1.
+        largest: Side of the images at hand, pixels: where nothing states a size, DINOv2's backbones are built
+            for at most this and 224 instead of timm's 518.
+        **kwargs: Further arguments of `create_vit`; None means as stated.
+
+    Returns:
+        The backbone, with its `name`, in evaluation mode (`eval()`); all its parameters train
+        (`requires_grad`) until `explora` chooses. `normalization` says how the images that it was trained on
+        were normalized, or is None if the files do not state it.
 
     Raises:
-        ValueError: If the weights do not fit.
+        FileNotFoundError: If a file does not exist.
+        ValueError: If a file cannot be read, does not fit the backbone, its bands or the other file, or if
+            the name is neither stated nor given.
     """
+    if adapter is None and strength != 1:
+        raise ValueError(f'strength {strength:g} is of an adapter: give adapter, or leave it out')
+    stored = read_weights(weights)
+    given = {k: v for k, v in kwargs.items() if v is not None}
+    if adapter is not None:
+        return _load_adapted(name, stored, adapter, strength, given)[0]
+    name, stated = _stated(name, stored, weights)
+    options = {**stated, **given}
+    if largest is not None and 'img_size' not in options:
+        options['img_size'] = task_size(name, options.get('patch_size'), largest)
+    return _build(name, stored, options).eval()
+
+
+def merge_adapter(
+    path: str | Path, base: str | Path, out: str | Path, strength: float = 1.0
+) -> AdapterHeader:
+    """Write base + adapter as one plain model with timm's keys.
+
+    Args:
+        path: Adapter file.
+        base: Base weights: a file or `timm/<name>`.
+        out: File to write, `.safetensors`.
+        strength: Share of the adapter's difference from the base, in [0, 1].
+
+    Returns:
+        The adapter's header.
+
+    Raises:
+        FileNotFoundError: If a file does not exist.
+        ValueError: If a file cannot be read, or the adapter was made on another base.
+    """
+    vit, header = _load_adapted(None, read_weights(base), path, strength, {})
+    meta = {**model_metadata(vit, header.backbone), 'adaptation': header.explora_config.notation()}
+    write_state(out, vit.state_dict(), meta)
+    return header
+
+
+def _load_adapted(
+    name: str | None, stored: StoredWeights, adapter: str | Path, strength: float, given: Mapping[str, Any]
+) -> tuple[ViT, AdapterHeader]:
+    """Backbone with a merged adapter, in evaluation mode, and the adapter's header."""
+    header, state = read_adapter(adapter)
+    check = partial(check_architecture, header, path=adapter)
+    extra = header.explora_config.extra
+    vit = _build(name or header.backbone, stored, {**header.arguments, **given}, extra, check)
+    put_adapter(vit, header, state, adapter, strength)
+    merge_lora(vit)
+    return vit.requires_grad_(True).eval(), header
+
+
+def _stated(name: str | None, stored: StoredWeights, weights: object) -> tuple[str, dict[str, Any]]:
+    """Name of the backbone, and the arguments of `create_vit` that weights state."""
+    meta, source = stored.meta, stored.source
+    text = str(weights)
+    hub = text.removeprefix('timm/') if text.startswith('timm/') else None
+    found = name or meta.get('backbone') or hub
+    if found is None:
+        raise ValueError(
+            f'{source} does not say which backbone it is: give model, such as vit_base_patch16_224'
+        )
+    stated = stated_tokenizer(meta, source)
+    bands = stated_bands(meta, source)
+    stated |= {} if bands is None else {'bands': bands}
+    if found == meta.get('backbone'):
+        stated |= stated_sizes(meta, source)
+    return found, stated
+
+
+def _build(
+    name: str,
+    stored: StoredWeights,
+    options: Mapping[str, Any],
+    fresh: Sequence[str] = (),
+    check: Callable[[ViT], None] = lambda vit: None,
+) -> ViT:
+    """Build the backbone of weights and fill it; one without numbers, which takes no memory, is checked."""
+    converted = _converted(stored)
+    options = {'learned_position': not _has_fixed_position(converted.backbone), **options}
     with torch.device('meta'):
-        plan = create_vit(name, **kwargs)
+        plan = create_vit(name, **options)
     grid = plan.patch_embed.grid_size
     if max(grid) > MAX_GRID:
         raise ValueError(
-            f'{read[2]}: {name} at {plan.patch_embed.img_size} px has {grid[0]}x{grid[1]} patches, more than '
-            f'{MAX_GRID}x{MAX_GRID}: give a smaller img_size'
+            f'{stored.source}: {name} at {plan.patch_embed.img_size} px has {grid[0]}x{grid[1]} patches, '
+            f'more than {MAX_GRID}x{MAX_GRID}: give a smaller img_size'
         )
     check(plan)
-    _match(plan, read, fresh)
-    vit = create_vit(name, **kwargs)
-    fill(vit, read, fresh)
+    matched = _match(plan, stored, converted, fresh)
+    vit = create_vit(name, **options)
+    _fill(vit, matched, stored)
     return vit
 
 
+def _converted(stored: StoredWeights) -> Converted:
+    try:
+        return convert(stored.state)
+    except ValueError as error:
+        raise ValueError(f'{stored.source}: {error}') from error
+
+
+def _has_fixed_position(state: Mapping[str, Tensor]) -> bool:
+    """Whether the positions of weights are sine-cosine codes, which nobody trained."""
+    stored = state.get('pos_embed')
+    if stored is None:  # reported when the weights are matched
+        return False
+    side = isqrt(stored.shape[1] - 1) if stored.ndim == 3 and stored.shape[1] > 1 else 0
+    if stored.shape[0] != 1 or stored.shape[1] != side**2 + 1 or stored.shape[2] % 4 or side > MAX_GRID:
+        return False
+    return torch.allclose(stored[0, 1:].float(), sincos_2d(stored.shape[2], (side, side)), atol=1e-3)
+
+
+def _fill(vit: ViT, matched: tuple[BackboneWeights, list[str]], stored: StoredWeights) -> BackboneWeights:
+    """Load what was matched into a backbone, in place, once its values are checked."""
+    loaded, kept = matched
+    check_values({**loaded.state, **loaded.parts}, stored.source)
+    own = vit.state_dict()
+    vit.load_state_dict({**{k: own[k] for k in kept}, **loaded.state})
+    vit.stored_position = loaded.position
+    vit.normalization = stated_normalization(stored.meta, vit.patch_embed.bands, stored.source)
+    return loaded
+
+
 def _match(
-    vit: ViT, read: Read, fresh: Sequence[str], patch_embed_init: Literal['random', 'wavelength'] = 'random'
+    vit: ViT,
+    weights: StoredWeights,
+    converted: Converted,
+    fresh: Sequence[str],
+    patch_embed_init: Literal['random', 'wavelength'] = 'random',
 ) -> tuple[BackboneWeights, list[str]]:
     """Bring weights into the form of a backbone, which may be one without numbers, and is not changed.
 
     Returns:
         What is to be loaded, and the names of the backbone's tensors that stay as they are.
     """
-    raw, meta, source = read
-    try:
-        state, parts, layout = convert(raw)
-    except ValueError as error:
-        raise ValueError(f'{source}: {error}') from error
+    meta, source = weights.meta, weights.source
+    state, parts, layout = dict(converted.backbone), converted.parts, converted.layout
     own = vit.state_dict()
     left_out = [k for k in parts if not k.startswith(_OBJECTIVES)]
     if 'mask_token' in state:
@@ -184,29 +286,8 @@ def _match(
         notes.append('its decoder pairs bands as SatMAE does: set satmae_band_pairing to go on with it')
     report = f'{source}: {layout} layout, {len(state)} of {len(own)} tensors matched'
     stored = stored if stored is not None and 'pos_embed' in state else torch.empty(0)
+    parts = {k: v for k, v in parts.items() if k.startswith(_OBJECTIVES)}
     return BackboneWeights(state, parts, '; '.join([report, *notes]), tuple(anew), stored), [*fixed, *random]
-
-
-def model_metadata(vit: ViT, backbone: str) -> dict[str, str]:
-    """What a file of a whole model says of it in its header.
-
-    Args:
-        vit: Backbone.
-        backbone: Its name.
-
-    Returns:
-        Text entries `backbone`, `bands`, `sizes` of image and patch, `normalization` if it is known, and
-        `tokenizer` unless it is the ordinary one, as JSON.
-    """
-    tokenizer = vit.patch_embed
-    sizes = {'img_size': tokenizer.img_size, 'patch_size': tokenizer.patch_size}
-    meta = {'format': 'pt', 'backbone': backbone, 'bands': json.dumps(list(tokenizer.bands))}
-    meta['sizes'] = json.dumps(sizes)
-    if vit.normalization is not None:
-        meta['normalization'] = json.dumps(vit.normalization.to_dict())
-    if tokenizer.kind != 'patch':
-        meta['tokenizer'] = json.dumps({'kind': tokenizer.kind, **tokenizer.options})
-    return meta
 
 
 def _below(key: str, modules: Sequence[str]) -> bool:
@@ -257,12 +338,6 @@ def _fit_position(state: dict[str, Tensor], vit: ViT, source: str) -> list[str]:
     return [f'positions resampled from {side}x{side} to {grid[0]}x{grid[1]}']
 
 
-def fit_position(stored: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Resample positions of a square grid, class token first, shape (1, 1 + L, D), to another grid."""
-    side = isqrt(stored.shape[1] - 1)
-    return torch.cat([stored[:, :1], resample_position(stored[:, 1:], (side, side), grid)], dim=1)
-
-
 def _check(
     state: Mapping[str, Tensor],
     own: Mapping[str, Tensor],
@@ -295,63 +370,13 @@ def _check(
             )
 
 
-def load_backbone(
-    name: str,
+def open_backbone(
     weights: WeightsEnum | str | Path,
     adapter: str | Path | None = None,
-    strength: float = 1.0,
-    **kwargs: object,
-) -> ViT:
-    """Build a backbone and load its weights, and an adapter on top if given.
-
-    Args:
-        name: Backbone name; see `create_vit`.
-        weights: A `WeightsEnum`, a file, or `timm/<name>`.
-        adapter: Adapter file made on exactly these weights; it is applied and merged.
-        strength: Share of what the adapter adds to the weights, from 0 (nothing) to 1.
-        **kwargs: Further arguments of `create_vit`; an adapter states its image size, bands and tokenizer.
-            Another image size is no contradiction: positions are resampled.
-
-    Returns:
-        The backbone in evaluation mode (`eval()`), of which everything trains (`requires_grad`) until
-        `explora` chooses. Its `normalization` is how the images that it was adapted on were normalized, or
-        None if the files do not say.
-
-    Raises:
-        FileNotFoundError: If a file does not exist.
-        ValueError: If a file cannot be read, does not fit the backbone, its bands or one another, or the
-            adapter was made on other weights.
-    """
-    return build_backbone(name, read_weights(weights), adapter, strength, **kwargs)
-
-
-def _has_fixed_position(read: Read) -> bool:
-    """Whether the positions of weights are sine-cosine codes, which nobody trained."""
-    try:
-        stored = convert(read[0]).backbone['pos_embed']
-    except (KeyError, ValueError):  # told in full when the weights are matched
-        return False
-    side = isqrt(stored.shape[1] - 1) if stored.ndim == 3 and stored.shape[1] > 1 else 0
-    if stored.shape[0] != 1 or stored.shape[1] != side**2 + 1 or stored.shape[2] % 4 or side > MAX_GRID:
-        return False
-    return torch.allclose(stored[0, 1:].float(), sincos_2d(stored.shape[2], (side, side)), atol=1e-3)
-
-
-def build_backbone(
-    name: str, read: Read, adapter: str | Path | None = None, strength: float = 1.0, **kwargs: Any
-) -> ViT:
-    """`load_backbone` of what `read_weights` has read."""
-    from explora_geo.checkpoints import adapter as adapters  # adapter.py builds on this file
-
-    kwargs.setdefault('learned_position', not _has_fixed_position(read))
-    if adapter is None:
-        if strength != 1:
-            raise ValueError(f'strength {strength:g} is of an adapter: give adapter, or leave it out')
-        return build(name, read, **kwargs).requires_grad_(True).eval()
-    header, state = adapters.read_adapter(adapter)
-    fits = partial(adapters.check_architecture, header, path=adapter)
-    extra = header.explora_config.extra
-    vit = build(name, read, extra, fits, **{**header.arguments, **kwargs})
-    adapters.put_adapter(vit, header, state, adapter, strength)
-    merge_lora(vit)
-    return vit.requires_grad_(True).eval()
+    model: str | None = None,
+    largest: int | None = None,
+    **kwargs: Any,
+) -> tuple[ViT, str]:
+    """`load_backbone` by its former name, with the backbone's name beside it."""
+    vit = load_backbone(model, weights, adapter, largest=largest, **kwargs)
+    return vit, vit.name
