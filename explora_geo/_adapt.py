@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import shutil
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from lightning.pytorch import LightningModule, Trainer
@@ -18,7 +17,7 @@ from lightning.pytorch.callbacks import Callback
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torchvision.models._api import WeightsEnum
 
-from explora_geo._adapt_report import measure
+from explora_geo._adapt_report import Scoring, measure
 from explora_geo._adapt_settings import (
     Length,
     Source,
@@ -29,7 +28,6 @@ from explora_geo._adapt_settings import (
     run_settings,
 )
 from explora_geo._atomic import atomic_path
-from explora_geo.checkpoints import read_adapter
 from explora_geo.commands.configuration import read_yaml
 from explora_geo.datamodules.archive import Archive, look
 from explora_geo.datamodules.labeled import LabeledTiles
@@ -68,7 +66,7 @@ def adapt(
     labels: str | PathLike[str] | None = None,
     retention: str | PathLike[str] | None = None,
     config: str | PathLike[str] | None = None,
-    force: bool = False,
+    strength: float | Literal['auto'] = 'auto',
 ) -> Adapted:
     """Adapt a backbone to an archive of unlabeled images, and measure it before and after.
 
@@ -85,7 +83,8 @@ def adapt(
         labels: Folder of labeled tiles, by which source and adapted features are scored; never trained on.
         retention: Folder of labeled natural images: what the model still knows of them.
         config: YAML file of `explora-geo fit` whose entries replace those chosen here.
-        force: Adapt against advice, such as DINOv2 weights by masked autoencoding.
+        strength: Share of what was learned that the adapter file adds to the source, from 0 (nothing) to 1.
+            `auto` takes the one that validation tiles of `labels` prefer, which may be 0, and 1 without.
 
     Returns:
         The run.
@@ -94,7 +93,8 @@ def adapt(
         FileNotFoundError: If archive, labels or weights do not exist.
         ValueError: If something does not fit, or the folder holds another run.
     """
-    return run(archive, out, weights, adaptation, length, bands, labels, retention, config, force)
+    scoring = Scoring(labels, retention, strength=None if strength == 'auto' else strength)
+    return run(archive, out, weights, adaptation, length, bands, config, scoring)
 
 
 def run(
@@ -104,22 +104,13 @@ def run(
     adaptation: str | None,
     length: str | Length,
     bands: Any,
-    labels: Any,
-    retention: Any,
     config: Any,
-    force: bool,
-    *,
-    beside: Any = None,
-    quick: bool = False,
+    scoring: Scoring,
+    force: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> Adapted:
-    """`adapt`, telling what it does; `beside` and `quick` are those of `measure`."""
+    """`adapt`, telling what it does; `force` adapts against advice."""
     folder, length = Path(out), Length.parse(length)
-    for name, given in (('labels', labels), ('retention', retention)):
-        if given is not None and not Path(given).is_dir():
-            raise FileNotFoundError(f'no folder {given}: {name} is a folder with a folder for each class')
-    if beside is not None:
-        read_adapter(beside)
     source = find_source(weights)
     notation = choose_adaptation(source, adaptation, force)
     request: dict[str, Any] = {
@@ -132,7 +123,7 @@ def run(
     }
     check_folder(folder, request)
     found = look(archive, bands, source.patch_size)
-    for given in (labels, retention):
+    for given in (scoring.labels, scoring.retention):
         if given is not None:
             LabeledTiles(given, found)  # says now, and not after training, what does not fit
     say(found.sentences())
@@ -150,7 +141,7 @@ def run(
     except (KeyboardInterrupt, SystemExit):
         say(f'Stopped. The same command goes on from {folder / "run" / "last.ckpt"}, where there is one.')
         raise
-    page, report = measure(command, folder, found, source, notation, labels, retention, beside, quick, say)
+    page, report = measure(command, folder, found, source, notation, scoring, say)
     return Adapted(folder, folder / 'adapter.safetensors', page, report)
 
 
@@ -277,5 +268,4 @@ def train(settings: dict[str, Any], folder: Path) -> Any:
     command.trainer.fit(
         command.model, datamodule=command.datamodule, ckpt_path=last if last.is_file() else None
     )
-    shutil.copyfile(folder / 'run' / 'adapter.safetensors', folder / 'adapter.safetensors')
     return command

@@ -5,10 +5,10 @@ import resource
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import torch
@@ -16,12 +16,12 @@ from torch import Tensor
 
 from explora_geo._adapt_settings import ANCHOR, Source
 from explora_geo._version import __version__
-from explora_geo.checkpoints import load_backbone
+from explora_geo.checkpoints import load_backbone, read_adapter, scale_adapter
 from explora_geo.datamodules.archive import Archive
 from explora_geo.datamodules.labeled import LabeledTiles
 from explora_geo.datasets.files import evenly_spaced
 from explora_geo.evaluation.compare import score_pair
-from explora_geo.evaluation.comparison import ADAPTED, BESIDE, PairProtocol
+from explora_geo.evaluation.comparison import ADAPTED, BESIDE, Comparison, PairProtocol
 from explora_geo.evaluation.label_free import DEFAULT_SCORE, compare_backbones
 from explora_geo.models.vit import ViT
 from explora_geo.objectives import MAE
@@ -36,19 +36,81 @@ PROTOCOL = PairProtocol()
 _RETENTION = PairProtocol(draws=2, penalties=(0.1,), turns=1)
 
 
+@dataclass(frozen=True)
+class Scoring:
+    """What source and adapted backbone are measured by; it may change between calls on the same run.
+
+    Attributes:
+        labels: Folder of labeled tiles, or None.
+        retention: Folder of labeled natural images, or None.
+        beside: Adapter file of the same weights that is scored, too, or None.
+        quick: Score features as they are alone: no orientations and no strengths between source and adapter.
+        strength: Share of the adapter that is kept, in [0, 1]; chosen if None.
+    """
+
+    labels: str | PathLike[str] | None = None
+    retention: str | PathLike[str] | None = None
+    beside: str | PathLike[str] | None = None
+    quick: bool = False
+    strength: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check what can be checked before anything is written."""
+        if self.strength is not None and not 0 <= self.strength <= 1:
+            raise ValueError(
+                'strength must be auto, or from 0 (the source) to 1 (all of the adapter), got '
+                f'{self.strength:g}'
+            )
+        for name in ('labels', 'retention'):
+            given = getattr(self, name)
+            if given is not None and not Path(given).is_dir():
+                raise FileNotFoundError(f'no folder {given}: {name} is a folder with a folder for each class')
+        if self.beside is not None:
+            read_adapter(Path(self.beside))
+
+
+@dataclass(frozen=True)
+class Strength:
+    """How much of an adapter is kept.
+
+    Attributes:
+        value: Share of what the adapter adds to the source, in [0, 1].
+        by: Who chose it: `request`, `labels`, or `default` where nothing could tell.
+    """
+
+    value: float
+    by: Literal['request', 'labels', 'default']
+
+
+def choose_strength(
+    asked: float | None, curve: Mapping[str, Any], before: ViT, whole: ViT, images: Tensor
+) -> Strength:
+    """Choose how much of an adapter is kept.
+
+    Args:
+        asked: What the user wants, or None.
+        curve: `Comparison.curve` on labeled tiles, of which validation chooses; empty without labels.
+        before: Source.
+        whole: Adapted backbone at strength 1.
+        images: Normalized sample of the archive, shape (N, C, H, W).
+    """
+    if asked is not None:
+        return Strength(asked, 'request')
+    if curve:
+        return Strength(curve['chosen'], 'labels')
+    return Strength(1.0, 'default')
+
+
 def measure(
     command: Any,
     folder: Path,
     found: Archive,
     source: Source,
     notation: str,
-    labels: str | PathLike[str] | None,
-    retention: str | PathLike[str] | None,
-    beside: str | PathLike[str] | None,
-    quick: bool,
+    scoring: Scoring,
     say: Callable[[str], None],
 ) -> tuple[Path, dict[str, Any]]:
-    """Measure source and adapted backbone, and write the report.
+    """Measure source and adapted backbone, write the adapter at the strength that is kept, and the report.
 
     Args:
         command: The finished run, with `trainer`, `model` and `datamodule`.
@@ -56,22 +118,35 @@ def measure(
         found: The archive.
         source: The weights.
         notation: What trained, by which objective.
-        labels: Folder of labeled tiles, or None.
-        retention: Folder of labeled natural images, or None.
-        beside: Adapter file of the same weights that is scored, too, or None.
-        quick: Score features as they are alone: no orientations and no strengths between.
+        scoring: What to measure by.
         say: Told what is done.
 
     Returns:
         The page, and the content of `report.json`.
     """
     task, datamodule = command.model, command.datamodule
-    adapter = folder / 'adapter.safetensors'
+    trained, adapter = folder / 'run' / 'adapter.safetensors', folder / 'adapter.safetensors'
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     shape: dict[str, Any] = {'img_size': found.image_size, 'bands': found.bands}
     before = load_backbone(task.hparams['model'], source.weights, **shape).to(device)
-    after = load_backbone(task.hparams['model'], source.weights, adapter, **shape).to(device)
+    whole = load_backbone(task.hparams['model'], source.weights, trained, **shape).to(device)
     images, names = sample(datamodule, device)
+    comparison = None
+    if scoring.labels is not None:
+        say(f'Scoring source and adapted features on {scoring.labels}.')
+        models = {ADAPTED: whole}
+        if scoring.beside is not None:
+            beside = load_backbone(task.hparams['model'], source.weights, Path(scoring.beside), **shape)
+            models[BESIDE] = beside.to(device)
+        protocol = replace(PROTOCOL, turns=1) if scoring.quick else PROTOCOL
+        strengths = {*((1.0,) if scoring.quick else STRENGTHS), scoring.strength or 0.0}
+        comparison = score(before, models, scoring.labels, datamodule, found, protocol, sorted(strengths))
+    curve = comparison.curve() if comparison is not None else {}
+    strength = choose_strength(scoring.strength, curve, before, whole, images)
+    scale_adapter(trained, before, adapter, strength.value)
+    after = whole
+    if strength.value < 1:
+        after = load_backbone(task.hparams['model'], source.weights, adapter, **shape).to(device)
     high = 255.0 if found.dtype == 'uint8' else None
     display = display_tiles(datamodule.mean, datamodule.std, found.bands, high)
     pictures = compute_pictures(before, after, images, display, names=names)
@@ -87,7 +162,11 @@ def measure(
             'parameters': sum(p.numel() for p in before.parameters()),
             'patch_size': source.patch_size,
         },
-        'adaptation': _adaptation(command, notation),
+        'adaptation': {
+            **_adaptation(command, notation),
+            'strength': strength.value,
+            'strength_by': strength.by,
+        },
         'label_free': {
             **compare_backbones(before, after, images),
             'tiles': len(images),
@@ -96,23 +175,17 @@ def measure(
         'curves': _curves(sorted((folder / 'run').glob('metrics*.csv'))),
         'skipped': [f'{path}: {reason}' for path, reason in task.skipped.items()],
         'cost': _cost(command, adapter, device),
-        'next': _next(folder, source, labels),
+        'next': _next(folder, source, scoring.labels),
     }
-    if labels is not None:
-        say(f'Scoring source and adapted features on {labels}.')
-        models = {ADAPTED: after}
-        if beside is not None:
-            models[BESIDE] = load_backbone(task.hparams['model'], source.weights, Path(beside), **shape).to(
-                device
-            )
-        protocol = replace(PROTOCOL, turns=1) if quick else PROTOCOL
-        strengths = () if quick else STRENGTHS
-        report['scores'] = score(before, models, labels, datamodule, found, protocol, strengths)
-        report['strength'] = report['scores'].pop('strength')
-    if retention is not None:
-        say(f'Scoring what is still known of {retention}.')
-        kept = score(before, {ADAPTED: after}, retention, datamodule, found, _RETENTION)
-        report['retention'] = {'source': str(retention), 'row': kept['rows'][0]}
+    if comparison is not None:
+        report['scores'] = comparison.at(strength.value).to_dict()
+        report['scores']['labels']['source'] = str(scoring.labels)
+        del report['scores']['strength']
+        report['strength'] = {**curve, 'chosen': strength.value}
+    if scoring.retention is not None:
+        say(f'Scoring what is still known of {scoring.retention}.')
+        kept = score(before, {ADAPTED: after}, scoring.retention, datamodule, found, _RETENTION)
+        report['retention'] = {'source': str(scoring.retention), 'row': kept.rows()[0]}
     page = write_report(folder, report, pictures)
     return page, json.loads((folder / 'report.json').read_text(encoding='utf-8'))
 
@@ -206,7 +279,7 @@ def score(
     found: Archive,
     protocol: PairProtocol,
     strengths: Sequence[float] = (),
-) -> dict[str, Any]:
+) -> Comparison:
     """Accuracies on labeled tiles, normalized as the archive was."""
     tiles, device = LabeledTiles(folder, found), before.cls_token.device
 
@@ -214,8 +287,4 @@ def score(
         for batch in tiles.batches(datamodule):
             yield {**batch, 'image': batch['image'].to(device)}
 
-    result: dict[str, Any] = score_pair(
-        before, after, batches, strengths=strengths, protocol=protocol
-    ).to_dict()
-    result['labels'] = {'source': str(folder), **result['labels']}
-    return result
+    return score_pair(before, after, batches, strengths=strengths, protocol=protocol)

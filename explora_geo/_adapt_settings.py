@@ -161,7 +161,8 @@ def choose_adaptation(source: Source, adaptation: str | None, force: bool) -> st
     if letter == 'M' and source.objective != 'M' and not force:
         raise ValueError(
             f'{source.weights} were not made by masked autoencoding, which would undo them within minutes '
-            '(linear probe on EuroSAT from 0.88 to 0.70): leave --adaptation out, or insist with --force'
+            '(linear probe on EuroSAT from 0.88 to 0.70): leave --adaptation out, or insist with '
+            'explora-geo adapt --force'
         )
     return adaptation.strip()
 

@@ -11,9 +11,10 @@ import yaml
 
 import explora_geo
 from explora_geo import _adapt, _adapt_report
+from explora_geo._adapt_report import Scoring
 from explora_geo._adapt_settings import Length
 from explora_geo.checkpoints import load_backbone, model_metadata, read_adapter, write_state
-from explora_geo.evaluation.comparison import PairProtocol
+from explora_geo.evaluation.comparison import Comparison, PairProtocol
 from explora_geo.models import create_vit
 
 TILES = Path(__file__).parent / 'data' / 'eurosat_rgb'
@@ -57,7 +58,7 @@ def test_an_archive_becomes_an_adapter_and_a_report_that_later_stages_read(
     tiles: Path, weights: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / 'run'
-    adapted = adapt(tiles, weights, out, labels=tiles, retention=tiles)
+    adapted = adapt(tiles, weights, out, labels=tiles, retention=tiles, strength=1)
     assert {f.name for f in out.iterdir()} >= {
         'adapter.safetensors',
         'config.yaml',
@@ -134,7 +135,7 @@ def test_an_interrupted_run_ends_as_one_that_was_not(
     with monkeypatch.context() as patch:
         patch.setattr(_adapt._Bar, 'on_train_batch_end', interrupt)
         with pytest.raises((KeyboardInterrupt, SystemExit)):
-            arguments = (tiles, tmp_path / 'cut', weights, None, '4 steps', None, None, None, config, False)
+            arguments = (tiles, tmp_path / 'cut', weights, None, '4 steps', None, config, Scoring())
             _adapt.run(*arguments, say=said.append)
     assert 'The same command goes on' in said[-1] and not (tmp_path / 'cut' / 'adapter.safetensors').exists()
     cut = adapt(tiles, weights, tmp_path / 'cut', length='4 steps', config=config)
@@ -148,11 +149,56 @@ def test_an_interrupted_run_ends_as_one_that_was_not(
 def test_the_papers_objectives_are_at_hand(
     tiles: Path, weights: Path, tmp_path: Path, adaptation: str
 ) -> None:
-    adapted = adapt(tiles, weights, tmp_path / 'run', adaptation=adaptation, length='1 step', force=True)
+    adapted = _adapt.run(
+        tiles, tmp_path / 'run', weights, adaptation, '1 step', None, None, Scoring(), force=True
+    )
     header, _ = read_adapter(adapted.adapter)
     assert header.explora_config.rank == 4
     assert adapted.report['adaptation']['objective'] == {'D': 'dinov2', 'M': 'mae'}[adaptation[0]]
     assert ('reconstruct' in adapted.page.read_text().lower()) == (adaptation[0] == 'M')
+
+
+def test_a_strength_scales_the_file_that_is_written_without_training_again(
+    tiles: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = torch.randn(2, 3, 64, 64)
+    config = tmp_path / 'fast.yaml'
+    optim = {'base_lr': 0.03, 'lr_scaling': 'none'}
+    config.write_text(yaml.safe_dump({'model': {'init_args': {'optim': optim}}}))
+    found = {}
+    for strength in (1, 0.25, 0):
+        adapted = adapt(tiles, weights, tmp_path / 'run', strength=strength, config=config)
+        vit = load_backbone(MODEL, weights, adapted.adapter)
+        found[strength] = torch.cat([p.detach().flatten() for p in vit.parameters()])
+        assert adapted.report['adaptation']['strength'] == strength
+        assert adapted.report['adaptation']['steps'] == 2
+    source = load_backbone(MODEL, weights, img_size=64)
+    assert torch.equal(source(image).patches, vit(image).patches)  # to the last digit
+    torch.testing.assert_close(
+        found[0.25], found[0] + 0.25 * (found[1] - found[0]), atol=1e-3, rtol=0.01
+    )  # bfloat16
+    assert (found[1] - found[0]).abs().max() > 0.01
+    assert adapted.report['verdict']['text'] == 'Nothing is added to the source.'
+
+
+@pytest.mark.parametrize('chosen', [0.0, 0.5])
+def test_validation_chooses_the_strength_and_the_source_may_win(
+    tiles: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chosen: float
+) -> None:
+    original = Comparison.curve
+    monkeypatch.setattr(Comparison, 'curve', lambda self: {**original(self), 'chosen': chosen})
+    adapted = adapt(tiles, weights, tmp_path / 'run', labels=tiles)
+    report = adapted.report
+    assert (report['adaptation']['strength'], report['adaptation']['strength_by']) == (chosen, 'labels')
+    assert report['strength']['x'] == [0, 0.5, 1] and report['strength']['chosen'] == chosen
+    # The table shows what the file holds.
+    at = report['strength']['x'].index(chosen)
+    for row, series in zip(report['scores']['rows'], report['strength']['series'], strict=True):
+        assert row['adapted']['mean'] == series['y'][at]
+    if not chosen:
+        assert report['verdict']['text'] == 'Adapting did not help.'
+        assert report['verdict']['advice'].startswith('Keep the source: validation tiles prefer it')
+        assert all(row['gain']['mean'] == 0 for row in report['scores']['rows'])
 
 
 @pytest.mark.parametrize(
@@ -162,6 +208,7 @@ def test_the_papers_objectives_are_at_hand(
         ({'adaptation': '[L]-r4'}, 'adaptation must name objective and blocks'),
         ({'adaptation': 'full'}, 'adaptation must name objective and blocks'),
         ({'length': '0 minutes'}, 'minutes must be above 0, got 0'),
+        ({'strength': 2}, r'strength must be auto, or from 0 \(the source\) to 1 .* got 2'),
         ({'length': 'a while'}, 'length must be such as "30 minutes"'),
         ({'labels': 'no/such/folder'}, 'no folder no/such/folder: labels is a folder'),
         ({'config': 'no.yaml'}, 'no configuration file no.yaml'),

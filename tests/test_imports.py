@@ -52,7 +52,7 @@ ALLOWED = {
         *('_adapt_report', '_adapt_settings', '_atomic', 'checkpoints', 'commands.configuration'),
         *('datamodules', 'main', 'trainers'),
     },
-    'commands.adapt': {'_adapt', '_adapt_settings'},
+    'commands.adapt': {'_adapt', '_adapt_report', '_adapt_settings'},
     '_atomic': set(),
     '_version': set(),
     '_compat': set(),

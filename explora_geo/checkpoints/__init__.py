@@ -1,6 +1,12 @@
 """Reading everyone's weights and writing ours."""
 
-from explora_geo.checkpoints.adapter import AdapterHeader, apply_adapter, read_adapter, save_adapter
+from explora_geo.checkpoints.adapter import (
+    AdapterHeader,
+    apply_adapter,
+    read_adapter,
+    save_adapter,
+    scale_adapter,
+)
 from explora_geo.checkpoints.backbone import (
     BackboneWeights,
     load_backbone,
@@ -27,6 +33,7 @@ __all__ = [
     'read_state',
     'read_weights',
     'save_adapter',
+    'scale_adapter',
     'state_sha256',
     'write_state',
 ]

@@ -262,13 +262,7 @@ def put_adapter(
     vit: ViT, header: AdapterHeader, state: dict[str, Tensor], path: str | Path, strength: float = 1.0
 ) -> None:
     """`apply_adapter` of what `read_adapter` has read, on a backbone of its architecture, at a strength."""
-    extra = header.explora_config.extra
-    if not 0 <= strength <= 1:
-        raise ValueError(f'strength must be from 0 (the base) to 1 (the adapter), got {strength:g}')
-    if strength < 1 and extra:
-        raise ValueError(
-            f'{path} holds {", ".join(extra)}, which the base lacks: its strength must be 1, got {strength:g}'
-        )
+    _check_strength(strength, header, path)
     grid, own = (header.img_size // header.patch_size,) * 2, vit.patch_embed.grid_size
     found = frozen_sha256(vit, state, grid if header.header == 1 else None)
     if found != header.base_sha256:
@@ -289,6 +283,16 @@ def put_adapter(
         vit.normalization = header.normalization
 
 
+def _check_strength(strength: float, header: AdapterHeader, path: str | Path) -> None:
+    extra = header.explora_config.extra
+    if not 0 <= strength <= 1:
+        raise ValueError(f'strength must be from 0 (the base) to 1 (the adapter), got {strength:g}')
+    if strength < 1 and extra:
+        raise ValueError(
+            f'{path} holds {", ".join(extra)}, which the base lacks: its strength must be 1, got {strength:g}'
+        )
+
+
 def _weaken(state: Mapping[str, Tensor], base: Mapping[str, Tensor], strength: float) -> dict[str, Tensor]:
     """An adapter is a difference: what it adds to the base, in part."""
     weaker = {}
@@ -300,3 +304,28 @@ def _weaken(state: Mapping[str, Tensor], base: Mapping[str, Tensor], strength: f
         else:
             weaker[name] = torch.lerp(base[name], tensor.to(base[name]), strength)
     return weaker
+
+
+def scale_adapter(path: str | Path, base: ViT, out: str | Path, strength: float) -> AdapterHeader:
+    """Write an adapter that adds less to its base, as an adapter file of its own.
+
+    Args:
+        path: Adapter file.
+        base: The backbone it was made on, not adapted.
+        out: File to write, `.safetensors`.
+        strength: Share of what the adapter adds, in [0, 1]; with 0 it leaves the base as it is.
+
+    Returns:
+        The adapter's header.
+
+    Raises:
+        ValueError: If the strength is out of range, or below 1 where the adapter holds what the base lacks.
+    """
+    header, state = read_adapter(path)
+    _check_strength(strength, header, path)
+    if strength < 1:
+        weaker = _weaken(state, base.state_dict(), strength)
+        # A rounded base would not be the base.
+        state = weaker if strength == 0 else {k: v.to(state[k]) for k, v in weaker.items()}
+    write_state(out, state, {'format': _FORMAT, 'adapter': json.dumps(asdict(header))})
+    return header

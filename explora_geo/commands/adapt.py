@@ -18,10 +18,15 @@ def adapt(
     steps: Annotated[int | None, typer.Option(help='Length in optimizer steps.')] = None,
     epochs: Annotated[float | None, typer.Option(help='Length in passes over the archive.')] = None,
     bands: Annotated[str | None, typer.Option(help='Bands to use, in order, with commas.')] = None,
-    labels: Annotated[Path | None, typer.Option(help='Labeled tiles, for scoring only.')] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help='Labeled tiles, to score and choose the strength; never trained on.')
+    ] = None,
     retention: Annotated[
         Path | None, typer.Option(help='Labeled natural images: what is still known of them.')
     ] = None,
+    strength: Annotated[
+        str, typer.Option(help='Share of the adapter that is kept, 0 to 1; auto: what validation prefers.')
+    ] = 'auto',
     config: Annotated[Path | None, typer.Option(help='YAML of `fit` whose entries come first.')] = None,
     out: Annotated[Path, typer.Option(help='Folder of the run.')] = Path('runs/adapt'),
     beside: Annotated[
@@ -44,6 +49,7 @@ def adapt(
     from rich.markup import escape
 
     from explora_geo._adapt import run
+    from explora_geo._adapt_report import Scoring
     from explora_geo._adapt_settings import Length
 
     given = {'minutes': minutes, 'steps': steps, 'epochs': epochs}
@@ -51,15 +57,19 @@ def adapt(
     if len(lengths) > 1:
         raise ValueError('give one of --minutes, --steps and --epochs')
     length = lengths[0] if lengths else Length(30, 'minutes')
+    scoring = Scoring(labels, retention, beside, quick, _share(strength))
     console = Console(highlight=False)
     scenes = archive[0] if len(archive) == 1 else archive
     say = lambda text: console.print(escape(text), soft_wrap=True)  # noqa: E731
-    adapted = run(
-        *(scenes, out, weights, adaptation, length, bands, labels, retention, config, force),
-        beside=beside,
-        quick=quick,
-        say=say,
-    )
+    adapted = run(scenes, out, weights, adaptation, length, bands, config, scoring, force, say)
     console.print(f'[bold]{escape(adapted.report["verdict"]["text"])}[/bold]')
     console.print(escape(adapted.report['verdict']['advice']))
     console.print(escape(str(adapted.page.resolve())), soft_wrap=True)
+
+
+def _share(text: str) -> float | None:
+    """A strength, or None for `auto`."""
+    try:
+        return None if text == 'auto' else float(text)
+    except ValueError:
+        raise ValueError(f'strength must be auto or a number from 0 to 1, got {text!r}') from None

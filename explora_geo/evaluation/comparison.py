@@ -1,6 +1,6 @@
 """Scores of frozen features before and after an adaptation, and what they say."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -173,6 +173,18 @@ class Comparison:
             ],
             'chosen': self.strengths[int(np.where(safe, valid.mean(1), -1).argmax())],
         }
+
+    def at(self, strength: float) -> 'Comparison':
+        """The same with the first adapted model at one of the strengths that were scored; without the curve.
+
+        Only the whole model and the source were averaged over orientations.
+        """
+        name, first = self._at(strength), self.adapted[0]
+        models = {k: v for k, v in self.models.items() if k != f'{TURNS}_{first}'}
+        turned = f'{TURNS}_{name}'
+        models |= {first: self.models[name]}
+        models |= {f'{TURNS}_{first}': self.models[turned]} if turned in self.models else {}
+        return replace(self, models=models, strengths=())
 
     def to_dict(self, model: str | None = None) -> dict[str, Any]:
         """All of it as JSON-ready values; `labels` and `rows` are what reports show."""

@@ -40,6 +40,14 @@ def judge(report: Mapping[str, Any]) -> Verdict:
     given = report.get('verdict')
     if given:
         return Verdict(given['outcome'], given['text'], given.get('advice', ''))
+    how = report.get('adaptation') or {}
+    if how.get('strength') == 0:
+        text, why = 'Nothing is added to the source.', 'strength 0 was asked for'
+        if how.get('strength_by') == 'labels':
+            text = 'Adapting did not help.'
+            why = 'validation tiles prefer it to the adapter at every strength that was tried'
+        file = 'The adapter file adds nothing to it; --strength 1 with the same command writes all of it.'
+        return Verdict('no difference', text, f'Keep the source: {why}. {file}')
     scores = report.get('scores') or {}
     rows = [r for r in scores.get('rows', []) if r.get('gain')]
     if not rows:

@@ -44,7 +44,7 @@ def about(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         ('Length', _length(how)),
         ('Image size', f'{how["image_size"]} px' if how.get('image_size') else None),
         ('Precision', how.get('precision')),
-        ('Strength', f'{how["strength"]:g}' if how.get('strength') is not None else None),
+        ('Strength', _strength(how)),
         ('Labels for scoring', _labels(labels)),
         ('Stopped early', how.get('stopped')),
     ]
@@ -92,6 +92,13 @@ def _length(how: Mapping[str, Any]) -> str | None:
         _count(how.get('batch_size'), 'a batch'),
         _count(how.get('views'), 'views'),
     )
+
+
+def _strength(how: Mapping[str, Any]) -> str | None:
+    if how.get('strength') is None:
+        return None
+    by = {'labels': 'by validation tiles', 'request': 'as asked'}.get(how.get('strength_by', ''))
+    return _joined(f'{how["strength"]:g}', by)
 
 
 def _labels(labels: Mapping[str, Any]) -> str | None:

@@ -24,6 +24,7 @@ from explora_geo.checkpoints import (
     read_adapter,
     read_state,
     save_adapter,
+    scale_adapter,
     write_state,
 )
 from explora_geo.checkpoints.adapter import frozen_sha256
@@ -95,6 +96,12 @@ def test_strength_leads_from_the_base_to_the_adapter(adapter: Path, base_file: P
     merge_adapter(adapter, base_file, tmp_path / 'half.safetensors', strength=0.5)
     merged = load_backbone(MODEL, tmp_path / 'half.safetensors').state_dict()
     assert all(torch.equal(merged[name], value) for name, value in half.state_dict().items())
+    # A weaker adapter is a file like any other.
+    scale_adapter(adapter, load_backbone(MODEL, base_file), tmp_path / 'weak.safetensors', 0.5)
+    weak = load_backbone(MODEL, base_file, tmp_path / 'weak.safetensors').state_dict()
+    assert all(torch.equal(weak[name], value) for name, value in half.state_dict().items())
+    with pytest.raises(ValueError, match=r'strength must be from 0 .* to 1'):
+        scale_adapter(adapter, load_backbone(MODEL, base_file), tmp_path / 'x.safetensors', 2)
 
 
 @pytest.mark.parametrize('strength', [2.0, -0.1, float('nan')])
