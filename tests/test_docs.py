@@ -16,8 +16,8 @@ from packaging.requirements import Requirement
 from typer.main import get_command
 
 import benchmarks.__main__
-from benchmarks.paper.rows import get_table
-from benchmarks.paper.scales import get_scale
+from benchmarks.tables.rows import get_table
+from benchmarks.tables.scales import get_scale
 from explora_geo import cli
 from explora_geo.adaptation import ExPLoRAConfig, explora
 from explora_geo.checkpoints import load_weights, save_adapter

@@ -11,7 +11,7 @@ from unittest.mock import patch
 
 import torch
 
-from ..paper.meter import Meter
+from ..tables.meter import Meter
 from .contenders import find, for_each
 from .records import add_row, describe, heading
 from .setting import Setting

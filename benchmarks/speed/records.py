@@ -10,7 +10,7 @@ import torch
 
 from explora_geo.checkpoints import atomic_path
 
-from ..paper import records
+from ..tables import records
 from .setting import Setting
 
 

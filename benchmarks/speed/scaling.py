@@ -16,7 +16,7 @@ from explora_geo.datasets.eurosat import MS_BANDS
 from explora_geo.models import create_vit
 from explora_geo.models.tokenizers import SENTINEL2
 
-from ..paper.cost import forward_flops
+from ..tables.cost import forward_flops
 from .clock import alternate
 from .images import read_images
 from .ours import mae_step

@@ -1,1 +1,0 @@
-"""Arms: adaptations of one source that learn for the same number of steps."""

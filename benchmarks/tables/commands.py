@@ -1,0 +1,236 @@
+"""The commands of `explora-bench` that run the paper's tables: list, plan, run, report, compare, analyse."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+RESULTS = Path('benchmarks/results')
+_TABLE = Annotated[str, typer.Argument(help='Number of a table, such as 3, or a YAML file of one.')]
+_SCALE = Annotated[str, typer.Option(help='smoke, demo, small, paper, or a YAML file of one.')]
+_ROWS = Annotated[str, typer.Option(help='Rows by id, separated by commas; all if empty.')]
+_SEEDS = Annotated[int | None, typer.Option(help="Runs of every row; the scale's if not given.")]
+_OUT = Annotated[Path, typer.Option(help='Folder of the results; each scale has one of its own in it.')]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to a command line."""
+    for name, command in (
+        ('list', list_tables),
+        ('plan', plan),
+        ('run', run),
+        ('report', report),
+        ('compare', compare),
+        ('analyse', analyse),
+    ):
+        app.command(name)(command)
+
+
+def _results(out: Path, scale: Any) -> Path:
+    return out / scale.name / 'results.jsonl'
+
+
+def list_tables(
+    table: Annotated[str, typer.Argument(help='Number of a table; all if empty.')] = '',
+    scale: _SCALE = 'demo',
+    out: _OUT = RESULTS,
+) -> None:
+    """List tables and rows: what was published, what runs at a scale, how many seeds are finished.
+
+    Example: explora-bench list 3 --scale small
+    """
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table as View
+
+    from . import records
+    from .jobs import why_not
+    from .rows import get_table, read_tables
+    from .scales import get_scale
+
+    found = get_scale(scale)
+    known = records.read(_results(out, found))
+    tables = [get_table(table)] if table else list(read_tables().values())
+    for one in tables:
+        view = View(title=escape(f'Table {one.id}: {one.title}; {one.metric}'), title_justify='left')
+        for name in ('id', 'row', 'published', f'at the scale {found.name}'):
+            view.add_column(name)
+        for row in one.rows.values():
+            seeds = len({r['seed'] for r in known if (r['table'], r['row']) == (one.id, row.id)})
+            state = why_not(one, row, found) or (f'{seeds} seeds finished' if seeds else 'runs')
+            published = 'not in the paper' if row.added else str(row.published)
+            view.add_row(*map(escape, (row.id, row.name, published, state)))
+        Console().print(view)
+
+
+def plan(
+    table: _TABLE,
+    rows: _ROWS = '',
+    scale: _SCALE = 'small',
+    seeds: _SEEDS = None,
+    measure: Annotated[int, typer.Option(help='Time so many steps of each model here first.')] = 0,
+    batch: Annotated[int, typer.Option(help='Images per timed step.')] = 2,
+    rehearse: Annotated[
+        bool, typer.Option(help='Run two steps of each row with a tiny model on tiny files of its data set.')
+    ] = True,
+    out: _OUT = RESULTS,
+) -> None:
+    """Show what rows cost before anything runs: parameters, steps, memory, hours from timed steps.
+
+    Models are built on the meta device, so that the largest cost nothing to count, and every row is rehearsed
+    from its data module to its probe or head. Hours need a step that was timed on this device: of a finished
+    run, or by --measure. Example: explora-bench plan 1 --scale paper
+    """
+    from rich.console import Console
+
+    from . import plan as planning
+    from . import records
+    from .jobs import build_job
+    from .rehearsal import rehearse as rehearse_jobs
+    from .rows import get_table
+    from .scales import get_scale
+
+    one, found, console = get_table(table), get_scale(scale), Console()
+    if not console.is_terminal:
+        console.width = max(console.width, 150)  # a file holds what a narrow terminal would cut
+    chosen = one.choose(rows)
+    known = [r for path in sorted(out.glob('*/results.jsonl')) for r in records.read(path)]
+    rate = planning.measured_rate(known)
+    planned = planning.plan_rows(one, chosen, found, rate)
+    if measure:
+        row = next((p.row for p in planned if p.pretrain is not None and not p.released), None)
+        if row is None:
+            raise ValueError('no row of these is pre-trained: there is no step to time')
+        rate = planning.time_steps(build_job(one, row, found), measure, batch)
+        planned = planning.plan_rows(one, chosen, found, rate)
+    count = seeds or found.seeds
+    console.print(planning.show(one, found, planned, rate, count))
+    total = planning.total_hours(planned, found, count)
+    if total is not None:
+        console.print(
+            f'{total:,.2f} device hours for {count} seeds, searches of learning rates included; stages that '
+            'rows share run once.',
+            highlight=False,
+        )
+    jobs = [build_job(one, p.row, found) for p in planned if not p.reason]
+    failed = rehearse_jobs(jobs) if rehearse else {}
+    if failed:
+        shown = '; '.join(f'{row} ends with {error}' for row, error in failed.items())
+        raise ValueError(f'table {one.id} at the scale {found.name} would not run: {shown}')
+    if rehearse and jobs:
+        console.print(f'{len(jobs)} rows rehearsed with tiny models on tiny files.', highlight=False)
+    differing = [p.row.name for p in planned if p.agrees is False]
+    if differing:
+        raise ValueError(f'{", ".join(differing)}: not as many parameters as the paper states')
+
+
+def run(
+    table: _TABLE,
+    rows: _ROWS = '',
+    scale: _SCALE = 'demo',
+    seeds: _SEEDS = None,
+    resume: Annotated[
+        bool, typer.Option(help='Go on with what was stopped at its last checkpoint, or start it anew.')
+    ] = True,
+    store: Annotated[Path, typer.Option(help='Folder of stages.')] = Path('runs/bench'),
+    out: _OUT = RESULTS,
+) -> None:
+    """Run rows of a table; finished stages are never run again.
+
+    On several GPUs or nodes, set trainer in the scale (devices, num_nodes, strategy) and start the command
+    with torchrun or srun as any Lightning script; all of them must see the folders. Example:
+    explora-bench run 2 --scale demo
+    """
+    from rich.console import Console
+
+    from .report import write_report
+    from .rows import get_table
+    from .runner import run_rows
+    from .scales import get_scale
+    from .stages import Store, is_first_process
+
+    one, found, console = get_table(table), get_scale(scale), Console()
+    results = _results(out, found)
+    chosen = one.choose(rows)
+
+    def progress(text: str) -> None:
+        if is_first_process():
+            console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    stages = Store(store, resume, results.with_name('stages.jsonl'))
+    run_rows(one, chosen, found, seeds or found.seeds, stages, results, progress)
+    if is_first_process():
+        from . import records
+
+        files = write_report(results.parent, one, found, records.read(results))
+        progress('\n'.join(map(str, [results, *files])))
+
+
+def report(
+    table: Annotated[str, typer.Argument(help='Number of a table; all with results if empty.')] = '',
+    scale: _SCALE = 'demo',
+    out: _OUT = RESULTS,
+) -> None:
+    """Write Markdown, CSV, torchgeo-bench's rows and plots of a table's results.
+
+    Example: explora-bench report 3 --scale small
+    """
+    from . import records
+    from .report import write_report
+    from .rows import get_table, read_tables
+    from .scales import get_scale
+
+    found = get_scale(scale)
+    results = _results(out, found)
+    known = records.read(results)
+    have = {r['table'] for r in known}
+    tables = [get_table(table)] if table else [t for t in read_tables().values() if t.id in have]
+    if not tables and have:
+        raise ValueError(f'{results} holds {", ".join(sorted(have))}: give the YAML file of the table')
+    if not tables:
+        raise FileNotFoundError(f'no results {results}: run explora-bench run TABLE --scale {scale} first')
+    for one in tables:
+        for path in write_report(results.parent, one, found, known):
+            typer.echo(path)
+
+
+def compare(
+    one: Annotated[str, typer.Argument(help='TABLE:ROW, such as 3:l_r64, or a file of results.')],
+    two: Annotated[str, typer.Argument(help='The same kind.')],
+    scale: _SCALE = 'demo',
+    out: _OUT = RESULTS,
+) -> None:
+    """Compare two rows by seed, or what two files of results have in common.
+
+    Example: explora-bench compare 3:l_r64 3:source --scale small
+    """
+    from .compare import compare as compared
+    from .scales import get_scale
+
+    typer.echo(compared(one, two, _results(out, get_scale(scale))))
+
+
+def analyse(
+    models: Annotated[list[str], typer.Argument(help='NAME=FILE of backbones, or rows TABLE:ROW.')],
+    data: Annotated[Path, typer.Option(help='Folder of class folders.')] = Path(
+        'tests/data/eurosat_rgb/test'
+    ),
+    images: Annotated[int, typer.Option(help='Images, evenly spaced.')] = 200,
+    image_size: Annotated[int | None, typer.Option(help="Side, pixels; the first model's.")] = None,
+    out: Annotated[Path, typer.Option(help='Folder to write.')] = Path('runs/analysis'),
+    scale: _SCALE = 'demo',
+    store: Annotated[Path, typer.Option(help='Folder of stages, for rows.')] = Path('runs/bench'),
+    results: Annotated[Path, typer.Option(help='Folder of the results, for rows.')] = RESULTS,
+) -> None:
+    """Show what each block knows: eigenvalues, place and class of patches, attention; models side by side.
+
+    Example: explora-bench analyse 2:dinov2 2:d_l_r64
+    """
+    from .analyse import write_analysis
+    from .inputs import find_models, read_images
+    from .scales import get_scale
+
+    found = find_models(models, _results(results, get_scale(scale)), store, image_size)
+    image, label, pictures = read_images(data, images, next(iter(found.values())))
+    for path in write_analysis(out, found, image, label, pictures):
+        typer.echo(path)

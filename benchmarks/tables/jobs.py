@@ -1,0 +1,228 @@
+"""What a row does at a scale: source, recipe, data and tuning, all settled before anything runs."""
+
+import importlib
+from dataclasses import dataclass, is_dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from explora_geo.adaptation import ExPLoRAConfig
+from explora_geo.trainers import OptimConfig
+from explora_geo.trainers.presets import get_preset
+
+from .recipe import Recipe, read_recipe
+from .rows import Row, Table
+from .scales import Data, Scale, Source, Tune
+
+_OBJECTIVES = {'M': 'MAE', 'D': 'DINOv2'}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A row at a scale.
+
+    Attributes:
+        table: Its table.
+        row: The row.
+        scale: The scale.
+        source: What it starts from; its weights are empty for random ones.
+        recipe: How it is pre-trained, or None for the source as it is.
+        seed: Seed of the run.
+    """
+
+    table: Table
+    row: Row
+    scale: Scale
+    source: Source
+    recipe: Recipe | None
+    seed: int = 0
+
+    @property
+    def dataset(self) -> str:
+        """Name of the data set that is tuned on."""
+        return self.row.dataset or self.table.dataset
+
+    @cached_property
+    def data(self) -> Data:
+        """Data of tuning."""
+        data = self.scale.data[self.dataset]
+        return replace(data, task_args={**data.task_args, 'head': self.row.head}) if self.row.head else data
+
+    @cached_property
+    def pretrain_data(self) -> Data:
+        """Data of pre-training."""
+        data = self.scale.data[self.table.pretrain_dataset or self.dataset]
+        extra = data.pretrain_args if self.table.unlabelled else {}
+        return replace(data, init_args={**data.init_args, **extra})
+
+    @cached_property
+    def tune(self) -> Tune:
+        """Length and optimiser of tuning."""
+        return replace(self.scale.tune[self.row.tuning], **self.row.tune)
+
+    @property
+    def backbone_options(self) -> dict[str, Any]:
+        """Arguments of `create_vit` that source and table settle."""
+        return {
+            'img_size': self.source.img_size,
+            'bands': list(self.row.bands or self.table.bands) or None,
+            'tokenizer': self.row.tokenizer or self.table.tokenizer,
+        }
+
+
+def why_not(table: Table, row: Row, scale: Scale) -> str:
+    """Why a row does not run at a scale; empty if it does.
+
+    Args:
+        table: The table.
+        row: One of its rows.
+        scale: The scale.
+
+    Returns:
+        A few words.
+    """
+    if row.only:
+        return f'published only: {row.only}'
+    if row.objective not in scale.sources:
+        return f'no source of {_OBJECTIVES[row.objective]} at the scale {scale.name}'
+    if row.model and row.weights and not scale.published:
+        return f'another backbone, which the scale {scale.name} does not have'
+    names = [row.dataset or table.dataset]
+    if row.adaptation:
+        names.append(table.pretrain_dataset or names[0])
+    for name in names:
+        if name not in scale.data:
+            return f'no {name} at the scale {scale.name}'
+    if row.tuning not in ('probe', 'none', *scale.tune):
+        return f'no tuning {row.tuning} at the scale {scale.name}'
+    return ''
+
+
+def build_job(table: Table, row: Row, scale: Scale, seed: int = 0) -> Job:
+    """Settle what a row does.
+
+    Raises:
+        ValueError: If it does not run at this scale, or a value does not fit.
+    """
+    reason = why_not(table, row, scale)
+    if reason:
+        raise ValueError(f'table {table.id}, row {row.id} does not run: {reason}')
+    source = scale.sources[row.objective]
+    if scale.published:
+        source = replace(
+            source,
+            model=row.model or source.model,
+            weights=row.weights or source.weights,
+            img_size=None if row.model and not row.weights else source.img_size,
+        )
+        if row.released:
+            return Job(table, row, scale, replace(source, weights=row.released), None, seed)
+    if row.start == 'random':
+        source = replace(source, weights='')
+    recipe = None
+    if row.adaptation:
+        recipe = _published_recipe(table, row, scale) if scale.published else _recipe(row, scale)
+    return Job(table, row, scale, source, recipe, seed)
+
+
+def devices_of(scale: Scale) -> tuple[list[int], int]:
+    """Indices of the devices that a scale trains on, and the number of nodes that do so."""
+    devices = scale.trainer.get('devices', 1)
+    if not isinstance(devices, list):
+        count = int(devices) if str(devices).isdigit() else max(1, torch.cuda.device_count())
+        devices = list(range(count))
+    return devices, scale.trainer.get('num_nodes', 1)
+
+
+def world_size(scale: Scale) -> int:
+    """Devices of all nodes."""
+    devices, nodes = devices_of(scale)
+    return len(devices) * nodes
+
+
+def split_batch(scale: Scale, data: Data, batch: int) -> tuple[int, int]:
+    """Images per device and accumulated batches that make an effective batch.
+
+    Args:
+        scale: Its devices.
+        data: Its `batch_size`, if any, is what fits a device.
+        batch: Images per optimiser step.
+
+    Returns:
+        Both numbers.
+    """
+    world = world_size(scale)
+    per_device = max(1, min(data.init_args.get('batch_size', batch), batch // world))
+    return per_device, max(1, batch // (per_device * world))
+
+
+def trainer_content(scale: Scale) -> dict[str, Any]:
+    """What the outcome of a stage depends on among the trainer's options; nothing if there is none."""
+    options = {k: v for k, v in scale.trainer.items() if k not in ('accelerator', 'strategy')}
+    return {'trainer': options} if options else {}
+
+
+def fit_rank(config: ExPLoRAConfig, scale: Scale) -> ExPLoRAConfig:
+    """The adaptation with a rank that the scale's backbones have room for."""
+    highest = scale.max_rank
+    return config if highest is None or config.rank <= highest else replace(config, rank=highest)
+
+
+def _recipe(row: Row, scale: Scale) -> Recipe:
+    values = {**scale.pretrain[row.objective], 'adaptation': row.adaptation}
+    recipe = read_recipe(values, f'scale {scale.name}, pretrain, {row.objective}')
+    recipe = replace(recipe, adaptation=fit_rank(row.config, scale))
+    if not recipe.adaptation.rank and recipe.objective == 'DINOv2':  # MAE's decoder has LoRA of its own
+        # The rate of LoRA is no part of a row without LoRA: its stages are those of other multipliers.
+        return replace(recipe, optim=replace(recipe.optim, adapter_lr_multiplier=1.0))
+    return recipe
+
+
+def _published_recipe(table: Table, row: Row, scale: Scale) -> Recipe:
+    preset = get_preset(row.preset, row.objective)
+    if row.steps:
+        preset = preset.over(row.steps)
+    arguments = {k: vars(v) if is_dataclass(v) else v for k, v in preset.objective.items()}
+    if 'decoder_adaptation' in arguments:
+        arguments['decoder_adaptation'] = preset.objective['decoder_adaptation'].to_dict()
+    steps = preset.steps
+    if steps is None:
+        data = scale.data[table.pretrain_dataset or row.dataset or table.dataset]
+        if not preset.epochs or not data.images:
+            raise ValueError(
+                f'the length of {row.preset} for {_OBJECTIVES[row.objective]} is not known: give steps in '
+                f'row {row.id}, or images of the data in the scale {scale.name}'
+            )
+        steps = preset.epochs * data.images // preset.batch
+    return Recipe(
+        adaptation=replace(
+            row.config,
+            alpha=row.config.alpha or preset.adaptation.alpha,
+            mlp_rank_ratio=preset.adaptation.mlp_rank_ratio,
+        ),
+        objective=_OBJECTIVES[row.objective],  # type: ignore[arg-type]
+        arguments=arguments,
+        optim=preset.optim,
+        steps=steps,
+        batch_size=preset.batch,
+        drop_path_rate=preset.drop_path_rate,
+    )
+
+
+def with_rate(optim: OptimConfig, factor: float) -> OptimConfig:
+    """The same optimiser at another learning rate."""
+    return replace(optim, base_lr=optim.base_lr * factor)
+
+
+def load_class(path: str) -> Any:
+    """A class by its dotted path.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    module, _, name = path.rpartition('.')
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f'no class {path!r}: give the full path of a data module or task') from error

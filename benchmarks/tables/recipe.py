@@ -1,0 +1,121 @@
+"""How a row is pre-trained: what trains, by which objective, for how long."""
+
+import copy
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from functools import partial
+from typing import Any, Literal
+
+from explora_geo.adaptation import ExPLoRAConfig, merge_lora
+from explora_geo.models.heads import HeadConfig
+from explora_geo.models.vit import ViT
+from explora_geo.objectives import MAE, DINOv2, MaskConfig, Objective, PhaseConfig, TeacherConfig
+from explora_geo.trainers import OptimConfig
+from explora_geo.transforms import ViewsConfig
+
+OBJECTIVES: dict[str, type[Objective]] = {'MAE': MAE, 'DINOv2': DINOv2}
+_GROUPS: dict[str, Any] = {
+    'head': HeadConfig,
+    'ibot_head': HeadConfig,
+    'teacher': TeacherConfig,
+    'phases': PhaseConfig,
+    'masks': MaskConfig,
+    'views': ViewsConfig,
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a row is pre-trained.
+
+    Attributes:
+        adaptation: What trains.
+        optim: Optimiser and schedule.
+        steps: Optimiser steps.
+        objective: Name of the objective's class.
+        arguments: Its arguments, groups of them as mappings.
+        batch_size: Images per step.
+        drop_path_rate: Stochastic depth in training.
+    """
+
+    adaptation: ExPLoRAConfig
+    optim: OptimConfig
+    steps: int
+    objective: Literal['MAE', 'DINOv2'] = 'MAE'
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    batch_size: int = 128
+    drop_path_rate: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """The adaptation in the paper's notation."""
+        return self.adaptation.notation(OBJECTIVES[self.objective].letter)
+
+    @property
+    def factory(self) -> Callable[[ViT], Objective]:
+        """What builds the objective around a backbone.
+
+        Raises:
+            ValueError: If an argument is unknown or out of range.
+        """
+        kind = OBJECTIVES[self.objective]
+        try:
+            arguments = {k: _GROUPS[k](**v) if k in _GROUPS else v for k, v in self.arguments.items()}
+            inspect.signature(kind).bind_partial(**arguments)
+        except TypeError as error:
+            raise ValueError(f'{self.objective} cannot take {dict(self.arguments)}: {error}') from error
+        return partial(kind, **arguments)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready values, which the names of finished stages hash."""
+        return {
+            'objective': self.objective,
+            'steps': self.steps,
+            'batch_size': self.batch_size,
+            'crop_scale': (0.2, 1.0),  # of no effect, but part of the names of the committed stages
+            'drop_path_rate': self.drop_path_rate,
+            'arguments': {k: plain_value(v) for k, v in self.arguments.items()},
+            'adaptation': self.adaptation.to_dict(),
+            'optim': dict(vars(self.optim)),
+        }
+
+
+def read_recipe(values: Mapping[str, Any], where: str) -> Recipe:
+    """Build a recipe from the flat values of a file.
+
+    Args:
+        values: Fields of `Recipe` and of `OptimConfig`, and the adaptation in the paper's notation.
+        where: Place to name in messages.
+
+    Raises:
+        ValueError: If a key is unknown or a value does not fit.
+    """
+    values = dict(values)
+    optim = {f.name: values.pop(f.name) for f in fields(OptimConfig) if f.name in values}
+    unknown = set(values) - {f.name for f in fields(Recipe)}
+    if unknown:
+        raise ValueError(f'{where}: unknown keys {", ".join(sorted(unknown))}')
+    values['adaptation'] = ExPLoRAConfig.parse(values['adaptation'])
+    try:
+        recipe = Recipe(**values, optim=OptimConfig(**optim))
+        _ = recipe.factory  # checks the objective's arguments before anything runs
+    except (TypeError, ValueError) as error:
+        raise ValueError(f'{where}: {error}') from error
+    return recipe
+
+
+def plain_value(value: Any) -> Any:
+    """A value of a file as JSON-ready values."""
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
+    if isinstance(value, Mapping):
+        return {k: plain_value(v) for k, v in value.items()}
+    return [plain_value(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def plain(vit: ViT) -> ViT:
+    """A merged copy on the CPU, in evaluation mode."""
+    merged: ViT = merge_lora(copy.deepcopy(vit)).requires_grad_(False).cpu().eval()  # type: ignore[assignment]
+    merged.mask_token = None  # only pre-training uses it, and timm's models have none
+    return merged

@@ -1,0 +1,134 @@
+"""Content-addressed stages: what a stage is made of names its folder, and a finished one is kept.
+
+A ledger beside the results keeps the records of finished stages, so that a table goes on where its folder of
+stages was not brought along; a stage whose files are needed there is then run again.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_only
+
+from explora_geo.checkpoints import atomic_path
+
+from . import records
+
+# Raised when what a stage does or leaves behind changes.
+_VERSION = 1
+#: Seconds between looks of other processes at what the first one is doing.
+_PATIENCE = 1.0
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a run.
+
+    Attributes:
+        kind: `source`, `adapted`, `tuned` or `probed`.
+        content: Everything its outcome depends on, JSON-ready.
+        folder: Where its files are; its name is the stage's kind and the hash of the content.
+        kept: Its record in the ledger.
+    """
+
+    kind: str
+    content: Mapping[str, Any]
+    folder: Path
+    kept: Mapping[str, Any] | None = None
+
+    @property
+    def key(self) -> str:
+        """Kind and hash of the content."""
+        return self.folder.name
+
+    @property
+    def made(self) -> bool:
+        """Whether its files are here: its record is the last one written."""
+        return (self.folder / 'stage.json').is_file()
+
+    @property
+    def finished(self) -> bool:
+        """Whether it was ever done."""
+        return self.made or self.kept is not None
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What was measured."""
+        if not self.made and self.kept is not None:
+            return dict(self.kept)
+        record: dict[str, Any] = json.loads((self.folder / 'stage.json').read_text())['record']
+        return record
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where a run that is stopped goes on."""
+        return self.folder / 'resume.ckpt'
+
+
+_Work = Callable[[Stage], Mapping[str, Any]]
+
+
+def is_first_process() -> bool:
+    """Whether this is the first, or only, process of a distributed run."""
+    return int(getattr(rank_zero_only, 'rank', 0)) == 0
+
+
+class Store:
+    """The folder of all stages."""
+
+    def __init__(self, folder: Path, resume: bool = True, ledger: Path | None = None) -> None:
+        """Initialize a Store.
+
+        Args:
+            folder: Where stages are kept.
+            resume: Go on with unfinished stages at their last checkpoint instead of starting them anew.
+            ledger: JSON lines of the records of finished stages, read and added to.
+        """
+        self.folder, self.resume, self.ledger = folder, resume, ledger
+        lines = [] if ledger is None else records.read(ledger)
+        self._kept = {line['stage']: line['record'] for line in lines}
+        self._works: dict[str, tuple[_Work, bool]] = {}
+
+    def stage(self, kind: str, content: Mapping[str, Any]) -> Stage:
+        """The stage of this content, finished or not."""
+        text = json.dumps([_VERSION, kind, content], sort_keys=True)
+        name = f'{kind}-{hashlib.sha256(text.encode()).hexdigest()[:16]}'
+        return Stage(kind, content, self.folder / name, self._kept.get(name))
+
+    def run(self, stage: Stage, work: _Work, together: bool = False) -> dict[str, Any]:
+        """Run a stage unless it is finished, and return its record.
+
+        Args:
+            stage: The stage.
+            work: Does it and returns its record, JSON-ready.
+            together: All processes of a distributed run take part; else the first works and the others wait
+                for its record, in a folder that all of them see.
+        """
+        if not stage.made:
+            self._works[stage.key] = work, together
+        if not stage.finished:
+            self.make(stage)
+        return stage.record
+
+    def make(self, stage: Stage) -> None:
+        """See to it that the files of a stage are here, after `run`: one of the ledger runs again."""
+        # Works hold images, so none is kept for longer than it may be needed.
+        work, together = self._works.pop(stage.key, (None, False))
+        if work is not None and not stage.made and (together or is_first_process()):
+            stage.folder.mkdir(parents=True, exist_ok=True)
+            if not self.resume:
+                stage.checkpoint.unlink(missing_ok=True)
+            record = work(stage)
+            if is_first_process():
+                content = {'kind': stage.kind, 'content': stage.content, 'record': record}
+                with atomic_path(stage.folder / 'stage.json') as temporary:
+                    temporary.write_text(json.dumps(content, indent=1))
+                stage.checkpoint.unlink(missing_ok=True)
+                if self.ledger is not None and stage.kept is None:
+                    records.append(self.ledger, {'stage': stage.key, 'record': record})
+        while not stage.made:
+            time.sleep(_PATIENCE)

@@ -1,1 +1,0 @@
-"""What measurements share: a recipe, labeled tiles in memory, scores over draws of labels."""
