@@ -3,7 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from explora_geo._version import __version__ as __version__
+from explora_geo._version import __version__
 
 if TYPE_CHECKING:
     from explora_geo._adapt import adapt as adapt
@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from explora_geo.checkpoints import load_backbone as load_backbone
     from explora_geo.models import create_vit as create_vit
     from explora_geo.trainers import ExPLoRATask as ExPLoRATask
-
 
 # Resolved on first use, so that `import explora_geo` costs nothing and the command line starts fast.
 _EXPORTS = {

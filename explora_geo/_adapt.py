@@ -3,7 +3,6 @@
 import itertools
 import json
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -28,10 +27,10 @@ from explora_geo._adapt_settings import (
     run_settings,
 )
 from explora_geo._atomic import atomic_path
-from explora_geo.commands.configuration import read_yaml
+from explora_geo.configured import read_yaml
 from explora_geo.datamodules.archive import Archive, look
 from explora_geo.datamodules.labeled import LabeledTiles
-from explora_geo.trainers.kernels import faster_precision
+from explora_geo.devices import faster_precision
 
 #: Adapted where nothing else is asked for.
 DEFAULT_WEIGHTS = 'timm/vit_small_patch14_dinov2.lvd142m'
@@ -242,9 +241,8 @@ def time_step(settings: dict[str, Any]) -> float:
 
 def _prepare(settings: dict[str, Any]) -> Any:
     """Trainer, task and data module of settings, as `explora-geo fit` makes them."""
-    from explora_geo.main import run as lightning
+    from explora_geo.configured import run as lightning
 
-    warnings.filterwarnings('ignore', message="LightningCLI's args parameter")
     return lightning({'subcommand': 'fit', 'fit': settings}, start=False)
 
 

@@ -23,39 +23,46 @@ ALLOWED = {
     'models.heads': set(),
     'models.weights': set(),
     'models.builders': {'models.tokenizers', 'models.vit'},
+    'models.matching': {'bands', 'models'},
     'models': {'models'},
     'checkpoints': {'_atomic', '_version', 'adaptation', 'bands', 'models', 'checkpoints'},
     'objectives': {'adaptation', 'models', 'objectives', 'transforms'},
     'trainers': {
-        *('_compat', '_version', 'adaptation', 'bands', 'models', 'checkpoints', 'datasets', 'evaluation'),
-        *('objectives', 'trainers', 'transforms'),
+        *('_compat', '_version', 'adaptation', 'bands', 'checkpoints', 'datasets', 'devices', 'evaluation'),
+        *('models', 'objectives', 'trainers', 'transforms'),
     },
     'evaluation': {'adaptation', 'models', 'checkpoints', 'evaluation'},
     'reports': {'_atomic', 'bands', 'evaluation', 'models', 'objectives', 'reports'},
     'maps': {'bands', 'checkpoints', 'datasets', 'maps', 'models', 'trainers'},
-    'commands': {
-        *('adaptation', 'checkpoints', 'commands', 'datamodules', 'datasets', 'evaluation', 'main'),
-        *('maps', 'models', 'trainers'),
-    },
     'datasets': {'_atomic', 'bands', 'datasets'},
     'transforms': {'bands', 'transforms'},
     'datamodules': {'_compat', 'bands', 'datasets', 'transforms', 'datamodules'},
-    'main': {'_compat', 'checkpoints', 'datamodules', 'trainers'},
-    'cli': {'adaptation', 'checkpoints', 'commands', 'datasets', 'main', 'models', 'objectives'},
+    'configured': {'_compat', '_version', 'checkpoints', 'datamodules', 'datasets', 'models', 'trainers'},
+    # Commands stand above everything, and nothing but the command line imports them.
+    'cli': {
+        *('_cli_console', '_cli_models', 'adaptation', 'commands.adapt', 'configured', 'datasets', 'doctor'),
+        'objectives',
+    },
+    '_cli_models': {
+        *('_cli_console', 'checkpoints', 'configured', 'devices', 'evaluation', 'maps', 'models', 'trainers')
+    },
+    '_cli_console': set(),
+    'doctor': {'_version', 'checkpoints', 'devices', 'models'},
+    'devices': set(),
     '_adapt_settings': {'adaptation', 'checkpoints', 'datamodules', 'models', 'trainers'},
     '_adapt_report': {
         *('_adapt_settings', 'checkpoints', 'datamodules', 'datasets', 'evaluation', 'models', 'objectives'),
         *('_version', 'reports'),
     },
-    # The main job is what commands and libraries are for: it stands above them, below the command line.
+    # The main job is what libraries are for: it stands above them, below the command line.
     '_adapt': {
-        *('_adapt_report', '_adapt_settings', '_atomic', 'checkpoints', 'commands.configuration'),
-        *('datamodules', 'main', 'trainers'),
+        *('_adapt_report', '_adapt_settings', '_atomic', 'checkpoints', 'configured', 'datamodules'),
+        'devices',
     },
     'commands.adapt': {'_adapt', '_adapt_report', '_adapt_settings'},
     '_atomic': set(),
-    '_version': set(),
     '_compat': set(),
+    '_version': set(),
 }
 
 

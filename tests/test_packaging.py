@@ -127,7 +127,9 @@ def test_benchmarks_do_not_know_their_name() -> None:
 
 def test_the_version_stands_in_one_place() -> None:
     assert 'version' not in PROJECT and PROJECT['dynamic'] == ['version']
-    assert PYPROJECT['tool']['setuptools']['dynamic']['version'] == {'attr': 'explora_geo.__version__'}
+    assert PYPROJECT['tool']['setuptools']['dynamic']['version'] == {
+        'attr': 'explora_geo._version.__version__'
+    }
     assert explora_geo.__version__ == metadata.version('explora_geo')
     # A citation names the version that was used, which the file cannot know.
     assert 'version' not in yaml.safe_load((ROOT / 'CITATION.cff').read_text())

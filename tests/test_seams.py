@@ -29,9 +29,9 @@ from explora_geo.maps.model import open_features
 from explora_geo.maps.scene import Scene
 from explora_geo.models import ViT, builders, create_vit
 from explora_geo.models.heads import HeadConfig
+from explora_geo.models.matching import match_data
 from explora_geo.objectives import MAE, DINOv2
 from explora_geo.trainers import ClassificationTask, ExPLoRATask, OptimConfig, load_task
-from explora_geo.trainers.match import match_data
 from explora_geo.transforms import ViewsConfig
 from tests.conftest import TILES, _load, randomise
 

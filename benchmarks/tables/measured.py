@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from lightning.pytorch import seed_everything
 
-from explora_geo.commands.device import pick_device
-from explora_geo.commands.probe import extract_parts
+from explora_geo.devices import pick_device
 from explora_geo.evaluation import Budget, ProbeProtocol, SweepConfig, run_probes
+from explora_geo.evaluation.cache import extract_parts
 from explora_geo.evaluation.probes import STRENGTHS
 from explora_geo.trainers import ClassificationTask, OptimConfig, Regularisation
 from explora_geo.trainers.kernels import faster_precision

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table as View
 
 from explora_geo.adaptation import explora
-from explora_geo.commands.device import pick_device
+from explora_geo.devices import pick_device
 from explora_geo.models import create_vit
 from explora_geo.trainers.kernels import faster_precision
 from explora_geo.trainers.optim import build_optimizer

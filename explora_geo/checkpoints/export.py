@@ -12,6 +12,57 @@ from explora_geo.checkpoints.files import atomic_path, write_state
 from explora_geo.checkpoints.metadata import model_metadata
 from explora_geo.models.vit import ViT
 
+# Formats of backbones alone
+_FILES = ('.safetensors', '.ckpt')
+
+
+def export(module: nn.Module, name: str, out: str | Path) -> float | None:
+    """Write a backbone or a tuned model in the format that the ending names.
+
+    Args:
+        module: Backbone without LoRA; or, for programs, the model of a tuned task.
+        name: Name of the backbone.
+        out: File to write: `.safetensors` (timm) or `.ckpt` (TorchGeo) of a backbone, or a program, `.pt2` or
+            `.onnx`, of either.
+
+    Returns:
+        The largest absolute difference between torch and onnxruntime, of `.onnx` alone.
+
+    Raises:
+        ValueError: If no format has the ending, or the format cannot hold the module.
+    """
+    vit: ViT = module if isinstance(module, ViT) else module.backbone  # type: ignore[assignment]
+    suffix = check_format(out, backbone=module is vit)
+    if suffix in _FILES:
+        (export_timm if suffix == '.safetensors' else export_torchgeo)(vit, name, out)
+        return None
+    if vit.patch_embed.kind == 'temporal':
+        raise ValueError('programs take one image tensor: series with timestamps cannot be exported')
+    side = vit.patch_embed.grid_size[0] * vit.patch_embed.patch_size
+    example = torch.randn(2, len(vit.patch_embed.bands), side, side)
+    if suffix == '.onnx':
+        return export_onnx(module, example, out)
+    export_program(module, example, out)
+    return None
+
+
+def check_format(out: str | Path, backbone: bool = True) -> str:
+    """The ending of a file to write.
+
+    Args:
+        out: The file.
+        backbone: Whether a backbone is exported, and not a tuned model.
+
+    Raises:
+        ValueError: If no format has the ending, or its format holds no tuned model.
+    """
+    suffix = Path(out).suffix
+    if suffix not in (*_FILES, '.pt2', '.onnx'):
+        raise ValueError(f'cannot write {Path(out).name}: files end in .safetensors, .ckpt, .pt2 or .onnx')
+    if suffix in _FILES and not backbone:
+        raise ValueError(f'{suffix} files hold a backbone: give weights, or write .pt2 or .onnx')
+    return suffix
+
 
 def export_timm(vit: ViT, name: str, out: str | Path) -> None:
     """Write a plain or merged backbone with timm's keys.

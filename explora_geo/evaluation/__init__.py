@@ -10,7 +10,7 @@ from explora_geo.evaluation.features import FeatureTable, extract_features, feat
 from explora_geo.evaluation.intervals import Interval, bootstrap_interval, mean_interval
 from explora_geo.evaluation.label_free import compare_backbones
 from explora_geo.evaluation.probes import knn_accuracy, linear_probe
-from explora_geo.evaluation.protocol import ProbeProtocol, run_probes
+from explora_geo.evaluation.protocol import ProbeProtocol, probe, run_probes
 from explora_geo.evaluation.sweep import SweepConfig, linear_sweep
 from explora_geo.evaluation.tuning import tune_few_labels
 
@@ -35,6 +35,7 @@ __all__ = [
     'linear_probe',
     'linear_sweep',
     'mean_interval',
+    'probe',
     'run_probes',
     'score_pair',
     'tune_few_labels',

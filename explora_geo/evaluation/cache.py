@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, default
 
 from explora_geo.checkpoints import read_state, state_sha256, write_state
 from explora_geo.evaluation.features import FeatureTable, extract_features
+from explora_geo.models.matching import match_data
 from explora_geo.models.turns import check_turns
 from explora_geo.models.vit import ViT
 
@@ -214,3 +215,66 @@ def _extract(vit: ViT, batches: Iterator[dict[str, Any]], blocks: int, turns: in
 def _read(file: Path) -> FeatureTable:
     state, metadata = read_state(file)
     return FeatureTable(state['cls'], state['avg'], state['label'], tuple(json.loads(metadata['skipped'])))
+
+
+def extract_parts(
+    vit: ViT,
+    datamodule: Any,
+    cache: Path | None,
+    progress: Callable[[str], None] = lambda text: None,
+    statistics: Literal['model', 'data'] | None = None,
+    **kwargs: Any,
+) -> dict[str, FeatureTable]:
+    """Cached features of the training, validation and test part of a data module.
+
+    Without a validation part a tenth of the training images is held out, evenly spaced within each class.
+
+    Args:
+        vit: Backbone.
+        datamodule: Data module of ours or of TorchGeo.
+        cache: Folder of the cache.
+        progress: Told what is done next.
+        statistics: Whose mean and standard deviation normalize; see `match_data`.
+        **kwargs: Further arguments of `cached_features`.
+
+    Returns:
+        Feature tables of `train`, `val` and `test`.
+
+    Raises:
+        ValueError: If there is no test part, or the data do not fit the backbone.
+    """
+    for stage in ('fit', 'test'):
+        datamodule.setup(stage)
+    match_data(datamodule, vit, statistics)
+    tables = {}
+    for part in ('train', 'val', 'test'):
+        dataset = getattr(datamodule, f'{part}_dataset', None)
+        if dataset is None and part != 'val':
+            raise ValueError(
+                f'the data module has no {part} images: a probe trains on one part and tests on another'
+            )
+        if dataset is None:
+            continue
+
+        def report(done: int, total: int, part: str = part) -> None:
+            progress(f'features of {part} images: {done:,} of {total:,}')
+
+        report(0, len(dataset))
+        collate = getattr(datamodule, 'collate_fn', None)
+        options = {**kwargs, **({'collate': collate} if collate else {})}
+        tables[part] = cached_features(
+            cache, vit, dataset, transform=datamodule.aug, progress=report, **options
+        )
+    if 'val' not in tables:
+        tables['train'], tables['val'] = hold_out(tables['train'])
+    return tables
+
+
+def hold_out(table: FeatureTable) -> tuple[FeatureTable, FeatureTable]:
+    """Features without, and of, a tenth of each class, evenly spaced; at least one image."""
+    held = torch.zeros(len(table.label), dtype=torch.bool)
+    for c in table.label.unique():
+        members = (table.label == c).nonzero().flatten()
+        held[members[5::10] if len(members) > 5 else members[-1:]] = True
+    kept, chosen = (~held).nonzero().flatten(), held.nonzero().flatten()
+    return table.take(kept), table.take(chosen)

@@ -3,16 +3,19 @@
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from explora_geo.evaluation.budgets import Budget
+from explora_geo.evaluation.cache import extract_parts
 from explora_geo.evaluation.features import FeatureTable
 from explora_geo.evaluation.intervals import bootstrap_interval
 from explora_geo.evaluation.probes import knn_hits, logistic_hits
 from explora_geo.evaluation.sweep import SweepConfig, SweepRow, linear_sweep
+from explora_geo.models.vit import ViT
 
 #: Methods by the name that options and reports use.
 METHODS = ('linear', 'logistic', 'knn')
@@ -95,6 +98,57 @@ class ProbeOutcome(NamedTuple):
     scores: list[ProbeScore]
     sweep: list[SweepRow]
     absent: dict[str, dict[str, int]] = {}  # noqa: RUF012 - never changed in place
+
+
+def probe(
+    vit: ViT,
+    datamodule: Any,
+    protocol: ProbeProtocol,
+    cache: Path | None = None,
+    *,
+    statistics: Literal['model', 'data'] | None = None,
+    turns: int = 1,
+    batch_size: int = 128,
+    num_workers: int = 0,
+    progress: Callable[[str], None] = lambda text: None,
+) -> tuple[ProbeOutcome, dict[str, FeatureTable]]:
+    """Measure the frozen features of a backbone on a data module.
+
+    Args:
+        vit: Backbone, on the device where it runs.
+        datamodule: Data module of ours or of TorchGeo.
+        protocol: What is measured.
+        cache: Folder of cached features; None keeps none.
+        statistics: Whose mean and standard deviation normalize; see `match_data`.
+        turns: Orientations of a tile that features are averaged over: 1, 4 or 8.
+        batch_size: Images per forward pass.
+        num_workers: Processes that read images.
+        progress: Told what is done next.
+
+    Returns:
+        What was measured, and the features of `train`, `val` and `test`.
+
+    Raises:
+        ValueError: If there is no test part, or the data do not fit the backbone.
+    """
+    options = {'turns': turns, 'batch_size': batch_size, 'num_workers': num_workers}
+    tables = extract_parts(vit, datamodule, cache, progress, statistics, **options)
+    classes = tuple(getattr(datamodule.train_dataset, 'classes', ()))
+    outcome = run_probes(tables['train'], tables['val'], tables['test'], protocol, classes, progress)
+    return outcome, tables
+
+
+def describe_plan(datamodule: Any, protocol: ProbeProtocol) -> str:
+    """How much there is to do, in one sentence."""
+    for stage in ('fit', 'test'):
+        datamodule.setup(stage)
+    found = {part: getattr(datamodule, f'{part}_dataset', None) for part in ('train', 'val', 'test')}
+    images = ', '.join(f'{part} {len(data):,}' for part, data in found.items() if data is not None)
+    fits = sum(1 if str(b) == 'all' else protocol.seeds for b in protocol.budgets)
+    return (
+        f'images: {images}; each passes the backbone once, then {", ".join(protocol.methods)} for '
+        f'{fits} draws of labels; nothing was written'
+    )
 
 
 def run_probes(

@@ -59,6 +59,19 @@ class MapOptions:
             raise ValueError(f'statistics must be model or scene, got {self.statistics!r}')
 
 
+def describe_plan(scene: Scene, model: MapModel, options: MapOptions) -> str:
+    """How much there is to do to map a scene, in one sentence."""
+    grid = TileGrid.create(scene.height, scene.width, model.tile, options.overlap, options.block)
+    blocks = grid.blocks()
+    tiles = sum(len(grid.tiles(block)) for block in blocks)
+    return (
+        f'{scene.path}: {scene.width:,} x {scene.height:,} pixels, bands {", ".join(scene.bands)}; '
+        f'{len(blocks):,} blocks, {tiles:,} tiles of {model.tile} px, '
+        f'{-(-tiles // options.batch_size):,} or more forward passes on {options.device}; normalised by the '
+        f'statistics of the {options.statistics}; nothing was written'
+    )
+
+
 def make_map(
     scene: Scene,
     model: MapModel,

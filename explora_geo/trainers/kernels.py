@@ -1,40 +1,18 @@
-"""Which of torch's kernels, and which precision, is faster where a task runs."""
+"""Which of torch's kernels is faster where a task runs."""
 
-import functools
-import timeit
 from contextlib import AbstractContextManager
-from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
 from timm.models.vision_transformer import Block
 from torch import nn
-from torch.nn import functional as F
 
 from explora_geo.adaptation import hold_frozen
+from explora_geo.devices import faster_precision as faster_precision
 
 #: Graphs of a block: with LoRA, in full, crops of two sizes, a teacher, every rate of stochastic depth.
 _GRAPHS = 128
-
-
-@functools.cache
-def faster_precision() -> Literal['bf16-mixed', '32-true']:
-    """Lightning's name of the faster precision on this machine: one choice, measured once per process.
-
-    A GPU computes in bfloat16 if it has it in hardware. On a CPU a product of a small ViT's MLP is timed in
-    both types, as processors without AVX-512 or AMX are ten times slower in bfloat16.
-    """
-    if torch.cuda.is_available():
-        return 'bf16-mixed' if torch.cuda.is_bf16_supported(including_emulation=False) else '32-true'
-    if torch.backends.mps.is_available():
-        return '32-true'
-    seconds = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        product = partial(F.linear, torch.ones(4096, 192, dtype=dtype), torch.ones(768, 192, dtype=dtype))
-        seconds[dtype] = min(timeit.repeat(product, number=3, repeat=5))
-    # Conversions and what stays in float32 cost a share of what products gain.
-    return 'bf16-mixed' if 1.3 * seconds[torch.bfloat16] < seconds[torch.float32] else '32-true'
 
 
 def unfuse_attention(module: nn.Module) -> None:

@@ -16,6 +16,7 @@ from explora_geo.checkpoints import BackboneWeights, load_weights
 from explora_geo.checkpoints.adapter import frozen_sha256
 from explora_geo.models import create_vit
 from explora_geo.models.builders import task_size
+from explora_geo.models.matching import describe_enlarging, match_data, normalization_of, tile_side
 from explora_geo.models.vit import ViT
 from explora_geo.objectives import Objective
 from explora_geo.trainers.callbacks import PretrainReport
@@ -23,7 +24,6 @@ from explora_geo.trainers.clock import StepClock, install_clock
 from explora_geo.trainers.guard import CollapseGuard, GuardConfig
 from explora_geo.trainers.kernels import choose_attention, compile_blocks, hold_frozen_in_bfloat16
 from explora_geo.trainers.length import run_length, steps_per_epoch
-from explora_geo.trainers.match import describe_enlarging, match_data, normalization_of, tile_side
 from explora_geo.trainers.monitor import FeatureMonitor
 from explora_geo.trainers.optim import OptimConfig, build_optimizer, build_schedule, clip_parts
 from explora_geo.trainers.presets import choose

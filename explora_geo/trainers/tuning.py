@@ -16,12 +16,12 @@ from explora_geo.adaptation import ExPLoRAConfig, explora
 from explora_geo.checkpoints import load_backbone
 from explora_geo.models import create_vit
 from explora_geo.models.builders import DINOV2_SIZE, task_size
+from explora_geo.models.matching import describe_enlarging, match_data
 from explora_geo.models.pooling import Slots
 from explora_geo.models.predictor import Predictor
 from explora_geo.models.vit import ViT
 from explora_geo.trainers.kernels import choose_attention
 from explora_geo.trainers.length import run_length
-from explora_geo.trainers.match import describe_enlarging, match_data
 from explora_geo.trainers.optim import OptimConfig, build_optimizer, build_schedule
 from explora_geo.trainers.recipes import ADAPTATIONS, OPTIMISERS, Regularisation, Tuning
 from explora_geo.trainers.run_report import note_skipped

@@ -13,8 +13,8 @@ from torchgeo.datasets import RGBBandsMissingError
 
 from explora_geo.adaptation import trainable_summary
 from explora_geo.checkpoints import atomic_path
+from explora_geo.models.matching import normalization_of
 from explora_geo.trainers.folder import run_folder
-from explora_geo.trainers.match import normalization_of
 from explora_geo.trainers.run_report import RunReport
 
 if TYPE_CHECKING:

@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from explora_geo import __version__
+from explora_geo import __version__, doctor
 from explora_geo.cli import main
-from explora_geo.commands import doctor
+from explora_geo.devices import faster_precision
 from explora_geo.models import ViTTiny8_Weights
-from explora_geo.trainers.kernels import faster_precision
 
 REQUIREMENTS = ['torch>=2.0', 'rich>=1', 'onnx>=1.16; extra == "onnx"', 'rich>=1; extra == "tests"']
 

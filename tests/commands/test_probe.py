@@ -135,7 +135,7 @@ def test_mistakes_are_refused_in_one_sentence(
 
 
 def test_without_a_validation_part_a_tenth_of_every_class_is_held_out(table: Callable[..., object]) -> None:
-    from explora_geo.commands.probe import hold_out
+    from explora_geo.evaluation.cache import hold_out
 
     train, val = hold_out(table(90, 0))
     assert train.label.bincount().tolist() == [27, 27, 27] and val.label.bincount().tolist() == [3, 3, 3]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from explora_geo.adaptation import ExPLoRAConfig, explora, trainable_summary
-from explora_geo.main import run
+from explora_geo.configured import run
 from explora_geo.models import create_vit
 from explora_geo.models.heads import HeadConfig
 from explora_geo.models.weights import ViTLarge14_Weights, ViTLarge16_Weights, ViTTiny8_Weights

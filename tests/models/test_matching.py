@@ -11,9 +11,9 @@ from torchgeo.datamodules import EuroSATDataModule as TorchGeoEuroSAT
 from explora_geo.checkpoints import load_backbone, write_state
 from explora_geo.datamodules import FMoWSentinelDataModule, FMoWTemporalDataModule, FolderDataModule
 from explora_geo.models import ViT, create_vit
+from explora_geo.models.matching import match_data, normalization_of
 from explora_geo.models.normalization import Normalization
 from explora_geo.trainers import ClassificationTask, ExPLoRATask
-from explora_geo.trainers.match import match_data, normalization_of
 
 STATED = Normalization((100.0, 110.0, 120.0), (50.0, 40.0, 30.0), value_range=(0.0, 255.0))
 

@@ -1,14 +1,13 @@
-"""`explora-geo doctor`: what is installed, what is missing and how to get it."""
+"""What is installed, what is missing and how to get it."""
 
-import json
 import platform
 import re
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
+from explora_geo._version import __version__
 
 #: What the extras of the package are for.
 _EXTRAS = {
@@ -21,60 +20,12 @@ _EXTRAS = {
 _EXTRA = re.compile(r'extra\s*==\s*[\'"]([^\'"]+)[\'"]')
 
 
-def doctor(
-    as_json: Annotated[bool, typer.Option('--json', help='Print JSON for bug reports and scripts.')] = False,
-) -> None:
-    """Show versions, devices, extras and cached weights; exit with 1 if something needs mending.
-
-    Example: explora-geo doctor --json
-    """
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    found = diagnose()
-    console = Console()
-    if as_json:
-        console.print(json.dumps(found, indent=1), markup=False, highlight=False, soft_wrap=True)
-        raise typer.Exit(1 if found['problems'] else 0)
-    table = Table('', 'version', 'needed', title='Versions', title_justify='left')
-    table.add_row('Python', found['python'], '')
-    for name, row in found['packages'].items():
-        needed = f'{row["needed"]}' if row['ok'] else f'[bold red]{row["needed"]}[/]'
-        table.add_row(name, row['version'] or '[bold red]missing[/]', needed)
-    console.print(table)
-    table = Table('', 'state', title='Devices, extras, weights', title_justify='left')
-    table.columns[0].overflow = 'fold'
-    for name, text in found['devices'].items():
-        table.add_row(name, escape(text))
-    table.add_section()
-    for name, row in found['extras'].items():
-        state = f'lacks {", ".join(row["missing"])}: {row["install"]}' if row['missing'] else 'installed'
-        table.add_row(f'extra {name}', escape(f'{state} ({row["use"]})'))
-    table.add_section()
-    here = {name: row for name, row in found['weights'].items() if row['megabytes']}
-    for name, row in here.items():
-        place = 'shipped' if row['shipped'] else 'in the cache'
-        table.add_row(name, f'{place}, {row["megabytes"]:,.1f} MB, {row["licence"]}')
-    others = len(found['weights']) - len(here)
-    table.add_row('other weights', f'{others} known by name, see explora-geo weights list')
-    table.add_row('cache', escape(found['cache']))
-    console.print(table)
-    for problem in found['problems']:
-        console.print(f'[bold red]problem:[/] {escape(problem)}', highlight=False)
-    if found['problems']:
-        raise typer.Exit(1)
-    console.print('Nothing needs mending.')
-
-
 def diagnose() -> dict[str, Any]:
     """What `doctor` shows, as JSON-ready values.
 
     Returns:
         Versions by package, devices, extras, weights known by name, their cache, and what is wrong.
     """
-    from explora_geo import __version__
-
     required, extras = _requirements()
     packages = {requirement.name: _installed(requirement) for requirement in required}
     problems = []
@@ -151,7 +102,7 @@ def _devices() -> dict[str, str]:
 
     import torch
 
-    from explora_geo.trainers.kernels import faster_precision
+    from explora_geo.devices import faster_precision
 
     found = {'CPU': f'{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads'}
     for i in range(torch.cuda.device_count()):

@@ -1,0 +1,64 @@
+"""What the command lines print, and how they fail."""
+
+import re
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+console = Console()
+
+
+def say(text: str) -> None:
+    """Print a text as it is, however wide the terminal."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def run_app(application: typer.Typer, args: list[str]) -> None:
+    """Run a command line; user errors become one sentence and exit code 2.
+
+    Args:
+        application: Commands.
+        args: Arguments; `--debug` anywhere shows tracebacks.
+    """
+    debug = '--debug' in args
+    try:
+        application([a for a in args if a != '--debug'])
+    except (ValueError, OSError, ImportError) as error:
+        _fail(error, debug)
+    except Exception as error:
+        # jsonargparse and Lightning are imported only by some commands, so their errors are known by name.
+        if type(error).__name__ not in ('ArgumentError', 'MisconfigurationException'):
+            raise
+        _fail(error, debug)
+
+
+def _fail(error: Exception, debug: bool) -> None:
+    if debug:
+        raise error
+    message = f'[bold red]error:[/] {escape(_sentence(error))}'
+    Console(stderr=True).print(message, soft_wrap=True, highlight=False)
+    raise SystemExit(2) from error
+
+
+def _sentence(error: Exception) -> str:
+    """The user's part of an error message, on one line."""
+    plain = error.strerror if isinstance(error, OSError) and error.filename is None else None
+    text = ' '.join((plain or str(error)).split())  # without the number of the error
+    if text.startswith('Caught ') and 'DataLoader worker process' in text:
+        # torch puts the traceback of the worker into the message, and the error itself at its end
+        text = str(error).strip().splitlines()[-1].partition(': ')[2]
+    unknown = re.search(r"Option '([^']+)' is not accepted|Key '([^']+)' is not expected", text)
+    if unknown is not None:  # jsonargparse lists every alternative it tried around this
+        key = unknown[1] or unknown[2]
+        return (
+            f'unknown key {key!r} in the configuration: '
+            'correct it, explora-geo fit --print_config shows the keys that exist'
+        )
+    # The innermost of the errors it wraps, without the values it repeats around them
+    inner = re.search(r".*Errors: - (.+?)(?: - Expected a <class 'NoneType'>| Given value type:)", text)
+    if inner is not None:
+        return re.sub(r"^Problem with given class_path '[^']*': ", '', inner[1]).replace(
+            'Expected a typing.Literal', 'expected one of '
+        )
+    return text

@@ -1,0 +1,310 @@
+"""Commands that measure, map, export, and look into models."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from explora_geo._cli_console import console, say
+
+adapter_app = typer.Typer(help='Look into adapter files and merge them.', no_args_is_help=True)
+weights_app = typer.Typer(help='Look into weights of any known layout.', no_args_is_help=True)
+
+
+def probe(
+    data: Annotated[
+        Path, typer.Argument(help='Folder with train/ and test/ class folders, or YAML of a data module.')
+    ],
+    weights: Annotated[str, typer.Option(help='Backbone: a file, a shipped name or timm/<name>.')],
+    adapter: Annotated[Path | None, typer.Option(help='Adapter file made on these weights.')] = None,
+    model: Annotated[str | None, typer.Option(help='Backbone name, if the file does not state it.')] = None,
+    out: Annotated[Path, typer.Option(help='Folder of the reports.')] = Path('runs/probe'),
+    cache: Annotated[Path, typer.Option(help='Folder of cached features.')] = Path('runs/features'),
+    name: Annotated[str, typer.Option(help='Name of the backbone in reports.')] = '',
+    image_size: Annotated[int | None, typer.Option(help='Image side, pixels; from the model.')] = None,
+    turns: Annotated[
+        int, typer.Option(help='Orientations of a tile that features are averaged over: 1, 4 or 8.')
+    ] = 1,
+    budgets: Annotated[str, typer.Option(help='Label budgets: all, shares, numbers per class.')] = 'all',
+    seeds: Annotated[int, typer.Option(help='Label draws of every budget but all.')] = 5,
+    methods: Annotated[str, typer.Option(help='Of linear, logistic, knn.')] = 'linear,logistic,knn',
+    epochs: Annotated[int, typer.Option(help='Epochs of the linear sweep.')] = 10,
+    iterations: Annotated[int, typer.Option(help='Steps per epoch of the linear sweep.')] = 1500,
+    few_iterations: Annotated[int, typer.Option(help='The same with few labels.')] = 150,
+    neighbours: Annotated[int, typer.Option(help='k of k-NN.')] = 5,
+    val_split: Annotated[float, typer.Option(help='Share of training held out, without val/.')] = 0.1,
+    batch_size: Annotated[int, typer.Option(help='Images per forward pass.')] = 128,
+    workers: Annotated[int, typer.Option(help='Processes that read images.')] = 0,
+    device: Annotated[str, typer.Option(help='cpu, cuda or auto.')] = 'auto',
+    statistics: Annotated[str, typer.Option(help='Normalize by those of the model or the data.')] = '',
+    dry_run: Annotated[bool, typer.Option('--dry-run', help='Say how much there is to do.')] = False,
+) -> None:
+    """Measure frozen features: linear sweep, logistic regression, k-NN, with few and all labels.
+
+    Features are extracted once and cached. Example:
+    explora-geo probe tests/data/eurosat_rgb --weights ViTTiny8_Weights.TINY_IMAGENET_MAE --budgets 5,all
+    """
+    from explora_geo.checkpoints import load_backbone
+    from explora_geo.configured import image_side, open_data
+    from explora_geo.devices import pick_device
+    from explora_geo.evaluation import Budget, ProbeProtocol, SweepConfig
+    from explora_geo.evaluation import probe as measure
+    from explora_geo.evaluation.protocol import describe_plan
+    from explora_geo.evaluation.report import write_reports
+    from explora_geo.models.turns import check_turns
+
+    if not 0 < val_split < 1:
+        raise ValueError(f'val_split must be between 0 and 1, as probes are chosen on it, got {val_split}')
+    check_turns(turns)
+    drawn = tuple(Budget.parse(b) for b in budgets.split(','))
+    largest = image_side(data)
+    vit = load_backbone(model, weights, adapter, largest=largest, img_size=image_size)
+    vit.to(pick_device(device))
+    blocks = tuple(dict.fromkeys((1, min(4, vit.depth))))
+    protocol = ProbeProtocol(
+        budgets=drawn,
+        seeds=seeds,
+        methods=tuple(m.strip() for m in methods.split(',')),
+        sweep=SweepConfig(blocks=blocks, epochs=epochs, iterations=iterations),
+        few_iterations=few_iterations,
+        neighbours=neighbours,
+    )
+    tokenizer = vit.patch_embed
+    side = tokenizer.grid_size[0] * tokenizer.patch_size
+    held_out = 0.0 if (data / 'val').is_dir() else val_split
+    datamodule = open_data(data, side, tokenizer.bands, val_split=held_out)
+    if side > largest:
+        say(f'images of {largest} px are enlarged to {side} px: --image-size sets it')
+    if dry_run:
+        return say(describe_plan(datamodule, protocol))
+    with console.status('') as status:
+        outcome, tables = measure(
+            vit,
+            datamodule,
+            protocol,
+            cache,
+            statistics=statistics or None,  # type: ignore[arg-type]
+            turns=turns,
+            batch_size=batch_size,
+            num_workers=workers,
+            progress=status.update,
+        )
+    about = {
+        'name': name or (f'{vit.name} + {adapter.name}' if adapter else f'{vit.name} {weights}'),
+        'dataset': data.stem,
+        'backbone': vit.name,
+        'weights': weights,
+        'adapter': str(adapter) if adapter else None,
+        'bands': list(tokenizer.bands),
+        'image_size': side,
+        'feature_dim': vit.embed_dim,
+        'turns': turns,
+        'images': {part: len(table.label) for part, table in tables.items()},
+        'skipped': [text for table in tables.values() for text in table.skipped],
+    }
+    files = write_reports(out, outcome, protocol, about)
+    table = Table('labels', 'method', 'test accuracy, %', '95 % interval', 'chosen', title=str(about['name']))
+    for score in outcome.scores:
+        low, high = score.interval
+        interval = f'{100 * low:.1f} to {100 * high:.1f}'
+        chosen = max(set(score.settings), key=score.settings.count)
+        table.add_row(str(score.labels), score.method, f'{100 * score.mean:.1f}', interval, chosen)
+    console.print(table)
+    return say('\n'.join(str(f) for f in files))
+
+
+def map_scene(
+    scene: Annotated[str, typer.Argument(help='Georeferenced raster: a file, a URL, or a /vsi... name.')],
+    model: Annotated[
+        Path | None, typer.Option(help='Tuned model: model.safetensors or a checkpoint of a run.')
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help='Map to write (.tif).')] = None,
+    weights: Annotated[str | None, typer.Option(help='Backbone instead of a model, for embeddings.')] = None,
+    adapter: Annotated[Path | None, typer.Option(help='Adapter file made on these weights.')] = None,
+    probabilities: Annotated[Path | None, typer.Option(help='Probability of each class (.tif).')] = None,
+    vectors: Annotated[Path | None, typer.Option(help='Polygons (.gpkg, .parquet, .geojson).')] = None,
+    classes: Annotated[str, typer.Option(help='Classes to polygonise, comma-separated; all.')] = '',
+    min_area: Annotated[float, typer.Option(help='Smallest polygon, square metres.')] = 0.0,
+    embeddings: Annotated[Path | None, typer.Option(help='Features per patch (.tif, .parquet).')] = None,
+    quicklook: Annotated[Path | None, typer.Option(help='Picture of scene and map (.png).')] = None,
+    file_bands: Annotated[str, typer.Option(help='Names of all bands in file order.')] = '',
+    statistics: Annotated[str, typer.Option(help='Normalise by those of the model or the scene.')] = '',
+    overlap: Annotated[float, typer.Option(help='Share of a tile that the next covers again.')] = 0.25,
+    block: Annotated[int, typer.Option(help='Side of blocks finished one by one, pixels.')] = 2048,
+    turns: Annotated[
+        int, typer.Option(help='Orientations of a tile that the map is averaged over: 1, 4 or 8.')
+    ] = 1,
+    batch_size: Annotated[int, typer.Option(help='Tiles per forward pass.')] = 16,
+    workers: Annotated[int, typer.Option(help='Processes that read tiles.')] = 0,
+    device: Annotated[str, typer.Option(help='cpu, cuda or auto.')] = 'auto',
+    dry_run: Annotated[bool, typer.Option('--dry-run', help='Say how much there is to do.')] = False,
+) -> None:
+    """Map a scene of any size: classes or numbers per pixel, polygons, embeddings.
+
+    An interrupted map goes on with the same command. What GDAL opens is a scene: https://..., s3://...,
+    /vsicurl/..., /vsizip/... Example:
+    explora-geo map scene.tif --model runs/segmentation/model.safetensors --out map.tif --quicklook map.png
+    """
+    from rich.progress import Progress
+
+    from explora_geo.checkpoints import load_backbone
+    from explora_geo.devices import pick_device
+    from explora_geo.maps import MapOptions, check_outputs, describe_plan, make_map
+    from explora_geo.maps.model import open_features, open_model
+    from explora_geo.maps.scene import Scene
+    from explora_geo.models.builders import DINOV2_SIZE
+
+    if (model is None) == (weights is None):
+        raise ValueError('give either model, a tuned model, or weights, a backbone for embeddings')
+    if adapter is not None and weights is None:
+        raise ValueError('an adapter belongs to weights: a tuned model holds all of its own')
+    if min_area and vectors is None:
+        raise ValueError('min_area is of polygons: give vectors, too')
+    where = pick_device(device)
+    if model is not None:
+        found = open_model(model, where)
+    else:
+        found = open_features(load_backbone(None, weights, adapter, largest=DINOV2_SIZE), where)
+    source = str(model or weights)
+    options = MapOptions(
+        overlap=overlap,
+        block=block,
+        turns=turns,
+        batch_size=batch_size,
+        workers=workers,
+        device=where,
+        statistics=statistics or ('model' if 'mean' in found.data else 'scene'),  # type: ignore[arg-type]
+    )
+    opened = Scene(scene, found.bands, file_bands.split(',') if file_bands else None)
+    wanted: dict[str, Any] = {
+        'probabilities': probabilities,
+        'vectors': vectors,
+        'vector_classes': tuple(c.strip() for c in classes.split(',') if c.strip()),
+        'embeddings': embeddings,
+        'quicklook': quicklook,
+    }
+    check_outputs(opened, found, source, out, **wanted)
+    if dry_run:
+        return say(describe_plan(opened, found, options))
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        bars: dict[str, Any] = {}
+
+        def report(what: str, done: int, total: int) -> None:
+            if what not in bars:
+                bars[what] = progress.add_task(what, total=total)
+            progress.update(bars[what], completed=done)
+
+        files = make_map(opened, found, source, out, options, **wanted, min_area=min_area, progress=report)
+    return say('\n'.join(f'{kind}: {file}' for kind, file in files.items()))
+
+
+def export(
+    out: Annotated[Path, typer.Argument(help='File: .safetensors (timm), .ckpt (TorchGeo), .pt2, .onnx.')],
+    weights: Annotated[
+        str | None, typer.Option(help='Backbone: a file, a shipped name or timm/<name>.')
+    ] = None,
+    adapter: Annotated[Path | None, typer.Option(help='Adapter file made on these weights.')] = None,
+    model: Annotated[str | None, typer.Option(help='Backbone name, if the file does not state it.')] = None,
+    tuned: Annotated[Path | None, typer.Option(help='Tuned model instead, for .pt2 and .onnx.')] = None,
+) -> None:
+    """Export a backbone with its adapter merged, or a tuned model.
+
+    Example: explora-geo export model.safetensors --weights base.safetensors --adapter adapter.safetensors
+    """
+    from explora_geo.checkpoints import load_backbone
+    from explora_geo.checkpoints.export import check_format
+    from explora_geo.checkpoints.export import export as write
+    from explora_geo.trainers import load_task
+
+    if (weights is None) == (tuned is None):
+        raise ValueError('give either weights, a backbone, or tuned, a tuned model')
+    if tuned is not None and (adapter or model):
+        raise ValueError('adapter and model belong to weights: a tuned model holds all of its own')
+    check_format(out, backbone=tuned is None)
+    module: Any
+    if tuned is not None:
+        module = load_task(tuned).model
+    else:
+        module = load_backbone(model, weights, adapter)
+    vit = module if tuned is None else module.backbone
+    difference = write(module, vit.name, out)
+    if out.suffix in ('.safetensors', '.ckpt'):
+        return say(f'{out}: {vit.name} with the keys of timm')
+    checked = '' if difference is None else f', at most {difference:.1e} from torch in onnxruntime'
+    return say(f'{out}: images of {vit.patch_embed.img_size} px, any number{checked}')
+
+
+@adapter_app.command('info')
+def adapter_info(file: Annotated[Path, typer.Argument(help='Adapter file.')]) -> None:
+    """Show what an adapter file holds and which base it belongs to.
+
+    Example: explora-geo adapter info runs/demo/adapter.safetensors
+    """
+    from explora_geo.checkpoints import read_adapter
+    from explora_geo.models.normalization import describe
+
+    header, state = read_adapter(file)
+    table = Table(show_header=False, title=str(file))
+    rows = {
+        'backbone': f'{header.backbone}, {header.img_size} px, patch {header.patch_size}',
+        'adaptation': header.explora_config.notation(),
+        'configuration': ', '.join(f'{k}={v}' for k, v in header.config.items()),
+        'bands': ', '.join(header.bands),
+        'normalization': header.normalization and describe(header.normalization, header.bands),
+        'base SHA-256': header.base_sha256,
+        'written by': f'explora_geo {header.version}',
+        'tensors': f'{len(state)}, {sum(t.numel() for t in state.values()):,} numbers',
+        'size': f'{file.stat().st_size / 1e6:.2f} MB',
+    }
+    for name, value in rows.items():
+        table.add_row(name, escape(value or 'not stated'))
+    console.print(table)
+
+
+@adapter_app.command('merge')
+def adapter_merge(
+    file: Annotated[Path, typer.Argument(help='Adapter file.')],
+    base: Annotated[str, typer.Option(help='Base weights: a file or timm/<name>.')],
+    out: Annotated[Path, typer.Option(help='Model file to write (.safetensors).')],
+    strength: Annotated[float, typer.Option(help='Share of what the adapter adds, from 0 to 1.')] = 1.0,
+) -> None:
+    """Merge an adapter into its base: a plain model with timm's keys.
+
+    Example: explora-geo adapter merge adapter.safetensors --base base.safetensors --out model.safetensors
+    """
+    from explora_geo.checkpoints import merge_adapter
+
+    header = merge_adapter(file, base, out, strength)
+    say(f'{out}: {header.backbone} with {header.explora_config.notation()} merged')
+
+
+@weights_app.command('inspect')
+def weights_inspect(
+    weights: Annotated[str, typer.Argument(help='File, timm/<name>, or a name that weights list shows.')],
+) -> None:
+    """Show what weights are: layout, backbone, bands, patch, size, and what stands beside the backbone.
+
+    Example: explora-geo weights inspect ViTTiny8_Weights.TINY_IMAGENET_MAE
+    """
+    from explora_geo.checkpoints.inspect import describe_weights
+
+    table = Table(show_header=False, title=escape(weights))
+    for name, value in describe_weights(weights).items():
+        table.add_row(name, escape(value))
+    console.print(table)
+
+
+@weights_app.command('list')
+def weights_list() -> None:
+    """List the weights that are known by name, their backbone, tokenizer and licence.
+
+    Example: explora-geo weights list
+    """
+    from explora_geo.models.weights import all_weights
+
+    for name, entry in all_weights().items():  # one line each, whole, so that names can be copied
+        meta = entry.meta
+        parts = [meta['model'], meta.get('tokenizer', 'patch'), 'with decoder' if meta['decoder'] else '']
+        say(f'{name}: {", ".join(filter(None, parts))}; {meta["licence"]}')

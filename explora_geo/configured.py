@@ -1,0 +1,254 @@
+"""What YAML files describe: runs of Lightning with TorchGeo's and our tasks, and data to measure on."""
+
+import warnings
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentParser
+from lightning.pytorch.cli import ArgsType, LightningCLI
+from torchgeo.datamodules import BaseDataModule
+
+from explora_geo._compat import BaseTask
+from explora_geo._version import __version__
+from explora_geo.checkpoints.files import read_checkpoint
+from explora_geo.datamodules import FolderDataModule  # its package lets a YAML name classes by name alone
+from explora_geo.datasets.files import find_images
+from explora_geo.datasets.images import BadTileError, image_sides
+from explora_geo.models.builders import DINOV2_SIZE
+from explora_geo.trainers.steady import SteadyTask
+
+# What the help of a subcommand ends with
+_EXAMPLES = {
+    name: {'epilog': f'Example: explora-geo {name} --config run.yaml{more}'}
+    for name, more in (
+        ('fit', ' --dry-run'),
+        ('validate', ' --ckpt_path last.ckpt'),
+        ('test', ' --ckpt_path last.ckpt'),
+        ('predict', ' --ckpt_path last.ckpt'),
+    )
+}
+
+
+def read_yaml(file: Path) -> dict[str, Any]:
+    """Read a YAML file that must hold a mapping.
+
+    Args:
+        file: The file.
+
+    Returns:
+        Its content.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no YAML, or holds anything else.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f'no configuration file {file}')
+    try:
+        content = yaml.safe_load(file.read_text(encoding='utf-8'))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # or no text at all
+        raise ValueError(f'{file} is not YAML ({error})') from error
+    if not isinstance(content, dict):
+        raise ValueError(f'{file} holds no keys and values, but {type(content).__name__}: give a YAML file')
+    return content
+
+
+class _Checked(LightningCLI):
+    """LightningCLI that runs no code of checkpoints, and refuses what cannot be read before it starts."""
+
+    def parse_arguments(self, parser: Any, args: ArgsType) -> None:
+        """Read the configuration, and look at the checkpoint that it names."""
+        super().parse_arguments(parser, args)
+        options = self.config.get(self.config.get('subcommand')) or {}
+        path = options.get('ckpt_path')
+        if path is not None and path not in ('last', 'best', 'hpc') and '://' not in str(path):
+            read_checkpoint(path, mmap=True)
+        if options.get('weights_only') is None:
+            options['weights_only'] = True  # Lightning would unpickle what it downloads
+
+
+class _Prepared(_Checked):
+    """The same command, made ready and not started."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Start nothing."""
+
+
+def run(args: ArgsType = None, start: bool = True, **kwargs: Any) -> LightningCLI:
+    """Run one Lightning subcommand.
+
+    Args:
+        args: `fit`, `validate`, `test` or `predict` with the options of LightningCLI.
+        start: False makes trainer, model and datamodule, and leaves it at that.
+        **kwargs: Further arguments of `LightningCLI`.
+
+    Returns:
+        The finished command, with `trainer`, `model` and `datamodule`.
+
+    Raises:
+        FileNotFoundError: If a file of `--config` does not exist.
+        ValueError: If one is no YAML file of keys and values.
+        jsonargparse.ArgumentError: If a key or value of the configuration is unknown.
+    """
+    if isinstance(args, list):
+        # LightningCLI's own errors do not name the file.
+        for name, following in zip(args, [*args[1:], ''], strict=True):
+            option, _, value = name.partition('=')
+            if option in ('--config', '-c'):
+                read_yaml(Path(value or following))
+    with warnings.catch_warnings():
+        # Lightning warns that both sys.argv and args are given; they are the same.
+        warnings.filterwarnings('ignore', message="LightningCLI's args parameter")
+        return (_Checked if start else _Prepared)(
+            model_class=BaseTask,
+            datamodule_class=BaseDataModule,
+            seed_everything_default=0,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_kwargs={'overwrite': True},
+            parser_kwargs={'version': __version__, 'exit_on_error': False, **_EXAMPLES},
+            args=args,
+            **kwargs,
+        )
+
+
+def plan(args: list[str]) -> dict[str, str]:
+    """What a run would do: model and data are made, nothing is trained or written.
+
+    Args:
+        args: `fit` with the options of LightningCLI.
+
+    Returns:
+        Texts by what they are about.
+
+    Raises:
+        jsonargparse.ArgumentError: If a key or value of the configuration is unknown.
+        ValueError: If model, weights and data do not fit.
+    """
+    command = run(args, start=False)
+    task, datamodule, trainer = command.model, command.datamodule, command.trainer
+    datamodule.setup('fit')
+    loader = datamodule.train_dataloader()
+    batches = _batches(len(loader), trainer.limit_train_batches)
+    accumulated = trainer.accumulate_grad_batches
+    per_epoch = ceil(batches / accumulated)
+    epochs, steps = trainer.max_epochs, trainer.max_steps
+    if epochs is None or epochs < 0:
+        epochs = 1000 if steps < 0 else ceil(steps / per_epoch)  # Lightning's own default
+    total = per_epoch * epochs if steps < 0 else min(steps, per_epoch * epochs)
+    trained = sum(p.numel() for p in task.model.parameters() if p.requires_grad)
+    size = getattr(loader, 'batch_size', None) or datamodule.batch_size
+    validation = getattr(datamodule, 'val_dataset', None)
+    rows = {
+        'task': type(task).__name__,
+        **(_backbone(task, datamodule) if isinstance(task, SteadyTask) else {}),
+        'trains': f'{trained:,} parameters with heads and decoders',
+        'weights': getattr(task, 'load_report', ''),
+        'data': f'{type(datamodule).__name__}, {batches:,} batches of {size} an epoch, '
+        f'validation on {len(validation) if validation else "no"} images',
+        'length': f'{total:,} optimiser steps of {size * accumulated * trainer.world_size} images, '
+        f'{total / per_epoch:.3g} epochs',
+        'device': f'{trainer.world_size} x {trainer.strategy.root_device}, precision {trainer.precision}',
+        'writes to': str(trainer.log_dir or trainer.default_root_dir),
+    }
+    return {name: text for name, text in rows.items() if text}
+
+
+def _batches(available: int, limit: int | float | None) -> int:
+    """Batches of an epoch under Lightning's limit: a number of batches, or a share of them."""
+    if limit is None:
+        return available
+    return min(available, limit) if isinstance(limit, int) else max(1, int(available * limit))
+
+
+def _backbone(task: Any, datamodule: Any) -> dict[str, str]:
+    """What one of our tasks trains; TorchGeo's have models of many kinds."""
+    vit = task.model.backbone
+    tokenizer = vit.patch_embed
+    enlarging = task.enlarging(datamodule) if hasattr(task, 'enlarging') else ''
+    views = getattr(task.model, 'views', None)
+    return {
+        'backbone': f'{task.hparams["model"]}, {vit.num_parameters:,} parameters',
+        'input': f'{tokenizer.kind} tokenizer, {tokenizer.img_size} px, bands {", ".join(tokenizer.bands)}',
+        'crops': f'{views.global_size} and {views.local_size} px' if views else '',
+        'enlarged': enlarging,
+        'adaptation': task.config.notation(getattr(task.model, 'letter', '')),
+        'recipe': getattr(task, 'recipe_report', ''),
+    }
+
+
+def open_data(data: Path, image_size: int, bands: tuple[str, ...], **kwargs: Any) -> Any:
+    """Make a data module.
+
+    Args:
+        data: Folder with `train/` and `test/`, and optionally `val/`, of class folders; or a YAML file with
+            `class_path` and `init_args`, or a whole configuration of `explora-geo fit`.
+        image_size: Side of the images of a folder.
+        bands: Names of the bands of a folder.
+        **kwargs: Further arguments of a folder's data module.
+
+    Returns:
+        The data module, not set up.
+
+    Raises:
+        FileNotFoundError: If there is no such file or folder, or a part is missing.
+        ValueError: If the YAML file describes no data module.
+    """
+    if not data.exists():
+        raise FileNotFoundError(f'no data {data}: give a folder with train/ and test/, or a YAML file')
+    if data.is_file():
+        return _configured(data)
+    missing = [part for part in ('train', 'test') if not (data / part).is_dir()]
+    if missing:
+        raise FileNotFoundError(
+            f'{data} has no folder {" and no ".join(missing)}: put class folders into {data}/train and '
+            f'{data}/test, or give a YAML file that names a data module'
+        )
+    for part in ('train', 'test'):
+        empty = [p.name for p in sorted((data / part).iterdir()) if p.is_dir() and not find_images(p)]
+        if empty:
+            raise ValueError(
+                f'the class folders {", ".join(empty)} in {data / part} hold no image: fill or remove them'
+            )
+    val = data / 'val'
+    return FolderDataModule(
+        data / 'train',
+        val_root=val if val.is_dir() else None,
+        test_root=data / 'test',
+        bands=bands,
+        image_size=image_size,
+        **kwargs,
+    )
+
+
+def image_side(data: Path) -> int:
+    """Shorter side of the first image of a folder, or of the images of a YAML file's data module.
+
+    Args:
+        data: As of `open_data`.
+
+    Returns:
+        Pixels; 224, DINOv2's, where nothing says so.
+    """
+    if data.is_file():
+        return getattr(_configured(data), 'image_size', DINOV2_SIZE)
+    for path in find_images(data / 'train') if (data / 'train').is_dir() else ():
+        try:
+            return min(image_sides(path))
+        except BadTileError:
+            continue
+    return DINOV2_SIZE
+
+
+def _configured(file: Path) -> Any:
+    content = read_yaml(file)
+    section = content.get('data', content)
+    if not isinstance(section, dict) or 'class_path' not in section:
+        raise ValueError(f'{file} describes no data module: it needs class_path, or data with class_path')
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(BaseDataModule, 'data')
+    # Renamed in jsonargparse 4.49
+    instantiate = getattr(parser, 'instantiate', None) or parser.instantiate_classes
+    return instantiate(parser.parse_object({'data': section})).data
