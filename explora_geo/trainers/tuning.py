@@ -113,7 +113,7 @@ class TuningTask(SteadyTask):
         super().__init__()
         vit = self.model.backbone
         # Plain values only: a Lightning checkpoint must load with weights_only=True.
-        plain = {
+        plain: dict[str, Any] = {
             'model': self._name,
             'adaptation': self.config.to_dict(),
             'optim': dict(vars(self.optim)),
