@@ -10,9 +10,9 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from explora_geo._cli_adapt import adapt
 from explora_geo._cli_console import console, run_app, say
 from explora_geo._cli_models import adapter_app, export, map_scene, probe, weights_app
-from explora_geo.commands.adapt import adapt
 
 app = typer.Typer(
     name='explora-geo',

@@ -40,7 +40,7 @@ ALLOWED = {
     'configured': {'_compat', '_version', 'checkpoints', 'datamodules', 'datasets', 'models', 'trainers'},
     # Commands stand above everything, and nothing but the command line imports them.
     'cli': {
-        *('_cli_console', '_cli_models', 'adaptation', 'commands.adapt', 'configured', 'datasets', 'doctor'),
+        *('_cli_console', '_cli_models', 'adaptation', '_cli_adapt', 'configured', 'datasets', 'doctor'),
         'objectives',
     },
     '_cli_models': {
@@ -59,7 +59,7 @@ ALLOWED = {
         *('_adapt_report', '_adapt_settings', '_atomic', 'checkpoints', 'configured', 'datamodules'),
         'devices',
     },
-    'commands.adapt': {'_adapt', '_adapt_report', '_adapt_settings'},
+    '_cli_adapt': {'_adapt', '_adapt_report', '_adapt_settings'},
     '_atomic': set(),
     '_compat': set(),
     '_version': set(),
