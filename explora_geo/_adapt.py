@@ -2,8 +2,14 @@
 
 import itertools
 import json
+import logging
+import os
+import signal
+import threading
 import time
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -11,12 +17,11 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import yaml
-from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torchvision.models._api import WeightsEnum
 
-from explora_geo._adapt_report import Scoring, measure
+from explora_geo._adapt_progress import CleanStop, ProgressBar
+from explora_geo._adapt_report import Scoring, check_sample, measure
 from explora_geo._adapt_settings import (
     Length,
     Source,
@@ -26,7 +31,8 @@ from explora_geo._adapt_settings import (
     merge_settings,
     run_settings,
 )
-from explora_geo._atomic import atomic_path
+from explora_geo._atomic import FULL, atomic_path
+from explora_geo.checkpoints import load_backbone
 from explora_geo.configured import read_yaml
 from explora_geo.datamodules.archive import Archive, look
 from explora_geo.datamodules.labeled import LabeledTiles
@@ -109,7 +115,39 @@ def run(
     say: Callable[[str], None] = lambda text: None,
 ) -> Adapted:
     """`adapt`, telling what it does; `force` adapts against advice."""
-    folder, length = Path(out), Length.parse(length)
+    with _quiet_lightning():
+        return _run(archive, Path(out), weights, adaptation, length, bands, config, scoring, force, say)
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Leave out what Lightning says of devices, seeds and folders; `adapt` says itself what matters."""
+    loggers = [logging.getLogger(f'lightning.{name}') for name in ('pytorch', 'fabric')]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', module=r'lightning\.')
+        for logger in loggers:
+            logger.setLevel(logging.WARNING)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+def _run(
+    archive: Any,
+    folder: Path,
+    weights: Any,
+    adaptation: str | None,
+    length: str | Length,
+    bands: Any,
+    config: Any,
+    scoring: Scoring,
+    force: bool,
+    say: Callable[[str], None],
+) -> Adapted:
+    length = Length.parse(length)
     source = find_source(weights)
     notation = choose_adaptation(source, adaptation, force)
     request: dict[str, Any] = {
@@ -122,25 +160,38 @@ def run(
     }
     check_folder(folder, request)
     found = look(archive, bands, source.patch_size)
+    # Says now, and not after training, what does not fit.
+    check_sample(found)
     for given in (scoring.labels, scoring.retention):
         if given is not None:
-            LabeledTiles(given, found)  # says now, and not after training, what does not fit
+            LabeledTiles(given, found)
+    if scoring.beside is not None:
+        load_backbone(source.model, source.weights, Path(scoring.beside))
     say(found.sentences())
-    file = folder / 'config.yaml'
-    if not file.is_file():
-        settings = run_settings(found, source, notation, folder)
-        settings, seconds = settle(merge_settings(settings, request['config'] or {}), found, length)
-        _write(folder / 'request.json', json.dumps({**request, 'seconds_per_step': seconds}, indent=1))
-        _write(file, yaml.safe_dump(settings, sort_keys=False))
-    settings = read_yaml(file)
-    seconds = json.loads((folder / 'request.json').read_text(encoding='utf-8'))['seconds_per_step']
-    say(_plan(settings, source, notation, seconds))
     try:
+        file = folder / 'config.yaml'
+        if not file.is_file():
+            settings = run_settings(found, source, notation, folder)
+            settings, seconds = settle(merge_settings(settings, request['config'] or {}), found, length)
+            _write(folder / 'request.json', json.dumps({**request, 'seconds_per_step': seconds}, indent=1))
+            _write(file, yaml.safe_dump(settings, sort_keys=False))
+        settings = read_yaml(file)
+        seconds = json.loads((folder / 'request.json').read_text(encoding='utf-8'))['seconds_per_step']
+        say(_plan(settings, source, notation, seconds))
         command = train(settings, folder)
+        page, report = measure(command, folder, found, source, notation, scoring, say)
     except (KeyboardInterrupt, SystemExit):
-        say(f'Stopped. The same command goes on from {folder / "run" / "last.ckpt"}, where there is one.')
+        last = folder / 'run' / 'last.ckpt'
+        saved = f'goes on from {last}' if last.is_file() else 'starts anew, for nothing was saved yet'
+        say(f'Stopped. The same command {saved}.')
         raise
-    page, report = measure(command, folder, found, source, notation, scoring, say)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        # Lightning's logger names no file.
+        bare = error.strerror == os.strerror(error.errno)
+        text = f'no space left to write to {folder}: make room and run again' if bare else error.strerror
+        raise OSError(error.errno, f'{text}; the same command goes on') from error
     return Adapted(folder, folder / 'adapter.safetensors', page, report)
 
 
@@ -198,34 +249,6 @@ class _Clock(Callback):
         self.ends.append(time.perf_counter())
 
 
-class _Bar(Callback):
-    """Steps of the whole run with the time left, the loss so far and images per second."""
-
-    def __init__(self) -> None:
-        columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn('{task.description}'))
-        self._bar = Progress(TextColumn('steps'), *columns, transient=True)
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show the steps that were done before."""
-        self._task = self._bar.add_task('', total=trainer.max_steps, completed=trainer.global_step)
-        self._bar.start()
-
-    def on_train_batch_end(self, trainer: Trainer, *unused: Any) -> None:
-        """Show the step."""
-        known = trainer.callback_metrics
-        texts = [f'loss {known["train_loss"]:.3f}'] if 'train_loss' in known else []
-        texts += [f'{known["images_per_s"]:.0f} images/s'] if 'images_per_s' in known else []
-        self._bar.update(self._task, completed=trainer.global_step, description=', '.join(texts))
-
-    def on_train_end(self, *unused: Any) -> None:
-        """Take the bar away."""
-        self._bar.stop()
-
-    def on_exception(self, *unused: Any) -> None:
-        """Leave the terminal as it was."""
-        self._bar.stop()
-
-
 def time_step(settings: dict[str, Any]) -> float:
     """Seconds of one step: the fastest of three real ones, of a model that is thrown away."""
     with TemporaryDirectory() as scratch:
@@ -235,6 +258,7 @@ def time_step(settings: dict[str, Any]) -> float:
         command = _prepare({**settings, 'trainer': trainer})
         clock = _Clock()
         command.trainer.callbacks.append(clock)
+        command.trainer.fast_dev_run = True  # reports of a trial are not wanted
         command.trainer.fit(command.model, datamodule=command.datamodule)
     return min(b - a for a, b in itertools.pairwise(clock.ends))
 
@@ -243,7 +267,8 @@ def _prepare(settings: dict[str, Any]) -> Any:
     """Trainer, task and data module of settings, as `explora-geo fit` makes them."""
     from explora_geo.configured import run as lightning
 
-    return lightning({'subcommand': 'fit', 'fit': settings}, start=False)
+    # The folder of the run has a configuration already.
+    return lightning({'subcommand': 'fit', 'fit': settings}, start=False, save_config_callback=None)
 
 
 def train(settings: dict[str, Any], folder: Path) -> Any:
@@ -258,12 +283,21 @@ def train(settings: dict[str, Any], folder: Path) -> Any:
     """
     trainer = {**settings['trainer'], 'enable_progress_bar': False, 'enable_model_summary': False}
     command = _prepare({**settings, 'trainer': trainer})
-    command.trainer.callbacks.append(_Bar())
     last = folder / 'run' / 'last.ckpt'
+    stop = CleanStop(last)
+    command.trainer.callbacks += [ProgressBar(), stop]
     log = folder / 'run' / 'metrics.csv'
     if log.is_file():  # Lightning's logger starts it anew
         log.rename(log.with_name(f'metrics_until_{int(time.time())}.csv'))
-    command.trainer.fit(
-        command.model, datamodule=command.datamodule, ckpt_path=last if last.is_file() else None
-    )
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        command.trainer.fit(
+            command.model, datamodule=command.datamodule, ckpt_path=last if last.is_file() else None
+        )
+    finally:
+        # Lightning would leave Ctrl-C without effect.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)
+    if stop.asked:
+        raise KeyboardInterrupt
     return command

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from explora_geo._adapt_settings import ANCHOR, Source
 from explora_geo._version import __version__
-from explora_geo.checkpoints import load_backbone, read_adapter, scale_adapter
+from explora_geo.checkpoints import load_backbone, scale_adapter
 from explora_geo.datamodules.archive import Archive
 from explora_geo.datamodules.labeled import LabeledTiles
 from explora_geo.datasets.files import evenly_spaced
@@ -65,8 +65,8 @@ class Scoring:
             given = getattr(self, name)
             if given is not None and not Path(given).is_dir():
                 raise FileNotFoundError(f'no folder {given}: {name} is a folder with a folder for each class')
-        if self.beside is not None:
-            read_adapter(Path(self.beside))
+        if self.beside is not None and self.labels is None:
+            raise ValueError('beside is an adapter that labels score: give labels, too')
 
 
 @dataclass(frozen=True)
@@ -255,6 +255,18 @@ def _next(folder: Path, source: Source, labels: Any) -> list[str]:
         f'explora-geo map SCENE.tif --weights {weights} --adapter {adapter} --out map.tif',
         f'explora-geo adapter merge {adapter} --base {weights} --out {merged}',
     ]
+
+
+def check_sample(found: Archive) -> None:
+    """Refuse an archive that is too small for a report.
+
+    Raises:
+        ValueError: If it is.
+    """
+    if found.images < _LEAST:
+        raise ValueError(
+            f'{found.source} holds {found.images} image{"s"[: found.images != 1]}: give {_LEAST} or more'
+        )
 
 
 def sample(datamodule: Any, device: str) -> tuple[Tensor, list[str]]:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torchvision.models._api import WeightsEnum
 
-from explora_geo.adaptation import ExPLoRAConfig
+from explora_geo.adaptation import ExPLoRAConfig, explora
 from explora_geo.checkpoints.metadata import stated_tokenizer
 from explora_geo.checkpoints.sources import read_weights
 from explora_geo.datamodules.archive import Archive
@@ -158,6 +158,13 @@ def choose_adaptation(source: Source, adaptation: str | None, force: bool) -> st
             f'adaptation must name objective and blocks, as D-ExPLoRA-[L]-r32, M-ExPLoRA-[L]-r32 or '
             f'{ANCHOR}-[L]-r32, got {adaptation!r}'
         )
+    with torch.device('meta'):
+        explora(create_vit(source.model), ExPLoRAConfig.create(_plain(adaptation)))  # names blocks that exist
+    if letter == 'D' and source.objective == 'M' and not force:
+        raise ValueError(
+            f'{source.weights} were made by masked autoencoding, which M-ExPLoRA-[L]-r32 goes on with: leave '
+            '--adaptation out, or insist with explora-geo adapt --force'
+        )
     if letter == 'M' and source.objective != 'M' and not force:
         raise ValueError(
             f'{source.weights} were not made by masked autoencoding, which would undo them within minutes '
@@ -246,7 +253,9 @@ def check_folder(folder: Path, request: dict[str, Any]) -> None:
                 f'{folder} holds the run of another command ({differ[0]} {other.get(differ[0])!r}, now '
                 f'{request[differ[0]]!r}): give another folder with --out, or repeat that command'
             )
-    elif folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+    elif folder.exists() and not folder.is_dir():
+        raise ValueError(f'{folder} is a file: give a folder with --out')
+    elif folder.is_dir() and any(folder.iterdir()):
         raise ValueError(f'{folder} holds other files: give another folder with --out')
 
 

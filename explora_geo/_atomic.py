@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# What systems say when there is no room: the disk, a quota, a limit on the size of files.
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+from safetensors import SafetensorError
+
+#: What systems say when there is no room: the disk, a quota, a limit on the size of files.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
@@ -35,15 +37,25 @@ def atomic_path(path: str | Path, size: int | None = None) -> Iterator[Path]:
         os.umask(umask)
         os.chmod(name, 0o666 & ~umask)  # mkstemp makes private files
         os.replace(name, path)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         room = _room(Path(name))
-        # torch.save reports a failed write as a RuntimeError without a number.
-        small = isinstance(error, RuntimeError) and size is not None and room < size
-        if not small and getattr(error, 'errno', None) not in _FULL:
+        # torch.save and safetensors report a failed write without its number.
+        number = error.errno if isinstance(error, OSError) else _growth_error(Path(name))
+        if number not in FULL and (isinstance(error, OSError) or size is None or size <= room):
             raise
         raise OSError(errno.ENOSPC, _sentence(path, size, room)) from error
     finally:
         Path(name).unlink(missing_ok=True)
+
+
+def _growth_error(file: Path) -> int | None:
+    """Number of the error that keeps a file from growing, if one does."""
+    try:
+        with open(file, 'ab') as grown:
+            grown.write(bytes(1 << 16))
+    except OSError as error:
+        return error.errno
+    return None
 
 
 def _room(temporary: Path) -> int:

@@ -54,10 +54,11 @@ ALLOWED = {
         *('_adapt_settings', 'checkpoints', 'datamodules', 'datasets', 'evaluation', 'models', 'objectives'),
         *('_version', 'reports'),
     },
+    '_adapt_progress': set(),
     # The main job is what libraries are for: it stands above them, below the command line.
     '_adapt': {
-        *('_adapt_report', '_adapt_settings', '_atomic', 'checkpoints', 'configured', 'datamodules'),
-        'devices',
+        *('_adapt_progress', '_adapt_report', '_adapt_settings', '_atomic', 'checkpoints', 'configured'),
+        *('datamodules', 'devices'),
     },
     '_cli_adapt': {'_adapt', '_adapt_report', '_adapt_settings'},
     '_atomic': set(),

@@ -13,6 +13,9 @@ from ..datasets.images import depth
 from .archive import Archive, look
 from .base import ArchiveDataModule
 
+#: Tiles of a class, at least.
+LEAST = 3
+
 
 class LabeledTiles:
     """Tiles in class folders, for scoring only.
@@ -33,7 +36,8 @@ class LabeledTiles:
 
         Raises:
             FileNotFoundError: If there is no such folder, or it is empty.
-            ValueError: If it has no class folders, other bands or another pixel type than the archive.
+            ValueError: If it has no class folders, too few tiles of a class, or other bands or another pixel
+                type than the archive.
         """
         try:
             found = look(folder, archive.bands, 1, archive.image_size, kind='tiles')
@@ -63,6 +67,12 @@ class LabeledTiles:
         label = torch.tensor(self.dataset.labels)
         share = max(1, limit // len(self.classes))
         members = [(label == c).nonzero().flatten().tolist() for c in range(len(self.classes))]
+        few = min(range(len(members)), key=lambda c: len(members[c]))
+        if len(members[few]) < LEAST:
+            raise ValueError(
+                f'labels={found.source} has {len(members[few])} of {self.classes[few]}: give {LEAST} tiles '
+                'or more of each class, to train on, to choose by and to test on'
+            )
         self.indices = sorted(m[i] for m in members for i in evenly_spaced(len(m), share))
 
     def __len__(self) -> int:
