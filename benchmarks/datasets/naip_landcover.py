@@ -81,7 +81,8 @@ class NAIPLandCoverDataset(ListedDataset):
             transforms,
         )
 
-    def _read(self, path: Path) -> NDArray[Any]:
+    def _read(self, index: int) -> NDArray[Any]:
+        path = self.files[index]
         with readable(path):
             tile = np.load(path, mmap_mode='r')
         if tile.ndim != 3 or tile.shape[2] != len(self.file_bands):

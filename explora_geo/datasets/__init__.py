@@ -1,5 +1,6 @@
 """Datasets: folders of tiles and masks, EuroSAT and fMoW, and whole scenes."""
 
+from .base import TileDataset
 from .collate import collate_skipping
 from .eurosat import EuroSATDataset
 from .fmow import FMoWRGB, FMoWSentinel, FMoWTemporal
@@ -20,6 +21,7 @@ __all__ = [
     'MaskFolderDataset',
     'PackedDataset',
     'SceneDataset',
+    'TileDataset',
     'collate_skipping',
     'plot_rows',
 ]

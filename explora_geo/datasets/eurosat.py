@@ -1,13 +1,14 @@
 """EuroSAT from folders of JPEG or 13-band GeoTIFF tiles."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from torchgeo.datasets import EuroSAT
 
 from ..bands import RGB
+from .base import Transforms
 from .files import RASTER_SUFFIXES, PathLike, find_images, subfolders
 from .folder import FolderDataset
 
@@ -38,7 +39,7 @@ class EuroSATDataset(FolderDataset):
         size: int | None = None,
         strict: bool = False,
         cache: bool = False,
-        transforms: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+        transforms: Transforms | None = None,
         download: bool = False,
         checksum: bool = False,
     ) -> None:

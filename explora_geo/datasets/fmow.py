@@ -1,7 +1,7 @@
 """Functional Map of the World: RGB images, Sentinel-2 tiles, and series of RGB images."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,17 +10,15 @@ import geopandas as gpd
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
-from torchgeo.datasets import DatasetNotFoundError, NonGeoDataset
+from torchgeo.datasets import DatasetNotFoundError
 
-from ..bands import RGB, select_bands
+from .base import TileDataset, Transforms
 from .catalog import build_catalog
 from .files import PathLike
 from .fmow_lists import CLASSES, read_list, rgb_rows, sentinel_rows
-from .images import BadTileError, read_image, resize, skip
-from .plotting import plot_sample
+from .images import BadTileError, resize
 
 #: Bands of fMoW-Sentinel's files in their order: B8A stands after B08, unlike in EuroSAT's files.
 SENTINEL_BANDS = (*(f'B{i:02d}' for i in range(1, 9)), 'B8A', *(f'B{i:02d}' for i in range(9, 13)))
@@ -28,7 +26,7 @@ SENTINEL_BANDS = (*(f'B{i:02d}' for i in range(1, 9)), 'B8A', *(f'B{i:02d}' for 
 FIRST_YEAR = 2002
 
 
-class FMoWRGB(NonGeoDataset):
+class FMoWRGB(TileDataset):
     """Functional Map of the World in RGB: 62 classes of places.
 
     The layout is ``root/<split>_62classes.csv``, rows of label, image path relative to *root* and
@@ -42,14 +40,10 @@ class FMoWRGB(NonGeoDataset):
 
     Attributes:
         table: One row per image: path, label, location_id, image_id, timestamp and series.
-        classes: Names of the classes in the order of their labels.
-        bands: Names of the bands of a sample, in order.
         missing: Files that the list names and that do not exist.
     """
 
-    classes = CLASSES
-    file_bands: tuple[str, ...] = RGB
-    dtype: str | None = 'uint8'
+    labels: list[int]
 
     def __init__(
         self,
@@ -60,7 +54,7 @@ class FMoWRGB(NonGeoDataset):
         crop_pct: float = 1.0,
         strict: bool = False,
         checksum: str | None = None,
-        transforms: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+        transforms: Transforms | None = None,
     ) -> None:
         """Initialize a new dataset instance.
 
@@ -79,53 +73,19 @@ class FMoWRGB(NonGeoDataset):
             DatasetNotFoundError: If there is no list, or none of its files.
             ValueError: If the list or an argument does not fit, or *strict* and files are missing.
         """
-        if size is not None and size < 1:
-            raise ValueError(f'size must be at least 1 pixel, got {size}.')
         if not 0 < crop_pct <= 1:
             raise ValueError(f'crop_pct must be above 0 and at most 1, got {crop_pct}.')
-        self.root = Path(root)
-        self.split = split
-        self.size = size
-        self.crop_pct = crop_pct
-        self.strict = strict
-        self.transforms = transforms
-        self._positions = select_bands(bands, self.file_bands)
-        self.bands = tuple(self.file_bands[i] for i in self._positions)
+        self.root, self.split, self.crop_pct, self.strict = Path(root), split, crop_pct, strict
         path = self._list_path()
         if not path.is_file():
             raise DatasetNotFoundError(self)
         rows = self._rows(read_list(path, checksum), path)
         exists = np.array([file.is_file() for file in rows['path']])
         self.missing = [str(file) for file in rows['path'][~exists]]
-        self.table: pd.DataFrame = rows[exists].reset_index(drop=True)
-        self.files: list[Path] = list(self.table['path'])
-        self.labels: list[int] = self.table['label'].tolist()
         self._report_missing(len(rows), path)
-
-    def __len__(self) -> int:
-        """Return the number of images that exist."""
-        return len(self.table)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """Return one sample.
-
-        Args:
-            index: Row of :attr:`table`.
-
-        Returns:
-            ``image``, float32 in the files' own units, shape (C, H, W), and ``label``, int64, shape (); or
-            ``skipped``, which file and why.
-
-        Raises:
-            IndexError: If the index is out of range.
-            ValueError: If the image cannot be used and *strict* is set.
-        """
-        row = self.table.iloc[index]
-        try:
-            image = self._image(row['path'])
-        except BadTileError as error:
-            return skip(f'{row["path"]}: {error}', self.strict)
-        return self._finish({'image': image, 'label': torch.tensor(int(row['label']))})
+        self.table: pd.DataFrame = rows[exists].reset_index(drop=True)
+        files, labels = list(self.table['path']), self.table['label'].tolist()
+        super().__init__(root, files, labels, CLASSES, bands, size, strict, transforms)
 
     @cached_property
     def catalog(self) -> gpd.GeoDataFrame:
@@ -134,19 +94,6 @@ class FMoWRGB(NonGeoDataset):
         columns['category'] = [CLASSES[label] for label in self.table['label']]
         polygons = list(self.table['polygon']) if 'polygon' in self.table else None
         return build_catalog(self.table['path'], columns, polygons)
-
-    def plot(self, sample: dict[str, Any], show_titles: bool = True, suptitle: str | None = None) -> Figure:
-        """Plot a sample.
-
-        Args:
-            sample: A sample returned by :meth:`__getitem__`, optionally with a ``prediction``.
-            show_titles: Whether to show class names above the image.
-            suptitle: Title of the whole figure.
-
-        Returns:
-            The figure, in true colour if the bands allow it; the frames of a series side by side.
-        """
-        return plot_sample(sample, self.bands, self.classes, show_titles, suptitle)
 
     def _list_path(self) -> Path:
         return self.root / f'{self.split}_62classes.csv'
@@ -164,16 +111,12 @@ class FMoWRGB(NonGeoDataset):
             raise ValueError(f'{message}; get them, or set strict=False to leave them out.')
         warnings.warn(f'{message}; they are left out.', UserWarning, stacklevel=3)
 
-    def _image(self, path: Path) -> Tensor:
-        pixels: NDArray[Any] = read_image(path, self.file_bands, self._positions, self.dtype)
-        if self.size is not None:
-            pixels = resize(pixels, int(self.size / self.crop_pct))
-            margin = (pixels.shape[1] - self.size) // 2
-            pixels = pixels[:, margin : margin + self.size, margin : margin + self.size]
-        return torch.from_numpy(pixels.astype(np.float32))
-
-    def _finish(self, sample: dict[str, Any]) -> dict[str, Any]:
-        return sample if self.transforms is None else self.transforms(sample)
+    def _resize(self, pixels: NDArray[Any]) -> NDArray[Any]:
+        if self.size is None:
+            return pixels
+        pixels = resize(pixels, int(self.size / self.crop_pct))
+        margin = (pixels.shape[1] - self.size) // 2
+        return pixels[:, margin : margin + self.size, margin : margin + self.size]
 
 
 class FMoWSentinel(FMoWRGB):
@@ -199,13 +142,10 @@ class FMoWSentinel(FMoWRGB):
         split: str = 'train',
         bands: Sequence[str] | None = None,
         size: int | None = 96,
-        crop_pct: float = 1.0,
-        strict: bool = False,
-        checksum: str | None = None,
-        transforms: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+        **kwargs: Any,
     ) -> None:
         """Initialize a new dataset instance; see :class:`FMoWRGB` for the arguments."""
-        super().__init__(root, split, bands, size, crop_pct, strict, checksum, transforms)
+        super().__init__(root, split, bands, size, **kwargs)
 
     def _list_path(self) -> Path:
         return self.root / f'{self.split}.csv'
@@ -232,7 +172,7 @@ class FMoWTemporal(FMoWRGB):
         crop_pct: float = 1.0,
         strict: bool = False,
         checksum: str | None = None,
-        transforms: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+        transforms: Transforms | None = None,
     ) -> None:
         """Initialize a new dataset instance.
 
@@ -261,40 +201,31 @@ class FMoWTemporal(FMoWRGB):
         groups = self.table.groupby('series').indices
         self._others = [groups[name][groups[name] != i] for i, name in enumerate(self.table['series'])]
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """Return one series; its first image is the row asked for.
+    def _sample(self, index: int) -> dict[str, Any]:
+        """One series, whose first image is the row asked for.
 
-        Args:
-            index: Row of :attr:`table`.
-
-        Returns:
-            ``image``, float32, shape (T, C, H, W), ``timestamps``, int64 years since 2002, months since
-            January and hours, shape (T, 3), and ``label``, int64, shape (); or ``skipped``.
-
-        Raises:
-            IndexError: If the index is out of range.
-            ValueError: If an image cannot be used and *strict* is set.
+        ``image`` has the shape (T, C, H, W), ``timestamps``, int64 years since 2002, months since January and
+        hours, the shape (T, 3).
         """
-        rows = [range(len(self))[index], *self._draw(index)]
+        rows = [index, *self._draw(index)]
         frames: dict[int, Tensor] = {}
         for row in dict.fromkeys(rows):
-            path = self.table['path'].iloc[row]
             try:
-                frames[row] = self._image(path)
+                frames[row] = torch.from_numpy(self._load(row).astype(np.float32))
             except BadTileError as error:
-                return skip(f'{path}: {error}', self.strict)
-        sample = {
+                error.path = self.files[row]
+                raise
+        return {
             'image': torch.stack([frames[row] for row in rows]),
             'timestamps': self.times[rows],
-            'label': torch.tensor(int(self.table['label'].iloc[index])),
+            'label': torch.tensor(self.labels[index]),
         }
-        return self._finish(sample)
 
     def _draw(self, index: int) -> list[int]:
         """Rows of the other frames: all different while there are enough, else repeated."""
         wanted, others = self.num_frames - 1, self._others[index]
         if not len(others):
-            return [range(len(self))[index]] * wanted
+            return [index] * wanted
         order = torch.randperm(len(others)) if self.random_frames else torch.arange(len(others))
         return [int(others[order[i % len(others)]]) for i in range(wanted)]
 

@@ -47,7 +47,13 @@ MACHINE_FAILURES = frozenset({errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOME
 
 
 class BadTileError(ValueError):
-    """An image file that must not be used; the message says why."""
+    """An image file that must not be used; the message says why.
+
+    Attributes:
+        path: The file, where it is another than that of the sample.
+    """
+
+    path: Path | None = None
 
 
 def skip(message: str, strict: bool, remedy: str = 'repair or remove the file') -> dict[str, str]:

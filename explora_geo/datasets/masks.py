@@ -1,6 +1,6 @@
 """A folder of images with a folder of masks: segmentation and dense regression."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from .files import IMAGE_SUFFIXES, PathLike
 from .folder import FolderDataset
-from .images import BadTileError, _raster, skip, without_data
+from .images import BadTileError, _raster, without_data
 from .plot_masks import Colour, plot_masks
 
 
@@ -25,7 +25,7 @@ class MaskFolderDataset(FolderDataset):
 
     Attributes:
         classes: Names of the classes in the order of their values.
-        colours: Colour of each class, red, green and blue from 0 to 255.
+        colours: Color of each class, red, green and blue from 0 to 255.
     """
 
     def __init__(
@@ -38,10 +38,7 @@ class MaskFolderDataset(FolderDataset):
         mask_values: Mapping[int, int] | None = None,
         ignore_black: int | None = None,
         numbers: bool = False,
-        size: int | None = None,
-        strict: bool = False,
-        cache: bool = False,
-        transforms: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+        **kwargs: Any,
     ) -> None:
         """Initialize a new MaskFolderDataset instance.
 
@@ -50,16 +47,13 @@ class MaskFolderDataset(FolderDataset):
             bands: Names of the bands to return, in any order; all bands if None.
             file_bands: Names of all bands in file order, see :class:`FolderDataset`.
             classes: Names of the classes, for plots and maps.
-            colours: Colour of each class.
+            colours: Color of each class.
             mask_values: Class of each value in the files, such as ``{0: 0, 255: 1}``; values are classes if
                 None. Values that are not listed are an error.
             ignore_black: Value of the mask where every band of the image is 0 (outside the scene).
             numbers: Whether masks hold numbers to regress instead of classes.
-            size: Side of the returned images: the shorter side is resized and the centre cropped; masks
-                follow without mixing classes.
-            strict: Whether to raise on a tile that cannot be used instead of skipping it.
-            cache: Whether to keep decoded images in memory.
-            transforms: Function applied to each sample.
+            **kwargs: ``size``, ``strict``, ``cache`` and ``transforms`` of :class:`FolderDataset`; masks are
+                resized without mixing classes.
 
         Raises:
             FileNotFoundError: If one of the folders does not exist or holds no image.
@@ -69,56 +63,20 @@ class MaskFolderDataset(FolderDataset):
         for name in ('images', 'masks'):
             if not (folder / name).is_dir():
                 raise FileNotFoundError(f'There is no folder {folder / name}: put images and masks there.')
-        super().__init__(
-            folder / 'images',
-            bands=bands,
-            file_bands=file_bands,
-            labelled=False,
-            size=size,
-            strict=strict,
-            cache=cache,
-        )
+        super().__init__(folder / 'images', bands, file_bands, labelled=False, **kwargs)
         self.classes, self.colours = tuple(classes), tuple(colours)
         self.mask_root = folder / 'masks'
         self.mask_values = None if mask_values is None else {int(k): int(v) for k, v in mask_values.items()}
         self.ignore_black, self.numbers = ignore_black, numbers
-        self._mask_transforms = transforms
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """Return one sample.
-
-        Args:
-            index: Position in :attr:`files`.
-
-        Returns:
-            ``image``, float32, shape (C, H, W), and ``mask``, int64 or, of numbers, float32, shape (H, W); or
-            ``skipped``, which file and why.
-
-        Raises:
-            ValueError: If the tile cannot be used and *strict* is set.
-        """
-        sample = super().__getitem__(index)
-        if 'skipped' in sample:
-            return sample
-        try:
-            mask = self._mask(index, sample['image'])
-        except BadTileError as error:
-            return skip(f'{self.files[index]}: {error}', self.strict, 'correct the mask')
-        sample['mask'] = mask
-        return sample if self._mask_transforms is None else self._mask_transforms(sample)
 
     def plot(self, sample: dict[str, Any], show_titles: bool = True, suptitle: str | None = None) -> Figure:
-        """Plot a sample.
-
-        Args:
-            sample: A sample returned by :meth:`__getitem__`, optionally with a ``prediction``.
-            show_titles: Whether to show titles above the panels.
-            suptitle: Title of the whole figure.
-
-        Returns:
-            The figure.
-        """
+        """Plot a sample: image, mask and perhaps ``prediction``; see :meth:`TileDataset.plot`."""
         return plot_masks(sample, self.bands, self.classes, self.colours, show_titles, suptitle)
+
+    def _sample(self, index: int) -> dict[str, Any]:
+        """Image and ``mask``, int64 or, of numbers, float32, shape (H, W)."""
+        sample = super()._sample(index)
+        return {**sample, 'mask': self._mask(index, sample['image'])}
 
     def _mask(self, index: int, image: Tensor) -> Tensor:
         path = self._mask_path(self.files[index])

@@ -1,7 +1,7 @@
 """Packs: all tiles of an archive in one file of pixels that is mapped into memory."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -9,9 +9,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ..bands import select_bands
+from .base import TileDataset, Transforms
 from .files import PathLike
-from .folder import FolderDataset
 from .images import BadTileError
 
 FORMAT = 'explora_geo.pack'
@@ -51,7 +50,7 @@ class PackHeader:
         return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
 
 
-class PackedDataset(FolderDataset):
+class PackedDataset(TileDataset):
     """A pack that :func:`~explora_geo.datasets.packing.pack` made of a folder, with the folder's samples.
 
     Pixels are mapped into memory, so that workers share them and no file is decoded.
@@ -63,7 +62,7 @@ class PackedDataset(FolderDataset):
         bands: Sequence[str] | None = None,
         size: int | None = None,
         strict: bool = False,
-        transforms: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+        transforms: Transforms | None = None,
     ) -> None:
         """Initialize a new PackedDataset instance.
 
@@ -86,17 +85,10 @@ class PackedDataset(FolderDataset):
                 f'The pack {self.root} lacks {int((self._states == OPEN).sum())} of {len(self._states)} '
                 'tiles; run the same explora-geo pack command again to finish it.'
             )
-        self.labelled = self.header.labels is not None
-        self.size, self.min_size, self.strict, self.cache = size, 1, strict, False
-        self.transforms = transforms
-        self._cached: dict[int, NDArray[Any]] = {}
-        self.files = [Path(name) for name in self.header.files]
-        self.classes = self.header.classes
-        self.class_to_idx = {name: i for i, name in enumerate(self.classes)}
-        self.labels = None if self.header.labels is None else list(self.header.labels)
         self.file_bands = self.header.bands
-        self._positions = select_bands(bands, self.file_bands)
-        self.bands = tuple(self.file_bands[i] for i in self._positions)
+        files = [Path(name) for name in self.header.files]
+        labels, classes = self.header.labels, self.header.classes
+        super().__init__(self.root, files, labels, classes, bands, size, strict, transforms)
         self._reasons = read_reasons(self.root)
         self._pixels = open_pixels(self.root, self.header)
 
@@ -104,9 +96,6 @@ class PackedDataset(FolderDataset):
     def skipped_count(self) -> int:
         """Tiles that could not be packed."""
         return int((self._states == SKIPPED).sum())
-
-    def _class_of(self, path: Path) -> str:
-        return path.parts[0]  # files are named from the folder that was packed
 
     def _read(self, index: int) -> NDArray[Any]:
         if self._states[index] == SKIPPED:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from explora_geo._atomic import atomic_path
 
 from .files import PathLike
-from .folder import FolderDataset
+from .base import TileDataset
 from .images import BadTileError
 from .packed import (
     CHECKS,
@@ -37,7 +37,7 @@ from .packed import (
 BLOCK = 256
 
 
-def pack(dataset: FolderDataset, out: PathLike) -> Iterator[tuple[int, int]]:
+def pack(dataset: TileDataset, out: PathLike) -> Iterator[tuple[int, int]]:
     """Write all tiles of a folder into a pack; go on where an interrupted run has stopped.
 
     A tile that cannot be used, or differs in size or type from the first, is skipped and its reason
@@ -89,7 +89,7 @@ def pack(dataset: FolderDataset, out: PathLike) -> Iterator[tuple[int, int]]:
         yield len(states), len(states)
 
 
-def header_of(dataset: FolderDataset) -> PackHeader:
+def header_of(dataset: TileDataset) -> PackHeader:
     """What the pack of a folder holds, by its first tile that can be used.
 
     Raises:
