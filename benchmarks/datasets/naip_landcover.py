@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from explora_geo.bands import RGB, canonical
-from explora_geo.datamodules.splits import Part, SplitDataModule
-from explora_geo.datamodules.statistics import Statistic
+from explora_geo.datamodules.base import Augment, Part, TileDataModule
+from explora_geo.datamodules.statistics import Statistics
 from explora_geo.datasets.files import PathLike
 from explora_geo.datasets.images import BadTileError, readable
 from explora_geo.datasets.listed import ListedDataset
@@ -101,46 +101,28 @@ def _read_list(path: Path) -> NDArray[Any]:
     return found
 
 
-class NAIPLandCoverDataModule(SplitDataModule):
+class NAIPLandCoverDataModule(TileDataModule):
     """LightningDataModule for NAIP land cover; tests use val and test together, as published."""
 
     nadir = True
 
-    published: tuple[Statistic | None, Statistic | None] = (
+    augmentation = Augment((0.2, 1.0), horizontal_flip=True, vertical_flip=True, quarter_turns=True)
+    published = Statistics(
         dict(zip(RGB, (255 * x for x in (0.47996818, 0.47633689, 0.42402868)), strict=True)),
         dict(zip(RGB, (255 * x for x in (0.17774512, 0.13703743, 0.11909943)), strict=True)),
     )
 
-    def __init__(
-        self,
-        root: PathLike,
-        bands: Sequence[str] = RGB,
-        vertical_flip: bool = True,
-        quarter_turns: bool = True,
-        strict: bool = False,
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, root: PathLike, bands: Sequence[str] | None = RGB, **kwargs: Any) -> None:
         """Initialize a new NAIPLandCoverDataModule instance.
 
         Args:
             root: Folder of the arrays.
             bands: Names of the bands to use; statistics are published for red, green and blue.
-            vertical_flip: Whether to mirror training images top to bottom.
-            quarter_turns: Whether to turn training images by multiples of 90 degrees.
-            strict: Whether to raise on a tile that cannot be used instead of skipping it.
-            **kwargs: Images and augmentation; see :class:`SplitDataModule`.
+            **kwargs: Images, loading, augmentation and statistics; see :class:`TileDataModule`.
         """
-        super().__init__(
-            NAIPLandCoverDataset,
-            root,
-            bands=bands,
-            vertical_flip=vertical_flip,
-            quarter_turns=quarter_turns,
-            strict=strict,
-            **kwargs,
-        )
+        super().__init__(NAIPLandCoverDataset, root, bands, **kwargs)
         if bands is None or not {canonical(b) for b in bands} <= set(RGB):
-            self.published = (None, None)
+            self.published = None
 
     def make(self, part: Part) -> Dataset[Any]:
         """One of the published splits; val and test together to test and predict."""

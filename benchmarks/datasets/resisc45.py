@@ -7,7 +7,8 @@ from typing import Any, Literal
 from torch.utils.data import Dataset
 
 from explora_geo.bands import RGB
-from explora_geo.datamodules.splits import Part, SplitDataModule
+from explora_geo.datamodules.base import Part, TileDataModule
+from explora_geo.datamodules.statistics import Statistics
 from explora_geo.datasets.files import PathLike, subfolders
 from explora_geo.datasets.folder import FolderDataset
 
@@ -70,25 +71,24 @@ class RESISC45Dataset(FolderDataset):
         self.split = split
 
 
-class RESISC45DataModule(SplitDataModule):
+class RESISC45DataModule(TileDataModule):
     """LightningDataModule for RESISC45 with TorchGeo's splits and statistics."""
 
     nadir = True
 
-    published = (
+    published = Statistics(
         dict(zip(RGB, (93.89391792, 97.11226906, 87.56775284), strict=True)),
         dict(zip(RGB, (51.84919672, 47.2365918, 47.06308786), strict=True)),
     )
 
-    def __init__(self, root: PathLike, strict: bool = False, **kwargs: Any) -> None:
+    def __init__(self, root: PathLike, **kwargs: Any) -> None:
         """Initialize a new RESISC45DataModule instance.
 
         Args:
             root: Folder of ``NWPU-RESISC45`` and the split files.
-            strict: Whether to raise on an image that cannot be used instead of skipping it.
-            **kwargs: Images and augmentation; see :class:`SplitDataModule`.
+            **kwargs: Images, loading, augmentation and statistics; see :class:`TileDataModule`.
         """
-        super().__init__(RESISC45Dataset, root, strict=strict, **kwargs)
+        super().__init__(RESISC45Dataset, root, **kwargs)
 
     def make(self, part: Part) -> Dataset[Any]:
         """One of the published splits; the test part to predict."""

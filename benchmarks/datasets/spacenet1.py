@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, Subset
 from torchgeo.datasets import DatasetNotFoundError, NonGeoDataset, SpaceNet1
 
 from explora_geo.bands import RGB, select_bands
-from explora_geo.datamodules.splits import Part, SplitDataModule
+from explora_geo.datamodules.base import Augment, Part, TileDataModule
 from explora_geo.datasets.files import PathLike, evenly_spaced
 from explora_geo.datasets.folder import PROBES
 from explora_geo.datasets.images import BadTileError, depth, read_header, readable, resize, skip
@@ -174,7 +174,7 @@ class SpaceNet1Dataset(NonGeoDataset):
         return plot_masks(sample, self.bands, self.classes, self.colours, show_titles, suptitle)
 
 
-class SpaceNet1DataModule(SplitDataModule):
+class SpaceNet1DataModule(TileDataModule):
     """LightningDataModule for SpaceNet 1, whose labelled images are parted here: no list is published.
 
     The split ``names`` has the paper's sizes, 5,000 images to train and 1,940 to test, in the order of the
@@ -187,6 +187,7 @@ class SpaceNet1DataModule(SplitDataModule):
     share, block = 5000 / 6940, 0.01
 
     nadir = True
+    augmentation = Augment((0.5, 1.0), horizontal_flip=True, vertical_flip=True, quarter_turns=True)
 
     def __init__(
         self,
@@ -195,10 +196,6 @@ class SpaceNet1DataModule(SplitDataModule):
         split: Literal['names', 'blocks'] = 'names',
         val_split: float = 0.1,
         ignore_black: int | None = 255,
-        vertical_flip: bool = True,
-        quarter_turns: bool = True,
-        crop_scale: tuple[float, float] = (0.5, 1.0),
-        strict: bool = False,
         **kwargs: Any,
     ) -> None:
         """Initialize a new SpaceNet1DataModule instance.
@@ -210,11 +207,7 @@ class SpaceNet1DataModule(SplitDataModule):
             val_split: Share of the training images that validates instead, in [0, 1); the paper has none.
             ignore_black: Value of masks outside the scene, for the task's ``ignore_index``; None counts
                 black pixels as ``other``, as the paper does.
-            vertical_flip: Whether to mirror training images top to bottom.
-            quarter_turns: Whether to turn training images by multiples of 90 degrees.
-            crop_scale: Smallest and largest share of an image's area in a training crop.
-            strict: Whether to raise on an image that cannot be used instead of skipping it.
-            **kwargs: Images and augmentation; see :class:`SplitDataModule`.
+            **kwargs: Images, loading, augmentation and statistics; see :class:`TileDataModule`.
 
         Raises:
             ValueError: If an argument is out of range.
@@ -223,17 +216,8 @@ class SpaceNet1DataModule(SplitDataModule):
             raise ValueError(f'split must be names or blocks, got {split!r}.')
         if not 0 <= val_split < 1:
             raise ValueError(f'val_split must be in [0, 1), got {val_split}.')
-        super().__init__(
-            SpaceNet1Dataset,
-            root,
-            image=image,
-            ignore_black=ignore_black,
-            vertical_flip=vertical_flip,
-            quarter_turns=quarter_turns,
-            crop_scale=crop_scale,
-            strict=strict,
-            **kwargs,
-        )
+        dataset = {'image': image, 'ignore_black': ignore_black}
+        super().__init__(SpaceNet1Dataset, root, dataset=dataset, **kwargs)
         self.split, self.val_split = split, val_split
 
     def make(self, part: Part) -> Dataset[Any] | None:

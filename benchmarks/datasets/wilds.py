@@ -7,7 +7,7 @@ from typing import Any, Literal
 import pandas as pd
 from torch.utils.data import Dataset
 
-from explora_geo.datamodules.splits import Part, SplitDataModule
+from explora_geo.datamodules.base import Augment, Part, TileDataModule
 from explora_geo.datasets.files import PathLike
 from explora_geo.datasets.listed import ListedDataset
 
@@ -157,8 +157,10 @@ def _class_names(folder: Path, count: int) -> list[str]:
     return names
 
 
-class Camelyon17DataModule(SplitDataModule):
+class Camelyon17DataModule(TileDataModule):
     """LightningDataModule for Camelyon17 of WILDS: another hospital validates, a third one tests."""
+
+    augmentation = Augment((0.2, 1.0), horizontal_flip=True, vertical_flip=True, quarter_turns=True)
 
     def __init__(
         self,
@@ -166,9 +168,6 @@ class Camelyon17DataModule(SplitDataModule):
         unlabelled: bool = False,
         scored: Literal['test', 'val'] = 'test',
         image_size: int = 96,
-        vertical_flip: bool = True,
-        quarter_turns: bool = True,
-        strict: bool = False,
         **kwargs: Any,
     ) -> None:
         """Initialize a new Camelyon17DataModule instance.
@@ -180,20 +179,9 @@ class Camelyon17DataModule(SplitDataModule):
             scored: Part that tests: WILDS' ``test``, or ``val``, which the paper reports; then ``id_val``
                 validates, so that nothing is chosen on what is reported.
             image_size: Side of the images; patches have 96 pixels.
-            vertical_flip: Whether to mirror training images top to bottom.
-            quarter_turns: Whether to turn training images by multiples of 90 degrees.
-            strict: Whether to raise on an image that cannot be used instead of skipping it.
-            **kwargs: Images and augmentation; see :class:`SplitDataModule`.
+            **kwargs: Images, loading, augmentation and statistics; see :class:`TileDataModule`.
         """
-        super().__init__(
-            Camelyon17Dataset,
-            root,
-            image_size=image_size,
-            vertical_flip=vertical_flip,
-            quarter_turns=quarter_turns,
-            strict=strict,
-            **kwargs,
-        )
+        super().__init__(Camelyon17Dataset, root, image_size=image_size, **kwargs)
         self.unlabelled, self.scored = unlabelled, _check_scored(scored)
 
     def make(self, part: Part) -> Dataset[Any] | None:
@@ -203,16 +191,11 @@ class Camelyon17DataModule(SplitDataModule):
         return _labelled(Camelyon17Dataset, self, part)
 
 
-class IWildCamDataModule(SplitDataModule):
+class IWildCamDataModule(TileDataModule):
     """LightningDataModule for iWildCam of WILDS: cameras of other places validate and test."""
 
     def __init__(
-        self,
-        root: PathLike,
-        unlabelled: bool = False,
-        scored: Literal['test', 'val'] = 'test',
-        strict: bool = False,
-        **kwargs: Any,
+        self, root: PathLike, unlabelled: bool = False, scored: Literal['test', 'val'] = 'test', **kwargs: Any
     ) -> None:
         """Initialize a new IWildCamDataModule instance.
 
@@ -222,10 +205,9 @@ class IWildCamDataModule(SplitDataModule):
                 labelled data is there.
             scored: Part that tests: WILDS' ``test``, or ``val``, which the paper reports; then ``id_val``
                 validates, so that nothing is chosen on what is reported.
-            strict: Whether to raise on an image that cannot be used instead of skipping it.
-            **kwargs: Images and augmentation; see :class:`SplitDataModule`.
+            **kwargs: Images, loading, augmentation and statistics; see :class:`TileDataModule`.
         """
-        super().__init__(IWildCamDataset, root, strict=strict, **kwargs)
+        super().__init__(IWildCamDataset, root, **kwargs)
         self.unlabelled, self.scored = unlabelled, _check_scored(scored)
 
     def make(self, part: Part) -> Dataset[Any] | None:

@@ -1,13 +1,14 @@
 """Data modules: folders of tiles and masks, EuroSAT and fMoW, and whole scenes."""
 
+from .base import Augment, TileDataModule
 from .eurosat import EuroSATDataModule
 from .fmow import FMoWRGBDataModule, FMoWSentinelDataModule, FMoWTemporalDataModule
-from .folder import FolderDataModule
-from .masks import MaskFolderDataModule
+from .folder import FolderDataModule, MaskFolderDataModule
 from .scenes import SceneDataModule
-from .splits import SplitDataModule
+from .statistics import Statistics
 
 __all__ = [
+    'Augment',
     'EuroSATDataModule',
     'FMoWRGBDataModule',
     'FMoWSentinelDataModule',
@@ -15,5 +16,6 @@ __all__ = [
     'FolderDataModule',
     'MaskFolderDataModule',
     'SceneDataModule',
-    'SplitDataModule',
+    'Statistics',
+    'TileDataModule',
 ]

@@ -14,7 +14,7 @@ from ..datasets.files import PathLike, evenly_spaced, is_remote
 from ..datasets.folder import class_folders
 from ..datasets.packed import PackedDataset, is_pack
 from ..datasets.survey import OPENED, FileFacts, Survey, sample_values, survey
-from .base import ArchiveDataModule
+from .base import TileDataModule
 from .folder import FolderDataModule
 from .scenes import SceneDataModule
 
@@ -75,7 +75,7 @@ class Archive:
         """Whether the bands to train on are red, green and blue, in this order."""
         return tuple(map(canonical, self.bands)) == RGB
 
-    def datamodule(self, **options: Any) -> ArchiveDataModule:
+    def datamodule(self, **options: Any) -> TileDataModule:
         """Make the data module that trains on the archive.
 
         Args:
@@ -264,5 +264,5 @@ def _settings(
     """Class and arguments of the data module, as YAML takes them."""
     # Weights of natural images were trained on these statistics; other bands and ranges have their own.
     statistic = 'imagenet' if spell(bands) == RGB and dtype == 'uint8' else 'auto'
-    arguments = {**init, 'batch_size': batch_size, 'mean': statistic, 'std': statistic}
+    arguments = {**init, 'batch_size': batch_size, 'statistics': {'mean': statistic, 'std': statistic}}
     return {'class_path': f'explora_geo.datamodules.{_MODULES[kind].__name__}', 'init_args': arguments}

@@ -1,9 +1,12 @@
-"""What all data modules share: statistics by band name, views on the device, loaders."""
+"""What all data modules share: parts, statistics by band name, views on the device, loaders."""
 
-from collections.abc import Iterable, Sequence
+import warnings
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,22 +16,52 @@ from torchgeo.datamodules import BaseDataModule
 from ..bands import match_bands
 from ..datasets import collate_skipping
 from ..datasets.collate import DrawAgain, UsableLoader
+from ..datasets.files import evenly_spaced
 from ..datasets.images import BadTileError, image_sides
 from ..transforms import ClipNormalize, ViewsConfig, normalisation, on_batches, training_view, training_views
 from .loader import EpochSampler, ResumableLoader
-from .statistics import Statistic, estimate, resolve
+from .statistics import SAMPLES, Statistic, Statistics, usable
+
+#: Parts of a data set.
+Part = Literal['train', 'val', 'test', 'predict']
 
 #: Images whose lowest and highest value are looked at.
 LOOKED_AT = 16
 
 
-class ArchiveDataModule(BaseDataModule):
-    """Base class of data modules over archives of unlabelled, or partly labelled, images.
-
-    Images are normalised and augmented in batches on the device, by TorchGeo's
-    ``on_after_batch_transfer``.
+@dataclass(frozen=True)
+class Augment:
+    """What training images go through on the device; None is what the data module does by itself.
 
     Attributes:
+        crop_scale: Smallest and largest share of an image's area in a training crop.
+        horizontal_flip: Whether to mirror training images left to right.
+        vertical_flip: Whether to mirror training images top to bottom.
+        quarter_turns: Whether to turn training images by multiples of 90 degrees.
+        views: Several crops of every training image, under the key ``views``, instead of one; objectives that
+            need several bring their own if None.
+    """
+
+    crop_scale: tuple[float, float] | None = None
+    horizontal_flip: bool | None = None
+    vertical_flip: bool | None = None
+    quarter_turns: bool | None = None
+    views: ViewsConfig | None = None
+
+    def over(self, default: 'Augment') -> 'Augment':
+        """These settings, and those of another where this one says nothing."""
+        return replace(default, **{k: v for k, v in vars(self).items() if v is not None})
+
+
+class TileDataModule(BaseDataModule):
+    """Base class of all data modules: sub-classes make the data set of each part.
+
+    Images are normalized and augmented in batches on the device, by TorchGeo's ``on_after_batch_transfer``.
+
+    Attributes:
+        augmentation: What training images go through unless *augment* says otherwise.
+        published: Mean and standard deviation by band for 'auto', or None to estimate them.
+        held_out: Share of the training images that validates instead, evenly spaced.
         bands: Names of the bands of a batch, in order; known after :meth:`setup`.
         mean: Mean of each band in units of the images, shape (C,); known after :meth:`setup`.
         std: Standard deviation of each band, shape (C,); known after :meth:`setup`.
@@ -38,43 +71,45 @@ class ArchiveDataModule(BaseDataModule):
             turned and mirrored in all ways, unless their views say otherwise.
     """
 
+    augmentation = Augment((0.2, 1.0), horizontal_flip=True, vertical_flip=False, quarter_turns=False)
+    published: Statistics | None = None
     nadir = False
     clip = False
+    held_out = 0.0
     value_range: tuple[float, float] | None = None
 
     def __init__(
         self,
         dataset_class: type[Dataset[Any]],
-        image_size: int,
-        batch_size: int,
-        num_workers: int,
-        mean: Statistic,
-        std: Statistic,
-        crop_scale: tuple[float, float],
-        horizontal_flip: bool,
-        vertical_flip: bool,
-        quarter_turns: bool,
-        views: ViewsConfig | None = None,
-        **kwargs: Any,
+        root: Any,
+        bands: Sequence[str] | None = None,
+        image_size: int = 224,
+        batch_size: int = 64,
+        num_workers: int = 0,
+        augment: Augment | None = None,
+        statistics: Statistics | None = None,
+        strict: bool = False,
+        dataset: Mapping[str, Any] | None = None,
+        **former: Any,
     ) -> None:
-        """Initialize a new ArchiveDataModule instance.
+        """Initialize a new TileDataModule instance.
 
         Args:
             dataset_class: Class used to make datasets.
-            image_size: Side of the images in a batch.
+            root: Folder of the data set.
+            bands: Names of the bands to use, in any order; all bands if None.
+            image_size: Side of the images, pixels: the shorter side is resized and the center cropped;
+                training takes random crops of that.
             batch_size: Size of each mini-batch.
             num_workers: Number of processes that load data.
-            mean: Mean of each band, by name, in order, ``'imagenet'`` or ``'auto'``.
-            std: Standard deviation of each band, likewise.
-            crop_scale: Smallest and largest share of an image's area in a training crop.
-            horizontal_flip: Whether to mirror training images left to right.
-            vertical_flip: Whether to mirror training images top to bottom.
-            quarter_turns: Whether to turn training images by multiples of 90 degrees.
-            views: Several crops of every training image instead of one, under the key ``views``.
-            **kwargs: Arguments of the dataset.
+            augment: Crops, flips and turns of training images.
+            statistics: Mean and standard deviation by which images are normalized.
+            strict: Whether to raise on an image that cannot be used instead of skipping it.
+            dataset: Further arguments of the datasets.
+            **former: Arguments of earlier versions, which are part of *augment* and *statistics* now.
 
         Raises:
-            ValueError: If a size or number is out of range.
+            ValueError: If an argument is out of range.
         """
         for name, value, least in (
             ('image_size', image_size, 1),
@@ -83,22 +118,53 @@ class ArchiveDataModule(BaseDataModule):
         ):
             if value < least:
                 raise ValueError(f'{name} must be at least {least}, got {value}.')
-        super().__init__(dataset_class, batch_size, num_workers, **kwargs)
-        self.image_size = image_size
-        self.mean_source = mean
-        self.std_source = std
-        self.crop_scale = (float(crop_scale[0]), float(crop_scale[1]))
-        self.horizontal_flip = horizontal_flip
-        self.vertical_flip = vertical_flip
-        self.quarter_turns = quarter_turns
-        self.views = views
+        if not 0 <= self.held_out < 1:
+            raise ValueError(f'val_split must be at least 0 and below 1, got {self.held_out}.')
+        given = {'bands': bands, 'size': image_size, 'strict': strict, **(dataset or {})}
+        super().__init__(dataset_class, batch_size, num_workers, **given)
+        self.root, self.image_size = root, image_size
+        augment, statistics = move_former(augment, statistics, **former)
+        self.augment, self.statistics = augment.over(self.augmentation), statistics
+        self.clip = self.clip if statistics.clip is None else statistics.clip
         self._views_of_objective: ViewsConfig | None = None
         self.bands: tuple[str, ...] = ()
         self._all_bands: tuple[str, ...] = ()
         self._chosen: list[int] = []
         self.collate_fn = collate_skipping
         # Checked now rather than after a long scan of the archive.
-        training_view(torch.zeros(1), torch.ones(1), image_size, self.crop_scale)
+        training_view(torch.zeros(1), torch.ones(1), image_size, self._crop_scale)
+
+    @abstractmethod
+    def make(self, part: Part) -> Dataset[Any] | None:
+        """Make the data set of a part, or return None if there is none."""
+
+    def setup(self, stage: str) -> None:
+        """Set up datasets, and the statistics of the bands.
+
+        Args:
+            stage: Either 'fit', 'validate', 'test', or 'predict'.
+
+        Raises:
+            ValueError: If there is no training image, or none can be used.
+        """
+        if self.train_dataset is None:
+            whole: Any = self.make('train')
+            if whole is None:
+                raise ValueError(f'{type(self).__name__} needs training images.')
+            self.dataset = whole  # also what `plot` of the base class shows
+            train, held = hold_out(whole, self.held_out)
+            bands = getattr(whole, 'dataset', whole).bands
+            self._set_statistics(bands, usable(self._samples(train), self.root))
+            self.train_dataset, self.val_dataset = train, held or self.make('val')
+        if stage in {'test', 'predict'} and self.test_dataset is None:
+            self.test_dataset = self.make('test')
+        if stage == 'predict' and self.predict_dataset is None:
+            self.predict_dataset = self.make('predict')
+
+    def _samples(self, train: Any) -> Iterator[Any]:
+        """Samples to estimate statistics from, or to tell the range of values where these are known."""
+        given = self.published or 'auto' not in (self.statistics.mean, self.statistics.std)
+        return (train[i] for i in evenly_spaced(len(train), LOOKED_AT if given else SAMPLES))
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Make the loader of training images, shuffled."""
@@ -158,40 +224,16 @@ class ArchiveDataModule(BaseDataModule):
             sampler, trainer.strategy.broadcast(seed), trainer.world_size, trainer.global_rank
         )
 
-    def _set_statistics(
-        self,
-        bands: Sequence[str],
-        images: Iterable[Tensor],
-        mean: Statistic | None = None,
-        std: Statistic | None = None,
-    ) -> None:
-        """Settle mean and std once, and make the views from them.
-
-        Args:
-            bands: Names of the bands of a batch.
-            images: Images to estimate from, each of shape (C, H, W); read only if needed.
-            mean: Values that replace ``'auto'``.
-            std: Likewise.
-        """
-        if self.bands:
-            return
-        sources: dict[str, Statistic] = {'mean': self.mean_source, 'std': self.std_source}
-        for name, known in (('mean', mean), ('std', std)):
-            if known is not None and sources[name] == 'auto':
-                sources[name] = known
-        # What is given is checked before what is not takes time to estimate.
-        values = {
-            'mean': None if sources['mean'] == 'auto' else resolve(sources['mean'], bands, 'mean'),
-            'std': None if sources['std'] == 'auto' else resolve(sources['std'], bands, 'std'),
-        }
+    def _set_statistics(self, bands: Sequence[str], images: Iterable[Tensor]) -> None:
+        """Settle mean and std once, by these images where they are not known, and make the views."""
         images = iter(images)
         seen = list(islice(images, LOOKED_AT))
         if seen:
             self.value_range = min(float(x.min()) for x in seen), max(float(x.max()) for x in seen)
-        if values['mean'] is None or values['std'] is None:
-            estimated = dict(zip(('mean', 'std'), estimate(chain(seen, images)), strict=True))
-            values = {name: estimated[name] if v is None else v for name, v in values.items()}
-        self.mean, self.std = cast(Tensor, values['mean']), cast(Tensor, values['std'])
+        mean, std = self.statistics.settle(bands, chain(seen, images), self.published)
+        if self.clip:  # (x - mean) / std is the position in the range
+            mean, std = mean - 2 * std, 4 * std
+        self.mean, self.std = mean, std
         self.bands = self._all_bands = tuple(bands)
         self._chosen = list(range(len(bands)))
         self._own_statistics = self.mean, self.std, self.clip
@@ -200,7 +242,12 @@ class ArchiveDataModule(BaseDataModule):
     @property
     def given_statistics(self) -> bool:
         """Whether mean and std were given, and not left to the data module."""
-        return not (self.mean_source == 'auto' and self.std_source == 'auto')
+        return self.statistics.given
+
+    @property
+    def _crop_scale(self) -> tuple[float, float]:
+        low, high = self.augment.crop_scale or (1.0, 1.0)
+        return float(low), float(high)
 
     @property
     def native_side(self) -> int | None:
@@ -267,11 +314,12 @@ class ArchiveDataModule(BaseDataModule):
     def _set_transforms(self) -> None:
         """Make the transforms of batches from bands, statistics and views."""
         self.aug = self._selected(self._normaliser(self.mean, self.std))
-        views = self.views or self._views_of_objective
+        views = self.augment.views or self._views_of_objective
         if views is None:
             self.train_aug = self._selected(self._single_view(self.mean, self.std))
         else:
-            views = views.oriented(self.nadir or self.vertical_flip, self.nadir or self.quarter_turns)
+            flip, turn = self.augment.vertical_flip, self.augment.quarter_turns
+            views = views.oriented(self.nadir or bool(flip), self.nadir or bool(turn))
             self.train_aug = training_views(views, self.bands, self.aug, self.mean, self.std)
 
     def _selected(self, transform: Any) -> Any:
@@ -301,5 +349,64 @@ class ArchiveDataModule(BaseDataModule):
 
     def _view(self, mean: Tensor, std: Tensor) -> Any:
         """A training view by these statistics."""
-        flips = self.horizontal_flip, self.vertical_flip, self.quarter_turns
-        return training_view(mean, std, self.image_size, self.crop_scale, *flips)
+        names = ('horizontal_flip', 'vertical_flip', 'quarter_turns')
+        flips = (bool(getattr(self.augment, name)) for name in names)
+        return training_view(mean, std, self.image_size, self._crop_scale, *flips)
+
+
+def hold_out(dataset: Any, share: float) -> tuple[Any, Any | None]:
+    """Part a data set into images to train on and a share, evenly spaced, to validate on.
+
+    Args:
+        dataset: Any data set of a length.
+        share: Share held out, in [0, 1).
+
+    Returns:
+        The images to train on, and those held out; the data set itself and None if these are none.
+
+    Raises:
+        ValueError: If none is left to train on.
+    """
+    held = evenly_spaced(len(dataset), round(len(dataset) * share))
+    if not held:
+        return dataset, None
+    kept = sorted(set(range(len(dataset))) - set(held))
+    if not kept:
+        raise ValueError(f'val_split={share} leaves none of {len(dataset)} images for training.')
+    return Subset(dataset, kept), Subset(dataset, held)
+
+
+def move_former(
+    augment: Augment | Mapping[str, Any] | None,
+    statistics: Statistics | Mapping[str, Any] | None,
+    mean: Statistic | None = None,
+    std: Statistic | None = None,
+    crop_scale: tuple[float, float] | None = None,
+    horizontal_flip: bool | None = None,
+    vertical_flip: bool | None = None,
+    quarter_turns: bool | None = None,
+    views: ViewsConfig | None = None,
+    normalise: Literal['clip', 'standard'] | None = None,
+) -> tuple[Augment, Statistics]:
+    """Put arguments of earlier versions where they belong now, with a warning; mappings are accepted."""
+    if normalise not in (None, 'clip', 'standard'):
+        raise ValueError(f'normalise must be clip or standard, got {normalise!r}.')
+    clip = None if normalise is None else normalise == 'clip'
+    flips = {'horizontal_flip': horizontal_flip, 'vertical_flip': vertical_flip}
+    crops = {'crop_scale': crop_scale, **flips, 'quarter_turns': quarter_turns, 'views': views}
+    settings: list[Any] = [augment or Augment(), statistics or Statistics()]
+    found = []
+    for group, kind, value, old in (
+        ('augment', Augment, settings[0], crops),
+        ('statistics', Statistics, settings[1], {'mean': mean, 'std': std, 'clip': clip}),
+    ):
+        given = {k: v for k, v in old.items() if v is not None}
+        if given:
+            new = ', '.join(f'{group}.{name}' for name in given)
+            warnings.warn(
+                f'arguments of data modules have moved: write {new}; the old names end with the next release',
+                FutureWarning,
+                stacklevel=4,
+            )
+        found.append(replace(kind(**value) if isinstance(value, Mapping) else value, **given))
+    return found[0], found[1]

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ..datasets import FolderDataset, PackedDataset, collate_skipping
+from ..datasets import FolderDataset, PackedDataset, TileDataset, collate_skipping
 from ..datasets.band_choice import UnnamedBandsError
 from ..datasets.files import PathLike, evenly_spaced
 from ..datasets.images import depth
 from .archive import Archive, look
-from .base import ArchiveDataModule
+from .base import TileDataModule
 
 #: Tiles of a class, at least.
 LEAST = 3
@@ -57,7 +57,7 @@ class LabeledTiles:
             )
         init = found.settings['init_args']
         if found.kind == 'pack':
-            self.dataset: FolderDataset = PackedDataset(folder, init['bands'], archive.image_size)
+            self.dataset: TileDataset = PackedDataset(folder, init['bands'], archive.image_size)
         else:
             self.dataset = FolderDataset(
                 folder, init['bands'], init['file_bands'], labelled=True, size=archive.image_size
@@ -79,7 +79,7 @@ class LabeledTiles:
         """Return the number of tiles that are used."""
         return len(self.indices)
 
-    def batches(self, datamodule: ArchiveDataModule, size: int = 64) -> Iterator[dict[str, Tensor]]:
+    def batches(self, datamodule: TileDataModule, size: int = 64) -> Iterator[dict[str, Tensor]]:
         """Read the tiles, normalized as the archive's.
 
         Args:

@@ -1,6 +1,7 @@
 """Mean and standard deviation of bands: given by name, given in order, or estimated."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -10,6 +11,59 @@ from ..bands import RGB, canonical, spell
 
 #: One value per band: by name, in the order of the bands, ImageNet's, or estimated.
 Statistic = Literal['auto', 'imagenet'] | Mapping[str, float] | Sequence[float]
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """How images are normalized: by which mean and standard deviation of each band.
+
+    Attributes:
+        mean: Mean of each band in units of the files: by band name, in the order of the bands, ``'imagenet'``
+            (red, green and blue from 0 to 255) or ``'auto'``: published where the data set has such, else
+            estimated from up to 512 evenly spaced training images.
+        std: Standard deviation of each band, likewise.
+        clip: Map two standard deviations about the mean to [0, 1] and cut off the rest, as SatMAE, instead of
+            subtracting the mean and dividing by the standard deviation; as the data module does if None.
+    """
+
+    mean: Statistic = 'auto'
+    std: Statistic = 'auto'
+    clip: bool | None = None
+
+    @property
+    def given(self) -> bool:
+        """Whether mean and standard deviation were given, and not left to the data."""
+        return not (self.mean == 'auto' and self.std == 'auto')
+
+    def settle(
+        self, bands: Sequence[str], images: Iterable[Tensor], published: 'Statistics | None' = None
+    ) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation as numbers.
+
+        Args:
+            bands: Names of the bands of the images.
+            images: Images to estimate from, each of shape (C, H, W); read only if needed.
+            published: Values that replace ``'auto'``.
+
+        Returns:
+            Mean and standard deviation in units of the images, float32, each of shape (C,).
+
+        Raises:
+            ValueError: If values do not fit the bands, or there is no image to estimate from.
+        """
+        mean, std = (
+            getattr(published, name) if published and value == 'auto' else value
+            for name, value in (('mean', self.mean), ('std', self.std))
+        )
+        # What is given is checked before what is not takes time to estimate.
+        found = [
+            None if value == 'auto' else resolve(value, bands, name)
+            for name, value in (('mean', mean), ('std', std))
+        ]
+        if any(value is None for value in found):
+            found = [e if v is None else v for v, e in zip(found, estimate(images), strict=True)]
+        return found[0], found[1]
+
 
 #: Most tiles looked at to estimate statistics.
 SAMPLES = 512

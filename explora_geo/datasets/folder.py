@@ -74,9 +74,7 @@ class FolderDataset(TileDataset):
         path, header = _probe(self.root, files, None if file_bands is None else spell(file_bands), strict)
         self.file_bands = name_bands(header.count, header.dtype, header.descriptions, file_bands, str(path))
         self.dtype, self.by_name = header.dtype, file_bands is None
-        super().__init__(
-            self.root, files, labels, classes, bands, size, strict, transforms, min_size, cache
-        )
+        super().__init__(self.root, files, labels, classes, bands, size, strict, transforms, min_size, cache)
 
 
 def _find_classes(root: Path, files: Sequence[Path], labelled: bool | None) -> tuple[str, ...]:

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from explora_geo._atomic import atomic_path
 
-from .files import PathLike
 from .base import TileDataset
+from .files import PathLike
 from .images import BadTileError
 from .packed import (
     CHECKS,

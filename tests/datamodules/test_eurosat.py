@@ -1,6 +1,7 @@
 """Tests of the EuroSAT data module on the shipped tiles."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from jsonargparse import ArgumentParser
 from torchgeo.datamodules import BaseDataModule
 from torchgeo.datamodules.eurosat import MEAN, STD
 
-from explora_geo.datamodules import EuroSATDataModule
+from explora_geo.datamodules import Augment, EuroSATDataModule
 
 DATA = Path(__file__).parents[1] / 'data'
 
@@ -54,8 +55,9 @@ def test_normalised_13_band_tiles_are_near_mean_0_and_variance_1(split_file: Pat
     assert 0.6 < batch['image'].std((0, 2, 3)).min() < batch['image'].std((0, 2, 3)).max() < 1.6
 
 
+@pytest.mark.parametrize('former', [False, True])
 @pytest.mark.parametrize('mean', ['auto', '[1, 2]', '{B8A: 1.0, B04: 2.0}'])
-def test_the_command_line_builds_it_from_text(split_file: Path, mean: str) -> None:
+def test_the_command_line_builds_it_from_text(split_file: Path, mean: str, former: bool) -> None:
     parser = ArgumentParser()
     parser.add_subclass_arguments(BaseDataModule, 'data')
     name = 'explora_geo.datamodules.EuroSATDataModule'
@@ -63,15 +65,16 @@ def test_the_command_line_builds_it_from_text(split_file: Path, mean: str) -> No
         'root': DATA / 'eurosat_ms',
         'split_file': split_file,
         'bands': '[B8A, B04]',
-        'mean': mean,
-        'crop_scale': '[0.5, 1]',
+        'mean' if former else 'statistics.mean': mean,
+        'crop_scale' if former else 'augment.crop_scale': '[0.5, 1]',
     }
     config = parser.parse_args(['--data', name] + [f'--data.{key}={value}' for key, value in options.items()])
     # jsonargparse 4.49 renamed it
     instantiate = getattr(parser, 'instantiate', None) or parser.instantiate_classes
-    datamodule = instantiate(config).data
+    with pytest.warns(FutureWarning, match=r'write augment\.crop_scale') if former else nullcontext():
+        datamodule = instantiate(config).data
     datamodule.setup('fit')
     assert datamodule.bands == ('B8A', 'B04')
-    assert datamodule.crop_scale == (0.5, 1.0)
+    assert datamodule.augment == Augment((0.5, 1.0), True, False, False)
     if mean != 'auto':
         assert datamodule.mean.tolist() == [1.0, 2.0]

@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from explora_geo.datamodules import EuroSATDataModule, FolderDataModule, SceneDataModule, base
-from explora_geo.datamodules.base import ArchiveDataModule
+from explora_geo.datamodules.base import TileDataModule
 from explora_geo.datasets.eurosat import MS_BANDS
 from explora_geo.transforms import ViewsConfig
 
 Record = Callable[..., dict[str, list[dict[str, Any]]]]
 DATA = Path(__file__).parents[1] / 'data'
 VIEWS = ViewsConfig(global_size=32, local_size=16, num_local=2)
-MODULES: dict[str, Callable[..., ArchiveDataModule]] = {
+MODULES: dict[str, Callable[..., TileDataModule]] = {
     'folder': lambda **k: FolderDataModule(
         DATA / 'eurosat_rgb' / 'train', val_root=DATA / 'eurosat_rgb' / 'test', image_size=48, **k
     ),
