@@ -37,8 +37,14 @@ CLASSES: dict[str, list[Any]] = {
         objectives.MaskConfig,
         heads.HeadConfig,
         transforms.ViewsConfig,
+        datamodules.Augment,
+        datamodules.Statistics,
     ],
-    'Data modules': [getattr(datamodules, name) for name in datamodules.__all__ if name != 'SplitDataModule'],
+    'Data modules': [
+        getattr(datamodules, name)
+        for name in datamodules.__all__
+        if name.endswith('DataModule') and name != 'TileDataModule'
+    ],
 }
 
 
@@ -129,7 +135,10 @@ def arguments(cls: Any) -> dict[str, tuple[str, str]]:
         }
         signature = inspect.signature(owner.__init__).parameters
         for name, parameter in signature.items():
-            if name in ('self', 'backbone', 'dataset_class') or parameter.kind is parameter.VAR_KEYWORD:
+            if (
+                name in ('self', 'backbone', 'dataset', 'dataset_class')
+                or parameter.kind is parameter.VAR_KEYWORD
+            ):
                 continue
             required = parameter.default is parameter.empty
             found.setdefault(

@@ -187,11 +187,11 @@ def run_settings(found: Archive, source: Source, notation: str, folder: Path) ->
     arguments: dict[str, Any] = {}
     data = {**found.settings['init_args'], 'num_workers': _workers()}
     if letter == 'D':
-        data |= {'vertical_flip': True, 'quarter_turns': True}  # seen from above, no side is up
+        data['augment'] = {'vertical_flip': True, 'quarter_turns': True}  # seen from above, no side is up
         arguments = {**_SHORT_D, 'views': {**_crops(found.image_size, source.patch_size), **_VIEWS}}
     elif letter == ANCHOR:
         # The objective turns images itself, and sees them whole, as they are used.
-        data |= {'crop_scale': [1.0, 1.0], 'horizontal_flip': False}
+        data['augment'] = {'crop_scale': [1.0, 1.0], 'horizontal_flip': False}
     rate = {'D': 5e-4, 'M': 1.5e-3, ANCHOR: 5e-4}[letter]
     optim = {'base_lr': rate, 'lr_scaling': 'none', 'warmup_fraction': 0.1, 'min_lr': 1e-6}
     if letter != 'M':

@@ -22,7 +22,7 @@ from torch.testing import assert_close
 from explora_geo.bands import match_bands
 from explora_geo.checkpoints import load_backbone, merge_adapter, read_adapter, read_state, write_state
 from explora_geo.checkpoints.export import export_timm
-from explora_geo.datamodules import FMoWTemporalDataModule, FolderDataModule
+from explora_geo.datamodules import FMoWTemporalDataModule, FolderDataModule, Statistics
 from explora_geo.evaluation.cache import cached_features
 from explora_geo.maps import MapOptions, make_map
 from explora_geo.maps.model import open_features
@@ -104,14 +104,14 @@ class Run:
         """Data of the pre-training, or of a later stage: other tiles and statistics, names and order."""
         if self.tokenizer == 'temporal':
             bands = NAMES[self.names if first else OTHER[self.names]]
-            given: dict[str, Any] = {'mean': [90, 100, 110], 'std': [50, 45, 40]} if first else {}
+            statistics = Statistics([90, 100, 110], [50, 45, 40]) if first else None
             return FMoWTemporalDataModule(
                 self.base.parent / 'fmow',
                 num_frames=2,
                 bands=bands if first else bands[::-1],
                 image_size=32,
                 batch_size=4,
-                **given,
+                statistics=statistics,
             )
         bands = NAMES[self.names if first else OTHER[self.names]]
         root = self.base.parent / ('tiles' if first else 'other')

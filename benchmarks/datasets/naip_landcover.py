@@ -107,7 +107,7 @@ class NAIPLandCoverDataModule(TileDataModule):
     nadir = True
 
     augmentation = Augment((0.2, 1.0), horizontal_flip=True, vertical_flip=True, quarter_turns=True)
-    published = Statistics(
+    published: Statistics | None = Statistics(
         dict(zip(RGB, (255 * x for x in (0.47996818, 0.47633689, 0.42402868)), strict=True)),
         dict(zip(RGB, (255 * x for x in (0.17774512, 0.13703743, 0.11909943)), strict=True)),
     )

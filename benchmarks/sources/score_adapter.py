@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from explora_geo.checkpoints import load_backbone, read_adapter
-from explora_geo.datamodules import FolderDataModule
+from explora_geo.datamodules import FolderDataModule, Statistics
 from explora_geo.datamodules.archive import look
 from explora_geo.datamodules.labeled import LabeledTiles
 from explora_geo.evaluation.compare import score_pair
@@ -29,7 +29,7 @@ def main(adapter: Path, tiles: Path, out: Path) -> None:
     after = load_backbone(name, SOURCE, adapter)
     archive = look(tiles, patch_size=header.patch_size, image_size=size, kind='tiles')
     labeled = LabeledTiles(tiles, archive)
-    datamodule = FolderDataModule(tiles, image_size=size, mean='imagenet', std='imagenet')
+    datamodule = FolderDataModule(tiles, image_size=size, statistics=Statistics('imagenet', 'imagenet'))
     datamodule.setup('fit')
     comparison = score_pair(before, after, lambda: labeled.batches(datamodule), strengths=STRENGTHS)
     found = comparison.to_dict()

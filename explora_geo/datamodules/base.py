@@ -31,13 +31,14 @@ LOOKED_AT = 16
 
 @dataclass(frozen=True)
 class Augment:
-    """What training images go through on the device; None is what the data module does by itself.
+    """What training images go through on the device; None is the data module's own choice.
 
     Attributes:
-        crop_scale: Smallest and largest share of an image's area in a training crop.
-        horizontal_flip: Whether to mirror training images left to right.
-        vertical_flip: Whether to mirror training images top to bottom.
-        quarter_turns: Whether to turn training images by multiples of 90 degrees.
+        crop_scale: Smallest and largest share of an image's area in a training crop; 0.2 and 1, or 0.5 and 1
+            where images have masks.
+        horizontal_flip: Whether to mirror training images left to right; yes, but for series.
+        vertical_flip: Whether to mirror training images top to bottom; no, but with masks.
+        quarter_turns: Whether to turn training images by multiples of 90 degrees; no, but with masks.
         views: Several crops of every training image, under the key ``views``, instead of one; objectives that
             need several bring their own if None.
     """
@@ -394,19 +395,20 @@ def move_former(
     clip = None if normalise is None else normalise == 'clip'
     flips = {'horizontal_flip': horizontal_flip, 'vertical_flip': vertical_flip}
     crops = {'crop_scale': crop_scale, **flips, 'quarter_turns': quarter_turns, 'views': views}
-    settings: list[Any] = [augment or Augment(), statistics or Statistics()]
-    found = []
-    for group, kind, value, old in (
-        ('augment', Augment, settings[0], crops),
-        ('statistics', Statistics, settings[1], {'mean': mean, 'std': std, 'clip': clip}),
-    ):
-        given = {k: v for k, v in old.items() if v is not None}
-        if given:
-            new = ', '.join(f'{group}.{name}' for name in given)
-            warnings.warn(
-                f'arguments of data modules have moved: write {new}; the old names end with the next release',
-                FutureWarning,
-                stacklevel=4,
-            )
-        found.append(replace(kind(**value) if isinstance(value, Mapping) else value, **given))
-    return found[0], found[1]
+    given: list[dict[str, Any]] = [
+        {name: value for name, value in old.items() if value is not None}
+        for old in (crops, {'mean': mean, 'std': std, 'clip': clip})
+    ]
+    if any(given):
+        moved = [f'augment.{name}' for name in given[0]] + [f'statistics.{name}' for name in given[1]]
+        warnings.warn(
+            f'arguments of data modules have moved: write {", ".join(moved)}; the old names end with the '
+            'next release',
+            FutureWarning,
+            stacklevel=4,
+        )
+    if not isinstance(augment, Augment):
+        augment = Augment(**(augment or {}))
+    if not isinstance(statistics, Statistics):
+        statistics = Statistics(**(statistics or {}))
+    return replace(augment, **given[0]), replace(statistics, **given[1])

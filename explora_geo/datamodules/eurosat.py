@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from torch.utils.data import Dataset
 from torchgeo.datamodules.eurosat import MEAN, STD
 
 from ..datasets import EuroSATDataset
@@ -47,7 +48,7 @@ class EuroSATDataModule(TileDataModule):
         dataset = {'split_file': split_file, 'cache': cache}
         super().__init__(EuroSATDataset, root, image_size=image_size, dataset=dataset, **kwargs)
 
-    def make(self, part: Part) -> EuroSATDataset | None:
+    def make(self, part: Part) -> Dataset[Any] | None:
         """Training or test tiles; the latter also to predict."""
         if part == 'val':
             return None

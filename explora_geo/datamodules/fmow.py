@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from ..bands import RGB
 from ..datasets import FMoWRGB, FMoWSentinel, FMoWTemporal
@@ -65,7 +66,7 @@ class FMoWRGBDataModule(TileDataModule):
         """
         super().__init__(FMoWRGB, root, **kwargs)
 
-    def make(self, part: Part) -> FMoWRGB | None:
+    def make(self, part: Part) -> Dataset[Any] | None:
         """A split; to predict the test images, or those of validation or training."""
         if part == 'predict':
             return self.test_dataset or self.val_dataset or self.train_dataset
@@ -75,7 +76,8 @@ class FMoWRGBDataModule(TileDataModule):
 
     def _split(self, part: Part, **kwargs: Any) -> Any:
         crop_pct = 1.0 if part == 'train' else EVAL_CROP
-        return self.dataset_class(self.root, part, crop_pct=crop_pct, **kwargs, **self.kwargs)
+        kind: Any = self.dataset_class
+        return kind(self.root, part, crop_pct=crop_pct, **kwargs, **self.kwargs)
 
 
 class FMoWSentinelDataModule(FMoWRGBDataModule):

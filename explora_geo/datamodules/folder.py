@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch.utils.data import Dataset
+
 from ..datasets import FolderDataset, MaskFolderDataset, PackedDataset, TileDataset
 from ..datasets.files import PathLike
 from ..datasets.packed import is_pack
@@ -53,7 +55,7 @@ class FolderDataModule(TileDataModule):
         dataset = {'file_bands': file_bands, 'min_size': min_size, 'cache': cache}
         super().__init__(FolderDataset, root, bands, dataset=dataset, **kwargs)
 
-    def make(self, part: Part) -> TileDataset | None:
+    def make(self, part: Part) -> Dataset[Any] | None:
         """The folder of a part; that of tests to predict, or else that of training."""
         if part == 'predict':
             return self.test_dataset or self.dataset
@@ -78,7 +80,7 @@ class FolderDataModule(TileDataModule):
                 dataset.relabel(other.classes)
                 return
         # Labels mean the same everywhere: what training does not know is numbered after what it does.
-        known = self.dataset.classes
+        known = getattr(self.dataset, 'classes', ())
         if wanted and known:
             dataset.relabel([*known, *(name for name in dataset.classes if name not in known)])
 

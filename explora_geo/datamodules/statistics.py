@@ -51,18 +51,18 @@ class Statistics:
         Raises:
             ValueError: If values do not fit the bands, or there is no image to estimate from.
         """
-        mean, std = (
-            getattr(published, name) if published and value == 'auto' else value
-            for name, value in (('mean', self.mean), ('std', self.std))
-        )
+        mean, std = self.mean, self.std
+        if published is not None:
+            mean = published.mean if mean == 'auto' else mean
+            std = published.std if std == 'auto' else std
         # What is given is checked before what is not takes time to estimate.
-        found = [
-            None if value == 'auto' else resolve(value, bands, name)
-            for name, value in (('mean', mean), ('std', std))
-        ]
-        if any(value is None for value in found):
-            found = [e if v is None else v for v, e in zip(found, estimate(images), strict=True)]
-        return found[0], found[1]
+        found_mean = None if mean == 'auto' else resolve(mean, bands, 'mean')
+        found_std = None if std == 'auto' else resolve(std, bands, 'std')
+        if found_mean is None or found_std is None:
+            estimated = estimate(images)
+            found_mean = estimated[0] if found_mean is None else found_mean
+            found_std = estimated[1] if found_std is None else found_std
+        return found_mean, found_std
 
 
 #: Most tiles looked at to estimate statistics.

@@ -9,7 +9,12 @@ import torch
 from torch.testing import assert_close
 from torchgeo.datamodules import BaseDataModule
 
-from explora_geo.datamodules import FMoWRGBDataModule, FMoWSentinelDataModule, FMoWTemporalDataModule
+from explora_geo.datamodules import (
+    FMoWRGBDataModule,
+    FMoWSentinelDataModule,
+    FMoWTemporalDataModule,
+    Statistics,
+)
 from explora_geo.datamodules.fmow import EVAL_CROP, RGB_MEAN, SENTINEL_MEAN, SENTINEL_STD
 from explora_geo.datasets import FMoWRGB, FMoWSentinel
 from explora_geo.models.tokenizers import SENTINEL2
@@ -45,13 +50,17 @@ def test_sentinel_batches_are_clipped_to_satmaes_range(fmow_sentinel: Path, reco
 
 def test_statistics_follow_the_names_of_the_bands(fmow_sentinel: Path) -> None:
     bands = ('B8A', 'B02', 'B09')
-    datamodule = FMoWSentinelDataModule(fmow_sentinel, bands=bands, normalise='standard')
+    datamodule = FMoWSentinelDataModule(fmow_sentinel, bands=bands, statistics=Statistics(clip=False))
     datamodule.setup('fit')
     assert_close(datamodule.mean, torch.tensor([SENTINEL_MEAN[b] for b in bands]))
     assert_close(datamodule.std, torch.tensor([SENTINEL_STD[b] for b in bands]))
     assert (SENTINEL_MEAN['B8A'], SENTINEL_MEAN['B09'], SENTINEL_MEAN['B10']) == (1972.62, 582.73, 14.77)
+    with pytest.warns(FutureWarning, match=r'write statistics\.clip'):
+        former = FMoWSentinelDataModule(fmow_sentinel, bands=bands, normalise='standard')
+    former.setup('fit')
+    assert torch.equal(former.mean, datamodule.mean) and not former.clip
     with pytest.raises(ValueError, match='normalise must be clip or standard'):
-        FMoWSentinelDataModule(fmow_sentinel, normalise='quantile')  # type: ignore[arg-type]
+        FMoWSentinelDataModule(fmow_sentinel, normalise='quantile')
 
 
 def test_series_come_with_their_times_and_one_crop(fmow: Path, record: Record) -> None:

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import seed_everything
 from matplotlib import pyplot as plt
 
-from explora_geo.datamodules import FolderDataModule
+from explora_geo.datamodules import Augment, FolderDataModule, Statistics
 from explora_geo.datasets import FolderDataset
 from explora_geo.datasets.packing import pack
 
@@ -67,7 +67,7 @@ def test_the_same_seed_gives_the_same_batches(small: Path, record: Record) -> No
     seen = []
     for _ in range(2):
         seed_everything(3)
-        datamodule = FolderDataModule(small, image_size=32, batch_size=4, quarter_turns=True)
+        datamodule = FolderDataModule(small, image_size=32, batch_size=4, augment=Augment(quarter_turns=True))
         batches = record(datamodule, max_epochs=2)['train']
         seen.append(torch.cat([batch['image'] for batch in batches]))
     assert torch.equal(seen[0], seen[1])
@@ -78,9 +78,9 @@ def test_the_same_seed_gives_the_same_batches(small: Path, record: Record) -> No
 def test_skipped_tiles_reach_the_task_by_name(small: Path, workers: int, record: Record) -> None:
     torn = small / 'River' / 'torn.jpg'
     torn.write_bytes(next(small.glob('River/*.jpg')).read_bytes()[:-50])
-    datamodule = FolderDataModule(
-        small, image_size=32, batch_size=13, num_workers=workers, mean='imagenet', std='imagenet'
-    )
+    statistics = Statistics('imagenet', 'imagenet')
+    loading = {'batch_size': 13, 'num_workers': workers}
+    datamodule = FolderDataModule(small, image_size=32, statistics=statistics, **loading)
     for batch in record(datamodule, max_epochs=2)['train']:
         assert len(batch['image']) == len(batch['label']) == 12
         assert len(batch['skipped']) == 1 and batch['skipped'][0].startswith(str(torn))
@@ -127,12 +127,12 @@ def test_labels_follow_the_training_folder(small: Path, tmp_path: Path) -> None:
 
 def test_given_statistics_follow_the_bands(small: Path) -> None:
     datamodule = FolderDataModule(
-        small, bands=['blue', 'red'], mean={'red': 1.0, 'green': 2.0, 'blue': 3.0}, std=[4, 5]
+        small, bands=['blue', 'red'], statistics=Statistics({'red': 1.0, 'green': 2.0, 'blue': 3.0}, [4, 5])
     )
     datamodule.setup('fit')
     assert datamodule.mean.tolist() == [3.0, 1.0]
     assert datamodule.std.tolist() == [4.0, 5.0]
-    wrong = FolderDataModule(small, mean=[1.0])
+    wrong = FolderDataModule(small, statistics=Statistics([1.0]))
     with pytest.raises(ValueError, match='one value per band'):
         wrong.setup('fit')
 
@@ -142,7 +142,7 @@ def test_arguments_out_of_range_are_refused(small: Path) -> None:
         ({'val_split': 1.0}, 'val_split must be'),
         ({'val_split': 0.1, 'val_root': small}, 'either val_root or val_split'),
         ({'batch_size': 0}, 'batch_size must be at least 1'),
-        ({'crop_scale': (0.0, 1.0)}, 'crop_scale must be'),
+        ({'augment': Augment((0.0, 1.0))}, 'crop_scale must be'),
     ):
         with pytest.raises(ValueError, match=message):
             FolderDataModule(small, **kwargs)  # type: ignore[arg-type]

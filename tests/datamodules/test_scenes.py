@@ -11,7 +11,7 @@ import torch
 from matplotlib import pyplot as plt
 from rasterio.windows import Window, from_bounds
 
-from explora_geo.datamodules import SceneDataModule
+from explora_geo.datamodules import SceneDataModule, Statistics
 from tests.http_ranges import Ranges, write_cog
 
 Record = Callable[..., dict[str, list[dict[str, Any]]]]
@@ -135,9 +135,9 @@ def test_windows_of_a_scene_behind_a_url_cost_windows(
     write_cog(tmp_path / 'scene.tif', 2048)
     with Ranges(tmp_path) as server, rasterio.open(tmp_path / 'scene.tif') as file:
         url = f'{server.url}/scene.tif'
-        datamodule = SceneDataModule(
-            url, patch_size=64, length=4, batch_size=1, mean=[100.0] * 3, std=[50.0] * 3, num_workers=workers
-        )
+        statistics = Statistics([100.0] * 3, [50.0] * 3)
+        loading = {'batch_size': 1, 'num_workers': workers}
+        datamodule = SceneDataModule(url, patch_size=64, length=4, statistics=statistics, **loading)
         datamodule.setup('fit')
         assert server.sent < 0.1 * (tmp_path / 'scene.tif').stat().st_size
         torch.manual_seed(0)

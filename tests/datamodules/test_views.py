@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from explora_geo.datamodules import EuroSATDataModule, FolderDataModule, SceneDataModule, base
+from explora_geo.datamodules import Augment, EuroSATDataModule, FolderDataModule, SceneDataModule, base
 from explora_geo.datamodules.base import TileDataModule
 from explora_geo.datasets.eurosat import MS_BANDS
 from explora_geo.transforms import ViewsConfig
@@ -37,7 +37,7 @@ MODULES: dict[str, Callable[..., TileDataModule]] = {
 
 @pytest.mark.parametrize(('name', 'bands'), [('folder', 3), ('bands', 13), ('eurosat', 3), ('scenes', 4)])
 def test_training_batches_carry_crops_and_normalised_images(name: str, bands: int, record: Record) -> None:
-    datamodule = MODULES[name](views=VIEWS, batch_size=4)
+    datamodule = MODULES[name](augment=Augment(views=VIEWS), batch_size=4)
     batches = record(datamodule, limit_train_batches=1, limit_val_batches=1)
     batch = batches['train'][0]
     assert [v.shape for v in batch['views']] == [(8, bands, 32, 32), (8, bands, 16, 16)]
@@ -59,7 +59,7 @@ def test_views_can_be_chosen_before_and_after_setup(setup_first: bool) -> None:
 
 
 def test_images_of_a_batch_with_crops_are_not_cropped_themselves() -> None:
-    datamodule = MODULES['folder'](batch_size=4, views=VIEWS)
+    datamodule = MODULES['folder'](batch_size=4, augment=Augment(views=VIEWS))
     datamodule.setup('fit')
     image = torch.rand(4, 3, 48, 48) * 255
     assert torch.equal(
@@ -87,7 +87,7 @@ def test_images_from_above_have_crops_in_all_orientations_unless_views_say_other
 ) -> None:
     seen: list[ViewsConfig] = []
     monkeypatch.setattr(base, 'training_views', lambda views, *_: seen.append(views))
-    datamodule = MODULES[name](batch_size=4, **options)
+    datamodule = MODULES[name](batch_size=4, augment=Augment(**options))
     datamodule.use_views(replace(VIEWS, vertical_flip=False, quarter_turns=False) if told else VIEWS)
     datamodule.setup('fit')
     assert (seen[-1].vertical_flip, seen[-1].quarter_turns) == ((False, False) if told else expected)

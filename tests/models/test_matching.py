@@ -9,7 +9,12 @@ from torch.testing import assert_close
 from torchgeo.datamodules import EuroSATDataModule as TorchGeoEuroSAT
 
 from explora_geo.checkpoints import load_backbone, write_state
-from explora_geo.datamodules import FMoWSentinelDataModule, FMoWTemporalDataModule, FolderDataModule
+from explora_geo.datamodules import (
+    FMoWSentinelDataModule,
+    FMoWTemporalDataModule,
+    FolderDataModule,
+    Statistics,
+)
 from explora_geo.models import ViT, create_vit
 from explora_geo.models.matching import match_data, normalization_of
 from explora_geo.models.normalization import Normalization
@@ -79,7 +84,7 @@ RGB = ('red', 'green', 'blue')
 
 
 def test_a_contradiction_is_refused_unless_told(tiles: Path) -> None:
-    module = FolderDataModule(tiles, image_size=32, mean=[0, 0, 0], std=[255, 255, 255])
+    module = FolderDataModule(tiles, image_size=32, statistics=Statistics([0, 0, 0], [255, 255, 255]))
     module.setup('fit')
     with pytest.raises(ValueError, match=r'by red 0 ± 255, .* adapted on red 100 ± 50.*statistics'):
         match_data(module, build(STATED))

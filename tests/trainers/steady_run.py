@@ -13,7 +13,7 @@ from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch.utils.data import DataLoader
 
-from explora_geo.datamodules import FolderDataModule
+from explora_geo.datamodules import FolderDataModule, Statistics
 from explora_geo.models import builders
 from explora_geo.models.heads import HeadConfig
 from explora_geo.objectives import MAE, DINOv2, PhaseConfig
@@ -83,7 +83,8 @@ def fit(
     warnings.filterwarnings('ignore')
     torch.set_num_threads(1)
     seed_everything(seed, verbose=False)
-    tiles = {'root': folder / 'tiles', 'val_root': folder / 'tiles', 'mean': 'imagenet', 'std': 'imagenet'}
+    statistics = Statistics('imagenet', 'imagenet')
+    tiles = {'root': folder / 'tiles', 'val_root': folder / 'tiles', 'statistics': statistics}
     data = FolderDataModule(**tiles, image_size=16, batch_size=4, num_workers=workers)  # type: ignore[arg-type]
     task = build(objective)
     keeper = [] if every is None else [ModelCheckpoint(folder / 'run', 'last', every_n_train_steps=every)]

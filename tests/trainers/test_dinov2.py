@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from explora_geo.adaptation import trainable_names
 from explora_geo.checkpoints import load_backbone, read_adapter, read_state
-from explora_geo.datamodules import FolderDataModule
+from explora_geo.datamodules import Augment, FolderDataModule
 from explora_geo.models.heads import HeadConfig
 from explora_geo.objectives import MAE, DINOv2, PhaseConfig
 from explora_geo.trainers import PRESETS, ExPLoRATask
@@ -63,7 +63,7 @@ def test_a_folder_trains_and_is_watched(build_dino: Task, build_data: Data, buil
     )
     assert torch.isfinite(trainer.callback_metrics['train_loss'])
     assert task.model.views == ViewsConfig(global_size=32, local_size=16)
-    assert data.views is None  # the objective's are its own
+    assert data.augment.views is None  # the objective's are its own
 
 
 def test_views_of_one_run_do_not_stay_for_the_next(
@@ -85,9 +85,9 @@ def test_views_of_one_run_do_not_stay_for_the_next(
 
 def test_the_datamodules_own_views_win(build_dino: Task, build_data: Data, build_trainer: Run) -> None:
     views = ViewsConfig(global_size=24, local_size=8, num_local=1)
-    data = build_data(views=views)
+    data = build_data(augment=Augment(views=views))
     build_trainer(fast_dev_run=True).fit(build_dino(), datamodule=data)
-    assert data.views == views
+    assert data.augment.views == views
 
 
 def test_backbone_and_heads_are_clipped_each_by_its_own_norm(

@@ -20,7 +20,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils.data import RandomSampler
 
-from explora_geo.datamodules import FolderDataModule
+from explora_geo.datamodules import FolderDataModule, Statistics
 from explora_geo.datamodules.loader import EpochSampler, ResumableLoader
 from explora_geo.models.heads import HeadConfig
 from explora_geo.models.vit import ViT
@@ -206,7 +206,8 @@ def evaluate(folder: str, settings: dict[str, Any]) -> dict[str, float]:
     """Validate the starting weights, and return the metrics."""
     seed_everything(3, verbose=False)
     task = build('mae', objective=objective('mae', 1), monitor_features='knn')
-    tiles = {'root': f'{folder}/tiles', 'val_root': f'{folder}/tiles', 'mean': 'imagenet', 'std': 'imagenet'}
+    statistics = Statistics('imagenet', 'imagenet')
+    tiles = {'root': f'{folder}/tiles', 'val_root': f'{folder}/tiles', 'statistics': statistics}
     data = FolderDataModule(**tiles, image_size=16, batch_size=4)  # type: ignore[arg-type]
     quiet = {'logger': False, 'enable_progress_bar': False, 'enable_checkpointing': False}
     trainer = Trainer(accelerator='cpu', default_root_dir=folder, **quiet, **settings)
