@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from explora_geo.bands import same_bands
-from explora_geo.checkpoints import open_backbone
+from explora_geo.checkpoints import load_backbone
 
 
 class ExPLoRABench(nn.Module):
@@ -59,8 +59,8 @@ class ExPLoRABench(nn.Module):
         self.bands = list(bands)
         self.num_channels = len(self.bands)
         self.tokens, self.normalization = tokens, normalization
-        self.backbone, _name = open_backbone(
-            weights, None if adapter is None else Path(adapter), model, img_size=img_size
+        self.backbone = load_backbone(
+            model, weights, None if adapter is None else Path(adapter), img_size=img_size
         )
         self._check_bands()
         statistics = [[float(getattr(b, key)) for b in self.bands] for key in ('mean', 'std')]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Subset
 
-from explora_geo.checkpoints import open_backbone
+from explora_geo.checkpoints import load_backbone
 from explora_geo.datasets import FolderDataset
 from explora_geo.datasets.files import evenly_spaced
 from explora_geo.models import ViT
@@ -39,7 +39,7 @@ def find_models(names: Sequence[str], results: Path, store: Path, img_size: int 
         title, _, file = name.partition('=')
         if not file:
             title, file = _stage_of(name, known, results, store)
-        vit, _backbone = open_backbone(file, img_size=img_size)
+        vit = load_backbone(None, file, img_size=img_size)
         tokenizer = vit.patch_embed
         img_size = img_size or tokenizer.grid_size[0] * tokenizer.patch_size
         found[title] = vit

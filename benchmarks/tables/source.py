@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from explora_geo.checkpoints import load_weights, model_metadata, open_backbone, state_sha256, write_state
+from explora_geo.checkpoints import load_backbone, load_weights, model_metadata, state_sha256, write_state
 from explora_geo.checkpoints.sources import read_weights
 from explora_geo.models import ViT, create_vit
 from explora_geo.models.weights import all_weights
@@ -72,5 +72,5 @@ def _write(stage: Stage, job: Job, options: dict[str, Any]) -> dict[str, Any]:
 
 def open_stage(stage: Stage, img_size: int | None) -> ViT:
     """The backbone that a source or adapted stage left."""
-    vit, _ = open_backbone(stage.folder / MODEL, img_size=img_size)
+    vit = load_backbone(None, stage.folder / MODEL, img_size=img_size)
     return vit

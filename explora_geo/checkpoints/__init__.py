@@ -7,13 +7,7 @@ from explora_geo.checkpoints.adapter import (
     save_adapter,
     scale_adapter,
 )
-from explora_geo.checkpoints.backbone import (
-    BackboneWeights,
-    load_backbone,
-    load_weights,
-    merge_adapter,
-    open_backbone,
-)
+from explora_geo.checkpoints.backbone import BackboneWeights, load_backbone, load_weights, merge_adapter
 from explora_geo.checkpoints.files import atomic_path, read_state, state_sha256, write_state
 from explora_geo.checkpoints.metadata import model_metadata
 from explora_geo.checkpoints.sources import StoredWeights, read_weights
@@ -28,7 +22,6 @@ __all__ = [
     'load_weights',
     'merge_adapter',
     'model_metadata',
-    'open_backbone',
     'read_adapter',
     'read_state',
     'read_weights',

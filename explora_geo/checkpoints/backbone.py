@@ -368,15 +368,3 @@ def _check(
                 f'{source} holds {name} of shape {tuple(tensor.shape)}, the model needs '
                 f'{tuple(own[name].shape)}: give the backbone, patch size and bands of the weights'
             )
-
-
-def open_backbone(
-    weights: WeightsEnum | str | Path,
-    adapter: str | Path | None = None,
-    model: str | None = None,
-    largest: int | None = None,
-    **kwargs: Any,
-) -> tuple[ViT, str]:
-    """`load_backbone` by its former name, with the backbone's name beside it."""
-    vit = load_backbone(model, weights, adapter, largest=largest, **kwargs)
-    return vit, vit.name
