@@ -1,4 +1,4 @@
-"""Label budgets: all labels, a share of them, or a number per class."""
+"""Draws of labeled images: label budgets (all, a share, a number per class) and validation parts."""
 
 import re
 from dataclasses import dataclass
@@ -76,3 +76,19 @@ class Budget:
             order = torch.randperm(len(members), generator=generator)
             drawn.append(members[order[: max(wanted, 1)]])
         return torch.cat(drawn).sort().values
+
+
+def hold_out(label: Tensor) -> tuple[Tensor, Tensor]:
+    """Part images into those to train on and a tenth of each class, evenly spaced, to validate on.
+
+    Args:
+        label: Classes, shape (N,).
+
+    Returns:
+        Indices of both parts in ascending order; of every class at least one image is held out.
+    """
+    held = torch.zeros(len(label), dtype=torch.bool)
+    for c in label.unique():
+        members = (label == c).nonzero().flatten()
+        held[members[5::10] if len(members) > 5 else members[-1:]] = True
+    return (~held).nonzero().flatten(), held.nonzero().flatten()

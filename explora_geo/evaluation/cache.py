@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, default_collate
 
 from explora_geo.checkpoints import read_state, state_sha256, write_state
+from explora_geo.evaluation.budgets import hold_out
 from explora_geo.evaluation.features import FeatureTable, extract_features
 from explora_geo.models.matching import match_data
 from explora_geo.models.turns import check_turns
@@ -266,15 +267,6 @@ def extract_parts(
             cache, vit, dataset, transform=datamodule.aug, progress=report, **options
         )
     if 'val' not in tables:
-        tables['train'], tables['val'] = hold_out(tables['train'])
+        whole = tables['train']
+        tables['train'], tables['val'] = (whole.take(part) for part in hold_out(whole.label))
     return tables
-
-
-def hold_out(table: FeatureTable) -> tuple[FeatureTable, FeatureTable]:
-    """Features without, and of, a tenth of each class, evenly spaced; at least one image."""
-    held = torch.zeros(len(table.label), dtype=torch.bool)
-    for c in table.label.unique():
-        members = (table.label == c).nonzero().flatten()
-        held[members[5::10] if len(members) > 5 else members[-1:]] = True
-    kept, chosen = (~held).nonzero().flatten(), held.nonzero().flatten()
-    return table.take(kept), table.take(chosen)

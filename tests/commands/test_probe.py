@@ -132,10 +132,3 @@ def test_mistakes_are_refused_in_one_sentence(
         for other in ('Forest', 'River'):
             shutil.rmtree(data / part / other)
     assert 'at least two classes' in sentence(data, *weights, *name)
-
-
-def test_without_a_validation_part_a_tenth_of_every_class_is_held_out(table: Callable[..., object]) -> None:
-    from explora_geo.evaluation.cache import hold_out
-
-    train, val = hold_out(table(90, 0))
-    assert train.label.bincount().tolist() == [27, 27, 27] and val.label.bincount().tolist() == [3, 3, 3]

@@ -3,9 +3,15 @@
 import pytest
 import torch
 
-from explora_geo.evaluation.budgets import Budget
+from explora_geo.evaluation.budgets import Budget, hold_out
 
 LABELS = torch.tensor([0] * 100 + [1] * 50 + [2] * 3)
+
+
+def test_a_tenth_of_every_class_is_held_out() -> None:
+    train, val = hold_out(LABELS)
+    assert LABELS[val].bincount().tolist() == [10, 5, 1] and LABELS[train].bincount().tolist() == [90, 45, 2]
+    assert torch.equal(torch.cat([train, val]).sort().values, torch.arange(len(LABELS)))
 
 
 @pytest.mark.parametrize(

@@ -180,8 +180,8 @@ def test_images_of_fmow_are_read_once(
     build_vit: Build, fmow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data, vit, read = FMoWRGB(fmow, size=32), build_vit(), []
-    original = FMoWRGB._image
-    monkeypatch.setattr(FMoWRGB, '_image', lambda self, path: read.append(path) or original(self, path))
+    original = FMoWRGB._read
+    monkeypatch.setattr(FMoWRGB, '_read', lambda self, i: read.append(i) or original(self, i))
     options: dict[str, Any] = {'transform': lambda b: {**b, 'image': b['image'] / 255}}
     first = cached_features(tmp_path / 'cache', vit, data, **options)
     few = 2 * min(8, len(data))  # show what the transform does
