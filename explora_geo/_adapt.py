@@ -1,6 +1,5 @@
 """The main job as one verb: adapt a backbone to an archive, and say whether that helped."""
 
-import itertools
 import json
 import logging
 import os
@@ -13,15 +12,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import yaml
-from lightning.pytorch.callbacks import Callback
 from torchvision.models._api import WeightsEnum
 
-from explora_geo._adapt_progress import CleanStop, ProgressBar
-from explora_geo._adapt_report import Scoring, check_sample, measure
+from explora_geo._adapt_progress import CleanStop, Legs, ProgressBar, ScoreSoFar
+from explora_geo._adapt_report import Scoring, check_sample, measure, score_on_the_way
 from explora_geo._adapt_settings import (
     Length,
     Source,
@@ -31,17 +28,15 @@ from explora_geo._adapt_settings import (
     merge_settings,
     run_settings,
 )
+from explora_geo._adapt_speed import prepare, settle, to_plain
 from explora_geo._atomic import FULL, atomic_path
 from explora_geo.checkpoints import load_backbone
 from explora_geo.configured import read_yaml
-from explora_geo.datamodules.archive import Archive, look
+from explora_geo.datamodules.archive import look
 from explora_geo.datamodules.labeled import LabeledTiles
-from explora_geo.devices import faster_precision
 
 #: Adapted where nothing else is asked for.
 DEFAULT_WEIGHTS = 'timm/vit_small_patch14_dinov2.lvd142m'
-# Steps that are timed, after one that is not: the first allocates.
-_TIMED = 3
 
 
 @dataclass(frozen=True)
@@ -171,14 +166,19 @@ def _run(
     try:
         file = folder / 'config.yaml'
         if not file.is_file():
-            settings = run_settings(found, source, notation, folder)
-            settings, seconds = settle(merge_settings(settings, request['config'] or {}), found, length)
-            _write(folder / 'request.json', json.dumps({**request, 'seconds_per_step': seconds}, indent=1))
+            stated = request['config'] or {}
+            settings = merge_settings(run_settings(found, source, notation, folder), stated)
+            settings, trials = settle(settings, stated, found, length)
+            _write(folder / 'request.json', json.dumps({**request, 'measured': to_plain(trials)}, indent=1))
             _write(file, yaml.safe_dump(settings, sort_keys=False))
         settings = read_yaml(file)
-        seconds = json.loads((folder / 'request.json').read_text(encoding='utf-8'))['seconds_per_step']
-        say(_plan(settings, source, notation, seconds))
-        command = train(settings, folder)
+        measured = json.loads((folder / 'request.json').read_text(encoding='utf-8'))['measured']
+        say(_plan(settings, source, notation, measured[0]['seconds']))
+        trainer = {**settings['trainer'], 'enable_progress_bar': False, 'enable_model_summary': False}
+        command = prepare({**settings, 'trainer': trainer})
+        train(
+            command, folder, score_on_the_way(command, found, source, scoring.labels, measured[0]['seconds'])
+        )
         page, report = measure(command, folder, found, source, notation, scoring, say)
     except (KeyboardInterrupt, SystemExit):
         last = folder / 'run' / 'last.ckpt'
@@ -215,78 +215,20 @@ def _duration(seconds: float) -> str:
     return f'{seconds:.0f} seconds' if seconds < 90 else f'{seconds / 60:.0f} minutes'
 
 
-def settle(settings: dict[str, Any], found: Archive, length: Length) -> tuple[dict[str, Any], float]:
-    """Choose precision and number of steps by measurement, where the settings do not state them.
-
-    Args:
-        settings: Settings of the run.
-        found: The archive.
-        length: How long to adapt.
-
-    Returns:
-        Complete settings, and the seconds of a step.
-    """
-    trainer = {'precision': faster_precision(), **settings['trainer']}
-    settings = {**settings, 'trainer': trainer}
-    seconds = time_step(settings)
-    batch = settings['data']['init_args']['batch_size']
-    steps = trainer.get('max_steps') or length.steps(found.images, batch, seconds)
-    keeper = next((c for c in trainer['callbacks'] if c['class_path'].endswith('ModelCheckpoint')), None)
-    if keeper is not None:  # about every minute, so that little is lost
-        keeper['init_args'].setdefault('every_n_train_steps', max(1, min(steps // 4, int(60 / seconds))))
-    trainer |= {'max_steps': steps, 'log_every_n_steps': max(1, min(50, steps // 40))}
-    return settings, seconds
-
-
-class _Clock(Callback):
-    """When steps end."""
-
-    def __init__(self) -> None:
-        self.ends: list[float] = []
-
-    def on_train_batch_end(self, *unused: Any) -> None:
-        """Note the time."""
-        self.ends.append(time.perf_counter())
-
-
-def time_step(settings: dict[str, Any]) -> float:
-    """Seconds of one step: the fastest of three real ones, of a model that is thrown away."""
-    with TemporaryDirectory() as scratch:
-        trainer = {**settings['trainer'], 'logger': False, 'default_root_dir': scratch, 'callbacks': []}
-        trainer |= {'max_steps': _TIMED + 1, 'enable_progress_bar': False, 'enable_checkpointing': False}
-        trainer['enable_model_summary'] = False
-        command = _prepare({**settings, 'trainer': trainer})
-        clock = _Clock()
-        command.trainer.callbacks.append(clock)
-        command.trainer.fast_dev_run = True  # reports of a trial are not wanted
-        command.trainer.fit(command.model, datamodule=command.datamodule)
-    return min(b - a for a, b in itertools.pairwise(clock.ends))
-
-
-def _prepare(settings: dict[str, Any]) -> Any:
-    """Trainer, task and data module of settings, as `explora-geo fit` makes them."""
-    from explora_geo.configured import run as lightning
-
-    # The folder of the run has a configuration already.
-    return lightning({'subcommand': 'fit', 'fit': settings}, start=False, save_config_callback=None)
-
-
-def train(settings: dict[str, Any], folder: Path) -> Any:
+def train(command: Any, folder: Path, score: ScoreSoFar) -> None:
     """Train, from the last checkpoint where there is one; a finished run is not trained again.
 
     Args:
-        settings: Complete settings of the run.
+        command: Trainer, task and data module.
         folder: Folder of the run.
+        score: What scores on the way.
 
-    Returns:
-        The finished command, with `trainer`, `model` and `datamodule`.
+    Raises:
+        KeyboardInterrupt: If the run was stopped by Ctrl-C; it is saved.
     """
-    trainer = {**settings['trainer'], 'enable_progress_bar': False, 'enable_model_summary': False}
-    command = _prepare({**settings, 'trainer': trainer})
-    last = folder / 'run' / 'last.ckpt'
+    last, log = (folder / 'run' / name for name in ('last.ckpt', 'metrics.csv'))
     stop = CleanStop(last)
-    command.trainer.callbacks += [ProgressBar(), stop]
-    log = folder / 'run' / 'metrics.csv'
+    command.trainer.callbacks += [score, ProgressBar(score), Legs(folder / 'run' / 'legs.json'), stop]
     if log.is_file():  # Lightning's logger starts it anew
         log.rename(log.with_name(f'metrics_until_{int(time.time())}.csv'))
     handler = signal.getsignal(signal.SIGINT)
@@ -300,4 +242,3 @@ def train(settings: dict[str, Any], folder: Path) -> Any:
             signal.signal(signal.SIGINT, handler)
     if stop.asked:
         raise KeyboardInterrupt
-    return command

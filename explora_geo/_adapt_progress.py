@@ -1,20 +1,42 @@
-"""What `adapt` does while it trains: shows where it is, and stops so that the run can go on."""
+"""What `adapt` does while it trains: shows where it is, adds up what it costs, stops so that it can go on."""
 
+import copy
+import ctypes
+import json
 import signal
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from explora_geo._atomic import atomic_path
+from explora_geo.adaptation import merge_lora
+from explora_geo.models.vit import ViT
+
+#: Share of a run that scores on the way may take, and how many there are at most after the source's.
+SHARE, SCORES = 0.02, 4
+#: RAPL counters of processors, whole packages.
+RAPL = Path('/sys/class/powercap')
+# Seconds between readings of the meters: a counter of RAPL starts anew after half an hour and more.
+_EVERY = 30.0
+
 
 class ProgressBar(Callback):
-    """Steps of the whole run with the time left, the loss so far and images per second."""
+    """Steps of the whole run with the time left, the loss and the score so far, and images per second."""
 
-    def __init__(self) -> None:
-        """Initialize a ProgressBar."""
+    def __init__(self, score: 'ScoreSoFar | None' = None) -> None:
+        """Initialize a ProgressBar.
+
+        Args:
+            score: The score to show.
+        """
+        self._score = score
         columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn('{task.description}'))
         self._bar = Progress(TextColumn('steps'), *columns, transient=True)
 
@@ -28,6 +50,7 @@ class ProgressBar(Callback):
         known = trainer.callback_metrics
         texts = [f'loss {known["train_loss"]:.3f}'] if 'train_loss' in known else []
         texts += [f'{known["images_per_s"]:.0f} images/s'] if 'images_per_s' in known else []
+        texts += [self._score.text] if self._score is not None and self._score.text else []
         self._bar.update(self._task, completed=trainer.global_step, description=', '.join(texts))
 
     def on_train_end(self, *unused: Any) -> None:
@@ -73,3 +96,187 @@ class CleanStop(Callback):
         """Save what is done, so that nothing trains again if scoring is stopped."""
         if not self.asked:
             trainer.save_checkpoint(self._file)
+
+
+class ScoreSoFar(Callback):
+    """Scores the features a few times on the way, the source first, and logs the scores.
+
+    Attributes:
+        title: What is scored, in a few words.
+        text: The score so far beside that of the source, or empty.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        title: str,
+        prepare: Callable[[], Callable[[ViT], float | None]],
+        cost: float,
+        planned: float,
+    ) -> None:
+        """Initialize a ScoreSoFar.
+
+        Args:
+            name: Name in the log.
+            title: What is scored, in a few words.
+            prepare: Called once when training begins; what it returns scores a backbone.
+            cost: Seconds that a score is expected to take; those of the first are measured.
+            planned: Seconds of the whole run; scores take `SHARE` of it at most, two at least or none.
+        """
+        self.title, self.text = title, ''
+        self._name, self._prepare = name, prepare
+        self._allowed, self._cost = SHARE * planned, cost
+        self._steps: set[int] = set()
+        self._first: float | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Score the source, and see how often there is time for more."""
+        if 2 * self._cost > self._allowed:
+            return
+        started = time.perf_counter()
+        self._score = self._prepare()
+        self._note(trainer, pl_module)
+        cost = max(time.perf_counter() - started, 1e-9)
+        times = min(SCORES, int(self._allowed / cost) - 1)
+        steps = trainer.max_steps
+        self._steps = {round(steps * (i + 1) / (times + 1)) for i in range(times)}
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *unused: Any) -> None:
+        """Score, if it is time."""
+        if trainer.global_step in self._steps:
+            self._steps.discard(trainer.global_step)
+            self._note(trainer, pl_module)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the source had, for a run that goes on."""
+        return {'first': self._first}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Read it back."""
+        self._first = state_dict['first']
+
+    def _note(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        task: Any = pl_module
+        # A copy: caches of the one that trains stay as they are.
+        vit = merge_lora(copy.deepcopy(task.model.final_backbone)).eval()
+        value = self._score(vit)  # type: ignore[arg-type]
+        if value is None:
+            return
+        self._first = value if self._first is None else self._first
+        self.text = f'{self.title} {value:.3f} (at first {self._first:.3f})'
+        if trainer.logger is not None:
+            trainer.logger.log_metrics({self._name: value}, step=trainer.global_step)
+
+
+class Legs(Callback):
+    """Adds up time, images and energy of a run that is stopped and goes on."""
+
+    def __init__(self, file: Path) -> None:
+        """Initialize a Legs.
+
+        Args:
+            file: JSON file of all legs, added to at the end of each.
+        """
+        self._file = file
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clocks."""
+        self._start, self._step, self._meter = time.perf_counter(), trainer.global_step, EnergyMeter()
+
+    def on_train_batch_end(self, *unused: Any) -> None:
+        """Read the meters before their counters start anew."""
+        self._meter.read()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note the leg, unless nothing was left to train."""
+        steps = trainer.global_step - self._step
+        if not steps:
+            return
+        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        leg = {
+            'steps': steps,
+            'images': steps * datamodule.batch_size,
+            'seconds': time.perf_counter() - self._start,
+            'watt_hours': self._meter.watt_hours,
+        }
+        with atomic_path(self._file) as temporary:
+            temporary.write_text(json.dumps([*read_legs(self._file), leg]), encoding='utf-8')
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Note a leg that was cut off, if it had begun."""
+        if hasattr(self, '_meter') and not isinstance(exception, OSError):
+            self.on_train_end(trainer, pl_module)
+
+
+def read_legs(file: Path) -> list[dict[str, Any]]:
+    """What `Legs` has noted; nothing if there is no such file."""
+    return json.loads(file.read_text(encoding='utf-8')) if file.is_file() else []
+
+
+class EnergyMeter:
+    """Energy since it was made, of the GPU (NVML) and the processors (RAPL), as far as meters can be read."""
+
+    def __init__(self) -> None:
+        """Initialize an EnergyMeter, and read the meters."""
+        self._meters = [*_rapl_meters(), *_nvml_meters()]
+        self._last = [meter() for meter, _ in self._meters]
+        self._joules, self._read = 0.0, time.perf_counter()
+
+    def read(self, force: bool = False) -> None:
+        """Read the meters, if it is time.
+
+        Args:
+            force: Read them in any case.
+        """
+        if not self._meters or (not force and time.perf_counter() - self._read < _EVERY):
+            return
+        now = [meter() for meter, _ in self._meters]
+        for before, after, (_, size) in zip(self._last, now, self._meters, strict=True):
+            self._joules += (after - before) % size if size else after - before
+        self._last, self._read = now, time.perf_counter()
+
+    @property
+    def watt_hours(self) -> float | None:
+        """Watt-hours so far; None without a meter."""
+        self.read(force=True)
+        return self._joules / 3600 if self._meters else None
+
+
+#: Function that reads joules, and the joules after which it starts anew, or 0.
+Meter = tuple[Callable[[], float], float]
+
+
+def _rapl_meters() -> list[Meter]:
+    """Meters of the processors' packages that this user may read."""
+    found: list[Meter] = []
+    for folder in sorted(RAPL.glob('intel-rapl:[0-9]*')):
+        if folder.name.count(':') > 1:  # a part of a package
+            continue
+        counter = folder / 'energy_uj'
+        try:
+            size = int((folder / 'max_energy_range_uj').read_text()) / 1e6
+            int(counter.read_text())
+        except (OSError, ValueError):
+            continue
+        found.append((lambda counter=counter: int(counter.read_text()) / 1e6, size))  # type: ignore[misc]
+    return found
+
+
+def _nvml_meters() -> list[Meter]:
+    """The meter of the GPU in use, if it has one."""
+    if not torch.cuda.is_available():
+        return []
+    try:
+        library = ctypes.CDLL('libnvidia-ml.so.1')
+        device, joules = ctypes.c_void_p(), ctypes.c_ulonglong()
+        name = f'GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}'.encode()
+    except (OSError, AttributeError):
+        return []
+
+    def read() -> float:
+        failed = library.nvmlDeviceGetTotalEnergyConsumption(device, ctypes.byref(joules))
+        return float('nan') if failed else joules.value / 1e3
+
+    if library.nvmlInit_v2() or library.nvmlDeviceGetHandleByUUID(name, ctypes.byref(device)):
+        return []
+    return [(read, 0.0)] if read() == read() else []

@@ -3,6 +3,7 @@
 import json
 import resource
 import shlex
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from explora_geo._adapt_progress import ScoreSoFar, read_legs
 from explora_geo._adapt_settings import ANCHOR, Source
 from explora_geo._version import __version__
 from explora_geo.checkpoints import load_backbone, scale_adapter
@@ -22,13 +24,18 @@ from explora_geo.datamodules.labeled import LabeledTiles
 from explora_geo.datasets.files import evenly_spaced
 from explora_geo.evaluation.compare import score_pair
 from explora_geo.evaluation.comparison import ADAPTED, BESIDE, Comparison, PairProtocol
-from explora_geo.evaluation.label_free import DEFAULT_SCORE, compare_backbones
+from explora_geo.evaluation.label_free import DEFAULT_SCORE, SCORES, compare_backbones, mean_patch
 from explora_geo.models.vit import ViT
 from explora_geo.objectives import MAE
 from explora_geo.reports import compute_pictures, display_tiles, reconstruct, write_report
+from explora_geo.trainers.monitor import FeatureMonitor
 
 #: Images of the archive that pictures and label-free scores are made of.
 SAMPLE, _LEAST = 300, 3
+#: Labeled tiles that a run is scored on while it trains; half as many without labels.
+ON_THE_WAY = 150
+#: Names of the scores on the way in the log.
+LABELED, LABEL_FREE = 'knn_so_far', 'label_free_so_far'
 #: Strengths at which the adapter is scored where there are labels.
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
 #: How features are scored on labeled tiles, and on natural images, of which k-NN alone is shown.
@@ -125,6 +132,7 @@ def measure(
         The page, and the content of `report.json`.
     """
     task, datamodule = command.model, command.datamodule
+    started = time.perf_counter()
     trained, adapter = folder / 'run' / 'adapter.safetensors', folder / 'adapter.safetensors'
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     shape: dict[str, Any] = {'img_size': found.image_size, 'bands': found.bands}
@@ -166,6 +174,7 @@ def measure(
             **_adaptation(command, notation),
             'strength': strength.value,
             'strength_by': strength.by,
+            'measured': json.loads((folder / 'request.json').read_text(encoding='utf-8'))['measured'],
         },
         'label_free': {
             **compare_backbones(before, after, images),
@@ -174,7 +183,7 @@ def measure(
         },
         'curves': _curves(sorted((folder / 'run').glob('metrics*.csv'))),
         'skipped': [f'{path}: {reason}' for path, reason in task.skipped.items()],
-        'cost': _cost(command, adapter, device),
+        'cost': {},
         'next': _next(folder, source, scoring.labels),
     }
     if comparison is not None:
@@ -186,6 +195,8 @@ def measure(
         say(f'Scoring what is still known of {scoring.retention}.')
         kept = score(before, {ADAPTED: after}, scoring.retention, datamodule, found, _RETENTION)
         report['retention'] = {'source': str(scoring.retention), 'row': kept.rows()[0]}
+    legs, seconds = read_legs(folder / 'run' / 'legs.json'), time.perf_counter() - started
+    report['cost'] = _cost(legs, adapter, device, seconds)
     page = write_report(folder, report, pictures)
     return page, json.loads((folder / 'report.json').read_text(encoding='utf-8'))
 
@@ -215,30 +226,36 @@ def _curves(logs: list[Path]) -> list[dict[str, Any]]:
     if 'step' in table:
         table = table.sort_values('step', kind='stable')
     titles = {'train_loss': 'Training loss', 'train_cosine': "Cosine to the source's mean of all turns"}
+    titles |= {LABELED: 'k-NN accuracy on some labeled tiles', LABEL_FREE: SCORES[DEFAULT_SCORE].title}
     found = []
     for column, title in titles.items():
         if (
             column in table
             and (rows := table.dropna(subset=[column]).drop_duplicates('step', keep='last')).size
         ):
-            found.append(
-                {'title': title, 'x': rows['step'].tolist(), 'y': rows[column].tolist(), 'x_label': 'step'}
-            )
+            curve = {
+                'title': title,
+                'x': rows['step'].tolist(),
+                'y': rows[column].tolist(),
+                'x_label': 'step',
+            }
+            start = {'start': curve['y'][0]} if column in (LABELED, LABEL_FREE) else {}
+            found.append({**curve, **start})
     return found
 
 
-def _cost(command: Any, adapter: Path, device: str) -> dict[str, Any]:
-    trained = next((c.seconds for c in command.trainer.callbacks if hasattr(c, 'seconds')), None)
-    memory = (
-        torch.cuda.max_memory_allocated()
-        if device == 'cuda'
-        else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    )
-    steps = command.trainer.global_step * command.datamodule.batch_size
+def _cost(legs: list[dict[str, Any]], adapter: Path, device: str, scoring: float) -> dict[str, Any]:
+    trained, images = (sum(leg[k] for leg in legs) for k in ('seconds', 'images'))
+    energies = [leg['watt_hours'] for leg in legs]
+    metered = energies and None not in energies
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
-        'seconds': {'training': trained} if trained else {},
-        'images_per_second': steps / trained if trained else None,
-        'memory': memory,
+        'seconds': {**({'training': trained} if trained else {}), 'scoring': scoring},
+        'images_per_second': images / trained if trained else None,
+        'memory': torch.cuda.max_memory_allocated()
+        if device == 'cuda'
+        else peak * (1 if sys.platform == 'darwin' else 1024),
+        'energy': sum(energies) if metered else None,
         'device': torch.cuda.get_device_name()
         if device == 'cuda'
         else f'CPU, {torch.get_num_threads()} threads',
@@ -269,10 +286,53 @@ def check_sample(found: Archive) -> None:
         )
 
 
-def sample(datamodule: Any, device: str) -> tuple[Tensor, list[str]]:
+def score_on_the_way(
+    command: Any, found: Archive, source: Source, labels: str | PathLike[str] | None, seconds: float
+) -> ScoreSoFar:
+    """What scores a run while it trains: k-NN on some labeled tiles, or without labels the label-free score.
+
+    Args:
+        command: Trainer, task and data module.
+        found: The archive.
+        source: The weights.
+        labels: Folder of labeled tiles, or None.
+        seconds: What a step takes.
+    """
+    datamodule, device = command.datamodule, 'cuda' if torch.cuda.is_available() else 'cpu'
+
+    def with_labels() -> Callable[[ViT], float | None]:
+        batches = list(LabeledTiles(labels or '', found, ON_THE_WAY).batches(datamodule))
+
+        @torch.inference_mode()
+        def score(vit: ViT) -> float | None:
+            monitor = FeatureMonitor('knn')
+            for batch in batches:
+                monitor.add(mean_patch(vit, batch['image'].to(device)), batch)
+            return monitor.score()
+
+        return score
+
+    def without() -> Callable[[ViT], float | None]:
+        shape: dict[str, Any] = {'img_size': found.image_size, 'bands': found.bands}
+        before = load_backbone(source.model, source.weights, **shape).to(device)
+        images, _ = sample(datamodule, device, ON_THE_WAY // 2)
+        return lambda vit: compare_backbones(before, vit, images)['adapted'][DEFAULT_SCORE]
+
+    # A step sees each of its images three times at least: forward, and backward.
+    image = seconds / datamodule.batch_size / 3
+    planned = seconds * command.trainer.max_steps
+    if labels is not None:
+        return ScoreSoFar(LABELED, 'k-NN', with_labels, ON_THE_WAY * image, planned)
+    title = SCORES[DEFAULT_SCORE].title.lower()
+    return ScoreSoFar(
+        LABEL_FREE, title, without, 3 * ON_THE_WAY * image, planned
+    )  # tile and two crops, twice
+
+
+def sample(datamodule: Any, device: str, most: int = SAMPLE) -> tuple[Tensor, list[str]]:
     """Evenly spaced images of the archive as they are scored, shape (N, C, H, W), and their names."""
     dataset = datamodule.train_dataset
-    picked = {i: dataset[i] for i in evenly_spaced(len(dataset), SAMPLE)}
+    picked = {i: dataset[i] for i in evenly_spaced(len(dataset), most)}
     used = [i for i, s in picked.items() if 'image' in s]
     usable = [picked[i] for i in used]
     if len(usable) < _LEAST:

@@ -4,7 +4,7 @@ import json
 import math
 import re
 from dataclasses import dataclass
-from os import PathLike, cpu_count
+from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
@@ -185,7 +185,7 @@ def run_settings(found: Archive, source: Source, notation: str, folder: Path) ->
     """
     letter = notation.partition('-')[0]
     arguments: dict[str, Any] = {}
-    data = {**found.settings['init_args'], 'num_workers': _workers()}
+    data = dict(found.settings['init_args'])
     if letter == 'D':
         data['augment'] = {'vertical_flip': True, 'quarter_turns': True}  # seen from above, no side is up
         arguments = {**_SHORT_D, 'views': {**_crops(found.image_size, source.patch_size), **_VIEWS}}
@@ -268,8 +268,3 @@ def _crops(size: int, patch: int) -> dict[str, int]:
     """Sides of global and local crops: three quarters and three eighths of the image."""
     grid = max(2, round(0.75 * size / patch))
     return {'global_size': grid * patch, 'local_size': max(1, grid // 2) * patch}
-
-
-def _workers() -> int:
-    """Processes that read images: none where they would take processors from training."""
-    return min(8, (cpu_count() or 1) // 2) if torch.cuda.is_available() else 0

@@ -11,7 +11,7 @@ import yaml
 
 import explora_geo
 from explora_geo import _adapt, _adapt_report
-from explora_geo._adapt_progress import ProgressBar
+from explora_geo._adapt_progress import ProgressBar, read_legs
 from explora_geo._adapt_report import Scoring
 from explora_geo._adapt_settings import Length
 from explora_geo.checkpoints import load_backbone, model_metadata, read_adapter, write_state
@@ -142,6 +142,9 @@ def test_an_interrupted_run_ends_as_one_that_was_not(
     cut = adapt(tiles, weights, tmp_path / 'cut', length='4 steps', config=config)
     steps = [run.report['curves'][0]['x'] for run in (whole, cut)]
     assert steps[0] == steps[1] == [0, 1, 2, 3]
+    # Both legs count, with the step that was done twice.
+    assert [leg['images'] for leg in read_legs(tmp_path / 'cut' / 'run' / 'legs.json')] == [3 * 36, 2 * 36]
+    assert cut.report['cost']['seconds']['training'] > 0
     states = [read_adapter(run.adapter)[1] for run in (whole, cut)]
     assert all(torch.equal(states[0][name], value) for name, value in states[1].items())
 

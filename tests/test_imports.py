@@ -51,14 +51,15 @@ ALLOWED = {
     'devices': set(),
     '_adapt_settings': {'adaptation', 'checkpoints', 'datamodules', 'models', 'trainers'},
     '_adapt_report': {
-        *('_adapt_settings', 'checkpoints', 'datamodules', 'datasets', 'evaluation', 'models', 'objectives'),
-        *('_version', 'reports'),
+        *('_adapt_progress', '_adapt_settings', '_version', 'checkpoints', 'datamodules', 'datasets'),
+        *('evaluation', 'models', 'objectives', 'reports', 'trainers'),
     },
-    '_adapt_progress': set(),
+    '_adapt_progress': {'_atomic', 'adaptation', 'models'},
+    '_adapt_speed': {'_adapt_settings', 'configured', 'datamodules', 'devices', 'trainers'},
     # The main job is what libraries are for: it stands above them, below the command line.
     '_adapt': {
-        *('_adapt_progress', '_adapt_report', '_adapt_settings', '_atomic', 'checkpoints', 'configured'),
-        *('datamodules', 'devices'),
+        *('_adapt_progress', '_adapt_report', '_adapt_settings', '_adapt_speed', '_atomic', 'checkpoints'),
+        *('configured', 'datamodules'),
     },
     '_cli_adapt': {'_adapt', '_adapt_report', '_adapt_settings'},
     '_atomic': set(),

@@ -10,8 +10,9 @@ of its 95 % interval optional:
   `bands`, `file_bands`, `dtype`, `low`, `high`, `nodata` (share), `crs`; other keys are kept.
 - `model`: what was adapted: `weights`, `backbone`, `parameters`, `card` (a sentence).
 - `adaptation`: how: `notation` (`D-ExPLoRA-[L]-r32`), `objective` (`dinov2`, `mae`, `anchor`), `trainable`
-  (share), `steps`, `batch_size`, `views`, `image_size`, `precision`, `strength` (0 recommends the source) and
-  `strength_by` (`labels`, `request` or `default`), `stopped` (why early).
+  (share), `steps`, `batch_size`, `views`, `image_size`, `precision`, `strength` (0 recommends the source),
+  `strength_by` (`labels`, `request` or `default`), `stopped` (why early), `measured` (what was tried,
+  the chosen first: `batch_size`, `workers`, `images_per_second`, `waited`).
 - `scores`: `labels` `{"source", "train", "validation", "test", "classes"}` and `rows`, each with `metric`
   (`knn`, `linear`, `few` or another), `title`, `name` (in sentences), and the scores `source`, `adapted`,
   `gain` (paired: adapted minus source on the same tiles), `best_block` (with its `block`), `turns_source`

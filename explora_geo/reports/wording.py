@@ -44,6 +44,7 @@ def about(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         ('Length', _length(how)),
         ('Image size', f'{how["image_size"]} px' if how.get('image_size') else None),
         ('Precision', how.get('precision')),
+        ('Measured', _measured(how.get('measured') or [])),
         ('Strength', _strength(how)),
         ('Labels for scoring', _labels(labels)),
         ('Stopped early', how.get('stopped')),
@@ -92,6 +93,17 @@ def _length(how: Mapping[str, Any]) -> str | None:
         _count(how.get('batch_size'), 'a batch'),
         _count(how.get('views'), 'views'),
     )
+
+
+def _measured(trials: list[Mapping[str, Any]]) -> str | None:
+    """What batch and reading processes were chosen from, the chosen ones first."""
+    parts = [
+        f'{t["images_per_second"]:.3g} images/s in batches of {t["batch_size"]}, '
+        f'{t["workers"] or "no"} process{"es"[: 2 * (t["workers"] != 1)]} reading, '
+        f'{100 * t["waited"]:.0f} % of the time waiting for images'
+        for t in trials
+    ]
+    return '; '.join(parts) or None
 
 
 def _strength(how: Mapping[str, Any]) -> str | None:

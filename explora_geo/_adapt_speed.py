@@ -1,0 +1,248 @@
+"""What `adapt` chooses by measurement: precision, images in a batch, processes that read, number of steps."""
+
+import itertools
+import math
+import os
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+
+from explora_geo._adapt_settings import Length
+from explora_geo.datamodules.archive import Archive
+from explora_geo.devices import faster_precision
+from explora_geo.trainers.clock import LoaderClock
+
+#: Batches that are tried, upward as long as the step before gained; the first is the recipes' own.
+BATCHES = (64, 128, 256)
+#: Share of the run, and seconds, that measuring more than its first steps may take.
+SHARE, MOST = 0.05, 60.0
+# Gain in images per second that is worth a larger batch, or processes that read.
+_GAIN = 1.1
+# Share of the time spent waiting for images that processes that read could win back.
+_WAIT = 0.05
+# Steps that are timed, after one that is not: the first allocates.
+_TIMED = 3
+# Batches that make an epoch, at least: in fewer, an order says little.
+_BATCHES_OF_EPOCH = 4
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Some real steps of a model that is thrown away.
+
+    Attributes:
+        batch_size: Images of a step.
+        workers: Processes that read images.
+        seconds: Median of a step.
+        waited: Share of them spent waiting for images, in [0, 1].
+        memory: Bytes that were taken at most, as far as the system tells.
+    """
+
+    batch_size: int
+    workers: int
+    seconds: float
+    waited: float
+    memory: int
+
+    @property
+    def rate(self) -> float:
+        """Images per second."""
+        return self.batch_size / self.seconds
+
+
+@dataclass
+class _Budget:
+    """Time that is left for more trials."""
+
+    seconds: float
+    started: float = field(default_factory=time.perf_counter)
+
+    def allows(self, seconds: float) -> bool:
+        """Whether a trial of so many seconds fits."""
+        return time.perf_counter() - self.started + seconds <= self.seconds
+
+
+def settle(
+    settings: dict[str, Any], stated: Mapping[str, Any], found: Archive, length: Length
+) -> tuple[dict[str, Any], list[Trial]]:
+    """Choose by measurement what the user does not state; runs that are too short for that keep the recipe's.
+
+    A batch grows while that gains a tenth in images per second, as long as memory, the archive and the time
+    allow. Processes that read are tried where training waits for images.
+
+    Args:
+        settings: Settings of the run.
+        stated: Those of them that the user states.
+        found: The archive.
+        length: How long to adapt.
+
+    Returns:
+        Complete settings, and what was tried, the chosen one first.
+    """
+    trainer = {'precision': faster_precision(), **settings['trainer']}
+    settings = {**settings, 'trainer': trainer}
+    given = (stated.get('data') or {}).get('init_args') or {}
+    batch, workers = (
+        settings['data']['init_args'].get(k, d) for k, d in (('batch_size', 1), ('num_workers', 0))
+    )
+    start = time.perf_counter()
+    best = _smaller_until_it_fits(settings, batch, workers, 'batch_size' in given)
+    trials = [best]
+    overhead = max(0.0, time.perf_counter() - start - (_TIMED + 1) * best.seconds)
+    planned = trainer.get('max_steps') or length.steps(found.images, best.batch_size, best.seconds)
+    budget = _Budget(min(MOST, SHARE * planned * best.seconds))
+    if 'batch_size' not in given:
+        for larger in (b for b in BATCHES if b > best.batch_size):
+            cost = overhead + (_TIMED + 1) * best.seconds * larger / best.batch_size
+            fits = found.images >= _BATCHES_OF_EPOCH * larger and _room_for(best, larger)
+            if not fits or not budget.allows(cost):
+                break
+            try:
+                trials.append(try_steps(settings, larger, workers))
+            except torch.OutOfMemoryError:
+                break
+            if trials[-1].rate < _GAIN * best.rate:
+                break
+            best = trials[-1]
+    readers = min(8, (os.cpu_count() or 1) // 2)
+    if 'num_workers' not in given and best.waited > _WAIT and readers:
+        steps = 2 * readers + _TIMED  # beyond the batches that were read before the first step
+        if budget.allows(overhead + (steps + 1) * best.seconds):
+            trials.append(try_steps(settings, best.batch_size, readers, steps))
+            best = trials[-1] if trials[-1].rate > _GAIN * best.rate else best
+    return _complete(settings, best, found, length), [best, *(t for t in trials if t is not best)]
+
+
+def _complete(settings: dict[str, Any], best: Trial, found: Archive, length: Length) -> dict[str, Any]:
+    """Settings with what was chosen, and the number of steps."""
+    trainer, data = dict(settings['trainer']), settings['data']
+    init = {**data['init_args'], 'batch_size': best.batch_size, 'num_workers': best.workers}
+    steps = trainer.get('max_steps') or length.steps(found.images, best.batch_size, best.seconds)
+    keeper = next((c for c in trainer['callbacks'] if c['class_path'].endswith('ModelCheckpoint')), None)
+    if keeper is not None:  # about every minute, so that little is lost
+        every = max(1, min(steps // 4, int(60 / best.seconds)))
+        keeper['init_args'].setdefault('every_n_train_steps', every)
+    trainer |= {'max_steps': steps, 'log_every_n_steps': max(1, min(50, steps // 40))}
+    return {**settings, 'trainer': trainer, 'data': {**data, 'init_args': init}}
+
+
+def _smaller_until_it_fits(settings: dict[str, Any], batch: int, workers: int, stated: bool) -> Trial:
+    """The first trial: of the recipe's batch, or half of it as often as memory wants."""
+    while True:
+        try:
+            return try_steps(settings, batch, workers)
+        except torch.OutOfMemoryError as error:
+            if stated or batch == 1:
+                raise ValueError(
+                    f'a batch of {batch} images of {settings["model"]["init_args"]["img_size"]} px does not '
+                    'fit into the memory: give a smaller data.init_args.batch_size, or weights of a smaller '
+                    'model'
+                ) from error
+        torch.cuda.empty_cache()
+        batch = math.ceil(batch / 2)
+
+
+class _StepTimes(Callback):
+    """When steps end, and how long all of them waited for images."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+        self.waits: list[float] = []
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *unused: Any) -> None:
+        """Note the time, once the device is done."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.ends.append(time.perf_counter())
+        profiler: Any = trainer.profiler  # type: ignore[attr-defined]
+        self.waits.append(profiler.total)
+
+
+class _TotalClock(LoaderClock):
+    """A clock of the loader that also adds up what was taken from it."""
+
+    total = 0.0
+
+    def take(self) -> float:
+        """Seconds waited since the last call."""
+        waited = super().take()
+        self.total += waited
+        return waited
+
+
+def try_steps(settings: dict[str, Any], batch_size: int, workers: int, steps: int = _TIMED) -> Trial:
+    """Time real steps of a model that is thrown away.
+
+    Args:
+        settings: Settings of the run.
+        batch_size: Images of a step.
+        workers: Processes that read images.
+        steps: Steps that are timed; of many, the second half counts.
+    """
+    data = settings['data']
+    data = {**data, 'init_args': {**data['init_args'], 'batch_size': batch_size, 'num_workers': workers}}
+    with TemporaryDirectory() as scratch:
+        trainer = {**settings['trainer'], 'logger': False, 'default_root_dir': scratch, 'callbacks': []}
+        trainer |= {'max_steps': steps + 1, 'enable_progress_bar': False, 'enable_checkpointing': False}
+        trainer['enable_model_summary'] = False
+        command = prepare({**settings, 'trainer': trainer, 'data': data})
+        clock = _StepTimes()
+        command.trainer.callbacks.append(clock)
+        command.trainer.profiler = _TotalClock()
+        command.trainer.fast_dev_run = True  # reports of a trial are not wanted
+        before = _memory()
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        command.trainer.fit(command.model, datamodule=command.datamodule)
+    first = 0 if steps <= _TIMED else steps // 2
+    passed = clock.ends[-1] - clock.ends[first]
+    times = [b - a for a, b in itertools.pairwise(clock.ends[first:])]
+    waited = (clock.waits[-1] - clock.waits[first]) / max(passed, 1e-9)
+    return Trial(batch_size, workers, statistics.median(times), min(1.0, waited), max(0, _memory() - before))
+
+
+def prepare(settings: dict[str, Any]) -> Any:
+    """Trainer, task and data module of settings, as `explora-geo fit` makes them."""
+    from explora_geo.configured import run as lightning
+
+    # The folder of the run has a configuration already.
+    return lightning({'subcommand': 'fit', 'fit': settings}, start=False, save_config_callback=None)
+
+
+def to_plain(trials: list[Trial]) -> list[dict[str, Any]]:
+    """What was tried as JSON-ready values."""
+    return [{**asdict(t), 'images_per_second': t.rate} for t in trials]
+
+
+def _memory() -> int:
+    """Bytes of the highest use so far: of the GPU, else of the process; 0 where the system does not tell."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return _status('/proc/self/status', 'VmHWM')
+
+
+def _room_for(trial: Trial, batch_size: int) -> bool:
+    """Whether a batch leaves half of what is free now, going by the memory of a smaller one."""
+    free = (
+        torch.cuda.mem_get_info()[0]
+        if torch.cuda.is_available()
+        else _status('/proc/meminfo', 'MemAvailable')
+    )
+    return not free or trial.memory * batch_size / trial.batch_size <= free / 2
+
+
+def _status(file: str, name: str) -> int:
+    """Bytes of a line in one of the system's tables; 0 without it."""
+    try:
+        lines = Path(file).read_text(encoding='utf-8').splitlines()
+    except OSError:
+        return 0
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f'{name}:')), 0)
