@@ -18,7 +18,6 @@ from explora_geo.datamodules import (
 from explora_geo.datamodules.fmow import EVAL_CROP, RGB_MEAN, SENTINEL_MEAN, SENTINEL_STD
 from explora_geo.datasets import FMoWRGB, FMoWSentinel
 from explora_geo.models.tokenizers import SENTINEL2
-from explora_geo.transforms import ViewsConfig
 
 Record = Callable[..., dict[str, list[dict[str, Any]]]]
 
@@ -81,14 +80,6 @@ def test_series_of_validation_are_the_same_in_every_epoch(fmow: Path, record: Re
     assert torch.equal(first['timestamps'], second['timestamps'])
 
 
-def test_a_skipped_image_is_named_in_its_batch(fmow: Path, record: Record) -> None:
-    path = FMoWRGB(fmow).table['path'][0]
-    path.write_bytes(b'no image')
-    batches = record(FMoWRGBDataModule(fmow, image_size=32, batch_size=10))
-    (batch,) = batches['train']
-    assert len(batch['image']) == 9 and len(batch['skipped']) == 1 and str(path) in batch['skipped'][0]
-
-
 def test_splits_without_a_list_are_left_out(fmow: Path) -> None:
     (fmow / 'val_62classes.csv').rename(fmow / 'test_62classes.csv')
     (fmow / 'fmow' / 'val').rename(fmow / 'fmow' / 'test')
@@ -100,17 +91,3 @@ def test_splits_without_a_list_are_left_out(fmow: Path) -> None:
     assert datamodule.val_dataset is None and datamodule.val_dataloader() == []
     assert len(datamodule.test_dataset) == 10  # type: ignore[arg-type]
     assert datamodule.predict_dataset is datamodule.test_dataset
-
-
-@pytest.mark.parametrize('kind', [FMoWRGBDataModule, FMoWSentinelDataModule, FMoWTemporalDataModule])
-@pytest.mark.parametrize('before', [True, False])
-def test_views_are_drawn_whenever_they_are_asked_for(
-    kind: Any, before: bool, fmow: Path, fmow_sentinel: Path, record: Record
-) -> None:
-    datamodule = kind(fmow_sentinel if kind is FMoWSentinelDataModule else fmow, image_size=24, batch_size=3)
-    if not before:
-        datamodule.setup('fit')
-    datamodule.use_views(ViewsConfig(global_size=16, local_size=8, num_local=1))
-    assert all('views' in batch for batch in record(datamodule)['train'])
-    datamodule.use_views(None)
-    assert not any('views' in batch for batch in record(datamodule)['train'])

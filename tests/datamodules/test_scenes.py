@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import rasterio
 import torch
-from matplotlib import pyplot as plt
 from rasterio.windows import Window, from_bounds
 
 from explora_geo.datamodules import SceneDataModule, Statistics
@@ -92,14 +91,6 @@ def test_windows_larger_than_every_scene_are_refused() -> None:
         SceneDataModule(NAIP, file_bands=BANDS, patch_size=512).setup('fit')
     with pytest.raises(ValueError, match='length must be at least 1'):
         SceneDataModule(NAIP, length=0)
-
-
-def test_it_plots() -> None:
-    datamodule = SceneDataModule(NAIP, file_bands=BANDS, patch_size=64, length=1)
-    datamodule.setup('fit')
-    batch = next(iter(datamodule.train_dataloader()))
-    assert datamodule.plot({'image': batch['image'][0]}) is not None
-    plt.close('all')
 
 
 @pytest.mark.parametrize('resolution', [0.3, 0.6, 0.0001, 10.0])
