@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from explora_geo.bands import RGB, canonical
-from explora_geo.datamodules.base import Augment, Part, TileDataModule
+from explora_geo.datamodules.base import Part, TileDataModule
+from explora_geo.datamodules.settings import Augment
 from explora_geo.datamodules.statistics import Statistics
 from explora_geo.datasets.files import PathLike
 from explora_geo.datasets.images import BadTileError, readable

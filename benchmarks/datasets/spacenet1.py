@@ -15,7 +15,8 @@ from torch.utils.data import Dataset, Subset
 from torchgeo.datasets import DatasetNotFoundError, NonGeoDataset, SpaceNet1
 
 from explora_geo.bands import RGB, select_bands
-from explora_geo.datamodules.base import Augment, Part, TileDataModule
+from explora_geo.datamodules.base import Part, TileDataModule
+from explora_geo.datamodules.settings import Augment
 from explora_geo.datasets.files import PathLike, evenly_spaced
 from explora_geo.datasets.folder import PROBES
 from explora_geo.datasets.images import BadTileError, depth, read_header, readable, resize, skip

@@ -7,7 +7,8 @@ from typing import Any, Literal
 import pandas as pd
 from torch.utils.data import Dataset
 
-from explora_geo.datamodules.base import Augment, Part, TileDataModule
+from explora_geo.datamodules.base import Part, TileDataModule
+from explora_geo.datamodules.settings import Augment
 from explora_geo.datasets.files import PathLike
 from explora_geo.datasets.listed import ListedDataset
 

@@ -12,7 +12,8 @@ from ..datasets import FMoWRGB, FMoWSentinel, FMoWTemporal
 from ..datasets.files import PathLike
 from ..datasets.fmow import SENTINEL_BANDS
 from ..transforms import FramesAsChannels
-from .base import Augment, Part, TileDataModule
+from .base import Part, TileDataModule
+from .settings import Augment
 from .statistics import Statistics
 
 #: Share of the middle that SatMAE keeps of images that are not cropped at random.

@@ -8,7 +8,8 @@ from torch.utils.data import Dataset
 from ..datasets import FolderDataset, MaskFolderDataset, PackedDataset, TileDataset
 from ..datasets.files import PathLike
 from ..datasets.packed import is_pack
-from .base import Augment, Part, TileDataModule
+from .base import Part, TileDataModule
+from .settings import Augment
 
 
 class FolderDataModule(TileDataModule):
