@@ -85,7 +85,7 @@ def same_bands(one: Sequence[str | None], other: Sequence[str | None]) -> bool:
 
 
 def spell(names: Sequence[str]) -> tuple[str, ...]:
-    """Spell colours in one way, and leave other names as their owner wrote them."""
+    """Spell colors in one way, and leave other names as their owner wrote them."""
     plain = [_COLORS.get(name.strip().lower(), name.strip().lower()) for name in names]
     return tuple(p if p in RGB + GREY else n.strip() for p, n in zip(plain, names, strict=True))
 

@@ -59,7 +59,7 @@ class RESISC45Dataset(FolderDataset):
             folder,
             bands=bands,
             file_bands=RGB,
-            labelled=True,
+            labeled=True,
             size=size,
             strict=strict,
             cache=cache,

@@ -38,7 +38,7 @@ class SpaceNet1Dataset(NonGeoDataset):
     """
 
     classes = ('other', 'building')
-    colours = ((235, 230, 220), (190, 60, 40))
+    colors = ((235, 230, 220), (190, 60, 40))
 
     def __init__(
         self,
@@ -172,7 +172,7 @@ class SpaceNet1Dataset(NonGeoDataset):
         Returns:
             The figure.
         """
-        return plot_masks(sample, self.bands, self.classes, self.colours, show_titles, suptitle)
+        return plot_masks(sample, self.bands, self.classes, self.colors, show_titles, suptitle)
 
 
 class SpaceNet1DataModule(TileDataModule):

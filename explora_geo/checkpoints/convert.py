@@ -42,7 +42,7 @@ class Converted(NamedTuple):
     Attributes:
         backbone: Tensors of the ViT.
         parts: All other tensors: `decoder.*` of MAE, heads, what a trainer kept beside the backbone.
-        layout: Name of the layout that was recognised.
+        layout: Name of the layout that was recognized.
     """
 
     backbone: State
@@ -67,7 +67,7 @@ def convert(state: Mapping[str, Tensor]) -> Converted:
         raise ValueError(refused)
     ours = dict(state)
     try:
-        layout = recognise(state)
+        layout = recognize(state)
         for step in (from_hugging_face, from_trainer, from_dinov2, fuse_qkv, from_mae, from_satmae):
             ours = step(ours)
     except (IndexError, KeyError, RuntimeError) as error:  # of torch and einops, about shapes
@@ -79,7 +79,7 @@ def convert(state: Mapping[str, Tensor]) -> Converted:
     return Converted({k: v for k, v in ours.items() if k not in parts}, parts, layout)
 
 
-def recognise(state: Mapping[str, Tensor]) -> str:
+def recognize(state: Mapping[str, Tensor]) -> str:
     """Name of the layout of a state dict.
 
     Args:
@@ -94,11 +94,11 @@ def recognise(state: Mapping[str, Tensor]) -> str:
         return 'hugging face'
     root = _root(state)
     inner = {k.removeprefix(root): v for k, v in state.items() if k.startswith(root)}
-    name = _recognise_plain(inner, state)
+    name = _recognize_plain(inner, state)
     return f'{name} inside {root.rstrip(".")}' if root else name
 
 
-def _recognise_plain(state: Mapping[str, Tensor], whole: Mapping[str, Tensor]) -> str:
+def _recognize_plain(state: Mapping[str, Tensor], whole: Mapping[str, Tensor]) -> str:
     official = 'explora ' if any(_SPLIT.fullmatch(k) for k in whole) else ''
     if 'channel_embed' in state:
         return f'{official}satmae group-channel'

@@ -17,7 +17,7 @@ from explora_geo.checkpoints.quantize import QUANTIZATION, dequantize_rows
 
 # Where trainers nest the state dict, in the order in which they are looked for.
 _NESTS = ('model', 'state_dict', 'teacher', 'module')
-# What weights are stored in; integers are quantised, and mean nothing without their scales.
+# What weights are stored in; integers are quantized, and mean nothing without their scales.
 _TYPES = {'F16': torch.float16, 'BF16': torch.bfloat16, 'F64': torch.float64, 'I8': torch.int8}
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -159,11 +159,11 @@ def check_storage(state: Mapping[str, Tensor], path: str | Path) -> None:
         path: The file.
 
     Raises:
-        ValueError: If one is sparse, quantised, on a device, or larger than the file.
+        ValueError: If one is sparse, quantized, on a device, or larger than the file.
     """
     size = Path(path).stat().st_size
     for name, tensor in state.items():
-        kind = 'sparse' if tensor.layout != torch.strided else 'quantised' if tensor.is_quantized else ''
+        kind = 'sparse' if tensor.layout != torch.strided else 'quantized' if tensor.is_quantized else ''
         if kind or tensor.device.type != 'cpu':
             kind = kind or tensor.device.type
             raise ValueError(f'{path} holds {name} as a {kind} tensor: store it densely')

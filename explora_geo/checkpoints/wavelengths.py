@@ -9,7 +9,7 @@ from torch import Tensor
 
 from explora_geo.models.tokenizers import GroupChannelTokenizer, Tokenizer
 
-#: Central wavelengths, nm: nominal colours, and Sentinel-2A's bands (Sentinel-2 user handbook).
+#: Central wavelengths, nm: nominal colors, and Sentinel-2A's bands (Sentinel-2 user handbook).
 WAVELENGTHS: dict[str, float] = {
     'blue': 470, 'green': 550, 'red': 650, 'nir': 840, 'swir1': 1610, 'swir2': 2190,
     'B01': 442.7, 'B02': 492.4, 'B03': 559.8, 'B04': 664.6, 'B05': 704.1, 'B06': 740.5, 'B07': 782.8,

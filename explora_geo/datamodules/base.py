@@ -13,10 +13,10 @@ from torchgeo.datamodules import BaseDataModule
 
 from ..bands import match_bands
 from ..datasets import collate_skipping
-from ..datasets.collate import DrawAgain, UsableLoader
+from ..datasets.collate import ReplacingCollate, SkippingDataLoader
 from ..datasets.files import evenly_spaced
 from ..datasets.images import BadTileError, image_sides
-from ..transforms import ClipNormalize, ViewsConfig, normalisation, on_batches, training_view, training_views
+from ..transforms import ClipNormalize, ViewsConfig, normalization, on_batches, training_view, training_views
 from .loader import EpochSampler, ResumableLoader
 from .settings import Augment, move_former
 from .statistics import SAMPLES, Statistics, usable
@@ -175,11 +175,11 @@ class TileDataModule(BaseDataModule):
         if training:
             order = self._in_order(RandomSampler(dataset) if sampler is None else sampler)
             known = () if sampler is None else (order.place, len(order))
-            collate = DrawAgain(collate, dataset, *known)
+            collate = ReplacingCollate(collate, dataset, *known)
             sampler = order
             # A single incomplete batch is all this process has; dropping it would leave nothing.
             drop_last = len(order) > self.batch_size
-        return (ResumableLoader if training else UsableLoader)(
+        return (ResumableLoader if training else SkippingDataLoader)(
             dataset,
             batch_size=self.batch_size,
             sampler=sampler,
@@ -280,7 +280,7 @@ class TileDataModule(BaseDataModule):
         Views that the data module was made with come first.
 
         Args:
-            views: What to draw from images that are normalised as for validation; None for one view of each.
+            views: What to draw from images that are normalized as for validation; None for one view of each.
         """
         self._views_of_objective = views
         if self.bands:  # else statistics are not known yet
@@ -288,7 +288,7 @@ class TileDataModule(BaseDataModule):
 
     def _set_transforms(self) -> None:
         """Make the transforms of batches from bands, statistics and views."""
-        self.aug = self._selected(self._normaliser(self.mean, self.std))
+        self.aug = self._selected(self._normalizer(self.mean, self.std))
         views = self.augment.views or self._views_of_objective
         if views is None:
             self.train_aug = self._selected(self._single_view(self.mean, self.std))
@@ -309,9 +309,9 @@ class TileDataModule(BaseDataModule):
 
         return select
 
-    def _normaliser(self, mean: Tensor, std: Tensor) -> Any:
-        """Normalisation alone, by these statistics."""
-        return on_batches(ClipNormalize(mean, mean + std)) if self.clip else normalisation(mean, std)
+    def _normalizer(self, mean: Tensor, std: Tensor) -> Any:
+        """Normalization alone, by these statistics."""
+        return on_batches(ClipNormalize(mean, mean + std)) if self.clip else normalization(mean, std)
 
     def _single_view(self, mean: Tensor, std: Tensor) -> Any:
         """One view of each training image."""
@@ -319,7 +319,7 @@ class TileDataModule(BaseDataModule):
             return self._view(mean, std)
         # As in SatMAE before the crop, whose interpolation then sees the values that count.
         return nn.Sequential(
-            self._normaliser(mean, std), self._view(torch.zeros_like(mean), torch.ones_like(std))
+            self._normalizer(mean, std), self._view(torch.zeros_like(mean), torch.ones_like(std))
         )
 
     def _view(self, mean: Tensor, std: Tensor) -> Any:

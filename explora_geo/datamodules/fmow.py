@@ -140,9 +140,9 @@ class FMoWTemporalDataModule(FMoWRGBDataModule):
     def _split(self, part: Part, **kwargs: Any) -> Any:
         return super()._split(part, num_frames=self.num_frames, random_frames=part == 'train')
 
-    def _normaliser(self, mean: Tensor, std: Tensor) -> Any:
+    def _normalizer(self, mean: Tensor, std: Tensor) -> Any:
         return FramesAsChannels(
-            super()._normaliser(mean.repeat(self.num_frames), std.repeat(self.num_frames))
+            super()._normalizer(mean.repeat(self.num_frames), std.repeat(self.num_frames))
         )
 
     def _view(self, mean: Tensor, std: Tensor) -> Any:

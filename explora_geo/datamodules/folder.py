@@ -6,6 +6,7 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from ..datasets import FolderDataset, MaskFolderDataset, PackedDataset, TileDataset
+from ..datasets.base import former_name
 from ..datasets.files import PathLike
 from ..datasets.packed import is_pack
 from .base import Part, TileDataModule
@@ -99,11 +100,12 @@ class MaskFolderDataModule(FolderDataModule):
         self,
         root: PathLike,
         classes: Sequence[str] = (),
-        colours: Sequence[Sequence[int]] = (),
+        colors: Sequence[Sequence[int]] = (),
         mask_values: Mapping[int, int] | None = None,
         ignore_black: int | None = None,
         numbers: bool = False,
         batch_size: int = 16,
+        colours: Sequence[Sequence[int]] | None = None,
         **kwargs: Any,
     ) -> None:
         """Initialize a new MaskFolderDataModule instance.
@@ -111,19 +113,21 @@ class MaskFolderDataModule(FolderDataModule):
         Args:
             root: Folder of training images and masks.
             classes: Names of the classes.
-            colours: Color of each class, red, green and blue from 0 to 255.
+            colors: Color of each class, red, green and blue from 0 to 255.
             mask_values: Class of each value in the files; values are classes if None.
             ignore_black: Value of the mask where every band is 0, for the task's ``ignore_index``.
             numbers: Whether masks hold numbers to regress.
             batch_size: Size of each mini-batch.
+            colours: Former name of *colors*.
             **kwargs: As for :class:`FolderDataModule`.
 
         Raises:
             ValueError: If an argument is out of range or contradicts another.
         """
+        colors = former_name({'colours': colours}, 'colours', 'colors', colors)
         super().__init__(root, batch_size=batch_size, **kwargs)
         self.dataset_class = MaskFolderDataset
-        self.kwargs |= {'classes': classes, 'colours': colours, 'mask_values': mask_values}
+        self.kwargs |= {'classes': classes, 'colors': colors, 'mask_values': mask_values}
         self.kwargs |= {'ignore_black': ignore_black, 'numbers': numbers}
 
     def _open(self, root: PathLike) -> TileDataset:

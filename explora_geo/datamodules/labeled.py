@@ -60,7 +60,7 @@ class LabeledTiles:
             self.dataset: TileDataset = PackedDataset(folder, init['bands'], archive.image_size)
         else:
             self.dataset = FolderDataset(
-                folder, init['bands'], init['file_bands'], labelled=True, size=archive.image_size
+                folder, init['bands'], init['file_bands'], labeled=True, size=archive.image_size
             )
         self.classes = self.dataset.classes
         assert self.dataset.labels is not None

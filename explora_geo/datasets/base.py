@@ -1,5 +1,6 @@
 """Image tiles by position: bands by name, damaged files skipped, one size, plots and footprints."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +23,23 @@ from .plotting import plot_sample
 Transforms = Callable[[dict[str, Any]], dict[str, Any]]
 
 
+def former_name(arguments: dict[str, Any], old: str, new: str, value: Any) -> Any:
+    """The value of an argument that had another name in earlier versions, with a warning.
+
+    Args:
+        arguments: Further arguments by name; the former one is taken out.
+        old: Former name.
+        new: Name now.
+        value: Value by the new name.
+    """
+    if arguments.get(old) is not None:
+        text = f'{old} is called {new} now; the former name ends with the next release'
+        warnings.warn(text, FutureWarning, stacklevel=3)
+        value = arguments[old]
+    arguments.pop(old, None)
+    return value
+
+
 class TileDataset(NonGeoDataset):
     """Images by path, read in the files' own units: the base of all data sets of tiles.
 
@@ -33,8 +51,8 @@ class TileDataset(NonGeoDataset):
     Attributes:
         root: Folder of the data set.
         files: Paths of the images, in the order of their indices.
-        labels: Label of each file, or None if unlabelled.
-        classes: Names of the classes in the order of their labels, empty if unlabelled.
+        labels: Label of each file, or None if unlabeled.
+        classes: Names of the classes in the order of their labels, empty if unlabeled.
         file_bands: Names of the bands in the files.
         bands: Names of the bands of a sample, in order.
         dtype: Pixel type of the files, None for any.
@@ -113,7 +131,7 @@ class TileDataset(NonGeoDataset):
 
         Returns:
             ``image``, float32 in the file's own units (8-bit: 0 to 255), shape (C, H, W), ``label``, int64,
-            shape (), if labelled, and what the data set adds; or ``skipped``, which file and why.
+            shape (), if labeled, and what the data set adds; or ``skipped``, which file and why.
 
         Raises:
             IndexError: If the index is out of range.

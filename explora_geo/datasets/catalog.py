@@ -20,7 +20,7 @@ CRS = 'EPSG:4326'
 def build_catalog(
     paths: Iterable[Path], columns: Mapping[str, Sequence[Any]], polygons: Sequence[str | None] | None = None
 ) -> gpd.GeoDataFrame:
-    """Make the catalogue of some images.
+    """Make the catalog of some images.
 
     Args:
         paths: Image files.

@@ -46,7 +46,7 @@ def collate_skipping(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return batch
 
 
-class DrawAgain:
+class ReplacingCollate:
     """Makes batches for training: where no sample is good, one more is drawn until one is.
 
     A run of days must not end because a batch, which may be a single tile, is damaged.
@@ -59,7 +59,7 @@ class DrawAgain:
         place: Callable[[int], Any] | None = None,
         count: int = 0,
     ) -> None:
-        """Initialize DrawAgain.
+        """Initialize ReplacingCollate.
 
         Args:
             collate: Makes a batch of samples.
@@ -83,13 +83,13 @@ class DrawAgain:
         return self.collate(samples)
 
 
-class UsableLoader(DataLoader[Any]):
+class SkippingDataLoader(DataLoader[Any]):
     """Loader for measuring: a batch without a good sample is named in a warning and left out."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Initialize a UsableLoader; see `DataLoader`."""
+        """Initialize a SkippingDataLoader; see `DataLoader`."""
         collate = kwargs.get('collate_fn') or collate_skipping
-        kwargs['collate_fn'] = collate if isinstance(collate, _OrNames) else _OrNames(collate)
+        kwargs['collate_fn'] = collate if isinstance(collate, _NamesOnly) else _NamesOnly(collate)
         super().__init__(*args, **kwargs)
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
@@ -106,7 +106,7 @@ class UsableLoader(DataLoader[Any]):
             raise ValueError(f'No image can be used, first {names[0]}; repair or remove the files.')
 
 
-class _OrNames:
+class _NamesOnly:
     def __init__(self, collate: Collate) -> None:
         self.collate = collate
 

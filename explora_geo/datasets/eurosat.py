@@ -87,7 +87,7 @@ class EuroSATDataset(FolderDataset):
             folder,
             bands=bands,
             file_bands=MS_BANDS if multispectral else RGB,
-            labelled=True,
+            labeled=True,
             size=size,
             strict=strict,
             cache=cache,

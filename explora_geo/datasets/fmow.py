@@ -63,7 +63,7 @@ class FMoWRGB(TileDataset):
             split: Which list: train, val or test.
             bands: Names of the bands to return, in any order; all bands if None.
             size: Side of the returned images, which differ in size: the shorter side is resized and the
-                centre cropped. Images keep their size if None.
+                center cropped. Images keep their size if None.
             crop_pct: Share of the resized side that is kept; SatMAE evaluates with 224/256.
             strict: Whether to raise on missing and unusable images instead of leaving them out.
             checksum: SHA-256 that the list must have.

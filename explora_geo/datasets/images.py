@@ -143,7 +143,7 @@ def read_image(
     """Read chosen bands of an image in the file's own type and units.
 
     A grey plain image is repeated to three bands where red, green and blue are expected, as
-    writers of JPEG store colourless pictures so. Pixels without data become the mean of the others.
+    writers of JPEG store colorless pictures so. Pixels without data become the mean of the others.
 
     Args:
         path: Image file.
@@ -238,7 +238,7 @@ def fill_nodata(pixels: NDArray[Any], nodata: float) -> NDArray[Any]:
 
 
 def resize(pixels: NDArray[Any], size: int) -> NDArray[Any]:
-    """Resize the shorter side and crop the centre square, as in appendix D.1 of the paper.
+    """Resize the shorter side and crop the center square, as in appendix D.1 of the paper.
 
     Args:
         pixels: Image, shape (C, H, W).
@@ -269,7 +269,7 @@ def _check_count(count: int, names: Sequence[str]) -> None:
 
 
 def _is_plain(path: Path) -> bool:
-    """Whether Pillow reads a file; it cuts 16-bit colour down to 8 bits, and knows few kinds of TIFF."""
+    """Whether Pillow reads a file; it cuts 16-bit color down to 8 bits, and knows few kinds of TIFF."""
     if path.suffix.lower() not in PLAIN_SUFFIXES:
         return False
     with readable(path), path.open('rb') as file:
@@ -374,8 +374,8 @@ def _plain_bands(image: Image.Image, names: Sequence[str] | None) -> NDArray[Any
     return pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0)
 
 
-def _apply_palette(indices: NDArray[Any], colours: dict[int, tuple[int, int, int, int]]) -> NDArray[np.uint8]:
-    table = np.zeros((int(max(max(colours), indices.max())) + 1, 3), dtype=np.uint8)
-    for index, colour in colours.items():
-        table[index] = colour[:3]
+def _apply_palette(indices: NDArray[Any], colors: dict[int, tuple[int, int, int, int]]) -> NDArray[np.uint8]:
+    table = np.zeros((int(max(max(colors), indices.max())) + 1, 3), dtype=np.uint8)
+    for index, color in colors.items():
+        table[index] = color[:3]
     return np.moveaxis(table[indices], -1, 0)

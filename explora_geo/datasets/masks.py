@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from .base import former_name
 from .files import IMAGE_SUFFIXES, PathLike
 from .folder import FolderDataset
 from .images import BadTileError, _raster, without_data
-from .plot_masks import Colour, plot_masks
+from .plot_masks import Color, plot_masks
 
 
 class MaskFolderDataset(FolderDataset):
@@ -25,7 +26,7 @@ class MaskFolderDataset(FolderDataset):
 
     Attributes:
         classes: Names of the classes in the order of their values.
-        colours: Color of each class, red, green and blue from 0 to 255.
+        colors: Color of each class, red, green and blue from 0 to 255.
     """
 
     def __init__(
@@ -34,7 +35,7 @@ class MaskFolderDataset(FolderDataset):
         bands: Sequence[str] | None = None,
         file_bands: Sequence[str] | None = None,
         classes: Sequence[str] = (),
-        colours: Sequence[Colour] = (),
+        colors: Sequence[Color] = (),
         mask_values: Mapping[int, int] | None = None,
         ignore_black: int | None = None,
         numbers: bool = False,
@@ -47,7 +48,7 @@ class MaskFolderDataset(FolderDataset):
             bands: Names of the bands to return, in any order; all bands if None.
             file_bands: Names of all bands in file order, see :class:`FolderDataset`.
             classes: Names of the classes, for plots and maps.
-            colours: Color of each class.
+            colors: Color of each class.
             mask_values: Class of each value in the files, such as ``{0: 0, 255: 1}``; values are classes if
                 None. Values that are not listed are an error.
             ignore_black: Value of the mask where every band of the image is 0 (outside the scene).
@@ -59,19 +60,20 @@ class MaskFolderDataset(FolderDataset):
             FileNotFoundError: If one of the folders does not exist or holds no image.
             ValueError: If band names do not fit.
         """
+        colors = former_name(kwargs, 'colours', 'colors', colors)
         folder = Path(root)
         for name in ('images', 'masks'):
             if not (folder / name).is_dir():
                 raise FileNotFoundError(f'There is no folder {folder / name}: put images and masks there.')
-        super().__init__(folder / 'images', bands, file_bands, labelled=False, **kwargs)
-        self.classes, self.colours = tuple(classes), tuple(colours)
+        super().__init__(folder / 'images', bands, file_bands, labeled=False, **kwargs)
+        self.classes, self.colors = tuple(classes), tuple(colors)
         self.mask_root = folder / 'masks'
         self.mask_values = None if mask_values is None else {int(k): int(v) for k, v in mask_values.items()}
         self.ignore_black, self.numbers = ignore_black, numbers
 
     def plot(self, sample: dict[str, Any], show_titles: bool = True, suptitle: str | None = None) -> Figure:
         """Plot a sample: image, mask and perhaps ``prediction``; see :meth:`TileDataset.plot`."""
-        return plot_masks(sample, self.bands, self.classes, self.colours, show_titles, suptitle)
+        return plot_masks(sample, self.bands, self.classes, self.colors, show_titles, suptitle)
 
     def _sample(self, index: int) -> dict[str, Any]:
         """Image and ``mask``, int64 or, of numbers, float32, shape (H, W)."""
@@ -151,7 +153,7 @@ def read_mask(path: Path, numbers: bool = False) -> NDArray[Any]:
 
 
 def resize_mask(mask: Tensor, size: int | None) -> Tensor:
-    """Resize the shorter side and crop the centre square as images are, taking the nearest value.
+    """Resize the shorter side and crop the center square as images are, taking the nearest value.
 
     Args:
         mask: Values, shape (H, W).

@@ -32,7 +32,7 @@ class PackHeader:
         bands: Names of the bands, in order.
         files: Names of the source files, relative to their folder.
         classes: Names of the classes in the order of their labels.
-        labels: Label of each tile, or None if unlabelled.
+        labels: Label of each tile, or None if unlabeled.
         format: Kind of file.
     """
 

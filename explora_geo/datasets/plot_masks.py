@@ -13,18 +13,18 @@ from torch import Tensor
 from .plotting import _to_rgb
 
 #: Red, green and blue from 0 to 255.
-Colour = Sequence[int]
+Color = Sequence[int]
 
 #: Most classes a legend names.
 _SHOWN = 12
 
 
-def palette(count: int, colours: Sequence[Colour] = ()) -> NDArray[np.uint8]:
-    """A colour per class: the given ones, else evenly spread hues that neighbours do not share.
+def palette(count: int, colors: Sequence[Color] = ()) -> NDArray[np.uint8]:
+    """A color per class: the given ones, else evenly spread hues that neighbors do not share.
 
     Args:
         count: Number of classes.
-        colours: Colours of the first classes.
+        colors: Colors of the first classes.
 
     Returns:
         Red, green and blue from 0 to 255, shape (count, 3).
@@ -36,13 +36,13 @@ def palette(count: int, colours: Sequence[Colour] = ()) -> NDArray[np.uint8]:
     from matplotlib.colors import hsv_to_rgb
 
     table = np.round(255 * hsv_to_rgb(hsv)).astype(np.uint8)
-    for i, colour in enumerate(colours[:count]):
-        table[i] = colour
+    for i, color in enumerate(colors[:count]):
+        table[i] = color
     return table
 
 
 def paint(values: NDArray[Any], table: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Classes as colours, (H, W) -> (H, W, 3); values without a colour are white."""
+    """Classes as colors, (H, W) -> (H, W, 3); values without a color are white."""
     known = (values >= 0) & (values < len(table))
     picture = np.full((*values.shape, 3), 255, dtype=np.uint8)
     picture[known] = table[values[known].astype(int)]
@@ -53,7 +53,7 @@ def plot_masks(
     sample: dict[str, Any],
     bands: Sequence[str],
     classes: Sequence[str] = (),
-    colours: Sequence[Colour] = (),
+    colors: Sequence[Color] = (),
     show_titles: bool = True,
     suptitle: str | None = None,
 ) -> Figure:
@@ -64,7 +64,7 @@ def plot_masks(
             shape (H, W); classes, or numbers.
         bands: Names of the bands of the image.
         classes: Names of the classes.
-        colours: Colours of the classes.
+        colors: Colors of the classes.
         show_titles: Whether to show titles above the panels.
         suptitle: Title of the whole figure.
 
@@ -78,7 +78,7 @@ def plot_masks(
     axes[0, 0].imshow(_to_rgb(sample['image'], bands), cmap='gray')
     numbers = any(v.is_floating_point() for v in panels.values())
     highest = max([len(classes) - 1, *(_highest(v) for v in panels.values())])
-    table = palette(highest + 1, colours)
+    table = palette(highest + 1, colors)
     for axis, values in zip(axes[0, 1:], panels.values(), strict=True):
         if numbers:
             axis.imshow(values.numpy(), cmap='viridis')

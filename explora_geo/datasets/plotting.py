@@ -20,7 +20,7 @@ def plot_sample(
     show_titles: bool = True,
     suptitle: str | None = None,
 ) -> Figure:
-    """Show an image in true colour, or its first band in grey where that is not possible.
+    """Show an image in true color, or its first band in grey where that is not possible.
 
     Args:
         sample: Sample with ``image`` of shape (C, H, W), or (T, C, H, W) for a series, in any units, and
@@ -65,7 +65,7 @@ def plot_rows(
         rows: Images by name of the row, each of shape (N, C, H, W), in equal units.
         bands: Names of the bands of the images.
         titles: Titles of the columns.
-        shown: Three bands to show as red, green and blue, or one; true colour if None.
+        shown: Three bands to show as red, green and blue, or one; true color if None.
 
     Returns:
         The figure.
@@ -105,7 +105,7 @@ def _to_rgb(image: Tensor, bands: Sequence[str]) -> NDArray[np.float32]:
 
 
 def _pixels(image: Tensor, bands: Sequence[str], chosen: Sequence[int] | None = None) -> NDArray[np.float32]:
-    """The bands of an image (C, H, W) that are shown; true colour, or else the first, if None."""
+    """The bands of an image (C, H, W) that are shown; true color, or else the first, if None."""
     shown = true_color_bands(bands) if chosen is None else list(chosen)
     pixels: NDArray[np.float32] = image[shown].detach().cpu().to(torch.float32).numpy()
     return pixels

@@ -183,7 +183,7 @@ class SceneDataset(RasterDataset):
             suptitle: Title of the whole figure.
 
         Returns:
-            The figure, in true colour if the bands allow it.
+            The figure, in true color if the bands allow it.
         """
         return plot_sample(sample, self.bands, (), show_titles, suptitle)
 

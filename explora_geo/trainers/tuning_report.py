@@ -41,7 +41,7 @@ def describe_data(datamodule: Any, bands: Sequence[str]) -> dict[str, Any]:
         classes = getattr(dataset, 'classes', None)
         if classes and 'classes' not in found:
             found['classes'] = [str(c) for c in classes]
-        colours = getattr(dataset, 'colours', None)
+        colours = getattr(dataset, 'colors', None)
         if colours and 'colours' not in found:
             found['colours'] = [list(map(int, c)) for c in colours]
     return found

@@ -11,7 +11,7 @@ from .spectral import (
     on_batches,
     spectral_index,
 )
-from .views import normalisation, training_view, training_views
+from .views import normalization, training_view, training_views
 
 __all__ = [
     'ClipNormalize',
@@ -22,7 +22,7 @@ __all__ = [
     'SpectralJitter',
     'ViewsConfig',
     'dihedral_flips',
-    'normalisation',
+    'normalization',
     'on_batches',
     'spectral_index',
     'training_view',

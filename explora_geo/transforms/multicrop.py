@@ -133,8 +133,8 @@ class MultiCrop:
         Args:
             config: What to draw; crops of 224 and 98 pixels if it names no sizes.
             bands: Names of the bands, in image order.
-            mean: Mean of each band by which images were normalized, shape (C,), if known: colour
-                operations are defined on colours.
+            mean: Mean of each band by which images were normalized, shape (C,), if known: color
+                operations are defined on colors.
             std: Standard deviation of each band, shape (C,), likewise.
         """
         self.config = config = config.sized()
@@ -152,7 +152,7 @@ class MultiCrop:
         """Draw the views of a batch.
 
         Args:
-            image: Normalised images, shape (B, C, H, W), or time series, shape (B, T, C, H, W), whose
+            image: Normalized images, shape (B, C, H, W), or time series, shape (B, T, C, H, W), whose
                 frames all get the same crop and the same changes.
             local: Draw local crops too.
 
@@ -248,7 +248,7 @@ def _random_affine(count: int, scale: tuple[float, float], flips: tuple[bool, bo
     area = torch.empty(count).uniform_(*scale)
     ratio = torch.empty(count).uniform_(math.log(3 / 4), math.log(4 / 3)).exp()
     sides = torch.stack([(area * ratio).sqrt(), (area / ratio).sqrt()], dim=1).clamp(max=1)
-    centre = (1 - sides) * torch.empty(count, 2).uniform_(-1, 1)
+    center = (1 - sides) * torch.empty(count, 2).uniform_(-1, 1)
     turn = torch.randint(0, 4, (count,)) if turns else torch.zeros(count, dtype=torch.long)
     cosine, sine = torch.tensor([1.0, 0, -1, 0])[turn], torch.tensor([0.0, 1, 0, -1])[turn]
     rotation = torch.stack([cosine, -sine, sine, cosine], dim=1).view(count, 2, 2)
@@ -256,4 +256,4 @@ def _random_affine(count: int, scale: tuple[float, float], flips: tuple[bool, bo
         # The first column of the map belongs to the crop's x, so that the mirror precedes the turn.
         signs = torch.randint(0, 2, (count, 1, 2)) * 2 - 1
         rotation = rotation * torch.where(torch.tensor(flips), signs, 1)
-    return torch.cat([sides[:, :, None] * rotation, centre[:, :, None]], dim=2)
+    return torch.cat([sides[:, :, None] * rotation, center[:, :, None]], dim=2)

@@ -1,6 +1,6 @@
 """Transforms of spectral bands, in batches, for use inside `K.AugmentationSequential`.
 
-All leave masks and boxes alone. Normalisation by mean and standard deviation is kornia's `K.Normalize`,
+All leave masks and boxes alone. Normalization by mean and standard deviation is kornia's `K.Normalize`,
 crops are kornia's `K.RandomResizedCrop`.
 """
 
@@ -16,7 +16,7 @@ from torchgeo import transforms as tg
 
 from ..bands import canonical, select_bands
 
-#: Names of the bands that each index of TorchGeo is made of: colours, and Sentinel-2's.
+#: Names of the bands that each index of TorchGeo is made of: colors, and Sentinel-2's.
 _ROLES = {
     'index_red': ('red', 'B04'),
     'index_green': ('green', 'B03'),
@@ -80,7 +80,7 @@ class ClipNormalize(K.IntensityAugmentationBase2D):
 
     @classmethod
     def around_mean(cls, mean: Tensor, std: Tensor, deviations: float = 2.0, levels: int = 0) -> Self:
-        """SatMAE's normalisation: from two standard deviations below the mean to two above.
+        """SatMAE's normalization: from two standard deviations below the mean to two above.
 
         Args:
             mean: Mean of each band, shape (C,).
@@ -96,7 +96,7 @@ class ClipNormalize(K.IntensityAugmentationBase2D):
     def apply_transform(
         self, input: Tensor, params: dict[str, Tensor], flags: dict[str, Any], transform: Tensor | None = None
     ) -> Tensor:
-        """Normalise, shape (B, C, H, W)."""
+        """Normalize, shape (B, C, H, W)."""
         low, high = flags['low'].to(input), flags['high'].to(input)
         scaled = ((input - low) / (high - low)).clamp(0, 1)
         levels = flags['levels']
@@ -124,7 +124,7 @@ class QuantileNormalize(K.IntensityAugmentationBase2D):
     def apply_transform(
         self, input: Tensor, params: dict[str, Tensor], flags: dict[str, Any], transform: Tensor | None = None
     ) -> Tensor:
-        """Normalise, shape (B, C, H, W)."""
+        """Normalize, shape (B, C, H, W)."""
         # By sorting, as torch.quantile has a limit of 2^24 values.
         ordered = input.flatten(2).sort(dim=-1).values
         last = ordered.shape[-1] - 1
@@ -136,7 +136,7 @@ class SpectralJitter(K.IntensityAugmentationBase2D):
     """Change brightness and contrast of any bands: of all alike, as light does, and a little of each.
 
     Values are changed about each band's own mean, so that no band loses its place in the spectrum, and
-    nothing is cut off. For red, green and blue alone kornia's `K.ColorJitter` also changes colours.
+    nothing is cut off. For red, green and blue alone kornia's `K.ColorJitter` also changes colors.
     """
 
     def __init__(
@@ -182,7 +182,7 @@ def spectral_index(name: str, bands: Sequence[str]) -> Any:
 
     Args:
         name: Index, such as `NDVI`.
-        bands: Names of the bands in image order: colours, or Sentinel-2's.
+        bands: Names of the bands in image order: colors, or Sentinel-2's.
 
     Returns:
         The transform.

@@ -1,4 +1,4 @@
-"""The views of a batch a model sees: augmented and normalised on the device."""
+"""The views of a batch a model sees: augmented and normalized on the device."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,8 +11,8 @@ from .multicrop import MultiCrop, ViewsConfig
 Transform = Callable[[dict[str, Any]], dict[str, Any]]
 
 
-def normalisation(mean: Tensor, std: Tensor) -> Transform:
-    """Make a transform that only normalises.
+def normalization(mean: Tensor, std: Tensor) -> Transform:
+    """Make a transform that only normalizes.
 
     Args:
         mean: Mean of each band in the units of the images, shape (C,).
@@ -34,7 +34,7 @@ def training_view(
     vertical_flip: bool = False,
     quarter_turns: bool = False,
 ) -> Transform:
-    """Make a transform that draws one random crop per image, mirrors it and normalises.
+    """Make a transform that draws one random crop per image, mirrors it and normalizes.
 
     Args:
         mean: Mean of each band in the units of the images, shape (C,).
@@ -60,7 +60,7 @@ def training_view(
             (image_size, image_size),
             scale=(low, high),
             resample='bicubic',
-            # Half-pixel centres as in Pillow and torchvision, whose crops the weights were made on.
+            # Half-pixel centers as in Pillow and torchvision, whose crops the weights were made on.
             align_corners=False,
             cropping_mode='slice',
         )
@@ -77,24 +77,24 @@ def training_view(
 
 
 def training_views(
-    config: ViewsConfig, bands: Sequence[str], normalise: Transform, mean: Tensor, std: Tensor
+    config: ViewsConfig, bands: Sequence[str], normalize: Transform, mean: Tensor, std: Tensor
 ) -> Transform:
-    """Make a transform that normalises and draws several crops per image.
+    """Make a transform that normalizes and draws several crops per image.
 
     Args:
         config: What to draw.
         bands: Names of the bands, in image order.
-        normalise: Function from batch to batch that normalises ``image``, shape (B, C, H, W), or series.
+        normalize: Function from batch to batch that normalizes ``image``, shape (B, C, H, W), or series.
         mean: Mean of each band that it subtracts, shape (C,).
         std: Standard deviation of each band that it divides by, shape (C,).
 
     Returns:
-        Function from batch to batch that normalises and adds ``views``, see :class:`MultiCrop`.
+        Function from batch to batch that normalizes and adds ``views``, see :class:`MultiCrop`.
     """
     crop = MultiCrop(config, bands, mean, std)
 
     def transform(batch: dict[str, Any]) -> dict[str, Any]:
-        batch = normalise(batch)
+        batch = normalize(batch)
         return {**batch, 'views': crop(batch['image'])}
 
     return transform

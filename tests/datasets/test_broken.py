@@ -17,7 +17,7 @@ from rasterio.errors import RasterioIOError
 from torch.utils.data import Dataset, Subset
 
 from explora_geo.datasets import FolderDataset, MaskFolderDataset, PackedDataset, images
-from explora_geo.datasets.collate import DrawAgain, UsableLoader, collate_skipping
+from explora_geo.datasets.collate import ReplacingCollate, SkippingDataLoader, collate_skipping
 from explora_geo.datasets.files import find_images
 from explora_geo.datasets.listed import ListedDataset
 from explora_geo.datasets.packing import pack
@@ -105,26 +105,26 @@ def test_a_folder_called_like_an_image_is_a_folder(flat: Path) -> None:
 def test_a_training_batch_without_a_usable_tile_draws_another_and_always_the_same(flat: Path) -> None:
     add(flat, 'empty jpeg')
     dataset = FolderDataset(flat)
-    collate = DrawAgain(collate_skipping, dataset)
+    collate = ReplacingCollate(collate_skipping, dataset)
     first, second = (collate([dataset[4]]) for _ in range(2))
     assert first['image'].shape == (1, 3, 64, 64) and len(first['skipped']) == len(second['skipped']) >= 1
     assert torch.equal(first['image'], second['image'])
     broken = [dataset[4]] * 2
     with pytest.raises(ValueError, match='at least one usable tile'):
-        DrawAgain(collate_skipping, Subset(dataset, [4]))(broken)
+        ReplacingCollate(collate_skipping, Subset(dataset, [4]))(broken)
 
 
 def test_a_batch_to_measure_without_a_usable_tile_is_left_out_by_name(flat: Path) -> None:
     add(flat, 'empty jpeg')
     dataset = FolderDataset(flat)
-    loader = UsableLoader(dataset, batch_size=2, collate_fn=collate_skipping)
+    loader = SkippingDataLoader(dataset, batch_size=2, collate_fn=collate_skipping)
     with pytest.warns(UserWarning, match=r'A batch of 1 is left out, first .*z\.jpg'):
         assert [len(batch['image']) for batch in loader] == [2, 2]
     with (
         pytest.warns(UserWarning, match='left out'),
         pytest.raises(ValueError, match=r'No image can be used, first .*z\.jpg'),
     ):
-        list(UsableLoader(Subset(dataset, [4])))
+        list(SkippingDataLoader(Subset(dataset, [4])))
 
 
 class Failing:

@@ -62,8 +62,8 @@ def test_a_flat_folder_has_no_labels(tiles: Path) -> None:
     assert dataset.classes == ()
     assert dataset.labels is None
     assert set(dataset[0]) == {'image'}
-    assert len(FolderDataset(RGB, labelled=False)) == 1000
-    assert 'label' not in FolderDataset(RGB, labelled=False)[0]
+    assert len(FolderDataset(RGB, labeled=False)) == 1000
+    assert 'label' not in FolderDataset(RGB, labeled=False)[0]
 
 
 def test_loose_images_beside_folders_are_all_read_without_labels(tiles: Path) -> None:
@@ -71,8 +71,8 @@ def test_loose_images_beside_folders_are_all_read_without_labels(tiles: Path) ->
     dataset = FolderDataset(tiles)
     assert len(dataset) == 105
     assert dataset.labels is None
-    with pytest.raises(ValueError, match=r'labelled=True .* 5 lie directly in'):
-        FolderDataset(tiles, labelled=True)
+    with pytest.raises(ValueError, match=r'labeled=True .* 5 lie directly in'):
+        FolderDataset(tiles, labeled=True)
 
 
 def test_bands_are_found_by_name_on_a_real_tile_whose_last_band_is_b8a() -> None:
@@ -324,7 +324,7 @@ def test_an_empty_class_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / 'Nothing').mkdir()
     assert FolderDataset(tmp_path).classes == ('Forest',)
     with pytest.raises(ValueError, match=r"every class folder, but \['Nothing'\]"):
-        FolderDataset(tmp_path, labelled=True)
+        FolderDataset(tmp_path, labeled=True)
 
 
 def test_a_folder_of_unreadable_files_says_so(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 from torchgeo.transforms import Rearrange
 
-from explora_geo.transforms import FramesAsChannels, normalisation, training_view
+from explora_geo.transforms import FramesAsChannels, normalization, training_view
 
 
 def test_all_frames_of_a_series_get_the_same_crop_and_flip() -> None:
@@ -24,7 +24,7 @@ def test_all_frames_of_a_series_get_the_same_crop_and_flip() -> None:
 def test_each_band_of_each_frame_is_normalised() -> None:
     mean, std = torch.tensor([1.0, 2.0]), torch.tensor([2.0, 4.0])
     series = torch.randn(3, 4, 2, 5, 5)
-    found = FramesAsChannels(normalisation(mean.repeat(4), std.repeat(4)))({'image': series})['image']
+    found = FramesAsChannels(normalization(mean.repeat(4), std.repeat(4)))({'image': series})['image']
     assert_close(found, (series - mean.view(2, 1, 1)) / std.view(2, 1, 1))
 
 

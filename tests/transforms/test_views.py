@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from explora_geo.transforms import normalisation, training_view
+from explora_geo.transforms import normalization, training_view
 
 
 def test_normalisation_changes_the_image_only() -> None:
@@ -12,7 +12,7 @@ def test_normalisation_changes_the_image_only() -> None:
         'label': torch.tensor([4]),
         'skipped': ['a: torn'],
     }
-    out = normalisation(torch.tensor([10.0, 4.0]), torch.tensor([10.0, 1.0]))(batch)
+    out = normalization(torch.tensor([10.0, 4.0]), torch.tensor([10.0, 1.0]))(batch)
     assert torch.allclose(out['image'], torch.tensor([[[[0.0, 1.0]], [[-1.0, 1.0]]]]))
     assert out['label'].tolist() == [4]
     assert out['skipped'] == ['a: torn']
