@@ -18,7 +18,7 @@ from torch import Tensor
 from explora_geo._adapt_progress import ScoreSoFar, read_legs
 from explora_geo._adapt_settings import ANCHOR, Source
 from explora_geo._version import __version__
-from explora_geo.checkpoints import load_backbone, scale_adapter
+from explora_geo.checkpoints import load_backbone, read_weights, scale_adapter
 from explora_geo.datamodules.archive import Archive
 from explora_geo.datamodules.labeled import LabeledTiles
 from explora_geo.datasets.files import evenly_spaced
@@ -136,15 +136,16 @@ def measure(
     trained, adapter = folder / 'run' / 'adapter.safetensors', folder / 'adapter.safetensors'
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     shape: dict[str, Any] = {'img_size': found.image_size, 'bands': found.bands}
-    before = load_backbone(task.hparams['model'], source.weights, **shape).to(device)
-    whole = load_backbone(task.hparams['model'], source.weights, trained, **shape).to(device)
+    weights = read_weights(source.weights)  # once, for up to four backbones
+    before = load_backbone(task.hparams['model'], weights, **shape).to(device)
+    whole = load_backbone(task.hparams['model'], weights, trained, **shape).to(device)
     images, names = sample(datamodule, device)
     comparison = None
     if scoring.labels is not None:
         say(f'Scoring source and adapted features on {scoring.labels}.')
         models = {ADAPTED: whole}
         if scoring.beside is not None:
-            beside = load_backbone(task.hparams['model'], source.weights, Path(scoring.beside), **shape)
+            beside = load_backbone(task.hparams['model'], weights, Path(scoring.beside), **shape)
             models[BESIDE] = beside.to(device)
         protocol = replace(PROTOCOL, turns=1) if scoring.quick else PROTOCOL
         strengths = {*((1.0,) if scoring.quick else STRENGTHS), scoring.strength or 0.0}
@@ -154,7 +155,7 @@ def measure(
     scale_adapter(trained, before, adapter, strength.value)
     after = whole
     if strength.value < 1:
-        after = load_backbone(task.hparams['model'], source.weights, adapter, **shape).to(device)
+        after = load_backbone(task.hparams['model'], weights, adapter, **shape).to(device)
     high = 255.0 if found.dtype == 'uint8' else None
     display = display_tiles(datamodule.mean, datamodule.std, found.bands, high)
     pictures = compute_pictures(before, after, images, display, names=names)

@@ -121,7 +121,7 @@ def load_backbone(
     given = {k: v for k, v in kwargs.items() if v is not None}
     if adapter is not None:
         return _load_adapted(name, stored, adapter, strength, given)[0]
-    name, stated = _stated(name, stored, weights)
+    name, stated = _stated(name, stored)
     options = {**stated, **given}
     if largest is not None and 'img_size' not in options:
         options['img_size'] = task_size(name, options.get('patch_size'), largest)
@@ -165,11 +165,10 @@ def _load_adapted(
     return vit.requires_grad_(True).eval(), header
 
 
-def _stated(name: str | None, stored: StoredWeights, weights: object) -> tuple[str, dict[str, Any]]:
+def _stated(name: str | None, stored: StoredWeights) -> tuple[str, dict[str, Any]]:
     """Name of the backbone, and the arguments of `create_vit` that weights state."""
     meta, source = stored.meta, stored.source
-    text = str(weights)
-    hub = text.removeprefix('timm/') if text.startswith('timm/') else None
+    hub = source.removeprefix('timm/') if source.startswith('timm/') else None
     found = name or meta.get('backbone') or hub
     if found is None:
         raise ValueError(
