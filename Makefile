@@ -68,10 +68,11 @@ help: ## List the targets
 	@sed -nE 's/^([a-z-]+):.* ## (.*)/\1|\2/p' $(MAKEFILE_LIST) | \
 		while IFS='|' read -r name what; do printf '  make %-12s %s\n' "$$name" "$$what"; done
 
-# What the demonstration adapts; make demo WEIGHTS=timm/vit_small_patch14_dinov2.lvd142m BESIDE= takes the whole network
-WEIGHTS ?= ViTSmall14_Weights.LVD142M_DINOV2_DEPTH6
+# What the demonstration adapts; make demo WEIGHTS=timm/vit_small_patch14_dinov2.lvd142m takes the whole network
+DEPTH6 := ViTSmall14_Weights.LVD142M_DINOV2_DEPTH6
+WEIGHTS ?= $(DEPTH6)
 # An adapter of these weights that was made beforehand, scored beside the short run
-BESIDE ?= explora_geo/models/files/vit_small_patch14_dinov2_depth6_eurosat.safetensors
+BESIDE ?= $(if $(filter $(DEPTH6),$(WEIGHTS)),explora_geo/models/files/vit_small_patch14_dinov2_depth6_eurosat.safetensors)
 demo: $(BIN)/.installed ## Install into .venv once, then adapt a model to the shipped tiles and report (5 minutes)
 	@$(BIN)/explora-geo adapt tests/data/eurosat_rgb/train --labels tests/data/eurosat_rgb/test --steps 24 \
 		--weights $(WEIGHTS) $(if $(BESIDE),--beside $(BESIDE)) --quick --out runs/demo

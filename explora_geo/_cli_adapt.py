@@ -1,5 +1,9 @@
 """`explora-geo adapt`: the main job."""
 
+import os
+import sys
+import webbrowser
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -36,6 +40,7 @@ def adapt(
         bool, typer.Option('--quick', help='Score features as they are alone: no turns, no strengths.')
     ] = False,
     force: Annotated[bool, typer.Option('--force', help='Adapt against advice.')] = False,
+    no_open: Annotated[bool, typer.Option('--no-open', help='Leave the report closed.')] = False,
 ) -> None:
     """Adapt a backbone to an archive of unlabeled images, and report whether that helped.
 
@@ -64,7 +69,34 @@ def adapt(
     adapted = run(scenes, out, weights, adaptation, length, bands, config, scoring, force, say)
     console.print(f'[bold]{escape(adapted.report["verdict"]["text"])}[/bold]')
     console.print(escape(adapted.report['verdict']['advice']))
+    if not no_open and opens(os.environ, sys.stdout.isatty(), sys.platform):
+        _open(adapted.page)
     console.print(escape(str(adapted.page.resolve())), soft_wrap=True)
+
+
+def opens(environment: Mapping[str, str], terminal: bool, platform: str) -> bool:
+    """Whether a page opens by itself: where somebody sits before a desktop, and not on a far machine.
+
+    Args:
+        environment: Environment variables.
+        terminal: Whether output goes to a terminal.
+        platform: `sys.platform`.
+    """
+    desktop = (
+        platform in ('darwin', 'win32') or environment.get('DISPLAY') or environment.get('WAYLAND_DISPLAY')
+    )
+    elsewhere = environment.get('CI') or environment.get('SSH_CONNECTION')
+    return bool(terminal and desktop and not elsewhere)
+
+
+def _open(page: Path) -> None:
+    """Show a page in the browser of the desktop, if there is one."""
+    try:
+        browser = webbrowser.get()
+        if type(browser) is not webbrowser.GenericBrowser:  # that one would take over the terminal
+            browser.open(page.resolve().as_uri())
+    except (webbrowser.Error, OSError):
+        return
 
 
 def _share(text: str) -> float | None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import warnings
+import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import torch
 import yaml
 from rasterio.errors import NotGeoreferencedWarning
 
+from explora_geo import _cli_adapt
 from explora_geo.checkpoints import model_metadata, read_adapter, write_state
 from explora_geo.cli import main
 from explora_geo.models import create_vit
@@ -182,7 +184,44 @@ def test_a_run_that_is_stopped_by_ctrl_c_says_how_to_go_on_and_does(
     assert f'Stopped. The same command goes on from {run}/run/last.ckpt.' in ' '.join(said.split())
     done = torch.load(run / 'run' / 'last.ckpt', weights_only=True)['global_step']
     assert 1 <= done < 30 and not (run / 'report.html').exists()
+    capsys.readouterr()
     with pytest.raises(SystemExit, match='0'):
         main(command)
+    assert capsys.readouterr().out.splitlines()[-1] == str(run / 'report.html')
     report = json.loads((run / 'report.json').read_text())
     assert report['adaptation']['steps'] == 30 and report['curves'][0]['x'] == list(range(30))
+
+
+@pytest.mark.parametrize(
+    ('environment', 'terminal', 'platform', 'expected'),
+    [
+        ({'DISPLAY': ':0'}, True, 'linux', True),
+        ({'WAYLAND_DISPLAY': 'wayland-0'}, True, 'linux', True),
+        ({}, True, 'darwin', True),
+        ({}, True, 'linux', False),
+        ({'DISPLAY': ':0'}, False, 'linux', False),
+        ({'DISPLAY': ':0', 'CI': 'true'}, True, 'linux', False),
+        ({'SSH_CONNECTION': '10.0.0.1'}, True, 'darwin', False),
+    ],
+)
+def test_the_page_opens_where_somebody_sits_before_a_desktop(
+    environment: dict[str, str], terminal: bool, platform: str, expected: bool
+) -> None:
+    assert _cli_adapt.opens(environment, terminal, platform) == expected
+
+
+def test_a_browser_of_the_terminal_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = tmp_path / 'shown'
+    script = tmp_path / 'browser'
+    script.write_text(f'#!/bin/sh\necho "$1" >> {shown}\n')
+    script.chmod(0o755)
+    desktop, terminal = (
+        kind(str(script)) for kind in (webbrowser.BackgroundBrowser, webbrowser.GenericBrowser)
+    )
+    for browser in (desktop, terminal):
+        monkeypatch.setattr(webbrowser, 'get', lambda browser=browser: browser)
+        _cli_adapt._open(tmp_path / 'report.html')
+    end = time.monotonic() + 10
+    while not (shown.exists() and shown.read_text().endswith('\n')) and time.monotonic() < end:
+        time.sleep(0.01)
+    assert shown.read_text() == f'{(tmp_path / "report.html").as_uri()}\n'
