@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch.utils.data import Subset
 
 from explora_geo.evaluation import Budget
+from explora_geo.trainers import CropLink
 
 
 def build_trainer(
@@ -55,7 +56,7 @@ def build_trainer(
         enable_model_summary=False,
         enable_progress_bar=False,
         limit_val_batches=0,
-        callbacks=[*callbacks, *saving],
+        callbacks=[CropLink(), *callbacks, *saving],
         **options,
     )
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from torchvision.models._api import WeightsEnum
 
 from explora_geo._adapt_progress import CleanStop, Legs, ProgressBar, ScoreSoFar
 from explora_geo._adapt_report import Scoring, check_sample, measure, score_on_the_way
@@ -30,6 +29,7 @@ from explora_geo._adapt_settings import (
 )
 from explora_geo._adapt_speed import prepare, settle, to_plain
 from explora_geo._atomic import FULL, atomic_path
+from explora_geo._compat import WeightsEnum
 from explora_geo.checkpoints import load_backbone
 from explora_geo.configured import read_yaml
 from explora_geo.datamodules.archive import look

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torchvision.models._api import WeightsEnum
 
+from explora_geo._compat import WeightsEnum
 from explora_geo.adaptation import ExPLoRAConfig, explora
 from explora_geo.checkpoints.metadata import stated_tokenizer
 from explora_geo.checkpoints.sources import read_weights

@@ -1,8 +1,142 @@
-"""The one place that knows both TorchGeo lines."""
+"""The one place that knows what other packages do not promise: private names, and both lines of TorchGeo.
 
-try:
-    from torchgeo.tasks import BaseTask  # TorchGeo 0.10
-except ImportError:
-    from torchgeo.trainers import BaseTask  # TorchGeo 0.8 and 0.9
+A test looks at each of them, and says in a sentence what an upgrade has moved. What is heavy is imported when
+it is asked for: models need neither Lightning nor TorchGeo.
+"""
 
-__all__ = ['BaseTask']
+import importlib
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from signal import SIGUSR1, Signals
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
+from torchvision.models._api import Weights, WeightsEnum
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
+    from rasterio._err import CPLE_BaseError as CPLE_BaseError
+    from rasterio._err import CPLE_OutOfMemoryError as CPLE_OutOfMemoryError
+    from torchgeo.trainers import BaseTask as BaseTask
+
+__all__ = [
+    'BatchNorm',
+    'Weights',
+    'WeightsEnum',
+    'attention_scores',
+    'compile_limit',
+    'copy_tensors',
+    'data_fetcher',
+    'log_hparams',
+    'slurm_requeue_signal',
+    'smp_decoder',
+    'unfuse_attention',
+    'unscaled_by_clipping',
+    'weight_norm',
+]
+
+
+# Where classes are that are imported when they are asked for; the first module that there is counts.
+_PLACES = {
+    'BaseTask': ('torchgeo.tasks', 'torchgeo.trainers'),  # TorchGeo 0.10; 0.8 and 0.9
+    'CPLE_BaseError': ('rasterio._err',),
+    'CPLE_OutOfMemoryError': ('rasterio._err',),
+}
+# Decoders of segmentation-models-pytorch, which exports whole models alone
+_DECODERS = {
+    'UPerNetDecoder': 'upernet',
+    'FPNDecoder': 'fpn',
+    'PANDecoder': 'pan',
+    'PSPDecoder': 'pspnet',
+    'DPTDecoder': 'dpt',
+    'DPTSegmentationHead': 'dpt',
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a class of `_PLACES` on first access."""
+    for place in _PLACES.get(name, ()):
+        try:
+            return getattr(importlib.import_module(place), name)
+        except ModuleNotFoundError:
+            continue
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+
+
+def smp_decoder(name: str) -> Any:
+    """A decoder class of segmentation-models-pytorch, such as `UPerNetDecoder`."""
+    module = importlib.import_module(f'segmentation_models_pytorch.decoders.{_DECODERS[name]}.decoder')
+    return getattr(module, name)
+
+
+def attention_scores(attention: Any, x: Tensor, queries: int = 1) -> Tensor:
+    """Attention of the first tokens of a timm block to all tokens, shape (B, heads, queries, N).
+
+    Args:
+        attention: timm's `Attention`.
+        x: Normed tokens, shape (B, N, D).
+        queries: Tokens that attend.
+    """
+    q, k, _ = attention.qkv(x).unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    scores = attention.q_norm(q[:, :, :queries]) @ attention.k_norm(k).transpose(-2, -1)
+    weights: Tensor = (scores * attention.scale).softmax(dim=-1)
+    return weights
+
+
+def unfuse_attention(module: nn.Module) -> None:
+    """Do without the fused attention of torch in all of timm's blocks."""
+    for part in module.modules():
+        if hasattr(part, 'fused_attn'):
+            attention: Any = part
+            attention.fused_attn = False
+
+
+def log_hparams(task: 'LightningModule', values: dict[str, Any]) -> None:
+    """Replace hyper-parameters of a task, also in what loggers write."""
+    initial: Any = task._hparams_initial
+    task.hparams.update(values)
+    initial.update(values)
+
+
+def data_fetcher(trainer: 'Trainer') -> Any:
+    """What the training loop asks for batches; None before it starts."""
+    return trainer.fit_loop._data_fetcher
+
+
+def slurm_requeue_signal(trainer: 'Trainer') -> Signals | None:
+    """The signal by which Slurm announces the end of a job that it queues again; None without one."""
+    from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+
+    environment = trainer._accelerator_connector.cluster_environment
+    if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
+        return environment.requeue_signal or SIGUSR1
+    return None
+
+
+def unscaled_by_clipping(optimizer: torch.optim.Optimizer) -> None:
+    """Have Lightning clip the gradients of a fused optimizer, which it refuses for fear of scaled ones."""
+    optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+
+
+def copy_tensors(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+    """Copy tensors into others, all in one kernel."""
+    torch._foreach_copy_(list(targets), list(sources))
+
+
+def compile_limit(graphs: int) -> AbstractContextManager[None]:
+    """Let `torch.compile` write at least so many graphs of a function, where it would give up after a few."""
+    config: Any = torch._dynamo.config
+    changed: AbstractContextManager[None] = config.patch(recompile_limit=max(config.recompile_limit, graphs))
+    return changed
+
+
+def weight_norm(direction: Tensor, gain: Tensor) -> Tensor:
+    """Rows of a matrix with the lengths *gain*: the kernel behind torch's weight norm, one pass each way.
+
+    Args:
+        direction: Matrix, shape (K, D).
+        gain: Lengths, shape (K, 1).
+    """
+    return torch._weight_norm(direction, gain, 0)

@@ -17,7 +17,8 @@ from explora_geo.datamodules import FolderDataModule  # its package lets a YAML 
 from explora_geo.datasets.files import find_images
 from explora_geo.datasets.images import BadTileError, image_sides
 from explora_geo.models.builders import DINOV2_SIZE
-from explora_geo.trainers.steady import SteadyTask
+from explora_geo.trainers import CropLink
+from explora_geo.trainers.resume import ReproducibleTask
 
 # What the help of a subcommand ends with
 _EXAMPLES = {
@@ -68,6 +69,17 @@ class _Checked(LightningCLI):
         if options.get('weights_only') is None:
             options['weights_only'] = True  # Lightning would unpickle what it downloads
 
+    def before_instantiate_classes(self) -> None:
+        """Have the check before training cover the whole labelled set, if nothing else is asked for.
+
+        What the starting weights score is what later scores are compared with.
+        """
+        options = self.config.get(self.subcommand) or {}
+        task, trainer = options.get('model') or {}, options.get('trainer') or {}
+        watched = task.get('init_args', {}).get('monitor_features', 'none') != 'none'
+        if watched and trainer.get('num_sanity_val_steps') is None and not trainer.get('fast_dev_run'):
+            trainer['num_sanity_val_steps'] = -1
+
 
 class _Prepared(_Checked):
     """The same command, made ready and not started."""
@@ -108,6 +120,7 @@ def run(args: ArgsType = None, start: bool = True, **kwargs: Any) -> LightningCL
             subclass_mode_model=True,
             subclass_mode_data=True,
             save_config_kwargs={'overwrite': True},
+            trainer_defaults={'callbacks': [CropLink()]},
             parser_kwargs={'version': __version__, 'exit_on_error': False, **_EXAMPLES},
             args=args,
             **kwargs,
@@ -143,7 +156,7 @@ def plan(args: list[str]) -> dict[str, str]:
     validation = getattr(datamodule, 'val_dataset', None)
     rows = {
         'task': type(task).__name__,
-        **(_backbone(task, datamodule) if isinstance(task, SteadyTask) else {}),
+        **(_backbone(task, datamodule) if isinstance(task, ReproducibleTask) else {}),
         'trains': f'{trained:,} parameters with heads and decoders',
         'weights': getattr(task, 'load_report', ''),
         'data': f'{type(datamodule).__name__}, {batches:,} batches of {size} an epoch, '

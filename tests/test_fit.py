@@ -14,6 +14,8 @@ from torchgeo.datasets import EuroSAT
 
 from explora_geo.checkpoints import read_adapter
 from explora_geo.cli import main
+from explora_geo.configured import run
+from explora_geo.trainers import CropLink
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / 'tests' / 'conf').glob('pretrain_*.yaml'))
@@ -208,3 +210,26 @@ def test_resuming_with_other_base_weights_is_refused(
     other = f'--model.init_args.weights={tmp_path / "other.pth"}'
     sentence = refuse(other, '--trainer.max_epochs=2', f'--ckpt_path={checkpoint}')
     assert 'trained from other weights or another adaptation' in sentence
+
+
+@pytest.mark.parametrize(
+    ('example', 'given', 'steps'),
+    [
+        ('pretrain_mae_folder', [], float('inf')),
+        ('pretrain_mae_folder', ['--trainer.num_sanity_val_steps=0'], 0),
+        ('pretrain_mae_folder', ['--model.init_args.monitor_features=none'], 2),
+        ('pretrain_dinov2_folder', [], float('inf')),
+    ],
+)
+def test_the_command_line_links_crops_and_has_all_starting_features_scored(
+    small: Callable[[Path], list[str]], example: str, given: list[str], steps: float
+) -> None:
+    args = [
+        'fit',
+        *small(ROOT / 'tests' / 'conf' / f'{example}.yaml'),
+        '--trainer.fast_dev_run=false',
+        *given,
+    ]
+    trainer: Any = run(args, start=False).trainer
+    assert trainer.num_sanity_val_steps == steps
+    assert any(isinstance(callback, CropLink) for callback in trainer.callbacks)

@@ -11,6 +11,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / 'explora_geo'
 MODULES = sorted(PACKAGE.rglob('*.py'))
 
+# What knows nothing of the package, so that every module may import it.
+FREE = {'_compat', '_version'}
 # What a module, or else its sub-package, may import of ours; its own package's parts are listed too.
 ALLOWED = {
     'adaptation': {'adaptation'},
@@ -25,10 +27,10 @@ ALLOWED = {
     'models.builders': {'models.tokenizers', 'models.vit'},
     'models.matching': {'bands', 'models'},
     'models': {'models'},
-    'checkpoints': {'_atomic', '_version', 'adaptation', 'bands', 'models', 'checkpoints'},
+    'checkpoints': {'_atomic', 'adaptation', 'bands', 'models', 'checkpoints'},
     'objectives': {'adaptation', 'models', 'objectives', 'transforms'},
     'trainers': {
-        *('_compat', '_version', 'adaptation', 'bands', 'checkpoints', 'datasets', 'devices', 'evaluation'),
+        *('adaptation', 'bands', 'checkpoints', 'datasets', 'devices', 'evaluation'),
         *('models', 'objectives', 'trainers', 'transforms'),
     },
     'evaluation': {'adaptation', 'models', 'checkpoints', 'evaluation'},
@@ -36,8 +38,8 @@ ALLOWED = {
     'maps': {'bands', 'checkpoints', 'datasets', 'maps', 'models', 'trainers'},
     'datasets': {'_atomic', 'bands', 'datasets'},
     'transforms': {'bands', 'transforms'},
-    'datamodules': {'_compat', 'bands', 'datasets', 'transforms', 'datamodules'},
-    'configured': {'_compat', '_version', 'checkpoints', 'datamodules', 'datasets', 'models', 'trainers'},
+    'datamodules': {'bands', 'datasets', 'transforms', 'datamodules'},
+    'configured': {'checkpoints', 'datamodules', 'datasets', 'models', 'trainers'},
     # Commands stand above everything, and nothing but the command line imports them.
     'cli': {
         *('_cli_console', '_cli_models', 'adaptation', '_cli_adapt', 'configured', 'datasets', 'doctor'),
@@ -47,11 +49,11 @@ ALLOWED = {
         *('_cli_console', 'checkpoints', 'configured', 'devices', 'evaluation', 'maps', 'models', 'trainers')
     },
     '_cli_console': set(),
-    'doctor': {'_version', 'checkpoints', 'devices', 'models'},
+    'doctor': {'checkpoints', 'devices', 'models'},
     'devices': set(),
     '_adapt_settings': {'adaptation', 'checkpoints', 'datamodules', 'models', 'trainers'},
     '_adapt_report': {
-        *('_adapt_progress', '_adapt_settings', '_version', 'checkpoints', 'datamodules', 'datasets'),
+        *('_adapt_progress', '_adapt_settings', 'checkpoints', 'datamodules', 'datasets'),
         *('evaluation', 'models', 'objectives', 'reports', 'trainers'),
     },
     '_adapt_progress': {'_atomic', 'adaptation', 'models'},
@@ -94,7 +96,7 @@ def imported(path: Path) -> set[str]:
 
 
 def ours(path: Path) -> set[str]:
-    """The same without the package's name, of our modules only; `__version__` is anyone's."""
+    """The same without the package's name, of our modules only."""
     names = {n.removeprefix('explora_geo').lstrip('.') for n in imported(path) if n.startswith('explora_geo')}
     return names - {''}
 
@@ -111,8 +113,42 @@ def test_imports_point_one_way(path: Path) -> None:
     if allowed is None:
         assert path.name in ('__init__.py', '__main__.py')
         return
-    for name in ours(path):
+    for name in ours(path) - FREE:
         assert any(name == a or name.startswith(f'{a}.') for a in allowed), name
+
+
+def graph() -> dict[str, set[str]]:
+    """Imports between modules, wherever in a file, for types alone too; a package is its `__init__`."""
+    names = {name_of(path).removesuffix('.__init__'): path for path in MODULES}
+    return {name: {other for other in ours(path) if other in names} - {name} for name, path in names.items()}
+
+
+def circular(edges: dict[str, set[str]]) -> set[str]:
+    """Modules from which imports lead back to themselves."""
+    found = set()
+    for start, ahead in edges.items():
+        seen: set[str] = set()
+        rest = list(ahead)
+        while rest:
+            name = rest.pop()
+            if name not in seen:
+                seen.add(name)
+                rest += edges[name]
+        if start in seen:
+            found.add(start)
+    return found
+
+
+def test_no_module_leads_back_to_itself() -> None:
+    found = circular(graph())
+    assert not found, f'these modules import one another in a circle: {", ".join(sorted(found))}'
+    assert circular({'a': {'b'}, 'b': {'c'}, 'c': {'b'}}) == {'b', 'c'}
+    assert {'trainers.pretrain', 'trainers.taskfile'} <= graph()['trainers']  # its `__init__`
+
+
+@pytest.mark.parametrize('path', MODULES, ids=name_of)
+def test_nothing_imports_the_roof(path: Path) -> None:
+    assert 'explora_geo' not in imported(path), 'import the module that holds the name, such as _version'
 
 
 @pytest.mark.parametrize('path', MODULES, ids=name_of)

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.profilers import PassThroughProfiler
 from rich.console import Console
 
 from explora_geo.datamodules import FolderDataModule
 from explora_geo.models import ViTTiny8_Weights
-from explora_geo.trainers import ExPLoRATask
-from explora_geo.trainers.clock import LoaderClock
+from explora_geo.trainers import CropLink, ExPLoRATask
 
 from .clock import Times, spread
 from .records import add_row, begin, section, table
@@ -26,12 +26,12 @@ WORKERS = (0, 1, 2)
 TARGET = 0.05
 
 
-class StepClock(LoaderClock):
-    """Keeps what the task reads of its clock, once in every step.
+class StepClock(PassThroughProfiler):
+    """Keeps when steps end, and how long the training loop waited for its loader; times nothing else.
 
     Attributes:
-        ends: When, seconds.
-        waits: Seconds waited since the time before.
+        ends: When steps end, seconds.
+        waits: Seconds waited since the step before.
     """
 
     def __init__(self) -> None:
@@ -39,13 +39,22 @@ class StepClock(LoaderClock):
         super().__init__()
         self.ends: list[float] = []
         self.waits: list[float] = []
+        self._started = self._waited = 0.0
 
-    def take(self) -> float:
-        """Seconds waited since the last call."""
-        waited = super().take()
-        self.ends.append(time.perf_counter())
-        self.waits.append(waited)
-        return waited
+    def start(self, action_name: str) -> None:
+        """Start when the loop asks for a batch."""
+        if action_name.endswith('train_dataloader_next'):
+            self._started = time.perf_counter()
+
+    def stop(self, action_name: str) -> None:
+        """Note a batch that is there, or a step that is done."""
+        now = time.perf_counter()
+        if action_name.endswith('train_dataloader_next'):
+            self._waited += now - self._started
+        elif action_name == 'run_training_batch':
+            self.ends.append(now)
+            self.waits.append(self._waited)
+            self._waited = 0.0
 
     def share(self, warmup: int) -> float:
         """Share of the time that was waited after the first steps."""
@@ -131,6 +140,7 @@ def train(datamodule: FolderDataModule, objective: str, steps: int, precision: A
             enable_model_summary=False,
             enable_progress_bar=False,
             limit_val_batches=0,
+            callbacks=[CropLink()],
             profiler=clock,
         )
         trainer.fit(task, datamodule=datamodule)

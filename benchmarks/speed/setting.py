@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from explora_geo._compat import unfuse_attention
 from explora_geo.models.heads import HeadConfig
-from explora_geo.trainers.kernels import unfuse_attention
 from explora_geo.transforms import MultiCrop, ViewsConfig
 
 from .images import read_images

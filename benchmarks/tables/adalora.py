@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from explora_geo.models import ViT
 from explora_geo.trainers import ClassificationTask
-from explora_geo.trainers.length import run_length
+from explora_geo.trainers.optim import run_length
 
 _NAME = 'default'
 #: Rank at the start and mean rank at the end: peft's defaults, with which a ViT-L has the printed 1.2M.

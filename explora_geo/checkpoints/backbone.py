@@ -9,8 +9,8 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torchvision.models._api import WeightsEnum
 
+from explora_geo._compat import WeightsEnum
 from explora_geo.adaptation import merge_lora
 from explora_geo.bands import same_bands
 from explora_geo.checkpoints.adapter import AdapterHeader, check_architecture, put_adapter, read_adapter

@@ -6,8 +6,8 @@ from math import isqrt
 from pathlib import Path
 
 from torch import Tensor
-from torchvision.models._api import WeightsEnum
 
+from explora_geo._compat import WeightsEnum
 from explora_geo.checkpoints.convert import convert
 from explora_geo.checkpoints.metadata import stated_bands
 from explora_geo.checkpoints.sources import read_weights

@@ -8,8 +8,8 @@ from urllib.parse import unquote, urlparse
 
 import torch
 from torch import Tensor
-from torchvision.models._api import WeightsEnum
 
+from explora_geo._compat import WeightsEnum
 from explora_geo.checkpoints.download import download, file_sha256
 from explora_geo.checkpoints.files import read_state
 from explora_geo.models import weights as named

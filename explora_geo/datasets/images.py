@@ -16,11 +16,11 @@ import rasterio
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageFile
-from rasterio._err import CPLE_BaseError, CPLE_OutOfMemoryError
 from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from torch.nn import functional as F
 
+from .._compat import CPLE_BaseError, CPLE_OutOfMemoryError
 from ..bands import RGB, canonical
 from .files import PLAIN_SUFFIXES, PathLike
 

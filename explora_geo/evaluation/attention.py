@@ -6,6 +6,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from explora_geo._compat import attention_scores
 from explora_geo.models.vit import ViT
 
 
@@ -27,8 +28,5 @@ def class_attention(vit: ViT, image: Tensor, block: int = -1, timestamps: Tensor
     for before in vit.blocks[:index]:
         x = before(x)
     layer: Any = vit.blocks[index]
-    qkv = layer.attn.qkv(layer.norm1(x))
-    q, k, _ = rearrange(qkv, 'b n (three h d) -> three b h n d', three=3, h=layer.attn.num_heads)
-    scores = layer.attn.q_norm(q[:, :, :1]) @ layer.attn.k_norm(k).transpose(-2, -1)
-    weights: Tensor = (scores * layer.attn.scale).softmax(dim=-1)
+    weights = attention_scores(layer.attn, layer.norm1(x))
     return rearrange(weights[:, :, 0, 1:], 'b h (s l) -> b h s l', s=slots[0])

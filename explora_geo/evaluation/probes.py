@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -141,6 +142,33 @@ def knn_hits(
     """Which test images k nearest neighbours classify correctly; the feature set is chosen on validation."""
     candidates = ((f'{name}, k={k}', _knn(k, x, train_labels), name) for name, x in train.items())
     return _choose(candidates, val, val_labels, test, test_labels)
+
+
+def cross_validated_accuracy(
+    features: Array, labels: Array, method: str = 'knn', folds: int = 5
+) -> float | None:
+    """Mean accuracy of a probe over folds of one labelled set.
+
+    Args:
+        features: Features, shape (N, F).
+        labels: Classes, shape (N,).
+        method: `knn`, of at most 20 neighbours, or `linear`, a logistic regression.
+        folds: Folds; fewer where the rarest class has fewer images.
+
+    Returns:
+        Accuracy in [0, 1]; None where there are fewer than two classes or images of a class.
+    """
+    classes, counts = np.unique(labels, return_counts=True)
+    folds = min(folds, int(counts.min()))
+    if folds < 2 or len(classes) < 2:
+        return None
+    neighbours = max(1, min(20, len(labels) * (folds - 1) // folds))
+    scores = []
+    for train, test in StratifiedKFold(folds, shuffle=True, random_state=0).split(features, labels):
+        fit = _knn(neighbours, features[train], labels[train]) if method == 'knn' else None
+        model = fit or _logistic(0.1).fit(features[train], labels[train])
+        scores.append(float(model.score(features[test], labels[test])))
+    return float(np.mean(scores))
 
 
 def _knn(k: int, train: Array, labels: Array) -> KNeighborsClassifier:

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from explora_geo._compat import smp_decoder
 from explora_geo.models.pooling import Slots
 from explora_geo.models.pyramid import STRIDES, FeaturePyramid, empty_levels, resample, to_map
 from explora_geo.models.vit import Features
@@ -92,9 +93,7 @@ class _Pyramid(nn.Module):
         self.scores = nn.Conv2d(getattr(self.decoder, 'out_channels', channels), outputs, 3, padding=1)
 
     def build(self, channels: int) -> nn.Module:
-        from segmentation_models_pytorch.decoders.upernet.decoder import UPerNetDecoder
-
-        return UPerNetDecoder([0, 0, *[channels] * 4], decoder_channels=channels)
+        return smp_decoder('UPerNetDecoder')([0, 0, *[channels] * 4], decoder_channels=channels)
 
     def forward(self, maps: list[Tensor], size: tuple[int, int]) -> Tensor:
         if self.pools and self.training and len(maps[0]) == 1:
@@ -110,9 +109,7 @@ class _FPN(_Pyramid):
     pools = False
 
     def build(self, channels: int) -> nn.Module:
-        from segmentation_models_pytorch.decoders.fpn.decoder import FPNDecoder
-
-        return FPNDecoder([0, 0, *[channels] * 4], pyramid_channels=channels)
+        return smp_decoder('FPNDecoder')([0, 0, *[channels] * 4], pyramid_channels=channels)
 
     def forward(self, maps: list[Tensor], size: tuple[int, int]) -> Tensor:
         _check_multiple('fpn', size)
@@ -123,9 +120,7 @@ class _PAN(_Pyramid):
     strides = (4, 8, 16)
 
     def build(self, channels: int) -> nn.Module:
-        from segmentation_models_pytorch.decoders.pan.decoder import PANDecoder
-
-        return PANDecoder([0, 0, *[channels] * 3], 4, channels)
+        return smp_decoder('PANDecoder')([0, 0, *[channels] * 3], 4, channels)
 
     def forward(self, maps: list[Tensor], size: tuple[int, int]) -> Tensor:
         if min(size) < 128:  # its attention halves the map at 1/16 three times
@@ -140,9 +135,7 @@ class _PSP(_Pyramid):
     pools = False
 
     def build(self, channels: int) -> nn.Module:
-        from segmentation_models_pytorch.decoders.pspnet.decoder import PSPDecoder
-
-        return PSPDecoder([channels], out_channels=channels)
+        return smp_decoder('PSPDecoder')([channels], out_channels=channels)
 
     def forward(self, maps: list[Tensor], size: tuple[int, int]) -> Tensor:
         return self.scores(self.decoder(self.pyramid(maps[-1:], size)))
@@ -153,11 +146,9 @@ class _DPT(nn.Module):
 
     def __init__(self, width: int, patch_size: int, outputs: int, channels: int) -> None:
         super().__init__()
-        from segmentation_models_pytorch.decoders.dpt.decoder import DPTDecoder, DPTSegmentationHead
-
         # The decoder knows strides that are powers of two: others are resampled to 16.
         self.stride = patch_size if patch_size in (4, 8, 16, 32) else 16
-        self.decoder = DPTDecoder(
+        self.decoder = smp_decoder('DPTDecoder')(
             encoder_out_channels=[width] * 4,
             encoder_output_strides=[self.stride] * 4,
             encoder_has_prefix_tokens=False,
@@ -165,7 +156,7 @@ class _DPT(nn.Module):
             intermediate_channels=[channels] * 4,
             fusion_channels=channels,
         )
-        self.scores = DPTSegmentationHead(channels, outputs)
+        self.scores = smp_decoder('DPTSegmentationHead')(channels, outputs)
 
     def forward(self, maps: list[Tensor], size: tuple[int, int]) -> Tensor:
         _check_multiple('dpt', size)

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from explora_geo._compat import weight_norm
+
 
 @dataclass(frozen=True)
 class HeadConfig:
@@ -47,8 +49,7 @@ class LastLayer(nn.Module):
 
     def weight(self) -> Tensor:
         """The prototypes, shape (K, in), in the type of autocast."""
-        # The kernel behind torch's weight_norm: one pass over the prototypes each way.
-        weight = torch._weight_norm(self.weight_v, self.weight_g, 0)
+        weight = weight_norm(self.weight_v, self.weight_g)
         device = weight.device.type
         return weight.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else weight
 

@@ -91,6 +91,32 @@ def normalization_of(datamodule: Any, bands: Sequence[str]) -> Normalization | N
     )
 
 
+def describe_data(datamodule: Any, bands: Sequence[str]) -> dict[str, Any]:
+    """What a data module says of its images, as plain values.
+
+    Args:
+        datamodule: Data module of ours or of TorchGeo, or None.
+        bands: Names of the model's bands.
+
+    Returns:
+        `bands`, and where known the fields of `Normalization` (`clip` where results are cut off), `classes`
+        and `colours`.
+    """
+    found: dict[str, Any] = {'bands': list(bands)}
+    normalization = normalization_of(datamodule, bands)
+    if normalization is not None:
+        found |= {k: v for k, v in normalization.to_dict().items() if v}
+    for dataset in (getattr(datamodule, f'{part}_dataset', None) for part in ('train', 'val', 'test')):
+        dataset = getattr(dataset, 'dataset', dataset)  # a Subset's
+        classes = getattr(dataset, 'classes', None)
+        if classes and 'classes' not in found:
+            found['classes'] = [str(c) for c in classes]
+        colours = getattr(dataset, 'colors', None)
+        if colours and 'colours' not in found:
+            found['colours'] = [list(map(int, c)) for c in colours]
+    return found
+
+
 def tile_side(datamodule: Any) -> int | None:
     """Shorter side of the training images before they are resized, pixels, if a data module says so."""
     sides = [getattr(datamodule, name, None) for name in ('native_side', 'image_size')]

@@ -8,7 +8,7 @@ arguments of `create_vit` that it belongs to. A `sha256` in
 from pathlib import Path
 from typing import Any
 
-from torchvision.models._api import Weights, WeightsEnum
+from explora_geo._compat import Weights, WeightsEnum
 
 _FILES = Path(__file__).parent / 'files'
 _RGB = ('red', 'green', 'blue')

@@ -2,6 +2,7 @@
 
 from explora_geo.objectives import MAE, DINOv2  # lets a YAML name objectives by class name
 from explora_geo.trainers.classification import ClassificationTask
+from explora_geo.trainers.crops import CropLink
 from explora_geo.trainers.guard import GuardConfig
 from explora_geo.trainers.optim import OptimConfig
 from explora_geo.trainers.presets import PRESETS
@@ -9,12 +10,14 @@ from explora_geo.trainers.pretrain import ExPLoRATask
 from explora_geo.trainers.recipes import Regularisation
 from explora_geo.trainers.regression import RegressionTask
 from explora_geo.trainers.segmentation import SegmentationTask
-from explora_geo.trainers.taskfile import load_task, save_task
+from explora_geo.trainers.taskfile import load_task
+from explora_geo.trainers.tuning import save_task
 
 __all__ = [
     'MAE',
     'PRESETS',
     'ClassificationTask',
+    'CropLink',
     'DINOv2',
     'ExPLoRATask',
     'GuardConfig',

@@ -1,19 +1,97 @@
-"""A watch over collapse: self-distillation can lose in hours what the weights had learnt."""
+"""How good features are while a run goes on, and the end of a run that collapses."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
+from torch.utils.data import DistributedSampler
 
 from explora_geo.evaluation.label_free import effective_rank
-
-if TYPE_CHECKING:
-    from explora_geo.trainers.pretrain import ExPLoRATask
+from explora_geo.evaluation.probes import cross_validated_accuracy
 
 logger = logging.getLogger(__name__)
+
+
+class FeatureMonitor:
+    """Collects features and labels of validation batches and scores them.
+
+    Attributes:
+        kind: `knn`, `linear` or `none`.
+        starting: Score of the starting weights, if known.
+        latest: Score of the last validation, if labelled.
+    """
+
+    def __init__(self, kind: str) -> None:
+        """Initialize a FeatureMonitor."""
+        self.kind = kind
+        self.starting: float | None = None
+        self.latest: float | None = None
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the collected features."""
+        self._features: list[np.ndarray] = []
+        self._labels: list[np.ndarray] = []
+
+    def add(self, features: Tensor, batch: Mapping[str, Any]) -> None:
+        """Collect a batch.
+
+        Args:
+            features: Image features, shape (B, D).
+            batch: Sample dict; its labels count if there is one class per image.
+        """
+        if self.kind == 'none':
+            return
+        self._features.append(features.float().cpu().numpy())
+        label = batch.get('label')
+        if not isinstance(label, Tensor) or label.ndim != 1 or label.is_floating_point():
+            return
+        if (label >= 0).all():  # below 0 means without a label
+            self._labels.append(label.cpu().numpy())
+
+    def gather(self, sampler: object) -> None:
+        """Bring together what all processes collected, in the order of the data.
+
+        Args:
+            sampler: How images are shared among processes; without a `DistributedSampler` each has all.
+        """
+        if not (dist.is_initialized() and isinstance(sampler, DistributedSampler)):
+            return
+        labels = np.concatenate(self._labels) if len(self._labels) == len(self._features) != 0 else None
+        own = np.concatenate(self._features) if self._features else None, labels
+        shares: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(shares, own)
+        data: Any = sampler.dataset
+        total = len(data)  # samplers repeat images to give all as many
+        features = [share[0] for share in shares if share[0] is not None]
+        known = [share[1] for share in shares if share[1] is not None]
+        self._features = [_in_turn(features)[:total]] if features else []
+        self._labels = [_in_turn(known)[:total]] if len(known) == len(features) != 0 else []
+
+    def score(self) -> float | None:
+        """Mean accuracy over five folds in [0, 1]; None without enough labels."""
+        if not self._labels or len(self._labels) < len(self._features):
+            return None
+        features, labels = np.concatenate(self._features), np.concatenate(self._labels)
+        return cross_validated_accuracy(features, labels, self.kind)
+
+    def rank(self) -> float | None:
+        """Effective rank of the features; None without any."""
+        return effective_rank(np.concatenate(self._features)) if self._features else None
+
+
+def _in_turn(shares: list[np.ndarray]) -> np.ndarray:
+    """Rows of processes that took every n-th image, in the order of the images where all read as many."""
+    if len({len(share) for share in shares}) > 1:  # some were skipped
+        return np.concatenate(shares)
+    rows: np.ndarray = np.stack(shares, axis=1)
+    return rows.reshape(-1, *rows.shape[2:])
 
 
 @dataclass(frozen=True)
@@ -47,7 +125,8 @@ class CollapseGuard(Callback):
     """Stops a run whose features fall far below those of the starting weights, and takes it back.
 
     What trains is kept, on the CPU, as it was at the best accuracy, or without labels when it last looked
-    sound. A run that is stopped leaves that state.
+    sound. A run that is stopped leaves that state. The task has the `features` that a `FeatureMonitor`
+    collects, an objective as its `model`, `frozen_keys()`, and `stopped`, the sentence that ended it.
     """
 
     def __init__(self, config: GuardConfig) -> None:
@@ -69,12 +148,14 @@ class CollapseGuard(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep what there is at the start."""
-        self._keep(trainer, pl_module)  # type: ignore[arg-type]
+        self._keep(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at the validation features; the check before training shows the starting weights."""
-        task: ExPLoRATask = pl_module  # type: ignore[assignment]
+        """Look at the validation features; a whole check before training shows the starting weights."""
+        task: Any = pl_module
         accuracy, rank = task.features.latest, task.features.rank()
+        if trainer.sanity_checking and not checks_all(trainer):
+            return
         if accuracy is not None:
             name = {'knn': 'k-NN accuracy', 'linear': 'linear-probe accuracy'}[task.features.kind]
             sound = self._compare(trainer, task, name, accuracy, self.config.accuracy)
@@ -88,7 +169,7 @@ class CollapseGuard(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         """Look at the state that a batch was computed with; at first it is that of the starting weights."""
-        task: ExPLoRATask = pl_module  # type: ignore[assignment]
+        task: Any = pl_module
         name, features, usage = 'effective rank of training features', task.model.watched, task.model.usage
         if (trainer.global_step + 1) % self.config.every and name in self.starting:
             return
@@ -108,17 +189,16 @@ class CollapseGuard(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take a collapsed run back to what was kept."""
-        task: ExPLoRATask = pl_module  # type: ignore[assignment]
-        if task.stopped:
-            task.load_state_dict({**task.state_dict(), **self._kept})
+        if pl_module.stopped:
+            pl_module.load_state_dict({**pl_module.state_dict(), **self._kept})
 
-    def _compare(self, trainer: Trainer, task: 'ExPLoRATask', name: str, value: float, share: float) -> bool:
+    def _compare(self, trainer: Trainer, task: Any, name: str, value: float, share: float) -> bool:
         """Whether a number is at least a share of what the starting weights have."""
         start = self.starting.setdefault(name, value)
         what = f'their {name} is {value:.3g}, with the starting weights {start:.3g}'
         return self._judge(trainer, task, value >= share * start, what)
 
-    def _judge(self, trainer: Trainer, task: 'ExPLoRATask', sound: bool, what: str) -> bool:
+    def _judge(self, trainer: Trainer, task: Any, sound: bool, what: str) -> bool:
         """Stop the run, on all devices, if any device sees a collapse."""
         sound = trainer.strategy.reduce_boolean_decision(sound, all=True)
         if not sound and not task.stopped:
@@ -131,9 +211,14 @@ class CollapseGuard(Callback):
             trainer.should_stop = True
         return sound
 
-    def _keep(self, trainer: Trainer, task: 'ExPLoRATask') -> None:
+    def _keep(self, trainer: Trainer, task: Any) -> None:
         """Copy what trains to the CPU."""
         frozen = set(task.frozen_keys())
         state = task.state_dict()
         self._kept = {k: v.detach().cpu().clone() for k, v in state.items() if k not in frozen}
         self._kept_step = trainer.global_step
+
+
+def checks_all(trainer: Trainer) -> bool:
+    """Whether the check before training reads the whole validation set (`num_sanity_val_steps: -1`)."""
+    return sum(trainer.num_sanity_val_batches) >= sum(trainer.num_val_batches)

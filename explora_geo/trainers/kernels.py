@@ -1,26 +1,19 @@
-"""Which of torch's kernels is faster where a task runs."""
+"""Which of torch's kernels is faster where a task runs, and how fast its steps are."""
 
+import time
 from contextlib import AbstractContextManager
-from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
 from timm.models.vision_transformer import Block
 from torch import nn
 
+from explora_geo._compat import compile_limit, unfuse_attention
 from explora_geo.adaptation import hold_frozen
 from explora_geo.devices import faster_precision as faster_precision
 
 #: Graphs of a block: with LoRA, in full, crops of two sizes, a teacher, every rate of stochastic depth.
 _GRAPHS = 128
-
-
-def unfuse_attention(module: nn.Module) -> None:
-    """Do without the fused attention of torch in all of timm's blocks."""
-    for part in module.modules():
-        if hasattr(part, 'fused_attn'):
-            attention: Any = part
-            attention.fused_attn = False
 
 
 def choose_attention(task: LightningModule) -> None:
@@ -38,9 +31,7 @@ def choose_attention(task: LightningModule) -> None:
 
 def many_graphs() -> AbstractContextManager[None]:
     """Let compiled blocks have as many graphs as they need, where torch would give up after a few."""
-    config: Any = torch._dynamo.config
-    changed: AbstractContextManager[None] = config.patch(recompile_limit=max(config.recompile_limit, _GRAPHS))
-    return changed
+    return compile_limit(_GRAPHS)
 
 
 def compile_blocks(module: nn.Module) -> None:
@@ -73,3 +64,45 @@ def hold_frozen_in_bfloat16(module: nn.Module, precision: str) -> None:
             'precision to bf16-mixed, or leave frozen_dtype at float32'
         )
     hold_frozen(module, torch.bfloat16)
+
+
+class StepClock:
+    """Times steps, and the share of them in which the loop waited for its loader."""
+
+    def __init__(self) -> None:
+        """Initialize a StepClock that stands still."""
+        self._last: float | None = None
+        self._waiting: float | None = None
+        self._waited = 0.0
+
+    def pause(self) -> None:
+        """Leave out the time until the next step."""
+        self._last = self._waiting = None
+
+    def wait(self) -> None:
+        """The loop asks for a batch from now on."""
+        self._waiting = time.perf_counter()
+
+    def go_on(self) -> None:
+        """The batch is there."""
+        if self._waiting is not None:
+            self._waited += time.perf_counter() - self._waiting
+        self._waiting = None
+
+    def lap(self, images: int) -> dict[str, float]:
+        """Note the end of a step.
+
+        Args:
+            images: Images of the step, of all processes.
+
+        Returns:
+            `images_per_s` and the share `data_wait`, or nothing of a first step.
+        """
+        now = time.perf_counter()
+        last, self._last = self._last, now
+        waited, self._waited = self._waited, 0.0
+        return (
+            {}
+            if last is None
+            else {'images_per_s': images / (now - last), 'data_wait': waited / (now - last)}
+        )

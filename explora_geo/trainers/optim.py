@@ -1,20 +1,66 @@
-"""Parameter groups and the schedules of learning rate and weight decay, defined once."""
+"""Length of a run, parameter groups, and the schedules of learning rate and weight decay, defined once."""
 
 import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from lightly.utils.scheduler import cosine_schedule, cosine_warmup_schedule
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
+from explora_geo._compat import unscaled_by_clipping
 from explora_geo.objectives.schedules import Horizon, Length, rename_length
+
+
+class RunLength(NamedTuple):
+    """Length of a run.
+
+    Attributes:
+        total: Optimiser steps.
+        epochs: Epochs they make.
+        batch: Images per optimiser step: batch size x accumulation x devices.
+    """
+
+    total: int
+    epochs: int
+    batch: int
+
+
+def run_length(trainer: Trainer) -> RunLength:
+    """Length of the run that a trainer is about to start.
+
+    Raises:
+        ValueError: If it has none.
+    """
+    steps = trainer.estimated_stepping_batches
+    if not 0 <= steps < float('inf'):
+        raise ValueError(
+            'warm-up and cosine need the length of the run: give trainer.max_steps, or trainer.max_epochs '
+            'with data of known length'
+        )
+    total = int(steps)
+    epochs = trainer.max_epochs or 1
+    per_epoch = steps_per_epoch(trainer)
+    if trainer.max_steps > 0 and per_epoch:
+        epochs = max(1, round(total / per_epoch))
+    sources = (trainer.train_dataloader, getattr(trainer, 'datamodule', None))
+    # Loaders with a batch sampler (TorchGeo's geo samplers) have no batch size of their own.
+    size = next((n for n in (getattr(s, 'batch_size', None) for s in sources) if n), 1)
+    return RunLength(total, epochs, size * trainer.accumulate_grad_batches * trainer.world_size)
+
+
+def steps_per_epoch(trainer: Trainer) -> float:
+    """Optimiser steps of an epoch of the run that a trainer is about to start; infinite without a length."""
+    if trainer.train_dataloader is None:
+        # Lightning asks for the loader later where `max_steps` alone ends the run.
+        trainer.fit_loop.setup_data()
+    return trainer.num_training_batches / trainer.accumulate_grad_batches
 
 
 @dataclass(frozen=True)
@@ -124,8 +170,7 @@ def build_optimizer(
     ]
     scaled = precision == '16-mixed'
     optimizer = AdamW(used, lr=lr, betas=config.betas, fused=not scaled)
-    # Lightning clips no gradients that a fused optimiser would still have to unscale; only 16-mixed scales.
-    optimizer._step_supports_amp_scaling = False
+    unscaled_by_clipping(optimizer)  # only 16-mixed scales
     return optimizer
 
 

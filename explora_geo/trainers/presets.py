@@ -6,8 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torchvision.models._api import WeightsEnum
-
+from explora_geo._compat import WeightsEnum
 from explora_geo.adaptation import ExPLoRAConfig
 from explora_geo.adaptation.explora import notation_objective
 from explora_geo.checkpoints.convert import convert

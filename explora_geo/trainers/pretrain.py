@@ -2,38 +2,44 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from torchvision.models._api import WeightsEnum
 
+from explora_geo._compat import WeightsEnum, log_hparams
 from explora_geo.adaptation import ExPLoRAConfig, explora, trainable_names, trainable_summary
-from explora_geo.checkpoints import BackboneWeights, load_weights
+from explora_geo.bands import true_color_bands
+from explora_geo.checkpoints import BackboneWeights, load_weights, model_metadata, save_adapter, write_state
 from explora_geo.checkpoints.adapter import frozen_sha256
 from explora_geo.models import create_vit
 from explora_geo.models.builders import task_size
-from explora_geo.models.matching import describe_enlarging, match_data, normalization_of, tile_side
+from explora_geo.models.matching import describe_enlarging, match_data, normalization_of
 from explora_geo.models.vit import ViT
 from explora_geo.objectives import Objective
-from explora_geo.trainers.callbacks import PretrainReport
-from explora_geo.trainers.clock import StepClock, install_clock
-from explora_geo.trainers.guard import CollapseGuard, GuardConfig
-from explora_geo.trainers.kernels import choose_attention, compile_blocks, hold_frozen_in_bfloat16
-from explora_geo.trainers.length import run_length, steps_per_epoch
-from explora_geo.trainers.monitor import FeatureMonitor
-from explora_geo.trainers.optim import OptimConfig, build_optimizer, build_schedule, clip_parts
+from explora_geo.trainers.artifacts import note_skipped, two_rows
+from explora_geo.trainers.crops import CropLink, fit_crops
+from explora_geo.trainers.guard import CollapseGuard, FeatureMonitor, GuardConfig, checks_all
+from explora_geo.trainers.kernels import StepClock, choose_attention, compile_blocks, hold_frozen_in_bfloat16
+from explora_geo.trainers.optim import (
+    OptimConfig,
+    build_optimizer,
+    build_schedule,
+    clip_parts,
+    run_length,
+    steps_per_epoch,
+)
 from explora_geo.trainers.presets import choose
-from explora_geo.trainers.run_report import note_skipped
-from explora_geo.trainers.steady import SteadyTask
+from explora_geo.trainers.resume import ReproducibleTask
 
 GUARD = GuardConfig()
 
 
-class ExPLoRATask(SteadyTask):
+class ExPLoRATask(ReproducibleTask):
     """ExPLoRA pre-training (paper, section 4): weights → adaptation → the objective, without labels.
 
     Reads `batch['image']` only. With labelled validation batches it also reports the k-NN or
@@ -130,8 +136,7 @@ class ExPLoRATask(SteadyTask):
             'guard': self.guard and dict(vars(self.guard)),
             'preset': choice.preset,
         }
-        self.hparams.update(plain)
-        self._hparams_initial.update(plain)  # what loggers write
+        log_hparams(self, plain)
 
     def configure_models(self) -> None:
         """Build → load weights → adapt → objective, in this order."""
@@ -195,42 +200,37 @@ class ExPLoRATask(SteadyTask):
         return {'optimizer': optimizer, 'lr_scheduler': {'scheduler': schedule, 'interval': 'step'}}
 
     def configure_callbacks(self) -> list[Callback]:
-        """The watch over collapse, and the report, adapter file and pictures that every run leaves behind."""
-        guard = [CollapseGuard(self.guard)] if self.guard else []
-        return [*super().configure_callbacks(), *guard, PretrainReport()]
+        """What every run has, and the watch over collapse."""
+        return [*super().configure_callbacks(), *([CollapseGuard(self.guard)] if self.guard else [])]
 
     def setup(self, stage: str) -> None:
-        """Have Lightning's check before training cover the whole labelled set: the starting score."""
+        """Choose kernels, match the data, and say what was loaded."""
         super().setup(stage)
         choose_attention(self)
         datamodule: Any = getattr(self.trainer, 'datamodule', None)
-        self.fit_crops(datamodule)
-        if hasattr(datamodule, 'use_views'):
-            datamodule.use_views(self.model.views)  # crops of whole images, not of crops
+        fit_crops(self, datamodule)
         if stage == 'fit':
+            callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+            linked = any(isinstance(callback, CropLink) for callback in callbacks)
+            own = getattr(getattr(datamodule, 'augment', None), 'views', None)
+            if not (linked or own) and self.model.views and hasattr(datamodule, 'use_views'):
+                rank_zero_warn(
+                    'the objective cuts its crops out of the crops of the data module: add CropLink() to the '
+                    'callbacks of the trainer, as explora-geo fit does'
+                )
+            rank_zero_info(self.load_report)
             rank_zero_info(self.recipe_report)
             if enlarging := self.enlarging(datamodule):
                 rank_zero_info(enlarging)
             self._match_data(datamodule)
-            install_clock(self.trainer)
             if self._weights is not None and not self.config.full:
                 _ = self.base_sha256  # of the base as it was loaded: a precision of 16 bits rounds it next
             if self.hparams['frozen_dtype'] == 'bfloat16':
                 hold_frozen_in_bfloat16(self.model, str(self.trainer.precision))
-        monitored = stage == 'fit' and self.features.kind != 'none' and not self.trainer.fast_dev_run
-        if monitored and self.trainer.num_sanity_val_steps:  # none is what somebody asked for
-            self.trainer.num_sanity_val_steps = float('inf')
-
-    def fit_crops(self, datamodule: Any) -> None:
-        """Keep crops whose size neither arguments nor the name give from being larger than the images."""
-        side = tile_side(datamodule)
-        unsized = self.hparams['img_size'] is None and task_size(self.hparams['model']) is not None
-        if side is not None and unsized:
-            self.model.cap_views(side)
 
     def enlarging(self, datamodule: Any) -> str:
         """By how much tiles are enlarged to what the objective reads, or nothing."""
-        self.fit_crops(datamodule)
+        fit_crops(self, datamodule)
         views = self.model.views
         size = views.global_size if views else None
         return describe_enlarging(datamodule, size or self.backbone.patch_embed.img_size)
@@ -263,7 +263,7 @@ class ExPLoRATask(SteadyTask):
         logged = {**losses, **self.model.metrics}
         self.log_dict({f'train_{k}': v.detach() for k, v in logged.items()}, batch_size=size)
         self.log('lr', self.trainer.optimizers[0].param_groups[0]['lr'], batch_size=size)
-        for name, value in self._clock.lap(self.trainer, size).items():
+        for name, value in self._clock.lap(size * self.trainer.world_size).items():
             mean = name == 'data_wait'
             self.log(name, value, batch_size=size, prog_bar=not mean, on_step=not mean, on_epoch=mean)
         return loss
@@ -282,10 +282,20 @@ class ExPLoRATask(SteadyTask):
         self.model.after_step(self.global_step + 1)
 
     def on_train_epoch_start(self) -> None:
-        """Stop the clock, so that validation does not count as a slow step."""
+        """Stop the clock, so that what happens between epochs does not count as a slow step."""
         super().on_train_epoch_start()
         self._clock.pause()
         self.log('trainable_share', self.trainable_share)
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        """From here on the loop waits for its loader."""
+        self._clock.wait()
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Here a batch has come."""
+        if self.trainer.training:
+            self._clock.go_on()
+        return super().on_before_batch_transfer(batch, dataloader_idx)
 
     @cached_property
     def base_sha256(self) -> str:
@@ -330,9 +340,10 @@ class ExPLoRATask(SteadyTask):
         """Forget the features of the validation before."""
         super().on_validation_epoch_start()
         self.features.reset()
+        self._clock.pause()
 
     def on_validation_epoch_end(self) -> None:
-        """Score the features of all processes; the check before training scores the starting weights."""
+        """Score the features of all processes; a whole check before training scores the starting weights."""
         self.features.gather(getattr(self.trainer.val_dataloaders, 'sampler', None))
         score = self.features.latest = self.features.score()
         if score is None:
@@ -341,7 +352,7 @@ class ExPLoRATask(SteadyTask):
                 self.log('val_rank', rank)
             return
         if self.trainer.sanity_checking:
-            self.features.starting = score
+            self.features.starting = score if checks_all(self.trainer) else None
             return
         self.log(f'val_{self.features.kind}', score, prog_bar=True)
         if self.features.starting is not None:
@@ -398,3 +409,32 @@ class ExPLoRATask(SteadyTask):
         names = set(trainable_names(self.backbone))
         keys = self.backbone.state_dict()
         return [prefix + k for k in keys if k not in names]
+
+    def write_weights(self, folder: Path) -> dict[str, Any]:
+        """Write `adapter.safetensors`, or after full training `model.safetensors`; what the report says."""
+        name = self.hparams['model']
+        file = folder / ('model.safetensors' if self.config.full else 'adapter.safetensors')
+        if self.config.full:
+            state = {**self.model.final_backbone.state_dict(), **self.model.extra_state()}
+            write_state(file, state, model_metadata(self.backbone, name))
+        else:
+            dtype = getattr(torch, self.hparams['adapter_dtype'])
+            source = self.model.final_backbone
+            save_adapter(file, self.backbone, name, self.config, source, dtype, self.base_sha256)
+        return {
+            'backbone': name,
+            'adaptation': self.config.notation(self.model.letter),
+            'config': self.config.to_dict(),
+            'load_report': self.load_report,
+            'trainable': trainable_summary(self.backbone),
+            'trainable_share': self.trainable_share,
+            'stopped': self.stopped,
+            'starting_score': self.features.starting,
+            'weights': file.name,
+        }
+
+    def pictures(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What the objective makes of a few validation images, below the images."""
+        shown = true_color_bands(self.backbone.patch_embed.bands)
+        made = self.model.pictures(batch['image'], batch.get('timestamps'))
+        return {title: two_rows(batch['image'], images, shown) for title, images in made.items()}

@@ -1,6 +1,5 @@
 """Self-contained files of tuned models: weights, what they predict and on which images."""
 
-import copy
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,33 +7,18 @@ from typing import Any
 
 import torch
 
-from explora_geo._version import __version__
-from explora_geo.adaptation import merge_lora
-from explora_geo.checkpoints import read_state, write_state
+from explora_geo.checkpoints import read_state
 from explora_geo.checkpoints.files import check_exact, check_storage, read_checkpoint, unnest
 from explora_geo.checkpoints.metadata import check_sizes
-from explora_geo.trainers.tuning import TuningTask
+from explora_geo.trainers.classification import ClassificationTask
+from explora_geo.trainers.regression import RegressionTask
+from explora_geo.trainers.segmentation import SegmentationTask
+from explora_geo.trainers.tuning import FORMAT, TRAINING, TuningTask
 
-_FORMAT = 'explora_geo.task'
-# What only training needs: a file that is read is not trained on.
-_TRAINING = ('weights', 'adapter', 'adaptation', 'optim', 'lr', 'regularisation', 'grad_checkpointing')
-
-
-def save_task(path: str | Path, task: TuningTask) -> None:
-    """Write a tuned model with LoRA merged, atomically.
-
-    Args:
-        path: File to write, `.safetensors`.
-        task: Tuned task.
-    """
-    model = merge_lora(copy.deepcopy(task.model).cpu())
-    header = {
-        'task': type(task).__name__,
-        'hparams': {**_without(task.hparams, _TRAINING), 'tuning': 'linear'},
-        'data': task.data,
-        'version': __version__,
-    }
-    write_state(path, model.state_dict(), {'format': _FORMAT, 'task': json.dumps(header)})
+# The tasks that a file may name
+_TASKS: dict[str, type[TuningTask]] = {
+    task.__name__: task for task in (ClassificationTask, SegmentationTask, RegressionTask)
+}
 
 
 def load_task(path: str | Path) -> TuningTask:
@@ -54,14 +38,14 @@ def load_task(path: str | Path) -> TuningTask:
     if path.suffix == '.ckpt':
         return _from_checkpoint(path)
     state, metadata = read_state(path)
-    if metadata.get('format') != _FORMAT:
+    if metadata.get('format') != FORMAT:
         raise ValueError(
-            f'{path} holds no tuned model: its header lacks format {_FORMAT}. Give model.safetensors or a '
+            f'{path} holds no tuned model: its header lacks format {FORMAT}. Give model.safetensors or a '
             'checkpoint of a run of ClassificationTask, SegmentationTask or RegressionTask'
         )
     try:
         header = json.loads(metadata['task'])
-        kind, hparams, data = header['task'], _without(header['hparams'], _TRAINING), _checked(header['data'])
+        kind, hparams, data = header['task'], _without(header['hparams'], TRAINING), _checked(header['data'])
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise _damaged(path, error) from error
     plan = _build(path, kind, hparams, numbers=False)
@@ -92,10 +76,12 @@ def _from_checkpoint(path: Path) -> TuningTask:
 
 def _build(path: Path, kind: Any, hparams: dict[str, Any], numbers: bool = True) -> TuningTask:
     """The task that a file describes, or one without numbers, which takes no memory."""
+    if kind not in _TASKS:
+        raise _damaged(path, ValueError(f'unknown task {kind!r}'))
     try:
         check_sizes(hparams['img_size'], hparams['patch_size'])
         with torch.device('cpu' if numbers else 'meta'):
-            task: TuningTask = _class(kind)(**hparams)
+            task = _TASKS[kind](**hparams)
     except Exception as error:  # whatever is no task fails here, in many ways
         raise _damaged(path, error) from error
     return task
@@ -118,12 +104,3 @@ def _checked(data: Any) -> dict[str, Any]:
     if wrong:
         raise ValueError(f'{wrong[0]} is no list')
     return dict(data)
-
-
-def _class(name: str) -> Any:
-    from explora_geo import trainers
-
-    found = getattr(trainers, name, None)
-    if not (isinstance(found, type) and issubclass(found, TuningTask)):
-        raise ValueError(f'unknown task {name!r}')
-    return found

@@ -1,35 +1,43 @@
 """What the downstream tasks share: backbone, what of it trains, steps, metrics and files."""
 
+import copy
+import json
 import warnings
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
-from lightning.pytorch.callbacks import Callback
+import torch
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
+from torchgeo.datasets import RGBBandsMissingError
 from torchmetrics import MetricCollection
-from torchvision.models._api import WeightsEnum
 
-from explora_geo.adaptation import ExPLoRAConfig, explora
-from explora_geo.checkpoints import load_backbone
+from explora_geo._compat import WeightsEnum, log_hparams
+from explora_geo._version import __version__
+from explora_geo.adaptation import ExPLoRAConfig, explora, merge_lora, trainable_summary
+from explora_geo.checkpoints import load_backbone, write_state
 from explora_geo.models import create_vit
 from explora_geo.models.builders import DINOV2_SIZE, task_size
-from explora_geo.models.matching import describe_enlarging, match_data
+from explora_geo.models.matching import describe_data, describe_enlarging, match_data
 from explora_geo.models.pooling import Slots
 from explora_geo.models.predictor import Predictor
 from explora_geo.models.vit import ViT
+from explora_geo.trainers.artifacts import note_skipped
 from explora_geo.trainers.kernels import choose_attention
-from explora_geo.trainers.length import run_length
-from explora_geo.trainers.optim import OptimConfig, build_optimizer, build_schedule
+from explora_geo.trainers.optim import OptimConfig, build_optimizer, build_schedule, run_length
 from explora_geo.trainers.recipes import ADAPTATIONS, OPTIMISERS, Regularisation, Tuning
-from explora_geo.trainers.run_report import note_skipped
-from explora_geo.trainers.steady import SteadyTask
-from explora_geo.trainers.tuning_report import TuningReport, describe_data
+from explora_geo.trainers.resume import ReproducibleTask
+
+#: Format that the header of a tuned model's file states.
+FORMAT = 'explora_geo.task'
+#: What only training needs: a file that is read is not trained on.
+TRAINING = ('weights', 'adapter', 'adaptation', 'optim', 'lr', 'regularisation', 'grad_checkpointing')
 
 
-class TuningTask(SteadyTask):
+class TuningTask(ReproducibleTask):
     """A pre-trained backbone and a head, tuned on labels.
 
     Sub-classes say what the head predicts. Checkpoints are complete: they load without the starting
@@ -128,8 +136,7 @@ class TuningTask(SteadyTask):
         weights = self.hparams.get('class_weights')
         if weights is not None:
             plain['class_weights'] = [float(weight) for weight in weights]
-        self.hparams.update(plain)
-        self._hparams_initial.update(plain)  # what loggers write
+        log_hparams(self, plain)
 
     @abstractmethod
     def build(self, vit: ViT) -> Predictor:
@@ -196,10 +203,6 @@ class TuningTask(SteadyTask):
         optimizer = build_optimizer(self.model, self.optim, length.batch, self.trainer.precision)
         schedule = build_schedule(optimizer, self.optim, *length)
         return {'optimizer': optimizer, 'lr_scheduler': {'scheduler': schedule, 'interval': 'step'}}
-
-    def configure_callbacks(self) -> list[Callback]:
-        """The report, model file and pictures that every run leaves behind."""
-        return [*super().configure_callbacks(), TuningReport()]
 
     def setup(self, stage: str) -> None:
         """Choose kernels, match the data, and keep Lightning from warning of what is meant.
@@ -307,6 +310,61 @@ class TuningTask(SteadyTask):
         super().on_load_checkpoint(checkpoint)
         self.data = checkpoint.get('explora_geo', {}).get('data', {})
         self._restored = True
+
+    def write_weights(self, folder: Path) -> dict[str, Any]:
+        """Write `model.safetensors`; what the report says of the task."""
+        save_task(folder / 'model.safetensors', self)
+        head = sum(p.numel() for p in self.model.head.parameters())
+        return {
+            'task': type(self).__name__,
+            'backbone': self.hparams['model'],
+            'tuning': self.hparams['tuning'],
+            'adaptation': self.config.notation(),
+            'config': self.config.to_dict(),
+            'optim': dict(vars(self.optim)),
+            'trainable': {**trainable_summary(self.model.backbone), 'head': head},
+        }
+
+    @torch.no_grad()
+    def pictures(self, batch: Mapping[str, Tensor]) -> dict[str, Any]:
+        """The first of a few validation images with target and prediction, as the data module draws it."""
+        datamodule: Any = getattr(self.trainer, 'datamodule', None)
+        if self.trainer.sanity_checking or not hasattr(datamodule, 'plot'):
+            return {}
+        first = {k: v[:1] for k, v in batch.items()}
+        predicted = self.predict(self(first['image'], first.get('timestamps')))
+        mean, std = (self.data.get(name) for name in ('mean', 'std'))
+        shown = first['image'][0].float().cpu()
+        if mean is not None and std is not None:
+            shown = shown * torch.tensor(std).view(-1, 1, 1) + torch.tensor(mean).view(-1, 1, 1)
+        sample = {
+            'image': shown,
+            self.target_key: first[self.target_key][0].cpu(),
+            'prediction': self.decide(predicted)[0].cpu(),
+        }
+        try:
+            figure = datamodule.plot(sample)
+        except RGBBandsMissingError:  # TorchGeo's data sets show true color or nothing
+            return {}
+        return {} if figure is None else {'validation': figure}
+
+
+def save_task(path: str | Path, task: TuningTask) -> None:
+    """Write a tuned model with LoRA merged, atomically.
+
+    Args:
+        path: File to write, `.safetensors`.
+        task: Tuned task.
+    """
+    model = merge_lora(copy.deepcopy(task.model).cpu())
+    hparams = {k: v for k, v in task.hparams.items() if k not in TRAINING and k[0] != '_'}
+    header = {
+        'task': type(task).__name__,
+        'hparams': {**hparams, 'tuning': 'linear'},
+        'data': task.data,
+        'version': __version__,
+    }
+    write_state(path, model.state_dict(), {'format': FORMAT, 'task': json.dumps(header)})
 
 
 def compare_classes(classes: Sequence[str], outputs: int) -> None:

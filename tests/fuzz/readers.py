@@ -25,7 +25,7 @@ from safetensors.torch import save
 from explora_geo.adaptation import ExPLoRAConfig, explora, trainable_names
 from explora_geo.checkpoints import adapter, backbone, convert, files, inspect, metadata
 from explora_geo.models import builders, create_vit
-from explora_geo.trainers import ClassificationTask, taskfile
+from explora_geo.trainers import ClassificationTask, save_task, taskfile
 
 MODEL = 'vit_tiny_patch8_16'
 SUFFIXES = ('.safetensors', '.pth')
@@ -92,7 +92,7 @@ def seeds() -> Iterator[tuple[str, bytes]]:
             'std': [1.0] * 3,
             'classes': ['a', 'b'],
         }
-        taskfile.save_task(path, task)
+        save_task(path, task)
         yield '.safetensors', path.read_bytes()
 
 

@@ -1,17 +1,18 @@
 """Short runs of a small task on real tiles."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Callback
 
 from explora_geo.datamodules import FolderDataModule
 from explora_geo.objectives import MAE
-from explora_geo.trainers import ExPLoRATask, OptimConfig
+from explora_geo.trainers import CropLink, ExPLoRATask, OptimConfig
 from tests.conftest import TILES
 
 OPTIM = OptimConfig(base_lr=0.02, lr_scaling='none', weight_decay=0.1, warmup_steps=0)
@@ -48,10 +49,12 @@ def build_data(tiles: Path) -> Callable[..., FolderDataModule]:
 
 @pytest.fixture
 def build_trainer(tmp_path: Path) -> Callable[..., Trainer]:
-    """Build a plain Lightning trainer of one epoch that writes to `run`."""
+    """Build a Lightning trainer of one epoch that writes to `run`, as the command line does."""
 
-    def build(**kwargs: Any) -> Trainer:
+    def build(callbacks: Sequence[Callback] = (), **kwargs: Any) -> Trainer:
         defaults: dict[str, Any] = {
+            'callbacks': [CropLink(), *callbacks],
+            'num_sanity_val_steps': -1,
             'accelerator': 'cpu',
             'max_epochs': 1,
             'logger': False,

@@ -17,7 +17,7 @@ from explora_geo.datamodules import FolderDataModule, Statistics
 from explora_geo.models import builders
 from explora_geo.models.heads import HeadConfig
 from explora_geo.objectives import MAE, DINOv2, PhaseConfig
-from explora_geo.trainers import ExPLoRATask, OptimConfig
+from explora_geo.trainers import CropLink, ExPLoRATask, OptimConfig
 from explora_geo.transforms import ViewsConfig
 
 OBJECTIVES: dict[str, Any] = {
@@ -97,7 +97,7 @@ def fit(
         'default_root_dir': folder / 'run',
         'limit_val_batches': 1,
         'check_val_every_n_epoch': 2,
-        'callbacks': [Told(), *keeper, *callbacks],
+        'callbacks': [Told(), CropLink(), *keeper, *callbacks],
         'enable_checkpointing': every is not None,
     }
     last = folder / 'run' / 'last.ckpt'

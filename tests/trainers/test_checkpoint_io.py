@@ -3,25 +3,25 @@
 import errno
 import os
 import resource
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins import AsyncCheckpointIO
 
 from explora_geo import _atomic
-from explora_geo.trainers import checkpoint_io
-from explora_geo.trainers.checkpoint_io import AtomicCheckpointIO, install_checkpoint_io
+from explora_geo.trainers import artifacts
+from explora_geo.trainers.artifacts import AtomicCheckpointIO
 from tests.trainers.steady_run import fit
 
 
 def test_a_full_disk_stops_the_run_and_leaves_the_checkpoint_of_before(
     steady_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save = checkpoint_io.save
+    save = artifacts.save
 
     def full(content: Any, path: Path) -> None:
         save(content, path)
@@ -29,7 +29,7 @@ def test_a_full_disk_stops_the_run_and_leaves_the_checkpoint_of_before(
             os.truncate(path, 1000)
             raise OSError(errno.ENOSPC, 'No space left on device')
 
-    monkeypatch.setattr(checkpoint_io, 'save', full)
+    monkeypatch.setattr(artifacts, 'save', full)
     file = steady_folder / 'run' / 'last.ckpt'
     with pytest.raises(OSError, match=f'no space left to write {file}: .*the file of before is as it was'):
         fit(steady_folder, 'mae', 6)
@@ -60,12 +60,10 @@ def test_what_a_killed_save_left_is_removed(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ['last.ckpt']
 
 
-def test_another_way_of_writing_is_left_in_place() -> None:
-    quiet: dict[str, Any] = {'logger': False, 'enable_checkpointing': False, 'accelerator': 'cpu'}
-    trainer = Trainer(**quiet)
-    assert type(trainer.strategy.checkpoint_io) is TorchCheckpointIO
-    install_checkpoint_io(trainer)
-    assert isinstance(trainer.strategy.checkpoint_io, AtomicCheckpointIO)
-    other = Trainer(**quiet, plugins=[AsyncCheckpointIO()])
-    install_checkpoint_io(other)
-    assert isinstance(other.strategy.checkpoint_io, AsyncCheckpointIO)
+def test_another_way_of_writing_is_left_in_place(
+    build_task: Callable[..., Any], build_trainer: Callable[..., Trainer], build_data: Callable[..., Any]
+) -> None:
+    for plugins, kind in (([], AtomicCheckpointIO), ([AsyncCheckpointIO()], AsyncCheckpointIO)):
+        trainer = build_trainer(plugins=plugins, fast_dev_run=True)
+        trainer.fit(build_task(), datamodule=build_data())
+        assert type(trainer.strategy.checkpoint_io) is kind

@@ -1,5 +1,6 @@
 """ExPLoRATask with the DINOv2 objective, in plain Lightning trainers."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -18,7 +19,7 @@ from explora_geo.checkpoints import load_backbone, read_adapter, read_state
 from explora_geo.datamodules import Augment, FolderDataModule
 from explora_geo.models.heads import HeadConfig
 from explora_geo.objectives import MAE, DINOv2, PhaseConfig
-from explora_geo.trainers import PRESETS, ExPLoRATask
+from explora_geo.trainers import PRESETS, CropLink, ExPLoRATask
 from explora_geo.transforms import ViewsConfig
 
 Task = Callable[..., ExPLoRATask]
@@ -81,6 +82,18 @@ def test_views_of_one_run_do_not_stay_for_the_next(
         build_trainer(fast_dev_run=True, callbacks=[keys]).fit(task, datamodule=data)
     assert keys.seen == [{'image', 'views'}, {'image'}, {'image', 'views'}]
     assert not torch.equal(*(data.train_aug({'image': torch.rand(1, 3, 32, 32)})['image'] for _ in range(2)))
+
+
+def test_crops_of_crops_are_warned_of(
+    build_dino: Task, build_task: Task, build_data: Data, tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {'accelerator': 'cpu', 'fast_dev_run': True, 'default_root_dir': tmp_path}
+    with pytest.warns(UserWarning, match=r'add CropLink\(\) to the callbacks of the trainer'):
+        Trainer(**settings).fit(build_dino(), datamodule=build_data())
+    with warnings.catch_warnings():
+        warnings.filterwarnings('error', message='.*CropLink')
+        Trainer(**settings).fit(build_task(), datamodule=build_data())
+        Trainer(**settings, callbacks=[CropLink()]).fit(build_dino(), datamodule=build_data())
 
 
 def test_the_datamodules_own_views_win(build_dino: Task, build_data: Data, build_trainer: Run) -> None:

@@ -1,18 +1,23 @@
 """Blocks compile one by one, and share what they can."""
 
+import time
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch import Trainer
 from torch._dynamo.utils import counters
+from torch.utils.data import DataLoader, Dataset
 
+from explora_geo import devices
 from explora_geo.adaptation import ExPLoRAConfig, explora
+from explora_geo.devices import faster_precision
 from explora_geo.models import create_vit
 from explora_geo.objectives import MAE
 from explora_geo.trainers import kernels
-from explora_geo.trainers.kernels import compile_blocks, faster_precision, many_graphs
+from explora_geo.trainers.kernels import compile_blocks, many_graphs
 
 
 @pytest.mark.parametrize(
@@ -55,7 +60,7 @@ def test_the_precision_is_the_one_that_is_clearly_faster(
     unmeasured: None, monkeypatch: pytest.MonkeyPatch, bf16: float, chosen: str
 ) -> None:
     times = iter([[1.0, 1.2], [bf16, 2 * bf16]])  # float32 first
-    monkeypatch.setattr(kernels.timeit, 'repeat', lambda *args, **kwargs: next(times))
+    monkeypatch.setattr(devices.timeit, 'repeat', lambda *args, **kwargs: next(times))
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
     monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: False)
     assert faster_precision() == chosen == faster_precision()
@@ -68,3 +73,41 @@ def test_the_measured_precision_is_one_that_lightning_knows(unmeasured: None) ->
         accelerator='cpu', precision=faster_precision(), logger=False, enable_checkpointing=False
     )
     assert trainer.precision == faster_precision() and torch.equal(torch.get_rng_state(), state)
+
+
+class SlowDataset(Dataset[dict[str, torch.Tensor]]):
+    """Images that take their time."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        time.sleep(self.seconds)
+        return {'image': torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(index))}
+
+
+@pytest.mark.parametrize(('seconds', 'low', 'high'), [(0.3, 0.5, 1.0), (0.0, 0.0, 0.5)])
+def test_the_log_says_what_share_of_the_time_was_spent_waiting(
+    build_task: Any, build_trainer: Any, seconds: float, low: float, high: float
+) -> None:
+    trainer = build_trainer()
+    trainer.fit(build_task(), DataLoader(SlowDataset(seconds), batch_size=2))
+    assert low < float(trainer.callback_metrics['data_wait']) < high
+
+
+def test_the_clock_leaves_out_what_stands_between_steps() -> None:
+    clock = kernels.StepClock()
+    assert clock.lap(4) == {}
+    clock.wait()
+    time.sleep(0.02)
+    clock.go_on()
+    time.sleep(0.02)
+    found = clock.lap(4)
+    assert 0 < found['images_per_s'] < 100 and 0.2 < found['data_wait'] < 0.8
+    clock.wait()
+    clock.pause()
+    clock.go_on()
+    assert clock.lap(4) == {}

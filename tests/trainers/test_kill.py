@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from explora_geo.trainers import checkpoint_io
+from explora_geo.trainers import artifacts
 from tests.trainers.steady_run import fit
 
 STEPS = 70
@@ -29,7 +29,7 @@ def killed(*args: Any, **kwargs: Any) -> None:
 
 def die_while_saving(how: str, after: int) -> None:
     """Make this process die in its next save but *after*."""
-    save, replace, count = checkpoint_io.save, os.replace, [0]
+    save, replace, count = artifacts.save, os.replace, [0]
 
     def torn(checkpoint: Any, path: Path) -> None:
         count[0] += 1
@@ -44,7 +44,7 @@ def die_while_saving(how: str, after: int) -> None:
             killed()
         replace(source, target)
 
-    checkpoint_io.save, os.replace = torn, late  # type: ignore[assignment]
+    artifacts.save, os.replace = torn, late  # type: ignore[assignment]
 
 
 def child(folder: Path, objective: str, how: str, after: int, told: Connection) -> None:

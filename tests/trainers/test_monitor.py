@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from explora_geo.trainers.monitor import FeatureMonitor
+from explora_geo.trainers.guard import FeatureMonitor
 
 
 def clusters(per_class: int = 20, distance: float = 3.0) -> tuple[torch.Tensor, torch.Tensor]:

@@ -13,7 +13,7 @@ from explora_geo.adaptation import trainable_names
 from explora_geo.checkpoints import load_backbone, read_adapter
 from explora_geo.trainers import ExPLoRATask
 from tests.trainers.steady_run import fit
-from tests.trainers.test_steady import forget
+from tests.trainers.test_resume import forget
 
 
 class Losses(Callback):

@@ -12,7 +12,7 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 
 from tests.trainers.ranks import START
 from tests.trainers.steady_run import fit
-from tests.trainers.test_steady import assert_equal, forget, weights
+from tests.trainers.test_resume import assert_equal, forget, weights
 
 SLURM = {
     'SLURM_NTASKS': '1',

@@ -138,6 +138,12 @@ def test_the_monitor_compares_with_the_starting_weights(
     without = build_task()
     build_trainer(max_epochs=2, num_sanity_val_steps=0).fit(without, datamodule=build_data())
     assert without.features.starting is None
+    part = build_task()  # Lightning's own check of two batches says nothing of all of them
+    build_trainer(num_sanity_val_steps=2).fit(part, datamodule=build_data())
+    assert part.features.starting is None and part.features.latest is not None
+    whole = build_task()
+    build_trainer(num_sanity_val_steps=2).fit(whole, datamodule=build_data(batch_size=12))
+    assert whole.features.starting is not None
 
 
 def test_the_starting_score_is_that_of_the_starting_weights(

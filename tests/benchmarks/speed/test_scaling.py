@@ -13,7 +13,7 @@ from benchmarks.speed.ours import mae_step
 from benchmarks.speed.scaling import ADAPTATION, flops, frames_step, groups_step, measure_scaling, tokens
 from benchmarks.speed.scaling_report import slope
 from benchmarks.speed.setting import Setting
-from explora_geo.trainers.kernels import unfuse_attention
+from explora_geo._compat import unfuse_attention
 
 DATA = Path(__file__).parents[2] / 'data'
 SETTING = Setting(

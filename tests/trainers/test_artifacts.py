@@ -18,6 +18,7 @@ from explora_geo.checkpoints import load_backbone
 from explora_geo.datamodules import FolderDataModule
 from explora_geo.objectives import MAE
 from explora_geo.trainers import ExPLoRATask
+from explora_geo.trainers.artifacts import run_folder
 
 Task = Callable[..., ExPLoRATask]
 Data = Callable[..., FolderDataModule]
@@ -180,3 +181,20 @@ def test_a_failing_write_of_the_adapter_is_not_silent(
     with pytest.raises(OSError, match='No space left'):
         build_trainer().fit(build_task(), datamodule=build_data())
     assert not list((tmp_path / 'run').glob('*adapter*'))
+
+
+@pytest.mark.parametrize('logged', [True, False])
+def test_the_folder_of_a_run_is_lightnings_but_for_the_wait(
+    logged: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logger = CSVLogger(tmp_path, name='runs', version='one') if logged else False
+    trainer = Trainer(default_root_dir=tmp_path, logger=logger, accelerator='cpu', enable_progress_bar=False)
+    expected = trainer.log_dir
+    assert expected is not None
+
+    def stall(found: object, src: int = 0) -> object:
+        raise AssertionError('the first process alone waits for ever')
+
+    monkeypatch.setattr(trainer.strategy, 'broadcast', stall)
+    assert run_folder(trainer) == Path(expected)
+    assert run_folder(trainer) == (tmp_path / 'runs' / 'one' if logged else tmp_path)

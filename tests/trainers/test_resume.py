@@ -18,9 +18,9 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from explora_geo.adaptation.frozen import FrozenLinear
 from explora_geo.datamodules import FolderDataModule
-from explora_geo.trainers import ClassificationTask, ExPLoRATask, steady
+from explora_geo.trainers import ClassificationTask, ExPLoRATask
 from explora_geo.trainers.kernels import many_graphs
-from explora_geo.trainers.steady import SteadyTask, seed_all
+from explora_geo.trainers.resume import ReproducibleTask, seed_all
 from tests.trainers.steady_run import fit
 
 
@@ -235,9 +235,8 @@ def test_a_seed_sets_all_random_states() -> None:
 def test_sharded_matrices_are_converted_at_every_use(
     build_task: Callable[..., ExPLoRATask], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(steady, 'install_checkpoint_io', lambda trainer: None)
     task = build_task()
     for strategy, kept in ((SingleDeviceStrategy(), True), (ModelParallelStrategy(1, 1), False)):
         monkeypatch.setattr(ExPLoRATask, 'trainer', SimpleNamespace(strategy=strategy))
-        SteadyTask.setup(task, 'fit')
+        ReproducibleTask.setup(task, 'fit')
         assert {m.keeps_copy for m in task.modules() if isinstance(m, FrozenLinear)} == {kept}

@@ -1,6 +1,8 @@
 """Runs that can be stopped at any moment and go on as if they had not."""
 
+import logging
 import random
+import signal
 import warnings
 from contextlib import ExitStack
 from enum import IntEnum
@@ -10,21 +12,22 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 import torch
 import torch.distributed as dist
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
-from explora_geo._compat import BaseTask
+from explora_geo._compat import BaseTask, BatchNorm, copy_tensors, data_fetcher, slurm_requeue_signal
 from explora_geo.adaptation.frozen import convert_each_time
 from explora_geo.checkpoints.files import atomic_path
-from explora_geo.trainers.checkpoint_io import install_checkpoint_io
-from explora_geo.trainers.folder import run_folder
+from explora_geo.trainers.artifacts import Artifacts, AtomicCheckpointIO, run_folder
 from explora_geo.trainers.kernels import many_graphs
-from explora_geo.trainers.preemption import Preemption
+
+logger = logging.getLogger(__name__)
 
 
 class Stream(IntEnum):
@@ -48,12 +51,21 @@ class ResumableOrder(Protocol):
 
 
 class RunScope(Callback):
-    """Leaves the process as a run found it: random states, warning filters, limits of `torch.compile`."""
+    """What a run does to its process: it saves when it is told to stop, and leaves all as it was.
+
+    Lightning stops a run at the end of the step in which SIGTERM came; this saves it. The signal by which
+    Slurm announces the end of a job makes Lightning save at once, amid a step that no run can go on from:
+    here it waits until the step is done, in all processes. Random states, warning filters and the limits of
+    `torch.compile` are those of before when the run ends.
+    """
 
     def __init__(self) -> None:
         """Remember the random states; a task makes this callback when its run begins."""
-        self._states = _random_states()
         self._changes = ExitStack()
+        self._changes.callback(_restore_random_states, _random_states())
+        self._requeue: Any = None
+        self._pending: tuple[Any, ...] | None = None
+        self._step = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Begin what ends with the run, before the task sets filters of its own."""
@@ -61,14 +73,43 @@ class RunScope(Callback):
         if pl_module.hparams.get('compile_backbone'):
             self._changes.enter_context(many_graphs())
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take over the requeue signal, where Slurm sends one."""
+        number = slurm_requeue_signal(trainer)
+        if number is not None:
+            self._requeue, self._step = signal.getsignal(number), trainer.global_step
+            signal.signal(number, self._note)
+
+    def _note(self, *received: Any) -> None:
+        self._pending = received
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Do what the requeue signal asks for, once all processes know of it and a step is complete."""
+        if self._requeue is None or trainer.global_step == self._step:
+            return
+        self._step = trainer.global_step
+        if trainer.strategy.reduce_boolean_decision(self._pending is not None, all=False):
+            received, self._pending = self._pending or (None, None), None
+            self._requeue(*received)
+
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Take all changes back."""
         self._changes.close()
-        _restore_random_states(self._states)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Take all changes back: Lightning tears down nothing after an error."""
-        self.teardown(trainer, pl_module, '')
+        """Save a run that is terminated: where its checkpoints lie, else in its folder.
+
+        Lightning tears down nothing after an error, so that changes are taken back here, too.
+        """
+        with self._changes:
+            if isinstance(exception, SIGTERMException) and trainer.global_step:
+                keeper = next((c for c in trainer.checkpoint_callbacks if isinstance(c, Checkpoint)), None)
+                file = f'{getattr(keeper, "dirpath", None) or run_folder(trainer)}/last.ckpt'
+                trainer.save_checkpoint(file)
+                told = 'the run was told to stop and is saved at step %d: go on with --ckpt_path %s'
+                logger.warning(told, trainer.global_step, file)
 
 
 class _Check(NamedTuple):
@@ -85,7 +126,7 @@ class _Check(NamedTuple):
     there: torch.cuda.Event | None
 
 
-class SteadyTask(BaseTask):
+class ReproducibleTask(BaseTask):
     """A task whose random state follows from its seed and the number of the batch.
 
     What is drawn for a batch - crops, masks, dropped paths - depends on neither what ran before, nor the
@@ -100,12 +141,13 @@ class SteadyTask(BaseTask):
     _kept_averages: tuple[Tensor, ...] = ()
 
     def configure_callbacks(self) -> list[Callback]:
-        """What saves a run that the system stops, and what a run takes back when it ends."""
-        return [Preemption(), RunScope()]
+        """What saves a run that the system stops, and leaves the process as it was; report and weights."""
+        return [RunScope(), Artifacts()]
 
     def setup(self, stage: str) -> None:
         """Have checkpoints written in one piece."""
-        install_checkpoint_io(self.trainer)
+        if type(self.trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # else it was given another
+            self.trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         if isinstance(self.trainer.strategy, FSDPStrategy | ModelParallelStrategy):
             convert_each_time(self)
         # Lightning tells that our hook is the one that counts, as it is meant.
@@ -115,7 +157,7 @@ class SteadyTask(BaseTask):
         """Settle the seed (the checkpoint's, else that of now) and find the running averages of batches."""
         if self._seed is None:
             self._seed = self.trainer.strategy.broadcast(torch.initial_seed())
-        norms = [module for module in self.modules() if isinstance(module, _BatchNorm)]
+        norms = [module for module in self.modules() if isinstance(module, BatchNorm)]
         running = [average for norm in norms for average in (norm.running_mean, norm.running_var)]
         self._averages = tuple(average for average in running if average is not None)
         self._kept_averages = tuple(average.clone() for average in self._averages)
@@ -124,7 +166,7 @@ class SteadyTask(BaseTask):
         """Put the loader at the place of the run: Lightning restores it only before the length is known."""
         loop, loader = self.trainer.fit_loop, self.trainer.train_dataloader
         batches = self.trainer.num_training_batches
-        fetcher: Any = loop._data_fetcher
+        fetcher = data_fetcher(self.trainer)
         if batches == float('inf') or fetcher is None:
             return  # a stream has no order to go on with
         epoch, done = divmod(loop.total_batch_idx + 1, int(batches))
@@ -177,8 +219,7 @@ class SteadyTask(BaseTask):
         """Set the random state of a step, and keep what its forward pass changes in place."""
         self.reseed(Stream.STEP, self.trainer.fit_loop.total_batch_idx)
         if self._averages:
-            kept: Any = self._kept_averages  # declared for tuples alone
-            torch._foreach_copy_(kept, self._averages)
+            copy_tensors(self._kept_averages, self._averages)
 
     def check_finite(self, loss: Tensor, batch: Any) -> None:
         """Have a loss checked before the optimizer moves anything; `on_after_backward` reads the answer.
@@ -241,7 +282,7 @@ class SteadyTask(BaseTask):
 
     def _rewind(self) -> None:
         """Count the batches of a step that is given up as not begun, so that a resumed run repeats it."""
-        progress = self.trainer.fit_loop.epoch_loop.batch_progress
+        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress
         half_done = progress.current.completed % self.trainer.accumulate_grad_batches
         for counts in (progress.total, progress.current):
             done = counts.completed - half_done

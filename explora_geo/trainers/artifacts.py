@@ -1,0 +1,199 @@
+"""What a run leaves behind: a report, its weights, pictures, checkpoints that are whole."""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from torch import Tensor, save
+from torchvision.utils import save_image
+
+from explora_geo.checkpoints import atomic_path
+
+#: Validation images that pictures are made of.
+_SHOWN = 8
+
+
+def run_folder(trainer: Trainer) -> Path:
+    """The logger's folder, or the trainer's root folder without one.
+
+    `Trainer.log_dir` says the same, but stalls for ever where only the first process asks.
+    """
+    logger = trainer.logger
+    if logger is None:
+        return Path(trainer.default_root_dir)
+    versioned = isinstance(logger, TensorBoardLogger | CSVLogger)
+    folder = logger.log_dir if versioned else logger.save_dir
+    return Path(folder or trainer.default_root_dir)
+
+
+def note_skipped(skipped: dict[str, str], batch: Mapping[str, Any]) -> None:
+    """Remember tiles that the loader could not read; the report names them.
+
+    Args:
+        skipped: Reason by path, added to.
+        batch: Sample dict, perhaps with `skipped`, a list of `<path>: <reason>`.
+    """
+    for entry in batch.get('skipped', ()):
+        path, _, reason = entry.partition(': ')
+        skipped.setdefault(path, reason)
+
+
+def two_rows(image: Tensor, other: Tensor, shown: Sequence[int]) -> Tensor:
+    """Two rows of pictures with values stretched to [0, 1], shape (3, 2·H, B·W); frames side by side.
+
+    Args:
+        image: Images, shape (B, C, H, W) or (B, T, C, H, W).
+        other: What the objective makes of them, of the same shape.
+        shown: Bands to show as red, green and blue, or the one to show in gray.
+    """
+    if image.ndim == 5:
+        image, other = image.flatten(0, 1), other.flatten(0, 1)
+    image, other = (x[:, list(shown)].expand(-1, 3, -1, -1) for x in (image, other))
+    low, high = image.amin(), image.amax()
+    rows = [torch.cat(list(x), dim=-1) for x in (image, other)]
+    return ((torch.cat(rows, dim=-2) - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes checkpoints beside the file of before, and takes its place when all is on the disk.
+
+    Lightning's own way holds a whole checkpoint in memory and moves it from the system's temporary folder,
+    which is a copy, and can be cut off, where that folder is on another disk.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write a checkpoint; addresses of remote storage are left to Lightning.
+
+        Raises:
+            OSError: If there is no room for it; what was there before stays.
+        """
+        if '://' in str(path) or storage_options is not None:
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        path = Path(path)
+        for left in path.parent.glob(f'.{path.name}.*'):
+            left.unlink(missing_ok=True)  # by a run that was killed while it wrote
+        with atomic_path(path, _bytes(checkpoint)) as temporary:
+            save(checkpoint, temporary)
+
+
+def _bytes(content: Any) -> int:
+    """Bytes of all tensors in a checkpoint."""
+    if isinstance(content, Tensor):
+        return content.numel() * content.element_size()
+    if isinstance(content, dict):
+        return sum(map(_bytes, content.values()))
+    return sum(map(_bytes, content)) if isinstance(content, list | tuple) else 0
+
+
+class Artifacts(Callback):
+    """Writes `report.json`, the task's weights, and pictures of validation images to the folder of a run.
+
+    A task says what is written by `write_weights(folder)`, which returns entries of the report, and shows
+    what it does to images by `pictures(batch)`: tensors, shape (3, H, W), or figures by title. Loggers that
+    take pictures (TensorBoard) get them, with others they become PNG files in `pictures/`.
+    """
+
+    def __init__(self) -> None:
+        """Initialize the callback, before a run."""
+        self.history: list[dict[str, float]] = []
+        self._start = 0.0
+        self._batch: dict[str, Any] | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since training started."""
+        return round(time.perf_counter() - self._start, 1)
+
+    @staticmethod
+    def wanted(trainer: Trainer) -> bool:
+        """Whether this process writes files; a trial (`fast_dev_run`) leaves none."""
+        trial: Any = trainer.fast_dev_run  # type: ignore[attr-defined]
+        return trainer.is_global_zero and not trial
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._start = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the epoch's numbers for the report."""
+        row = {k: round(float(v), 6) for k, v in trainer.callback_metrics.items()}
+        self.history.append({'epoch': trainer.current_epoch, 'step': trainer.global_step, **row})
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep a few validation images for the pictures."""
+        if batch_idx == 0 and self.wanted(trainer):
+            self._batch = {k: v[:_SHOWN].detach() for k, v in batch.items() if isinstance(v, Tensor)}
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show what the task does with the kept images."""
+        task: Any = pl_module
+        batch, self._batch = self._batch, None
+        if batch is None:
+            return
+        experiment: Any = getattr(trainer.logger, 'experiment', None)
+        for title, picture in task.pictures(batch).items():
+            drawn = isinstance(picture, Tensor)
+            add = getattr(experiment, 'add_image' if drawn else 'add_figure', None)
+            if add is not None:
+                add(title, picture, trainer.global_step)
+            else:
+                file = run_folder(trainer) / 'pictures' / f'{title}_{trainer.global_step:06d}.png'
+                with atomic_path(file) as temporary:
+                    if drawn:
+                        save_image(picture.cpu(), temporary, format='png')
+                    else:
+                        picture.savefig(temporary, dpi=100, format='png')
+            if not drawn:
+                plt.close(picture)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write report and weights."""
+        task: Any = pl_module
+        if not self.wanted(trainer):
+            return
+        folder = run_folder(trainer)
+        self._report(
+            folder,
+            {
+                **task.write_weights(folder),
+                'steps': trainer.global_step,
+                'seconds': self.seconds,
+                'history': self.history,
+                'skipped_files': {'count': len(task.skipped), 'files': task.skipped},
+            },
+        )
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Keep what a stopped run has learnt."""
+        if trainer.global_step:
+            self.on_fit_end(trainer, pl_module)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Add the test metrics to the report."""
+        if self.wanted(trainer):
+            values = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith('test_')}
+            self._report(run_folder(trainer), {'test': values})
+
+    @staticmethod
+    def _report(folder: Path, entries: Mapping[str, Any]) -> None:
+        file = folder / 'report.json'
+        known = json.loads(file.read_text()) if file.is_file() else {}
+        with atomic_path(file) as temporary:
+            temporary.write_text(json.dumps({**known, **entries}, indent=1))
