@@ -28,7 +28,7 @@ from explora_geo.evaluation.label_free import DEFAULT_SCORE, SCORES, compare_bac
 from explora_geo.models.vit import ViT
 from explora_geo.objectives import MAE
 from explora_geo.reports import compute_pictures, display_tiles, reconstruct, write_report
-from explora_geo.trainers.monitor import FeatureMonitor
+from explora_geo.trainers.guard import FeatureMonitor
 
 #: Images of the archive that pictures and label-free scores are made of.
 SAMPLE, _LEAST = 300, 3

@@ -18,7 +18,6 @@ from lightning.pytorch.callbacks import Callback
 from explora_geo._adapt_settings import Length
 from explora_geo.datamodules.archive import Archive
 from explora_geo.devices import faster_precision
-from explora_geo.trainers.clock import LoaderClock
 
 #: Batches that are tried, upward as long as the step before gained; the first is the recipes' own.
 BATCHES = (64, 128, 256)
@@ -162,20 +161,8 @@ class _StepTimes(Callback):
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.ends.append(time.perf_counter())
-        profiler: Any = trainer.profiler  # type: ignore[attr-defined]
-        self.waits.append(profiler.total)
-
-
-class _TotalClock(LoaderClock):
-    """A clock of the loader that also adds up what was taken from it."""
-
-    total = 0.0
-
-    def take(self) -> float:
-        """Seconds waited since the last call."""
-        waited = super().take()
-        self.total += waited
-        return waited
+        task: Any = pl_module
+        self.waits.append(task.clock.waited)
 
 
 def try_steps(settings: dict[str, Any], batch_size: int, workers: int, steps: int = _TIMED) -> Trial:
@@ -196,7 +183,6 @@ def try_steps(settings: dict[str, Any], batch_size: int, workers: int, steps: in
         command = prepare({**settings, 'trainer': trainer, 'data': data})
         clock = _StepTimes()
         command.trainer.callbacks.append(clock)
-        command.trainer.profiler = _TotalClock()
         command.trainer.fast_dev_run = True  # reports of a trial are not wanted
         before = _memory()
         if torch.cuda.is_available():

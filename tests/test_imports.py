@@ -57,7 +57,7 @@ ALLOWED = {
         *('evaluation', 'models', 'objectives', 'reports', 'trainers'),
     },
     '_adapt_progress': {'_atomic', 'adaptation', 'models'},
-    '_adapt_speed': {'_adapt_settings', 'configured', 'datamodules', 'devices', 'trainers'},
+    '_adapt_speed': {'_adapt_settings', 'configured', 'datamodules', 'devices'},
     # The main job is what libraries are for: it stands above them, below the command line.
     '_adapt': {
         *('_adapt_progress', '_adapt_report', '_adapt_settings', '_adapt_speed', '_atomic', 'checkpoints'),

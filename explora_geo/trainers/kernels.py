@@ -67,13 +67,17 @@ def hold_frozen_in_bfloat16(module: nn.Module, precision: str) -> None:
 
 
 class StepClock:
-    """Times steps, and the share of them in which the loop waited for its loader."""
+    """Times steps, and the share of them in which the loop waited for its loader.
+
+    Attributes:
+        waited: Seconds that it has waited in all.
+    """
 
     def __init__(self) -> None:
         """Initialize a StepClock that stands still."""
         self._last: float | None = None
         self._waiting: float | None = None
-        self._waited = 0.0
+        self.waited = self._counted = 0.0
 
     def pause(self) -> None:
         """Leave out the time until the next step."""
@@ -86,7 +90,7 @@ class StepClock:
     def go_on(self) -> None:
         """The batch is there."""
         if self._waiting is not None:
-            self._waited += time.perf_counter() - self._waiting
+            self.waited += time.perf_counter() - self._waiting
         self._waiting = None
 
     def lap(self, images: int) -> dict[str, float]:
@@ -100,7 +104,7 @@ class StepClock:
         """
         now = time.perf_counter()
         last, self._last = self._last, now
-        waited, self._waited = self._waited, 0.0
+        waited, self._counted = self.waited - self._counted, self.waited
         return (
             {}
             if last is None

@@ -175,7 +175,7 @@ class ExPLoRATask(ReproducibleTask):
         self.features = FeatureMonitor(self.hparams['monitor_features'])
         self.skipped: dict[str, str] = {}
         self.stopped = ''
-        self._clock = StepClock()
+        self.clock = StepClock()
 
     @property
     def backbone(self) -> ViT:
@@ -263,7 +263,7 @@ class ExPLoRATask(ReproducibleTask):
         logged = {**losses, **self.model.metrics}
         self.log_dict({f'train_{k}': v.detach() for k, v in logged.items()}, batch_size=size)
         self.log('lr', self.trainer.optimizers[0].param_groups[0]['lr'], batch_size=size)
-        for name, value in self._clock.lap(size * self.trainer.world_size).items():
+        for name, value in self.clock.lap(size * self.trainer.world_size).items():
             mean = name == 'data_wait'
             self.log(name, value, batch_size=size, prog_bar=not mean, on_step=not mean, on_epoch=mean)
         return loss
@@ -284,17 +284,17 @@ class ExPLoRATask(ReproducibleTask):
     def on_train_epoch_start(self) -> None:
         """Stop the clock, so that what happens between epochs does not count as a slow step."""
         super().on_train_epoch_start()
-        self._clock.pause()
+        self.clock.pause()
         self.log('trainable_share', self.trainable_share)
 
     def on_train_batch_end(self, *args: Any) -> None:
         """From here on the loop waits for its loader."""
-        self._clock.wait()
+        self.clock.wait()
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Here a batch has come."""
         if self.trainer.training:
-            self._clock.go_on()
+            self.clock.go_on()
         return super().on_before_batch_transfer(batch, dataloader_idx)
 
     @cached_property
@@ -340,7 +340,7 @@ class ExPLoRATask(ReproducibleTask):
         """Forget the features of the validation before."""
         super().on_validation_epoch_start()
         self.features.reset()
-        self._clock.pause()
+        self.clock.pause()
 
     def on_validation_epoch_end(self) -> None:
         """Score the features of all processes; a whole check before training scores the starting weights."""
