@@ -8,11 +8,8 @@ import typer
 
 from explora_geo.cli import run_app
 
-from .speed import commands as speed
-from .tables import commands as tables
-
-RESULTS = Path('benchmarks/results')
-_OUT = Annotated[Path, typer.Option(help='Folder of the results.')]
+from .speed import steps, waits
+from .tables.commands import COMMANDS, RESULTS
 
 app = typer.Typer(
     name='explora-bench',
@@ -20,22 +17,17 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-
-
-for part in (tables, speed):
-    part.register(app)
-
-
-@app.callback()
-def _commands() -> None:
-    """Measurements behind the numbers of explora_geo."""
+for name, command in COMMANDS.items():
+    app.command(name)(command)
+for command in (steps.speed, steps.peak, waits.loading, waits.features):
+    app.command()(command)
 
 
 @app.command()
 def memory(
     model: Annotated[str, typer.Option(help='Backbone.')] = 'vit_large_patch14_dinov2',
     adaptation: Annotated[list[str] | None, typer.Option(help='Notation; repeat for several.')] = None,
-    out: _OUT = RESULTS,
+    out: steps.OUT = RESULTS,
 ) -> None:
     """Count what a student and the teacher that shares its frozen trunk store.
 
@@ -50,9 +42,9 @@ def memory(
 @app.command('export-source')
 def export_source(
     run: Annotated[Path, typer.Argument(help='Folder of a full pre-training run.')],
-    out: Annotated[Path, typer.Argument(help='Half-precision file to write (.safetensors).')],
+    out: Annotated[Path, typer.Argument(help='File to write (.safetensors).')],
 ) -> None:
-    """Write the file of the shipped source model and print its loss table.
+    """Write the quantized file of a source model and print its loss table.
 
     Example: explora-bench export-source runs/source model.safetensors
     """

@@ -129,7 +129,7 @@ def fmow_sentinel(tmp_path: Path) -> Path:
 @pytest.fixture
 def seed_data(tmp_path: Path) -> Callable[[str], Path]:
     """Write a tiny fake of a data set in its true layout, and return its root."""
-    from benchmarks.tables.samples import WRITERS
+    from tests.benchmarks.samples import WRITERS
 
     def make(name: str) -> Path:
         root = tmp_path / name

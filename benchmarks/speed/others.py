@@ -1,8 +1,11 @@
 """The same work with what people would use instead; a library that is not installed is named as missing."""
 
+import importlib
 import importlib.util
 import re
+from collections.abc import Callable, Iterable
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import timm
@@ -10,36 +13,17 @@ import torch
 from lightly.loss import DINOLoss, IBOTPatchLoss, KoLeoLoss
 from lightly.models import utils
 from lightly.models.modules import DINOv2ProjectionHead, MAEDecoderTIMM, MaskedVisionTransformerTIMM
+from rich.console import Console
 from torch import Tensor, nn
 
 from explora_geo.objectives import MAE, DINOv2
 
-from .lightly_train import lightly_train_dinov2
+from ..tables.adalora import SplitQKV
+from . import ours
 from .ours import backbone, dinov2_step, mae_step
 from .setting import Contenders, Optimised, Setting
 
 RANK = 32
-
-
-class SplitQKV(nn.Module):
-    """Q, K and V as three layers, so that PEFT can adapt Q and V alone."""
-
-    q: nn.Linear
-    k: nn.Linear
-    v: nn.Linear
-
-    def __init__(self, qkv: nn.Linear) -> None:
-        """Take the rows of a fused layer."""
-        super().__init__()
-        for name, weight, bias in zip('qkv', qkv.weight.chunk(3), qkv.bias.chunk(3), strict=True):
-            layer = nn.Linear(qkv.in_features, qkv.out_features // 3)
-            layer.weight = nn.Parameter(weight.detach().clone())
-            layer.bias = nn.Parameter(bias.detach().clone())
-            setattr(self, name, layer)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Rows in the order of the fused layer."""
-        return torch.cat([self.q(x), self.k(x), self.v(x)], dim=-1)
 
 
 def peft_backbone(setting: Setting, objective: type[MAE | DINOv2]) -> Any:
@@ -219,6 +203,54 @@ def lightly_dinov2(setting: Setting) -> Optimised:
     return Optimised(setting, model, lambda: model(views), model.update)
 
 
+def _part(name: str) -> Any:
+    """A module of lightly-train, which is no dependency."""
+    return importlib.import_module(f'lightly_train.{name}')
+
+
+def lightly_train_dinov2(setting: Setting) -> Optimised:
+    """The step of its DINOv2 method, with the teacher's update, after the warm-up of its last layer.
+
+    Its vision transformer has xFormers' attention where that is installed, else none of torch's fused ones.
+    """
+    method, model = _part('_methods.dinov2.dinov2'), _part('_models.dinov2_vit.dinov2_vit')
+    vit: Any = timm.create_model(setting.model, num_classes=0, img_size=setting.image_size)
+    source = _part('_models.dinov2_vit.dinov2_vit_src.models.vision_transformer')
+    layers = _part('_models.dinov2_vit.dinov2_vit_src.layers')
+    wrapped = model.DINOv2ViTModelWrapper(
+        source.DinoVisionTransformer(
+            img_size=setting.image_size,
+            patch_size=vit.patch_embed.patch_size[0],
+            embed_dim=vit.embed_dim,
+            depth=len(vit.blocks),
+            num_heads=vit.blocks[0].attn.num_heads,
+            block_fn=lambda **sizes: source.Block(attn_class=layers.MemEffAttention, **sizes),
+            block_chunks=0,
+        )
+    )
+    head = setting.head
+    arguments = method.DINOv2Args(
+        output_dim=head.prototypes, hidden_dim=head.hidden_dim, dino_bottleneck_dim=head.bottleneck_dim
+    )
+    task = method.DINOv2(
+        arguments,
+        method.DINOv2AdamWViTArgs(),
+        _part('_models.embedding_model').EmbeddingModel(wrapped),
+        global_batch_size=setting.batch,
+        num_input_channels=3,
+    )
+    task._trainer = SimpleNamespace(global_step=500)  # all that the step asks of a trainer
+    crops, *local = setting.views()
+    views = [*crops.chunk(2), *(view for small in local for view in small.chunk(setting.num_local))]
+    move = _part('_torch_helpers').update_momentum
+
+    def update() -> None:
+        move(task.student_embedding_model, task.teacher_embedding_model, m=0.996)
+        move(task.student_head, task.teacher_head, m=0.996)
+
+    return Optimised(setting, task, lambda: task.training_step_impl({'views': views}, 0).loss, update)
+
+
 MAE_STEPS: Contenders = {
     'PEFT on split Q, K, V': peft_mae,
     'Hugging Face ViTMAE + PEFT': partial(huggingface_mae, adapted=True),
@@ -251,3 +283,44 @@ def missing(name: str) -> str:
             if found is None:
                 return module
     return ''
+
+
+CONTENDERS: dict[str, Contenders] = {
+    'mae': {**ours.MAE_STEPS, **MAE_STEPS},
+    'dinov2': {**ours.DINOV2_STEPS, **DINOV2_STEPS},
+}
+
+
+def find(objective: str, compiled: bool = False) -> Contenders:
+    """Everybody by name, with those that compile first if asked for.
+
+    Raises:
+        ValueError: If the objective is unknown.
+    """
+    if objective not in CONTENDERS:
+        raise ValueError(f'objective must be one of {", ".join(CONTENDERS)}, got {objective!r}')
+    return {**CONTENDERS[objective], **(ours.COMPILED_STEPS[objective] if compiled else {})}
+
+
+def for_each(
+    names: Iterable[str], work: Callable[[str], Any], only: str = ''
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Do something for every contender that is installed and able; returns what came of it, and why not.
+
+    The first contender, to which the others are compared, is always done, the others where the regular
+    expression is found in their name; a `ValueError` or `ImportError` of the work says that one cannot.
+    """
+    found: dict[str, Any] = {}
+    absent: dict[str, str] = {}
+    for position, name in enumerate(names):
+        if position and not re.search(only, name):
+            continue
+        if lacking := missing(name):
+            absent[name] = f'{lacking} is not installed'
+            continue
+        Console().print(name, markup=False)
+        try:
+            found[name] = work(name)
+        except (ImportError, ValueError) as error:
+            absent[name] = str(error)
+    return found, absent

@@ -1,9 +1,8 @@
 """Steps of this package."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,8 +15,6 @@ from explora_geo.trainers.kernels import compile_blocks, many_graphs
 from explora_geo.transforms import ViewsConfig
 
 from .setting import Contenders, Optimised, Setting
-
-Wrap = Callable[[Objective], Any]
 
 
 def backbone(setting: Setting, objective: type[MAE | DINOv2], adaptation: str) -> ViT:
@@ -41,8 +38,6 @@ def mae_step(
     checkpointing: bool = False,
     compiled: bool = False,
     lean: bool = False,
-    batch: Mapping[str, Tensor] | None = None,
-    wrap: Wrap = lambda objective: objective,
 ) -> Optimised:
     """M-ExPLoRA, or full training, with a decoder that trains likewise.
 
@@ -53,8 +48,6 @@ def mae_step(
         checkpointing: Recompute the backbone's activations in the backward pass.
         compiled: Let `torch.compile` write the kernels of blocks.
         lean: Hold frozen matrices in bfloat16 only.
-        batch: Images, and timestamps where the tokenizer reads them; the setting's images if None.
-        wrap: Makes of the objective what is called, such as one that averages gradients over processes.
     """
     vit = vit or backbone(setting, MAE, adaptation)
     vit.grad_checkpointing = checkpointing
@@ -66,11 +59,11 @@ def mae_step(
         compile_blocks(objective)
     if lean:
         _hold(objective, setting)
-    call, images = wrap(objective), batch or {'image': setting.batch_images()}
+    images = {'image': setting.batch_images()}
 
     def loss() -> Tensor:
         with many_graphs() if compiled else nullcontext():
-            return sum(call(images, 0).values())  # type: ignore[return-value]
+            return sum(objective(images, 0).values())  # type: ignore[return-value]
 
     return Optimised(setting, objective, loss)
 
@@ -82,19 +75,8 @@ def dinov2_step(
     checkpointing: bool = False,
     compiled: bool = False,
     lean: bool = False,
-    wrap: Wrap = lambda objective: objective,
 ) -> Optimised:
-    """D-ExPLoRA, or full training, with heads that train in full.
-
-    Args:
-        setting: The work.
-        adaptation: What trains.
-        vit: Another backbone, ready to train.
-        checkpointing: Recompute the student's activations in the backward pass.
-        compiled: Let `torch.compile` write the kernels of the student's and the teacher's blocks.
-        lean: Hold frozen matrices in bfloat16 only.
-        wrap: Makes of the objective what is called, such as one that averages gradients over processes.
-    """
+    """D-ExPLoRA, or full training, with heads that train in full; arguments as of `mae_step`."""
     vit = vit or backbone(setting, DINOv2, adaptation)
     vit.grad_checkpointing = checkpointing
     crops = ViewsConfig(setting.image_size, setting.local_size, setting.num_local)
@@ -105,11 +87,11 @@ def dinov2_step(
         compile_blocks(objective)
     if lean:
         _hold(objective, setting)
-    call, views = wrap(objective), setting.views()
+    views = setting.views()
 
     def loss() -> Tensor:
         with many_graphs() if compiled else nullcontext():
-            return sum(call({'views': views, 'image': views[0]}, 500).values())  # type: ignore[return-value]
+            return sum(objective({'views': views, 'image': views[0]}, 500).values())  # type: ignore[return-value]
 
     return Optimised(setting, objective, loss, lambda: objective.after_step(500))
 

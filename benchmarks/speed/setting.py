@@ -1,18 +1,40 @@
-"""What all contenders share: model, images, crops, precision."""
+"""What all contenders share: model, images, crops, precision, and the step around a loss."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from explora_geo._compat import unfuse_attention
+from explora_geo.datamodules.statistics import resolve
 from explora_geo.models.heads import HeadConfig
+from explora_geo.models.tokenizers import RGB
+from explora_geo.trainers.kernels import faster_precision
 from explora_geo.transforms import MultiCrop, ViewsConfig
 
-from .images import read_images
+
+def read_images(folder: Path, count: int, size: int) -> Tensor:
+    """The first JPEG images of class folders in turn, normalised, shape (count, 3, size, size).
+
+    Raises:
+        FileNotFoundError: If the folder holds fewer images.
+    """
+    classes = [sorted(f.glob('*.jpg')) for f in sorted(folder.iterdir()) if f.is_dir()]
+    files = [path for row in zip(*classes, strict=False) for path in row][:count]
+    if len(files) < count:
+        raise FileNotFoundError(f'{folder} holds {len(files)} JPEG images in class folders, {count} needed')
+    pixels = []
+    for path in files:
+        image = Image.open(path).convert('RGB').resize((size, size), Image.Resampling.BICUBIC)
+        pixels.append(torch.from_numpy(np.array(image)))
+    images = torch.stack(pixels).permute(0, 3, 1, 2).float()
+    mean, std = (resolve('imagenet', RGB, name)[:, None, None] for name in ('mean', 'std'))
+    return (images - mean) / std
 
 
 @dataclass(frozen=True)
@@ -28,7 +50,7 @@ class Setting:
         mask_ratio: Share of the patches that MAE removes.
         decoder_depth: Blocks of MAE's decoder, of width 512 and 16 heads.
         head: Size of DINOv2's head.
-        precision: Products in bfloat16, or all in float32.
+        precision: Products in bfloat16, or all in float32; the faster one here by default.
         images: Folder of class folders of JPEG files.
         device: Where steps run.
         fused: Torch's fused attention also in bfloat16 on a CPU, where it is the slower one; it keeps as
@@ -43,13 +65,16 @@ class Setting:
     mask_ratio: float = 0.75
     decoder_depth: int = 8
     head: HeadConfig = field(default_factory=lambda: HeadConfig(65536, 2048, 256))
-    precision: Literal['bf16', 'fp32'] = 'bf16'
+    precision: Literal['bf16', 'fp32'] | None = None
     images: Path = Path('tests/data/eurosat_rgb/test')
     device: str = 'cuda' if torch.cuda.is_available() else 'cpu'
     fused: bool = False
 
     def __post_init__(self) -> None:
-        """Check the values."""
+        """Check the values, and choose the precision."""
+        if self.precision is None:
+            fast = 'bf16' if faster_precision() == 'bf16-mixed' else 'fp32'
+            object.__setattr__(self, 'precision', fast)
         if self.precision not in ('bf16', 'fp32'):
             raise ValueError(f'precision must be bf16 or fp32, got {self.precision!r}')
         if self.batch < 1:
@@ -70,6 +95,11 @@ class Setting:
         torch.manual_seed(0)
         return [v.to(self.device) for v in MultiCrop(config, ('red', 'green', 'blue'))(self.batch_images())]
 
+    def describe(self, objective: str) -> dict[str, Any]:
+        """What tells measurements apart, JSON-ready."""
+        values = {k: v for k, v in vars(self).items() if k not in ('head', 'images', 'fused')}
+        return {'objective': objective, **values}
+
 
 class Optimised:
     """A training step: losses, backward, AdamW over what trains.
@@ -83,7 +113,7 @@ class Optimised:
         setting: Setting,
         module: nn.Module,
         loss: Callable[[], Tensor],
-        after: Callable[[], object] | None = None,
+        after: Callable[[], object] = lambda: None,
     ) -> None:
         """Initialize a step.
 
@@ -109,8 +139,7 @@ class Optimised:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
-        if self.after is not None:
-            self.after()
+        self.after()
         return float(loss.detach())
 
 

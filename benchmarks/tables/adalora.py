@@ -20,24 +20,14 @@ RANKS = (12, 8)
 
 
 class SplitQKV(nn.Module):
-    """A fused layer of queries, keys and values as three: peft adapts whole layers.
-
-    Attributes:
-        q: Queries.
-        k: Keys.
-        v: Values.
-    """
+    """A fused layer of queries, keys and values as three, `q`, `k` and `v`: peft adapts whole layers."""
 
     q: nn.Linear
     k: nn.Linear
     v: nn.Linear
 
     def __init__(self, fused: Any) -> None:
-        """Take over thirds of a fused layer.
-
-        Args:
-            fused: Linear layer, `weight` of shape (3D, D) and `bias`.
-        """
+        """Take over thirds of a fused linear layer, `weight` of shape (3D, D)."""
         super().__init__()
         biases = [None] * 3 if fused.bias is None else fused.bias.chunk(3)
         for name, weight, bias in zip('qkv', fused.weight.chunk(3), biases, strict=True):
@@ -55,13 +45,8 @@ class SplitQKV(nn.Module):
 def add_adalora(vit: ViT) -> AdaLoraModel:
     """Split `qkv` of every block in place and adapt Q and V; nothing else of the backbone trains.
 
-    The length is set when it is known, by `total_step` of the configuration.
-
-    Args:
-        vit: Backbone.
-
-    Returns:
-        peft's wrapper, which shares the backbone's modules and allocates the ranks.
+    The length is set when it is known, by `total_step` of the configuration. Returns peft's wrapper, which
+    shares the backbone's modules and allocates the ranks.
     """
     block: Any
     for block in vit.blocks:

@@ -1,5 +1,6 @@
 """The commands of `explora-bench` that run the paper's tables: list, plan, run, report, compare, analyse."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,19 +12,7 @@ _SCALE = Annotated[str, typer.Option(help='smoke, demo, small, paper, or a YAML 
 _ROWS = Annotated[str, typer.Option(help='Rows by id, separated by commas; all if empty.')]
 _SEEDS = Annotated[int | None, typer.Option(help="Runs of every row; the scale's if not given.")]
 _OUT = Annotated[Path, typer.Option(help='Folder of the results; each scale has one of its own in it.')]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands to a command line."""
-    for name, command in (
-        ('list', list_tables),
-        ('plan', plan),
-        ('run', run),
-        ('report', report),
-        ('compare', compare),
-        ('analyse', analyse),
-    ):
-        app.command(name)(command)
+_STORE = Annotated[Path, typer.Option(help='Folder of stages.')]
 
 
 def _results(out: Path, scale: Any) -> Path:
@@ -50,8 +39,7 @@ def list_tables(
 
     found = get_scale(scale)
     known = records.read(_results(out, found))
-    tables = [get_table(table)] if table else list(read_tables().values())
-    for one in tables:
+    for one in [get_table(table)] if table else read_tables().values():
         view = View(title=escape(f'Table {one.id}: {one.title}; {one.metric}'), title_justify='left')
         for name in ('id', 'row', 'published', f'at the scale {found.name}'):
             view.add_column(name)
@@ -68,18 +56,15 @@ def plan(
     rows: _ROWS = '',
     scale: _SCALE = 'small',
     seeds: _SEEDS = None,
-    measure: Annotated[int, typer.Option(help='Time so many steps of each model here first.')] = 0,
-    batch: Annotated[int, typer.Option(help='Images per timed step.')] = 2,
     rehearse: Annotated[
         bool, typer.Option(help='Run two steps of each row with a tiny model on tiny files of its data set.')
     ] = True,
     out: _OUT = RESULTS,
 ) -> None:
-    """Show what rows cost before anything runs: parameters, steps, memory, hours from timed steps.
+    """Show what rows cost before anything runs: parameters, steps, memory, hours if a run was timed here.
 
     Models are built on the meta device, so that the largest cost nothing to count, and every row is rehearsed
-    from its data module to its probe or head. Hours need a step that was timed on this device: of a finished
-    run, or by --measure. Example: explora-bench plan 1 --scale paper
+    from its data module to its probe or head. Example: explora-bench plan 1 --scale paper
     """
     from rich.console import Console
 
@@ -93,25 +78,13 @@ def plan(
     one, found, console = get_table(table), get_scale(scale), Console()
     if not console.is_terminal:
         console.width = max(console.width, 150)  # a file holds what a narrow terminal would cut
-    chosen = one.choose(rows)
     known = [r for path in sorted(out.glob('*/results.jsonl')) for r in records.read(path)]
-    rate = planning.measured_rate(known)
-    planned = planning.plan_rows(one, chosen, found, rate)
-    if measure:
-        row = next((p.row for p in planned if p.pretrain is not None and not p.released), None)
-        if row is None:
-            raise ValueError('no row of these is pre-trained: there is no step to time')
-        rate = planning.time_steps(build_job(one, row, found), measure, batch)
-        planned = planning.plan_rows(one, chosen, found, rate)
-    count = seeds or found.seeds
+    rate, count = planning.measured_rate(known), seeds or found.seeds
+    planned = planning.plan_rows(one, one.choose(rows), found, rate)
     console.print(planning.show(one, found, planned, rate, count))
-    total = planning.total_hours(planned, found, count)
-    if total is not None:
-        console.print(
-            f'{total:,.2f} device hours for {count} seeds, searches of learning rates included; stages that '
-            'rows share run once.',
-            highlight=False,
-        )
+    if rate is not None:
+        total = planning.total_hours(planned, found, rate, count)
+        console.print(f'{total:,.2f} device hours for {count} seeds, searches included.', highlight=False)
     jobs = [build_job(one, p.row, found) for p in planned if not p.reason]
     failed = rehearse_jobs(jobs) if rehearse else {}
     if failed:
@@ -132,7 +105,7 @@ def run(
     resume: Annotated[
         bool, typer.Option(help='Go on with what was stopped at its last checkpoint, or start it anew.')
     ] = True,
-    store: Annotated[Path, typer.Option(help='Folder of stages.')] = Path('runs/bench'),
+    store: _STORE = Path('runs/bench'),
     out: _OUT = RESULTS,
 ) -> None:
     """Run rows of a table; finished stages are never run again.
@@ -143,6 +116,7 @@ def run(
     """
     from rich.console import Console
 
+    from . import records
     from .report import write_report
     from .rows import get_table
     from .runner import run_rows
@@ -151,17 +125,14 @@ def run(
 
     one, found, console = get_table(table), get_scale(scale), Console()
     results = _results(out, found)
-    chosen = one.choose(rows)
 
     def progress(text: str) -> None:
         if is_first_process():
             console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     stages = Store(store, resume, results.with_name('stages.jsonl'))
-    run_rows(one, chosen, found, seeds or found.seeds, stages, results, progress)
+    run_rows(one, one.choose(rows), found, seeds or found.seeds, stages, results, progress)
     if is_first_process():
-        from . import records
-
         files = write_report(results.parent, one, found, records.read(results))
         progress('\n'.join(map(str, [results, *files])))
 
@@ -219,18 +190,27 @@ def analyse(
     image_size: Annotated[int | None, typer.Option(help="Side, pixels; the first model's.")] = None,
     out: Annotated[Path, typer.Option(help='Folder to write.')] = Path('runs/analysis'),
     scale: _SCALE = 'demo',
-    store: Annotated[Path, typer.Option(help='Folder of stages, for rows.')] = Path('runs/bench'),
+    store: _STORE = Path('runs/bench'),
     results: Annotated[Path, typer.Option(help='Folder of the results, for rows.')] = RESULTS,
 ) -> None:
     """Show what each block knows: eigenvalues, place and class of patches, attention; models side by side.
 
     Example: explora-bench analyse 2:dinov2 2:d_l_r64
     """
-    from .analyse import write_analysis
-    from .inputs import find_models, read_images
+    from .analyse import find_models, read_images, write_analysis
     from .scales import get_scale
 
     found = find_models(models, _results(results, get_scale(scale)), store, image_size)
     image, label, pictures = read_images(data, images, next(iter(found.values())))
     for path in write_analysis(out, found, image, label, pictures):
         typer.echo(path)
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    'list': list_tables,
+    'plan': plan,
+    'run': run,
+    'report': report,
+    'compare': compare,
+    'analyse': analyse,
+}

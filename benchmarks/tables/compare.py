@@ -9,15 +9,7 @@ from .summary import Spread, paired, score_title, summarise
 
 
 def compare(one: str, two: str, results: Path) -> str:
-    """Compare two rows by seed, or what two files of results have in common.
-
-    Args:
-        one: `TABLE:ROW`, such as `3:l_r64`, or a file of JSON lines.
-        two: The same kind.
-        results: Results that rows are read from.
-
-    Returns:
-        Markdown.
+    """Compare two rows, `TABLE:ROW` of the results, by seed, or what two files of results have in common.
 
     Raises:
         FileNotFoundError: If a file does not exist.

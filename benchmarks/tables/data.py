@@ -1,28 +1,44 @@
 """Data modules of a scale: opened, cut to size, told apart by what they hold."""
 
 import hashlib
+import importlib
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.utils.data import Subset
 
 from explora_geo.datasets.files import evenly_spaced
+from explora_geo.evaluation import Budget
 
-from ..fitting import labels_of
-from .jobs import load_class
 from .recipe import plain_value
 from .scales import Data
 
 
+def load_class(path: str) -> Any:
+    """A class by its dotted path.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    module, _, name = path.rpartition('.')
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f'no class {path!r}: give the full path of a data module or task') from error
+
+
+def build_data(data: Data, **changes: Any) -> Any:
+    """Build a data module without reading anything; changes replace its arguments."""
+    arguments = {k: plain_value(v) for k, v in {**data.init_args, **changes}.items()}
+    try:
+        return load_class(data.class_path)(**arguments)
+    except TypeError as error:
+        raise ValueError(f'{data.class_path} does not take {arguments}: {error}') from error
+
+
 def open_data(data: Data, **changes: Any) -> Any:
     """Build a data module and set up its parts; without a test part, validation is the test.
-
-    Args:
-        data: Which.
-        **changes: Arguments in place of its own, such as `batch_size`.
-
-    Returns:
-        The data module, with `train_dataset`, perhaps `val_dataset`, and `test_dataset`.
 
     Raises:
         FileNotFoundError: If the images do not exist.
@@ -36,32 +52,12 @@ def open_data(data: Data, **changes: Any) -> Any:
     return module
 
 
-def build_data(data: Data, **changes: Any) -> Any:
-    """Build a data module without reading anything."""
-    arguments = {k: plain_value(v) for k, v in {**data.init_args, **changes}.items()}
-    try:
-        return load_class(data.class_path)(**arguments)
-    except TypeError as error:
-        raise ValueError(f'{data.class_path} does not take {arguments}: {error}') from error
-
-
-def cut(
-    module: Any, labelled: int | None = None, validated: int | None = None, tested: int | None = None
-) -> None:
-    """Keep evenly spaced images of each part.
-
-    Args:
-        module: Data module that is set up; changed in place.
-        labelled: Training images; all of them if None.
-        validated: Validation images, likewise.
-        tested: Test images, likewise.
-    """
-    counts = {'train': labelled, 'val': validated, 'test': tested}
-    for name, count in counts.items():
-        part = f'{name}_dataset'
-        dataset = getattr(module, part)
+def cut(module: Any, labelled: int | None, validated: int | None, tested: int | None) -> None:
+    """Keep so many evenly spaced images of the training, validation and test part; all of them if None."""
+    for name, count in (('train', labelled), ('val', validated), ('test', tested)):
+        dataset = getattr(module, f'{name}_dataset')
         if count is not None and dataset is not None:
-            setattr(module, part, Subset(dataset, evenly_spaced(len(dataset), count)))
+            setattr(module, f'{name}_dataset', Subset(dataset, evenly_spaced(len(dataset), count)))
 
 
 def classes_named(module: Any) -> tuple[str, ...]:
@@ -75,6 +71,33 @@ def classes_named(module: Any) -> tuple[str, ...]:
 def classes_of(module: Any, data: Data) -> int:
     """Number of classes: those the data set names, else those that are stated."""
     return len(classes_named(module)) or data.classes or 0
+
+
+def labels_of(dataset: Any) -> torch.Tensor | None:
+    """Classes of a data set that knows them without reading images, shape (N,), else None."""
+    if isinstance(dataset, Subset):
+        found = labels_of(dataset.dataset)
+        return None if found is None else found[torch.tensor(list(dataset.indices), dtype=torch.long)]
+    labels = getattr(dataset, 'labels', None)
+    if labels is None and 'label' in getattr(dataset, 'table', ()):
+        labels = dataset.table['label'].to_list()
+    return None if labels is None else torch.as_tensor(labels)
+
+
+def draw_training_labels(module: Any, labels: str, seed: int) -> int:
+    """Leave a data module only a draw of a label budget from its training images; returns their number.
+
+    Raises:
+        ValueError: If the labels are not known without reading every image.
+    """
+    dataset, budget = module.train_dataset, Budget.parse(labels)
+    if budget.full:
+        return len(dataset)
+    known = labels_of(dataset)
+    if known is None:
+        raise ValueError(f'{type(dataset).__name__} does not list its labels: use the label budget all')
+    module.train_dataset = Subset(dataset, budget.draw(known, seed).tolist())
+    return len(module.train_dataset)
 
 
 def describe_data(data: Data, module: Any) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """What a row does at a scale: source, recipe, data and tuning, all settled before anything runs."""
 
-import importlib
 from dataclasses import dataclass, is_dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import torch
 
 from explora_geo.adaptation import ExPLoRAConfig
-from explora_geo.trainers import OptimConfig
+from explora_geo.models.weights import all_weights
 from explora_geo.trainers.presets import get_preset
 
 from .recipe import Recipe, read_recipe
@@ -63,25 +62,19 @@ class Job:
 
     @property
     def backbone_options(self) -> dict[str, Any]:
-        """Arguments of `create_vit` that source and table settle."""
+        """Arguments of `create_vit` that source and table settle, with those that named weights state."""
+        entry = all_weights().get(self.source.weights)
+        stated = {} if entry is None else entry.meta.get('tokenizer_options', {})
         return {
             'img_size': self.source.img_size,
             'bands': list(self.row.bands or self.table.bands) or None,
             'tokenizer': self.row.tokenizer or self.table.tokenizer,
+            **({'tokenizer_options': stated} if stated else {}),
         }
 
 
 def why_not(table: Table, row: Row, scale: Scale) -> str:
-    """Why a row does not run at a scale; empty if it does.
-
-    Args:
-        table: The table.
-        row: One of its rows.
-        scale: The scale.
-
-    Returns:
-        A few words.
-    """
+    """Why a row of a table does not run at a scale, in a few words; empty if it does."""
     if row.only:
         return f'published only: {row.only}'
     if row.objective not in scale.sources:
@@ -126,49 +119,6 @@ def build_job(table: Table, row: Row, scale: Scale, seed: int = 0) -> Job:
     return Job(table, row, scale, source, recipe, seed)
 
 
-def devices_of(scale: Scale) -> tuple[list[int], int]:
-    """Indices of the devices that a scale trains on, and the number of nodes that do so."""
-    devices = scale.trainer.get('devices', 1)
-    if not isinstance(devices, list):
-        count = int(devices) if str(devices).isdigit() else max(1, torch.cuda.device_count())
-        devices = list(range(count))
-    return devices, scale.trainer.get('num_nodes', 1)
-
-
-def world_size(scale: Scale) -> int:
-    """Devices of all nodes."""
-    devices, nodes = devices_of(scale)
-    return len(devices) * nodes
-
-
-def split_batch(scale: Scale, data: Data, batch: int) -> tuple[int, int]:
-    """Images per device and accumulated batches that make an effective batch.
-
-    Args:
-        scale: Its devices.
-        data: Its `batch_size`, if any, is what fits a device.
-        batch: Images per optimiser step.
-
-    Returns:
-        Both numbers.
-    """
-    world = world_size(scale)
-    per_device = max(1, min(data.init_args.get('batch_size', batch), batch // world))
-    return per_device, max(1, batch // (per_device * world))
-
-
-def trainer_content(scale: Scale) -> dict[str, Any]:
-    """What the outcome of a stage depends on among the trainer's options; nothing if there is none."""
-    options = {k: v for k, v in scale.trainer.items() if k not in ('accelerator', 'strategy')}
-    return {'trainer': options} if options else {}
-
-
-def fit_rank(config: ExPLoRAConfig, scale: Scale) -> ExPLoRAConfig:
-    """The adaptation with a rank that the scale's backbones have room for."""
-    highest = scale.max_rank
-    return config if highest is None or config.rank <= highest else replace(config, rank=highest)
-
-
 def _recipe(row: Row, scale: Scale) -> Recipe:
     values = {**scale.pretrain[row.objective], 'adaptation': row.adaptation}
     recipe = read_recipe(values, f'scale {scale.name}, pretrain, {row.objective}')
@@ -177,6 +127,12 @@ def _recipe(row: Row, scale: Scale) -> Recipe:
         # The rate of LoRA is no part of a row without LoRA: its stages are those of other multipliers.
         return replace(recipe, optim=replace(recipe.optim, adapter_lr_multiplier=1.0))
     return recipe
+
+
+def fit_rank(config: ExPLoRAConfig, scale: Scale) -> ExPLoRAConfig:
+    """The adaptation with a rank that the scale's backbones have room for."""
+    highest = scale.max_rank
+    return config if highest is None or config.rank <= highest else replace(config, rank=highest)
 
 
 def _published_recipe(table: Table, row: Row, scale: Scale) -> Recipe:
@@ -195,34 +151,45 @@ def _published_recipe(table: Table, row: Row, scale: Scale) -> Recipe:
                 f'row {row.id}, or images of the data in the scale {scale.name}'
             )
         steps = preset.epochs * data.images // preset.batch
+    adaptation = replace(
+        row.config,
+        alpha=row.config.alpha or preset.adaptation.alpha,
+        mlp_rank_ratio=preset.adaptation.mlp_rank_ratio,
+    )
     return Recipe(
-        adaptation=replace(
-            row.config,
-            alpha=row.config.alpha or preset.adaptation.alpha,
-            mlp_rank_ratio=preset.adaptation.mlp_rank_ratio,
-        ),
-        objective=_OBJECTIVES[row.objective],  # type: ignore[arg-type]
-        arguments=arguments,
-        optim=preset.optim,
-        steps=steps,
-        batch_size=preset.batch,
-        drop_path_rate=preset.drop_path_rate,
+        adaptation,
+        preset.optim,
+        steps,
+        _OBJECTIVES[row.objective],  # type: ignore[arg-type]
+        arguments,
+        preset.batch,
+        preset.drop_path_rate,
     )
 
 
-def with_rate(optim: OptimConfig, factor: float) -> OptimConfig:
-    """The same optimiser at another learning rate."""
-    return replace(optim, base_lr=optim.base_lr * factor)
+def devices_of(scale: Scale) -> tuple[list[int], int]:
+    """Indices of the devices that a scale trains on, and the number of nodes that do so."""
+    devices = scale.trainer.get('devices', 1)
+    if not isinstance(devices, list):
+        count = int(devices) if str(devices).isdigit() else max(1, torch.cuda.device_count())
+        devices = list(range(count))
+    return devices, scale.trainer.get('num_nodes', 1)
 
 
-def load_class(path: str) -> Any:
-    """A class by its dotted path.
+def world_size(scale: Scale) -> int:
+    """Devices of all nodes."""
+    devices, nodes = devices_of(scale)
+    return len(devices) * nodes
 
-    Raises:
-        ValueError: If there is none.
-    """
-    module, _, name = path.rpartition('.')
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f'no class {path!r}: give the full path of a data module or task') from error
+
+def split_batch(scale: Scale, data: Data, batch: int) -> tuple[int, int]:
+    """Images per device, at most the data's `batch_size`, and accumulated batches that make a batch."""
+    world = world_size(scale)
+    per_device = max(1, min(data.init_args.get('batch_size', batch), batch // world))
+    return per_device, max(1, batch // (per_device * world))
+
+
+def trainer_content(scale: Scale) -> dict[str, Any]:
+    """What the outcome of a stage depends on among the trainer's options; nothing if there is none."""
+    options = {k: v for k, v in scale.trainer.items() if k not in ('accelerator', 'strategy')}
+    return {'trainer': options} if options else {}

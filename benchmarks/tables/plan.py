@@ -2,25 +2,17 @@
 
 import re
 import statistics
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-import torch
 from rich.console import Group
 from rich.markup import escape
 from rich.table import Table as View
 
-from explora_geo.adaptation import explora
-from explora_geo.devices import pick_device
-from explora_geo.models import create_vit
-from explora_geo.trainers.kernels import faster_precision
-from explora_geo.trainers.optim import build_optimizer
-
-from .cost import Cost, objective_of, pretraining_cost, tuning_cost
+from .cost import Cost, pretraining_cost, tuning_cost
 from .data import build_data
-from .jobs import Job, build_job, why_not
+from .jobs import build_job, why_not
 from .meter import describe_machine
 from .records import Record
 from .rows import Row, Table
@@ -38,7 +30,7 @@ class Planned(NamedTuple):
         pretrain: Cost of pre-training, also of what released weights stand for; None without any.
         tune: Cost of tuning; None for a probe.
         released: Released weights that take the place of pre-training.
-        hours: Device hours at the measured rate; None where no step was timed.
+        hours: Device hours at the measured rate; None where no run was measured.
         agrees: Whether the model has as many parameters as the paper states; None where it states none, or
             at another scale than the paper's.
     """
@@ -67,21 +59,16 @@ def matches(stated: str, count: int) -> bool:
 
 
 def plan_rows(table: Table, rows: Sequence[Row], scale: Scale, rate: float | None) -> list[Planned]:
-    """Plan rows: build every model on the meta device, every schedule and every data module.
-
-    Nothing of the data sets is read; `rehearse` runs the rows on tiny files of their formats.
+    """Plan rows: build every model on the meta device and every data module, without reading data.
 
     Args:
         table: Their table.
         rows: The rows.
         scale: With which models, images and lengths.
-        rate: Operations per second of a device, from timed steps, or None.
-
-    Returns:
-        One plan per row.
+        rate: Operations per second of a device, or None.
 
     Raises:
-        ValueError: If a model, schedule or data module cannot be built.
+        ValueError: If a model or data module cannot be built.
     """
     planned = []
     for row in rows:
@@ -94,8 +81,8 @@ def plan_rows(table: Table, rows: Sequence[Row], scale: Scale, rate: float | Non
             build_data(data)
         released = row.released if scale.published else ''
         pretrain = None if job.recipe is None else pretraining_cost(job)
-        tune = tuning_cost(job, job.data.images)
-        work = sum(c.flops * c.images for c in (None if released else pretrain, tune) if c is not None)
+        tune = tuning_cost(job)
+        work = sum(cost.work for cost in (None if released else pretrain, tune) if cost is not None)
         hours = None if rate is None else work / rate / 3600
         agrees = None
         if scale.published and row.trainable and pretrain is not None:
@@ -115,51 +102,12 @@ def measured_rate(records: Iterable[Record]) -> float | None:
     return statistics.median(rates) if rates else None
 
 
-def time_steps(job: Job, steps: int, batch: int) -> float:
-    """Operations per second of a row's own model, of random numbers, in pre-training on this device.
-
-    Args:
-        job: A row with a recipe.
-        steps: Steps that are timed, after one that is not.
-        batch: Images per step.
-
-    Returns:
-        Operations per second, the median of the steps.
-    """
-    assert job.recipe is not None
-    cost, recipe, source = pretraining_cost(job), job.recipe, job.source
-    device = pick_device('auto')
-    options = {**objective_of(recipe).backbone_options, **job.backbone_options}
-    vit = create_vit(source.model, **options)
-    explora(vit, recipe.adaptation.with_extra(vit.patch_embed.fresh))
-    objective = recipe.factory(vit).to(device)
-    objective.plan(recipe.steps, recipe.steps)
-    optimizer = build_optimizer(objective, recipe.optim, recipe.batch_size)
-    tokenizer = vit.patch_embed
-    side = tokenizer.grid_size[0] * tokenizer.patch_size
-    shape = (batch, *([3] if tokenizer.kind == 'temporal' else []), len(tokenizer.bands), side, side)
-    sample = {'image': torch.randn(shape, device=device)}
-    if tokenizer.kind == 'temporal':
-        sample['timestamps'] = torch.zeros(batch, 3, 3, device=device)
-    seconds = []
-    for _ in range(1 + steps):
-        start = time.perf_counter()
-        with torch.autocast(device.type, torch.bfloat16, enabled=faster_precision() == 'bf16-mixed'):
-            torch.stack(list(objective(sample, 0).values())).sum().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        if device.type == 'cuda':
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - start)
-    return cost.flops * batch / statistics.median(seconds[1:])
-
-
 def show(table: Table, scale: Scale, planned: Sequence[Planned], rate: float | None, seeds: int) -> Group:
     """The plan for the terminal: a table of what runs, without empty columns, and why other rows do not."""
     device = describe_machine()['hardware']['device']
-    about = f'{rate / 1e9:,.0f} GFLOP/s timed on {device}' if rate else 'no step timed on this device yet'
+    about = f'{rate / 1e9:,.0f} GFLOP/s of finished runs on {device}' if rate else f'no run on {device} yet'
     title = f'Table {table.id} at the scale {scale.name}: {table.title}; {about}'
-    names = 'trainable', 'stated', 'steps', 'rate', 'GFLOP/image', 'memory', 'tuning', 'hours', 'published h'
+    names = 'trainable', 'stated', 'steps', 'GFLOP/image', 'memory', 'tuning', 'hours', 'published h'
     running = [(p.row.name, _cells(p, seeds)) for p in planned if not p.reason]
     shown = [i for i in range(len(names)) if any(cells[i] != '-' for _, cells in running)]
     view = View(title=escape(title), title_justify='left')
@@ -172,9 +120,7 @@ def show(table: Table, scale: Scale, planned: Sequence[Planned], rate: float | N
 
 
 def _cells(plan: Planned, seeds: int) -> list[str]:
-    hours = plan.row.gpu_hours
-    published = str(hours) if hours.text else '-'
-    cells = ['-'] * 6
+    cells, tune, hours = ['-'] * 5, plan.tune, plan.row.gpu_hours
     if plan.pretrain is not None:
         cost = plan.pretrain
         stated = {True: f'{plan.row.trainable} ok', False: f'{plan.row.trainable} DIFFERS', None: '-'}
@@ -182,30 +128,20 @@ def _cells(plan: Planned, seeds: int) -> list[str]:
             f'{cost.trainable:,}',
             stated[plan.agrees],
             plan.released or f'{cost.steps:,} x {cost.batch}',
-            '-' if plan.released else f'{cost.learning_rates[1]:.1e}',
             f'{cost.flops / 1e9:,.1f}',
             '-' if plan.released else f'{cost.memory / 1e9:.1f} GB',
         ]
-    tune = plan.tune
     cells.append('probe' if tune is None else f'{tune.trainable:,}, {tune.steps:,} x {tune.batch}')
     cells.append('-' if plan.hours is None else f'{seeds} x {plan.hours:,.2f}')
-    return [*cells, published]
+    return [*cells, str(hours) if hours.text else '-']
 
 
-def total_hours(planned: Sequence[Planned], scale: Scale, seeds: int) -> float | None:
-    """Device hours of all rows and seeds with the searches of their learning rates; None without a rate.
-
-    A stage that several rows share is counted with each.
-    """
-    known = [p for p in planned if p.hours is not None]
-    if not known:
-        return None
-    total = seeds * sum(p.hours or 0.0 for p in known)
+def total_hours(planned: Sequence[Planned], scale: Scale, rate: float, seeds: int) -> float:
+    """Device hours of all rows and seeds with searches of learning rates; shared stages count twice."""
+    total = seeds * sum(p.hours or 0.0 for p in planned)
     if scale.search is not None:
-        tries = len(scale.search.factors)
-        for plan in known:
-            parts = ((plan.pretrain, scale.search.pretrain_steps), (plan.tune, scale.search.tune_steps))
-            work = sum(c.flops * c.images for c, _ in parts if c is not None)
-            trial = sum(c.flops * c.batch * min(steps, c.steps) for c, steps in parts if c is not None)
-            total += tries * (plan.hours or 0.0) * trial / work if work else 0.0
+        for plan in planned:
+            trials = (plan.pretrain, scale.search.pretrain_steps), (plan.tune, scale.search.tune_steps)
+            work = sum(c.flops * c.batch * min(steps, c.steps) for c, steps in trials if c is not None)
+            total += len(scale.search.factors) * work / rate / 3600
     return total

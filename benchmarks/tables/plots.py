@@ -21,19 +21,10 @@ _HERE, _PAPER = '#1f7a8c', '#9aa5b1'
 
 
 def draw_plots(out: Path, stem: str, table: Table, records: Sequence[Record]) -> list[Path]:
-    """Draw what the records allow.
-
-    Args:
-        out: Folder.
-        stem: Start of the files' names.
-        table: The table.
-        records: Its results.
-
-    Returns:
-        The PNG files.
-    """
+    """Draw what the records of a table allow, into PNG files whose names begin with the stem."""
     known = by_row(records, table.id)
-    found = {(name, 'run'): known[name, 'run'] for name in table.rows if (name, 'run') in known}
+    runs = {(name, 'run'): known.get((name, 'run'), []) for name in table.rows}
+    found = {key: rows for key, rows in runs.items() if summarise(rows) is not None}
     if not found:
         return []
     files = [_bars(out / f'{stem}_bars.png', table, found)]

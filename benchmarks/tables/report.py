@@ -19,46 +19,15 @@ from .scales import Scale
 from .summary import MARGIN, Spread, judge_all, paired, score_title, summarise
 
 _COLUMNS = (
-    'table',
-    'row',
-    'name',
-    'origin',
-    'scale',
-    'seed',
-    'value',
-    'published',
-    'mark',
-    'dataset',
-    'stands_in',
-    'model',
-    'source',
-    'adaptation',
-    'tuning',
-    'trainable',
-    'parameters',
-    'steps',
-    'images_seen',
-    'images_per_s',
-    'precision',
-    'seconds',
-    'peak_memory',
-    'flops',
-    'time',
-)
+    'table row name origin scale seed value published mark dataset stands_in model source adaptation tuning '
+    'trainable parameters steps images_seen images_per_s precision seconds peak_memory flops time'
+).split()
+#: Kilowatt hours, kilograms of CO2, and those of pre-training.
+_ENERGY = ('kwh', 'kg', 'pretrain_kg')
 
 
 def write_report(out: Path, table: Table, scale: Scale, records: Sequence[Record]) -> list[Path]:
-    """Write every report of a table.
-
-    Args:
-        out: Folder.
-        table: The table.
-        scale: The scale.
-        records: Results of the scale, of any table.
-
-    Returns:
-        The files.
-    """
+    """Write every report of a table from the results of a scale, of any table; returns the files."""
     stem = f'table_{table.id}'
     mine = [r for r in latest(records) if r['table'] == table.id]
     plots = draw_plots(out, stem, table, mine)
@@ -75,17 +44,7 @@ def write_report(out: Path, table: Table, scale: Scale, records: Sequence[Record
 
 
 def markdown(table: Table, scale: Scale, records: Sequence[Record], plots: Sequence[Path] = ()) -> str:
-    """The report.
-
-    Args:
-        table: The table.
-        scale: The scale.
-        records: Results of this table.
-        plots: Pictures beside the report.
-
-    Returns:
-        Markdown.
-    """
+    """The report of a table's results, with the pictures beside it."""
     found = by_row(records, table.id)
     marks = {row.published.mark for row in table.rows.values()} | {f.mark for f in table.findings}
     meanings = '; '.join(f'{m}: {CLAIMS[m]}' for m in CLAIMS if m in marks)
@@ -249,25 +208,24 @@ def _cost(table: Table, found: dict[tuple[str, str], list[Record]]) -> list[str]
         '|---|---|---|---|---|---|---|---|---|',
     ]
     for (row, _), rows in found.items():
-        known = [r for r in rows if r.get('energy')]
-        if not known:
-            continue
-        mean = {k: sum(r['energy'][k] for r in known) / len(known) for k in ('kwh', 'kg', 'pretrain_kg')}
-        speed = [r['images_per_s'] for r in known if r['images_per_s']]
-        steps = [r['seconds_per_step'] for r in known if r.get('seconds_per_step')]
+        known = [r['energy'] for r in rows if r.get('energy')]  # only where there is a meter
+        speed = [r['images_per_s'] for r in rows if r['images_per_s']]
+        steps = [r['seconds_per_step'] for r in rows if r.get('seconds_per_step')]
         cells = [
             table.rows[row].name,
-            f'{sum(r["seconds"] for r in known) / len(known):,.0f}',
-            f'{sum(steps) / len(steps):.2f}' if steps else '-',
-            f'{sum(speed) / len(speed):,.0f}' if speed else '-',
-            f'{max(r["peak_memory"] for r in known) / 1e6:,.0f}',
-            f'{1000 * mean["kwh"]:.3g}',
-            f'{1000 * mean["kg"]:.3g}',
-            f'{1000 * mean["pretrain_kg"]:.3g}',
-            known[0]['energy']['method'],
+            f'{_mean([r["seconds"] for r in rows]):,.0f}',
+            f'{_mean(steps):.2f}' if steps else '-',
+            f'{_mean(speed):,.0f}' if speed else '-',
+            f'{max(r["peak_memory"] for r in rows) / 1e6:,.0f}',
+            *(f'{1000 * _mean([e[k] for e in known]):.3g}' if known else '-' for k in _ENERGY),
+            known[0]['method'] if known else '-',
         ]
         lines.append(f'| {" | ".join(cells)} |')
     return [*lines, '', 'Means over seeds; searches of learning rates are not counted.']
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
 
 
 def to_csv(records: Iterable[Record]) -> str:

@@ -7,27 +7,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from . import records
-from .adapted import adapt
 from .cost import pretraining_cost
 from .jobs import Job, build_job, why_not
-from .measured import probe, tune
 from .meter import describe_machine
 from .rows import Row, Table
 from .scales import Scale, Search
-from .source import prepare_source
 from .stages import Stage, Store, is_first_process
+from .work import adapt, prepare_source, probe, tune
 
 #: What the search of a learning rate does not depend on: all rows and seeds are searched with this one.
 _SEARCH_SEED = 0
 
 
 class Chosen(NamedTuple):
-    """Outcome of the search of a learning rate.
-
-    Attributes:
-        factor: The best factor on the recipe's rate.
-        scores: Validation value by factor, in [0, 1]; empty if nothing was searched.
-    """
+    """The best factor on a rate, and validation values by factor, in [0, 1]; empty if none was tried."""
 
     factor: float
     scores: dict[str, float]
@@ -83,16 +76,7 @@ def _agree(one: records.Record, other: records.Record, keys: Sequence[str]) -> b
 
 
 def run_job(job: Job, store: Store, progress: Callable[[str], None] = lambda text: None) -> records.Record:
-    """Run one row with one seed; finished stages are read, not run.
-
-    Args:
-        job: The row.
-        store: Where stages are kept.
-        progress: Told what is done next.
-
-    Returns:
-        Its record.
-    """
+    """Run one row with one seed, and return its record; finished stages are read, not run."""
     progress('source')
     source = prepare_source(store, job)
     stages: dict[str, Stage] = {'source': source}
@@ -180,10 +164,9 @@ def _record(job: Job, stages: dict[str, Stage], rates: dict[str, Any]) -> record
     adapted = found.get('adapted', {})
     last = found.get('probed') or found.get('tuned') or {}
     costly = [r for r in (adapted, last) if r]
-    pretraining = adapted.get('energy', {})
-    energies = [r['energy'] for r in costly]
-    # The table of carbon shows pre-training alone.
-    value = 100 * last['value'] if last else pretraining['kg']
+    energy = _energy([r['energy'] for r in costly], adapted.get('energy'))
+    # The table of carbon shows pre-training alone, and nothing where no meter can be read.
+    value = 100 * last['value'] if last else energy and energy['pretrain_kg']
     return {
         'table': job.table.id,
         'row': job.row.id,
@@ -209,17 +192,12 @@ def _record(job: Job, stages: dict[str, Stage], rates: dict[str, Any]) -> record
         'images_seen': adapted.get('images_seen', 0),
         'images_per_s': adapted.get('images_per_s'),
         'seconds_per_step': adapted.get('seconds_per_step'),
-        'flops': 0.0 if job.recipe is None else pretraining_cost(job).flops * adapted['images_seen'],
+        'flops': 0.0 if job.recipe is None else pretraining_cost(job).work,
         'tune_steps': last.get('steps', 0),
         'labels': last.get('labels', last.get('images', {}).get('train')),
         'seconds': round(sum(r['seconds'] for r in costly), 2),
         'peak_memory': max(r['peak_memory'] for r in costly),
-        'energy': {
-            'kwh': sum(e['kwh'] for e in energies),
-            'kg': sum(e['kg'] for e in energies),
-            'method': ' and '.join(dict.fromkeys(e['method'] for e in energies)),
-            'pretrain_kg': pretraining.get('kg', 0.0),
-        },
+        'energy': energy,
         'loss': adapted.get('loss'),
         'curve': adapted.get('curve', []),
         'precision': adapted.get('precision') or last.get('precision'),
@@ -233,4 +211,19 @@ def _record(job: Job, stages: dict[str, Stage], rates: dict[str, Any]) -> record
         'time': time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()),
         # Where the first of them ran, which need not be here.
         **next((r['machine'] for r in costly if 'machine' in r), describe_machine()),
+    }
+
+
+def _energy(
+    parts: Sequence[dict[str, Any] | None], pretraining: dict[str, Any] | None
+) -> dict[str, Any] | None:
+    """Energy of all stages, and the carbon of pre-training; None if a stage was not measured."""
+    if not parts or None in parts:
+        return None
+    known = [part for part in parts if part is not None]
+    return {
+        'kwh': sum(e['kwh'] for e in known),
+        'kg': sum(e['kg'] for e in known),
+        'method': ' and '.join(dict.fromkeys(e['method'] for e in known)),
+        'pretrain_kg': 0.0 if pretraining is None else pretraining['kg'],
     }

@@ -76,11 +76,8 @@ def spread(values: Sequence[Sequence[float]], single: bool | None = None) -> Spr
     """Mean and error of values by seed and draw of labels.
 
     Draws are the same for all seeds, so that seeds and draws each add the variance of their own means
-    (Welch and Satterthwaite's degrees of freedom).
-
-    Args:
-        values: Draws of each seed; seeds with more draws than others lose the last.
-        single: Whether all seeds are one configuration; by default if their values are the same.
+    (Welch and Satterthwaite's degrees of freedom). Seeds with more draws than others lose the last. All seeds
+    are a single configuration if said so, or by default if their values are the same.
     """
     draws = min(map(len, values))
     table = np.array([row[:draws] for row in values])
@@ -110,24 +107,20 @@ def values_of(record: Record, key: str = 'value') -> list[float]:
     return [score]
 
 
+def _known(record: Record, key: str) -> bool:
+    """Whether a record has the score; the value of the table of carbon may lack for want of a meter."""
+    return record['value'] is not None if key == 'value' else key in record['scores']
+
+
 def summarise(records: Sequence[Record], key: str = 'value') -> Spread | None:
     """Mean and error of a row; None if it lacks the score."""
-    values = [values_of(r, key) for r in records if key == 'value' or key in r['scores']]
+    values = [values_of(r, key) for r in records if _known(r, key)]
     return spread(values) if values else None
 
 
 def paired(better: Sequence[Record], worse: Sequence[Record], key: str = 'value') -> Spread | None:
-    """Differences by seed and draw; None if there is no seed that both ran.
-
-    Args:
-        better: Records of one row.
-        worse: Records of another.
-        key: `value`, or one of their scores.
-    """
-    one, two = (
-        {r['seed']: values_of(r, key) for r in rows if key == 'value' or key in r['scores']}
-        for rows in (better, worse)
-    )
+    """Differences of two rows by seed and draw, in `value` or a score; None without a common seed."""
+    one, two = ({r['seed']: values_of(r, key) for r in rows if _known(r, key)} for rows in (better, worse))
     seeds = sorted(one.keys() & two.keys())
     if not seeds:
         return None
@@ -145,18 +138,10 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def judge(finding: Finding, difference: Spread | None, p_value: float | None = None) -> str:
-    """Whether a difference bears a finding out.
+    """Whether a paired difference bears a finding out: `holds`, `does not hold`, or why that is unknown.
 
-    A statement that one row is not below another holds where it is less than a margin below it.
-
-    Args:
-        finding: The statement.
-        difference: Paired difference of its two rows, or None if one did not run.
-        p_value: Of the difference from what the statement excludes, adjusted for the findings judged with it;
-            its own if None.
-
-    Returns:
-        `holds`, `does not hold`, `not told apart` or `not run`.
+    A statement that one row is not below another holds where it is less than a margin below it. The p-value
+    is that of the difference from what the statement excludes, adjusted for the findings judged with it.
     """
     if difference is None:
         return 'not run'
@@ -178,11 +163,6 @@ def judge_all(
     """Every finding of a table with its difference and verdict, p-values adjusted over those that ran (Holm).
 
     Of the table of carbon, where less is better, the row put above the other is the one that emits more.
-
-    Args:
-        table: The table.
-        records: Its results.
-        key: `value`, or one of their scores.
     """
     found = by_row(records, table.id)
     judged: list[tuple[Finding, Spread | None, str]] = []

@@ -10,16 +10,13 @@ import pytest
 import torch
 from lightning.pytorch import seed_everything
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.speed import ours
-from benchmarks.speed.clock import alternate
-from benchmarks.speed.contenders import CONTENDERS, find, for_each
-from benchmarks.speed.gemm import count_flops, measure_limit
-from benchmarks.speed.images import read_images
-from benchmarks.speed.others import SplitQKV, huggingface_mae, missing, peft_backbone
-from benchmarks.speed.setting import Setting
+from benchmarks.speed.engine import alternate
+from benchmarks.speed.others import CONTENDERS, find, for_each, huggingface_mae, missing, peft_backbone
+from benchmarks.speed.setting import Setting, read_images
 from benchmarks.speed.steps import compare_steps
+from benchmarks.tables.adalora import SplitQKV
 from explora_geo.adaptation import trainable_summary
 from explora_geo.models.heads import HeadConfig
 from explora_geo.objectives import MAE
@@ -137,12 +134,12 @@ def test_frozen_matrices_in_bfloat16_change_nothing_but_the_memory(objective: st
 def test_some_are_measured_beside_the_first(tmp_path: Path, small_names: None) -> None:
     compare_steps(tmp_path, 'mae', SETTING, repeats=1)
     compare_steps(tmp_path, 'mae', SETTING, repeats=1, only='checkpointing')
-    everybody, some = map(json.loads, (tmp_path / 'speed_steps.jsonl').read_text().splitlines())
+    lines = (tmp_path / 'speed' / 'speed.jsonl').read_text().splitlines()
+    everybody, some = map(json.loads, lines)
     assert list(some['times']) == list(ours.MAE_STEPS)[:2] and len(everybody['times']) > 3
     # Training everything needs at most half as many products again: three for each instead of two.
-    flops = everybody['flops']
-    least, full = flops[next(iter(ours.MAE_STEPS))], flops['explora_geo, all weights']
-    assert 1 < full / least < 1.5 and everybody['limit']['flops'] == least
+    flops = everybody['columns']['GFLOP']
+    assert 1 < flops['explora_geo, all weights'] / flops[next(iter(ours.MAE_STEPS))] < 1.5
 
 
 def test_peft_by_hand_trains_what_the_adaptation_trains() -> None:
@@ -170,22 +167,6 @@ def test_split_layers_compute_what_the_fused_one_does() -> None:
     torch.testing.assert_close(SplitQKV(qkv)(x), qkv(x))
 
 
-def test_the_limit_counts_every_product_of_a_step() -> None:
-    layer, x = nn.Linear(64, 32, bias=False), torch.randn(16, 64)
-    limit = measure_limit(lambda: layer(x).sum().backward(), 'fp32')
-    assert limit.flops == 2 * (2 * 16 * 64 * 32)  # forward, and the weight's gradient
-    assert 0 < limit.seconds < 1 and limit.rate > 1e9
-
-
-def test_operations_are_those_of_torchs_counter_but_for_convolutions(small_names: None) -> None:
-    step = ours.mae_step(replace(SETTING, precision='bf16'), '[L]-r4')  # attention as plain products
-    with FlopCounterMode(display=False) as counter:
-        step()
-    counts = {str(packet): n for packet, n in counter.get_flop_counts()['Global'].items()}
-    convolutions = sum(n for name, n in counts.items() if 'convolution' in name)
-    assert convolutions > 0 and count_flops(step) == counter.get_total_flops() - convolutions
-
-
 def test_a_regular_expression_chooses_and_what_does_not_import_is_named() -> None:
     def work(name: str) -> str:
         if name == 'c':
@@ -205,11 +186,12 @@ def test_the_table_names_ratios_and_who_is_missing(tmp_path: Path, monkeypatch: 
     monkeypatch.setitem(CONTENDERS, 'mae', chosen)  # type: ignore[arg-type]
     for _ in range(2):
         report = compare_steps(tmp_path, 'mae', SETTING, repeats=1).read_text()
-    assert len((tmp_path / 'speed_steps.jsonl').read_text().splitlines()) == 1  # measured anew, not twice
-    row = json.loads((tmp_path / 'speed_steps.jsonl').read_text())
+    # Measured anew, not twice
+    (line,) = (tmp_path / 'speed' / 'speed.jsonl').read_text().splitlines()
+    row = json.loads(line)
     times = row['times']
     ours_s, full = (times[n]['median'] for n in (next(iter(ours.MAE_STEPS)), 'explora_geo, all weights'))
-    assert f'| {full / ours_s:.2f} |' in report and '| stranger | - | it cannot | - |' in report
+    assert f'| {full / ours_s:.2f} |' in report and '| stranger | it cannot |' in report
     with pytest.raises(ValueError, match='objective must be one of mae, dinov2'):
         compare_steps(tmp_path, 'simclr', SETTING)
     with pytest.raises(ValueError, match='precision must be'):

@@ -1,5 +1,6 @@
 """A scale of seconds: three blocks of width 32, 24 real tiles, four steps."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from benchmarks.tables import meter
 from benchmarks.tables.records import Record
 from benchmarks.tables.scales import Scale, read_scale
 
@@ -64,6 +66,12 @@ def scale_file(base_file: Path, tiles: Path, tmp_path: Path) -> Callable[..., Pa
 @pytest.fixture
 def tiny(scale_file: Callable[..., Path]) -> Scale:
     return read_scale(scale_file())
+
+
+@pytest.fixture
+def metered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A meter of one watt, whatever the machine has."""
+    monkeypatch.setattr(meter, 'read_joules', lambda devices: {'RAPL 0': (time.monotonic(), 0.0)})
 
 
 @pytest.fixture

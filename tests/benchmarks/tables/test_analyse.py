@@ -9,8 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from benchmarks.tables.analyse import attention_maps, halves, write_analysis
-from benchmarks.tables.inputs import find_models, read_images
+from benchmarks.tables.analyse import attention_maps, find_models, halves, read_images, write_analysis
 from explora_geo.checkpoints import model_metadata, write_state
 from explora_geo.models import ViT
 

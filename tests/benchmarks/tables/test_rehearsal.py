@@ -84,7 +84,7 @@ def test_adalora_ends_at_its_mean_rank(tiny: Scale, tmp_path: Path, monkeypatch:
 
 
 def test_the_table_of_carbon_reads_the_stages_of_other_tables(
-    tiny: Scale, fmow_sentinel: Path, tmp_path: Path
+    tiny: Scale, fmow_sentinel: Path, tmp_path: Path, metered: None
 ) -> None:
     data = get_scale('paper').data['fmow_sentinel']
     small = {'image_size': 32, 'num_workers': 0, 'root': str(fmow_sentinel)}

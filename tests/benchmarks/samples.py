@@ -1,8 +1,7 @@
-"""Tiny random files in the true format of every data set of the tables, so that rows can be rehearsed."""
+"""Tiny random files in the true format of every data set of the tables."""
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,44 +13,7 @@ from rasterio.transform import from_origin
 from explora_geo.datasets.eurosat import MS_BANDS
 from explora_geo.datasets.fmow import SENTINEL_BANDS
 
-from .scales import Data
-
 _CLASSES = ('airport', 'crop_field', 'zoo')
-
-
-def sample_of(data: Data, root: Path) -> Data:
-    """The same data module on tiny files, which are written; a class without a writer keeps its own files.
-
-    Args:
-        data: The data module.
-        root: Folder to write.
-
-    Returns:
-        Data of a few images.
-    """
-    kind = data.class_path.rpartition('.')[2]
-    writer = _BY_MODULE.get(kind)
-    if kind == 'EuroSATDataModule':
-        writer = 'eurosat_ms' if _has_many_bands(data.init_args.get('bands')) else 'eurosat_rgb'
-    arguments = {**data.init_args, 'num_workers': 0}
-    if kind == 'FolderDataModule':
-        bands = data.init_args.get('file_bands') or data.init_args.get('bands') or ()
-        for key in ('root', 'test_root', 'val_root'):
-            if arguments.get(key) is not None:
-                _folder(root / key, bands)
-                arguments[key] = str(root / key)
-    elif writer is None:
-        return replace(data, init_args=arguments)
-    else:
-        WRITERS[writer](root)
-        arguments['root'] = str(root)
-        if 'split_file' in arguments:
-            arguments['split_file'] = str(root / 'split.json')
-    return replace(data, init_args=arguments)
-
-
-def _has_many_bands(bands: Sequence[str] | None) -> bool:
-    return any(str(band).upper().startswith('B') and str(band)[1:2].isdigit() for band in bands or ())
 
 
 def _image(path: Path, size: tuple[int, int], seed: int) -> None:
@@ -212,14 +174,4 @@ WRITERS: dict[str, Callable[[Path], None]] = {
     'spacenet1': _spacenet1,
     'camelyon17': _camelyon17,
     'iwildcam': _iwildcam,
-}
-_BY_MODULE = {
-    'FMoWRGBDataModule': 'fmow_rgb',
-    'FMoWSentinelDataModule': 'fmow_sentinel',
-    'FMoWTemporalDataModule': 'fmow_temporal',
-    'RESISC45DataModule': 'resisc45',
-    'NAIPLandCoverDataModule': 'naip_landcover',
-    'SpaceNet1DataModule': 'spacenet1',
-    'Camelyon17DataModule': 'camelyon17',
-    'IWildCamDataModule': 'iwildcam',
 }

@@ -1,0 +1,192 @@
+"""What fits share: a silent trainer that ends after its steps, and what a run notes on the way."""
+
+import logging
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from torch.utils.data import DataLoader, Subset, default_collate
+
+from explora_geo.datasets.files import evenly_spaced
+from explora_geo.evaluation import extract_features, knn_accuracy
+from explora_geo.models import ViT
+from explora_geo.trainers import CropLink
+
+from .meter import Meter
+
+#: Times of steps that a checkpoint keeps: enough for their median.
+_KEPT = 200
+
+
+def build_trainer(
+    folder: str | Path,
+    steps: int,
+    callbacks: Sequence[Callback] = (),
+    save: Path | None = None,
+    every: int = 0,
+    **options: Any,
+) -> Trainer:
+    """A trainer without logger, bars and validation.
+
+    Args:
+        folder: What runs leave behind goes there.
+        steps: Optimiser steps.
+        callbacks: Further callbacks.
+        save: Checkpoint that is written anew every few steps, to go on from.
+        every: Optimiser steps between them; no checkpoint if 0 or a whole run.
+        **options: Further arguments of the trainer.
+    """
+    saving: list[Callback] = []
+    if save is not None and 0 < every < steps:
+        kept: dict[str, Any] = {'save_on_train_epoch_end': False, 'enable_version_counter': False}
+        saving = [ModelCheckpoint(save.parent, save.stem, every_n_train_steps=every, **kept)]
+    return Trainer(
+        max_steps=steps,
+        default_root_dir=folder,
+        logger=False,
+        enable_checkpointing=bool(saving),
+        enable_model_summary=False,
+        enable_progress_bar=False,
+        limit_val_batches=0,
+        callbacks=[CropLink(), *callbacks, *saving],
+        **options,
+    )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Leave out Lightning's advice on loaders and loggers, and its lines on devices."""
+    logging.getLogger('lightning.pytorch').setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        yield
+
+
+@dataclass
+class Progress(Callback):
+    """Times steps with their crops, and draws the learning curve of a run that may be stopped and resumed.
+
+    Attributes:
+        score: Accuracy of a backbone; None draws no curve.
+        every: Steps between points.
+        seconds: Time of each step but the first.
+        curve: Steps and accuracies.
+        before: Seconds that the run worked before it was stopped.
+        resumed: Steps at which it was resumed.
+    """
+
+    score: Callable[[ViT], float] | None
+    every: int
+    seconds: list[float] = field(default_factory=list)
+    curve: list[tuple[int, float]] = field(default_factory=list)
+    before: float = 0.0
+    resumed: list[int] = field(default_factory=list)
+    _begun: float = field(default_factory=time.perf_counter)
+    _last: float | None = None
+    _step: int | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run must know."""
+        return {
+            'curve': [list(point) for point in self.curve],
+            'seconds': self.seconds[-_KEPT:],
+            'worked': self.before + time.perf_counter() - self._begun,
+            'resumed': list(self.resumed),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Read it back."""
+        self.curve = [(int(step), float(value)) for step, value in state_dict['curve']]
+        self.seconds, self.before = list(state_dict['seconds']), state_dict['worked']
+        self.resumed = list(state_dict['resumed'])
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note where the run goes on."""
+        if trainer.global_step:
+            self.resumed.append(trainer.global_step)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """Close the step before; its loading and crops are done by now."""
+        if trainer.global_step == self._step:
+            return  # a further one of the batches that are accumulated
+        self._step = trainer.global_step
+        now = time.perf_counter()
+        if self._last is not None:
+            self.seconds.append(now - self._last)
+        self._last = now
+        if trainer.global_step == 0:
+            self._point(trainer, pl_module)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """Add a point to the curve, outside of the clock."""
+        if trainer.global_step == self._step:
+            return  # the optimiser waits for further batches
+        if trainer.global_step % self.every == 0 or trainer.global_step == trainer.max_steps:
+            self._point(trainer, pl_module)
+
+    def _point(self, trainer: Trainer, pl_module: Any) -> None:
+        if self.score is None:
+            return
+        start, training = time.perf_counter(), pl_module.training
+        with torch.random.fork_rng():
+            self.curve.append((trainer.global_step, self.score(pl_module.model.final_backbone)))
+        pl_module.train(training)
+        if self._last is not None:
+            self._last += time.perf_counter() - start
+
+    def costs(self, meter: Meter) -> dict[str, Any]:
+        """Seconds, energy and memory of the whole run, also of what was done before it was stopped.
+
+        The energy of that part is taken to be used at the same rate.
+        """
+        found = meter.to_dict()
+        if self.before and meter.seconds:
+            found['seconds'] = round(self.before + meter.seconds, 2)
+            if meter.energy is not None:
+                share = (self.before + meter.seconds) / meter.seconds
+                scaled = {key: meter.energy[key] * share for key in ('kwh', 'kg')}
+                method = f'{meter.energy["method"]}; scaled to the part before a stop'
+                found['energy'] = {**scaled, 'method': method}
+        return {**found, 'resumed': self.resumed}
+
+
+def curve_score(module: Any, count: int) -> Callable[[ViT], float] | None:
+    """k-NN accuracy of a backbone with its adapters in place, for learning curves.
+
+    Args:
+        module: Data module that is set up.
+        count: Images to learn from, and as many to score; 0 draws no curve.
+
+    Returns:
+        What scores a backbone; None without labels.
+    """
+    train, other = module.train_dataset, module.val_dataset
+    if not count or 'label' not in train[0]:
+        return None
+    if other is None:
+        other = module.test_dataset
+    parts = [Subset(d, evenly_spaced(len(d), count)) for d in (train, other)]
+    collate = getattr(module, 'collate_fn', default_collate)
+
+    def score(vit: ViT) -> float:
+        found, device = [], vit.cls_token.device
+        for part in parts:
+            loader: Any = DataLoader(part, batch_size=64, collate_fn=collate)
+            batches = (module.aug(_move(batch, device)) for batch in loader)
+            features, labels = extract_features(vit, batches, blocks=1)
+            found.append((features['cls'][:, 0], labels))
+        (x, y), (answered, truth) = found
+        return knn_accuracy(x, y, answered, truth, k=5)
+
+    return score
+
+
+def _move(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    return {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}

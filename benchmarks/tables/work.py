@@ -1,0 +1,344 @@
+"""What the stages of a row do: source weights, pre-training, a probe or tuning on labels."""
+
+import functools
+import statistics
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+from lightning.pytorch import seed_everything
+
+from explora_geo.adaptation import trainable_summary
+from explora_geo.checkpoints import (
+    load_backbone,
+    load_weights,
+    model_metadata,
+    read_weights,
+    state_sha256,
+    write_state,
+)
+from explora_geo.devices import pick_device
+from explora_geo.evaluation.cache import extract_parts
+from explora_geo.evaluation import Budget, ProbeProtocol, SweepConfig, run_probes
+from explora_geo.evaluation.probes import STRENGTHS
+from explora_geo.models import ViT, create_vit
+from explora_geo.trainers import ClassificationTask, ExPLoRATask, OptimConfig, Regularisation
+from explora_geo.trainers.kernels import faster_precision
+from explora_geo.trainers.recipes import ADAPTATIONS
+
+from .data import classes_named, classes_of, cut, describe_data, draw_training_labels, load_class, open_data
+from .jobs import Job, devices_of, split_batch, trainer_content, world_size
+from .meter import Meter
+from .recipe import Recipe, plain
+from .stages import Stage, Store
+from .training import Progress, build_trainer, curve_score, quiet
+
+MODEL = 'model.safetensors'
+#: Regularisation that needs one label per image.
+_ONE_LABEL = ('mixup', 'cutmix', 'erasing')
+
+
+@functools.lru_cache(maxsize=16)
+def weights_sha256(weights: str) -> str:
+    """Hash of the numbers of source weights, whatever file they are in.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+    """
+    try:
+        return state_sha256(read_weights(weights)[0])
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f'{error}: make the source first, or name another one in the scale (sources)'
+        ) from error
+
+
+def prepare_source(store: Store, job: Job) -> Stage:
+    """Build the backbone of a row and load its source weights; random ones differ by seed."""
+    source, options = job.source, job.backbone_options
+    content = {
+        'model': source.model,
+        'weights': weights_sha256(source.weights) if source.weights else f'random, seed {job.seed}',
+        'options': options,
+        'learned_position': source.learned_position,
+    }
+
+    def work(stage: Stage) -> dict[str, Any]:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(job.seed if not source.weights else 0)
+            vit = create_vit(source.model, learned_position=source.learned_position, **options)
+            report: str = 'random weights'
+            anew: tuple[str, ...] = ()
+            if source.weights:
+                loaded = load_weights(vit, source.weights, vit.patch_embed.fresh)
+                report, anew = loaded.report, loaded.anew
+        write_state(stage.folder / MODEL, vit.state_dict(), model_metadata(vit, source.model))
+        fresh = [name for name in vit.patch_embed.fresh if any(k.startswith(f'{name}.') for k in anew)]
+        return {'report': report, 'parameters': vit.num_parameters, 'fresh': fresh}
+
+    stage = store.stage('source', content)
+    store.run(stage, work)
+    return stage
+
+
+def open_stage(stage: Stage, img_size: int | None) -> ViT:
+    """The backbone that a source or adapted stage left."""
+    return load_backbone(None, stage.folder / MODEL, img_size=img_size)
+
+
+def adapt(store: Store, job: Job, source: Stage, factor: float = 1.0, steps: int | None = None) -> Stage:
+    """Pre-train as a row says, on the new images without labels, unless that is done.
+
+    Args:
+        store: Where stages are kept.
+        job: The row; it has a recipe.
+        source: Stage of what it starts from.
+        factor: Factor on the recipe's learning rate.
+        steps: Optimiser steps, if fewer than the recipe's.
+
+    Returns:
+        The finished stage; its folder holds the merged backbone, and the adapter if there is one.
+    """
+    assert job.recipe is not None
+    length = min(job.recipe.steps, steps or job.recipe.steps)
+    recipe = replace(job.recipe, optim=_with_rate(job.recipe.optim, factor), steps=length)
+    per_device, accumulate = split_batch(job.scale, job.pretrain_data, recipe.batch_size)
+    module = open_data(job.pretrain_data, batch_size=per_device)
+    content = {
+        'source': source.key,
+        'recipe': recipe.to_dict(),
+        'data': describe_data(job.pretrain_data, module),
+        'seed': job.seed,
+        **trainer_content(job.scale),
+    }
+
+    def work(stage: Stage) -> Mapping[str, Any]:
+        progress = Progress(curve_score(module, job.scale.curve), max(1, job.scale.every))
+        task = _pretraining_task(job, recipe)
+        trainable = trainable_summary(task.backbone)
+        trainer, meter = _fit(
+            stage, job, task, module, progress, recipe.steps, accumulate, gradient_clip_val=3.0
+        )
+        vit = plain(task.model.final_backbone)
+        if trainer.is_global_zero:
+            write_state(stage.folder / MODEL, vit.state_dict(), model_metadata(vit, job.source.model))
+        step = statistics.median(progress.seconds) if progress.seconds else None
+        return {
+            **progress.costs(meter),
+            'steps': recipe.steps,
+            'batch': recipe.batch_size,
+            'images_seen': recipe.steps * recipe.batch_size,
+            'seconds_per_step': step,
+            'images_per_s': None if step is None else recipe.batch_size / step,
+            'trainable': sum(trainable.values()),
+            'parts': trainable,
+            'parameters': vit.num_parameters,
+            'loss': float(trainer.callback_metrics['train_loss']),
+            'curve': [list(point) for point in progress.curve],
+            'precision': str(trainer.precision),
+            'skipped': len(task.skipped),
+        }
+
+    stage = store.stage('adapted', content)
+    store.run(stage, work, together=True)
+    return stage
+
+
+def _with_rate(optim: OptimConfig, factor: float) -> OptimConfig:
+    return replace(optim, base_lr=optim.base_lr * factor)
+
+
+def _pretraining_task(job: Job, recipe: Recipe) -> ExPLoRATask:
+    seed_everything(job.seed, workers=False, verbose=False)
+    return ExPLoRATask(
+        model=job.source.model,
+        weights=job.source.weights or None,
+        adaptation=recipe.adaptation,
+        objective=recipe.factory,
+        optim=recipe.optim,
+        preset=None,  # the recipe is complete
+        drop_path_rate=recipe.drop_path_rate,
+        learned_position=job.source.learned_position,
+        monitor_features='none',
+        guard=None,  # every row is to be seen as it is
+        **job.backbone_options,
+    )
+
+
+def _fit(
+    stage: Stage, job: Job, task: Any, module: Any, progress: Progress, steps: int, accumulate: int, **kw: Any
+) -> tuple[Any, Meter]:
+    """Fit a task, from its checkpoint if there is one."""
+    options = {'devices': 1, 'precision': faster_precision(), 'accumulate_grad_batches': accumulate, **kw}
+    options |= job.scale.trainer
+    with quiet(), Meter(*devices_of(job.scale)) as meter:
+        trainer = build_trainer(stage.folder, steps, [progress], stage.checkpoint, job.scale.every, **options)
+        resume = str(stage.checkpoint) if stage.checkpoint.is_file() else None
+        trainer.fit(task, datamodule=module, ckpt_path=resume, weights_only=True)
+    return trainer, meter
+
+
+def probe(store: Store, job: Job, model: Stage, validate: bool = False) -> Stage:
+    """Measure frozen features, unless that is done.
+
+    Args:
+        store: Where stages are kept.
+        job: The row.
+        model: Stage that left the backbone.
+        validate: Score held-out training images by a logistic regression instead of the test part.
+
+    Returns:
+        The finished stage; `value` of its record is in [0, 1].
+
+    Raises:
+        ValueError: If there are no held-out training images to validate on.
+    """
+    settings = job.scale.probe
+    module = open_data(job.data)
+    cut(module, settings.labelled, settings.validated, settings.tested)
+    content = {
+        'model': model.key,
+        'data': describe_data(job.data, module),
+        'protocol': {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(settings).items()},
+        'strengths': list(STRENGTHS),
+        'seed': job.seed,
+        'validate': validate,
+        **({'last_blocks': job.row.last_blocks} if job.row.last_blocks and not validate else {}),
+    }
+
+    def work(stage: Stage) -> Mapping[str, Any]:
+        vit = open_stage(model, job.source.img_size).to(pick_device('auto'))
+        if validate:
+            _validate_on_training(module)
+        with Meter() as meter:
+            tables = extract_parts(vit, module, None, progress=lambda text: None)
+            train, val, test = (tables[part] for part in ('train', 'val', 'test'))
+            protocol = _protocol(job, vit.depth, validate)
+            found = run_probes(train, val, test, protocol, classes_named(module))
+        return {
+            **meter.to_dict(),
+            'value': found.scores[0].mean,
+            'scores': {f'{s.method}, {s.budget}': s.mean for s in found.scores},
+            'details': [s.to_dict() for s in found.scores],
+            'strengths': list(STRENGTHS),
+            'feature_dim': vit.embed_dim,
+            'images': {part: len(table.label) for part, table in tables.items()},
+            'absent': found.absent,
+        }
+
+    stage = store.stage('probed', content)
+    if not stage.finished:
+        store.make(model)
+    store.run(stage, work)
+    return stage
+
+
+def _protocol(job: Job, depth: int, validate: bool) -> ProbeProtocol:
+    settings = job.scale.probe
+    # A search of learning rates is that of the row which reads the usual blocks.
+    last = 0 if validate else min(job.row.last_blocks, depth)
+    blocks = (last,) if last else tuple(dict.fromkeys(min(n, depth) for n in settings.blocks))
+    sweep = SweepConfig(blocks=blocks, epochs=settings.epochs, iterations=settings.iterations, seed=job.seed)
+    return ProbeProtocol(
+        budgets=tuple(Budget.parse(b) for b in (('all',) if validate else settings.budgets)),
+        seeds=settings.label_seeds,
+        methods=('logistic',) if validate else settings.methods,
+        sweep=sweep,
+        last_blocks=last or 1,
+    )
+
+
+def _validate_on_training(module: Any) -> None:
+    """Make the held-out training images the test; settings are chosen on others of the training part."""
+    if module.val_dataset is None:
+        raise ValueError(
+            'a search needs held-out training images: give the data module val_split, or search: null'
+        )
+    module.test_dataset, module.val_dataset = module.val_dataset, None
+
+
+def tune(
+    store: Store,
+    job: Job,
+    model: Stage,
+    factor: float = 1.0,
+    steps: int | None = None,
+    validate: bool = False,
+) -> Stage:
+    """Tune on labels, unless that is done; arguments and outcome as of `adapt` and `probe`."""
+    settings = job.tune
+    per_device, _ = split_batch(job.scale, job.data, settings.batch_size)
+    module = open_data(job.data, batch_size=per_device)
+    cut(module, None, job.scale.probe.validated, job.scale.probe.tested)
+    content = {
+        'model': model.key,
+        'data': describe_data(job.data, module),
+        'tuning': job.row.tuning,
+        'tune': {k: dict(v) if isinstance(v, Mapping) else v for k, v in asdict(settings).items()},
+        'task': [job.data.task, dict(job.data.task_args)],
+        'factor': factor,
+        'steps': steps,
+        'seed': job.seed,
+        'validate': validate,
+        **trainer_content(job.scale),
+    }
+
+    def work(stage: Stage) -> Mapping[str, Any]:
+        if validate:
+            _validate_on_training(module)
+        images = draw_training_labels(module, settings.labels, job.seed)
+        batches = max(images // settings.batch_size, 1)
+        length = settings.steps or settings.epochs * batches  # type: ignore[operator]
+        length = min(length, steps or length)
+        per_device, accumulate = split_batch(job.scale, job.data, min(settings.batch_size, images))
+        module.batch_size = per_device
+        progress = Progress(None, max(1, job.scale.every))
+        task = _tuning_task(job, model, module, factor)
+        trained = sum(p.numel() for p in task.model.backbone.parameters() if p.requires_grad)
+        trainer, meter = _fit(stage, job, task, module, progress, length, accumulate, max_epochs=-1)
+        with quiet(), torch.no_grad():
+            found = trainer.test(task, datamodule=module, verbose=False)[0]
+        name = 'JaccardIndex' if type(task).__name__ == 'SegmentationTask' else 'OverallAccuracy'
+        return {
+            **progress.costs(meter),
+            'value': found[f'test_{name}'],
+            'metrics': {k.removeprefix('test_'): v for k, v in found.items()},
+            'steps': trainer.global_step,
+            'labels': images,
+            'images_seen': trainer.global_step * per_device * accumulate * world_size(job.scale),
+            'tuned_parameters': trained,
+            'images': {'train': images, 'test': len(module.test_dataset)},
+            'precision': str(trainer.precision),
+        }
+
+    stage = store.stage('tuned', content)
+    if not stage.finished:
+        store.make(model)
+    store.run(stage, work, together=True)
+    return stage
+
+
+def _tuning_task(job: Job, model: Stage, module: Any, factor: float) -> Any:
+    settings, tuning = job.tune, job.row.tuning
+    kind = load_class(job.data.task or 'explora_geo.trainers.ClassificationTask')
+    if tuning == 'adalora':
+        if kind is not ClassificationTask:
+            raise ValueError(f'AdaLoRA is built for classification, not for {job.data.task}')
+        from .adalora import AdaLoRATask
+
+        kind, tuning = AdaLoRATask, 'lora'  # which has the same frozen backbone
+    one_label = issubclass(kind, ClassificationTask)
+    regularisation = {k: v for k, v in settings.regularisation.items() if one_label or k not in _ONE_LABEL}
+    seed_everything(job.seed, workers=False, verbose=False)
+    return kind(
+        weights=str(model.folder / MODEL),
+        img_size=job.source.img_size,
+        tuning=tuning,
+        # Embeddings that hold nothing yet train, too.
+        adaptation=ADAPTATIONS[tuning].with_extra(model.record.get('fresh', ())),
+        num_classes=classes_of(module, job.data),
+        optim=_with_rate(OptimConfig(**settings.optim), factor),
+        regularisation=Regularisation(**regularisation),
+        **job.data.task_args,
+    )
