@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from explora_geo.cli import run_app
+from explora_geo._cli_console import run_app
 
 from .speed import steps, waits
 from .tables.commands import COMMANDS, RESULTS

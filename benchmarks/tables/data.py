@@ -8,11 +8,14 @@ from typing import Any
 import torch
 from torch.utils.data import Subset
 
+from explora_geo.datamodules import Augment, Statistics
 from explora_geo.datasets.files import evenly_spaced
 from explora_geo.evaluation import Budget
 
 from .recipe import plain_value
 from .scales import Data
+
+_GROUPS: dict[str, type] = {'augment': Augment, 'statistics': Statistics}
 
 
 def load_class(path: str) -> Any:
@@ -22,6 +25,8 @@ def load_class(path: str) -> Any:
         ValueError: If there is none.
     """
     module, _, name = path.rpartition('.')
+    if module.startswith('explora_bench.'):  # this package, by the name that it was imported by
+        module = f'{__name__.partition(".")[0]}.{module.partition(".")[2]}'
     try:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
@@ -31,6 +36,7 @@ def load_class(path: str) -> Any:
 def build_data(data: Data, **changes: Any) -> Any:
     """Build a data module without reading anything; changes replace its arguments."""
     arguments = {k: plain_value(v) for k, v in {**data.init_args, **changes}.items()}
+    arguments |= {k: kind(**arguments[k]) for k, kind in _GROUPS.items() if k in arguments}
     try:
         return load_class(data.class_path)(**arguments)
     except TypeError as error:
@@ -106,9 +112,13 @@ def describe_data(data: Data, module: Any) -> dict[str, Any]:
     Files are told apart by name and size, wherever they lie; how fast they are read does not count.
     """
     ignored = ('root', 'test_root', 'val_root', 'split_file', 'num_workers', 'cache', 'batch_size')
+    # Groups count by their members, as they did in the names of the committed stages.
+    arguments = {k: v for k, v in data.init_args.items() if k not in _GROUPS}
+    for group in _GROUPS:
+        arguments |= data.init_args.get(group, {})
     return {
         'class_path': data.class_path,
-        'init_args': {k: plain_value(v) for k, v in data.init_args.items() if k not in ignored},
+        'init_args': {k: plain_value(v) for k, v in arguments.items() if k not in ignored},
         'parts': {
             part: _fingerprint(dataset)
             for part in ('train', 'val', 'test')

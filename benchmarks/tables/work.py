@@ -19,8 +19,8 @@ from explora_geo.checkpoints import (
     write_state,
 )
 from explora_geo.devices import pick_device
-from explora_geo.evaluation.cache import extract_parts
 from explora_geo.evaluation import Budget, ProbeProtocol, SweepConfig, run_probes
+from explora_geo.evaluation.cache import extract_parts
 from explora_geo.evaluation.probes import STRENGTHS
 from explora_geo.models import ViT, create_vit
 from explora_geo.trainers import ClassificationTask, ExPLoRATask, OptimConfig, Regularisation

@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-from benchmarks.tables.jobs import load_class
+from benchmarks.tables.data import load_class
 from benchmarks.torchgeo_bench_model import ExPLoRABench
 from explora_geo.checkpoints import load_backbone, model_metadata, write_state
 from explora_geo.models import create_vit
