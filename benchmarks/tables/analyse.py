@@ -72,7 +72,7 @@ def read_images(root: Path, count: int, vit: ViT) -> tuple[Tensor, Tensor, Tenso
     """
     tokenizer = vit.patch_embed
     side = tokenizer.grid_size[0] * tokenizer.patch_size
-    dataset = FolderDataset(root, bands=tokenizer.bands, labelled=True, strict=True, size=side)
+    dataset = FolderDataset(root, bands=tokenizer.bands, labeled=True, strict=True, size=side)
     chosen = Subset(dataset, evenly_spaced(len(dataset), count))
     samples = [chosen[i] for i in range(len(chosen))]
     image, label = (torch.stack([s[k] for s in samples]) for k in ('image', 'label'))
