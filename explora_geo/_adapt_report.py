@@ -51,8 +51,10 @@ class Scoring:
         labels: Folder of labeled tiles, or None.
         retention: Folder of labeled natural images, or None.
         beside: Adapter file of the same weights that is scored, too, or None.
-        quick: Score features as they are alone: no orientations and no strengths between source and adapter.
+        quick: A short run that only shows how it goes: features are scored as they are, without orientations
+            and strengths between source and adapter.
         strength: Share of the adapter that is kept, in [0, 1]; chosen if None.
+        quoted: JSON of scores that were measured elsewhere, whose rivals the page quotes, or None.
     """
 
     labels: str | PathLike[str] | None = None
@@ -60,6 +62,7 @@ class Scoring:
     beside: str | PathLike[str] | None = None
     quick: bool = False
     strength: float | None = None
+    quoted: str | PathLike[str] | None = None
 
     def __post_init__(self) -> None:
         """Check what can be checked before anything is written."""
@@ -72,8 +75,27 @@ class Scoring:
             given = getattr(self, name)
             if given is not None and not Path(given).is_dir():
                 raise FileNotFoundError(f'no folder {given}: {name} is a folder with a folder for each class')
+        if self.quoted is not None:
+            read_quoted(Path(self.quoted))
         if self.beside is not None and self.labels is None:
             raise ValueError('beside is an adapter that labels score: give labels, too')
+
+
+def read_quoted(file: Path) -> dict[str, Any]:
+    """Scores that were measured elsewhere, as reports quote them.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it holds no scores.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f'no file {file}: quoted is a JSON file of scores')
+    try:
+        content = json.loads(file.read_text(encoding='utf-8'))
+        rows = [row for row in content['rows'] if row['metric']]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f'{file} holds no scores: quoted needs rows, as report.json has them') from error
+    return {'source': str(file), 'command': content.get('command'), 'rows': rows}
 
 
 @dataclass(frozen=True)
@@ -140,13 +162,13 @@ def measure(
     before = load_backbone(task.hparams['model'], weights, **shape).to(device)
     whole = load_backbone(task.hparams['model'], weights, trained, **shape).to(device)
     images, names = sample(datamodule, device)
-    comparison = None
+    comparison, beside = None, None
     if scoring.labels is not None:
         say(f'Scoring source and adapted features on {scoring.labels}.')
         models = {ADAPTED: whole}
         if scoring.beside is not None:
-            beside = load_backbone(task.hparams['model'], weights, Path(scoring.beside), **shape)
-            models[BESIDE] = beside.to(device)
+            beside = load_backbone(task.hparams['model'], weights, Path(scoring.beside), **shape).to(device)
+            models[BESIDE] = beside
         protocol = replace(PROTOCOL, turns=1) if scoring.quick else PROTOCOL
         strengths = {*((1.0,) if scoring.quick else STRENGTHS), scoring.strength or 0.0}
         comparison = score(before, models, scoring.labels, datamodule, found, protocol, sorted(strengths))
@@ -158,7 +180,7 @@ def measure(
         after = load_backbone(task.hparams['model'], weights, adapter, **shape).to(device)
     high = 255.0 if found.dtype == 'uint8' else None
     display = display_tiles(datamodule.mean, datamodule.std, found.bands, high)
-    pictures = compute_pictures(before, after, images, display, names=names)
+    pictures = compute_pictures(before, after, images, display, beside=beside, names=names)
     if isinstance(task.model, MAE):
         pictures['reconstructions'] = reconstruct(task.model.cpu(), images[:8].cpu(), display)
     report: dict[str, Any] = {
@@ -175,6 +197,7 @@ def measure(
             **_adaptation(command, notation),
             'strength': strength.value,
             'strength_by': strength.by,
+            'short': scoring.quick,
             'measured': json.loads((folder / 'request.json').read_text(encoding='utf-8'))['measured'],
         },
         'label_free': {
@@ -185,12 +208,14 @@ def measure(
         'curves': _curves(sorted((folder / 'run').glob('metrics*.csv'))),
         'skipped': [f'{path}: {reason}' for path, reason in task.skipped.items()],
         'cost': {},
-        'next': _next(folder, source, scoring.labels),
+        'next': _next(folder, source, scoring),
     }
     if comparison is not None:
         report['scores'] = comparison.at(strength.value).to_dict()
         report['scores']['labels']['source'] = str(scoring.labels)
         del report['scores']['strength']
+        if scoring.quoted is not None:
+            report['quoted'] = read_quoted(Path(scoring.quoted))
         report['strength'] = {**curve, 'chosen': strength.value}
     if scoring.retention is not None:
         say(f'Scoring what is still known of {scoring.retention}.')
@@ -264,11 +289,15 @@ def _cost(legs: list[dict[str, Any]], adapter: Path, device: str, scoring: float
     }
 
 
-def _next(folder: Path, source: Source, labels: Any) -> list[str]:
+def _next(folder: Path, source: Source, scoring: Scoring) -> list[str]:
     adapter, merged = (shlex.quote(str(folder / f'{name}.safetensors')) for name in ('adapter', 'merged'))
     weights = shlex.quote(source.weights)
-    tiles = shlex.quote(str(labels)) if labels is not None else 'LABELED_TILES'
+    tiles = shlex.quote(str(scoring.labels)) if scoring.labels is not None else 'LABELED_TILES'
+    if scoring.beside is not None:
+        adapter = shlex.quote(str(scoring.beside))
+    longer = f'explora-geo adapt YOUR_TILES --weights {weights} --minutes 30 --out runs/mine'
     return [
+        *([longer] if scoring.quick else []),
         f'explora-geo probe {tiles} --weights {weights} --adapter {adapter}',
         f'explora-geo map SCENE.tif --weights {weights} --adapter {adapter} --out map.tif',
         f'explora-geo adapter merge {adapter} --base {weights} --out {merged}',

@@ -27,8 +27,8 @@ SHARE, MOST = 0.05, 60.0
 _GAIN = 1.1
 # Share of the time spent waiting for images that processes that read could win back.
 _WAIT = 0.05
-# Steps that are timed, after one that is not: the first allocates.
-_TIMED = 3
+#: Steps that are timed, after one that is not: the first allocates.
+TIMED = 3
 # Batches that make an epoch, at least: in fewer, an order says little.
 _BATCHES_OF_EPOCH = 4
 
@@ -95,12 +95,12 @@ def settle(
     start = time.perf_counter()
     best = _smaller_until_it_fits(settings, batch, workers, 'batch_size' in given)
     trials = [best]
-    overhead = max(0.0, time.perf_counter() - start - (_TIMED + 1) * best.seconds)
+    overhead = max(0.0, time.perf_counter() - start - (TIMED + 1) * best.seconds)
     planned = trainer.get('max_steps') or length.steps(found.images, best.batch_size, best.seconds)
     budget = _Budget(min(MOST, SHARE * planned * best.seconds))
     if 'batch_size' not in given:
         for larger in (b for b in BATCHES if b > best.batch_size):
-            cost = overhead + (_TIMED + 1) * best.seconds * larger / best.batch_size
+            cost = overhead + (TIMED + 1) * best.seconds * larger / best.batch_size
             fits = found.images >= _BATCHES_OF_EPOCH * larger and _room_for(best, larger)
             if not fits or not budget.allows(cost):
                 break
@@ -113,7 +113,7 @@ def settle(
             best = trials[-1]
     readers = min(8, (os.cpu_count() or 1) // 2)
     if 'num_workers' not in given and best.waited > _WAIT and readers:
-        steps = 2 * readers + _TIMED  # beyond the batches that were read before the first step
+        steps = 2 * readers + TIMED  # beyond the batches that were read before the first step
         if budget.allows(overhead + (steps + 1) * best.seconds):
             trials.append(try_steps(settings, best.batch_size, readers, steps))
             best = trials[-1] if trials[-1].rate > _GAIN * best.rate else best
@@ -165,7 +165,7 @@ class _StepTimes(Callback):
         self.waits.append(task.clock.waited)
 
 
-def try_steps(settings: dict[str, Any], batch_size: int, workers: int, steps: int = _TIMED) -> Trial:
+def try_steps(settings: dict[str, Any], batch_size: int, workers: int, steps: int = TIMED) -> Trial:
     """Time real steps of a model that is thrown away.
 
     Args:
@@ -188,7 +188,7 @@ def try_steps(settings: dict[str, Any], batch_size: int, workers: int, steps: in
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         command.trainer.fit(command.model, datamodule=command.datamodule)
-    first = 0 if steps <= _TIMED else steps // 2
+    first = 0 if steps <= TIMED else steps // 2
     passed = clock.ends[-1] - clock.ends[first]
     times = [b - a for a, b in itertools.pairwise(clock.ends[first:])]
     waited = (clock.waits[-1] - clock.waits[first]) / max(passed, 1e-9)

@@ -37,8 +37,11 @@ def adapt(
         Path | None, typer.Option(help='Adapter of the same weights to score beside it.')
     ] = None,
     quick: Annotated[
-        bool, typer.Option('--quick', help='Score features as they are alone: no turns, no strengths.')
+        bool, typer.Option('--quick', help='A short run to see how it goes: no turns, no strengths between.')
     ] = False,
+    quoted: Annotated[
+        Path | None, typer.Option(help='JSON of scores measured elsewhere, whose rivals the page quotes.')
+    ] = None,
     force: Annotated[bool, typer.Option('--force', help='Adapt against advice.')] = False,
     no_open: Annotated[bool, typer.Option('--no-open', help='Leave the report closed.')] = False,
 ) -> None:
@@ -62,7 +65,7 @@ def adapt(
     if len(lengths) > 1:
         raise ValueError('give one of --minutes, --steps and --epochs')
     length = lengths[0] if lengths else Length(30, 'minutes')
-    scoring = Scoring(labels, retention, beside, quick, _share(strength))
+    scoring = Scoring(labels, retention, beside, quick, _share(strength), quoted)
     console = Console(highlight=False)
     scenes = archive[0] if len(archive) == 1 else archive
     say = lambda text: console.print(escape(text), soft_wrap=True)  # noqa: E731

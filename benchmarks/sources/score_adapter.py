@@ -33,7 +33,9 @@ def main(adapter: Path, tiles: Path, out: Path) -> None:
     datamodule.setup('fit')
     comparison = score_pair(before, after, lambda: labeled.batches(datamodule), strengths=STRENGTHS)
     found = comparison.to_dict()
-    out.write_text(json.dumps({'adapter': adapter.name, 'tiles': str(tiles), **found}, indent=1) + '\n')
+    command = f'python -m benchmarks.sources.score_adapter {adapter} {tiles} {out}'
+    told = {'command': command, 'adapter': adapter.name, 'tiles': str(tiles)}
+    out.write_text(json.dumps({**told, **found}, indent=1) + '\n')
     for row in found['rows']:
         gain = row['gain']
         print(

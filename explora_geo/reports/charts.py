@@ -27,6 +27,7 @@ VARIANTS = {
     'source': ('source', 'o', 'Source'),
     'best_block': ('block', 's', 'Source, best block'),
     'turns_source': ('turns', '^', 'Source, mean of turns'),
+    'whitened': ('turns', 'P', 'Source, whitened'),
     'adapted': ('adapted', 'D', 'Adapted'),
     'turns_adapted': ('adapted', 'v', 'Adapted, mean of turns'),
     'beside': ('few', '*', 'Adapted beforehand'),
@@ -73,7 +74,8 @@ def score_chart(row: Mapping[str, Any], key: str) -> str:
         axis.annotate(
             f'{mean:.1f}', (mean, place), (0, 6), textcoords='offset points', ha='center', fontsize=10
         )
-    axis.set_yticks(range(len(found)), [variant(name, score) for name, score in reversed(found)])
+    titles = {name: row.get('titles', {}).get(name) or variant(name, score) for name, score in found}
+    axis.set_yticks(range(len(found)), [titles[name] for name, _ in reversed(found)])
     axis.tick_params(axis='y', length=0, labelcolor=_COLORS['ink'])
     axis.set_ylim(-0.5, len(found) - 0.3)
     axis.spines['left'].set_visible(False)
@@ -86,7 +88,7 @@ def score_chart(row: Mapping[str, Any], key: str) -> str:
     axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axis.grid(axis='x')
     axis.set_xlabel('test accuracy, %')
-    text = ', '.join(f'{variant(n, s)} {100 * s["mean"]:.1f} %' for n, s in found)
+    text = ', '.join(f'{titles[n]} {100 * s["mean"]:.1f} %' for n, s in found)
     return _svg(figure, key, f'{row["title"]}: {text}')
 
 

@@ -11,13 +11,15 @@ of its 95 % interval optional:
 - `model`: what was adapted: `weights`, `backbone`, `parameters`, `card` (a sentence).
 - `adaptation`: how: `notation` (`D-ExPLoRA-[L]-r32`), `objective` (`dinov2`, `mae`, `anchor`), `trainable`
   (share), `steps`, `batch_size`, `views`, `image_size`, `precision`, `strength` (0 recommends the source),
-  `strength_by` (`labels`, `request` or `default`), `stopped` (why early), `measured` (what was tried,
-  the chosen first: `batch_size`, `workers`, `images_per_second`, `waited`).
+  `strength_by` (`labels`, `request` or `default`), `short` (a run that only shows how it goes), `stopped`
+  (why early), `measured` (what was tried, the chosen first: `batch_size`, `workers`, `images_per_second`,
+  `waited`).
 - `scores`: `labels` `{"source", "train", "validation", "test", "classes"}` and `rows`, each with `metric`
   (`knn`, `linear`, `few` or another), `title`, `name` (in sentences), and the scores `source`, `adapted`,
   `gain` (paired: adapted minus source on the same tiles), `best_block` (with its `block`), `turns_source`
   and `turns_adapted` (with their `turns`), `beside` (made beforehand, with its `gain`); `outcome` and `rule`.
   `Comparison.to_dict` gives all of it.
+- `quoted`: rivals that were measured elsewhere: `source` (a file), `command` and `rows`, as in `scores`.
 - `label_free`: output of `evaluation.compare_backbones` (`source`, `adapted`), `tiles`, `chosen` (a key of
   `label_free.SCORES`), `worth` (a sentence).
 - `retention`: `source` of the images and `row`, as in `scores`: what the model still knows.
@@ -28,10 +30,10 @@ of its 95 % interval optional:
   `adapter_bytes`, `model_bytes`.
 - `next`: commands as text, the first three are shown.
 
-`pictures` (NumPy, kept out of the JSON): `tiles`, uint8 (N, H, W, 3), and `names`; `patches_source` and
-`patches_adapted`, (N, h, w, D); `gallery`, uint8 (G, H, W, 3), `gallery_names`, `gallery_labels`, `queries`,
-(Q,), `neighbors_source` and `neighbors_adapted`, (Q, k), rows of the gallery; `reconstructions`, by title,
-uint8 (N, H, W, 3). `compute_pictures` and `reconstruct` make them.
+`pictures` (NumPy, kept out of the JSON): `tiles`, uint8 (N, H, W, 3), and `names`; `patches_<kind>` with kind
+`source`, `adapted` and perhaps `beside`, (N, h, w, D); `gallery`, uint8 (G, H, W, 3), `gallery_names`,
+`gallery_labels`, `queries`, (Q,), `neighbors_<kind>`, (Q, k), rows of the gallery; `reconstructions`, by
+title, uint8 (N, H, W, 3). `compute_pictures` and `reconstruct` make them.
 """
 
 import json
@@ -66,6 +68,8 @@ from explora_geo.reports.wording import (
 
 #: Largest page, bytes.
 LIMIT = 5_000_000
+#: Backbones that are shown, in order.
+KINDS = ('source', 'adapted', 'beside')
 #: Skipped files that are listed; all are in report.json.
 LISTED = 40
 # Longest side and JPEG quality of tiles, and of those among neighbors; the first that fits is taken.
@@ -137,9 +141,11 @@ def render(
     }
     template = environment.from_string(files(__package__).joinpath('report.html.j2').read_text('utf-8'))
     scores = report.get('scores') or {}
-    rows = [_titled(r) for r in scores.get('rows', [])]
+    short = bool((report.get('adaptation') or {}).get('short'))
+    quoted = report.get('quoted') or {}
+    rows = [_titled(_with_quoted(r, quoted), short) for r in scores.get('rows', [])]
     retention = report.get('retention') or {}
-    curves = _curves(report)
+    curves, strength = _curves(report), report.get('strength') or {}
     return template.render(
         verdict=report['verdict'],
         report=report,
@@ -148,11 +154,17 @@ def render(
         facts=facts(report, rows),
         rows=rows,
         row_charts=[score_chart(r, f's{i}') for i, r in enumerate(rows)],
-        retention=_titled(retention['row']) if retention.get('row') else None,
+        retention=_titled(retention['row'], short) if retention.get('row') else None,
         label_free=_label_free(report.get('label_free') or {}),
-        strength=strength_chart(report['strength'], 'k') if report.get('strength') else None,
+        # Two points are no curve, and are in the table.
+        strength=strength_chart(strength, 'k') if len(strength.get('x', [])) > 2 else None,
         curves=[curve_chart(c, f'c{i}') for i, c in enumerate(curves)],
         curve_titles=[c['title'] for c in curves],
+        kinds={
+            'source': 'source',
+            'adapted': 'this run, short' if short else 'adapted',
+            'beside': 'made beforehand',
+        },
         features=_features(pictures, sizes),
         neighbors=_neighbors(pictures, sizes),
         reconstructions=_reconstructions(pictures, sizes),
@@ -171,9 +183,23 @@ def _curves(report: Mapping[str, Any]) -> list[Any]:
     return found
 
 
-def _titled(row: Mapping[str, Any]) -> dict[str, Any]:
+def _with_quoted(row: Mapping[str, Any], quoted: Mapping[str, Any]) -> dict[str, Any]:
+    """A row with the rivals that were measured elsewhere, where it has none of its own."""
+    others: Mapping[str, Any] = next(
+        (r for r in quoted.get('rows') or [] if r['metric'] == row['metric']), {}
+    )
+    rivals = {
+        k: {**others[k], 'quoted': True} for k in VARIANTS if others.get(k) and k not in ('adapted', 'beside')
+    }
+    return {**{k: v for k, v in rivals.items() if k != 'turns_adapted'}, **row}
+
+
+def _titled(row: Mapping[str, Any], short: bool = False) -> dict[str, Any]:
     """A row with its title and that of each of its rivals."""
     titles = {k: variant(k, row[k]) for k in VARIANTS if row.get(k)}
+    titles |= {k: f'{titles[k]} \N{DAGGER}' for k in titles if row[k].get('quoted')}
+    if short and 'adapted' in titles:
+        titles['adapted'] = 'This run, short'
     title = row.get('title') or METHODS.get(row['metric'], row['metric'])
     return {**row, 'title': title, 'name': name_of(row), 'titles': titles}
 
@@ -197,19 +223,19 @@ def _label_free(scores: Mapping[str, Any]) -> dict[str, Any] | None:
     return {'rows': rows, 'tiles': scores.get('tiles'), 'worth': scores.get('worth')}
 
 
-def _features(pictures: Mapping[str, Any], sizes: tuple[int, ...]) -> list[dict[str, str]]:
+def _features(pictures: Mapping[str, Any], sizes: tuple[int, ...]) -> list[dict[str, Any]]:
     if 'patches_source' not in pictures or 'patches_adapted' not in pictures:
         return []
-    colors = feature_colors(pictures['patches_source'], pictures['patches_adapted'])
+    kinds = [k for k in KINDS if f'patches_{k}' in pictures]
+    colors = feature_colors(*(pictures[f'patches_{k}'] for k in kinds))
     names = pictures.get('names') or []
     return [
         {
             'name': names[i] if i < len(names) else f'tile {i + 1}',
             'tile': data_uri(tile, *sizes[:2]),
-            'source': data_uri(before),
-            'adapted': data_uri(after),
+            'seen': [{'kind': k, 'uri': data_uri(c)} for k, c in zip(kinds, found, strict=True)],
         }
-        for i, (tile, before, after) in enumerate(zip(pictures['tiles'], *colors, strict=True))
+        for i, (tile, *found) in enumerate(zip(pictures['tiles'], *colors, strict=True))
     ]
 
 
@@ -228,7 +254,7 @@ def _neighbors(pictures: Mapping[str, Any], sizes: tuple[int, ...]) -> list[dict
     found = []
     for row, query in enumerate(np.asarray(pictures['queries']).tolist()):
         strips = []
-        for kind in ('source', 'adapted'):
+        for kind in (k for k in KINDS if f'neighbors_{k}' in pictures):
             cards = [card(i, query) for i in np.asarray(pictures[f'neighbors_{kind}'])[row].tolist()]
             strips.append({'kind': kind, 'cards': cards, 'hits': sum(c['same'] for c in cards)})
         found.append({'query': card(query, query), 'strips': strips, 'labeled': bool(labels)})

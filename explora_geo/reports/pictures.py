@@ -68,6 +68,7 @@ def compute_pictures(
     images: Tensor,
     display: Display,
     *,
+    beside: ViT | None = None,
     names: Sequence[str] = (),
     labels: Sequence[str] = (),
     shown: int = 12,
@@ -81,6 +82,7 @@ def compute_pictures(
         adapted: Backbone after, on the same device.
         images: Sample of the archive, normalized, shape (M, C, H, W).
         display: What shows such tiles; see `display_tiles`.
+        beside: Another adapted backbone that is shown, too.
         names: Names of the tiles.
         labels: Names of their classes, where known.
         shown: Tiles whose neighbors are shown, evenly spaced; features of the first eight.
@@ -98,12 +100,13 @@ def compute_pictures(
     queries = np.unique(np.linspace(0, len(images) - 1, shown).round().astype(int))
     few = queries[np.unique(np.linspace(0, len(queries) - 1, FEW).round().astype(int))]
     neighbors = min(neighbors, len(images) - 1)
-    ranked = {k: _nearest(v, images, queries, neighbors, batch_size) for k, v in _pair(source, adapted)}
+    models = {'source': source, 'adapted': adapted, **({} if beside is None else {'beside': beside})}
+    ranked = {k: _nearest(v, images, queries, neighbors, batch_size) for k, v in models.items()}
     used = np.unique(np.concatenate([queries, *(r.ravel() for r in ranked.values())]))
     return {
         'tiles': display(images[few]),
         'names': [_name(names, i) for i in few],
-        **{f'patches_{k}': _patches(v, images, few) for k, v in _pair(source, adapted)},
+        **{f'patches_{k}': _patches(v, images, few) for k, v in models.items()},
         'gallery': display(images[used]),
         'queries': np.searchsorted(used, queries),
         **{f'neighbors_{k}': np.searchsorted(used, r) for k, r in ranked.items()},
@@ -115,10 +118,6 @@ def compute_pictures(
 def _name(names: Sequence[str], index: int) -> str:
     """Name of a tile, or its number where it has none."""
     return (str(names[index]) if len(names) else '') or f'tile {index + 1}'
-
-
-def _pair(source: ViT, adapted: ViT) -> tuple[tuple[str, ViT], tuple[str, ViT]]:
-    return ('source', source), ('adapted', adapted)
 
 
 @torch.inference_mode()
@@ -205,15 +204,15 @@ def reconstruct(objective: MAE, images: Tensor, display: Display, seed: int = 0)
     }
 
 
-def feature_colors(source: NDArray[Any], adapted: NDArray[Any]) -> tuple[Pixels, Pixels]:
+def feature_colors(source: NDArray[Any], *adapted: NDArray[Any]) -> tuple[Pixels, ...]:
     """The first three principal components of patch features as red, green and blue.
 
-    Each set is centered and scaled by itself, then one PCA is fitted to both, so that equal colors mean equal
+    Each set is centered and scaled by itself, then one PCA is fitted to all, so that equal colors mean equal
     directions; limits are shared, too.
 
     Args:
         source: Features before, shape (N, h, w, D).
-        adapted: Features after, shape (N, h, w, D).
+        *adapted: Features after, each of shape (N, h, w, D).
 
     Returns:
         Colors before and after, each of shape (N, h, w, 3).
@@ -221,11 +220,12 @@ def feature_colors(source: NDArray[Any], adapted: NDArray[Any]) -> tuple[Pixels,
     Raises:
         ValueError: If the shapes differ.
     """
-    if source.shape != adapted.shape or source.ndim != 4:
-        raise ValueError(
-            f'patch features must both have shape (N, h, w, D), got {source.shape} and {adapted.shape}'
-        )
-    sets = [x.reshape(-1, x.shape[-1]).astype(np.float64) for x in (source, adapted)]
+    for other in adapted:
+        if source.shape != other.shape or source.ndim != 4:
+            raise ValueError(
+                f'patch features must all have shape (N, h, w, D), got {source.shape} and {other.shape}'
+            )
+    sets = [x.reshape(-1, x.shape[-1]).astype(np.float64) for x in (source, *adapted)]
     sets = [(x - x.mean(0)) / max(float(x.std()), 1e-12) for x in sets]
     flat = np.concatenate(sets)
     _, vectors = np.linalg.eigh(flat.T @ flat)
@@ -235,8 +235,7 @@ def feature_colors(source: NDArray[Any], adapted: NDArray[Any]) -> tuple[Pixels,
     scores = np.pad(scores, ((0, 0), (0, 3 - scores.shape[1])))
     low, high = np.percentile(scores, (2, 98), axis=0)
     colors = _bytes((scores - low) / np.maximum(high - low, 1e-9))
-    before, after = colors.reshape(2, *source.shape[:3], 3)
-    return before, after
+    return tuple(colors.reshape(len(sets), *source.shape[:3], 3))
 
 
 def _bytes(values: NDArray[Any]) -> Pixels:
@@ -275,6 +274,7 @@ def check_pictures(pictures: Mapping[str, Any]) -> None:
     """
     known = {'tiles', 'names', 'patches_source', 'patches_adapted', 'gallery', 'queries', 'neighbors_source'}
     known |= {'neighbors_adapted', 'gallery_names', 'gallery_labels', 'reconstructions'}
+    known |= {'patches_beside', 'neighbors_beside'}
     if unknown := sorted(set(pictures) - known):
         raise ValueError(f'pictures hold no {unknown[0]!r}: they may hold {", ".join(sorted(known))}')
     stacks = {k: pictures[k] for k in ('tiles', 'gallery') if k in pictures}

@@ -40,7 +40,10 @@ def judge(report: Mapping[str, Any]) -> Verdict:
     given = report.get('verdict')
     if given:
         return Verdict(given['outcome'], given['text'], given.get('advice', ''))
-    how = report.get('adaptation') or {}
+    how, scores = report.get('adaptation') or {}, report.get('scores') or {}
+    rows = [r for r in scores.get('rows', []) if r.get('gain')]
+    if how.get('short') and rows and all((r.get('beside') or {}).get('gain') for r in rows):
+        return _beside(rows, how)
     if how.get('strength') == 0:
         text, why = 'Nothing is added to the source.', 'strength 0 was asked for'
         if how.get('strength_by') == 'labels':
@@ -48,11 +51,21 @@ def judge(report: Mapping[str, Any]) -> Verdict:
             why = 'validation tiles prefer it to the adapter at every strength that was tried'
         file = 'The adapter file adds nothing to it; --strength 1 with the same command writes all of it.'
         return Verdict('no difference', text, f'Keep the source: {why}. {file}')
-    scores = report.get('scores') or {}
-    rows = [r for r in scores.get('rows', []) if r.get('gain')]
-    if not rows:
-        return _without_labels(report)
-    outcome = scores.get('outcome') or _outcome(rows)
+    return _with_labels(rows, scores.get('outcome')) if rows else _without_labels(report)
+
+
+def _beside(rows: list[Any], how: Mapping[str, Any]) -> Verdict:
+    """Of a short run what it is, and of the adapter made beforehand whether it helps."""
+    made = [{**r, 'gain': r['beside']['gain'], 'adapted': r['beside']} for r in rows]
+    long = _with_labels(made)
+    steps = f'{how["steps"]} steps' if how.get('steps') else 'a few steps'
+    text = f'{long.text.removesuffix(".")}, by the adapter made beforehand.'
+    advice = f'This run was short, {steps}, and only shows how it goes: {_points(rows)}. {long.advice}'
+    return Verdict(long.outcome, text, advice)
+
+
+def _with_labels(rows: list[Any], outcome: Outcome | None = None) -> Verdict:
+    outcome = outcome or _outcome(rows)
     up = [r for r in rows if _above(r['gain'])]
     down = [r for r in rows if r['gain']['mean'] < -MARGIN]
     if outcome == 'harm':

@@ -121,11 +121,11 @@ def _labels(labels: Mapping[str, Any]) -> str | None:
 def facts(report: Mapping[str, Any], rows: list[dict[str, Any]]) -> list[dict[str, str]]:
     """The few numbers below the verdict."""
     found = []
+    shown = 'beside' if (report.get('adaptation') or {}).get('short') else 'adapted'
     for row in rows:
-        if row.get('source') and row.get('adapted'):
-            ends = (
-                f'{100 * row["source"]["mean"]:.1f} \N{RIGHTWARDS ARROW} {100 * row["adapted"]["mean"]:.1f} %'
-            )
+        after = row.get(shown) or row.get('adapted')
+        if row.get('source') and after:
+            ends = f'{100 * row["source"]["mean"]:.1f} \N{RIGHTWARDS ARROW} {100 * after["mean"]:.1f} %'
             found.append({'term': row['title'], 'text': ends})
     found = found[:3]
     count = (report.get('archive') or {}).get('count')

@@ -234,3 +234,39 @@ def test_small_feature_maps_are_pictures_of_their_patches(written: Page, picture
     assert len(colored) == 2 * len(pictures['tiles'])
     image = Image.open(io.BytesIO(base64.b64decode(colored[0].partition(',')[2])))
     assert image.size == pictures['patches_source'].shape[2:0:-1] and min(image.size) >= 14
+
+
+def test_a_short_run_stands_beside_the_adapter_made_beforehand_and_quoted_rivals(
+    report: dict[str, Any], pictures: dict[str, Any], tmp_path: Path
+) -> None:
+    rows = report['scores']['rows']
+    for r in rows:
+        r['beside'] = {**r['adapted'], 'gain': r['gain']}
+        del r['turns_source']
+    others = [
+        {'metric': r['metric'], 'turns_source': {'mean': 0.5, 'turns': 4}, 'whitened': {'mean': 0.4}}
+        for r in rows
+    ]
+    report['quoted'] = {'source': 'results/full.json', 'command': 'explora-bench full', 'rows': others}
+    report['adaptation'] |= {'short': True}
+    report['strength'] = {**report['strength'], 'x': [0, 1], 'series': []}
+    pictures |= {k.replace('adapted', 'beside'): v for k, v in pictures.items() if k.endswith('adapted')}
+    page = Page(write_report(tmp_path / 'run', report, pictures))
+    assert 'strength' not in {a['id'] for tag, a in page.elements if tag == 'section'}
+    heads = re.findall(r'<th scope="col"[^>]*>([^<]*)<', page.source[: page.source.index('</table>')])
+    assert heads[1:] == [
+        'Source',
+        'This run, short',
+        'Gain, points',
+        'Adapted beforehand',
+        'Source, best block',
+        'Source, mean of 4 turns \N{DAGGER}',
+        'Source, whitened \N{DAGGER}',
+    ]
+    assert 'measured by explora-bench full' in page.words
+    trio = page.source[page.source.index('<div class="trio"') :]
+    assert [*re.findall(r'<span>([^<]*)</span>', trio)[1:4]] == [
+        'source',
+        'this run, short',
+        'made beforehand',
+    ]

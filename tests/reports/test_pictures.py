@@ -76,7 +76,7 @@ def test_flat_features_and_narrow_ones_have_colors() -> None:
 
 @pytest.mark.parametrize('shape', [(2, 3, 3), (2, 3, 4, 4)])
 def test_features_of_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match='must both have shape'):
+    with pytest.raises(ValueError, match='must all have shape'):
         feature_colors(np.ones((2, 3, 3, 4)), np.ones(shape))
 
 

@@ -88,3 +88,17 @@ def test_nothing_measured_is_said() -> None:
 def test_a_given_verdict_is_kept() -> None:
     given = {'outcome': 'harm', 'text': 'No.', 'advice': 'Keep the source.'}
     assert judge({'verdict': given, **scored(row('knn', 0.6, 0.1))})._asdict() == given
+
+
+def test_a_short_run_is_called_short_and_the_adapter_made_beforehand_is_judged() -> None:
+    rows = [row('knn', 0.6, -0.05), row('linear', 0.8, 0.0)]
+    for r, gain in zip(rows, (0.06, 0.05), strict=True):
+        r['beside'] = {'mean': r['source']['mean'] + gain, 'gain': {'mean': gain, 'low': 0.02, 'high': 0.1}}
+    found = judge({**scored(*rows), 'adaptation': {'short': True, 'steps': 24, 'strength': 1}})
+    assert found.outcome == 'helps'
+    assert found.text == (
+        'Adapting helps: k-NN +6.0, linear probe +5.0 points, by the adapter made beforehand.'
+    )
+    assert found.advice.startswith(
+        f'This run was short, 24 steps, and only shows how it goes: k-NN {MINUS}5.0'
+    )
