@@ -1,6 +1,5 @@
 """AdaLoRA-r8 (Zhang et al. 2023) by peft on Q and V of every block: a row of table 1."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -80,10 +79,10 @@ class AdaLoRATask(ClassificationTask):
         self.settings.total_step = run_length(self.trainer).total
         return super().configure_optimizers()
 
-    def _learn(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
-        """The loss with AdaLoRA's regulariser: P and Q of every update are to be orthogonal."""
-        loss, scores, wanted = super()._learn(batch)
-        return loss + self.settings.orth_reg_weight * self.irregularity(), scores, wanted
+    def loss(self, scores: Tensor, target: Tensor) -> Tensor:
+        """In training the loss with AdaLoRA's regulariser: P and Q of every update are to be orthogonal."""
+        found = super().loss(scores, target)
+        return found + self.settings.orth_reg_weight * self.irregularity() if self.training else found
 
     def irregularity(self) -> Tensor:
         """Mean distance of A A^T and B^T B from the unit matrix (equation 4)."""

@@ -77,9 +77,14 @@ def test_adalora_ends_at_its_mean_rank(tiny: Scale, tmp_path: Path, monkeypatch:
         values = [p for n, p in self.model.backbone.named_parameters() if 'lora_E' in n]
         ranks.append(sum(int((v != 0).sum()) for v in values) / len(values))
 
+    irregular, weighed = AdaLoRATask.irregularity, []
+    monkeypatch.setattr(
+        AdaLoRATask, 'irregularity', lambda self: weighed.append(irregular(self)) or weighed[-1]
+    )
     monkeypatch.setattr(AdaLoRATask, 'optimizer_step', noted)
     record = run_job(build_job(table, table.rows['dinov2_adalora'], scale), Store(tmp_path / 'store'))
     assert ranks[-1] == RANKS[1] and ranks[0] > ranks[-1] and len(ranks) == 4
+    assert len(weighed) == 4 and all(value.requires_grad for value in weighed)  # in training alone
     assert record['tuned_parameters'] == 6 * (2 * 12 * 32 + 12)
 
 
