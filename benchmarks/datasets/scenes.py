@@ -1,0 +1,135 @@
+"""Aerial scenes with one class each: RESISC45, and the land cover of NAIP."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+
+from explora_geo.bands import RGB, canonical
+from explora_geo.datamodules.base import Part, TileDataModule
+from explora_geo.datamodules.settings import Augment
+from explora_geo.datamodules.statistics import Statistics
+from explora_geo.datasets.files import PathLike, subfolders
+from explora_geo.datasets.folder import FolderDataset
+from explora_geo.datasets.images import BadTileError, readable
+from explora_geo.datasets.listed import ListedDataset
+
+
+class RESISC45DataModule(TileDataModule):
+    """RESISC45: 31,500 aerial images of 256x256 pixels in 45 classes, with TorchGeo's layout and splits.
+
+    The layout is ``root/NWPU-RESISC45/<class>/<class>_<n>.jpg`` and ``root/resisc45-<split>.txt`` with the
+    names of a split; TorchGeo's own class downloads both (https://doi.org/10.1109/jproc.2017.2675998).
+    """
+
+    nadir = True
+    published = Statistics(
+        dict(zip(RGB, (93.89391792, 97.11226906, 87.56775284), strict=True)),
+        dict(zip(RGB, (51.84919672, 47.2365918, 47.06308786), strict=True)),
+    )
+
+    def __init__(self, root: PathLike, **kwargs: Any) -> None:
+        """Initialize a new RESISC45DataModule instance.
+
+        Args:
+            root: Folder of ``NWPU-RESISC45`` and the split files.
+            **kwargs: Images, loading, augmentation and statistics; see :class:`TileDataModule`.
+        """
+        super().__init__(FolderDataset, root, **kwargs)
+
+    def make(self, part: Part) -> Dataset[Any]:
+        """One of the published splits; the test part to predict."""
+        listed = Path(self.root) / f'resisc45-{"test" if part == "predict" else part}.txt'
+        if not listed.is_file():
+            raise FileNotFoundError(
+                f'There is no {listed}: TorchGeo downloads it with RESISC45({str(self.root)!r}, '
+                'download=True).'
+            )
+        names, folder = frozenset(listed.read_text(encoding='utf-8').split()), listed.parent / 'NWPU-RESISC45'
+        known: dict[str, Any] = {'file_bands': RGB, 'labeled': True}
+        dataset = FolderDataset(folder, is_valid_file=lambda path: path.name in names, **known, **self.kwargs)
+        # A class without an image in this split must not shift the labels of the others.
+        dataset.relabel([path.name for path in subfolders(folder)])
+        return dataset
+
+
+class NAIPLandCoverDataset(ListedDataset):
+    """Tiles stored as NumPy arrays, (H, W, 4) uint8."""
+
+    file_bands = ('red', 'green', 'blue', 'nir')
+
+    def _read(self, index: int) -> NDArray[Any]:
+        path = self.files[index]
+        with readable(path):
+            tile = np.load(path, mmap_mode='r')
+        if tile.ndim != 3 or tile.shape[2] != len(self.file_bands):
+            raise BadTileError(f'its shape is {tile.shape} instead of (H, W, {len(self.file_bands)})')
+        if tile.dtype != self.dtype:
+            raise BadTileError(f'its pixels are {tile.dtype} instead of {self.dtype}')
+        return np.ascontiguousarray(tile[:, :, self._positions].transpose(2, 0, 1))
+
+
+class NAIPLandCoverDataModule(TileDataModule):
+    """Aerial tiles of California in 66 classes of the Cropland Data Layer, as Ayush et al. use them.
+
+    The layout is ``root/<i>tile.npy``; one file ``root/y*.npy`` with a class per tile; and ``root/splits.npy``
+    with 0 (train), 1 (val) or 2 (test) per tile. Tests use val and test together, as published
+    (https://arxiv.org/abs/2011.09980).
+    """
+
+    nadir = True
+    augmentation = Augment((0.2, 1.0), horizontal_flip=True, vertical_flip=True, quarter_turns=True)
+    published: Statistics | None = Statistics(
+        dict(zip(RGB, (255 * x for x in (0.47996818, 0.47633689, 0.42402868)), strict=True)),
+        dict(zip(RGB, (255 * x for x in (0.17774512, 0.13703743, 0.11909943)), strict=True)),
+    )
+
+    def __init__(self, root: PathLike, bands: Sequence[str] | None = RGB, **kwargs: Any) -> None:
+        """Initialize a new NAIPLandCoverDataModule instance.
+
+        Args:
+            root: Folder of the arrays.
+            bands: Names of the bands to use; statistics are published for red, green and blue.
+            **kwargs: Images, loading, augmentation and statistics; see :class:`TileDataModule`.
+        """
+        super().__init__(NAIPLandCoverDataset, root, bands, **kwargs)
+        if bands is None or not {canonical(b) for b in bands} <= set(RGB):
+            self.published = None
+
+    def make(self, part: Part) -> Dataset[Any]:
+        """One of the published splits; val and test together to test and predict.
+
+        Raises:
+            FileNotFoundError: If an array does not exist.
+            ValueError: If the arrays do not fit.
+        """
+        folder = Path(self.root)
+        targets = sorted(folder.glob('y*.npy'))
+        if not (folder / 'splits.npy').is_file() or len(targets) != 1:
+            raise FileNotFoundError(
+                f'{folder} must hold splits.npy and exactly one y*.npy beside the tiles, found '
+                f'{[p.name for p in targets]}.'
+            )
+        codes, splits = _read_list(targets[0]), _read_list(folder / 'splits.npy')
+        if codes.shape != splits.shape or codes.ndim != 1:
+            raise ValueError(
+                f'{targets[0].name} and splits.npy must list the same tiles, got shapes {codes.shape} and '
+                f'{splits.shape}.'
+            )
+        # Codes of the layer become labels in ascending order, over all parts alike.
+        values, labels = np.unique(codes, return_inverse=True)
+        chosen = np.flatnonzero(np.isin(splits, {'train': [0], 'val': [1]}.get(part, [1, 2])))
+        files, names = [folder / f'{i}tile.npy' for i in chosen], [str(v) for v in values]
+        return NAIPLandCoverDataset(folder, files, labels[chosen].tolist(), names, **self.kwargs)
+
+
+def _read_list(path: Path) -> NDArray[Any]:
+    try:
+        with readable(path):
+            found: NDArray[Any] = np.load(path)
+    except BadTileError as error:
+        raise ValueError(f'{path}: {error}; get it again.') from error
+    return found
