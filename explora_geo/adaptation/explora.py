@@ -157,8 +157,9 @@ def explora(model: nn.Module, config: ExPLoRAConfig) -> nn.Module:
     """Adapt a transformer in place: steps (ii) and (iii) of section 4.
 
     Everything is frozen; the blocks of U are unfrozen; all other blocks get LoRA on the target
-    matrices; norms, class token and the named extras train. With `full` everything trains. What trained
-    before does not matter: this function alone sets `requires_grad`. The output does not change.
+    matrices; norms, class token, the named extras and a mask token that no weights filled train. With `full`
+    everything trains. What trained before does not matter: this function alone sets `requires_grad`. The
+    output does not change.
 
     Args:
         model: Any module with `blocks` of timm's layout and a final `norm`: a `ViT`, a `MAEDecoder`.
@@ -189,6 +190,9 @@ def explora(model: nn.Module, config: ExPLoRAConfig) -> nn.Module:
         model.cls_token.requires_grad_(True)
     for name in config.extra:
         _unfreeze(model, name)
+    token = getattr(model, 'mask_token', None)
+    if token is not None and not token.is_meta and not token.any():
+        token.requires_grad_(True)
     for parent in list(model.blocks.modules()):  # type: ignore[union-attr]
         for name, layer in list(parent.named_children()):
             if type(layer) is nn.Linear and not layer.weight.requires_grad:

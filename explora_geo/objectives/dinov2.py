@@ -84,8 +84,6 @@ class DINOv2(Objective):
                 'DINOv2 hides patches and takes crops of two sizes: build the backbone with '
                 'mask_token=True and dynamic_img_size=True'
             )
-        if not backbone.mask_token.any():
-            backbone.mask_token.requires_grad_(True)
         head, teacher = head or HeadConfig(), teacher or TeacherConfig()
         self._given_views = views
         self.views = self._fit_views(views)

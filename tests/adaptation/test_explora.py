@@ -163,6 +163,16 @@ def test_a_decoder_is_adapted_by_the_same_function(build_vit: Build) -> None:
     }
 
 
+def test_a_mask_token_trains_only_if_it_never_did(build_vit: Build) -> None:
+    trained, new = (build_vit(mask_token=True) for _ in range(2))
+    with torch.no_grad():
+        trained.mask_token.fill_(0.1)
+        new.mask_token.zero_()
+    for vit, trains in ((trained, False), (new, True)):
+        explora(vit, ExPLoRAConfig.parse('[L]-r4'))
+        assert vit.mask_token is not None and vit.mask_token.requires_grad == trains
+
+
 def test_full_leaves_fixed_positions_fixed() -> None:
     vit = create_vit('vit_tiny_patch16_32', learned_position=False)
     explora(vit, ExPLoRAConfig.parse('full'))

@@ -270,16 +270,6 @@ def test_the_teacher_of_a_short_run_follows_faster(steps: int, momentum: float) 
     assert TeacherConfig(momentum=0.5).momentum_of(steps) == 0.5
 
 
-def test_a_mask_token_trains_only_if_it_never_did(build_vit: Build) -> None:
-    trained = explora(build_vit(mask_token=True, dynamic_img_size=True), ExPLoRAConfig.parse('[L]-r4'))
-    new = explora(build_vit(mask_token=True, dynamic_img_size=True), ExPLoRAConfig.parse('[L]-r4'))
-    with torch.no_grad():
-        new.mask_token.zero_()
-    for vit, trains in ((trained, False), (new, True)):
-        DINOv2(vit, head=HEAD)
-        assert vit.mask_token is not None and vit.mask_token.requires_grad == trains
-
-
 @pytest.mark.parametrize(
     ('config', 'fields', 'sentence'),
     [
