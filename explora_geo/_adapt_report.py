@@ -22,9 +22,16 @@ from explora_geo.checkpoints import load_backbone, read_weights, scale_adapter
 from explora_geo.datamodules.archive import Archive
 from explora_geo.datamodules.labeled import LabeledTiles
 from explora_geo.datasets.files import evenly_spaced
-from explora_geo.evaluation.compare import score_pair
+from explora_geo.evaluation.compare import interpolate, score_pair
 from explora_geo.evaluation.comparison import ADAPTED, BESIDE, Comparison, PairProtocol
-from explora_geo.evaluation.label_free import DEFAULT_SCORE, SCORES, compare_backbones, mean_patch
+from explora_geo.evaluation.label_free import (
+    DEFAULT_SCORE,
+    SCORES,
+    WORTH,
+    compare_backbones,
+    default_score,
+    mean_patch,
+)
 from explora_geo.models.vit import ViT
 from explora_geo.objectives import MAE
 from explora_geo.reports import compute_pictures, display_tiles, reconstruct, write_report
@@ -104,11 +111,11 @@ class Strength:
 
     Attributes:
         value: Share of what the adapter adds to the source, in [0, 1].
-        by: Who chose it: `request`, `labels`, or `default` where nothing could tell.
+        by: Who chose it: `request`, `labels`, `label-free` where that score fell, or `default`.
     """
 
     value: float
-    by: Literal['request', 'labels', 'default']
+    by: Literal['request', 'labels', 'label-free', 'default']
 
 
 def choose_strength(
@@ -127,7 +134,11 @@ def choose_strength(
         return Strength(asked, 'request')
     if curve:
         return Strength(curve['chosen'], 'labels')
-    return Strength(1.0, 'default')
+    if len(images) < _LEAST or default_score(whole, images) >= default_score(before, images):
+        return Strength(1.0, 'default')
+    lower = (0.0, *STRENGTHS[:-1])
+    scores = {s: default_score(interpolate(before, whole, s), images) for s in lower}
+    return Strength(max(lower, key=lambda s: scores[s]), 'label-free')
 
 
 def measure(
@@ -204,6 +215,7 @@ def measure(
             **compare_backbones(before, after, images),
             'tiles': len(images),
             'chosen': DEFAULT_SCORE,
+            'worth': WORTH,
         },
         'curves': _curves(sorted((folder / 'run').glob('metrics*.csv'))),
         'skipped': [f'{path}: {reason}' for path, reason in task.skipped.items()],
@@ -343,10 +355,8 @@ def score_on_the_way(
         return score
 
     def without() -> Callable[[ViT], float | None]:
-        shape: dict[str, Any] = {'img_size': found.image_size, 'bands': found.bands}
-        before = load_backbone(source.model, source.weights, **shape).to(device)
         images, _ = sample(datamodule, device, ON_THE_WAY // 2)
-        return lambda vit: compare_backbones(before, vit, images)['adapted'][DEFAULT_SCORE]
+        return lambda vit: default_score(vit, images)
 
     # A step sees each of its images three times at least: forward, and backward.
     image = seconds / datamodule.batch_size / 3

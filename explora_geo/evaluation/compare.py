@@ -17,6 +17,7 @@ from explora_geo.evaluation.comparison import (
     METHODS,
     SOURCE,
     TURNS,
+    WHITENED,
     Comparison,
     Measured,
     PairProtocol,
@@ -24,6 +25,7 @@ from explora_geo.evaluation.comparison import (
 from explora_geo.evaluation.probes import Choice, knn_hits, logistic_hits
 from explora_geo.models.turns import turn
 from explora_geo.models.vit import ViT
+from explora_geo.models.whitening import whitening_matrix
 
 Batch = Mapping[str, Any]
 #: Batches that can be read more than once, or a function that makes them anew.
@@ -94,7 +96,10 @@ def score_pair(
         if splits is None:
             splits = _Splits(labels, protocol)
         splits.check(labels)
-        for variant, sets in _variants(name, [s for s, _ in parts], blocks, turns).items():
+        variants = _variants(name, [s for s, _ in parts], blocks, turns)
+        if name == SOURCE and protocol.whitening:
+            variants[WHITENED] = splits.whitened(variants[SOURCE]['last block'])
+        for variant, sets in variants.items():
             progress(f'scores of {variant}')
             found[variant] = splits.measure(sets)
     assert splits is not None
@@ -178,6 +183,17 @@ class _Splits:
         """Refuse tiles that come in another order than those of the first model."""
         if not all(torch.equal(a, b) for a, b in zip(self.labels, labels, strict=True)):
             raise ValueError('batches must hold the same tiles in the same order every time they are read')
+
+    def whitened(self, features: NDArray[Any]) -> Sets:
+        """Features whitened by the tiles that are not tested on, one set for each power."""
+        tested = np.zeros(len(features), bool)
+        tested[self.test.numpy()] = True
+        centered = torch.from_numpy(features - features[~tested].mean(0))
+        covariance = centered[~tested].T.cov(correction=0)
+        return {
+            f'whitened {power:g}': (centered @ whitening_matrix(covariance, power)).numpy()
+            for power in self.protocol.whitening
+        }
 
     def measure(self, sets: Sets) -> dict[str, Measured]:
         """Score feature sets, one of which validation chooses."""

@@ -21,6 +21,9 @@ RULE = (
     '95 % interval and nothing is harmed; else no difference'
 )
 SOURCE, ADAPTED, BESIDE, BEST_BLOCK, TURNS = 'source', 'adapted', 'beside', 'best_block', 'turns'
+WHITENED = 'whitened'
+#: What costs nothing but passes, and must be beaten.
+RIVALS = (BEST_BLOCK, f'{TURNS}_{SOURCE}', WHITENED)
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,8 @@ class PairProtocol:
         test_share: Share of each class that is tested on, where no test tiles are given.
         val_share: Share of the other tiles of each class that choose settings.
         turns: Orientations that rivals are averaged over: 4, 8, or 1 for no such rival.
+        whitening: Powers of `whitening_matrix` of which validation chooses one for the whitened source;
+            the tiles that are not tested on give its covariance. None for no such rival.
         resamples: Bootstrap samples of an interval.
     """
 
@@ -47,6 +52,7 @@ class PairProtocol:
     test_share: float = 0.5
     val_share: float = 0.2
     turns: int = 4
+    whitening: tuple[float, ...] = (0.25, 0.5, 1.0)
     resamples: int = 1000
 
     def __post_init__(self) -> None:
@@ -83,8 +89,8 @@ class Comparison:
 
     Attributes:
         models: Measurements by model and method. Models are `source`, `best_block` (of the source, chosen on
-            validation), `turns_source`, each adapted one by its name and averaged over turns as
-            `turns_<name>`, and `strength <s>`.
+            validation), `turns_source`, `whitened`, each adapted one by its name and averaged over
+            turns as `turns_<name>`, and `strength <s>`.
         adapted: Names of the adapted models.
         strengths: Strengths of the first adapted model that were scored, 0 and 1 included; or none.
         labels: Numbers of tiles and classes.
@@ -121,11 +127,11 @@ class Comparison:
 
         Returns:
             Rows with `metric`, `title`, and the scores `source`, `adapted`, `gain`, `best_block`,
-            `turns_source`, `turns_adapted` and, of a model with that name, `beside` with its own `gain`;
-            `over` holds the gains over the rivals.
+            `turns_source`, `turns_adapted`, `whitened` and, of a model with that name, `beside` with
+            its own `gain`; `over` holds the gains over the rivals.
         """
         name = model or self.adapted[0]
-        shown = {SOURCE: SOURCE, ADAPTED: name, BEST_BLOCK: BEST_BLOCK}
+        shown = {SOURCE: SOURCE, ADAPTED: name, BEST_BLOCK: BEST_BLOCK, WHITENED: WHITENED}
         shown |= {f'{TURNS}_{key}': f'{TURNS}_{m}' for key, m in ((SOURCE, SOURCE), (ADAPTED, name))}
         rows = []
         for method, title in METHODS.items():
@@ -136,11 +142,7 @@ class Comparison:
             row['gain'] = self.gain(name, method)
             if BESIDE in self.models and name != BESIDE:
                 row[BESIDE] = {**self.score(BESIDE, method), 'gain': self.gain(BESIDE, method)}
-            row['over'] = {
-                key: self.gain(name, method, key)
-                for key in (BEST_BLOCK, f'{TURNS}_{SOURCE}')
-                if key in self.models
-            }
+            row['over'] = {key: self.gain(name, method, key) for key in RIVALS if key in self.models}
             settings = self.models[BEST_BLOCK][method].settings
             chosen = max(settings, key=settings.count)
             row[BEST_BLOCK]['block'] = int(chosen.split(',')[0].removeprefix('block '))

@@ -1,6 +1,6 @@
 """Self-supervised objectives on an adapted backbone."""
 
-from explora_geo.objectives.anchor import Anchor
+from explora_geo.objectives.anchor import Anchor, AnchorConfig
 from explora_geo.objectives.base import Objective, objective_class
 from explora_geo.objectives.dinov2 import DINOv2
 from explora_geo.objectives.mae import MAE
@@ -11,6 +11,7 @@ from explora_geo.objectives.teacher import TeacherConfig
 __all__ = [
     'MAE',
     'Anchor',
+    'AnchorConfig',
     'DINOv2',
     'MaskConfig',
     'Objective',

@@ -1,6 +1,7 @@
 """Teach a strong source the orientations and the statistics of an archive: ours, not the paper's."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,104 +11,106 @@ from torch import Tensor, nn
 
 from explora_geo.models.turns import average_maps, check_turns, turn
 from explora_geo.models.vit import Features, ViT
+from explora_geo.models.whitening import whitening_matrix
 from explora_geo.objectives.base import Objective
 from explora_geo.objectives.teacher import Teacher
 
 
-class Anchor(Objective):
-    """Predict from one orientation of an image what the source sees on average in all of them.
+@dataclass(frozen=True)
+class AnchorConfig:
+    """What the anchor asks for.
 
-    The target is the mean of the frozen source's patch features over the orientations of an image, turned
-    back, and partly whitened with the covariance of the archive's images: what all tiles share counts less,
-    what tells them apart counts more. The student sees the image in one of eight orientations. There are no
-    heads, so a strong source has nothing to unlearn. The source costs no second model: it shares every tensor
-    that does not train.
-
-    It is not part of ExPLoRA (Khanna et al. 2025), whose objectives are `DINOv2` (D) and `MAE` (M).
+    Attributes:
+        turns: Orientations that the target averages: 1, 4 quarter turns, or 8 with mirror images.
+        oriented: Show the student images as they are, not in one of eight orientations: for archives in
+            which the orientation tells something. The target then averages none, whatever `turns` says.
+        whitening: Power of the inverse standard deviation by which each principal direction of the
+            archive's mean patch features is scaled: 0 leaves the source's geometry, 1 whitens.
+        ridge: Added to each standard deviation, as a share of the largest, so that noise stays small.
+        patch_weight: Weight of smooth L1 between patch features, over their deviation.
+        centered_weight: Weight of 1 - cosine of the mean patch features, minus the archive's mean.
+        mean_weight: Weight of 1 - cosine of the mean patch features as they are.
     """
 
-    def __init__(
-        self,
-        backbone: ViT,
-        turns: int = 4,
-        whitening: float = 0.5,
-        ridge: float = 0.02,
-        patch_weight: float = 0.5,
-        centered_weight: float = 2.0,
-        mean_weight: float = 2.0,
-    ) -> None:
-        """Initialize an Anchor objective.
+    turns: int = 4
+    whitening: float = 0.5
+    ridge: float = 0.02
+    patch_weight: float = 0.5
+    centered_weight: float = 2.0
+    mean_weight: float = 2.0
+    oriented: bool = False
 
-        Args:
-            backbone: Student, with the source's weights; LoRA adds nothing yet.
-            turns: Orientations that the target averages: 1, 4 quarter turns, or 8 with mirror images.
-            whitening: Power of the inverse standard deviation by which each principal direction of the
-                archive's mean patch features is scaled: 0 leaves the source's geometry, 1 whitens.
-            ridge: Added to each standard deviation, as a share of the largest, so that noise stays small.
-            patch_weight: Weight of smooth L1 between patch features, over their deviation.
-            centered_weight: Weight of 1 - cosine of the mean patch features, minus the archive's mean.
-            mean_weight: Weight of 1 - cosine of the mean patch features as they are.
-
-        Raises:
-            ValueError: If `turns` is none of 1, 4, 8, `whitening` not in [0, 1], `ridge` not positive, or a
-                weight negative or all zero.
-        """
-        super().__init__(backbone)
-        weights = (patch_weight, centered_weight, mean_weight)
-        if not 0 <= whitening <= 1 or ridge <= 0:
-            raise ValueError(f'whitening must be in [0, 1] and ridge positive, got {whitening} and {ridge}')
+    def __post_init__(self) -> None:
+        """Check the values."""
+        weights = (self.patch_weight, self.centered_weight, self.mean_weight)
+        if not 0 <= self.whitening <= 1 or self.ridge <= 0:
+            raise ValueError(
+                f'whitening must be in [0, 1] and ridge positive, got {self.whitening} and {self.ridge}'
+            )
         if min(weights) < 0 or not any(weights):
             raise ValueError(
                 'patch_weight, centered_weight and mean_weight must be at least 0 and one of them positive, '
                 f'got {", ".join(map(str, weights))}'
             )
-        self.turns, self.whitening, self.ridge = check_turns(turns), whitening, ridge
-        self.patch_weight, self.centered_weight, self.mean_weight = weights
+        check_turns(self.turns)
+
+
+class AnchorLoss(nn.Module):
+    """How far a student is from what its source sees on average in all orientations of an image.
+
+    The target is the mean of the frozen source's patch features over the orientations of an image, turned
+    back, and partly whitened with the covariance of the archive's images: what all tiles share counts less,
+    what tells them apart counts more. The student sees the image in one of eight orientations. The source
+    costs no second model: it shares every tensor that does not train.
+
+    Attributes:
+        metrics: Cosines of the last batch, by name.
+    """
+
+    def __init__(self, backbone: ViT, config: AnchorConfig) -> None:
+        """Initialize an anchor at a backbone as it is now.
+
+        Args:
+            backbone: Student, with the source's weights; LoRA adds nothing yet. It is not kept.
+            config: What to ask for.
+        """
+        super().__init__()
+        self.config = config
         self.source = Teacher(nn.ModuleDict({'backbone': backbone}))
         self.archive = ArchiveStatistics(backbone.embed_dim)
+        self.metrics: dict[str, Tensor] = {}
 
-    @staticmethod
-    def pool(features: Features) -> Tensor:
-        """Mean patch token: the loss moves patches alone, shape (B, D)."""
-        return features.patches.flatten(1, -2).mean(dim=1)
+    def forward(self, backbone: ViT, batch: Mapping[str, Any], step: int) -> tuple[dict[str, Tensor], Tensor]:
+        """Weighted losses of a batch by name, and the student's mean patch features, shape (B, D).
 
-    def forward(self, batch: Mapping[str, Any], step: int) -> dict[str, Tensor]:
-        """Weighted losses of a batch; see `Objective.forward`."""
-        image, times = batch['image'], batch.get('timestamps')
+        Args:
+            backbone: Student.
+            batch: Sample dict as `Objective.forward` reads it.
+            step: Optimizer steps done so far.
+        """
+        config, image, times = self.config, batch['image'], batch.get('timestamps')
         seen = self.targets(image, times)
         if self.training:
             self.archive.add(seen.mean((1, 3, 4)))
-            if (
-                self.whitening and step & (step - 1) == 0
-            ):  # steps 0, 1, 2, 4, 8, ...: later ones change little
-                self.archive.whiten(self.whitening, self.ridge)
-        found, wanted = self._student(image, self.archive.whitened(seen), times)
+            if config.whitening and step & (step - 1) == 0:  # steps 0, 1, 2, 4, ...: later ones change little
+                self.archive.whiten(config.whitening, config.ridge)
+        wanted = self.archive.whitened(seen)
+        if config.oriented:
+            found = _feature_map(backbone, image, times)
+        else:
+            found, wanted = _turned(backbone, image, wanted, times)
         mine, theirs = found.mean((1, 3, 4)), wanted.mean((1, 3, 4))  # (B,D)
         center = self.archive.mean
         cosine = F.cosine_similarity(mine, theirs, dim=1).mean()
         centered = F.cosine_similarity(mine - center, theirs - center, dim=1).mean()
         scale = wanted.std((0, 1, 3, 4)).clamp(min=1e-6)[:, None, None]
         self.metrics = {'cosine': cosine.detach(), 'centered_cosine': centered.detach()}
-        if self.training:
-            self.watched = mine.detach()
-        return {
-            'loss_patch': self.patch_weight * F.smooth_l1_loss(found / scale, wanted / scale),
-            'loss_centered': self.centered_weight * (1 - centered),
-            'loss_mean': self.mean_weight * (1 - cosine),
+        losses = {
+            'loss_patch': config.patch_weight * F.smooth_l1_loss(found / scale, wanted / scale),
+            'loss_centered': config.centered_weight * (1 - centered),
+            'loss_mean': config.mean_weight * (1 - cosine),
         }
-
-    def _student(self, image: Tensor, target: Tensor, times: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Features of images in orientations drawn for each, and the targets turned alike."""
-        square = image.shape[-2] == image.shape[-1]
-        allowed = [k for k in range(8) if square or k % 2 == 0]  # a batch has one shape
-        drawn = torch.randint(len(allowed), (len(image),)).tolist()
-        turned, wanted = torch.empty_like(image), torch.empty_like(target)
-        for choice in set(drawn):
-            # Rows are found on the CPU: a boolean index would wait for the device.
-            rows = torch.tensor([i for i, other in enumerate(drawn) if other == choice], device=image.device)
-            turned[rows] = turn(image[rows], allowed[choice])
-            wanted[rows] = turn(target[rows], allowed[choice])
-        return _feature_map(self.backbone, turned, times), wanted
+        return losses, mine
 
     @torch.no_grad()
     def targets(self, image: Tensor, timestamps: Tensor | None = None) -> Tensor:
@@ -121,7 +124,74 @@ class Anchor(Objective):
             Patch features, shape (B, S, D, h, w) for h x w patches.
         """
         source: Any = self.source.parts.eval()['backbone']
-        return average_maps(lambda seen: _feature_map(source, seen, timestamps), image, self.turns)
+        turns = 1 if self.config.oriented else self.config.turns
+        return average_maps(lambda seen: _feature_map(source, seen, timestamps), image, turns)
+
+
+class Anchor(Objective):
+    """Predict from one orientation of an image what the source sees on average in all of them: `AnchorLoss`.
+
+    There are no heads, so a strong source has nothing to unlearn. It is not part of ExPLoRA (Khanna et al.
+    2025), whose objectives are `DINOv2` (D) and `MAE` (M).
+    """
+
+    def __init__(
+        self,
+        backbone: ViT,
+        turns: int = 4,
+        whitening: float = 0.5,
+        ridge: float = 0.02,
+        patch_weight: float = 0.5,
+        centered_weight: float = 2.0,
+        mean_weight: float = 2.0,
+        oriented: bool = False,
+    ) -> None:
+        """Initialize an Anchor objective.
+
+        Args:
+            backbone: Student, with the source's weights; LoRA adds nothing yet.
+            turns: See `AnchorConfig`, as the rest.
+            whitening: Power of the inverse standard deviation of each direction, in [0, 1].
+            ridge: Added to each standard deviation, as a share of the largest.
+            patch_weight: Weight of the patches.
+            centered_weight: Weight of the mean patch, minus the archive's mean.
+            mean_weight: Weight of the mean patch as it is.
+            oriented: Whether the orientation of images tells something, so that none is turned.
+
+        Raises:
+            ValueError: If `turns` is none of 1, 4, 8, `whitening` not in [0, 1], `ridge` not positive, or a
+                weight negative or all zero.
+        """
+        super().__init__(backbone)
+        config = AnchorConfig(turns, whitening, ridge, patch_weight, centered_weight, mean_weight, oriented)
+        self.anchor = AnchorLoss(backbone, config)
+
+    @staticmethod
+    def pool(features: Features) -> Tensor:
+        """Mean patch token: the loss moves patches alone, shape (B, D)."""
+        return features.patches.flatten(1, -2).mean(dim=1)
+
+    def forward(self, batch: Mapping[str, Any], step: int) -> dict[str, Tensor]:
+        """Weighted losses of a batch; see `Objective.forward`."""
+        losses, mine = self.anchor(self.backbone, batch, step)
+        self.metrics = self.anchor.metrics
+        if self.training:
+            self.watched = mine.detach()
+        return losses
+
+
+def _turned(backbone: ViT, image: Tensor, target: Tensor, times: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Features of images in orientations drawn for each, and the targets turned alike."""
+    square = image.shape[-2] == image.shape[-1]
+    allowed = [k for k in range(8) if square or k % 2 == 0]  # a batch has one shape
+    drawn = torch.randint(len(allowed), (len(image),)).tolist()
+    turned, wanted = torch.empty_like(image), torch.empty_like(target)
+    for choice in set(drawn):
+        # Rows are found on the CPU: a boolean index would wait for the device.
+        rows = torch.tensor([i for i, other in enumerate(drawn) if other == choice], device=image.device)
+        turned[rows] = turn(image[rows], allowed[choice])
+        wanted[rows] = turn(target[rows], allowed[choice])
+    return _feature_map(backbone, turned, times), wanted
 
 
 class ArchiveStatistics(nn.Module):
@@ -181,14 +251,7 @@ class ArchiveStatistics(nn.Module):
             power: Power of the inverse standard deviation of each principal direction, in [0, 1].
             ridge: Added to the standard deviations, as a share of the largest.
         """
-        covariance = self.covariance.double().cpu()
-        values, vectors = torch.linalg.eigh(covariance)
-        deviations = values.clamp(min=0).sqrt()
-        if not deviations[-1] > 0:
-            return
-        scale = (deviations / deviations[-1] + ridge) ** -power
-        scale *= (values.sum() / (values * scale**2).sum()).sqrt()
-        self.matrix.copy_(vectors * scale @ vectors.T)
+        self.matrix.copy_(whitening_matrix(self.covariance, power, ridge))
 
     def whitened(self, features: Tensor) -> Tensor:
         """Whiten around the archive's mean, which stays.

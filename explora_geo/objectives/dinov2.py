@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.distributed as dist
@@ -10,7 +10,8 @@ from lightly.loss import KoLeoLoss
 from torch import Tensor, nn
 
 from explora_geo.models.heads import HeadConfig, ProjectionHead
-from explora_geo.models.vit import Embedded, ViT
+from explora_geo.models.vit import Embedded, Features, ViT
+from explora_geo.objectives.anchor import AnchorConfig, AnchorLoss
 from explora_geo.objectives.base import Objective
 from explora_geo.objectives.losses import Assignment, dino_losses, entropies, ibot_loss
 from explora_geo.objectives.masking import MaskConfig, block_masks
@@ -50,6 +51,8 @@ class DINOv2(Objective):
         koleo_weight: float = 0.1,
         phases: PhaseConfig | None = None,
         views: ViewsConfig | None = None,
+        token: Literal['cls', 'avg'] = 'cls',
+        anchor: AnchorConfig | None = None,
         load_heads: bool = True,
         freeze_last_layer: float | None = None,
         head_warmup: float | None = None,
@@ -71,6 +74,9 @@ class DINOv2(Objective):
             koleo_weight: Weight of KoLeo, which spreads the class tokens of a batch.
             phases: How long the prototypes stay as they are, and the heads train alone.
             views: Crops; DINOv2's in proportion to the backbone's image size if None.
+            token: What is compared between crops: the class token (DINOv2), or the mean patch token, for
+                trunks whose class token is unfinished.
+            anchor: Also keep to what the source sees, see `AnchorConfig`; ours, not the paper's.
             load_heads: Start from the heads of the weights, if they carry heads of these sizes.
             freeze_last_layer: Deprecated, see `phases`: a share of the run if below 1, else epochs.
             head_warmup: Deprecated, as `freeze_last_layer`.
@@ -108,6 +114,10 @@ class DINOv2(Objective):
         self._shares_embedding = not any(p.requires_grad for p in backbone.patch_embed.parameters())
         self.teacher = Teacher(self.student)
         self._multi_crop = MultiCrop(self.views, backbone.patch_embed.bands)
+        if token not in ('cls', 'avg'):
+            raise ValueError(f'token must be cls or avg, got {token!r}')
+        self.token = token
+        self.anchor = AnchorLoss(backbone, anchor) if anchor else None
 
     def cap_views(self, largest: int) -> None:
         """Keep crops that were not given from being larger than the images, in whole patches."""
@@ -202,11 +212,11 @@ class DINOv2(Objective):
             with torch.autocast(crops.device.type, enabled=False):
                 loss_ibot = ibot_loss(of_patches, logits, mask, self.student_temperature)
             del of_patches, logits
-        cls = [features.cls]
+        cls = [self.pool(features)]
         if local is not None:
             count = len(local) // images
             with torch.set_grad_enabled(learning):
-                cls.append(self.backbone(local, timestamps=_repeat(times, count)).cls)
+                cls.append(self.pool(self.backbone(local, timestamps=_repeat(times, count))))
         dino = self.dino_head(torch.cat(cls), prototypes)
         with torch.autocast(crops.device.type, enabled=False):
             dino = dino.unflatten(0, (-1, images))  # (2·B + n·B,K) -> (2 + n,B,K)
@@ -219,9 +229,16 @@ class DINOv2(Objective):
             if loss_ibot is not None:
                 losses['loss_ibot'] = self.ibot_weight * loss_ibot
             if self.koleo_weight and images > 1:  # a single image has no neighbour
-                spread = [self.koleo(x) for x in features.cls.float().chunk(2)]
+                spread = [self.koleo(x) for x in cls[0].float().chunk(2)]
                 losses['loss_koleo'] = self.koleo_weight * torch.stack(spread).sum()
+        if self.anchor is not None:
+            losses |= self.anchor(self.backbone, batch, step)[0]
+            self.metrics |= self.anchor.metrics
         return losses
+
+    def pool(self, features: Features) -> Tensor:  # type: ignore[override]
+        """What is compared between crops: class token or mean patch token, shape (B, D)."""
+        return features.cls if self.token == 'cls' else features.patches.flatten(1, -2).mean(1)
 
     @torch.no_grad()
     def _teach(
@@ -238,11 +255,11 @@ class DINOv2(Objective):
         features = teacher(
             crops, timestamps=_repeat(times, 2), embedded=embedded if self._shares_embedding else None
         )
-        masked = features.patches.flatten(0, 2)[rows]
+        pooled, masked = self.pool(features), features.patches.flatten(0, 2)[rows]
         if 'ibot_head' in parts:
-            cls, patches = parts['dino_head'](features.cls), parts['ibot_head'](masked)
+            cls, patches = parts['dino_head'](pooled), parts['ibot_head'](masked)
         else:  # in one call
-            both = parts['dino_head'](torch.cat([features.cls, masked]))
+            both = parts['dino_head'](torch.cat([pooled, masked]))
             cls, patches = both.split([len(crops), len(rows)])
         config = self.targets
         temperature = self.horizon.rise(
@@ -256,7 +273,7 @@ class DINOv2(Objective):
             sharp, spread = entropies(probabilities)
         self.metrics = {'teacher_entropy': sharp, 'teacher_usage': spread}
         if self.training:
-            self.watched = features.cls
+            self.watched = pooled
             self.usage = spread if self.usage is None else self.usage.lerp(spread, 0.1)
         return probabilities.unflatten(0, (2, -1)), found
 

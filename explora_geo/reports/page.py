@@ -11,14 +11,14 @@ of its 95 % interval optional:
 - `model`: what was adapted: `weights`, `backbone`, `parameters`, `card` (a sentence).
 - `adaptation`: how: `notation` (`D-ExPLoRA-[L]-r32`), `objective` (`dinov2`, `mae`, `anchor`), `trainable`
   (share), `steps`, `batch_size`, `views`, `image_size`, `precision`, `strength` (0 recommends the source),
-  `strength_by` (`labels`, `request` or `default`), `short` (a run that only shows how it goes), `stopped`
-  (why early), `measured` (what was tried, the chosen first: `batch_size`, `workers`, `images_per_second`,
-  `waited`).
+  `strength_by` (`labels`, `request`, `label-free` or `default`), `short` (a run that only shows how it goes),
+  `stopped` (why early), `measured` (what was tried, the chosen first: `batch_size`, `workers`,
+  `images_per_second`, `waited`).
 - `scores`: `labels` `{"source", "train", "validation", "test", "classes"}` and `rows`, each with `metric`
   (`knn`, `linear`, `few` or another), `title`, `name` (in sentences), and the scores `source`, `adapted`,
-  `gain` (paired: adapted minus source on the same tiles), `best_block` (with its `block`), `turns_source`
-  and `turns_adapted` (with their `turns`), `beside` (made beforehand, with its `gain`); `outcome` and `rule`.
-  `Comparison.to_dict` gives all of it.
+  `gain` (paired: adapted minus source on the same tiles), `best_block` (with its `block`), `turns_source`,
+  `whitened` and `turns_adapted` (with their `turns`), `beside` (made beforehand, with its `gain`);
+  `outcome` and `rule`. `Comparison.to_dict` gives all of it.
 - `quoted`: rivals that were measured elsewhere: `source` (a file), `command` and `rows`, as in `scores`.
 - `label_free`: output of `evaluation.compare_backbones` (`source`, `adapted`), `tiles`, `chosen` (a key of
   `label_free.SCORES`), `worth` (a sentence).

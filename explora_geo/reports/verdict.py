@@ -10,7 +10,11 @@ Outcome = Literal['helps', 'no difference', 'harm', 'unmeasured']
 
 # A label-free score must move by this share of its value to be worth a word.
 _MOVED = 0.02
-_RIVALS = {'best_block': "the source's best block", 'turns_source': 'the source averaged over turns'}
+_RIVALS = {
+    'best_block': "the source's best block",
+    'turns_source': 'the source averaged over turns',
+    'whitened': 'the source whitened',
+}
 
 
 class Verdict(NamedTuple):
@@ -46,6 +50,9 @@ def judge(report: Mapping[str, Any]) -> Verdict:
         return _beside(rows, how)
     if how.get('strength') == 0:
         text, why = 'Nothing is added to the source.', 'strength 0 was asked for'
+        if how.get('strength_by') == 'label-free':
+            text = 'A hint of harm at every strength, so nothing is added to the source.'
+            why = f'"{SCORES[DEFAULT_SCORE].title.lower()}" is best for it'
         if how.get('strength_by') == 'labels':
             text = 'Adapting did not help.'
             why = 'validation tiles prefer it to the adapter at every strength that was tried'

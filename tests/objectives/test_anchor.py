@@ -8,9 +8,10 @@ from torch.testing import assert_close
 
 from explora_geo.adaptation import ExPLoRAConfig, explora
 from explora_geo.models import ViT, create_vit
+from explora_geo.models.heads import HeadConfig
 from explora_geo.models.turns import turn
-from explora_geo.objectives import Anchor
-from explora_geo.objectives.anchor import ArchiveStatistics
+from explora_geo.objectives import Anchor, DINOv2
+from explora_geo.objectives.anchor import AnchorConfig, ArchiveStatistics
 
 
 def student(adaptation: str = '[L]-r4', **kwargs: Any) -> ViT:
@@ -23,26 +24,28 @@ def student(adaptation: str = '[L]-r4', **kwargs: Any) -> ViT:
 def test_targets_of_a_turned_image_are_the_turned_targets(small_names: None) -> None:
     anchor = Anchor(student(), turns=8)
     image = torch.randn(2, 3, 32, 32)
-    targets = anchor.targets(image)
+    targets = anchor.anchor.targets(image)
     for k in range(8):
-        assert_close(anchor.targets(turn(image, k)), turn(targets, k), atol=1e-5, rtol=1e-4)
-    assert not torch.allclose(Anchor(student(), turns=1).targets(turn(image, 1)), turn(targets, 1), atol=1e-2)
+        assert_close(anchor.anchor.targets(turn(image, k)), turn(targets, k), atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(
+        Anchor(student(), turns=1).anchor.targets(turn(image, 1)), turn(targets, 1), atol=1e-2
+    )
 
 
 def test_the_source_stays_and_costs_only_what_trains(small_names: None) -> None:
     vit = student()
     anchor = Anchor(vit)
     image = torch.randn(4, 3, 32, 32)
-    before = anchor.targets(image)
+    before = anchor.anchor.targets(image)
     optimizer = torch.optim.SGD([p for p in anchor.parameters() if p.requires_grad], lr=0.1)
     for step in range(3):
         optimizer.zero_grad()
         torch.stack(list(anchor({'image': image}, step).values())).sum().backward()
         optimizer.step()
         anchor.after_step(step + 1)
-    assert torch.equal(anchor.targets(image), before)
+    assert torch.equal(anchor.anchor.targets(image), before)
     own = {id(p) for p in vit.parameters()}
-    copied = sum(p.numel() for p in anchor.source.parameters() if id(p) not in own)
+    copied = sum(p.numel() for p in anchor.anchor.source.parameters() if id(p) not in own)
     assert copied == sum(p.numel() for p in vit.parameters() if p.requires_grad)
 
 
@@ -86,10 +89,10 @@ def test_statistics_are_those_of_all_batches_and_stay_in_validation() -> None:
 def test_validation_leaves_the_statistics_alone(small_names: None) -> None:
     anchor = Anchor(student())
     anchor({'image': torch.randn(4, 3, 32, 32)}, 0)
-    before = anchor.archive.covariance.clone()
-    assert before.any() and not torch.equal(anchor.archive.matrix, torch.eye(len(before)))
+    before = anchor.anchor.archive.covariance.clone()
+    assert before.any() and not torch.equal(anchor.anchor.archive.matrix, torch.eye(len(before)))
     anchor.eval()({'image': torch.randn(4, 3, 32, 32)}, 1)
-    assert torch.equal(anchor.archive.covariance, before)
+    assert torch.equal(anchor.anchor.archive.covariance, before)
 
 
 @pytest.mark.parametrize('power', [0.0, 0.5, 1.0])
@@ -114,6 +117,15 @@ def test_images_that_are_not_square_are_turned_by_half(small_names: None) -> Non
     assert all(torch.isfinite(loss) for loss in losses.values())
 
 
+def test_an_oriented_archive_is_seen_as_it_is(small_names: None) -> None:
+    vit = student()
+    image = torch.randn(4, 3, 32, 32)
+    anchor = Anchor(vit, oriented=True, whitening=0)
+    losses = anchor({'image': image}, 0)  # the student is its own target before the first step
+    assert all(abs(loss.item()) < 1e-5 for loss in losses.values())
+    assert_close(anchor.anchor.targets(image), Anchor(student(), turns=1).anchor.targets(image))
+
+
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
@@ -127,3 +139,22 @@ def test_images_that_are_not_square_are_turned_by_half(small_names: None) -> Non
 def test_bad_arguments_are_refused(arguments: dict[str, Any], message: str, small_names: None) -> None:
     with pytest.raises(ValueError, match=message):
         Anchor(student(), **arguments)
+
+
+def test_the_anchor_stands_beside_and_the_mean_patch_can_be_compared(small_names: None) -> None:
+    torch.manual_seed(0)
+    vit = create_vit('vit_tiny_patch8_32', **DINOv2.backbone_options)
+    explora(vit, ExPLoRAConfig.parse('[L]-r4'))
+    objective = DINOv2(vit, head=HeadConfig(32, 16, 8), token='avg', anchor=AnchorConfig())
+    batch = {'image': torch.randn(4, 3, 32, 32)}
+    losses = objective(batch, 0)
+    assert {'loss_dino_global', 'loss_ibot', 'loss_patch', 'loss_centered', 'loss_mean'} <= losses.keys()
+    torch.stack(list(losses.values())).sum().backward()
+    features = vit(batch['image'])
+    assert torch.equal(objective.pool(features), features.patches.flatten(1, 2).mean(1))
+    # The source is kept once more in memory only where it trains.
+    own = {id(p) for p in vit.parameters()}
+    copied = sum(p.numel() for p in objective.anchor.parameters() if id(p) not in own)
+    assert copied == sum(p.numel() for p in vit.parameters() if p.requires_grad)
+    with pytest.raises(ValueError, match="token must be cls or avg, got 'mean'"):
+        DINOv2(vit, token='mean')

@@ -1,0 +1,171 @@
+"""Labeled images of several domains, held in memory as bytes.
+
+DIR holds `EuroSAT_RGB.zip`, `presto_train_test_split.json`, `AID_128.zip`, `tiny_imagenet_202x100.zip` and
+`NAIP/*.tif`; each is read once and kept as one `.npz` per domain in CACHE.
+"""
+
+import hashlib
+import io
+import json
+import zipfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+#: Labeled images per class of the part that fits probes, and of the part that chooses their settings.
+PROBE = {'eurosat': (100, 50), 'aid': (60, 40), 'natural': (40, 10), 'naip': (1, 1)}
+DOMAINS = tuple(PROBE)
+
+
+@dataclass(frozen=True)
+class Domain:
+    """Images of one domain and what they are used for.
+
+    Attributes:
+        name: One of `DOMAINS`.
+        image: Bytes, shape (N, 3, H, W).
+        label: Class of each image, shape (N,).
+        archive: Images that are adapted to, without labels; indices.
+        train: Labeled images that fit probes.
+        val: Labeled images that choose settings; like `train`, of the archive.
+        test: Images that are scored, and that nothing else sees.
+    """
+
+    name: str
+    image: Tensor
+    label: Tensor
+    archive: Tensor
+    train: Tensor
+    val: Tensor
+    test: Tensor
+
+    def to(self, device: torch.device | str) -> 'Domain':
+        """The same with images and labels on a device."""
+        parts = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()}
+        return Domain(**parts)
+
+
+def load(name: str, folder: Path, cache: Path) -> Domain:
+    """Read a domain, from the cache where it is there.
+
+    Args:
+        name: One of `DOMAINS`.
+        folder: Where the archives are.
+        cache: Folder of `.npz` files.
+
+    Raises:
+        FileNotFoundError: If an archive is missing.
+    """
+    file = cache / f'{name}.npz'
+    if not file.is_file():
+        cache.mkdir(parents=True, exist_ok=True)
+        images, labels, tested = _READERS[name](folder)
+        part = file.with_suffix('.part.npz')
+        np.savez(part, image=images, label=labels, tested=tested)
+        part.rename(file)
+    with np.load(file) as held:
+        image, label, tested = (torch.from_numpy(held[k]) for k in ('image', 'label', 'tested'))
+    pool = (tested == 0).nonzero().flatten()
+    train, val = _probe(name, label, tested, pool)
+    archive = torch.arange(len(label)) if name == 'naip' else pool
+    return Domain(name, image, label, archive, train, val, (tested == 1).nonzero().flatten())
+
+
+def _probe(name: str, label: Tensor, tested: Tensor, pool: Tensor) -> tuple[Tensor, Tensor]:
+    if name == 'naip':  # a date to learn from, a date to choose by, a date to test on
+        return pool, (tested == 2).nonzero().flatten()
+    generator = torch.Generator().manual_seed(0)
+    fit, choose = PROBE[name]
+    rows = []
+    for wanted in label.unique():
+        of_class = pool[label[pool] == wanted]
+        rows.append(of_class[torch.randperm(len(of_class), generator=generator)[: fit + choose]])
+    return torch.cat([r[:fit] for r in rows]), torch.cat([r[fit:] for r in rows])
+
+
+Read = tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]
+
+
+def _unpack(archive: Path, side: int) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+    """Names and pixels of the JPEG files of an archive, shape (3, side, side), by name."""
+    with zipfile.ZipFile(archive) as held:
+        names = sorted(n for n in held.namelist() if n.lower().endswith(('.jpg', '.jpeg')))
+        packed = [held.read(n) for n in names]
+
+    def pixels(data: bytes) -> NDArray[np.uint8]:
+        image = Image.open(io.BytesIO(data)).convert('RGB')
+        image = image if image.size == (side, side) else image.resize((side, side), Image.Resampling.BICUBIC)
+        return np.asarray(image).transpose(2, 0, 1)
+
+    with ThreadPoolExecutor() as pool:
+        yield from zip(names, pool.map(pixels, packed), strict=True)
+
+
+def _classes(names: list[str]) -> NDArray[np.int64]:
+    folders = [PurePosixPath(n).parent.name for n in names]
+    order = {name: i for i, name in enumerate(sorted(set(folders)))}
+    return np.array([order[f] for f in folders])
+
+
+def _eurosat(folder: Path) -> Read:
+    split = json.loads((folder / 'presto_train_test_split.json').read_text())
+    test = {PurePosixPath(n).stem for n in split['test']}
+    names, images = zip(*_unpack(folder / 'EuroSAT_RGB.zip', 64), strict=True)
+    return (
+        np.stack(images),
+        _classes(list(names)),
+        np.array([int(PurePosixPath(n).stem in test) for n in names]),
+    )
+
+
+def _halved(archive: Path, side: int) -> Read:
+    """Half of each class is tested on, by the SHA-256 of the name."""
+    names, images = zip(*_unpack(archive, side), strict=True)
+    labels, tested = _classes(list(names)), np.zeros(len(names), np.int64)
+    rank = np.array([int(hashlib.sha256(PurePosixPath(n).stem.encode()).hexdigest()[:15], 16) for n in names])
+    for label in np.unique(labels):
+        of_class = np.flatnonzero(labels == label)
+        tested[of_class[np.argsort(rank[of_class])][: len(of_class) // 2]] = 1
+    return np.stack(images), labels, tested
+
+
+def _naip(folder: Path) -> Read:
+    """Tiles of 64 px of one scene at three dates; the class is the place."""
+    images, labels, tested = [], [], []
+    scenes = sorted((folder / 'NAIP').glob('*.npy'))
+    if not scenes:
+        scenes = [_rgb(path) for path in sorted((folder / 'NAIP').glob('*.tif'))]
+    for date, path in enumerate(scenes):
+        scene = np.load(path)
+        down, across = scene.shape[1] // 64, scene.shape[2] // 64
+        for i in range(min(down, 11) * min(across, 14)):
+            top, left = 64 * (i // 14), 64 * (i % 14)
+            images.append(scene[:, top : top + 64, left : left + 64])
+            labels.append(i)
+            tested.append((0, 2, 1)[date])
+    return np.stack(images), np.array(labels), np.array(tested)
+
+
+def _rgb(path: Path) -> io.BytesIO:
+    import rasterio
+
+    with rasterio.open(path) as scene:
+        data = io.BytesIO()
+        np.save(data, scene.read((1, 2, 3)))
+    data.seek(0)
+    return data
+
+
+_READERS = {
+    'eurosat': _eurosat,
+    'aid': lambda folder: _halved(folder / 'AID_128.zip', 128),
+    'natural': lambda folder: _halved(folder / 'tiny_imagenet_202x100.zip', 64),
+    'naip': _naip,
+}

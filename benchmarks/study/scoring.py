@@ -1,0 +1,141 @@
+"""Scores of frozen features on a GPU or CPU: k-NN, linear probe, few labels, and paired intervals."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.study.domains import Domain
+from explora_geo.models.turns import turn
+from explora_geo.models.vit import ViT
+
+PENALTIES = (0.003, 0.01, 0.03, 0.1, 0.3)
+FEW, DRAWS, NEIGHBORS = 10, 5, 20
+
+
+class Hits(NamedTuple):
+    """Whether each test image is right, shape (M,), or the share of draws in which it is."""
+
+    knn: Tensor
+    linear: Tensor
+    few: Tensor
+
+    @property
+    def means(self) -> list[float]:
+        """Accuracies in [0, 1]."""
+        return [round(float(h.float().mean()), 5) for h in self]
+
+
+def prepare(image: Tensor, size: int, mean: Tensor, std: Tensor) -> Tensor:
+    """Normalized images of a side from bytes, shape (B, 3, H, W)."""
+    image = image.float() / 255
+    if image.shape[-1] != size:
+        image = F.interpolate(image, (size, size), mode='bicubic', antialias=True).clamp(0, 1)
+    return (image - mean) / std
+
+
+@torch.inference_mode()
+def features(
+    vit: ViT,
+    domain: Domain,
+    index: Tensor,
+    size: int,
+    stats: tuple[Tensor, Tensor],
+    turns: int = 1,
+    block: int = -1,
+) -> Tensor:
+    """Mean patch tokens averaged over orientations, shape (N, D)."""
+    vit.eval()
+    rows = []
+    for part in index.split(512):
+        image = prepare(domain.image[part], size, *stats)
+        total: Tensor | float = 0.0
+        for number in range(turns):
+            with torch.autocast(image.device.type, torch.bfloat16):
+                (found,) = vit.intermediate(turn(image, number), [block])
+            total = total + found.patches.float().flatten(1, 2).mean(1) / turns
+        rows.append(total)
+    return torch.cat(rows)  # type: ignore[arg-type]
+
+
+def knn_hits(
+    train: Tensor, label: Tensor, test: Tensor, wanted: Tensor, neighbors: int = NEIGHBORS
+) -> Tensor:
+    """k-NN by cosine, weighted by the inverse distance, as `explora_geo.evaluation.probes`."""
+    near, rows = (F.normalize(test, dim=1) @ F.normalize(train, dim=1).T).topk(min(neighbors, len(train)))
+    votes = near.new_zeros(len(test), int(label.max()) + 1)
+    votes.scatter_add_(1, label[rows], 1 / (1 - near).clamp(min=1e-6))
+    return votes.argmax(1) == wanted
+
+
+def logistic(x: Tensor, y: Tensor, penalties: Sequence[float], classes: int, steps: int = 100) -> Tensor:
+    """Multinomial logistic regressions with several penalties at once, bias free.
+
+    Accelerated descent with the bound 0.5 X'X of Boehning (1992) for the Hessian, which is diagonal in the
+    axes of the features: no step waits for the device, as a line search would.
+
+    Args:
+        x: Standardized features, shape (N, D).
+        y: Classes, shape (N,).
+        penalties: Inverse strengths C of the square penalty, as scikit-learn has them.
+        classes: Number K.
+        steps: Iterations.
+
+    Returns:
+        Weights and in the last row bias, shape (len(penalties), D + 1, K).
+    """
+    values, axes = torch.linalg.eigh(x.T @ x / len(x))
+    basis = torch.cat([x @ axes, torch.ones_like(x[:, :1])], 1)
+    decay = torch.tensor([1 / (c * len(x)) for c in penalties], device=x.device)[:, None]
+    decay = torch.cat([decay.expand(-1, x.shape[1]), torch.zeros_like(decay)], 1)[..., None]
+    curve = 0.5 * torch.cat([values.clamp(min=0), values.new_ones(1)])[None, :, None] + decay
+    wanted = F.one_hot(y, classes).float()
+    weight = x.new_zeros(len(penalties), x.shape[1] + 1, classes)
+    ahead, momentum = weight, 1.0
+    for _ in range(steps):
+        wrong = (basis @ ahead).softmax(-1) - wanted
+        new = ahead - (basis.T @ wrong / len(x) + decay * ahead) / curve
+        following = (1 + (1 + 4 * momentum**2) ** 0.5) / 2
+        ahead = new + (momentum - 1) / following * (new - weight)
+        weight, momentum = new, following
+    return torch.cat([axes @ weight[:, :-1], weight[:, -1:]], 1)
+
+
+def _linear(
+    train: Tensor, label: Tensor, val: Tensor, of_val: Tensor, test: Tensor, wanted: Tensor
+) -> Tensor:
+    mean, std = train.mean(0), train.std(0).clamp(min=1e-6)
+    train, val, test = ((x - mean) / std for x in (train, val, test))
+    weights = logistic(train, label, PENALTIES, int(label.max()) + 1)
+    right = [
+        (x @ weights[:, :-1] + weights[:, -1:]).argmax(-1) == y for x, y in ((val, of_val), (test, wanted))
+    ]
+    return right[1][right[0].float().mean(1).argmax()]
+
+
+def score(domain: Domain, train: Tensor, val: Tensor, test: Tensor, few: bool = True) -> Hits:
+    """Score features of the three labeled parts of a domain."""
+    y, of_val, wanted = (domain.label[i] for i in (domain.train, domain.val, domain.test))
+    share = len(y) // len(y.unique())
+    knn = knn_hits(train, y, test, wanted, min(NEIGHBORS, share))
+    linear = _linear(train, y, val, of_val, test, wanted)
+    if not few or share <= FEW:
+        return Hits(knn, linear, linear)
+    total = torch.zeros(len(wanted), device=test.device)
+    for draw in range(DRAWS):
+        generator = torch.Generator().manual_seed(draw)
+        mixed = torch.randperm(len(y), generator=generator).to(y.device)
+        rows = torch.cat([mixed[y[mixed] == c][:FEW] for c in y.unique()])
+        total += _linear(train[rows], y[rows], val, of_val, test, wanted)
+    return Hits(knn, linear, total / DRAWS)
+
+
+def gain(before: Tensor, after: Tensor) -> list[float]:
+    """Mean paired difference of hits and the half width of its 95 % interval over test images."""
+    difference = after.float() - before.float()
+    return [
+        round(float(difference.mean()), 5),
+        round(1.96 * float(difference.std()) / len(difference) ** 0.5, 5),
+    ]

@@ -1,0 +1,141 @@
+"""The study of short adaptations: its solver, its runs, and what the committed ones say."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+
+from benchmarks.study import adapting, running
+from benchmarks.study.adapting import Recipe, Source
+from benchmarks.study.domains import Domain
+from benchmarks.study.jobs import GROUPS
+from benchmarks.study.report import combined, harm, label_free, main, read
+from benchmarks.study.scoring import gain, logistic, score
+from explora_geo.evaluation.comparison import MARGIN
+from explora_geo.evaluation.label_free import DEFAULT_SCORE, SCORES, WORTH
+
+RESULTS = Path(__file__).parents[2] / 'benchmarks' / 'results' / 'study'
+
+
+def test_logistic_regressions_are_those_of_scikit_learn() -> None:
+    torch.manual_seed(0)
+    centers, label = torch.randn(5, 24), torch.randint(0, 5, (300,))
+    x = centers[label] + 2 * torch.randn(300, 24)
+    x = (x - x.mean(0)) / x.std(0)
+    penalties = (0.01, 0.3)
+    for penalty, weight in zip(penalties, logistic(x, label, penalties, 5), strict=True):
+        other = LogisticRegression(C=penalty, max_iter=1000, tol=1e-8).fit(x, label)
+        mine = (x @ weight[:-1] + weight[-1]).softmax(1).numpy()
+        np.testing.assert_allclose(mine, other.predict_proba(x), atol=2e-3)
+
+
+def test_gains_are_paired() -> None:
+    before, after = torch.tensor([1.0, 0, 0, 1]), torch.tensor([1.0, 1, 0, 1])
+    mean, half = gain(before, after)
+    assert mean == 0.25 and half == pytest.approx(1.96 * 0.5 / 2, abs=1e-5)
+
+
+def domain() -> Domain:
+    """Three classes of stripes of 32 px, which a random ViT tells apart a little."""
+    generator = torch.Generator().manual_seed(0)
+    label = torch.arange(90) % 3
+    wave = torch.sin(torch.arange(32) * (label[:, None] + 1) * 0.4)[:, None, None, :].expand(-1, 3, 32, -1)
+    image = (128 + 60 * wave + 20 * torch.randn(90, 3, 32, 32, generator=generator)).clamp(0, 255).byte()
+    rows = torch.arange(90)
+    return Domain('eurosat', image, label, rows[:60], rows[:40], rows[40:60], rows[60:])
+
+
+def test_jobs_leave_a_line_each_and_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_names: None
+) -> None:
+    monkeypatch.setitem(adapting.SOURCES, 'depth6', Source('vit_tiny_patch8_32', None, 32))
+    torch.manual_seed(0)
+    study = running.Study(tmp_path, tmp_path, tmp_path / 'out.jsonl', torch.device('cpu'))
+    study.domains['eurosat'] = domain()
+    recipes = {'anchor': Recipe(batch=8), 'D': Recipe('D', batch=8), 'bad': Recipe(adaptation='[9]-r2')}
+    jobs = [
+        running.Job(
+            't',
+            name,
+            'depth6',
+            'eurosat',
+            replace(r, adaptation=r.adaptation.replace('32', '2')),
+            16,
+            strengths=(0.5,),
+        )
+        for name, r in recipes.items()
+    ]
+    told: list[str] = []
+    running.work(study, jobs, float('inf'), told.append)
+    rows = {row['key']: row for row in map(json.loads, study.out.read_text().splitlines())}
+    done, failed = rows[jobs[0].key], rows[jobs[2].key]
+    assert done['steps'] == 2 and done['strengths'].keys() == {'0.5'} and len(done['gain']['one']) == 3
+    assert done['label_free']['source'].keys() == SCORES.keys() and rows[jobs[1].key]['recipe'] == {
+        'objective': 'D',
+        'adaptation': '[L]-r2',
+        'batch': 8,
+    }
+    assert failed['group'] == 'failed' and 'block' in failed['error'] and len(told) == 3
+    running.work(study, jobs, float('inf'), told.append)
+    assert len(told) == 3  # nothing is done twice
+
+
+def test_scores_of_features_that_tell_classes_apart_are_high() -> None:
+    held = domain()
+    apart = [
+        torch.nn.functional.one_hot(held.label[i], 8).float() + 0.1 * torch.randn(len(i), 8)
+        for i in (held.train, held.val, held.test)
+    ]
+    assert min(score(held, *apart).means) > 0.9
+    assert max(score(held, *(torch.randn_like(x) for x in apart)).means) < 0.7
+
+
+def test_every_job_has_a_name_of_its_own() -> None:
+    keys = [job.key for make in GROUPS.values() for job in make()]
+    assert len(keys) == len(set(keys))
+
+
+# What was measured and what the package says of it.
+
+
+def test_the_committed_tables_are_those_of_the_committed_runs(tmp_path: Path) -> None:
+    main(RESULTS / 'runs.jsonl', tmp_path)
+    for name in ('README.md', 'label_free.json'):
+        assert (tmp_path / name).read_text() == (RESULTS / name).read_text(), name
+
+
+def test_the_default_harmed_on_none_of_three_domains() -> None:
+    rows = [r for r in read(RESULTS / 'runs.jsonl') if r.get('name') == 'anchor' and r['source'] == 'depth6']
+    for name in ('eurosat', 'aid', 'natural'):
+        for views in (640, 6_400, 38_400):
+            found = [r for r in rows if (r['domain'], r['views'], r['images']) == (name, views, 0)]
+            assert len({r['seed'] for r in found}) == 3
+            worst = min(combined(found, method)[2] for method in range(3))
+            assert worst > -MARGIN, (name, views, worst)
+            if views == 38_400:
+                assert all(
+                    combined(found, m)[0] > combined(found, m)[1]
+                    for m in range(2 if name != 'natural' else 1)
+                )
+    assert 'NAIP places' in harm(read(RESULTS / 'runs.jsonl'))  # where it does is told beside
+
+
+def test_what_reports_say_of_the_label_free_score_was_measured() -> None:
+    found: dict[str, Any] = label_free(read(RESULTS / 'runs.jsonl'))
+    chosen = found['scores'][DEFAULT_SCORE]
+    for value in (
+        *(f'{chosen[d][0]:.2f}' for d in ('eurosat', 'aid', 'natural')),
+        found['runs'],
+        found['harmed'],
+    ):
+        assert f' {value} ' in WORTH or f' {value},' in WORTH, value
+    assert f'in {chosen["fell"]} of the' in WORTH and f'in {chosen["false"]} of the' in WORTH
+    followed = {
+        k: min(row[d][0] for d in ('eurosat', 'aid', 'natural')) for k, row in found['scores'].items()
+    }
+    assert max(followed, key=lambda k: followed[k]) == DEFAULT_SCORE and found['runs'] >= 30
