@@ -25,7 +25,7 @@ def read(file: Path) -> list[Row]:
 
 
 def combined(rows: Iterable[Row], method: int, variant: str = 'one') -> tuple[float, float, float]:
-    """Mean gain over seeds, half width of its 95 % interval over test images and seeds, and the worst seed."""
+    """Mean gain over seeds, half of its 95 % interval over test images and seeds, and the worst seed."""
     gains = np.array([r['gain'][variant][method] for r in rows])
     seeds = 1.96 * gains[:, 0].std(ddof=1) / len(gains) ** 0.5 if len(gains) > 1 else 0.0
     return float(gains[:, 0].mean()), float(np.hypot(gains[:, 1].mean(), seeds)), float(gains[:, 0].min())
