@@ -15,7 +15,7 @@ from explora_geo._version import __version__
 from explora_geo.checkpoints.files import read_checkpoint
 from explora_geo.datamodules import FolderDataModule  # its package lets a YAML name classes by name alone
 from explora_geo.datasets.files import find_images
-from explora_geo.datasets.images import BadTileError, image_sides
+from explora_geo.datasets.images import BadTileError, read_header
 from explora_geo.models.builders import DINOV2_SIZE
 from explora_geo.trainers import CropLink
 from explora_geo.trainers.resume import ReproducibleTask
@@ -249,7 +249,7 @@ def image_side(data: Path) -> int:
         return getattr(_configured(data), 'image_size', DINOV2_SIZE)
     for path in find_images(data / 'train') if (data / 'train').is_dir() else ():
         try:
-            return min(image_sides(path))
+            return read_header(path).side
         except BadTileError:
             continue
     return DINOV2_SIZE

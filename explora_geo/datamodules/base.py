@@ -15,7 +15,7 @@ from ..bands import match_bands
 from ..datasets import collate_skipping
 from ..datasets.collate import ReplacingCollate, SkippingDataLoader
 from ..datasets.files import evenly_spaced
-from ..datasets.images import BadTileError, image_sides
+from ..datasets.images import BadTileError, read_header
 from ..transforms import ClipNormalize, ViewsConfig, normalization, on_batches, training_view, training_views
 from .loader import EpochSampler, ResumableLoader
 from .settings import Augment, move_former
@@ -232,7 +232,7 @@ class TileDataModule(BaseDataModule):
             dataset = dataset.dataset
         files = getattr(dataset, 'files', None) or ()
         try:
-            return min(image_sides(Path(files[0]))) if files else None
+            return read_header(Path(files[0])).side if files else None
         except (BadTileError, OSError, TypeError):  # of a pack, or skipped when it is read
             return None
 

@@ -83,15 +83,24 @@ class Header:
         count: Number of bands.
         dtype: NumPy name of the pixel type.
         descriptions: Names of the bands stored in the file, None where there is none.
+        height: Rows.
+        width: Columns.
     """
 
     count: int
     dtype: str
     descriptions: tuple[str | None, ...]
+    height: int
+    width: int
+
+    @property
+    def side(self) -> int:
+        """The shorter side, pixels."""
+        return min(self.height, self.width)
 
 
 def read_header(path: Path, names: Sequence[str] | None = None) -> Header:
-    """Read band count, pixel type and band names of an image.
+    """Read band count, pixel type, band names and size of an image.
 
     Args:
         path: Image file.
@@ -107,24 +116,12 @@ def read_header(path: Path, names: Sequence[str] | None = None) -> Header:
         with _pillow(path) as image:
             # One pixel is enough to learn what the mode becomes.
             pixels = _plain_bands(Image.new(image.mode, (1, 1)), names)
-        return Header(pixels.shape[0], pixels.dtype.name, (None,) * pixels.shape[0])
+            size = image.height, image.width
+        return Header(pixels.shape[0], pixels.dtype.name, (None,) * pixels.shape[0], *size)
     with _raster(path) as source:
         if source.colorinterp[0] == ColorInterp.palette:
-            return Header(3, 'uint8', (None,) * 3)
-        return Header(source.count, source.dtypes[0], source.descriptions)
-
-
-def image_sides(path: Path) -> tuple[int, int]:
-    """Height and width of an image, from its header.
-
-    Raises:
-        BadTileError: If the file is not a readable image.
-    """
-    if _is_plain(path):
-        with _pillow(path) as image:
-            return image.height, image.width
-    with _raster(path) as source:
-        return source.height, source.width
+            return Header(3, 'uint8', (None,) * 3, *source.shape)
+        return Header(source.count, source.dtypes[0], source.descriptions, *source.shape)
 
 
 def depth(dtype: str) -> str:

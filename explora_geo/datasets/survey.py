@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
-from PIL import Image
 from rasterio.enums import ColorInterp
 from rasterio.errors import NodataShadowWarning, NotGeoreferencedWarning
 from rasterio.windows import Window
@@ -218,9 +217,8 @@ def _find(archive: PathLike) -> tuple[Path | None, list[str]]:
 def _read_facts(path: str) -> FileFacts:
     if not is_remote(path) and Path(path).suffix.lower() in PLAIN_SUFFIXES:
         header = read_header(Path(path))
-        with readable(path), Image.open(path) as image:
-            width, height = image.size
-        return FileFacts(path, header.descriptions, False, header.dtype, height, width, plain=True)
+        size = header.height, header.width
+        return FileFacts(path, header.descriptions, False, header.dtype, *size, plain=True)
     with readable(path), warnings.catch_warnings():
         warnings.simplefilter('ignore', NotGeoreferencedWarning)
         with rasterio.open(path) as source:

@@ -6,7 +6,7 @@ crops are kornia's `K.RandomResizedCrop`.
 
 from collections.abc import Sequence
 from inspect import signature
-from typing import Any, Self
+from typing import Any
 
 import kornia.augmentation as K
 import torch
@@ -77,21 +77,6 @@ class ClipNormalize(K.IntensityAugmentationBase2D):
         if low.shape != high.shape or not (low < high).all():
             raise ValueError(f'low must be below high in every band, got {low.tolist()} and {high.tolist()}.')
         self.flags = {'low': low.view(1, -1, 1, 1), 'high': high.view(1, -1, 1, 1), 'levels': levels}
-
-    @classmethod
-    def around_mean(cls, mean: Tensor, std: Tensor, deviations: float = 2.0, levels: int = 0) -> Self:
-        """SatMAE's normalization: from two standard deviations below the mean to two above.
-
-        Args:
-            mean: Mean of each band, shape (C,).
-            std: Standard deviation of each band, shape (C,).
-            deviations: Half width of the range in standard deviations.
-            levels: See the class; SatMAE has 255.
-
-        Returns:
-            The transform.
-        """
-        return cls(mean - deviations * std, mean + deviations * std, levels)
 
     def apply_transform(
         self, input: Tensor, params: dict[str, Tensor], flags: dict[str, Any], transform: Tensor | None = None
