@@ -15,6 +15,7 @@ from benchmarks.__main__ import app as bench
 from explora_geo import adaptation, datamodules, objectives, trainers, transforms
 from explora_geo.cli import app
 from explora_geo.models import heads
+from explora_geo.trainers.options import BackboneOptions, PretrainOptions
 
 FOLDER = Path(__file__).parent
 NOTE = '<!-- Written by docs/generate.py from the code; `make docs` writes it anew. -->\n'
@@ -121,7 +122,11 @@ def arguments(cls: Any) -> dict[str, tuple[str, str]]:
     """Default and description of every argument of a class, with those that it hands to its parent."""
     found: dict[str, tuple[str, str]] = {}
     if is_dataclass(cls):
-        texts = {p.arg_name: p.description for p in parse(cls.__doc__ or '', DocstringStyle.GOOGLE).params}
+        texts = {
+            p.arg_name: p.description
+            for owner in reversed(cls.__mro__)
+            for p in parse(owner.__doc__ or '', DocstringStyle.GOOGLE).params
+        }
         for field in fields(cls):
             default = field.default_factory() if field.default_factory is not MISSING else field.default
             found[field.name] = (shown(default), one_line(texts.get(field.name)))
@@ -144,6 +149,9 @@ def arguments(cls: Any) -> dict[str, tuple[str, str]]:
             found.setdefault(
                 name, ('required' if required else shown(parameter.default), one_line(texts.get(name)))
             )
+        if 'backbone' in signature and signature['backbone'].kind is inspect.Parameter.VAR_KEYWORD:
+            options = PretrainOptions if cls is trainers.ExPLoRATask else BackboneOptions
+            return {**found, **arguments(options)}
         if not any(p.kind is p.VAR_KEYWORD for p in signature.values()):
             break
     return found

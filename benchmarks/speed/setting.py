@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from explora_geo._compat import unfuse_attention
 from explora_geo.datamodules.statistics import resolve
+from explora_geo.devices import faster_precision
 from explora_geo.models.heads import HeadConfig
 from explora_geo.models.tokenizers import RGB
-from explora_geo.trainers.kernels import faster_precision
 from explora_geo.transforms import MultiCrop, ViewsConfig
 
 

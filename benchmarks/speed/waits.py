@@ -126,8 +126,8 @@ def _train(images: Path, adaptation: str, steps: int, workers: int, batch: int) 
     from lightning.pytorch import seed_everything
 
     from explora_geo.datamodules import FolderDataModule
+    from explora_geo.devices import faster_precision
     from explora_geo.trainers import ExPLoRATask
-    from explora_geo.trainers.kernels import faster_precision
 
     from ..tables.training import Progress, build_trainer, quiet
 

@@ -18,13 +18,12 @@ from explora_geo.checkpoints import (
     state_sha256,
     write_state,
 )
-from explora_geo.devices import pick_device
+from explora_geo.devices import faster_precision, pick_device
 from explora_geo.evaluation import Budget, ProbeProtocol, SweepConfig, run_probes
 from explora_geo.evaluation.cache import extract_parts
 from explora_geo.evaluation.probes import STRENGTHS
 from explora_geo.models import ViT, create_vit
 from explora_geo.trainers import ClassificationTask, ExPLoRATask, OptimConfig, Regularisation
-from explora_geo.trainers.kernels import faster_precision
 from explora_geo.trainers.recipes import ADAPTATIONS
 
 from .data import classes_named, classes_of, cut, describe_data, draw_training_labels, load_class, open_data

@@ -12,10 +12,58 @@ from torchmetrics.classification import Accuracy, AveragePrecision, FBetaScore, 
 from explora_geo.models.pooling import Tokens
 from explora_geo.models.predictor import ImagePredictor, Predictor
 from explora_geo.models.vit import ViT
-from explora_geo.trainers.tuning import TuningTask, compare_classes
+from explora_geo.trainers.tuning import TuningTask
 
 
-class ClassificationTask(TuningTask):
+class ClassTask(TuningTask):
+    """Tuning to classes: what classification and segmentation share.
+
+    Attributes:
+        kind: `binary`, `multiclass` or `multilabel`.
+        outputs: Classes, or labels, that the head predicts.
+    """
+
+    kind: str
+    outputs: int
+
+    def cross_entropy(self, **kwargs: Any) -> nn.Module:
+        """The loss `ce`, with the weights of classes.
+
+        Raises:
+            ValueError: If there is not a weight for each class.
+        """
+        weights = self.hparams['class_weights']
+        if weights is not None and len(weights) != self.outputs:
+            raise ValueError(f'class_weights must have {self.outputs} values, got {len(weights)}')
+        return nn.CrossEntropyLoss(
+            None if weights is None else torch.as_tensor(weights, dtype=torch.float32),
+            label_smoothing=self.regularisation.label_smoothing,
+            **kwargs,
+        )
+
+    def check_classes(self, classes: Sequence[str]) -> None:
+        """Refuse another number of classes than the data names."""
+        if self.kind == 'multiclass' and classes and len(classes) != self.outputs:
+            shown = ', '.join(classes[:12]) + (', …' if len(classes) > 12 else '')
+            raise ValueError(
+                f'num_classes is {self.outputs}, but the data has {len(classes)} classes ({shown}): correct '
+                'num_classes, or fill class folders that are empty'
+            )
+
+
+def choose_loss(loss: str | None, task: str) -> str:
+    """Name of the loss, by the task if none is given.
+
+    Raises:
+        ValueError: If loss and task do not fit.
+    """
+    name = loss or ('ce' if task == 'multiclass' else 'bce')
+    if name in ('ce', 'bce') and (name == 'ce') != (task == 'multiclass'):
+        raise ValueError(f'the loss {name} does not fit the task {task}: ce is for multiclass')
+    return name
+
+
+class ClassificationTask(ClassTask):
     """Image classification with TorchGeo's arguments and metrics, and the paper's ways of tuning."""
 
     def __init__(
@@ -53,9 +101,7 @@ class ClassificationTask(TuningTask):
         if outputs is None or outputs < least:
             raise ValueError(f'the task {task} needs {name} of at least {least}, got {outputs}')
         self.outputs, self.kind = outputs, task
-        self.loss_name = loss or ('ce' if task == 'multiclass' else 'bce')
-        if (self.loss_name == 'ce') != (task == 'multiclass') and self.loss_name in ('ce', 'bce'):
-            raise ValueError(f'the loss {self.loss_name} does not fit the task {task}: ce is for multiclass')
+        self.loss_name = choose_loss(loss, task)
         super().__init__(**kwargs)
         if self.regularisation.mixes and (task != 'multiclass' or self.loss_name != 'ce'):
             raise ValueError('mixup and cutmix need one class per image: task multiclass with the loss ce')
@@ -67,15 +113,9 @@ class ClassificationTask(TuningTask):
 
     def configure_losses(self) -> None:
         """The loss by name."""
-        weights = self.hparams['class_weights']
-        if weights is not None and len(weights) != self.outputs:
-            raise ValueError(f'class_weights must have {self.outputs} values, got {len(weights)}')
         match self.loss_name:
             case 'ce':
-                self.criterion: nn.Module = nn.CrossEntropyLoss(
-                    None if weights is None else torch.as_tensor(weights, dtype=torch.float32),
-                    label_smoothing=self.regularisation.label_smoothing,
-                )
+                self.criterion: nn.Module = self.cross_entropy()
             case 'bce':
                 self.criterion = nn.BCEWithLogitsLoss()
             case 'jaccard':
@@ -120,11 +160,6 @@ class ClassificationTask(TuningTask):
         if self.regularisation.mixes:
             image, target = self.regularisation.mix(image, target, self.outputs)
         return self.regularisation.erase(image), target
-
-    def check_classes(self, classes: Sequence[str]) -> None:
-        """As many classes as the data names."""
-        if self.kind == 'multiclass':
-            compare_classes(classes, self.outputs)
 
     def loss(self, scores: Tensor, target: Tensor) -> Tensor:
         """The loss of scores, shape (B, K)."""

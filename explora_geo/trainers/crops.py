@@ -4,6 +4,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_warn
 
 from explora_geo.models.builders import task_size
 from explora_geo.models.matching import tile_side
@@ -17,7 +18,7 @@ def fit_crops(task: Any, datamodule: Any) -> None:
         datamodule: Data module, set up, or None.
     """
     side = tile_side(datamodule)
-    unsized = task.hparams['img_size'] is None and task_size(task.hparams['model']) is not None
+    unsized = task.options.img_size is None and task_size(task.hparams['model']) is not None
     if side is not None and unsized:
         task.model.cap_views(side)
 
@@ -36,3 +37,19 @@ class CropLink(Callback):
         if hasattr(datamodule, 'use_views') and hasattr(task.model, 'views'):
             fit_crops(task, datamodule)
             datamodule.use_views(task.model.views)
+
+
+def warn_unlinked(task: Any, datamodule: Any) -> None:
+    """Warn of crops that would be cut out of crops.
+
+    Args:
+        task: Task of pre-training, in a trainer.
+        datamodule: Its data module, or None.
+    """
+    linked = any(isinstance(callback, CropLink) for callback in task.trainer.callbacks)
+    own = getattr(getattr(datamodule, 'augment', None), 'views', None)
+    if task.model.views and hasattr(datamodule, 'use_views') and not (linked or own):
+        rank_zero_warn(
+            'the objective cuts its crops out of the crops of the data module: add CropLink() to the '
+            'callbacks of the trainer, as explora-geo fit does'
+        )

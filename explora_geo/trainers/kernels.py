@@ -10,7 +10,6 @@ from torch import nn
 
 from explora_geo._compat import compile_limit, unfuse_attention
 from explora_geo.adaptation import hold_frozen
-from explora_geo.devices import faster_precision as faster_precision
 
 #: Graphs of a block: with LoRA, in full, crops of two sizes, a teacher, every rate of stochastic depth.
 _GRAPHS = 128

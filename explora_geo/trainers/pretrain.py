@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
@@ -22,7 +22,7 @@ from explora_geo.models.matching import describe_enlarging, match_data, normaliz
 from explora_geo.models.vit import ViT
 from explora_geo.objectives import Objective
 from explora_geo.trainers.artifacts import note_skipped, two_rows
-from explora_geo.trainers.crops import CropLink, fit_crops
+from explora_geo.trainers.crops import fit_crops, warn_unlinked
 from explora_geo.trainers.guard import CollapseGuard, FeatureMonitor, GuardConfig, checks_all
 from explora_geo.trainers.kernels import StepClock, choose_attention, compile_blocks, hold_frozen_in_bfloat16
 from explora_geo.trainers.optim import (
@@ -33,6 +33,7 @@ from explora_geo.trainers.optim import (
     run_length,
     steps_per_epoch,
 )
+from explora_geo.trainers.options import PretrainOptions
 from explora_geo.trainers.presets import choose
 from explora_geo.trainers.resume import ReproducibleTask
 
@@ -63,20 +64,9 @@ class ExPLoRATask(ReproducibleTask):
         optim: OptimConfig | None = None,
         preset: Literal['paper-workshop', 'paper-released', 'paper-sentinel', 'paper-temporal']
         | None = 'paper-workshop',
-        bands: Sequence[str] | None = None,
-        img_size: int | None = None,
-        patch_size: int | None = None,
-        drop_path_rate: float | None = None,
-        learned_position: bool = True,
-        grad_checkpointing: bool = False,
         monitor_features: Literal['knn', 'linear', 'none'] = 'knn',
-        tokenizer: Literal['patch', 'group-channel', 'temporal'] = 'patch',
-        tokenizer_options: dict[str, Any] | None = None,
-        patch_embed_init: Literal['random', 'wavelength'] = 'random',
         guard: GuardConfig | None = GUARD,
-        compile_backbone: bool = False,
-        adapter_dtype: Literal['float32', 'bfloat16'] = 'float32',
-        frozen_dtype: Literal['float32', 'bfloat16'] = 'float32',
+        **backbone: Any,
     ) -> None:
         """Initialize an ExPLoRATask.
 
@@ -92,31 +82,18 @@ class ExPLoRATask(ReproducibleTask):
             preset: Published recipe that fills what is not given, also in MAE and DINOv2; None, or an
                 objective of another class, takes the defaults for short runs. Batch and length of the recipe
                 (in `PRESETS`) are the business of trainer and datamodule.
-            bands: Band names of the images, in order; the tokenizer's default if None.
-            img_size: Image side, pixels; from the model's name if None, or 224 for DINOv2's.
-            patch_size: Patch side, pixels; from the model's name if None.
-            drop_path_rate: Stochastic depth of the backbone in training; the preset's if None.
-            learned_position: Train position codes in full pre-training; False for MAE's fixed ones.
-            grad_checkpointing: Recompute activations in the backward pass to save memory.
             monitor_features: What a labelled validation set is used for.
-            tokenizer: How images become tokens: `patch`, `group-channel` (groups of spectral bands, whose
-                patch embeddings start anew and train unless the weights have them) or `temporal` (frames
-                with `timestamps`).
-            tokenizer_options: Further arguments of that tokenizer's class, such as `channel_groups`.
-            patch_embed_init: How patch embeddings of other bands start: at random as in the paper, or from
-                the weights' filters by wavelength.
             guard: When the run counts as collapsed, is stopped and taken back; None never stops.
-            compile_backbone: Compile the blocks of backbone, teacher and decoder, at the first steps' cost.
-            adapter_dtype: Type of the values in `adapter.safetensors`; bfloat16 halves the file.
-            frozen_dtype: Type in which frozen matrices are held while training; bfloat16, for a trainer's
-                precision of bf16-mixed, lets go of the float32 numbers that autocast never computes with.
+            **backbone: Bands, sizes, tokenizer, memory and types; see `PretrainOptions`.
 
         Raises:
             ValueError: If a name, notation, objective or the weights do not fit, or none is named.
             FileNotFoundError: If the weights file does not exist.
         """
         choice = choose(preset, adaptation, objective, weights)
-        drop_path = choice.recipe.drop_path_rate if drop_path_rate is None else drop_path_rate
+        self.options = PretrainOptions(**backbone)
+        rate = self.options.drop_path_rate
+        drop_path = choice.recipe.drop_path_rate if rate is None else rate
         self._backbone_options = {**choice.backbone_options, 'drop_path_rate': drop_path}
         self._weights = weights
         self._objective, self.config = choice.factory, choice.adaptation
@@ -124,12 +101,9 @@ class ExPLoRATask(ReproducibleTask):
         # A checkpoint's hyper-parameters come back as plain mappings.
         self.optim = OptimConfig(**optim) if isinstance(optim, dict) else optim or choice.recipe.optim
         self.guard = GuardConfig(**guard) if isinstance(guard, dict) else guard
-        for name, dtype in (('adapter_dtype', adapter_dtype), ('frozen_dtype', frozen_dtype)):
-            if dtype not in ('float32', 'bfloat16'):
-                raise ValueError(f'{name} must be float32 or bfloat16, got {dtype!r}')
         super().__init__()
-        # Plain values only: a Lightning checkpoint must load with weights_only=True.
-        plain = {
+        plain = {  # values alone: a checkpoint must load with weights_only=True
+            **vars(self.options),
             'adaptation': self.config.to_dict(),
             'optim': dict(vars(self.optim)),
             'bands': list(self.backbone.patch_embed.bands),
@@ -140,22 +114,22 @@ class ExPLoRATask(ReproducibleTask):
 
     def configure_models(self) -> None:
         """Build → load weights → adapt → objective, in this order."""
-        hparams = self.hparams
+        name, options = self.hparams['model'], self.options
         vit = create_vit(
-            hparams['model'],
-            img_size=hparams['img_size'] or task_size(hparams['model'], hparams['patch_size']),
-            patch_size=hparams['patch_size'],
-            bands=hparams['bands'],
-            tokenizer=hparams['tokenizer'],
-            tokenizer_options=hparams['tokenizer_options'],
-            learned_position=hparams['learned_position'],
+            name,
+            img_size=options.img_size or task_size(name, options.patch_size),
+            patch_size=options.patch_size,
+            bands=options.bands,
+            tokenizer=options.tokenizer,
+            tokenizer_options=options.tokenizer_options,
+            learned_position=options.learned_position,
             **self._backbone_options,
         )
-        vit.grad_checkpointing = hparams['grad_checkpointing']
+        vit.grad_checkpointing = options.grad_checkpointing
         loaded = BackboneWeights({}, {}, 'random weights')
         if self._weights is not None:
             fresh = (*self.config.extra, *vit.patch_embed.fresh)
-            loaded = load_weights(vit, self._weights, fresh, hparams['patch_embed_init'])
+            loaded = load_weights(vit, self._weights, fresh, options.patch_embed_init)
             self.config = self.config.with_extra(
                 name for name in vit.patch_embed.fresh if any(k.startswith(f'{name}.') for k in loaded.anew)
             )
@@ -167,7 +141,7 @@ class ExPLoRATask(ReproducibleTask):
         explora(vit, self.config)
         self.model = self._objective(vit)
         self.load_report = f'{loaded.report}; {self.model.load_pretrained(loaded.parts)}'
-        if hparams['compile_backbone']:
+        if options.compile_backbone:
             compile_blocks(self.model)
 
     def configure_metrics(self) -> None:
@@ -185,11 +159,6 @@ class ExPLoRATask(ReproducibleTask):
     def forward(self, image: Tensor, timestamps: Tensor | None = None) -> Any:
         """Features of images, shape (B, C, H, W), or as the tokenizer says."""
         return self.backbone(image, timestamps=timestamps)
-
-    @property
-    def effective_batch(self) -> int:
-        """Images per optimizer step: batch size x accumulation x devices."""
-        return run_length(self.trainer).batch
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW over what trains, warm-up and cosine by step."""
@@ -210,14 +179,7 @@ class ExPLoRATask(ReproducibleTask):
         datamodule: Any = getattr(self.trainer, 'datamodule', None)
         fit_crops(self, datamodule)
         if stage == 'fit':
-            callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
-            linked = any(isinstance(callback, CropLink) for callback in callbacks)
-            own = getattr(getattr(datamodule, 'augment', None), 'views', None)
-            if not (linked or own) and self.model.views and hasattr(datamodule, 'use_views'):
-                rank_zero_warn(
-                    'the objective cuts its crops out of the crops of the data module: add CropLink() to the '
-                    'callbacks of the trainer, as explora-geo fit does'
-                )
+            warn_unlinked(self, datamodule)
             rank_zero_info(self.load_report)
             rank_zero_info(self.recipe_report)
             if enlarging := self.enlarging(datamodule):
@@ -225,7 +187,7 @@ class ExPLoRATask(ReproducibleTask):
             self._match_data(datamodule)
             if self._weights is not None and not self.config.full:
                 _ = self.base_sha256  # of the base as it was loaded: a precision of 16 bits rounds it next
-            if self.hparams['frozen_dtype'] == 'bfloat16':
+            if self.options.frozen_dtype == 'bfloat16':
                 hold_frozen_in_bfloat16(self.model, str(self.trainer.precision))
 
     def enlarging(self, datamodule: Any) -> str:
@@ -385,10 +347,8 @@ class ExPLoRATask(ReproducibleTask):
         frozen = checkpoint.get('frozen')
         if frozen is not None:
             # Checkpoints of earlier versions hashed positions as they were resampled.
-            if frozen not in (
-                self.base_sha256,
-                frozen_sha256(self.backbone, grid=self.backbone.patch_embed.grid_size),
-            ):
+            former = frozen_sha256(self.backbone, grid=self.backbone.patch_embed.grid_size)
+            if frozen not in (self.base_sha256, former):
                 raise ValueError(
                     'the checkpoint was trained from other weights or another adaptation: give the '
                     f'same weights and adaptation ({checkpoint["hyper_parameters"]["adaptation"]})'
@@ -418,7 +378,7 @@ class ExPLoRATask(ReproducibleTask):
             state = {**self.model.final_backbone.state_dict(), **self.model.extra_state()}
             write_state(file, state, model_metadata(self.backbone, name))
         else:
-            dtype = getattr(torch, self.hparams['adapter_dtype'])
+            dtype = getattr(torch, self.options.adapter_dtype)
             source = self.model.final_backbone
             save_adapter(file, self.backbone, name, self.config, source, dtype, self.base_sha256)
         return {

@@ -11,13 +11,13 @@ from torchmetrics.classification import Accuracy, FBetaScore, JaccardIndex
 
 from explora_geo.models.predictor import DensePredictor, Predictor
 from explora_geo.models.vit import ViT
-from explora_geo.trainers.tuning import TuningTask, compare_classes
+from explora_geo.trainers.classification import ClassTask, choose_loss
 
 #: A value no mask holds, for losses that want to ignore one.
 _NONE = -1000
 
 
-class SegmentationTask(TuningTask):
+class SegmentationTask(ClassTask):
     """Semantic segmentation with TorchGeo's arguments, and the paper's ways of tuning.
 
     The Jaccard index is the mean over classes (mIoU, table 8); TorchGeo's task logs the pixel-wise one. With
@@ -61,9 +61,7 @@ class SegmentationTask(TuningTask):
             task,
             ignore_index,
         )
-        self.loss_name = loss or ('ce' if task == 'multiclass' else 'bce')
-        if self.loss_name in ('ce', 'bce') and (self.loss_name == 'ce') != (task == 'multiclass'):
-            raise ValueError(f'the loss {self.loss_name} does not fit the task {task}: ce is for multiclass')
+        self.loss_name = choose_loss(loss, task)
         if self.loss_name == 'jaccard' and ignore_index is not None:
             raise ValueError('the loss jaccard cannot ignore pixels: use dice with ignore_index')
         super().__init__(**kwargs)
@@ -78,16 +76,9 @@ class SegmentationTask(TuningTask):
     def configure_losses(self) -> None:
         """The loss by name."""
         ignored = _NONE if self.ignored is None else self.ignored
-        weights = self.hparams['class_weights']
-        if weights is not None and len(weights) != self.outputs:
-            raise ValueError(f'class_weights must have {self.outputs} values, got {len(weights)}')
         match self.loss_name:
             case 'ce':
-                self.criterion: nn.Module = nn.CrossEntropyLoss(
-                    None if weights is None else torch.as_tensor(weights, dtype=torch.float32),
-                    ignore_index=ignored,
-                    label_smoothing=self.regularisation.label_smoothing,
-                )
+                self.criterion: nn.Module = self.cross_entropy(ignore_index=ignored)
             case 'bce':
                 self.criterion = nn.BCEWithLogitsLoss()
             case 'jaccard':
@@ -130,11 +121,6 @@ class SegmentationTask(TuningTask):
                 f'masks must hold classes 0 to {highest}, got {int(counted.min())} to {int(counted.max())}: '
                 'correct num_classes, or give ignore_index for pixels without a class'
             )
-
-    def check_classes(self, classes: Sequence[str]) -> None:
-        """As many classes as the data names."""
-        if self.kind == 'multiclass':
-            compare_classes(classes, self.outputs)
 
     def loss(self, scores: Tensor, target: Tensor) -> Tensor:
         """The loss of scores, shape (B, K, H, W); 0 where no pixel of the batch counts."""

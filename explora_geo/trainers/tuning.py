@@ -28,6 +28,7 @@ from explora_geo.models.vit import ViT
 from explora_geo.trainers.artifacts import note_skipped
 from explora_geo.trainers.kernels import choose_attention
 from explora_geo.trainers.optim import OptimConfig, build_optimizer, build_schedule, run_length
+from explora_geo.trainers.options import BackboneOptions
 from explora_geo.trainers.recipes import ADAPTATIONS, OPTIMISERS, Regularisation, Tuning
 from explora_geo.trainers.resume import ReproducibleTask
 
@@ -63,14 +64,9 @@ class TuningTask(ReproducibleTask):
         optim: OptimConfig | None = None,
         lr: float | None = None,
         regularisation: Regularisation | None = None,
-        bands: Sequence[str] | None = None,
-        img_size: int | None = None,
-        patch_size: int | None = None,
-        tokenizer: Literal['patch', 'group-channel', 'temporal'] | None = None,
-        tokenizer_options: dict[str, Any] | None = None,
         slots: Slots = 'mean',
-        grad_checkpointing: bool = False,
         statistics: Literal['model', 'data'] | None = None,
+        **backbone: Any,
     ) -> None:
         """Initialize a TuningTask.
 
@@ -84,16 +80,11 @@ class TuningTask(ReproducibleTask):
             optim: Optimiser and schedule; those of *tuning* if None.
             lr: Learning rate as it is, for any batch: short for `optim` with `lr_scaling: none`.
             regularisation: Drop path, label smoothing, mixup, cutmix, erasing.
-            bands: Band names of the images, in order.
-            img_size: Image side, pixels; what files and name state if None, or 224 for DINOv2's.
-            patch_size: Patch side, pixels.
-            tokenizer: How images become tokens: `patch`, `group-channel` or `temporal`.
-            tokenizer_options: Further arguments of the tokenizer's class.
             slots: How channel groups or frames are reduced in the head: `mean`, or `concat`.
-            grad_checkpointing: Recompute activations in the backward pass to save memory.
             statistics: Normalize by the mean and standard deviation that the weights state (`model`), or by
                 those of the `data`. If None, by those of the weights, and data that were given others are
                 refused.
+            **backbone: Bands, sizes, tokenizer and memory; see `BackboneOptions`.
 
         Raises:
             ValueError: If a name or value is unknown, or the weights do not fit.
@@ -104,6 +95,7 @@ class TuningTask(ReproducibleTask):
         if adapter is not None and weights is None:
             raise ValueError(f'the adapter {adapter} belongs to the weights it was made on: give weights too')
         self._weights, self._adapter = weights, adapter
+        self.options = BackboneOptions(**backbone)
         self.config = ExPLoRAConfig.create(ADAPTATIONS[tuning] if adaptation is None else adaptation)
         # A checkpoint's hyper-parameters come back as plain mappings.
         self.optim = OptimConfig(**optim) if isinstance(optim, dict) else optim or OPTIMISERS[tuning]
@@ -122,6 +114,7 @@ class TuningTask(ReproducibleTask):
         vit = self.model.backbone
         # Plain values only: a Lightning checkpoint must load with weights_only=True.
         plain: dict[str, Any] = {
+            'grad_checkpointing': self.options.grad_checkpointing,
             'model': self._name,
             'adaptation': self.config.to_dict(),
             'optim': dict(vars(self.optim)),
@@ -167,8 +160,8 @@ class TuningTask(ReproducibleTask):
 
     def configure_models(self) -> None:
         """Build → load weights and adapter → adapt → head, in this order."""
-        keys = ('img_size', 'patch_size', 'bands', 'tokenizer', 'tokenizer_options')
-        options = {k: self.hparams[k] for k in keys if self.hparams[k] is not None}
+        options = {k: v for k, v in vars(self.options).items() if v is not None}
+        checkpointing = options.pop('grad_checkpointing')
         rate = 0.0 if self.config == ADAPTATIONS['linear'] else self.regularisation.drop_path
         name = self.hparams['model']
         if self._weights is not None:
@@ -180,7 +173,7 @@ class TuningTask(ReproducibleTask):
         else:
             size = options.pop('img_size', None) or task_size(name, options.get('patch_size'))
             vit = create_vit(name, img_size=size, **options, drop_path_rate=rate)
-        vit.grad_checkpointing = self.hparams['grad_checkpointing']
+        vit.grad_checkpointing = checkpointing
         explora(vit, self.config)
         self._name = vit.name
         self.model = self.build(vit)
@@ -365,21 +358,3 @@ def save_task(path: str | Path, task: TuningTask) -> None:
         'version': __version__,
     }
     write_state(path, model.state_dict(), {'format': FORMAT, 'task': json.dumps(header)})
-
-
-def compare_classes(classes: Sequence[str], outputs: int) -> None:
-    """Refuse a number of classes that is not that of the data.
-
-    Args:
-        classes: Names of the classes that the data has; empty if it does not say.
-        outputs: Classes that the head predicts.
-
-    Raises:
-        ValueError: If the numbers differ.
-    """
-    if classes and len(classes) != outputs:
-        shown = ', '.join(classes[:12]) + (', …' if len(classes) > 12 else '')
-        raise ValueError(
-            f'num_classes is {outputs}, but the data has {len(classes)} classes ({shown}): correct '
-            'num_classes, or fill class folders that are empty'
-        )
