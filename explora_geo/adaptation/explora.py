@@ -1,4 +1,4 @@
-"""ExPLoRA: which few per cent of a pre-trained transformer train on the new domain (section 4)."""
+"""ExPLoRA: which few percent of a pre-trained transformer train on the new domain (section 4)."""
 
 import math
 import re

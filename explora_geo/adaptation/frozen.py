@@ -1,4 +1,4 @@
-"""Frozen linear layers, which are converted to a lower precision once, or held in it alone."""
+"""Frozen linear layers that cache a low-precision copy of their weight, or hold nothing else."""
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +50,7 @@ class FrozenLinear(nn.Linear):
 
 
 def in_autocast_type(weight: Tensor) -> Tensor:
-    """A frozen matrix as autocast would convert it, converted at its first use and held by the matrix.
+    """Convert a frozen matrix as autocast would, once, and cache the copy on the matrix.
 
     Autocast itself converts at every use, and autograd keeps each copy until the backward pass: global crops,
     local crops and the teacher would have one each. A teacher that shares the matrix shares the copy. Numbers

@@ -1,4 +1,4 @@
-"""Reading everyone's weights and writing ours."""
+"""Read weights of any known layout, write ours."""
 
 from explora_geo.checkpoints.adapter import (
     AdapterHeader,

@@ -1,4 +1,4 @@
-"""Adapter files: the few per cent that ExPLoRA trained, and which base they belong to."""
+"""Adapter files: the few percent of the weights that ExPLoRA trained, and the base they belong to."""
 
 import json
 import warnings
@@ -22,13 +22,13 @@ from explora_geo.models.vit import ViT
 
 _FORMAT = 'explora_geo.adapter'
 _HEADER = 2
-# What only pre-training uses: backbones with and without it take the same adapters.
+# Used by pre-training alone: backbones with and without it take the same adapters.
 _PRETRAINING = {'mask_token'}
 
 
 @dataclass(frozen=True)
 class AdapterHeader:
-    """What an adapter file says of itself.
+    """Header of an adapter file.
 
     Attributes:
         backbone: Name of the backbone.
@@ -81,7 +81,7 @@ def save_adapter(
     dtype: torch.dtype = torch.float32,
     base_sha256: str | None = None,
 ) -> AdapterHeader:
-    """Write what trains of an adapted backbone, atomically.
+    """Write the trained parameters of an adapted backbone, atomically.
 
     Args:
         path: File to write, `.safetensors`.
@@ -139,7 +139,7 @@ def frozen_sha256(vit: ViT, trains: Iterable[str] | None = None, grid: tuple[int
 
 
 def _position_at(vit: ViT, grid: tuple[int, int]) -> Tensor:
-    """Frozen positions as a backbone for another patch grid has them."""
+    """Frozen positions, resampled to another patch grid."""
     assert vit.stored_position is not None
     if vit.stored_position.numel():
         return fit_position(vit.stored_position, grid)
@@ -148,7 +148,7 @@ def _position_at(vit: ViT, grid: tuple[int, int]) -> Tensor:
 
 
 def _still_stored(vit: ViT, stored: Tensor) -> bool:
-    """Whether positions are those of the file, and not trained or replaced since."""
+    """Whether positions still equal those of the file."""
     if not stored.numel():
         return not vit.learned_position
     return torch.equal(vit.pos_embed.detach().cpu(), fit_position(stored, vit.patch_embed.grid_size))
@@ -169,7 +169,7 @@ def read_adapter(path: str | Path) -> tuple[AdapterHeader, dict[str, Tensor]]:
         plan = _plan(header)
         names = trainable_names(explora(plan, header.explora_config))
     except (AttributeError, KeyError, RecursionError, RuntimeError, TypeError, ValueError) as error:
-        # Built without numbers: whatever is no layout of a ViT fails here, in many ways.
+        # Building on the meta device fails in many ways if the header describes no ViT.
         first = str(error).split('\n')[0]
         raise ValueError(f'{path} has a damaged adapter header ({first})') from error
     if header.header == 1:
@@ -184,7 +184,7 @@ def read_adapter(path: str | Path) -> tuple[AdapterHeader, dict[str, Tensor]]:
 
 
 def _header(fields: Any) -> AdapterHeader:
-    """A header of checked types and sizes."""
+    """Header with types and sizes checked."""
     bands = check_bands(fields['bands'], 'it')
     header = AdapterHeader(**{'header': 1, **fields, 'bands': bands})
     if type(header.header) is not int or not 1 <= header.header <= _HEADER:
@@ -202,13 +202,13 @@ def _header(fields: Any) -> AdapterHeader:
 
 
 def _plan(header: AdapterHeader) -> ViT:
-    """The unadapted backbone without numbers, which takes no memory."""
+    """The unadapted backbone on the meta device, which takes no memory."""
     with torch.device('meta'):
         return header.build()
 
 
 def check_architecture(header: AdapterHeader, vit: ViT, path: str | Path) -> None:
-    """Refuse another layout or other bands than an adapter was made for; images may differ in size.
+    """Check that a backbone has the layout and bands that an adapter was made for; image sizes may differ.
 
     Args:
         header: What the adapter says of itself.
@@ -294,7 +294,7 @@ def _check_strength(strength: float, header: AdapterHeader, path: str | Path) ->
 
 
 def _weaken(state: Mapping[str, Tensor], base: Mapping[str, Tensor], strength: float) -> dict[str, Tensor]:
-    """An adapter is a difference: what it adds to the base, in part."""
+    """Scale the difference from the base that an adapter makes."""
     weaker = {}
     for name, tensor in state.items():
         if '.lora_b.' in name:
@@ -307,7 +307,7 @@ def _weaken(state: Mapping[str, Tensor], base: Mapping[str, Tensor], strength: f
 
 
 def scale_adapter(path: str | Path, base: ViT, out: str | Path, strength: float) -> AdapterHeader:
-    """Write an adapter that adds less to its base, as an adapter file of its own.
+    """Write a weaker copy of an adapter.
 
     Args:
         path: Adapter file.
@@ -325,7 +325,7 @@ def scale_adapter(path: str | Path, base: ViT, out: str | Path, strength: float)
     _check_strength(strength, header, path)
     if strength < 1:
         weaker = _weaken(state, base.state_dict(), strength)
-        # A rounded base would not be the base.
+        # At strength 0 the values are the base's own: rounding would change them.
         state = weaker if strength == 0 else {k: v.to(state[k]) for k, v in weaker.items()}
     write_state(out, state, {'format': _FORMAT, 'adapter': json.dumps(asdict(header))})
     return header

@@ -31,14 +31,14 @@ from explora_geo.models.position import fit_position, sincos_2d
 from explora_geo.models.tokenizers import RGB
 from explora_geo.models.vit import ViT
 
-# What an objective goes on with beside the backbone.
+# Parts that objectives continue to train.
 _OBJECTIVES = ('decoder.', 'dino_head.', 'ibot_head.')
-# Codes that a model computes where a file has none that fit.
+# Codes that the model computes if the file has none that fit.
 _FIXED = ('pos_embed', 'patch_embed.channel_embed')
 
 
 class BackboneWeights(NamedTuple):
-    """What was read from a checkpoint.
+    """Weights in the form of a backbone.
 
     Attributes:
         state: Backbone tensors with our keys.
@@ -189,7 +189,7 @@ def _build(
     fresh: Sequence[str] = (),
     check: Callable[[ViT], None] = lambda vit: None,
 ) -> ViT:
-    """Build the backbone of weights and fill it; one without numbers, which takes no memory, is checked."""
+    """Check the fit on the meta device, which takes no memory; then build the backbone and fill it."""
     converted = _converted(stored)
     options = {'learned_position': not _has_fixed_position(converted.backbone), **options}
     with torch.device('meta'):
@@ -215,7 +215,7 @@ def _converted(stored: StoredWeights) -> Converted:
 
 
 def _has_fixed_position(state: Mapping[str, Tensor]) -> bool:
-    """Whether the positions of weights are sine-cosine codes, which nobody trained."""
+    """Whether stored positions are fixed sine-cosine codes."""
     stored = state.get('pos_embed')
     if stored is None:  # reported when the weights are matched
         return False
@@ -243,7 +243,7 @@ def _match(
     fresh: Sequence[str],
     patch_embed_init: Literal['random', 'wavelength'] = 'random',
 ) -> tuple[BackboneWeights, list[str]]:
-    """Bring weights into the form of a backbone, which may be one without numbers, and is not changed.
+    """Match weights to a backbone, which is unchanged and may be on the meta device.
 
     Returns:
         What is to be loaded, and the names of the backbone's tensors that stay as they are.
@@ -298,14 +298,14 @@ def _differs(state: Mapping[str, Tensor], key: str, own: Tensor) -> bool:
 
 
 def _summary(keys: Sequence[str]) -> str:
-    """Names, or the number of names by their first part where there are many."""
+    """Names, or counts by first component if there are many."""
     if len(keys) <= 4:
         return ', '.join(keys)
     return ', '.join(f'{name} ({count})' for name, count in Counter(k.split('.')[0] for k in keys).items())
 
 
 def _check_bands(meta: Mapping[str, str], vit: ViT, source: str, fresh: Sequence[str]) -> list[str] | None:
-    """Bands of the weights if they are others than the model's; refused unless the embedding is fresh."""
+    """The weights' bands if they differ from the model's, which only a fresh embedding allows."""
     stated = stated_bands(meta, source)
     bands = vit.patch_embed.bands
     if stated is None or same_bands(stated, bands):
@@ -345,7 +345,7 @@ def _check(
     vit: ViT,
     parts: Mapping[str, Tensor],
 ) -> None:
-    """Refuse anything but a full match."""
+    """Check that every tensor matches."""
     missing = [k for k in own if k not in state and k not in kept]
     unexpected = [k for k in state if k not in own]
     if 'norm.weight' in missing and any(k.endswith('fc_norm.weight') for k in parts):

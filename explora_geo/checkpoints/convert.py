@@ -1,4 +1,4 @@
-"""Foreign state dicts to ours: pure functions from keys and tensors to keys and tensors.
+"""Convert state dicts of other projects to ours: pure functions of keys and tensors.
 
 Ours are timm's keys for the backbone, and `decoder.*` for MAE's decoder with patches in (c, p, q) order.
 Of groups of bands, `patch_embed.proj.{g}` embeds and `decoder.pred.{g}` predicts group g.
@@ -37,7 +37,7 @@ _SPLIT = re.compile(r'(?P<attn>.*\.attn\.)(?P<part>[qkv])_proj\.(?P<kind>weight|
 
 
 class Converted(NamedTuple):
-    """A state dict in our terms.
+    """A state dict with our keys.
 
     Attributes:
         backbone: Tensors of the ViT.
@@ -51,7 +51,7 @@ class Converted(NamedTuple):
 
 
 def convert(state: Mapping[str, Tensor]) -> Converted:
-    """Bring any known state dict into our terms.
+    """Convert a state dict of any known layout to our keys.
 
     Args:
         state: Tensors by name, as the file holds them.
@@ -115,7 +115,7 @@ def _recognize_plain(state: Mapping[str, Tensor], whole: Mapping[str, Tensor]) -
 
 
 def _refusal(state: Mapping[str, Tensor]) -> str:
-    """Why no backbone can be read, or nothing."""
+    """Why this cannot be a backbone, or an empty string."""
     if any('lora_a' in k.lower() or 'lora_b' in k.lower() for k in state):
         return (
             'the file holds LoRA updates that are not merged: merge them first (explora-geo adapter merge), '
@@ -139,14 +139,14 @@ def _is_backbone(key: str) -> bool:
 
 
 def _root(state: Mapping[str, Tensor]) -> str:
-    """What stands before the backbone's names: `model.backbone.` in a trainer's file, mostly nothing."""
+    """Prefix of the backbone's keys, such as `model.backbone.` in a trainer's file."""
     roots = [k.removesuffix('cls_token') for k in state if k.split('.')[-1] == 'cls_token']
     averaged = ('teacher', 'momentum', 'ema')
     return min(roots, key=lambda root: (any(a in root for a in averaged), len(root)), default='')
 
 
 def from_trainer(state: State) -> State:
-    """Names inside a trainer's file (TorchGeo, Lightning, DINOv2's own) to plain names.
+    """Strip the prefixes of a trainer's file (TorchGeo, Lightning, DINOv2's own).
 
     `model.backbone.blocks.0...` becomes `blocks.0...`, and `model.decoder...` beside it `decoder...`.
     """

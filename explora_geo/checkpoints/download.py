@@ -1,4 +1,4 @@
-"""Downloads that go on where they stopped, are checked, and appear under their name only when complete."""
+"""Downloads that resume, are verified, and appear under their name only when complete."""
 
 import hashlib
 import http.client
@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import DownloadColumn, Progress
 
 _CHUNK = 1 << 20
-#: Seconds without an answer after which a download is given up; what has come is kept.
+#: Seconds without an answer before a download fails; the part received is kept.
 TIMEOUT = 60.0
 
 
@@ -115,7 +115,7 @@ def _sentence(url: str, reason: str) -> str:
 
 
 def _note(part: Path) -> Path:
-    """Where the version of the file that a part belongs to is kept."""
+    """File that records the version a partial download belongs to."""
     return part.with_name(f'{part.name}.json')
 
 

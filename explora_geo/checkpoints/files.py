@@ -1,4 +1,4 @@
-"""Files of tensors: read without unpickling code, written in one piece or not at all."""
+"""Tensor files: read without running code, written atomically."""
 
 import argparse
 import hashlib
@@ -92,7 +92,7 @@ def read_checkpoint(path: str | Path, mmap: bool = False) -> Any:
 
 
 def check_values(state: Mapping[str, Tensor], source: str | Path) -> None:
-    """Refuse tensors that are no weights.
+    """Check that tensors are finite floating-point weights.
 
     Args:
         state: Tensors by name.
@@ -112,7 +112,7 @@ def check_values(state: Mapping[str, Tensor], source: str | Path) -> None:
 
 
 def check_exact(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: str | Path) -> None:
-    """Refuse a file that does not hold exactly what it says of itself.
+    """Check that a file holds exactly the tensors that its header describes.
 
     Args:
         state: Tensors by name.
@@ -142,7 +142,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _check_unpacked(path: Path) -> None:
-    """Refuse a compressed archive before it is unpacked: `torch.save` compresses nothing."""
+    """Refuse compressed archives unopened: `torch.save` never compresses."""
     if not zipfile.is_zipfile(path):
         return
     with zipfile.ZipFile(path) as archive:
@@ -152,7 +152,7 @@ def _check_unpacked(path: Path) -> None:
 
 
 def check_storage(state: Mapping[str, Tensor], path: str | Path) -> None:
-    """Refuse tensors that are no plain block of numbers in the file, such as one number repeated.
+    """Check that tensors are dense and no larger than the file, unlike one number repeated.
 
     Args:
         state: Tensors by name, of a file of `torch.save`.
@@ -174,7 +174,7 @@ def check_storage(state: Mapping[str, Tensor], path: str | Path) -> None:
 
 
 def unnest(content: Any, path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint, out of the dictionary a trainer wrapped them in."""
+    """Unwrap the state dict from a trainer's checkpoint."""
     for key in _NESTS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]

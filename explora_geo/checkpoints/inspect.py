@@ -1,4 +1,4 @@
-"""What a file of weights is, as far as it can be told without building the model."""
+"""Describe weights files without building the model."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -66,7 +66,7 @@ def _depth(state: Mapping[str, Tensor], prefix: str = 'blocks.') -> int:
 
 
 def _name(state: Mapping[str, Tensor], width: int, depth: int, patch: int, size: int) -> str:
-    """Name of the backbone, for the sizes that have one."""
+    """Name of the backbone, if its size has one."""
     name = size_name(width, depth)
     if name is None:
         return 'of a size without a name'

@@ -1,4 +1,4 @@
-"""What files of weights say of themselves, checked before anything is built from it."""
+"""Metadata of weights files, checked before anything is built from it."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -40,7 +40,7 @@ def check_bands(bands: Any, source: str) -> tuple[str, ...]:
 
 
 def check_sizes(img_size: Any, patch_size: Any) -> None:
-    """Refuse sizes that no image of ours has, before a model is made for them.
+    """Check image and patch sizes before a model is built for them.
 
     Args:
         img_size: Image side, pixels.
@@ -117,7 +117,7 @@ def stated_normalization(meta: Mapping[str, str], bands: Sequence[str], source: 
 
 
 def model_metadata(vit: ViT, backbone: str) -> dict[str, str]:
-    """What the header of a file of a whole model states.
+    """Metadata for the header of a whole model's file.
 
     Args:
         vit: Backbone.

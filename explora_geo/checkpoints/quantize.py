@@ -1,4 +1,4 @@
-"""Small files of weights: matrices as rows of int8 with a scale each, everything else in float16."""
+"""Small weights files: matrices as int8 with one scale per row, all else in float16."""
 
 from collections.abc import Mapping
 
@@ -37,7 +37,7 @@ def quantize_rows(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def dequantize_rows(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-    """Weights in float32 of what `quantize_rows` made.
+    """Undo `quantize_rows`, in float32.
 
     Args:
         state: Tensors by name.

@@ -30,7 +30,7 @@ class StoredWeights(NamedTuple):
 
 
 def read_weights(weights: WeightsEnum | str | Path | StoredWeights, values: bool = True) -> StoredWeights:
-    """Read weights from wherever they are.
+    """Read weights from a file, an entry, or timm's hub.
 
     Args:
         weights: A `WeightsEnum` or its name (`ViTTiny8_Weights.TINY_IMAGENET_MAE`), the path of a file,

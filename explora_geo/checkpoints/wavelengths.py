@@ -1,4 +1,4 @@
-"""Patch embeddings of spectral bands out of those of red, green and blue."""
+"""Initialize patch embeddings of spectral bands from those of red, green and blue."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise

@@ -20,7 +20,7 @@ from .scenes import SceneDataModule
 
 #: Side of the largest image by default.
 LARGEST = 224
-#: Georeferenced rasters from this side on are scenes.
+#: Georeferenced rasters of at least this side are scenes.
 SCENE = 448
 #: Patches on a side that small tiles are enlarged to, at most twofold.
 PATCHES = 8
@@ -30,7 +30,7 @@ _MODULES: dict[str, Any] = {'tiles': FolderDataModule, 'pack': FolderDataModule,
 
 @dataclass(frozen=True)
 class Archive:
-    """What a look at an archive found.
+    """What `look` found in an archive.
 
     Attributes:
         source: The archive as it was given.

@@ -1,4 +1,4 @@
-"""What all data modules share: parts, statistics by band name, views on the device, loaders."""
+"""Base of all data modules: splits, statistics by band name, augmentation on the device, loaders."""
 
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -106,7 +106,7 @@ class TileDataModule(BaseDataModule):
         self._all_bands: tuple[str, ...] = ()
         self._chosen: list[int] = []
         self.collate_fn = collate_skipping
-        # Checked now rather than after a long scan of the archive.
+        # Checked before, not after, a long scan of the archive.
         training_view(torch.zeros(1), torch.ones(1), image_size, self._crop_scale)
 
     @abstractmethod
@@ -137,7 +137,7 @@ class TileDataModule(BaseDataModule):
             self.predict_dataset = self.make('predict')
 
     def _samples(self, train: Any) -> Iterator[Any]:
-        """Samples to estimate statistics from, or to tell the range of values where these are known."""
+        """Samples for estimating statistics, or only the range of values if these are known."""
         given = self.published or 'auto' not in (self.statistics.mean, self.statistics.std)
         return (train[i] for i in evenly_spaced(len(train), LOOKED_AT if given else SAMPLES))
 
@@ -177,7 +177,7 @@ class TileDataModule(BaseDataModule):
             known = () if sampler is None else (order.place, len(order))
             collate = ReplacingCollate(collate, dataset, *known)
             sampler = order
-            # A single incomplete batch is all this process has; dropping it would leave nothing.
+            # Dropping a single incomplete batch would leave nothing.
             drop_last = len(order) > self.batch_size
         return (ResumableLoader if training else SkippingDataLoader)(
             dataset,
@@ -191,7 +191,7 @@ class TileDataModule(BaseDataModule):
         )
 
     def _in_order(self, sampler: Sampler[Any]) -> EpochSampler:
-        """Training data by seed and epoch, of which this process gets its share."""
+        """This process's share of an order that seed and epoch determine."""
         seed, trainer = torch.initial_seed(), self.trainer
         if trainer is None:
             return EpochSampler(sampler, seed)
@@ -200,7 +200,7 @@ class TileDataModule(BaseDataModule):
         )
 
     def _set_statistics(self, bands: Sequence[str], images: Iterable[Tensor]) -> None:
-        """Settle mean and std once, by these images where they are not known, and make the views."""
+        """Set mean and std, estimated from these images unless known, and build the transforms."""
         images = iter(images)
         seen = list(islice(images, LOOKED_AT))
         if seen:
@@ -226,7 +226,7 @@ class TileDataModule(BaseDataModule):
 
     @property
     def native_side(self) -> int | None:
-        """Shorter side of the first training image as its file has it, pixels; None if that is not known."""
+        """Shorter side of the first training image's file, pixels; None if unknown."""
         dataset: Any = self.train_dataset
         while isinstance(dataset, Subset):
             dataset = dataset.dataset
@@ -254,7 +254,7 @@ class TileDataModule(BaseDataModule):
         self._set_transforms()
 
     def use_normalization(self, mean: Sequence[float], std: Sequence[float], clip: bool = False) -> None:
-        """Normalize as the images that a model learned from.
+        """Normalize by the statistics of a model's training images.
 
         Args:
             mean: Mean of each band, in the order of :attr:`bands`.
@@ -265,7 +265,7 @@ class TileDataModule(BaseDataModule):
         self._set_transforms()
 
     def plot(self, *args: Any, **kwargs: Any) -> Any:
-        """Show a sample of a batch or of a data set; bands that batches leave out are drawn as 0."""
+        """Plot a sample of a batch or data set; bands that batches leave out are drawn as 0."""
         sample, rest = args[0], args[1:]
         image = sample['image']
         if len(self._chosen) == image.shape[-3] and self._chosen != list(range(len(self._all_bands))):
@@ -330,7 +330,7 @@ class TileDataModule(BaseDataModule):
 
 
 def hold_out(dataset: Any, share: float) -> tuple[Any, Any | None]:
-    """Part a data set into images to train on and a share, evenly spaced, to validate on.
+    """Hold out an evenly spaced share of a data set for validation.
 
     Args:
         dataset: Any data set of a length.

@@ -1,4 +1,4 @@
-"""Training data in an order that seed and epoch alone decide, which a stopped run goes on with."""
+"""Reproducible, resumable order of training data."""
 
 import random
 from collections.abc import Iterator
@@ -54,7 +54,7 @@ class EpochSampler(DistributedSampler[Any]):
             np.random.set_state(states[1])
             torch.set_rng_state(states[2])
         total = ceil(len(every) / self.num_replicas) * self.num_replicas
-        # As many for every process, however few there are: one without a batch leaves the others waiting.
+        # Equally many for every process: one without a batch would leave the others waiting.
         every = list(islice(cycle(every), total))
         self._drawn = every[self.rank :: self.num_replicas]
 

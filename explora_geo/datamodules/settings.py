@@ -1,4 +1,4 @@
-"""Settings of data modules that belong together, and where those of earlier versions have moved."""
+"""Grouped settings of data modules, and the former arguments they replace."""
 
 import warnings
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from .statistics import Statistic, Statistics
 
 @dataclass(frozen=True)
 class Augment:
-    """What training images go through on the device; None is the data module's own choice.
+    """Augmentation of training images on the device; None is the data module's own choice.
 
     Attributes:
         crop_scale: Smallest and largest share of an image's area in a training crop; 0.2 and 1, or 0.5 and 1
@@ -30,7 +30,7 @@ class Augment:
     views: ViewsConfig | None = None
 
     def over(self, default: 'Augment') -> 'Augment':
-        """These settings, and those of another where this one says nothing."""
+        """These settings, with another's where they are None."""
         return replace(default, **{k: v for k, v in vars(self).items() if v is not None})
 
 
@@ -46,7 +46,7 @@ def move_former(
     views: ViewsConfig | None = None,
     normalise: Literal['clip', 'standard'] | None = None,
 ) -> tuple[Augment, Statistics]:
-    """Put arguments of earlier versions where they belong now, with a warning; mappings are accepted."""
+    """Move former arguments into their groups, with a warning; groups may be mappings."""
     if normalise not in (None, 'clip', 'standard'):
         raise ValueError(f'normalise must be clip or standard, got {normalise!r}.')
     clip = None if normalise is None else normalise == 'clip'

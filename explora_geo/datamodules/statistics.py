@@ -15,7 +15,7 @@ Statistic = Literal['auto', 'imagenet'] | Mapping[str, float] | Sequence[float]
 
 @dataclass(frozen=True)
 class Statistics:
-    """How images are normalized: by which mean and standard deviation of each band.
+    """Mean and standard deviation of each band, by which images are normalized.
 
     Attributes:
         mean: Mean of each band in units of the files: by band name, in the order of the bands, ``'imagenet'``
@@ -55,7 +55,7 @@ class Statistics:
         if published is not None:
             mean = published.mean if mean == 'auto' else mean
             std = published.std if std == 'auto' else std
-        # What is given is checked before what is not takes time to estimate.
+        # Check what is given before taking time to estimate the rest.
         found_mean = None if mean == 'auto' else resolve(mean, bands, 'mean')
         found_std = None if std == 'auto' else resolve(std, bands, 'std')
         if found_mean is None or found_std is None:
@@ -78,7 +78,7 @@ IMAGENET = {
 def resolve(
     value: Mapping[str, float] | Sequence[float] | str, bands: Sequence[str], name: Literal['mean', 'std']
 ) -> Tensor:
-    """Put a given statistic into the order of the bands.
+    """Order a given statistic by the bands.
 
     Args:
         value: Values by band name, values in the order of the bands, or ``'imagenet'``.

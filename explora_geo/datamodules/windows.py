@@ -1,4 +1,4 @@
-"""Windows of scenes, counted in whole pixels: TorchGeo's samplers compare rounded coordinates exactly."""
+"""Windows of scenes in whole pixels: TorchGeo's samplers compare rounded coordinates exactly."""
 
 from collections.abc import Iterator
 from itertools import accumulate
@@ -32,7 +32,7 @@ def window_at(dataset: SceneDataset, number: int, size: int, row: int, column: i
 
 
 class RandomWindows(Sampler[GeoSlice]):
-    """Windows at random places of scenes that are as large, weighted by the area of the scenes."""
+    """Random windows of scenes that are large enough, weighted by the scenes' area."""
 
     def __init__(self, dataset: SceneDataset, size: int, length: int | None = None) -> None:
         """Initialize RandomWindows.

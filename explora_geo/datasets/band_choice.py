@@ -1,4 +1,4 @@
-"""Choosing bands of files by name, color or number."""
+"""Choose bands of files by name, color or number."""
 
 import re
 from collections.abc import Sequence
@@ -10,13 +10,13 @@ _BAND = re.compile(r'(?P<name>[^=]*[^=\s])\s*=\s*(?P<number>\d+)')
 
 
 class UnnamedBandsError(ValueError):
-    """Bands that have to be named before they can be chosen."""
+    """Raised if bands must be named before they can be chosen."""
 
 
 def choose_bands(
     wanted: str | Sequence[str] | None, facts: FileFacts, source: str
 ) -> tuple[tuple[str, ...], list[int]]:
-    """Name the bands of files, and choose some.
+    """Name the bands of files and choose among them.
 
     Args:
         wanted: Names in order, as a sequence or with commas, `name=number` for a band that has another name
@@ -43,7 +43,7 @@ def choose_bands(
             number = int(match['number'])
             if not 1 <= number <= count:
                 raise ValueError(f'bands={entry}: the files of {source} have bands 1 to {count}.')
-            # A name that is given here is taken from whichever band had it.
+            # A name given here is taken away from any band that had it.
             names = [None if n and _same(n, match['name']) else n for n in names]
             names[number - 1] = match['name'].strip()
         chosen.append(match['name'].strip() if match else entry.strip())
@@ -80,7 +80,7 @@ def color_of(band: str) -> str:
 
 
 def _names(facts: FileFacts) -> list[str | None]:
-    """Names of the bands where they are known."""
+    """Names of the bands, None where unknown."""
     if any(facts.names):
         colors = [color_of(name) if name else None for name in facts.names]
         # Wordy descriptions of colors become these, unless two claim one; B04 and R are names already.

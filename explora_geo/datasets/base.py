@@ -1,4 +1,4 @@
-"""Image tiles by position: bands by name, damaged files skipped, one size, plots and footprints."""
+"""Base data set of tiles: bands by name, damaged files skipped, resizing, plots, footprints."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -41,7 +41,7 @@ def former_name(arguments: dict[str, Any], old: str, new: str, value: Any) -> An
 
 
 class TileDataset(NonGeoDataset):
-    """Images by path, read in the files' own units: the base of all data sets of tiles.
+    """Base of all tile data sets: images by path, in the files' own units.
 
     A tile that cannot be used is never replaced in silence: :meth:`__getitem__` returns
     ``{'skipped': '<path>: <reason>'}``, which :func:`collate_skipping` gathers, or raises if *strict*.

@@ -1,4 +1,4 @@
-"""Where the images of a dataset lie on Earth, as a table for QGIS and geopandas."""
+"""Footprints of a dataset's images as a table for QGIS and geopandas."""
 
 import json
 import warnings
@@ -20,7 +20,7 @@ CRS = 'EPSG:4326'
 def build_catalog(
     paths: Iterable[Path], columns: Mapping[str, Sequence[Any]], polygons: Sequence[str | None] | None = None
 ) -> gpd.GeoDataFrame:
-    """Make the catalog of some images.
+    """Build a catalog of images.
 
     Args:
         paths: Image files.

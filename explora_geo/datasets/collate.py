@@ -1,4 +1,4 @@
-"""Making batches out of samples, some of which may have been skipped."""
+"""Batch samples, some of which may be skipped."""
 
 import warnings
 import zlib
@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 Collate = Callable[[Sequence[dict[str, Any]]], dict[str, Any]]
-#: Samples that are tried before a batch of training without a usable one is an error.
+#: Samples tried before a training batch without a usable one is an error.
 ATTEMPTS = 64
 
 
@@ -47,7 +47,7 @@ def collate_skipping(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 class ReplacingCollate:
-    """Makes batches for training: where no sample is good, one more is drawn until one is.
+    """Collate for training: if every sample of a batch is skipped, draw others until one is usable.
 
     A run of days must not end because a batch, which may be a single tile, is damaged.
     """
@@ -72,7 +72,7 @@ class ReplacingCollate:
     def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Stack the good samples of a batch and name the others."""
         if all('skipped' in sample for sample in samples):
-            # The same for the same samples, so that a resumed run goes on as one that was not stopped.
+            # Seeded by the samples, so that a resumed run equals an uninterrupted one.
             seed = zlib.crc32('\n'.join(sample['skipped'] for sample in samples).encode())
             count = self.count or len(self.dataset)  # type: ignore[arg-type]
             order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
@@ -84,7 +84,7 @@ class ReplacingCollate:
 
 
 class SkippingDataLoader(DataLoader[Any]):
-    """Loader for measuring: a batch without a good sample is named in a warning and left out."""
+    """DataLoader for evaluation: a batch without a usable sample is skipped with a warning."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Initialize a SkippingDataLoader; see `DataLoader`."""

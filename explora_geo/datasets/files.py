@@ -1,4 +1,4 @@
-"""Finding image files: below a folder, in a list, by a pattern."""
+"""Find image files: below a folder, in a list, by a pattern."""
 
 import glob
 import os

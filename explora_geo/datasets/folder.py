@@ -10,7 +10,7 @@ from .base import TileDataset, Transforms, former_name
 from .files import PathLike, evenly_spaced, find_images, locate_images, subfolders
 from .images import BadTileError, Header, depth, read_header
 
-#: Files looked at to tell a folder of grey images from a color one that has some grey images.
+#: Files opened to tell a folder of gray images from a color one with some gray images.
 PROBES = 16
 #: Names of folders that are parts of a data set, not classes.
 PARTS = frozenset({'train', 'training', 'val', 'valid', 'validation', 'test', 'testing'})
@@ -109,7 +109,7 @@ def _find_classes(root: Path, files: Sequence[Path], labeled: bool | None) -> tu
 def _probe(
     root: Path, files: Sequence[Path], names: tuple[str, ...] | None, strict: bool
 ) -> tuple[Path, Header]:
-    """Find a file that stands for all, one with the bands named if there is one."""
+    """Find a representative file, with the bands named if there is one."""
     found: list[tuple[Path, Header]] = []
     reason = ''
     steps = evenly_spaced(len(files), PROBES)
@@ -131,10 +131,10 @@ def _probe(
     if names is not None:
         settled = [f for f in found if f[1].count == len(names)]
     else:
-        # Grey images may be the colorless ones of a color set.
+        # Gray images may be the colorless ones of a color set.
         settled = [f for f in found if f[1].count != 1 or f[1].dtype != 'uint8']
     settled = settled or found
-    # One image of another range among many is the odd one, wherever it stands.
+    # The usual range is that of most images, whichever comes first.
     usual = Counter(depth(header.dtype) for _, header in settled).most_common(1)[0][0]
     return next(f for f in settled if depth(f[1].dtype) == usual)
 

@@ -1,4 +1,4 @@
-"""Reading one image file, of any type and band count, without hiding damage."""
+"""Read one image file of any type and band count, without hiding damage."""
 
 import errno
 import os
@@ -42,12 +42,12 @@ DAMAGE = (
     struct.error,
     zlib.error,
 )
-#: Errors of a machine that tell nothing about a file.
+#: Errors of the machine, which say nothing about the file.
 MACHINE_FAILURES = frozenset({errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE})
 
 
 class BadTileError(ValueError):
-    """An image file that must not be used; the message says why.
+    """Raised for an image file that must not be used; the message says why.
 
     Attributes:
         path: The file, where it is another than that of the sample.
@@ -57,7 +57,7 @@ class BadTileError(ValueError):
 
 
 def skip(message: str, strict: bool, remedy: str = 'repair or remove the file') -> dict[str, str]:
-    """What a data set returns in place of a sample that must not be used.
+    """Return value of a data set for a sample that must not be used.
 
     Args:
         message: Which file, and why: ``<path>: <reason>``.
@@ -77,7 +77,7 @@ def skip(message: str, strict: bool, remedy: str = 'repair or remove the file') 
 
 @dataclass(frozen=True)
 class Header:
-    """What is known of an image before its pixels are read.
+    """Header of an image.
 
     Attributes:
         count: Number of bands.
@@ -114,7 +114,7 @@ def read_header(path: Path, names: Sequence[str] | None = None) -> Header:
     """
     if _is_plain(path):
         with _pillow(path) as image:
-            # One pixel is enough to learn what the mode becomes.
+            # One pixel shows what the mode becomes.
             pixels = _plain_bands(Image.new(image.mode, (1, 1)), names)
             size = image.height, image.width
         return Header(pixels.shape[0], pixels.dtype.name, (None,) * pixels.shape[0], *size)
@@ -125,7 +125,7 @@ def read_header(path: Path, names: Sequence[str] | None = None) -> Header:
 
 
 def depth(dtype: str) -> str:
-    """What decides the range of pixel values, such as `16-bit` or `float`: other ranges must not be mixed."""
+    """Kind of pixel values, such as `16-bit` or `float`, which must not be mixed."""
     kind = np.dtype(dtype)
     return 'float' if kind.kind == 'f' else f'{8 * kind.itemsize}-bit'
 
@@ -187,7 +187,7 @@ def read_image(
 def _own_positions(
     descriptions: Sequence[str | None], names: Sequence[str], positions: Sequence[int]
 ) -> Sequence[int]:
-    """Positions in a file that states its bands; the given ones if it does not."""
+    """Positions by the band names of the file, or the given ones if it states none."""
     stated, wanted = [canonical(d) for d in descriptions if d], [canonical(n) for n in names]
     if len(stated) < len(wanted) or stated == wanted:
         return positions
@@ -266,19 +266,19 @@ def _check_count(count: int, names: Sequence[str]) -> None:
 
 
 def _is_plain(path: Path) -> bool:
-    """Whether Pillow reads a file; it cuts 16-bit color down to 8 bits, and knows few kinds of TIFF."""
+    """Whether Pillow reads a file; it cuts 16-bit color to 8 bits and knows few kinds of TIFF."""
     if path.suffix.lower() not in PLAIN_SUFFIXES:
         return False
     with readable(path), path.open('rb') as file:
         start = file.read(25)
-    # By content: names are wrong at times. Byte 24 of a PNG is its bit depth.
+    # By content, as names may be wrong. Byte 24 of a PNG is its bit depth.
     deep = start.startswith(PNG_SIGNATURE) and start[24:] == b'\x10'
     return not deep and not start.startswith(TIFF_SIGNATURES)
 
 
 @contextmanager
 def readable(path: PathLike, *damage: type[Exception]) -> Iterator[None]:
-    """Turn what a reader raises on damaged bytes into the tile's own error.
+    """Turn errors that damaged bytes cause in a reader into BadTileError.
 
     Args:
         path: File that is read.
@@ -299,7 +299,7 @@ def readable(path: PathLike, *damage: type[Exception]) -> Iterator[None]:
 
 
 def raise_machine_failure(error: Exception, path: PathLike | None = None) -> None:
-    """Raise an error for which the machine is to blame, not the file.
+    """Raise an error that the machine caused, not the file.
 
     Args:
         error: What a reader raised.
@@ -332,7 +332,7 @@ def raise_machine_failure(error: Exception, path: PathLike | None = None) -> Non
 
 @contextmanager
 def _pillow(path: Path) -> Iterator[Image.Image]:
-    # Other libraries switch this on for the whole process, which would pass damaged tiles.
+    # Other libraries switch this on for the whole process, which would let damaged tiles pass.
     tolerant = ImageFile.LOAD_TRUNCATED_IMAGES
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     try:
@@ -345,10 +345,10 @@ def _pillow(path: Path) -> Iterator[Image.Image]:
 @contextmanager
 def _raster(path: Path) -> Iterator[rasterio.DatasetReader]:
     with readable(path), warnings.catch_warnings():
-        # Tiles need no position on Earth.
+        # Tiles need no georeference.
         warnings.simplefilter('ignore', NotGeoreferencedWarning)
         with rasterio.open(path) as source:
-            # The limit that Pillow has for its files: a small one may unpack to any size.
+            # Pillow's limit: a small file may unpack to any size.
             limit = 2 * (Image.MAX_IMAGE_PIXELS or np.inf)
             if source.width * source.height > limit:
                 raise BadTileError(
@@ -361,7 +361,7 @@ def _plain_bands(image: Image.Image, names: Sequence[str] | None) -> NDArray[Any
     """Turn a Pillow image of any mode into bands, shape (C, H, W)."""
     if image.mode in {'1', 'LA', 'La'}:
         image = image.convert('L')
-    # A fourth channel is transparency, unless the user says that there are four bands.
+    # A fourth channel is transparency unless four bands are named.
     keep_alpha = image.mode == 'RGBA' and names is not None and len(names) == 4
     if not (keep_alpha or image.mode in {'L', 'RGB', 'F'} or image.mode.startswith('I')):
         image = image.convert('RGB')

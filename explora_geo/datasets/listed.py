@@ -9,7 +9,7 @@ from .files import PathLike
 
 
 class ListedDataset(TileDataset):
-    """Tiles of a list, whose first file must exist: a wrong root is told at once."""
+    """Tiles of a list, whose first file must exist, so that a wrong root is found at once."""
 
     def __init__(self, root: PathLike, files: Sequence[Path], *args: Any, **kwargs: Any) -> None:
         """Initialize a new ListedDataset instance; see :class:`TileDataset`.

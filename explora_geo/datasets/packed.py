@@ -1,4 +1,4 @@
-"""Packs: all tiles of an archive in one file of pixels that is mapped into memory."""
+"""Packs: all tiles of an archive in one memory-mapped file."""
 
 import json
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ OPEN, DONE, SKIPPED = 0, 1, 2
 
 @dataclass(frozen=True)
 class PackHeader:
-    """What a pack says of itself.
+    """Header of a pack.
 
     Attributes:
         shape: Tiles, bands, height and width.
@@ -103,17 +103,17 @@ class PackedDataset(TileDataset):
         return self._pixels[index, self._positions]
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the mapping, which each worker process opens for itself."""
+        """Drop the memory map, which each worker process opens itself."""
         return {**self.__dict__, '_pixels': None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Open the mapping again."""
+        """Open the memory map again."""
         self.__dict__.update(state)
         self._pixels = open_pixels(self.root, self.header)
 
 
 def open_pixels(root: Path, header: PackHeader, mode: Literal['r', 'r+'] = 'r') -> NDArray[Any]:
-    """Map the pixels of a pack into memory, shape (N, C, H, W).
+    """Memory-map the pixels of a pack, shape (N, C, H, W).
 
     Raises:
         FileNotFoundError: If they are gone.
@@ -129,7 +129,7 @@ def open_pixels(root: Path, header: PackHeader, mode: Literal['r', 'r+'] = 'r') 
 
 
 def read_array(root: Path, name: str, header: PackHeader) -> NDArray[Any]:
-    """Read what a pack keeps of each tile, shape (N,).
+    """Read an array with one value per tile of a pack, shape (N,).
 
     Raises:
         FileNotFoundError: If it is gone.
@@ -202,7 +202,7 @@ def read_header(root: Path) -> PackHeader:
 
 
 def _check_header(header: PackHeader) -> None:
-    """Refuse a header whose parts do not fit one another."""
+    """Check that the parts of a header agree."""
     counts = len(header.shape), header.shape[0], header.shape[1]
     if counts != (4, len(header.files), len(header.bands)) or not all(
         type(side) is int and side > 0 for side in header.shape

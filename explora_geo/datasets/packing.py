@@ -1,4 +1,4 @@
-"""Making packs out of folders: in blocks, resumable, checked."""
+"""Pack folders: in blocks, resumable, verified."""
 
 import io
 import json
@@ -33,12 +33,12 @@ from .packed import (
     read_reasons,
 )
 
-#: Tiles between two writes of what is done, which is what an interrupted run repeats.
+#: Tiles per checkpoint: an interrupted run repeats at most these.
 BLOCK = 256
 
 
 def pack(dataset: TileDataset, out: PathLike) -> Iterator[tuple[int, int]]:
-    """Write all tiles of a folder into a pack; go on where an interrupted run has stopped.
+    """Write all tiles of a folder into a pack, resuming an interrupted run.
 
     A tile that cannot be used, or differs in size or type from the first, is skipped and its reason
     kept. What was written is read back and compared before it counts as done.
@@ -90,7 +90,7 @@ def pack(dataset: TileDataset, out: PathLike) -> Iterator[tuple[int, int]]:
 
 
 def header_of(dataset: TileDataset) -> PackHeader:
-    """What the pack of a folder holds, by its first tile that can be used.
+    """Header for the pack of a folder, from its first usable tile.
 
     Raises:
         ValueError: If no tile can be used.
@@ -116,7 +116,7 @@ def header_of(dataset: TileDataset) -> PackHeader:
 
 
 def _open(out: Path, header: PackHeader) -> None:
-    """Start a pack, or check that the one that is there is of the same tiles."""
+    """Start a pack, or check that an existing one has the same tiles."""
     if is_pack(out):
         found = read_header(out)
         different = [k for k, v in asdict(header).items() if v != asdict(found)[k]]

@@ -1,4 +1,4 @@
-"""Images beside their masks and predictions."""
+"""Plots of images beside their masks and predictions."""
 
 from collections.abc import Sequence
 from typing import Any

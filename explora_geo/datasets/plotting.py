@@ -1,4 +1,4 @@
-"""Ways to show samples of any dataset."""
+"""Plots of samples of any dataset."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,7 +20,7 @@ def plot_sample(
     show_titles: bool = True,
     suptitle: str | None = None,
 ) -> Figure:
-    """Show an image in true color, or its first band in grey where that is not possible.
+    """Show an image in true color, or its first band in gray if it has none.
 
     Args:
         sample: Sample with ``image`` of shape (C, H, W), or (T, C, H, W) for a series, in any units, and

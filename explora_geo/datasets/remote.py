@@ -50,13 +50,13 @@ def locate(path: PathLike) -> Path | str:
 
 
 def short_name(path: Path | str) -> str:
-    """The last part of a path or URL, without what may be a secret behind a question mark."""
+    """The last part of a path or URL, without its query, which may hold a secret."""
     text = path.name if isinstance(path, Path) else re.split(r'[/!]', path.partition('?')[0].rstrip('/'))[-1]
     return text or str(path)
 
 
 def identify(path: Path | str) -> dict[str, Any]:
-    """What tells a raster from a changed one, JSON-ready.
+    """Identity of a raster, which changes with its content, JSON-ready.
 
     Args:
         path: What `locate` returned.
@@ -101,7 +101,7 @@ def remote_options() -> rasterio.Env:
 
 
 def read_apart(function: Callable[..., T], *args: Any) -> T:
-    """Call a function that reads, in a worker in a thread of the worker's own.
+    """Call a function that reads; workers call it in a thread of their own.
 
     GDAL keeps connections by thread, and the main thread of a forked worker inherits those of its parent:
     both, and all other workers, would write into the same one.

@@ -116,7 +116,7 @@ class SceneDataset(RasterDataset):
         chosen = tuple(names[i] for i in select_bands(bands, names))
         with remote_options():
             super().__init__(usable, crs, res, chosen, None, cache)
-        # Kept from the base class, which would apply them before windows are checked.
+        # Not passed to the base class, which would apply them before windows are checked.
         self._sample_transforms = transforms
         self.bands: tuple[str, ...] = chosen
         self.index.index = _intervals(self.index['filepath'])
@@ -189,13 +189,13 @@ class SceneDataset(RasterDataset):
 
     def _read(self, query: GeoSlice) -> torch.Tensor:
         with warnings.catch_warnings(), remote_options():
-            # Many four-band files tag near infrared as alpha, which nodata then overrides.
+            # Many four-band files tag near infrared as alpha, which nodata overrides.
             warnings.simplefilter('ignore', NodataShadowWarning)
             image: torch.Tensor = super().__getitem__(query)['image']
         return image
 
     def _files_at(self, query: GeoSlice) -> list[str]:
-        """The scenes of a window, as far as it matters which."""
+        """The scenes of a window, or one for all if they do not differ."""
         if self._alike is not None:
             return [self._alike]
         x, y, t = self._disambiguate_slice(query)
@@ -213,7 +213,7 @@ class SceneDataset(RasterDataset):
 
 
 def _find_scenes(paths: PathLike | Iterable[PathLike]) -> list[Path | str]:
-    """List raster files in folders, and files and what only GDAL opens as given, without doubles."""
+    """List raster files in folders; keep files and what only GDAL opens as given; drop duplicates."""
     given = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
     found: list[Path | str] = []
     for path in map(locate, given):
@@ -225,7 +225,7 @@ def _find_scenes(paths: PathLike | Iterable[PathLike]) -> list[Path | str]:
 
 
 def _intervals(files: Iterable[str]) -> pd.IntervalIndex:
-    """Give each scene its day, or an instant of its own where the name has no valid date."""
+    """Give each scene its day, or an instant of its own if its name has no valid date."""
     intervals = []
     for number, file in enumerate(files):
         match = DATE.search(os.path.basename(file))

@@ -1,4 +1,4 @@
-"""What a sample of an archive's files tells of all of them."""
+"""Survey an archive by a sample of its files."""
 
 import os
 import warnings
@@ -34,14 +34,14 @@ OPENED, OPENED_REMOTE, DECODED = 200, 8, 32
 WINDOW = 512
 #: Centers of these windows, as shares of height and width.
 PLACES = ((0.5, 0.5), (0.3, 0.3), (0.7, 0.7), (0.3, 0.7), (0.7, 0.3))
-#: Share of files that may be unlike the others, and are skipped then.
+#: Largest share of files unlike the others, which are skipped.
 ODD = 0.05
 
 _COLORS = {ColorInterp.red: 'red', ColorInterp.green: 'green', ColorInterp.blue: 'blue'}
 
 
 class FileFacts(NamedTuple):
-    """What the header of an image says.
+    """Facts from the header of an image.
 
     Attributes:
         path: Path, URL or GDAL name.
@@ -105,7 +105,7 @@ class Survey:
 
     @property
     def usual(self) -> FileFacts:
-        """A header that stands for all."""
+        """A representative header."""
         return self.found[0]
 
     @property
@@ -177,7 +177,7 @@ def sample_values(survey: Survey, names: Sequence[str], positions: Sequence[int]
     """
     low, high, empty, pixels = np.inf, -np.inf, 0, 0
     skipped = []
-    # Scenes on a slant are empty at some of these.
+    # Rotated scenes are empty at some of these.
     places = PLACES[: max(1, DECODED // len(survey.found))]
     for index in evenly_spaced(len(survey.found), DECODED):
         facts = survey.found[index]
@@ -243,7 +243,7 @@ def _read_facts(path: str) -> FileFacts:
 
 
 def _alike(found: list[FileFacts], source: str) -> tuple[list[FileFacts], list[str]]:
-    """The files that are like most, and the others, `<path>: <reason>`."""
+    """Split files into those like most and the others, `<path>: <reason>`."""
     skipped: list[str] = []
     kinds: list[tuple[Callable[[FileFacts], Hashable], str]] = [
         (lambda f: len(f.names), 'bands'),
@@ -254,7 +254,7 @@ def _alike(found: list[FileFacts], source: str) -> tuple[list[FileFacts], list[s
         if not counts:
             continue
         usual = counts.most_common(1)[0][0]
-        # A colorless picture among colored ones is read as these.
+        # Colorless pictures among colored ones are read as such.
         odd = [f for f in found if key(f) != usual and not (f.grey and usual in (3, '8-bit'))]
         if len(odd) > ODD * len(found):
             one = next(f for f in found if key(f) == usual)

@@ -90,7 +90,7 @@ class Scene:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter('ignore', NotGeoreferencedWarning)
-                # Many four-band files tag near infrared as alpha, which nodata then overrides.
+                # Many four-band files tag near infrared as alpha, which nodata overrides.
                 warnings.simplefilter('ignore', NodataShadowWarning)
                 with remote_options(), rasterio.open(self.path) as source:
                     yield source
