@@ -8,8 +8,8 @@ import typer
 
 from explora_geo._cli_console import run_app
 
-from .speed import steps, waits
-from .tables.commands import COMMANDS, RESULTS
+from .speed import steps
+from .tables.commands import COMMANDS
 
 app = typer.Typer(
     name='explora-bench',
@@ -19,24 +19,8 @@ app = typer.Typer(
 )
 for name, command in COMMANDS.items():
     app.command(name)(command)
-for command in (steps.speed, steps.peak, waits.loading, waits.features):
+for command in (steps.speed, steps.peak):
     app.command()(command)
-
-
-@app.command()
-def memory(
-    model: Annotated[str, typer.Option(help='Backbone.')] = 'vit_large_patch14_dinov2',
-    adaptation: Annotated[list[str] | None, typer.Option(help='Notation; repeat for several.')] = None,
-    out: steps.OUT = RESULTS,
-) -> None:
-    """Count what a student and the teacher that shares its frozen trunk store.
-
-    Example: explora-bench memory --model vit_base_patch14_dinov2
-    """
-    from .memory import write_memory
-
-    path = write_memory(out, model, adaptation or ['[L]-r32', '[L]-r64', '[1,L-1,L]-r64', '[]-r32', 'full'])
-    typer.echo(path.read_text())
 
 
 @app.command('export-source')

@@ -14,12 +14,7 @@ _HEADS = ('dino_head.', 'ibot_head.')
 def export_source(run: Path, out: Path) -> str:
     """Write the quantized file of a full pre-training run: backbone, and decoder if there is one.
 
-    Args:
-        run: Folder of the run, with `model.safetensors` and `metrics.csv`.
-        out: File to write, `.safetensors`.
-
-    Returns:
-        Markdown table of loss and k-NN accuracy by epoch, for the model card.
+    Returns a Markdown table of loss and k-NN accuracy by epoch, for the model card.
 
     Raises:
         FileNotFoundError: If the run has no model.

@@ -33,30 +33,13 @@ NAIP_BANDS = ('red', 'green', 'blue', 'nir')
 
 
 def choose(names: Iterable[str], count: int | None) -> list[str]:
-    """Choose names by the SHA-256 of their stem, which is random but needs no seed.
-
-    Args:
-        names: File names or archive members.
-        count: How many names to keep; all of them if None.
-
-    Returns:
-        The chosen names, sorted.
-    """
+    """So many names, or all of them, sorted: chosen by the SHA-256 of their stem, random without a seed."""
     ranked = sorted(names, key=lambda n: hashlib.sha256(PurePosixPath(n).stem.encode()).digest())
     return sorted(ranked[:count])
 
 
 def copy_rgb(archive: Path, split_file: Path, out: Path, counts: dict[str, int | None]) -> int:
-    """Copy JPEG tiles byte for byte into ``out/<split>/<Class>/``.
-
-    Args:
-        archive: The complete ``EuroSAT_RGB.zip``.
-        split_file: JSON lists of tile names by split.
-        out: Folder to write to.
-        counts: Tiles per class by split; all of them if None.
-
-    Returns:
-        Number of tiles written.
+    """Copy JPEG tiles into ``out/<split>/<Class>/``, so many per class or all; returns how many.
 
     Raises:
         ValueError: If a class has too few tiles in a split.
@@ -84,13 +67,7 @@ def copy_rgb(archive: Path, split_file: Path, out: Path, counts: dict[str, int |
 
 
 def recompress(source: Path, target: Path, bands: tuple[str, ...], window: Window | None) -> None:
-    """Rewrite a GeoTIFF losslessly and check that nothing but the size changed.
-
-    Args:
-        source: GeoTIFF to read.
-        target: GeoTIFF to write, deflated with horizontal differencing.
-        bands: Band names in file order, for the error message when they do not fit.
-        window: Part to keep; the whole image if None.
+    """Deflate a GeoTIFF of these bands, or a window of it, losslessly, and check that only the size changed.
 
     Raises:
         ValueError: If the number of bands is unexpected, or the copy differs from the original.

@@ -47,7 +47,7 @@ PARSED = ('run.yaml', 'scene.tif', 'last.ckpt', 'FOLDER', 'FILE', 'model.safeten
 #: Commands at a scale of hours, whose sources and results are not there: their options are parsed.
 HOURS = tuple(f'explora-bench {name} ' for name in ('plan', 'run', 'report', 'compare', 'analyse'))
 #: Measurements of minutes: their options are parsed here, and tests/benchmarks/speed runs small ones.
-MEASURED = tuple(f'explora-bench {name} ' for name in ('speed', 'peak', 'loading', 'features'))
+MEASURED = tuple(f'explora-bench {name} ' for name in ('speed', 'peak'))
 #: Numbers of code blocks that take long, and what they are replaced by.
 SMALLER = {'max_steps=10': 'max_steps=2'}
 

@@ -75,7 +75,7 @@ class NAIPLandCoverDataset(ListedDataset):
 class NAIPLandCoverDataModule(TileDataModule):
     """Aerial tiles of California in 66 classes of the Cropland Data Layer, as Ayush et al. use them.
 
-    The layout is ``root/<i>tile.npy``; one file ``root/y*.npy`` with a class per tile; and ``root/splits.npy``
+    The files are ``root/<i>tile.npy``; one ``root/y*.npy`` with a class per tile; and ``root/splits.npy``
     with 0 (train), 1 (val) or 2 (test) per tile. Tests use val and test together, as published
     (https://arxiv.org/abs/2011.09980).
     """

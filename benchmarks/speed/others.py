@@ -1,11 +1,9 @@
 """The same work with what people would use instead; a library that is not installed is named as missing."""
 
-import importlib
 import importlib.util
 import re
 from collections.abc import Callable, Iterable
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 import timm
@@ -20,7 +18,7 @@ from explora_geo.objectives import MAE, DINOv2
 
 from ..tables.adalora import SplitQKV
 from . import ours
-from .ours import backbone, dinov2_step, mae_step
+from .ours import backbone, build_step
 from .setting import Contenders, Optimised, Setting
 
 RANK = 32
@@ -52,12 +50,12 @@ def _inject(model: nn.Module, targets: list[str], layers: str, depth: int, paren
 
 def peft_mae(setting: Setting) -> Optimised:
     """Our MAE around PEFT's backbone."""
-    return mae_step(setting, '[L]-r32', peft_backbone(setting, MAE))
+    return build_step(setting, MAE, '[L]-r32', peft_backbone(setting, MAE))
 
 
 def peft_dinov2(setting: Setting) -> Optimised:
     """Our DINOv2 around PEFT's backbone."""
-    return dinov2_step(setting, '[L]-r32', peft_backbone(setting, DINOv2))
+    return build_step(setting, DINOv2, '[L]-r32', peft_backbone(setting, DINOv2))
 
 
 class LightlyMAE(nn.Module):
@@ -203,54 +201,6 @@ def lightly_dinov2(setting: Setting) -> Optimised:
     return Optimised(setting, model, lambda: model(views), model.update)
 
 
-def _part(name: str) -> Any:
-    """A module of lightly-train, which is no dependency."""
-    return importlib.import_module(f'lightly_train.{name}')
-
-
-def lightly_train_dinov2(setting: Setting) -> Optimised:
-    """The step of its DINOv2 method, with the teacher's update, after the warm-up of its last layer.
-
-    Its vision transformer has xFormers' attention where that is installed, else none of torch's fused ones.
-    """
-    method, model = _part('_methods.dinov2.dinov2'), _part('_models.dinov2_vit.dinov2_vit')
-    vit: Any = timm.create_model(setting.model, num_classes=0, img_size=setting.image_size)
-    source = _part('_models.dinov2_vit.dinov2_vit_src.models.vision_transformer')
-    layers = _part('_models.dinov2_vit.dinov2_vit_src.layers')
-    wrapped = model.DINOv2ViTModelWrapper(
-        source.DinoVisionTransformer(
-            img_size=setting.image_size,
-            patch_size=vit.patch_embed.patch_size[0],
-            embed_dim=vit.embed_dim,
-            depth=len(vit.blocks),
-            num_heads=vit.blocks[0].attn.num_heads,
-            block_fn=lambda **sizes: source.Block(attn_class=layers.MemEffAttention, **sizes),
-            block_chunks=0,
-        )
-    )
-    head = setting.head
-    arguments = method.DINOv2Args(
-        output_dim=head.prototypes, hidden_dim=head.hidden_dim, dino_bottleneck_dim=head.bottleneck_dim
-    )
-    task = method.DINOv2(
-        arguments,
-        method.DINOv2AdamWViTArgs(),
-        _part('_models.embedding_model').EmbeddingModel(wrapped),
-        global_batch_size=setting.batch,
-        num_input_channels=3,
-    )
-    task._trainer = SimpleNamespace(global_step=500)  # all that the step asks of a trainer
-    crops, *local = setting.views()
-    views = [*crops.chunk(2), *(view for small in local for view in small.chunk(setting.num_local))]
-    move = _part('_torch_helpers').update_momentum
-
-    def update() -> None:
-        move(task.student_embedding_model, task.teacher_embedding_model, m=0.996)
-        move(task.student_head, task.teacher_head, m=0.996)
-
-    return Optimised(setting, task, lambda: task.training_step_impl({'views': views}, 0).loss, update)
-
-
 MAE_STEPS: Contenders = {
     'PEFT on split Q, K, V': peft_mae,
     'Hugging Face ViTMAE + PEFT': partial(huggingface_mae, adapted=True),
@@ -260,16 +210,10 @@ MAE_STEPS: Contenders = {
 }
 DINOV2_STEPS: Contenders = {
     'PEFT on split Q, K, V': peft_dinov2,
-    'lightly-train DINOv2, all weights, copied teacher': lightly_train_dinov2,
     'lightly DINOv2, all weights, copied teacher': lightly_dinov2,
 }
 #: What a contender needs beyond this package's own dependencies.
-NEEDS = {
-    'TorchGeo': 'torchgeo.tasks',
-    'Hugging Face': 'transformers',
-    'PEFT': 'peft',
-    'lightly-train': 'lightly_train',
-}
+NEEDS = {'TorchGeo': 'torchgeo.tasks', 'Hugging Face': 'transformers', 'PEFT': 'peft'}
 
 
 def missing(name: str) -> str:

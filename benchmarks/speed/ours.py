@@ -1,8 +1,8 @@
 """Steps of this package."""
 
-from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from explora_geo.adaptation import ExPLoRAConfig, explora, hold_frozen
 from explora_geo.models import create_vit
 from explora_geo.models.vit import ViT
-from explora_geo.objectives import MAE, DINOv2, Objective, PhaseConfig
+from explora_geo.objectives import MAE, DINOv2, PhaseConfig
 from explora_geo.trainers.kernels import compile_blocks, many_graphs
 from explora_geo.transforms import ViewsConfig
 
@@ -31,101 +31,73 @@ def backbone(setting: Setting, objective: type[MAE | DINOv2], adaptation: str) -
     return vit
 
 
-def mae_step(
+def build_step(
     setting: Setting,
+    kind: type[MAE | DINOv2],
     adaptation: str,
     vit: ViT | None = None,
     checkpointing: bool = False,
     compiled: bool = False,
     lean: bool = False,
 ) -> Optimised:
-    """M-ExPLoRA, or full training, with a decoder that trains likewise.
+    """A step of an objective; MAE's decoder trains as the encoder does, DINOv2's heads in full.
 
     Args:
         setting: The work.
-        adaptation: What trains.
+        kind: The objective.
+        adaptation: What trains, in the paper's notation.
         vit: Another backbone, ready to train.
         checkpointing: Recompute the backbone's activations in the backward pass.
         compiled: Let `torch.compile` write the kernels of blocks.
-        lean: Hold frozen matrices in bfloat16 only.
+        lean: Hold frozen matrices in bfloat16 only, as `frozen_dtype: bfloat16` does.
     """
-    vit = vit or backbone(setting, MAE, adaptation)
+    if lean and setting.precision != 'bf16':
+        raise ValueError('frozen matrices in bfloat16 go with products in bfloat16')
+    vit = vit or backbone(setting, kind, adaptation)
     vit.grad_checkpointing = checkpointing
-    objective = MAE(vit, setting.mask_ratio, decoder_depth=setting.decoder_depth, decoder_num_heads=16)
-    if adaptation != 'full':
-        # As if it came with the weights: then LoRA alone trains in it.
-        explora(objective.decoder, objective.decoder_adaptation)
-    if compiled:
-        compile_blocks(objective)
-    if lean:
-        _hold(objective, setting)
-    images = {'image': setting.batch_images()}
-
-    def loss() -> Tensor:
-        with many_graphs() if compiled else nullcontext():
-            return sum(objective(images, 0).values())  # type: ignore[return-value]
-
-    return Optimised(setting, objective, loss)
-
-
-def dinov2_step(
-    setting: Setting,
-    adaptation: str,
-    vit: ViT | None = None,
-    checkpointing: bool = False,
-    compiled: bool = False,
-    lean: bool = False,
-) -> Optimised:
-    """D-ExPLoRA, or full training, with heads that train in full; arguments as of `mae_step`."""
-    vit = vit or backbone(setting, DINOv2, adaptation)
-    vit.grad_checkpointing = checkpointing
-    crops = ViewsConfig(setting.image_size, setting.local_size, setting.num_local)
-    phases = PhaseConfig(freeze_last_layer_steps=0, head_warmup_steps=0)
-    objective = DINOv2(vit, setting.head, views=crops, phases=phases)
+    objective: MAE | DINOv2
+    if kind is MAE:
+        objective = MAE(vit, setting.mask_ratio, decoder_depth=setting.decoder_depth, decoder_num_heads=16)
+        batch: dict[str, Any] = {'image': setting.batch_images()}
+        if adaptation != 'full':  # as if it came with the weights: then LoRA alone trains in it
+            explora(objective.decoder, objective.decoder_adaptation)
+    else:
+        crops = ViewsConfig(setting.image_size, setting.local_size, setting.num_local)
+        phases = PhaseConfig(freeze_last_layer_steps=0, head_warmup_steps=0)
+        objective = DINOv2(vit, setting.head, views=crops, phases=phases)
+        batch = {'views': setting.views()}
+        batch['image'] = batch['views'][0]
     objective.plan(1000, 1000)
     if compiled:
         compile_blocks(objective)
     if lean:
-        _hold(objective, setting)
-    views = setting.views()
+        hold_frozen(objective, torch.bfloat16)
 
     def loss() -> Tensor:
         with many_graphs() if compiled else nullcontext():
-            return sum(objective({'views': views, 'image': views[0]}, 500).values())  # type: ignore[return-value]
+            return sum(objective(batch, 500).values())  # type: ignore[return-value]
 
     return Optimised(setting, objective, loss, lambda: objective.after_step(500))
 
 
-def _hold(objective: Objective, setting: Setting) -> None:
-    """What the task does with `frozen_dtype: bfloat16`."""
-    if setting.precision != 'bf16':
-        raise ValueError('frozen matrices in bfloat16 go with products in bfloat16')
-    hold_frozen(objective, torch.bfloat16)
-
-
-_M, _D = 'explora_geo, M-ExPLoRA-[L]-r32', 'explora_geo, D-ExPLoRA-[L]-r32'
-MAE_STEPS: Contenders = {
-    _M: partial(mae_step, adaptation='[L]-r32'),
-    f'{_M}, gradient checkpointing': partial(mae_step, adaptation='[L]-r32', checkpointing=True),
-    f'{_M}, frozen in bf16': partial(mae_step, adaptation='[L]-r32', lean=True),
-    'explora_geo, all weights': partial(mae_step, adaptation='full'),
-}
-DINOV2_STEPS: Contenders = {
-    _D: partial(dinov2_step, adaptation='[L]-r32'),
-    f'{_D}, gradient checkpointing': partial(dinov2_step, adaptation='[L]-r32', checkpointing=True),
-    f'{_D}, frozen in bf16': partial(dinov2_step, adaptation='[L]-r32', lean=True),
-    'explora_geo, all weights': partial(dinov2_step, adaptation='full'),
-}
-
-
-def _compiled(step: Callable[..., Optimised], name: str) -> Contenders:
-    ours = partial(step, adaptation='[L]-r32', compiled=True)
-    return {
-        f'{name}, compiled': ours,
-        f'{name}, compiled, frozen in bf16': partial(ours, lean=True),
-        'explora_geo, all weights, compiled': partial(step, adaptation='full', compiled=True),
+def _steps(kind: type[MAE | DINOv2]) -> tuple[Contenders, Contenders]:
+    """Steps of an objective by name, and those whose first one takes minutes."""
+    ours, full = (partial(build_step, kind=kind, adaptation=what) for what in ('[L]-r32', 'full'))
+    name = f'explora_geo, {kind.letter}-ExPLoRA-[L]-r32'
+    plain = {
+        name: ours,
+        f'{name}, gradient checkpointing': partial(ours, checkpointing=True),
+        f'{name}, frozen in bf16': partial(ours, lean=True),
+        'explora_geo, all weights': full,
     }
+    compiled = {
+        f'{name}, compiled': partial(ours, compiled=True),
+        f'{name}, compiled, frozen in bf16': partial(ours, compiled=True, lean=True),
+        'explora_geo, all weights, compiled': partial(full, compiled=True),
+    }
+    return plain, compiled
 
 
-#: Steps whose first one takes minutes, by objective.
-COMPILED_STEPS: dict[str, Contenders] = {'mae': _compiled(mae_step, _M), 'dinov2': _compiled(dinov2_step, _D)}
+MAE_STEPS, MAE_COMPILED = _steps(MAE)
+DINOV2_STEPS, DINOV2_COMPILED = _steps(DINOv2)
+COMPILED_STEPS = {'mae': MAE_COMPILED, 'dinov2': DINOV2_COMPILED}

@@ -158,7 +158,7 @@ def test_hugging_faces_model_with_peft_trains_as_many_of_its_encoder() -> None:
 
 def test_a_library_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
-    assert missing('lightly-train DINOv2, all weights, copied teacher') == 'lightly_train'
+    assert missing('Hugging Face ViTMAE + PEFT') == 'transformers'
     assert not missing('lightly DINOv2, all weights, copied teacher')
 
 
