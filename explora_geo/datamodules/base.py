@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler, Subset
 from torchgeo.datamodules import BaseDataModule
 
 from ..bands import match_bands
-from ..datasets import collate_skipping
+from ..datasets import TileDataset, collate_skipping
 from ..datasets.collate import ReplacingCollate, SkippingDataLoader
 from ..datasets.files import evenly_spaced
 from ..datasets.images import BadTileError, read_header
@@ -130,11 +130,26 @@ class TileDataModule(BaseDataModule):
             train, held = hold_out(whole, self.held_out)
             bands = getattr(whole, 'dataset', whole).bands
             self._set_statistics(bands, usable(self._samples(train), self.root))
-            self.train_dataset, self.val_dataset = train, held or self.make('val')
+            self.train_dataset, self.val_dataset = train, held or self._shared(self.make('val'))
         if stage in {'test', 'predict'} and self.test_dataset is None:
-            self.test_dataset = self.make('test')
+            self.test_dataset = self._shared(self.make('test'))
         if stage == 'predict' and self.predict_dataset is None:
             self.predict_dataset = self.make('predict')
+
+    def _shared(self, dataset: Any) -> Any:
+        """The data set of a part, with labels numbered as in the first part that has all its classes."""
+        known: Any = [d for d in (self.dataset, self.val_dataset) if isinstance(d, TileDataset)]
+        if not isinstance(dataset, TileDataset) or not dataset.classes or not known:
+            return dataset
+        for other in known:
+            if set(dataset.classes) <= set(other.classes):
+                dataset.relabel(other.classes)
+                return dataset
+        # Labels mean the same everywhere: what training does not know is numbered after what it does.
+        first = known[0].classes
+        if first:
+            dataset.relabel([*first, *(name for name in dataset.classes if name not in first)])
+        return dataset
 
     def _samples(self, train: Any) -> Iterator[Any]:
         """Samples for estimating statistics, or only the range of values if these are known."""

@@ -62,29 +62,12 @@ class FolderDataModule(TileDataModule):
         if part == 'predict':
             return self.test_dataset or self.dataset
         root = self.roots[part]
-        if root is None:
-            return None
-        dataset = self._open(root)
-        if part != 'train':
-            self._share_labels(dataset)
-        return dataset
+        return None if root is None else self._open(root)
 
     def _open(self, root: PathLike) -> TileDataset:
         if is_pack(root):  # says its own file bands, and its tiles passed `min_size` if they were to
             return PackedDataset(root, **{k: self.kwargs[k] for k in ('bands', 'size', 'strict')})
         return FolderDataset(root, **self.kwargs)
-
-    def _share_labels(self, dataset: TileDataset) -> None:
-        """Number labels as in the first folder that has all classes of this one."""
-        wanted = set(dataset.classes)
-        for other in (self.dataset, self.val_dataset):
-            if wanted and isinstance(other, TileDataset) and wanted <= set(other.classes):
-                dataset.relabel(other.classes)
-                return
-        # Labels mean the same everywhere: what training does not know is numbered after what it does.
-        known = getattr(self.dataset, 'classes', ())
-        if wanted and known:
-            dataset.relabel([*known, *(name for name in dataset.classes if name not in known)])
 
 
 class MaskFolderDataModule(FolderDataModule):
@@ -132,6 +115,3 @@ class MaskFolderDataModule(FolderDataModule):
 
     def _open(self, root: PathLike) -> TileDataset:
         return MaskFolderDataset(root, **self.kwargs)
-
-    def _share_labels(self, dataset: TileDataset) -> None:
-        """Masks hold classes by number already."""

@@ -1,6 +1,7 @@
 """Tests of the EuroSAT data module on the shipped tiles."""
 
 import json
+import shutil
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -34,6 +35,17 @@ def test_jpeg_tiles_are_split_into_train_val_and_test() -> None:
     batch = next(iter(datamodule.val_dataloader()))
     assert batch['image'].shape == (100, 3, 64, 64)
     assert batch['label'].unique().tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_label_means_the_same_class_in_every_part(tmp_path: Path) -> None:
+    for part, names in (('train', ('Forest', 'River')), ('test', ('AnnualCrop', 'Forest', 'River'))):
+        for name in names:
+            (tmp_path / part / name).mkdir(parents=True)
+            shutil.copy(next((DATA / 'eurosat_rgb' / part / name).glob('*.jpg')), tmp_path / part / name)
+    datamodule = EuroSATDataModule(tmp_path, val_split=0)
+    datamodule.setup('test')
+    assert datamodule.test_dataset.classes == ('Forest', 'River', 'AnnualCrop')
+    assert [int(datamodule.test_dataset[i]['label']) for i in range(3)] == [2, 0, 1]
 
 
 def test_13_band_statistics_are_those_of_torchgeo_by_name(split_file: Path) -> None:
