@@ -17,10 +17,11 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from benchmarks.study.adapting import IMAGENET
 from explora_geo.checkpoints import load_weights
 from explora_geo.models import create_vit
 from explora_geo.transforms.multicrop import _random_affine
+
+from ..study.adapting import IMAGENET
 
 BLOCKS = (6, 8, 9)
 SIDES = {'student': 96, 'trunk': 84}

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from torch import multiprocessing
 
-from benchmarks.study.jobs import GROUPS
-from benchmarks.study.running import take_part
+from .jobs import GROUPS
+from .running import take_part
 
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__)

@@ -10,8 +10,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from benchmarks.study.domains import Domain
-from benchmarks.study.scoring import prepare
 from explora_geo.adaptation import ExPLoRAConfig, explora, trainable_names
 from explora_geo.adaptation.lora import merge_lora
 from explora_geo.checkpoints import load_weights
@@ -22,6 +20,9 @@ from explora_geo.objectives import MAE, Anchor, DINOv2, Objective, PhaseConfig, 
 from explora_geo.objectives.anchor import AnchorConfig
 from explora_geo.trainers.optim import OptimConfig, build_optimizer, build_schedule
 from explora_geo.transforms.multicrop import ViewsConfig
+
+from .domains import Domain
+from .scoring import prepare
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALVES = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)

@@ -141,7 +141,7 @@ def _naip(folder: Path) -> Read:
     images, labels, tested = [], [], []
     scenes = sorted((folder / 'NAIP').glob('*.npy'))
     if not scenes:
-        scenes = [_rgb(path) for path in sorted((folder / 'NAIP').glob('*.tif'))]
+        scenes = [scene_pixels(path) for path in sorted((folder / 'NAIP').glob('*.tif'))]
     for date, path in enumerate(scenes):
         scene = np.load(path)
         down, across = scene.shape[1] // 64, scene.shape[2] // 64
@@ -153,7 +153,8 @@ def _naip(folder: Path) -> Read:
     return np.stack(images), np.array(labels), np.array(tested)
 
 
-def _rgb(path: Path) -> io.BytesIO:
+def scene_pixels(path: Path) -> io.BytesIO:
+    """Red, green and blue of a scene as an `.npy` file in memory, shape (3, H, W)."""
     import rasterio
 
     with rasterio.open(path) as scene:

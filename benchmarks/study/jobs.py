@@ -3,8 +3,8 @@
 from dataclasses import replace
 from itertools import product
 
-from benchmarks.study.adapting import Recipe
-from benchmarks.study.running import Job
+from .adapting import Recipe
+from .running import Job
 
 #: Views in about 1, 10 and 60 minutes of two cores without AVX-512 (10 views/s of the anchor).
 LENGTHS = (640, 6_400, 38_400)

@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.study.adapting import SOURCES, Recipe, Source, adapt, load_source, stats_of
-from benchmarks.study.domains import Domain, load
-from benchmarks.study.scoring import Hits, features, gain, prepare, score
 from explora_geo.evaluation.compare import interpolate
 from explora_geo.evaluation.label_free import compare_backbones
 from explora_geo.models.vit import ViT
+
+from .adapting import SOURCES, Recipe, Source, adapt, load_source, stats_of
+from .domains import Domain, load
+from .scoring import Hits, features, gain, prepare, score
 
 #: Images of the archive that label-free scores and whitening read.
 SAMPLE, WHITEN = 384, 4000

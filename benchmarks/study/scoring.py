@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.study.domains import Domain
 from explora_geo.models.turns import turn
 from explora_geo.models.vit import ViT
+
+from .domains import Domain
 
 PENALTIES = (0.003, 0.01, 0.03, 0.1, 0.3)
 FEW, DRAWS, NEIGHBORS = 10, 5, 20
