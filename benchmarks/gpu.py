@@ -1,7 +1,7 @@
 """A queue for half an hour of somebody else's GPU: self-contained jobs by worth, each resumable.
 
-Such a machine takes files of 64 MiB at a time. It has torch, lightning, safetensors and scikit-learn, but neither
-TorchGeo nor kornia:
+Such a machine takes files of 64 MiB at a time. It has torch, lightning, safetensors and scikit-learn, but
+neither TorchGeo nor kornia:
 
     python -m benchmarks.gpu pack DATA PARCELS                 # here: code and data, in parcels of 60 MB
     python -m benchmarks.gpu unpack PARCEL ROOT                # there, once for each parcel
