@@ -17,6 +17,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
@@ -62,7 +63,7 @@ class RunScope(Callback):
     def __init__(self) -> None:
         """Remember the random states; a task makes this callback when its run begins."""
         self._changes = ExitStack()
-        self._changes.callback(_restore_random_states, _random_states())
+        self._changes.enter_context(isolate_rng(include_cuda=torch.cuda.is_initialized()))
         self._requeue: Any = None
         self._pending: tuple[Any, ...] | None = None
         self._step = 0
@@ -336,22 +337,6 @@ def seed_all(seed: int) -> None:
         torch.cuda.manual_seed_all(seed)
     if torch.backends.mps.is_available():
         torch.mps.manual_seed(seed)
-
-
-def _random_states() -> dict[str, Any]:
-    """Random states of Python, NumPy and torch, on the CPU and on GPUs that are in use."""
-    states = {'python': random.getstate(), 'numpy': np.random.get_state(), 'torch': torch.get_rng_state()}
-    if torch.cuda.is_initialized():
-        states['cuda'] = torch.cuda.get_rng_state_all()
-    return states
-
-
-def _restore_random_states(states: dict[str, Any]) -> None:
-    random.setstate(states['python'])
-    np.random.set_state(states['numpy'])
-    torch.set_rng_state(states['torch'])
-    if 'cuda' in states:
-        torch.cuda.set_rng_state_all(states['cuda'])
 
 
 def _all_finite(task: LightningModule) -> bool:
