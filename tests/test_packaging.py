@@ -44,6 +44,7 @@ BUNDLED = {
     'pytorch_lightning': 'lightning',
     'packaging': 'lightning',
     'transformers': 'peft',
+    'threadpoolctl': 'scikit-learn',
 }
 
 # Extras whose packages are imported by the functions that need them

@@ -66,7 +66,7 @@ def _beside(rows: list[Any], how: Mapping[str, Any]) -> Verdict:
     made = [{**r, 'gain': r['beside']['gain'], 'adapted': r['beside']} for r in rows]
     long = _with_labels(made)
     steps = f'{how["steps"]} steps' if how.get('steps') else 'a few steps'
-    text = f'{long.text.removesuffix(".")}, by the adapter made beforehand.'
+    text = long.text.replace('Adapting', 'The adapter made beforehand', 1)
     advice = f'This run was short, {steps}, and only shows how it goes: {_points(rows)}. {long.advice}'
     return Verdict(long.outcome, text, advice)
 

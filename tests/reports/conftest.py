@@ -87,6 +87,7 @@ def report(sample: Tensor, backbones: tuple[ViT, ViT]) -> dict[str, Any]:
             'labels': {'source': TILES.parent, 'train': 1000, 'validation': 250, 'test': 750, 'classes': 10},
             'rows': [row('knn', 0.69, 0.06), row('linear', 0.84, 0.04), row('few', 0.71, 0.009)],
         },
+        'quoted': {'source': 'full.json', 'command': f'explora-bench {"a_long_path/" * 20}'},
         'label_free': {'tiles': 50, **compare_backbones(*backbones, sample[:30], neighbors=5)},
         'retention': {'source': 'natural images', 'row': row('knn', 0.61, -0.01)},
         'strength': {'x': [0, 0.5, 1], 'series': [{'title': 'k-NN', 'y': [0.69, 0.72, 0.75]}], 'chosen': 1.0},

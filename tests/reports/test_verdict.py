@@ -96,9 +96,7 @@ def test_a_short_run_is_called_short_and_the_adapter_made_beforehand_is_judged()
         r['beside'] = {'mean': r['source']['mean'] + gain, 'gain': {'mean': gain, 'low': 0.02, 'high': 0.1}}
     found = judge({**scored(*rows), 'adaptation': {'short': True, 'steps': 24, 'strength': 1}})
     assert found.outcome == 'helps'
-    assert found.text == (
-        'Adapting helps: k-NN +6.0, linear probe +5.0 points, by the adapter made beforehand.'
-    )
+    assert found.text == 'The adapter made beforehand helps: k-NN +6.0, linear probe +5.0 points.'
     assert found.advice.startswith(
         f'This run was short, 24 steps, and only shows how it goes: k-NN {MINUS}5.0'
     )
