@@ -5,7 +5,7 @@ import platform
 import random
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,11 +22,6 @@ class Times(NamedTuple):
     median: float
     low: float
     high: float
-
-
-def spread(values: Sequence[float]) -> Times:
-    """Median, lowest and highest of measurements."""
-    return Times(statistics.median(values), min(values), max(values))
 
 
 def wait() -> None:
@@ -61,10 +56,10 @@ def alternate(
             wait()
             if turn >= warmup:
                 seconds[name].append(clock() - start)
-    return {name: spread(found) for name, found in seconds.items()}
+    return {n: Times(statistics.median(s), min(s), max(s)) for n, s in seconds.items()}
 
 
-def hardware(device: str = 'cpu') -> str:
+def hardware(device: str) -> str:
     """The device and, on a CPU, its threads."""
     if device.startswith('cuda'):
         return torch.cuda.get_device_name()
@@ -76,9 +71,8 @@ def add(
     kind: str,
     about: str,
     setting: Mapping[str, Any],
-    times: Mapping[str, Times],
-    columns: Mapping[str, Mapping[str, float]] = {},
-    missing: Mapping[str, str] = {},
+    columns: Mapping[str, Mapping[str, float]],
+    missing: Mapping[str, str],
 ) -> Path:
     """Replace the measurement of the same setting on the same hardware, and write the table anew.
 
@@ -86,9 +80,8 @@ def add(
         out: Folder of the results: `speed/<kind>.jsonl` and `.md` there.
         kind: The command.
         about: What it measures, in a sentence.
-        setting: What tells measurements apart, JSON-ready; `device` if not the CPU.
-        times: Seconds by what was timed; the first is what others are compared with.
-        columns: Further numbers by heading, which names their unit, and by what was measured.
+        setting: What tells measurements apart, JSON-ready; with the `device`.
+        columns: Numbers by heading, which names their unit, and by what was measured.
         missing: Why others were not measured.
 
     Returns:
@@ -96,44 +89,29 @@ def add(
     """
     row = {
         'setting': dict(setting),
-        'hardware': hardware(str(setting.get('device', 'cpu'))),
+        'hardware': hardware(setting['device']),
         'torch': torch.__version__,
-        'times': {name: t._asdict() for name, t in times.items()},
         'columns': {title: dict(values) for title, values in columns.items()},
         'missing': dict(missing),
     }
-    path = out / 'speed' / f'{kind}.jsonl'
-    same = ('setting', 'hardware')
+    path, same = out / 'speed' / f'{kind}.jsonl', ('setting', 'hardware')
     rows = [*(r for r in records.read(path) if any(r[k] != row[k] for k in same)), row]
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = [f'# {kind}', '', f'Made by `explora-bench {kind}`: {about}']
     for one in rows:
-        lines += _section(one)
+        said = ', '.join(f'{k} {v}' for k, v in one['setting'].items() if v not in ('', None, False))
+        head = ['what', *one['columns']]
+        lines += ['', f'## {said}', '', f'{one["hardware"]}, torch {one["torch"]}.', '']
+        lines += [f'| {" | ".join(head)} |', '|' + '---|' * len(head)]
+        for name in dict.fromkeys(name for values in one['columns'].values() for name in values):
+            cells = [name, *(number(values.get(name)) for values in one['columns'].values())]
+            lines.append(f'| {" | ".join(cells)} |')
+        lines += [f'| {name} | {why} |' + ' |' * (len(head) - 2) for name, why in one['missing'].items()]
     texts = {path: ''.join(json.dumps(r) + '\n' for r in rows), path.with_suffix('.md'): '\n'.join(lines)}
     for file, text in texts.items():
         with atomic_path(file) as temporary:
             temporary.write_text(f'{text.rstrip()}\n')
     return path.with_suffix('.md')
-
-
-def _section(row: dict[str, Any]) -> list[str]:
-    """One measurement: its setting, a table, and notes."""
-    setting = ', '.join(f'{k} {v}' for k, v in row['setting'].items() if v not in ('', None, False))
-    times = {name: Times(**t) for name, t in row['times'].items()}
-    head = ['what', *(('seconds (fastest-slowest)', 'ratio') if times else ()), *row['columns']]
-    lines = ['', f'## {setting}', '', f'{row["hardware"]}, torch {row["torch"]}.', '']
-    lines += [f'| {" | ".join(head)} |', '|' + '---|' * len(head)]
-    first = next(iter(times.values()), None)
-    for name in dict.fromkeys([*times, *(name for values in row['columns'].values() for name in values)]):
-        cells = [name]
-        if first is not None:
-            t = times.get(name)
-            cells += ['-', '-'] if t is None else [f'{t.median:.3f} ({t.low:.3f}-{t.high:.3f})']
-            cells += [] if t is None else [f'{t.median / first.median:.2f}']
-        cells += [number(values.get(name)) for values in row['columns'].values()]
-        lines.append(f'| {" | ".join(cells)} |')
-    lines += [f'| {name} | {why} |' + ' |' * (len(head) - 2) for name, why in row['missing'].items()]
-    return lines
 
 
 def number(value: float | None) -> str:

@@ -78,20 +78,24 @@ def compare_steps(
         with FlopCounterMode(display=False) as counter:
             step()
         flops[name] = counter.get_total_flops() / 1e9
+    first = next(iter(times.values()))
     return add(
         out,
         'speed',
         'forward, backward and optimiser (and the teacher) on real images, contenders in turns; GFLOP by '
         "torch's counter, which knows none of a CPU's fused attention.",
         {**setting.describe(objective), 'only': only, 'compiled': compiled},
-        times,
         {
+            'seconds': {name: t.median for name, t in times.items()},
+            'fastest': {name: t.low for name, t in times.items()},
+            'slowest': {name: t.high for name, t in times.items()},
+            'ratio': {name: t.median / first.median for name, t in times.items()},
             'trains, M': {name: step.trained / 1e6 for name, step in steps.items()},
             'GFLOP': flops,
             'ratio of GFLOP': {name: count / next(iter(flops.values())) for name, count in flops.items()},
             'images/s': {name: setting.batch / t.median for name, t in times.items()},
         },
-        missing=absent,
+        absent,
     )
 
 
@@ -156,9 +160,8 @@ def compare_peaks(out: Path, objective: str, setting: Any, only: str = '', compi
         'weights, gradients, optimiser and activations of one step on real images with fused attention; on a '
         'CPU each contender has a process of its own. Shares are of the last row that trains all weights.',
         {**setting.describe(objective), 'only': only, 'compiled': compiled},
-        {},
         columns,
-        missing=absent,
+        absent,
     )
 
 

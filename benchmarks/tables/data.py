@@ -19,11 +19,7 @@ _GROUPS: dict[str, type] = {'augment': Augment, 'statistics': Statistics}
 
 
 def load_class(path: str) -> Any:
-    """A class by its dotted path.
-
-    Raises:
-        ValueError: If there is none.
-    """
+    """A class by its dotted path; a `ValueError` says that there is none."""
     module, _, name = path.rpartition('.')
     if module.startswith('explora_bench.'):  # this package, by the name that it was imported by
         module = f'{__name__.partition(".")[0]}.{module.partition(".")[2]}'

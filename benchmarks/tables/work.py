@@ -211,9 +211,9 @@ def probe(store: Store, job: Job, model: Stage, validate: bool = False) -> Stage
         if validate:
             _validate_on_training(module)
         with Meter() as meter:
-            tables = extract_parts(vit, module, None, progress=lambda text: None)
-            train, val, test = (tables[part] for part in ('train', 'val', 'test'))
             protocol = _protocol(job, vit.depth, validate)
+            tables = extract_parts(vit, module, None, progress=lambda text: None)
+            train, val, test = tables['train'], tables['val'], tables['test']
             found = run_probes(train, val, test, protocol, classes_named(module))
         return {
             **meter.to_dict(),
