@@ -17,7 +17,8 @@ from typing import Any, Literal
 import yaml
 
 from explora_geo._adapt_progress import CleanStop, Legs, ProgressBar, ScoreSoFar
-from explora_geo._adapt_report import Scoring, check_sample, measure, score_on_the_way
+from explora_geo._adapt_report import Scoring, measure
+from explora_geo._adapt_scores import check_sample, score_on_the_way
 from explora_geo._adapt_settings import (
     Length,
     Source,
@@ -176,9 +177,7 @@ def _run(
         say(_plan(settings, source, notation, measured[0]['seconds']))
         trainer = {**settings['trainer'], 'enable_progress_bar': False, 'enable_model_summary': False}
         command = prepare({**settings, 'trainer': trainer})
-        train(
-            command, folder, score_on_the_way(command, found, source, scoring.labels, measured[0]['seconds'])
-        )
+        train(command, folder, score_on_the_way(command, found, scoring.labels, measured[0]['seconds']))
         page, report = measure(command, folder, found, source, notation, scoring, say)
     except (KeyboardInterrupt, SystemExit):
         last = folder / 'run' / 'last.ckpt'

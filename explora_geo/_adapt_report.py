@@ -5,7 +5,7 @@ import resource
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -15,34 +15,19 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from explora_geo._adapt_progress import ScoreSoFar, read_legs
+from explora_geo._adapt_progress import read_legs
+from explora_geo._adapt_scores import LABEL_FREE, LABELED, LEAST, sample, score
 from explora_geo._adapt_settings import ANCHOR, Source
 from explora_geo._version import __version__
 from explora_geo.checkpoints import load_backbone, read_weights, scale_adapter
 from explora_geo.datamodules.archive import Archive
-from explora_geo.datamodules.labeled import LabeledTiles
-from explora_geo.datasets.files import evenly_spaced
-from explora_geo.evaluation.compare import interpolate, score_pair
-from explora_geo.evaluation.comparison import ADAPTED, BESIDE, Comparison, PairProtocol
-from explora_geo.evaluation.label_free import (
-    DEFAULT_SCORE,
-    SCORES,
-    WORTH,
-    compare_backbones,
-    default_score,
-    mean_patch,
-)
+from explora_geo.evaluation.compare import interpolate
+from explora_geo.evaluation.comparison import ADAPTED, BESIDE, PairProtocol
+from explora_geo.evaluation.label_free import DEFAULT_SCORE, SCORES, WORTH, compare_backbones, default_score
 from explora_geo.models.vit import ViT
 from explora_geo.objectives import MAE
 from explora_geo.reports import compute_pictures, display_tiles, reconstruct, write_report
-from explora_geo.trainers.guard import FeatureMonitor
 
-#: Images of the archive that pictures and label-free scores are made of.
-SAMPLE, _LEAST = 300, 3
-#: Labeled tiles that a run is scored on while it trains; half as many without labels.
-ON_THE_WAY = 150
-#: Names of the scores on the way in the log.
-LABELED, LABEL_FREE = 'knn_so_far', 'label_free_so_far'
 #: Strengths at which the adapter is scored where there are labels.
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
 #: How features are scored on labeled tiles, and on natural images, of which k-NN alone is shown.
@@ -134,7 +119,7 @@ def choose_strength(
         return Strength(asked, 'request')
     if curve:
         return Strength(curve['chosen'], 'labels')
-    if len(images) < _LEAST or default_score(whole, images) >= default_score(before, images):
+    if len(images) < LEAST or default_score(whole, images) >= default_score(before, images):
         return Strength(1.0, 'default')
     lower = (0.0, *STRENGTHS[:-1])
     scores = {s: default_score(interpolate(before, whole, s), images) for s in lower}
@@ -314,89 +299,3 @@ def _next(folder: Path, source: Source, scoring: Scoring) -> list[str]:
         f'explora-geo map SCENE.tif --weights {weights} --adapter {adapter} --out map.tif',
         f'explora-geo adapter merge {adapter} --base {weights} --out {merged}',
     ]
-
-
-def check_sample(found: Archive) -> None:
-    """Refuse an archive that is too small for a report.
-
-    Raises:
-        ValueError: If it is.
-    """
-    if found.images < _LEAST:
-        raise ValueError(
-            f'{found.source} holds {found.images} image{"s"[: found.images != 1]}: give {_LEAST} or more'
-        )
-
-
-def score_on_the_way(
-    command: Any, found: Archive, source: Source, labels: str | PathLike[str] | None, seconds: float
-) -> ScoreSoFar:
-    """What scores a run while it trains: k-NN on some labeled tiles, or without labels the label-free score.
-
-    Args:
-        command: Trainer, task and data module.
-        found: The archive.
-        source: The weights.
-        labels: Folder of labeled tiles, or None.
-        seconds: What a step takes.
-    """
-    datamodule, device = command.datamodule, 'cuda' if torch.cuda.is_available() else 'cpu'
-
-    def with_labels() -> Callable[[ViT], float | None]:
-        batches = list(LabeledTiles(labels or '', found, ON_THE_WAY).batches(datamodule))
-
-        @torch.inference_mode()
-        def score(vit: ViT) -> float | None:
-            monitor = FeatureMonitor('knn')
-            for batch in batches:
-                monitor.add(mean_patch(vit, batch['image'].to(device)), batch)
-            return monitor.score()
-
-        return score
-
-    def without() -> Callable[[ViT], float | None]:
-        images, _ = sample(datamodule, device, ON_THE_WAY // 2)
-        return lambda vit: default_score(vit, images)
-
-    # A step sees each of its images three times at least: forward, and backward.
-    image = seconds / datamodule.batch_size / 3
-    planned = seconds * command.trainer.max_steps
-    if labels is not None:
-        return ScoreSoFar(LABELED, 'k-NN', with_labels, ON_THE_WAY * image, planned)
-    title = SCORES[DEFAULT_SCORE].title.lower()
-    return ScoreSoFar(
-        LABEL_FREE, title, without, 3 * ON_THE_WAY * image, planned
-    )  # tile and two crops, twice
-
-
-def sample(datamodule: Any, device: str, most: int = SAMPLE) -> tuple[Tensor, list[str]]:
-    """Evenly spaced images of the archive as they are scored, shape (N, C, H, W), and their names."""
-    dataset = datamodule.train_dataset
-    picked = {i: dataset[i] for i in evenly_spaced(len(dataset), most)}
-    used = [i for i, s in picked.items() if 'image' in s]
-    usable = [picked[i] for i in used]
-    if len(usable) < _LEAST:
-        raise ValueError(f'a report needs {_LEAST} usable images, the archive gave {len(usable)}')
-    batch = {'image': torch.stack([s['image'].float() for s in usable])}
-    files = getattr(dataset, 'files', None)
-    names = [Path(str(files[i])).name for i in used] if files is not None else []
-    return datamodule.aug(batch)['image'].to(device), names
-
-
-def score(
-    before: ViT,
-    after: Mapping[str, ViT],
-    folder: str | PathLike[str],
-    datamodule: Any,
-    found: Archive,
-    protocol: PairProtocol,
-    strengths: Sequence[float] = (),
-) -> Comparison:
-    """Accuracies on labeled tiles, normalized as the archive was."""
-    tiles, device = LabeledTiles(folder, found), before.cls_token.device
-
-    def batches() -> Iterator[dict[str, Tensor]]:
-        for batch in tiles.batches(datamodule):
-            yield {**batch, 'image': batch['image'].to(device)}
-
-    return score_pair(before, after, batches, strengths=strengths, protocol=protocol)

@@ -52,16 +52,17 @@ ALLOWED = {
     'doctor': {'checkpoints', 'devices', 'models'},
     'devices': set(),
     '_adapt_settings': {'adaptation', 'checkpoints', 'datamodules', 'models', 'trainers'},
+    '_adapt_scores': {*('_adapt_progress', 'datamodules', 'datasets', 'evaluation', 'models', 'trainers')},
     '_adapt_report': {
-        *('_adapt_progress', '_adapt_settings', 'checkpoints', 'datamodules', 'datasets'),
-        *('evaluation', 'models', 'objectives', 'reports', 'trainers'),
+        *('_adapt_progress', '_adapt_scores', '_adapt_settings', '_version', 'checkpoints', 'datamodules'),
+        *('evaluation', 'models', 'objectives', 'reports'),
     },
     '_adapt_progress': {'_atomic', 'adaptation', 'models'},
     '_adapt_speed': {'_adapt_settings', 'configured', 'datamodules', 'devices'},
     # The main job is what libraries are for: it stands above them, below the command line.
     '_adapt': {
-        *('_adapt_progress', '_adapt_report', '_adapt_settings', '_adapt_speed', '_atomic', 'checkpoints'),
-        *('configured', 'datamodules'),
+        *('_adapt_progress', '_adapt_report', '_adapt_scores', '_adapt_settings', '_adapt_speed'),
+        *('_atomic', 'checkpoints', 'configured', 'datamodules'),
     },
     '_cli_adapt': {'_adapt', '_adapt_report', '_adapt_settings'},
     '_atomic': set(),

@@ -109,7 +109,9 @@ def _measured(trials: list[Mapping[str, Any]]) -> str | None:
 def _strength(how: Mapping[str, Any]) -> str | None:
     if how.get('strength') is None:
         return None
-    by = {'labels': 'by validation tiles', 'request': 'as asked'}.get(how.get('strength_by', ''))
+    by = {'labels': 'by validation tiles', 'request': 'as asked', 'label-free': 'without labels'}.get(
+        how.get('strength_by', '')
+    )
     return _joined(f'{how["strength"]:g}', by)
 
 
