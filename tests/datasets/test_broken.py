@@ -1,7 +1,8 @@
-"""One broken file in an archive: every data set names it, and returns no image of it."""
+"""What every data set of tiles does alike, above all with a broken file: name it, return no image of it."""
 
 import errno
 import os
+import pickle
 import re
 import resource
 import shutil
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib import pyplot as plt
 from rasterio.errors import RasterioIOError
 from torch.utils.data import Dataset, Subset
 
@@ -78,6 +80,25 @@ def test_a_broken_file_is_named_and_the_others_are_returned(flat: Path, name: st
     assert Path(path).name == broken.name and re.search(BROKEN[kind][2], reason) and '\n' not in reason
     sound = [sample['image'] for sample in samples if 'image' in sample]
     assert len(sound) == 4 and all(torch.isfinite(image).all() for image in sound)
+
+
+@pytest.mark.parametrize('name', DATASETS)
+def test_every_data_set_is_a_sequence_of_tensors_that_workers_can_take(flat: Path, name: str) -> None:
+    dataset: Any = DATASETS[name](flat)
+    dataset.transforms = mark
+    for found in (dataset, pickle.loads(pickle.dumps(dataset))):
+        assert len(found) == len(found.files) == 4 and found.bands == ('red', 'green', 'blue')
+        assert found[-1]['image'].dtype == torch.float32 and found[-1]['marked']
+        assert torch.equal(found[-1]['image'], found[3]['image'])
+        with pytest.raises(IndexError):
+            found[4]
+    assert list(dataset.catalog['path']) == [str(path) for path in dataset.files]
+    assert dataset.plot(dataset[0], suptitle='A tile').get_suptitle() == 'A tile'
+    plt.close('all')
+
+
+def mark(sample: dict[str, Any]) -> dict[str, Any]:
+    return {**sample, 'marked': True}
 
 
 @pytest.mark.parametrize('kind', ODD)

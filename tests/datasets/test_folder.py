@@ -1,7 +1,6 @@
 """Tests of the folder dataset, on real tiles and on damaged ones."""
 
 import os
-import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -381,13 +380,6 @@ def test_the_cache_keeps_tiles_in_their_own_type(tiles: Path) -> None:
     assert torch.equal(dataset[0]['image'], first)
     dataset[0]['image'].zero_()
     assert torch.equal(dataset[-5]['image'], first)
-
-
-def test_transforms_are_applied_and_the_dataset_pickles(tiles: Path) -> None:
-    dataset = FolderDataset(tiles, transforms=lambda s: {'image': s['image'] * 0})
-    assert dataset[0]['image'].max() == 0
-    copy = pickle.loads(pickle.dumps(FolderDataset(tiles)))
-    assert len(copy) == 5
 
 
 def test_labels_can_follow_another_class_list(tmp_path: Path) -> None:
