@@ -55,10 +55,10 @@ class Job:
 
 def queue(root: Path, out: Path, tiny: bool) -> list[Job]:
     """The jobs in the order of their worth."""
-    study = ('benchmarks.study', str(root / 'data'), str(root / 'cache'), str(out / 'runs.jsonl'))
+    study = (f'{__package__}.study', str(root / 'data'), str(root / 'cache'), str(out / 'runs.jsonl'))
     processes = ('--processes', '1' if tiny else '8', '--seconds', '1' if tiny else '440')
     size = ('--tiny',) if tiny else ()
-    this = 'benchmarks.gpu'
+    this = f'{__package__}.gpu'
     return [
         Job('long', 480, (*study, 'long', *processes)),
         Job('harm', 480, (*study, 'harm', 'search', *processes)),

@@ -26,6 +26,7 @@ ANCHORS = {
     'anchor-w1': replace(ANCHOR, arguments={'whitening': 1.0}),
     'anchor-w0.75': replace(ANCHOR, arguments={'whitening': 0.75}),
     'anchor-w0.25': replace(ANCHOR, arguments={'whitening': 0.25}),
+    'anchor-oriented': replace(ANCHOR, arguments={'oriented': True}),
 }
 
 
@@ -66,7 +67,7 @@ def harm() -> list[Job]:
                 continue
             seen = OTHERS[domain] if views > 640 else ()
             jobs.append(Job('harm', name, 'depth6', domain, ANCHORS[name], views, seed, transfer=seen))
-    return jobs
+    return [*jobs, Job('harm', 'anchor-oriented', 'depth6', 'naip', ANCHORS['anchor-oriented'], 6_400)]
 
 
 def search() -> list[Job]:
