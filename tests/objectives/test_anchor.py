@@ -158,3 +158,33 @@ def test_the_anchor_stands_beside_and_the_mean_patch_can_be_compared(small_names
     assert copied == sum(p.numel() for p in vit.parameters() if p.requires_grad)
     with pytest.raises(ValueError, match="token must be cls or avg, got 'mean'"):
         DINOv2(vit, token='mean')
+
+
+@pytest.mark.parametrize(
+    ('options', 'image', 'batch'),
+    [
+        (
+            {'tokenizer': 'group-channel', 'bands': ('B02', 'B03', 'B04', 'B08')}
+            | {'tokenizer_options': {'channel_groups': [['B02', 'B03'], ['B04', 'B08']]}},
+            (4, 4, 32, 32),
+            {},
+        ),
+        (
+            {'tokenizer': 'temporal'},
+            (4, 3, 3, 32, 32),
+            {'timestamps': torch.tensor([[[8.0, 5, 12], [15, 7, 12], [18, 7, 12]]] * 4)},
+        ),
+    ],
+    ids=['bands', 'dates'],
+)
+def test_bands_and_dates_are_slots_of_the_same_anchor(
+    options: dict[str, Any], image: tuple[int, ...], batch: dict[str, Any], small_names: None
+) -> None:
+    vit = student('[L]-r4', **options)
+    anchor = Anchor(vit)
+    pixels = torch.randn(image)
+    losses = anchor({'image': pixels, **batch}, 0)
+    torch.stack(list(losses.values())).sum().backward()
+    slots = anchor.anchor.targets(pixels, batch.get('timestamps')).shape[1]
+    assert slots == (2 if 'bands' in options else 3)
+    assert all(p.grad is not None for p in vit.blocks[-1].parameters())
