@@ -17,8 +17,9 @@ from explora_geo.checkpoints.quantize import QUANTIZATION, dequantize_rows
 
 # Where trainers nest the state dict, in the order in which they are looked for.
 _NESTS = ('model', 'state_dict', 'teacher', 'module')
-# What weights are stored in; integers are quantized, and mean nothing without their scales.
+# Types by their names in safetensors; float32 is the default.
 _TYPES = {'F16': torch.float16, 'BF16': torch.bfloat16, 'F64': torch.float64, 'I8': torch.int8}
+# Types of weights; integers are quantized, and mean nothing without their scales.
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
