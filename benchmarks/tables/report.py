@@ -189,7 +189,7 @@ def _source_of(
 ) -> list[Record]:
     """Records of the row that measures the source of a row as it is, in the same way, if any."""
     for other in table.rows.values():
-        keys = ('objective', 'tuning', 'last_blocks', 'dataset', 'head')
+        keys = ('objective', 'tuning', 'tune', 'last_blocks', 'dataset', 'head')
         same = all(getattr(other, key) == getattr(row, key) for key in keys)
         if same and not other.adaptation and not other.only:
             return found.get((other.id, origin), [])

@@ -184,6 +184,16 @@ def test_classes_that_training_lacks_are_reported(tiny: Scale, record: Callable[
     assert 'whose images count as wrong: tapir (7 test).' in text
 
 
+def test_a_tuned_row_is_compared_with_its_source_at_the_same_label_budget(
+    tiny: Scale, record: Callable[..., dict]
+) -> None:
+    values = {'source_lora_1': 50.0, 'source_lora_10': 70.0, 'd_l_r32_lora_1': 53.0, 'd_l_r32_lora_10': 71.0}
+    found = [record(row, 0, value, 'labels', scores={}) for row, value in values.items()]
+    rows = lines_of(markdown(get_table('labels'), tiny, found).split('## ')[0])
+    name = 'D-ExPLoRA-[L]-r32, LoRA-r8, {} of the labels (added)'
+    assert [rows[name.format(share)][3] for share in ('1%', '10%')] == ['+3.0', '+1.0']
+
+
 def test_imported_rows_stand_beside_and_are_not_averaged(tiny: Scale, ablation: list[dict]) -> None:
     other = {**ablation[0], 'origin': 'arms a', 'value': 10.0, 'energy': None}
     text = markdown(get_table('3'), tiny, [*ablation, other])
