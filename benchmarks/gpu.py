@@ -159,7 +159,7 @@ def _step(letter: str, tiny: bool, **choices: Any) -> tuple[Callable[[], None], 
     )
     explora(vit, ExPLoRAConfig.parse('full' if choices.get('full') else '[L]-r32'))
     objective = kind(vit).to(device).train()
-    objective.plan(1000, 100)
+    objective.set_schedule(1000, 100)
     if choices.get('frozen'):
         hold_frozen(objective, torch.bfloat16)
     if choices.get('compiled'):

@@ -58,7 +58,7 @@ def test_two_steps_move_what_trains_and_nothing_else(
 ) -> None:
     vit = adapted(tokenizer, objective)
     model = OBJECTIVES[objective](vit)
-    model.plan(4, 4)
+    model.set_schedule(4, 4)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     trained = {k for k, p in model.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
@@ -109,7 +109,7 @@ def test_a_teachers_adapter_gives_its_features_on_the_same_base(
 ) -> None:
     vit = adapted(tokenizer)
     model = dinov2(vit)
-    model.plan(10, 10)
+    model.set_schedule(10, 10)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     for step in range(3):
         torch.stack(list(model(batch_of(vit), step).values())).sum().backward()

@@ -67,7 +67,7 @@ def build_step(
         objective = DINOv2(vit, setting.head, views=crops, phases=phases)
         batch = {'views': setting.views()}
         batch['image'] = batch['views'][0]
-    objective.plan(1000, 1000)
+    objective.set_schedule(1000, 1000)
     if compiled:
         compile_blocks(objective)
     if lean:

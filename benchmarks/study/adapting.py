@@ -186,7 +186,7 @@ def adapt(
         adapter_lr_multiplier=recipe.lora,
     )
     epochs = max(1, steps * batch // len(archive))
-    objective.plan(steps, steps / epochs)
+    objective.set_schedule(steps, steps / epochs)
     optimizer = build_optimizer(objective, config, batch, 'bf16-mixed')
     schedule = build_schedule(optimizer, config, steps, epochs, batch)
     losses: list[Tensor] = []

@@ -78,8 +78,8 @@ class Objective(nn.Module, ABC):
         """Images that show what the objective does, by title, each of the input's shape; or none."""
         return {}
 
-    def plan(self, total: int, epoch: float) -> None:
-        """Set the length of training, for schedules; nothing by default.
+    def set_schedule(self, total: int, epoch: float) -> None:
+        """Set the total number of steps, for schedules; nothing by default.
 
         Args:
             total: Optimizer steps of the whole run.

@@ -13,9 +13,9 @@ from explora_geo.models.heads import HeadConfig, ProjectionHead
 from explora_geo.models.vit import Embedded, Features, ViT
 from explora_geo.objectives.anchor import AnchorConfig, AnchorLoss
 from explora_geo.objectives.base import Objective
-from explora_geo.objectives.losses import Assignment, dino_losses, entropies, ibot_loss
+from explora_geo.objectives.losses import TargetCentering, dino_losses, entropies, ibot_loss
 from explora_geo.objectives.masking import MaskConfig, block_masks
-from explora_geo.objectives.schedules import Horizon, PhaseConfig, rename_length
+from explora_geo.objectives.schedules import PhaseConfig, TrainingLength, rename_length
 from explora_geo.objectives.teacher import Teacher, TeacherConfig
 from explora_geo.transforms.multicrop import MultiCrop, ViewsConfig
 
@@ -102,13 +102,13 @@ class DINOv2(Objective):
                 renamed: dict[str, Any] = rename_length(name, value, 'phases.')
                 self.phases = replace(self.phases, **renamed)
         self.load_heads = load_heads
-        self.horizon = Horizon()
+        self.horizon = TrainingLength()
         self.koleo = KoLeoLoss()
         self.dino_head = ProjectionHead(backbone.embed_dim, head)
         self.ibot_head = ProjectionHead(backbone.embed_dim, ibot_head) if ibot_head else None
         sizes = (head.prototypes, (ibot_head or head).prototypes)
         self.assign_cls, self.assign_patches = (
-            Assignment(size, teacher.centering, teacher.center_momentum) for size in sizes
+            TargetCentering(size, teacher.centering, teacher.center_momentum) for size in sizes
         )
         # A frozen patch embedding is the teacher's too, so that crops are embedded once.
         self._shares_embedding = not any(p.requires_grad for p in backbone.patch_embed.parameters())
@@ -168,9 +168,9 @@ class DINOv2(Objective):
         state = self.teacher.parts.state_dict()
         return {k: v for k, v in state.items() if k.startswith(_HEADS)}
 
-    def plan(self, total: int, epoch: float) -> None:
+    def set_schedule(self, total: int, epoch: float) -> None:
         """Set the length of training, for the schedules."""
-        self.horizon = Horizon(max(total, 1), epoch)
+        self.horizon = TrainingLength(max(total, 1), epoch)
         self.horizon.check(self.targets.warmup_length, 'the temperature never reaches final_temperature')
         self.horizon.check(self.phases.freeze_last_layer, 'the prototypes never train')
         self.horizon.check(self.phases.head_warmup, 'the backbone never trains')
@@ -196,7 +196,7 @@ class DINOv2(Objective):
         mask = block_masks(len(crops), grid, tokens.shape[1], **vars(self.masks))
         # Rows of the masked tokens, found on the CPU: a boolean index would wait for the device.
         rows = mask.flatten().nonzero().squeeze(1).to(crops.device)
-        targets, of_patches = self._teach(crops, embedded, rows, times, step)
+        targets, of_patches = self._teacher_targets(crops, embedded, rows, times, step)
 
         learning = torch.is_grad_enabled() and not self._warming_up(step)
         with torch.set_grad_enabled(learning):
@@ -241,10 +241,10 @@ class DINOv2(Objective):
         return features.cls if self.token == 'cls' else features.patches.flatten(1, -2).mean(1)
 
     @torch.no_grad()
-    def _teach(
+    def _teacher_targets(
         self, crops: Tensor, embedded: Embedded, rows: Tensor, times: Tensor | None, step: int
     ) -> tuple[Tensor, Tensor | None]:
-        """What the teacher says of global crops, shape (2·B, C, H, W).
+        """Targets of the teacher for global crops, shape (2·B, C, H, W).
 
         Returns:
             Probabilities of the class tokens by crop, shape (2, B, K), and of the tokens in `rows`, shape
@@ -262,7 +262,7 @@ class DINOv2(Objective):
             both = parts['dino_head'](torch.cat([pooled, masked]))
             cls, patches = both.split([len(crops), len(rows)])
         config = self.targets
-        temperature = self.horizon.rise(
+        temperature = self.horizon.linear_warmup(
             step, config.temperature, config.final_temperature, config.warmup_length
         )
         with torch.autocast(crops.device.type, enabled=False):

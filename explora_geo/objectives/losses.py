@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 _PIECE = 2**22
 
 
-class Assignment(nn.Module):
+class TargetCentering(nn.Module):
     """Turns a teacher's logits into targets over prototypes that cannot all be the same one.
 
     `centering` subtracts a running mean of the logits before the softmax (DINO); `sinkhorn` spreads the
@@ -28,7 +28,7 @@ class Assignment(nn.Module):
     def __init__(
         self, prototypes: int, kind: Literal['centering', 'sinkhorn'] = 'centering', momentum: float = 0.9
     ) -> None:
-        """Initialize an Assignment.
+        """Initialize a TargetCentering.
 
         Args:
             prototypes: Prototypes K.

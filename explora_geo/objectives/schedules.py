@@ -67,7 +67,7 @@ def rename_length(phase: str, value: float, group: str = '') -> dict[str, float 
     return {f'{phase}_{u}': value if u == unit else None for u in _UNITS}
 
 
-class Horizon(NamedTuple):
+class TrainingLength(NamedTuple):
     """How long training is.
 
     Attributes:
@@ -118,7 +118,7 @@ class Horizon(NamedTuple):
         """Half a cosine from `start` to `end` over the run."""
         return float(cosine_schedule(min(step, self.total), self.total, start, end))
 
-    def rise(self, step: int, start: float, end: float, length: Length) -> float:
+    def linear_warmup(self, step: int, start: float, end: float, length: Length) -> float:
         """Linear from `start` to `end` over a phase, then `end`."""
         steps = self.steps(length)
         return end if step >= steps else start + (end - start) * step / steps

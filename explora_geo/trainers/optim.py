@@ -15,7 +15,7 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from explora_geo._compat import unscaled_by_clipping
-from explora_geo.objectives.schedules import Horizon, Length, rename_length
+from explora_geo.objectives.schedules import Length, TrainingLength, rename_length
 
 
 class RunLength(NamedTuple):
@@ -244,7 +244,7 @@ def build_schedule(optimizer: AdamW, config: OptimConfig, total: int, epochs: in
     Returns:
         The schedule, to be stepped after every optimizer step.
     """
-    horizon = Horizon(total, total / max(epochs, 1))
+    horizon = TrainingLength(total, total / max(epochs, 1))
     length = config.warmup_length
     warmup = horizon.steps(length)
     horizon.check(length, 'the learning rate rises to its end')

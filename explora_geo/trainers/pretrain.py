@@ -163,7 +163,7 @@ class ExPLoRATask(ReproducibleTask):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW over what trains, warm-up and cosine by step."""
         total, epochs, batch = run_length(self.trainer)
-        self.model.plan(total, steps_per_epoch(self.trainer))
+        self.model.set_schedule(total, steps_per_epoch(self.trainer))
         optimizer = build_optimizer(self.model, self.optim, batch, self.trainer.precision)
         schedule = build_schedule(optimizer, self.optim, total, epochs, batch)
         return {'optimizer': optimizer, 'lr_scheduler': {'scheduler': schedule, 'interval': 'step'}}

@@ -44,7 +44,7 @@ def test_a_step_needs_no_other_device_and_waits_for_no_number(
     )
     explora(vit, ExPLoRAConfig.parse('[L]-r4'))
     model = objective(vit).to('meta').train()
-    model.plan(10, 10)
+    model.set_schedule(10, 10)
 
     def empty(count: int, size: int) -> Tensor:
         return torch.empty(count, *channels, size, size, device='meta')

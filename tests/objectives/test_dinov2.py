@@ -39,7 +39,7 @@ def build(build_vit: Build) -> Callable[..., DINOv2]:
 
 def train(model: DINOv2, images: Tensor, steps: int, lr: float = 1e-3) -> list[float]:
     """Train as the task does and return the sums of the losses."""
-    model.plan(steps, steps)
+    model.set_schedule(steps, steps)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr, weight_decay=0)
     sums = []
     for step in range(steps):
@@ -131,7 +131,7 @@ def test_first_the_heads_train_alone_and_the_prototypes_rest(
     model = build(head=replace(HEAD, train_gain=train_gain), phases=phases)
     start = snapshot(model.student)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], weight_decay=0.1)
-    model.plan(8, 8)
+    model.set_schedule(8, 8)
     changed = []
     for step in range(8):
         optimizer.zero_grad()
@@ -159,7 +159,7 @@ def test_a_phase_that_outlasts_the_run_is_told_of(
     with pytest.warns(
         UserWarning, match=f'{phase}_steps 1250 lasts for 1,250 .* the run for 300: {misses}'
     ) as said:
-        build(phases=PhaseConfig(**rest), teacher=teacher).plan(300, 50)
+        build(phases=PhaseConfig(**rest), teacher=teacher).set_schedule(300, 50)
     assert len(said) == 1
 
 
@@ -181,9 +181,15 @@ def test_the_student_alone_drops_paths(build: Callable[..., DINOv2], images: Ten
     model = build(vit={'drop_path_rate': 0.5, 'uniform_drop_path': True}).train()
     views = model._multi_crop(images)
     rows = torch.arange(5)
-    targets = [model._teach(views[0], model.backbone.patch_embed(views[0]), rows, None, 0) for _ in range(2)]
+    targets = [
+        model._teacher_targets(views[0], model.backbone.patch_embed(views[0]), rows, None, 0)
+        for _ in range(2)
+    ]
     model.assign_cls.eval()
-    again = [model._teach(views[0], model.backbone.patch_embed(views[0]), rows, None, 0) for _ in range(2)]
+    again = [
+        model._teacher_targets(views[0], model.backbone.patch_embed(views[0]), rows, None, 0)
+        for _ in range(2)
+    ]
     assert torch.equal(again[0][0], again[1][0]) and targets[0][1] is not None
     features = [model.backbone(views[0]).cls for _ in range(2)]
     assert not torch.equal(features[0], features[1])
@@ -205,7 +211,7 @@ def test_targets_of_masked_tokens_are_gone_before_local_crops_need_memory(
     build: Callable[..., DINOv2], images: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = build()
-    teach, targets, alive = model._teach, [], []
+    teach, targets, alive = model._teacher_targets, [], []
 
     def watched(*args: Any) -> Any:
         found = teach(*args)
@@ -213,7 +219,7 @@ def test_targets_of_masked_tokens_are_gone_before_local_crops_need_memory(
         targets.append(weakref.ref(found[1]))
         return found
 
-    monkeypatch.setattr(model, '_teach', watched)
+    monkeypatch.setattr(model, '_teacher_targets', watched)
     model.backbone.register_forward_pre_hook(lambda m, args: alive.append(targets[0]() is not None))
     losses = model({'image': images}, 0)
     assert alive == [True, False]  # global crops, local crops
@@ -341,7 +347,7 @@ def test_two_steps_equal_those_written_out_with_a_whole_copied_teacher(
     student = copy.deepcopy(model.student)
     teacher = copy.deepcopy(student).requires_grad_(False)
     steps = 4  # of which two are done
-    model.plan(steps, steps)
+    model.set_schedule(steps, steps)
     optimizers = [
         torch.optim.SGD([p for p in m.parameters() if p.requires_grad], lr=0.1, momentum=0.9)
         for m in (model, student)

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from explora_geo.objectives import losses
 from explora_geo.objectives.losses import (
-    Assignment,
+    TargetCentering,
     cross_entropies,
     dino_losses,
     entropies,
@@ -26,7 +26,7 @@ K, B = 12, 5
 def test_the_class_token_losses_add_up_to_lightlys(local: int) -> None:
     teacher, student = torch.randn(2, B, K), torch.randn(2 + local, B, K)
     theirs = DINOLoss(K, warmup_teacher_temp=0.05, teacher_temp=0.05)
-    ours = Assignment(K)
+    ours = TargetCentering(K)
     for _ in range(2):  # the second time with a centre that has moved
         expected = theirs(list(teacher), list(student), epoch=0)
         targets = ours(teacher.flatten(0, 1), 0.05).unflatten(0, (2, B))
@@ -39,7 +39,7 @@ def test_the_masked_patch_loss_is_lightlys() -> None:
     mask = torch.rand(6, 3, 3) < 0.4
     mask[2] = False
     teacher, student = torch.randn(int(mask.sum()), K), torch.randn(int(mask.sum()), K)
-    theirs, ours = IBOTPatchLoss(K, teacher_temp=0.05), Assignment(K)
+    theirs, ours = IBOTPatchLoss(K, teacher_temp=0.05), TargetCentering(K)
     for _ in range(2):
         expected = theirs(teacher, student, mask)
         assert_close(ibot_loss(ours(teacher, 0.05), student, mask, 0.1), expected)
@@ -80,7 +80,7 @@ def test_losses_are_computed_in_float32() -> None:
     targets = torch.rand(2, B, K).softmax(-1)
     found = cross_entropies(targets, torch.randn(3, B, K).bfloat16(), 0.1)
     assert found.dtype == torch.float32
-    assert Assignment(K)(torch.randn(4, K).bfloat16(), 0.05).dtype == torch.float32
+    assert TargetCentering(K)(torch.randn(4, K).bfloat16(), 0.05).dtype == torch.float32
 
 
 def test_sinkhorn_is_lightlys() -> None:
@@ -91,15 +91,15 @@ def test_sinkhorn_is_lightlys() -> None:
 def test_sinkhorn_spreads_a_batch_evenly_wherever_its_logits_lie() -> None:
     logits = torch.randn(48, K)
     logits[:, 0] += 5  # every row likes the first prototype best
-    targets = Assignment(K, 'sinkhorn')(logits, 1.0)
+    targets = TargetCentering(K, 'sinkhorn')(logits, 1.0)
     assert_close(targets.sum(1), torch.ones(48))
     assert targets.sum(0).max() < 2 * 48 / K < logits.softmax(1).sum(0).max()
-    assert_close(Assignment(K, 'sinkhorn')(logits + 300, 1.0), targets, atol=1e-4, rtol=0)
+    assert_close(TargetCentering(K, 'sinkhorn')(logits + 300, 1.0), targets, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize('kind', ['centering', 'sinkhorn'])
 def test_validation_leaves_the_centre_alone(kind: Any) -> None:
-    assign = Assignment(K, kind).eval()
+    assign = TargetCentering(K, kind).eval()
     assign(torch.randn(4, K), 0.05)
     assert torch.equal(assign.center.value, torch.zeros(1, K))
 
@@ -119,4 +119,4 @@ def test_entropies_tell_both_kinds_of_collapse() -> None:
 
 def test_an_unknown_kind_is_refused() -> None:
     with pytest.raises(ValueError, match="'centering' or 'sinkhorn', got 'swav'"):
-        Assignment(K, 'swav')  # type: ignore[arg-type]
+        TargetCentering(K, 'swav')  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ from lightly.loss import KoLeoLoss
 from torch import Tensor
 from torch.testing import assert_close
 
-from explora_geo.objectives.losses import Assignment, dino_losses, ibot_loss
+from explora_geo.objectives.losses import TargetCentering, dino_losses, ibot_loss
 
 
 @pytest.fixture(scope='module')
@@ -17,9 +17,9 @@ def losses(golden: Callable[[str], Any]) -> Any:
     return golden('dinov2_losses')
 
 
-def assignment(losses: Any, kind: Any, center: Tensor) -> Assignment:
+def assignment(losses: Any, kind: Any, center: Tensor) -> TargetCentering:
     config = losses.config
-    found = Assignment(config['out_dim'], kind, config['center_momentum'])
+    found = TargetCentering(config['out_dim'], kind, config['center_momentum'])
     found.center.center.copy_(center.view(1, -1))
     return found
 

@@ -15,7 +15,7 @@ from explora_geo.models import create_vit
 from explora_geo.models.heads import HeadConfig
 from explora_geo.models.weights import ViTLarge14_Weights, ViTLarge16_Weights, ViTTiny8_Weights
 from explora_geo.objectives import MAE, DINOv2, Objective, TeacherConfig
-from explora_geo.objectives.schedules import Horizon
+from explora_geo.objectives.schedules import TrainingLength
 from explora_geo.trainers import PRESETS, ExPLoRATask
 from explora_geo.trainers.presets import Preset, choose, get_preset
 
@@ -25,7 +25,7 @@ Task = Callable[..., ExPLoRATask]
 def lengths(preset: Preset) -> tuple[int, ...]:
     """Steps of warm-up, of the teacher's temperature, and in which prototypes and backbone rest."""
     # An epoch of any length: nothing here is counted in passes over the data.
-    horizon = Horizon(preset.steps or 1, 11_361)
+    horizon = TrainingLength(preset.steps or 1, 11_361)
     phases = preset.objective['phases']
     found = (preset.optim.warmup_length, preset.objective['teacher'].warmup_length)
     return tuple(horizon.steps(x) for x in (*found, phases.freeze_last_layer, phases.head_warmup))
