@@ -34,7 +34,8 @@ MAKEFLAGS += --no-print-directory
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 PYTEST = $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
-.PHONY: help demo test test-all test-group group-due pytest coverage lint format docs test-lowest constraints audit clean
+.PHONY: help demo test test-all test-group group-due pytest coverage lint format docs test-lowest test-newest wheel \
+	constraints audit clean
 
 BIN := $(VENV)/bin
 LOWEST := .venv-lowest
@@ -140,6 +141,14 @@ $(LOWEST)/bin/.installed: pyproject.toml setup.py constraints/oldest.txt
 
 test-lowest: $(LOWEST)/bin/.installed ## The fast tests on the lowest versions of every dependency
 	@EXPLORA_GEO_LOWEST=1 $(LOWEST)/bin/python -m pytest -m 'not slow and not group' $(PYTEST_ARGS)
+
+test-newest: $(BIN)/.installed-tests ## The fast tests on the newest TorchGeo, timm and Lightning
+	@$(BIN)/python -m pip install --quiet --upgrade torchgeo timm lightning
+	@$(PYTEST) -m 'not slow and not group' $(PYTEST_ARGS)
+
+wheel: $(BIN)/.installed-tests ## Build the wheel into dist/ and check that it holds what it must
+	@$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+	@$(BIN)/python -m pytest -q tests/test_packaging.py $(PYTEST_ARGS)
 
 constraints: ## Resolve the lowest versions anew into constraints/oldest.txt
 	@$(PYTHON) -m venv --clear .venv-tools
