@@ -39,7 +39,7 @@ def test_both_pythons_style_wheel_and_pages_are_checked() -> None:
 
 def test_hooks_are_the_commands_of_make_lint() -> None:
     lint = MAKEFILE.split('\nlint:')[1].split('\n\n')[0]
-    wanted = re.findall(r'\$\(BIN\)/(.+)', lint)
+    wanted = re.findall(r'^\t@\$\(BIN\)/(.+)', lint, re.M)
     (local,) = yaml.safe_load((ROOT / '.pre-commit-config.yaml').read_text())['repos']
     hooks = [
         hook['entry'].removeprefix('.venv/bin/').replace(' --force-exclude', '') for hook in local['hooks']
