@@ -130,7 +130,7 @@ def map_scene(
     embeddings: Annotated[Path | None, typer.Option(help='Features per patch (.tif, .parquet).')] = None,
     quicklook: Annotated[Path | None, typer.Option(help='Picture of scene and map (.png).')] = None,
     file_bands: Annotated[str, typer.Option(help='Names of all bands in file order.')] = '',
-    statistics: Annotated[str, typer.Option(help='Normalise by those of the model or the scene.')] = '',
+    statistics: Annotated[str, typer.Option(help='Normalize by those of the model or the scene.')] = '',
     overlap: Annotated[float, typer.Option(help='Share of a tile that the next covers again.')] = 0.25,
     block: Annotated[int, typer.Option(help='Side of blocks finished one by one, pixels.')] = 2048,
     turns: Annotated[

@@ -70,7 +70,7 @@ class _Checked(LightningCLI):
             options['weights_only'] = True  # Lightning would unpickle what it downloads
 
     def before_instantiate_classes(self) -> None:
-        """Have the check before training cover the whole labelled set, if nothing else is asked for.
+        """Have the check before training cover the whole labeled set, if nothing else is asked for.
 
         What the starting weights score is what later scores are compared with.
         """
@@ -161,7 +161,7 @@ def plan(args: list[str]) -> dict[str, str]:
         'weights': getattr(task, 'load_report', ''),
         'data': f'{type(datamodule).__name__}, {batches:,} batches of {size} an epoch, '
         f'validation on {len(validation) if validation else "no"} images',
-        'length': f'{total:,} optimiser steps of {size * accumulated * trainer.world_size} images, '
+        'length': f'{total:,} optimizer steps of {size * accumulated * trainer.world_size} images, '
         f'{total / per_epoch:.3g} epochs',
         'device': f'{trainer.world_size} x {trainer.strategy.root_device}, precision {trainer.precision}',
         'writes to': str(trainer.log_dir or trainer.default_root_dir),

@@ -114,7 +114,7 @@ def cached_features(
         folder: Folder of the cache; None keeps nothing.
         vit: Plain or merged backbone, on the device to use.
         dataset: Samples with `image`, `label` and, for temporal tokenizers, `timestamps`.
-        transform: Normalisation of a batch, on the device.
+        transform: Normalization of a batch, on the device.
         collate: Makes a batch of samples.
         blocks: How many of the last blocks; all of a shallower backbone.
         turns: Orientations of each image that features are averaged over: 1, 4 or 8.
@@ -191,7 +191,7 @@ def _extract(vit: ViT, batches: Iterator[dict[str, Any]], blocks: int, turns: in
     skipped: list[str] = []
     seen: list[int] = []
 
-    def labelled() -> Iterator[dict[str, Any]]:
+    def labeled() -> Iterator[dict[str, Any]]:
         for batch in batches:
             skipped.extend(batch.get('skipped', ()))
             if 'image' not in batch:
@@ -208,7 +208,7 @@ def _extract(vit: ViT, batches: Iterator[dict[str, Any]], blocks: int, turns: in
         if not seen:
             raise ValueError(f'none of {len(skipped)} images can be used, first {skipped[0]}')
 
-    features, labels = extract_features(vit, labelled(), blocks, turns)
+    features, labels = extract_features(vit, labeled(), blocks, turns)
     halves = {k: torch.from_numpy(v).half() for k, v in features.items()}
     return FeatureTable(halves['cls'], halves['avg'], torch.from_numpy(labels), tuple(skipped))
 

@@ -154,7 +154,7 @@ def knn_hits(
 def cross_validated_accuracy(
     features: Array, labels: Array, method: str = 'knn', folds: int = 5
 ) -> float | None:
-    """Mean accuracy of a probe over folds of one labelled set.
+    """Mean accuracy of a probe over folds of one labeled set.
 
     Args:
         features: Features, shape (N, F).

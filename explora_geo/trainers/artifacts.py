@@ -181,7 +181,7 @@ class Artifacts(Callback):
         )
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Keep what a stopped run has learnt."""
+        """Keep what a stopped run has learned."""
         if trainer.global_step:
             self.on_fit_end(trainer, pl_module)
 

@@ -24,7 +24,7 @@ class FeatureMonitor:
     Attributes:
         kind: `knn`, `linear` or `none`.
         starting: Score of the starting weights, if known.
-        latest: Score of the last validation, if labelled.
+        latest: Score of the last validation, if labeled.
     """
 
     def __init__(self, kind: str) -> None:
@@ -99,12 +99,12 @@ class GuardConfig:
     """When a run counts as collapsed; a bound of 0 never stops.
 
     Attributes:
-        accuracy: Least k-NN or probe accuracy on labelled validation images, as a share of that of the
+        accuracy: Least k-NN or probe accuracy on labeled validation images, as a share of that of the
             starting weights.
         rank: Least effective rank of features, likewise: of validation images without labels, and of
             training crops where the objective has features of them.
         usage: Least evenness, in [0, 1], with which the objective's targets are used, where it has any.
-        every: Optimiser steps between looks at training.
+        every: Optimizer steps between looks at training.
     """
 
     accuracy: float = 0.7
@@ -184,7 +184,7 @@ class CollapseGuard(Callback):
             rank = effective_rank(features.float().cpu())
             least = self.config.rank if enough else 0.0
             sound = self._compare(trainer, task, name, rank, least) and sound
-            if sound and enough and task.features.latest is None:  # a labelled validation set judges better
+            if sound and enough and task.features.latest is None:  # a labeled validation set judges better
                 self._keep(trainer, task)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -204,7 +204,7 @@ class CollapseGuard(Callback):
         if not sound and not task.stopped:
             task.stopped = (
                 f'the features collapsed at step {trainer.global_step}: {what}; the run is stopped and what '
-                f'was learnt by step {self._kept_step} is kept: lower optim.base_lr, raise koleo_weight or '
+                f'was learned by step {self._kept_step} is kept: lower optim.base_lr, raise koleo_weight or '
                 'lengthen phases.head_warmup_steps'
             )
             logger.warning(task.stopped)

@@ -22,9 +22,9 @@ class RunLength(NamedTuple):
     """Length of a run.
 
     Attributes:
-        total: Optimiser steps.
+        total: Optimizer steps.
         epochs: Epochs they make.
-        batch: Images per optimiser step: batch size x accumulation x devices.
+        batch: Images per optimizer step: batch size x accumulation x devices.
     """
 
     total: int
@@ -56,7 +56,7 @@ def run_length(trainer: Trainer) -> RunLength:
 
 
 def steps_per_epoch(trainer: Trainer) -> float:
-    """Optimiser steps of an epoch of the run that a trainer is about to start; infinite without a length."""
+    """Optimizer steps of an epoch of the run that a trainer is about to start; infinite without a length."""
     if trainer.train_dataloader is None:
         # Lightning asks for the loader later where `max_steps` alone ends the run.
         trainer.fit_loop.setup_data()
@@ -134,11 +134,11 @@ def build_optimizer(
     Args:
         model: What trains.
         config: Rates and groups.
-        batch: Images per optimiser step.
+        batch: Images per optimizer step.
         precision: The trainer's.
 
     Returns:
-        The optimiser.
+        The optimizer.
 
     Raises:
         ValueError: If nothing trains.

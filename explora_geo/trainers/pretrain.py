@@ -43,7 +43,7 @@ GUARD = GuardConfig()
 class ExPLoRATask(ReproducibleTask):
     """ExPLoRA pre-training (paper, section 4): weights → adaptation → the objective, without labels.
 
-    Reads `batch['image']` only. With labelled validation batches it also reports the k-NN or
+    Reads `batch['image']` only. With labeled validation batches it also reports the k-NN or
     linear-probe accuracy of the features next to that of the starting weights, without labels their
     effective rank.
 
@@ -82,7 +82,7 @@ class ExPLoRATask(ReproducibleTask):
             preset: Published recipe that fills what is not given, also in MAE and DINOv2; None, or an
                 objective of another class, takes the defaults for short runs. Batch and length of the recipe
                 (in `PRESETS`) are the business of trainer and datamodule.
-            monitor_features: What a labelled validation set is used for.
+            monitor_features: What a labeled validation set is used for.
             guard: When the run counts as collapsed, is stopped and taken back; None never stops.
             **backbone: Bands, sizes, tokenizer, memory and types; see `PretrainOptions`.
 
@@ -145,7 +145,7 @@ class ExPLoRATask(ReproducibleTask):
             compile_blocks(self.model)
 
     def configure_metrics(self) -> None:
-        """Features of labelled validation batches and the files that were skipped."""
+        """Features of labeled validation batches and the files that were skipped."""
         self.features = FeatureMonitor(self.hparams['monitor_features'])
         self.skipped: dict[str, str] = {}
         self.stopped = ''
@@ -239,7 +239,7 @@ class ExPLoRATask(ReproducibleTask):
         self.model.before_step(self.global_step)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Make an optimiser step and let the objective act on it, before any checkpoint can be saved."""
+        """Make an optimizer step and let the objective act on it, before any checkpoint can be saved."""
         super().optimizer_step(*args, **kwargs)
         self.model.after_step(self.global_step + 1)
 
@@ -287,7 +287,7 @@ class ExPLoRATask(ReproducibleTask):
         """Features of images, by the backbone that a run leaves behind.
 
         Args:
-            batch: Sample dict with normalised `image`, shape (B, C, H, W) or as the tokenizer says.
+            batch: Sample dict with normalized `image`, shape (B, C, H, W) or as the tokenizer says.
             batch_idx: Number of the batch.
 
         Returns:

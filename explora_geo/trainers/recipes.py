@@ -1,4 +1,4 @@
-"""What tuning trains, how fast, and how it is regularised: published recipes as data."""
+"""What tuning trains, how fast, and how it is regularized: published recipes as data."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -24,7 +24,7 @@ ADAPTATIONS: dict[str, ExPLoRAConfig] = {
 }
 
 #: How it trains. LoRA: appendix B and the released scripts; full: SatMAE's fine-tuning.
-OPTIMISERS: dict[str, OptimConfig] = {
+OPTIMIZERS: dict[str, OptimConfig] = {
     'linear': OptimConfig(base_lr=1e-3, betas=(0.9, 0.999), warmup_epochs=1, min_lr=1e-6),
     'lora': OptimConfig(base_lr=1e-3, betas=(0.9, 0.999), warmup_epochs=1, min_lr=1e-6),
     'full': OptimConfig(
@@ -88,7 +88,7 @@ class Regularisation:
         return mixed[0].view_as(image), mixed[1]
 
     def erase(self, image: Tensor) -> Tensor:
-        """Erase rectangles of normalised images, shape (B, …, H, W): zero is the mean of each band."""
+        """Erase rectangles of normalized images, shape (B, …, H, W): zero is the mean of each band."""
         if not self.erasing:
             return image
         erased: Tensor = K.RandomErasing(p=self.erasing, keepdim=True)(image.flatten(1, -3))

@@ -29,7 +29,7 @@ from explora_geo.trainers.artifacts import note_skipped
 from explora_geo.trainers.kernels import choose_attention
 from explora_geo.trainers.optim import OptimConfig, build_optimizer, build_schedule, run_length
 from explora_geo.trainers.options import BackboneOptions
-from explora_geo.trainers.recipes import ADAPTATIONS, OPTIMISERS, Regularisation, Tuning
+from explora_geo.trainers.recipes import ADAPTATIONS, OPTIMIZERS, Regularisation, Tuning
 from explora_geo.trainers.resume import ReproducibleTask
 
 #: Format that the header of a tuned model's file states.
@@ -77,7 +77,7 @@ class TuningTask(ReproducibleTask):
             tuning: What trains besides the head: nothing, LoRA-r8 on Q and V of every block (the paper's),
                 everything, or ExPLoRA's choice: last block, LoRA elsewhere, norms and class token.
             adaptation: Another choice of what trains, as a configuration or in the paper's notation.
-            optim: Optimiser and schedule; those of *tuning* if None.
+            optim: Optimizer and schedule; those of *tuning* if None.
             lr: Learning rate as it is, for any batch: short for `optim` with `lr_scaling: none`.
             regularisation: Drop path, label smoothing, mixup, cutmix, erasing.
             slots: How channel groups or frames are reduced in the head: `mean`, or `concat`.
@@ -98,7 +98,7 @@ class TuningTask(ReproducibleTask):
         self.options = BackboneOptions(**backbone)
         self.config = ExPLoRAConfig.create(ADAPTATIONS[tuning] if adaptation is None else adaptation)
         # A checkpoint's hyper-parameters come back as plain mappings.
-        self.optim = OptimConfig(**optim) if isinstance(optim, dict) else optim or OPTIMISERS[tuning]
+        self.optim = OptimConfig(**optim) if isinstance(optim, dict) else optim or OPTIMIZERS[tuning]
         if lr is not None:
             self.optim = OptimConfig(**{**vars(self.optim), 'base_lr': lr, 'lr_scaling': 'none'})
         plain_regularisation = isinstance(regularisation, dict)
@@ -261,7 +261,7 @@ class TuningTask(ReproducibleTask):
         if self.target_key not in batch:
             raise ValueError(
                 f'{type(self).__name__} needs {self.target_key!r} in every batch, got the keys '
-                f'{", ".join(batch)}: use labelled images'
+                f'{", ".join(batch)}: use labeled images'
             )
         image, target = batch['image'], batch[self.target_key]
         self.check_target(target, image)

@@ -30,7 +30,7 @@ def test_fit_shows_its_plan(run: Callable[..., str], empty: Path, tiles: Path) -
     printed = ' '.join(run('fit', '--config', config, *data, *long, '--dry-run').replace('│', '').split())
     assert 'M-ExPLoRA-[L]-r32' in printed and 'decoder of 2 blocks' in printed
     assert '6 batches of 4 an epoch, validation on 24 images' in printed
-    assert '9 optimiser steps of 8 images, 3 epochs' in printed
+    assert '9 optimizer steps of 8 images, 3 epochs' in printed
     assert os.listdir(empty) == []
 
 
@@ -45,7 +45,7 @@ def test_the_plan_of_a_run_by_steps_says_how_many_epochs_they_are(
         run('fit', '--config', config, *data, *long, *part, '--dry-run').replace('│', '').split()
     )
     assert '3 batches of 4 an epoch, validation on no images' in printed
-    assert '9 optimiser steps of 4 images, 3 epochs' in printed and '[]-r8' in printed
+    assert '9 optimizer steps of 4 images, 3 epochs' in printed and '[]-r8' in printed
 
 
 def test_the_plan_of_one_of_torchgeos_tasks_is_shown(

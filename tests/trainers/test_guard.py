@@ -130,7 +130,7 @@ def test_without_validation_the_training_features_are_watched(
     # The teacher is lost after step 4; its features are next looked at in step 6.
     assert trainer.global_step == 6 and 'effective rank of training features is 1' in task.stopped
     # The look that precedes step 4 is the last at which all is well.
-    assert 'learnt by step 3 is kept' in task.stopped
+    assert 'learned by step 3 is kept' in task.stopped
     assert torch.equal(task.model.final_backbone.norm.weight, kept[2]['norm.weight'])
 
 

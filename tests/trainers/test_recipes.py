@@ -7,7 +7,7 @@ from torch.testing import assert_close
 from explora_geo.adaptation import explora, trainable_summary
 from explora_geo.models import create_vit
 from explora_geo.trainers import Regularisation
-from explora_geo.trainers.recipes import ADAPTATIONS, OPTIMISERS
+from explora_geo.trainers.recipes import ADAPTATIONS, OPTIMIZERS
 
 
 def test_lora_trains_what_the_paper_counts() -> None:
@@ -22,7 +22,7 @@ def test_lora_trains_what_the_paper_counts() -> None:
 
 
 def test_the_published_numbers_are_the_defaults() -> None:
-    lora, full = OPTIMISERS['lora'], OPTIMISERS['full']
+    lora, full = OPTIMIZERS['lora'], OPTIMIZERS['full']
     assert (lora.scaled_lr(256), lora.min_lr, lora.layer_decay) == (1e-3, 1e-6, 1.0)
     assert lora.warmup_length == full.warmup_length == ('warmup_epochs', 1)
     assert (full.scaled_lr(256), full.layer_decay) == (2e-4, 0.75)
