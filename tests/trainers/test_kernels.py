@@ -1,19 +1,15 @@
 """Blocks compile one by one, and share what they can."""
 
 import time
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
 from torch._dynamo.utils import counters
 from torch.utils.data import DataLoader, Dataset
 
-from explora_geo import devices
 from explora_geo.adaptation import ExPLoRAConfig, explora
-from explora_geo.devices import faster_precision
 from explora_geo.models import create_vit
 from explora_geo.objectives import MAE
 from explora_geo.trainers import kernels
@@ -45,34 +41,6 @@ def test_blocks_that_are_alike_compile_once_and_compute_what_they_did(
     assert 3 <= graphs <= most  # of twelve blocks and four of the decoder, and none of them gave up
     assert not counters['graph_break'] and not counters['unimplemented']
     assert list(mae.state_dict()) == names
-
-
-@pytest.fixture
-def unmeasured() -> Iterator[None]:
-    """Forget the choice before and after."""
-    faster_precision.cache_clear()
-    yield
-    faster_precision.cache_clear()
-
-
-@pytest.mark.parametrize(('bf16', 'chosen'), [(0.5, 'bf16-mixed'), (0.9, '32-true'), (9.0, '32-true')])
-def test_the_precision_is_the_one_that_is_clearly_faster(
-    unmeasured: None, monkeypatch: pytest.MonkeyPatch, bf16: float, chosen: str
-) -> None:
-    times = iter([[1.0, 1.2], [bf16, 2 * bf16]])  # float32 first
-    monkeypatch.setattr(devices.timeit, 'repeat', lambda *args, **kwargs: next(times))
-    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
-    monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: False)
-    assert faster_precision() == chosen == faster_precision()
-
-
-def test_the_measured_precision_is_one_that_lightning_knows(unmeasured: None) -> None:
-    torch.manual_seed(3)
-    state = torch.get_rng_state()
-    trainer = Trainer(
-        accelerator='cpu', precision=faster_precision(), logger=False, enable_checkpointing=False
-    )
-    assert trainer.precision == faster_precision() and torch.equal(torch.get_rng_state(), state)
 
 
 class SlowDataset(Dataset[dict[str, torch.Tensor]]):
