@@ -158,6 +158,11 @@ def _run(
     found = look(archive, bands, source.patch_size)
     # Says now, and not after training, what does not fit.
     check_sample(found)
+    if scoring.strength not in (None, 1) and not source.embeds(found.bands):
+        raise ValueError(
+            f'strength must be 1 for the bands {", ".join(found.bands)}: {source.weights} read '
+            f'{", ".join(source.bands)}, and no part of a new patch embedding can be taken'
+        )
     for given in (scoring.labels, scoring.retention):
         if given is not None:
             LabeledTiles(given, found)

@@ -155,9 +155,11 @@ def measure(
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     shape: dict[str, Any] = {'img_size': found.image_size, 'bands': found.bands}
     weights = read_weights(source.weights)  # once, for up to four backbones
-    before = load_backbone(task.hparams['model'], weights, **shape).to(device)
+    before = source.backbone(found).to(device)
     whole = load_backbone(task.hparams['model'], weights, trained, **shape).to(device)
     images, names = sample(datamodule, device)
+    # A patch embedding of other bands than the source's is no difference from the source.
+    scalable = source.embeds(found.bands)
     comparison, beside = None, None
     if scoring.labels is not None:
         say(f'Scoring source and adapted features on {scoring.labels}.')
@@ -167,9 +169,12 @@ def measure(
             models[BESIDE] = beside
         protocol = replace(PROTOCOL, turns=1) if scoring.quick else PROTOCOL
         strengths = {*((1.0,) if scoring.quick else STRENGTHS), scoring.strength or 0.0}
-        comparison = score(before, models, scoring.labels, datamodule, found, protocol, sorted(strengths))
+        tried = sorted(strengths) if scalable else ()
+        comparison = score(before, models, scoring.labels, datamodule, found, protocol, tried)
     curve = comparison.curve() if comparison is not None else {}
-    strength = choose_strength(scoring.strength, curve, before, whole, images)
+    strength = Strength(1.0, 'default')
+    if scalable:
+        strength = choose_strength(scoring.strength, curve, before, whole, images)
     scale_adapter(trained, before, adapter, strength.value)
     after = whole
     if strength.value < 1:
@@ -213,7 +218,8 @@ def measure(
         del report['scores']['strength']
         if scoring.quoted is not None:
             report['quoted'] = read_quoted(Path(scoring.quoted))
-        report['strength'] = {**curve, 'chosen': strength.value}
+        if curve:
+            report['strength'] = {**curve, 'chosen': strength.value}
     if scoring.retention is not None:
         say(f'Scoring what is still known of {scoring.retention}.')
         kept = score(before, {ADAPTED: after}, scoring.retention, datamodule, found, _RETENTION)

@@ -11,6 +11,8 @@ from torch import Tensor
 from explora_geo._adapt_progress import ScoreSoFar
 from explora_geo.datamodules.archive import Archive
 from explora_geo.datamodules.labeled import LabeledTiles
+from explora_geo.datamodules.windows import RandomWindows, whole_windows
+from explora_geo.datasets import SceneDataset
 from explora_geo.datasets.files import evenly_spaced
 from explora_geo.evaluation.compare import score_pair
 from explora_geo.evaluation.comparison import Comparison, PairProtocol
@@ -32,7 +34,7 @@ def check_sample(found: Archive) -> None:
     Raises:
         ValueError: If it is.
     """
-    if found.images < LEAST:
+    if found.kind != 'scenes' and found.images < LEAST:  # scenes are cut anew as often as it takes
         raise ValueError(
             f'{found.source} holds {found.images} image{"s"[: found.images != 1]}: give {LEAST} or more'
         )
@@ -79,15 +81,27 @@ def score_on_the_way(
 def sample(datamodule: Any, device: str, most: int = SAMPLE) -> tuple[Tensor, list[str]]:
     """Evenly spaced images of the archive as they are scored, shape (N, C, H, W), and their names."""
     dataset = datamodule.train_dataset
-    picked = {i: dataset[i] for i in evenly_spaced(len(dataset), most)}
+    if isinstance(dataset, SceneDataset):
+        windows = _windows(dataset, datamodule.patch_size, most)
+        picked = dict(enumerate(dataset[window] for window in windows))
+    else:
+        picked = {i: dataset[i] for i in evenly_spaced(len(dataset), most)}
     used = [i for i, s in picked.items() if 'image' in s]
     usable = [picked[i] for i in used]
     if len(usable) < LEAST:
         raise ValueError(f'a report needs {LEAST} usable images, the archive gave {len(usable)}')
     batch = {'image': torch.stack([s['image'].float() for s in usable])}
-    files = getattr(dataset, 'files', None)
+    files = None if isinstance(dataset, SceneDataset) else getattr(dataset, 'files', None)
     names = [Path(str(files[i])).name for i in used] if files is not None else []
     return datamodule.aug(batch)['image'].to(device), names
+
+
+def _windows(scenes: SceneDataset, size: int, most: int) -> list[Any]:
+    """Windows at random places, always the same, about twice as many as fit side by side; a few at least."""
+    beside = sum(whole_windows(scenes, i, size) for i in range(len(scenes)))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return list(RandomWindows(scenes, size, min(most, max(12, 2 * beside))))
 
 
 def score(

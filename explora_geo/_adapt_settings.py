@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -12,10 +13,13 @@ import torch
 
 from explora_geo._compat import WeightsEnum
 from explora_geo.adaptation import ExPLoRAConfig, explora
-from explora_geo.checkpoints.metadata import stated_tokenizer
+from explora_geo.bands import RGB, same_bands
+from explora_geo.checkpoints import load_weights
+from explora_geo.checkpoints.metadata import stated_bands, stated_tokenizer
 from explora_geo.checkpoints.sources import read_weights
 from explora_geo.datamodules.archive import Archive
 from explora_geo.models import create_vit
+from explora_geo.models.vit import ViT
 from explora_geo.trainers.presets import weights_objective
 
 #: The objective of ours, by which strong sources are adapted unless D or M is asked for.
@@ -99,12 +103,24 @@ class Source:
         model: Name of the backbone.
         objective: `M` or `D` where the weights say which objective made them, else nothing.
         patch_size: Patch side, pixels.
+        bands: Names of the bands that the weights read.
     """
 
     weights: str
     model: str
     objective: str
     patch_size: int
+    bands: tuple[str, ...] = RGB
+
+    def embeds(self, bands: Sequence[str]) -> bool:
+        """Whether the patch embedding reads these bands; else one starts from its filters by wavelength."""
+        return same_bands(self.bands, bands)
+
+    def backbone(self, found: Archive) -> ViT:
+        """The source as it reads an archive, before anything trains."""
+        vit = create_vit(self.model.split('.')[0], img_size=found.image_size, bands=found.bands)
+        load_weights(vit, self.weights, () if self.embeds(found.bands) else ('patch_embed',), 'wavelength')
+        return vit.eval()
 
 
 def find_source(weights: WeightsEnum | str | PathLike[str]) -> Source:
@@ -136,7 +152,8 @@ def find_source(weights: WeightsEnum | str | PathLike[str]) -> Source:
         raise ValueError(f'{name} reads groups of bands or dates: adapt it with explora-geo fit')
     with torch.device('meta'):
         patch_size = create_vit(model).patch_embed.patch_size
-    return Source(text, model, weights_objective(weights), patch_size)
+    bands = stated_bands(meta, name) or RGB
+    return Source(text, model, weights_objective(weights), patch_size, bands)
 
 
 def choose_adaptation(source: Source, adaptation: str | None, force: bool) -> str:
@@ -197,7 +214,7 @@ def run_settings(found: Archive, source: Source, notation: str, folder: Path) ->
     if letter != 'M':
         optim['adapter_lr_multiplier'] = 3.0
     objective = {'class_path': f'explora_geo.objectives.{_CLASSES[letter]}', 'init_args': arguments}
-    task = {
+    task: dict[str, Any] = {
         'model': source.model.split('.')[0],
         'weights': source.weights,
         'img_size': found.image_size,
@@ -209,6 +226,9 @@ def run_settings(found: Archive, source: Source, notation: str, folder: Path) ->
         'monitor_features': 'none',
         'adapter_dtype': 'bfloat16',
     }
+    if not source.embeds(found.bands):
+        config = ExPLoRAConfig.create(_plain(notation)).with_extra(['patch_embed'])
+        task |= {'adaptation': config.to_dict(), 'patch_embed_init': 'wavelength'}
     checkpoints = {'dirpath': str(folder / 'run'), 'save_last': True, 'save_top_k': 0}
     keeper = {'class_path': 'lightning.pytorch.callbacks.ModelCheckpoint', 'init_args': checkpoints}
     log = {'save_dir': str(folder), 'name': '', 'version': 'run'}

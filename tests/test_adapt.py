@@ -13,8 +13,9 @@ import explora_geo
 from explora_geo import _adapt, _adapt_report
 from explora_geo._adapt_progress import ProgressBar, read_legs
 from explora_geo._adapt_report import Scoring
-from explora_geo._adapt_settings import Length
+from explora_geo._adapt_settings import Length, find_source
 from explora_geo.checkpoints import load_backbone, model_metadata, read_adapter, write_state
+from explora_geo.datamodules.archive import look
 from explora_geo.evaluation.comparison import Comparison, PairProtocol
 from explora_geo.models import create_vit
 
@@ -221,6 +222,43 @@ def test_bad_input_is_one_sentence_and_writes_nothing(
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         adapt(tiles, weights, tmp_path / 'run', **options)
     assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize('kind', ['scenes', 'list', 'pack'])
+def test_an_archive_may_be_scenes_a_list_or_a_pack(
+    tiles: Path, weights: Path, tmp_path: Path, kind: str
+) -> None:
+    archive: Any = tmp_path / f'{kind}.txt'
+    bands = None
+    if kind == 'scenes':
+        archive = sorted((TILES.parent / 'naip').glob('*.tif'))
+        bands = 'red=1,green=2,blue=3'
+    elif kind == 'list':
+        archive.write_text('\n'.join(map(str, sorted(tiles.rglob('*.jpg')))))
+    else:
+        assert run_app_code(['pack', str(tiles), str(archive)]) == 0
+    config = tmp_path / 'small.yaml'
+    config.write_text('data: {init_args: {batch_size: 4}}')
+    adapted = adapt(archive, weights, tmp_path / 'run', bands=bands, config=config)
+    assert adapted.report['archive']['kind'] == {'list': 'tiles'}.get(kind, kind)
+    assert adapted.report['adaptation']['views'] == 8 and adapted.page.is_file()
+
+
+def test_other_bands_start_from_wavelengths_and_train(weights: Path, tmp_path: Path) -> None:
+    archive, names = TILES.parent / 'eurosat_ms', ('B02', 'B03', 'B04', 'B08')
+    bands = [f'{name}={int(name[1:])}' for name in names]
+    with pytest.raises(ValueError, match='strength must be 1 for the bands B02, B03, B04, B08'):
+        adapt(archive, weights, tmp_path / 'run', bands=bands, strength=0.5)
+    adapted = adapt(archive, weights, tmp_path / 'run', bands=bands, labels=archive)
+    header, state = read_adapter(adapted.adapter)
+    assert header.bands == names and 'patch_embed.proj.weight' in state
+    report = adapted.report
+    assert report['adaptation']['strength'] == 1 and 'strength' not in report
+    # The source reads all four bands: its filters by wavelength, which two steps have hardly moved.
+    source = find_source(weights).backbone(look(archive, bands, 8))
+    filters = state['patch_embed.proj.weight'].float()
+    assert 0 < (source.patch_embed.proj.weight - filters).abs().max() < 0.02
+    assert torch.allclose(source.patch_embed.proj.weight[:, 3], source.patch_embed.proj.weight[:, 2])
 
 
 def test_lengths_become_steps_once() -> None:

@@ -24,9 +24,10 @@ class SceneDataModule(TileDataModule):
 
     def __init__(
         self,
-        paths: PathLike | Sequence[PathLike],
-        val_paths: PathLike | Sequence[PathLike] | None = None,
-        predict_paths: PathLike | Sequence[PathLike] | None = None,
+        # Sequences first: of a configuration, a list would be taken for the text of one path.
+        paths: Sequence[PathLike] | PathLike,
+        val_paths: Sequence[PathLike] | PathLike | None = None,
+        predict_paths: Sequence[PathLike] | PathLike | None = None,
         bands: Sequence[str] | None = None,
         file_bands: Sequence[str] | None = None,
         patch_size: int = 224,
