@@ -276,9 +276,14 @@ def main(arguments: list[str] | None = None) -> None:
         timed.add_argument('out', type=Path)
         timed.add_argument('--tiny', action='store_true')
     given = vars(parser.parse_args(arguments))
-    {'pack': pack, 'unpack': unpack, 'run': run, 'trace': trace, 'steps': steps}[given.pop('command')](
-        **given
-    )
+    called: dict[str, Callable[..., None]] = {
+        'pack': pack,
+        'unpack': unpack,
+        'run': run,
+        'trace': trace,
+        'steps': steps,
+    }
+    called[given.pop('command')](**given)
 
 
 if __name__ == '__main__':

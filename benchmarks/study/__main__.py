@@ -4,7 +4,7 @@ import argparse
 import time
 from pathlib import Path
 
-from torch import multiprocessing
+from torch.multiprocessing.spawn import spawn
 
 from .jobs import GROUPS
 from .running import take_part
@@ -20,4 +20,4 @@ if __name__ == '__main__':
     given = parser.parse_args()
     jobs = [job for group in given.groups for job in GROUPS[group]() if given.only in job.key]
     arguments = (given.data, given.cache, given.out, jobs, time.time() + given.seconds)
-    multiprocessing.spawn(take_part, arguments, given.processes)
+    spawn(take_part, arguments, given.processes)

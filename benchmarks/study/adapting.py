@@ -92,7 +92,7 @@ class Recipe:
             return lambda vit: MAE(vit, **self.options)
         patch = int(source.model.split('patch')[1].split('_')[0])
         grid = round(0.75 * source.size / patch)
-        sizes = {'global_size': grid * patch, 'local_size': max(1, grid // 2) * patch}
+        sizes: dict[str, Any] = {'global_size': grid * patch, 'local_size': max(1, grid // 2) * patch}
         views = ViewsConfig(
             **sizes,
             num_local=4,
@@ -168,7 +168,8 @@ def adapt(
     torch.manual_seed(seed)
     device = domain.image.device
     factory = recipe.build(source)
-    options = {'M': MAE, 'D': DINOv2, 'anchor': Anchor}[recipe.objective].backbone_options
+    kinds: dict[str, type[Objective]] = {'M': MAE, 'D': DINOv2, 'anchor': Anchor}
+    options = kinds[recipe.objective].backbone_options
     vit = create_vit(source.model, img_size=source.size, **options)
     loaded = load_weights(vit, source.weights) if source.weights else None
     explora(vit, ExPLoRAConfig.parse(recipe.adaptation))

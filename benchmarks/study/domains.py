@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,7 +49,9 @@ class Domain:
 
     def to(self, device: torch.device | str) -> 'Domain':
         """The same with images and labels on a device."""
-        parts = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()}
+        parts: dict[str, Any] = {
+            k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()
+        }
         return Domain(**parts)
 
 
@@ -71,11 +74,11 @@ def load(name: str, folder: Path, cache: Path) -> Domain:
         np.savez(part, image=images, label=labels, tested=tested)
         part.rename(file)
     with np.load(file) as held:
-        image, label, tested = (torch.from_numpy(held[k]) for k in ('image', 'label', 'tested'))
-    pool = (tested == 0).nonzero().flatten()
-    train, val = _probe(name, label, tested, pool)
+        image, label, split = (torch.from_numpy(held[k]) for k in ('image', 'label', 'tested'))
+    pool = (split == 0).nonzero().flatten()
+    train, val = _probe(name, label, split, pool)
     archive = torch.arange(len(label)) if name == 'naip' else pool
-    return Domain(name, image, label, archive, train, val, (tested == 1).nonzero().flatten())
+    return Domain(name, image, label, archive, train, val, (split == 1).nonzero().flatten())
 
 
 def _probe(name: str, label: Tensor, tested: Tensor, pool: Tensor) -> tuple[Tensor, Tensor]:
@@ -139,7 +142,7 @@ def _halved(archive: Path, side: int) -> Read:
 def _naip(folder: Path) -> Read:
     """Tiles of 64 px of one scene at three dates; the class is the place."""
     images, labels, tested = [], [], []
-    scenes = sorted((folder / 'NAIP').glob('*.npy'))
+    scenes: list[Any] = sorted((folder / 'NAIP').glob('*.npy'))
     if not scenes:
         scenes = [scene_pixels(path) for path in sorted((folder / 'NAIP').glob('*.tif'))]
     for date, path in enumerate(scenes):

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Iterable, Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -52,19 +53,21 @@ def harm(rows: list[Row], name: str = 'anchor', source: str = 'depth6') -> str:
         for what, values in free_rows.items():
             gains = [f'{100 * (a - b):+.1f}' for a, b in zip(values, scores['one'], strict=True)]
             lines.append(f'| source, {what} | | {" | ".join(gains)} | {min(gains, key=float)} |')
-        for views, minutes in MINUTES.items():
+        for (views, minutes), (recipe, how) in product(
+            MINUTES.items(), {name: 'adapted', f'{name}-oriented': 'adapted, `oriented: true`'}.items()
+        ):
             found = [
                 r
                 for r in rows
                 if (r.get('name'), r.get('source'), r.get('domain'), r.get('views'))
-                == (name, source, domain, views)
+                == (recipe, source, domain, views)
             ]
             if found:
                 cells = [combined(found, i) for i in range(3)]
                 texts = [f'**{100 * m:+.1f}** ± {100 * h:.1f}' for m, h, _ in cells]
                 worst = 100 * min(c[2] for c in cells)
                 lines.append(
-                    f'| adapted, {views:,} ({minutes}) | {len(found)} | {" | ".join(texts)} | {worst:+.1f} |'
+                    f'| {how}, {views:,} ({minutes}) | {len(found)} | {" | ".join(texts)} | {worst:+.1f} |'
                 )
     return '\n'.join(lines)
 
@@ -199,7 +202,10 @@ def main(file: Path, folder: Path) -> None:
         f'## {title}\n\n{note}\n\n{table}'.replace('\n\n\n\n', '\n\n')
         for title, (note, table) in sections.items()
     )
-    made = 'Made on an NVIDIA H200 by `python -m benchmarks.study`; `runs.jsonl` holds every run.'
+    made = (
+        'Made on an NVIDIA H200 (the oriented run on two CPU cores) by `python -m benchmarks.study`; '
+        '`runs.jsonl` holds every run.'
+    )
     (folder / 'README.md').write_text(
         f'# Short adaptations on four domains\n\n{made}\n\n{text}\n', encoding='utf-8'
     )

@@ -123,7 +123,7 @@ class Study:
                 mean, matrix = whitening(seen, float(power))
                 found[variant] = score(domain, *((x - mean) @ matrix for x in sets(int(turns or 1))))
             elif variant.startswith('block'):
-                found[variant] = score(domain, *sets(1, int(variant.removeprefix('block'))), few=True)
+                found[variant] = score(domain, *sets(1, int(variant.removeprefix('block'))))
             else:
                 found[variant] = score(
                     domain, *sets(int(variant.removeprefix('turns')) if variant != 'one' else 1)

@@ -116,13 +116,14 @@ def _linear(
     return right[1][right[0].float().mean(1).argmax()]
 
 
-def score(domain: Domain, train: Tensor, val: Tensor, test: Tensor, few: bool = True) -> Hits:
-    """Score features of the three labeled parts of a domain."""
+def score(domain: Domain, *parts: Tensor) -> Hits:
+    """Score features of the three labeled parts of a domain: `train`, `val` and `test`."""
+    train, val, test = parts
     y, of_val, wanted = (domain.label[i] for i in (domain.train, domain.val, domain.test))
     share = len(y) // len(y.unique())
     knn = knn_hits(train, y, test, wanted, min(NEIGHBORS, share))
     linear = _linear(train, y, val, of_val, test, wanted)
-    if not few or share <= FEW:
+    if share <= FEW:
         return Hits(knn, linear, linear)
     total = torch.zeros(len(wanted), device=test.device)
     for draw in range(DRAWS):
