@@ -1,4 +1,4 @@
-"""How good features are: probes on frozen features and few-label tuning."""
+"""How good features are: probes on frozen features, block by block, before and after an adaptation."""
 
 from explora_geo.evaluation.attention import class_attention
 from explora_geo.evaluation.blocks import BlockRow, analyse_blocks
@@ -12,7 +12,6 @@ from explora_geo.evaluation.label_free import compare_backbones
 from explora_geo.evaluation.probes import knn_accuracy, linear_probe
 from explora_geo.evaluation.protocol import ProbeProtocol, probe, run_probes
 from explora_geo.evaluation.sweep import SweepConfig, linear_sweep
-from explora_geo.evaluation.tuning import tune_few_labels
 
 __all__ = [
     'BlockRow',
@@ -38,5 +37,4 @@ __all__ = [
     'probe',
     'run_probes',
     'score_pair',
-    'tune_few_labels',
 ]
