@@ -223,7 +223,10 @@ def measure(
     if scoring.retention is not None:
         say(f'Scoring what is still known of {scoring.retention}.')
         kept = score(before, {ADAPTED: after}, scoring.retention, datamodule, found, _RETENTION)
-        report['retention'] = {'source': str(scoring.retention), 'row': kept.rows()[0]}
+        row = {
+            k: v for k, v in kept.rows()[0].items() if k in ('metric', 'title', 'source', 'adapted', 'gain')
+        }
+        report['retention'] = {'source': str(scoring.retention), 'row': row}
     legs, seconds = read_legs(folder / 'run' / 'legs.json'), time.perf_counter() - started
     report['cost'] = _cost(legs, adapter, device, seconds)
     page = write_report(folder, report, pictures)
@@ -287,7 +290,7 @@ def _cost(legs: list[dict[str, Any]], adapter: Path, device: str, scoring: float
         'energy': sum(energies) if metered else None,
         'device': torch.cuda.get_device_name()
         if device == 'cuda'
-        else f'CPU, {torch.get_num_threads()} threads',
+        else f'CPU, {(n := torch.get_num_threads())} thread{"s"[: n != 1]}',
         'adapter_bytes': adapter.stat().st_size,
     }
 

@@ -193,7 +193,7 @@ def _figure(height: float) -> tuple[Figure, Any]:
 def _plain(axis: Axes, x: str, y: str) -> None:
     axis.set_xlabel(x)
     axis.set_ylabel(y)
-    axis.xaxis.set_major_locator(MaxNLocator(5))
+    axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axis.yaxis.set_major_locator(MaxNLocator(5))
     axis.grid(axis='y')
 
