@@ -72,7 +72,7 @@ def test_two_steps_move_what_trains_and_nothing_else(
         model.after_step(step + 1)
     moved = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
     # A teacher follows what trains, and centres follow the teacher.
-    followers = {k for k in before if k.startswith(('teacher.', 'assign_', 'archive.'))}
+    followers = {k for k in before if k.startswith(('teacher.', 'assign_', 'anchor.archive.'))}
     assert moved - followers <= trained
     averaged = {k.removeprefix('teacher.parts.') for k in moved if k.startswith('teacher.')}
     assert averaged <= {k.removeprefix('teacher.parts.') for k in trained}
