@@ -136,10 +136,9 @@ def test_what_is_missing_is_absent(report: dict[str, Any], tmp_path: Path, left:
 def test_rivals_and_intervals_may_be_missing(tmp_path: Path) -> None:
     rows = [{'metric': 'knn', 'source': {'mean': 0.5}, 'adapted': {'mean': 0.6}}]
     page = Page(write_report(tmp_path, {'scores': {'rows': rows}}))
-    assert 'best block' not in ''.join(w for w in page.words.split('orientations of a tile.')[1:])
+    assert 'best block' not in ''.join(w for w in page.words.split('features whitened.')[1:])
     assert (
-        '50.0' in page.words
-        and ' to ' not in page.words.split('orientations of a tile.')[1].split('The numb')[0]
+        '50.0' in page.words and ' to ' not in page.words.split('features whitened.')[1].split('The numb')[0]
     )
 
 
