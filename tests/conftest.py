@@ -66,7 +66,7 @@ def fixed_seeds() -> None:
 
 @pytest.fixture(scope='session')
 def images() -> Tensor:
-    """Eight real tiles, normalised by band, shape (8, 3, 32, 32)."""
+    """Eight real tiles, normalized by band, shape (8, 3, 32, 32)."""
     from explora_geo.datasets import FolderDataset
 
     dataset = FolderDataset(TILES / 'test', size=32)
@@ -188,8 +188,8 @@ def table() -> Callable[..., FeatureTable]:
     def build(count: int, seed: int, distance: float = 2.0, classes: int = 3) -> FeatureTable:
         generator = torch.Generator().manual_seed(seed)
         label = torch.arange(count) % classes
-        centres = distance * torch.eye(classes, 8)
-        cls = torch.randn(count, 4, 8, generator=generator) + centres[label][:, None]
+        centers = distance * torch.eye(classes, 8)
+        cls = torch.randn(count, 4, 8, generator=generator) + centers[label][:, None]
         avg = torch.randn(count, 4, 8, generator=generator)
         return FeatureTable(cls.half(), avg.half(), label)
 

@@ -1,4 +1,4 @@
-"""Every objective works with every tokenizer, from adaptation to two optimiser steps."""
+"""Every objective works with every tokenizer, from adaptation to two optimizer steps."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -71,7 +71,7 @@ def test_two_steps_move_what_trains_and_nothing_else(
         optimizer.step()
         model.after_step(step + 1)
     moved = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
-    # A teacher follows what trains, and centres follow the teacher.
+    # A teacher follows what trains, and centers follow the teacher.
     followers = {k for k in before if k.startswith(('teacher.', 'assign_', 'anchor.archive.'))}
     assert moved - followers <= trained
     averaged = {k.removeprefix('teacher.parts.') for k in moved if k.startswith('teacher.')}

@@ -19,7 +19,7 @@ from explora_geo.transforms import MultiCrop, ViewsConfig
 
 
 def read_images(folder: Path, count: int, size: int) -> Tensor:
-    """The first JPEG images of class folders in turn, normalised, shape (count, 3, size, size).
+    """The first JPEG images of class folders in turn, normalized, shape (count, 3, size, size).
 
     Raises:
         FileNotFoundError: If the folder holds fewer images.
@@ -121,7 +121,7 @@ class Optimised:
             setting: Device and precision.
             module: What trains.
             loss: Loss of the batch.
-            after: What follows the optimiser, such as a teacher's update.
+            after: What follows the optimizer, such as a teacher's update.
         """
         self.module, self.loss, self.after = module.to(setting.device).train(), loss, after
         trained = [p for p in module.parameters() if p.requires_grad]

@@ -82,7 +82,7 @@ def compare_steps(
     return add(
         out,
         'speed',
-        'forward, backward and optimiser (and the teacher) on real images, contenders in turns; GFLOP by '
+        'forward, backward and optimizer (and the teacher) on real images, contenders in turns; GFLOP by '
         "torch's counter, which knows none of a CPU's fused attention.",
         {**setting.describe(objective), 'only': only, 'compiled': compiled},
         {
@@ -157,7 +157,7 @@ def compare_peaks(out: Path, objective: str, setting: Any, only: str = '', compi
     return add(
         out,
         'peak',
-        'weights, gradients, optimiser and activations of one step on real images with fused attention; on a '
+        'weights, gradients, optimizer and activations of one step on real images with fused attention; on a '
         'CPU each contender has a process of its own. Shares are of the last row that trains all weights.',
         {**setting.describe(objective), 'only': only, 'compiled': compiled},
         columns,
@@ -166,7 +166,7 @@ def compare_peaks(out: Path, objective: str, setting: Any, only: str = '', compi
 
 
 def step_peak(objective: str, name: str, setting: Any) -> int:
-    """Bytes that a step needs at most with the optimiser's averages: growth of the process or the GPU."""
+    """Bytes that a step needs at most with the optimizer's averages: growth of the process or the GPU."""
     import gc
 
     import torch

@@ -67,7 +67,7 @@ def read_images(root: Path, count: int, vit: ViT) -> tuple[Tensor, Tensor, Tenso
     """Evenly spaced images of a folder of class folders, of the size and bands of a backbone.
 
     Returns:
-        Images normalised by their own statistics, shape (N, C, H, W), classes, shape (N,), and pictures in
+        Images normalized by their own statistics, shape (N, C, H, W), classes, shape (N,), and pictures in
         [0, 1].
     """
     tokenizer = vit.patch_embed
@@ -85,7 +85,7 @@ def halves(vit: ViT, image: Tensor, label: Tensor, batch_size: int = 32) -> list
 
     Args:
         vit: Plain backbone.
-        image: Normalised images, shape (N, C, H, W).
+        image: Normalized images, shape (N, C, H, W).
         label: Their classes, shape (N,).
         batch_size: Images per forward pass.
 

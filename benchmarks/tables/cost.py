@@ -28,7 +28,7 @@ class Cost:
         trainable: Parameters that train, of backbone and decoder; heads are not counted, as in the paper.
         flops: Floating point operations per image, forward and backward, of backbone and decoder.
         memory: Bytes at a batch on one device, estimated: weights, gradients, AdamW, activations.
-        steps: Optimiser steps.
+        steps: Optimizer steps.
         batch: Images per step.
     """
 

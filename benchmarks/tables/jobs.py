@@ -57,7 +57,7 @@ class Job:
 
     @cached_property
     def tune(self) -> Tune:
-        """Length and optimiser of tuning."""
+        """Length and optimizer of tuning."""
         return replace(self.scale.tune[self.row.tuning], **self.row.tune)
 
     @property

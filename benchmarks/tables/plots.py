@@ -117,7 +117,7 @@ def _curves(path: Path, table: Table, found: _Found) -> Path:
         axis.plot(steps, mean, f'C{i}', marker=_marker(i), markersize=4, label=table.rows[name[0]].name)
         low, high = ([end(c) for c in columns] for end in (min, max))
         axis.fill_between(steps, low, high, alpha=0.2, color=f'C{i}')
-    axis.set_xlabel('optimiser steps')
+    axis.set_xlabel('optimizer steps')
     axis.set_ylabel('k-NN accuracy on held-out training images, %')
     figure.legend(loc='outside right upper', frameon=False, fontsize=7)
     return _save(figure, [axis], path)

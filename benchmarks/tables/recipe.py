@@ -31,8 +31,8 @@ class Recipe:
 
     Attributes:
         adaptation: What trains.
-        optim: Optimiser and schedule.
-        steps: Optimiser steps.
+        optim: Optimizer and schedule.
+        steps: Optimizer steps.
         objective: Name of the objective's class.
         arguments: Its arguments, groups of them as mappings.
         batch_size: Images per step.

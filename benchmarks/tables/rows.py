@@ -83,7 +83,7 @@ class Row:
         weights: Source weights there, instead of its objective's.
         released: Released weights that are the outcome of this pre-training, used there.
         preset: Published recipe used there.
-        steps: Optimiser steps used there, where the recipe does not say.
+        steps: Optimizer steps used there, where the recipe does not say.
         dataset: Data set, instead of the table's; of pre-training too, if the table names none for it.
         tokenizer: How images become tokens, instead of the table's.
         bands: Bands of the images in order, instead of the table's.

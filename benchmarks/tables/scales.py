@@ -58,11 +58,11 @@ class Data:
 
 @dataclass(frozen=True)
 class Tune:
-    """Length and optimiser of one way of tuning.
+    """Length and optimizer of one way of tuning.
 
     Attributes:
         batch_size: Images per step.
-        steps: Optimiser steps, or None for epochs.
+        steps: Optimizer steps, or None for epochs.
         epochs: Passes over the labelled images.
         optim: Fields of `OptimConfig`.
         regularisation: Fields of `Regularisation`.
@@ -110,7 +110,7 @@ class Search:
 
     Attributes:
         factors: Factors on the learning rate, rising.
-        pretrain_steps: Optimiser steps of each trial of pre-training.
+        pretrain_steps: Optimizer steps of each trial of pre-training.
         tune_steps: The same of tuning.
         edge: By how much the lowest or highest factor must beat its neighbour, as a share of the images, for
             the next one beyond it to be tried too, and this one the one before to be taken; by default never.
@@ -138,7 +138,7 @@ class Scale:
         probe: What is measured on frozen features.
         search: Search of learning rates, or None.
         seeds: Runs of every row.
-        every: Optimiser steps between points of learning curves and between checkpoints.
+        every: Optimizer steps between points of learning curves and between checkpoints.
         curve: Labelled images of a point of a learning curve, and as many to score; 0 draws none.
         max_rank: Highest LoRA rank; backbones are narrower than the paper's.
         trainer: Further arguments of the trainer, such as `devices`, `num_nodes` and `strategy`.

@@ -37,10 +37,10 @@ def build_trainer(
 
     Args:
         folder: What runs leave behind goes there.
-        steps: Optimiser steps.
+        steps: Optimizer steps.
         callbacks: Further callbacks.
         save: Checkpoint that is written anew every few steps, to go on from.
-        every: Optimiser steps between them; no checkpoint if 0 or a whole run.
+        every: Optimizer steps between them; no checkpoint if 0 or a whole run.
         **options: Further arguments of the trainer.
     """
     saving: list[Callback] = []
@@ -127,7 +127,7 @@ class Progress(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """Add a point to the curve, outside of the clock."""
         if trainer.global_step == self._step:
-            return  # the optimiser waits for further batches
+            return  # the optimizer waits for further batches
         if trainer.global_step % self.every == 0 or trainer.global_step == trainer.max_steps:
             self._point(trainer, pl_module)
 

@@ -94,7 +94,7 @@ def adapt(store: Store, job: Job, source: Stage, factor: float = 1.0, steps: int
         job: The row; it has a recipe.
         source: Stage of what it starts from.
         factor: Factor on the recipe's learning rate.
-        steps: Optimiser steps, if fewer than the recipe's.
+        steps: Optimizer steps, if fewer than the recipe's.
 
     Returns:
         The finished stage; its folder holds the merged backbone, and the adapter if there is one.

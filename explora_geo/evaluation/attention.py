@@ -16,7 +16,7 @@ def class_attention(vit: ViT, image: Tensor, block: int = -1, timestamps: Tensor
 
     Args:
         vit: Backbone.
-        image: Normalised image, shape (B, C, H, W), or as the tokenizer says.
+        image: Normalized image, shape (B, C, H, W), or as the tokenizer says.
         block: Index of the block, counted from 0; negative ones from the end.
         timestamps: Acquisition times for temporal tokenizers, shape (B, T, 3).
 

@@ -72,7 +72,7 @@ def extract_features(
 
     Args:
         vit: Backbone; run in evaluation mode on its own device.
-        batches: Sample dicts with normalised `image`, shape (B, C, H, W) or as the tokenizer says, `label`,
+        batches: Sample dicts with normalized `image`, shape (B, C, H, W) or as the tokenizer says, `label`,
             shape (B,), and `timestamps` for temporal tokenizers.
         blocks: How many of the last blocks.
         turns: Orientations of each image that features are averaged over: 1, 4 or 8.

@@ -204,7 +204,7 @@ def linear_sweep(
     """Train every configuration at once on cached features.
 
     The classifiers share nothing and momentum is linear in the gradient, so gradients times learning rates
-    and one factor of the schedule do what one optimiser per classifier would.
+    and one factor of the schedule do what one optimizer per classifier would.
 
     Args:
         train: Features with labels.

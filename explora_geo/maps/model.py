@@ -18,7 +18,7 @@ class MapModel(NamedTuple):
     """What a map needs of a model.
 
     Attributes:
-        function: From normalised tiles to values per pixel, shape (B, K, T, T).
+        function: From normalized tiles to values per pixel, shape (B, K, T, T).
         backbone: The ViT, for features of patches.
         outputs: Values per pixel K.
         classes: Names of the classes; empty for numbers.

@@ -15,12 +15,12 @@ from explora_geo.datasets.remote import read_apart
 from explora_geo.maps.grid import Box, TileGrid, blending_weights
 from explora_geo.maps.scene import Scene
 
-#: From normalised tiles, shape (B, C, T, T), to values of cells, shape (B, K, T / cell, T / cell).
+#: From normalized tiles, shape (B, C, T, T), to values of cells, shape (B, K, T / cell, T / cell).
 Function = Callable[[Tensor], Tensor]
 
 
 class Tiles(Dataset[dict[str, Any]]):
-    """Normalised tiles of a scene; nodata becomes the mean of its band."""
+    """Normalized tiles of a scene; nodata becomes the mean of its band."""
 
     def __init__(
         self,

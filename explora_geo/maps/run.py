@@ -67,7 +67,7 @@ def describe_plan(scene: Scene, model: MapModel, options: MapOptions) -> str:
     return (
         f'{scene.path}: {scene.width:,} x {scene.height:,} pixels, bands {", ".join(scene.bands)}; '
         f'{len(blocks):,} blocks, {tiles:,} tiles of {model.tile} px, '
-        f'{-(-tiles // options.batch_size):,} or more forward passes on {options.device}; normalised by the '
+        f'{-(-tiles // options.batch_size):,} or more forward passes on {options.device}; normalized by the '
         f'statistics of the {options.statistics}; nothing was written'
     )
 

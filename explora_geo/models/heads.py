@@ -35,7 +35,7 @@ class HeadConfig:
 
 
 class LastLayer(nn.Module):
-    """Weight-normalised linear layer without bias: one direction and one gain per prototype.
+    """Weight-normalized linear layer without bias: one direction and one gain per prototype.
 
     Keys are those of `torch.nn.utils.weight_norm`, which DINOv2's checkpoints hold and PyTorch deprecates.
     """
@@ -64,7 +64,7 @@ class LastLayer(nn.Module):
 
 
 class ProjectionHead(nn.Module):
-    """DINOv2's head: an MLP, L2 normalisation, and weight-normalised prototypes.
+    """DINOv2's head: an MLP, L2 normalisation, and weight-normalized prototypes.
 
     It computes what lightly's `DINOProjectionHead` computes. It is our own for DINOv2's key names, any
     number of layers, and to be free of PyTorch's deprecated weight-norm hook.

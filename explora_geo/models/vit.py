@@ -184,7 +184,7 @@ class ViT(nn.Module):
         """Features of the last block after the final norm.
 
         Args:
-            image: Normalised image, shape (B, C, H, W), or as the tokenizer says.
+            image: Normalized image, shape (B, C, H, W), or as the tokenizer says.
             timestamps: Acquisition times for temporal tokenizers, shape (B, T, 3).
             token_mask: True where the mask token replaces a patch (iBOT), shape (B, S, L) or (B, S·L).
             keep: Indices into the N = S·L tokens to run, the others are dropped (MAE), shape (B, K).
@@ -204,7 +204,7 @@ class ViT(nn.Module):
         """Features after the named blocks, each through the final norm (DINOv2's probing features).
 
         Args:
-            image: Normalised image, shape (B, C, H, W), or as the tokenizer says.
+            image: Normalized image, shape (B, C, H, W), or as the tokenizer says.
             blocks: Block indices counted from 0; negative ones from the end.
             timestamps: Acquisition times for temporal tokenizers, shape (B, T, 3).
 

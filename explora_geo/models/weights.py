@@ -159,7 +159,7 @@ class ViTGiant14_Weights(WeightsEnum):
 
 
 class ViTBase16_Weights(WeightsEnum):
-    """ViT-B/16. `_FULL` has the decoder for normalised pixels, `_PIXELS` (visualize) that for raw ones."""
+    """ViT-B/16. `_FULL` has the decoder for normalized pixels, `_PIXELS` (visualize) that for raw ones."""
 
     IMAGENET_MAE = _mae('pretrain/mae_pretrain', 'base', decoder=False)
     IMAGENET_MAE_FULL = _mae('pretrain/mae_pretrain', 'base', decoder=True, norm_pix_loss=True)
@@ -167,7 +167,7 @@ class ViTBase16_Weights(WeightsEnum):
 
 
 class ViTLarge16_Weights(WeightsEnum):
-    """ViT-L/16. `_FULL` has the decoder for normalised pixels, `_PIXELS` (visualize) that for raw ones."""
+    """ViT-L/16. `_FULL` has the decoder for normalized pixels, `_PIXELS` (visualize) that for raw ones."""
 
     IMAGENET_MAE = _mae('pretrain/mae_pretrain', 'large', decoder=False)
     IMAGENET_MAE_FULL = _mae('pretrain/mae_pretrain', 'large', decoder=True, norm_pix_loss=True)

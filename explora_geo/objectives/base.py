@@ -99,10 +99,10 @@ class Objective(nn.Module, ABC):
         return [self]
 
     def before_step(self, step: int) -> None:
-        """Act on gradients before an optimiser step; nothing by default."""
+        """Act on gradients before an optimizer step; nothing by default."""
 
     def after_step(self, step: int) -> None:
-        """Act after an optimiser step, for instance average a teacher; nothing by default."""
+        """Act after an optimizer step, for instance average a teacher; nothing by default."""
 
 
 def objective_class(factory: Callable[..., Any]) -> type[Objective] | None:

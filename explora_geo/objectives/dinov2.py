@@ -182,7 +182,7 @@ class DINOv2(Objective):
             batch: Sample dict with `views`, the output of `MultiCrop`, or with `image`, shape
                 (B, C, H, W), from which views are drawn here, in validation global ones only; and
                 `timestamps` where the tokenizer reads them.
-            step: Optimiser steps done so far.
+            step: Optimizer steps done so far.
         """
         if 'views' in batch:
             views = batch['views']

@@ -1,8 +1,8 @@
 """Losses of self-distillation (Oquab et al. 2024), in float32 whatever the model computes in.
 
 lightly's `DINOLoss` and `IBOTPatchLoss` give the same totals (tests/objectives/test_losses.py), but each
-ties the teacher's centring, the loss and the update of the centre into one call. Apart, they let Sinkhorn
-take the place of centring, show the shares of global and local crops, and validate without an update.
+ties the teacher's centering, the loss and the update of the center into one call. Apart, they let Sinkhorn
+take the place of centering, show the shares of global and local crops, and validate without an update.
 """
 
 import math
@@ -33,7 +33,7 @@ class TargetCentering(nn.Module):
         Args:
             prototypes: Prototypes K.
             kind: `centering` or `sinkhorn`.
-            momentum: Momentum of the centre.
+            momentum: Momentum of the center.
 
         Raises:
             ValueError: If the kind is unknown.
@@ -48,7 +48,7 @@ class TargetCentering(nn.Module):
     def forward(self, logits: Tensor, temperature: float) -> Tensor:
         """Targets of a batch.
 
-        The centre is updated after it was used, and in training only.
+        The center is updated after it was used, and in training only.
 
         Args:
             logits: Teacher's logits, shape (N, K).
@@ -65,7 +65,7 @@ class TargetCentering(nn.Module):
             count = _total(logits.new_tensor(float(len(logits))))
             mean = _total(logits.sum(0, keepdim=True)) / count
             moved = center_momentum(self.center.value, mean, self.center.momentum)
-            usable = (count > 0) & torch.isfinite(mean).all()  # else the centre stays, also for a checkpoint
+            usable = (count > 0) & torch.isfinite(mean).all()  # else the center stays, also for a checkpoint
             self.center.center = torch.where(usable, moved, self.center.value)
         return targets
 

@@ -57,7 +57,7 @@ class MAE(Objective):
         Args:
             backbone: Encoder.
             mask_ratio: Share of removed patches, in (0, 1); 0.75 if None.
-            norm_pix_loss: Predict each patch normalised by its own mean and variance (for groups of
+            norm_pix_loss: Predict each patch normalized by its own mean and variance (for groups of
                 bands: those over all its bands); True if None.
             decoder_embed_dim: Width of the decoder; replaced by that of a checkpoint that carries one.
             decoder_depth: Blocks of the decoder; likewise.
@@ -147,7 +147,7 @@ class MAE(Objective):
         """Mask, encode and decode.
 
         Args:
-            image: Normalised image, shape (B, C, H, W), or as the tokenizer says.
+            image: Normalized image, shape (B, C, H, W), or as the tokenizer says.
             noise: Noise that orders the patches, shape (B, S·L) ((B, L) if shared); drawn if None.
             timestamps: Acquisition times for temporal tokenizers, shape (B, T, 3).
 
@@ -172,7 +172,7 @@ class MAE(Objective):
         """Mean squared error over the removed patches, each of equal weight.
 
         Args:
-            image: Normalised image, shape (B, C, H, W), or as the tokenizer says.
+            image: Normalized image, shape (B, C, H, W), or as the tokenizer says.
             pred: Predicted patches, shape (B, S, L, ·).
             mask: 1 where a patch was removed, shape (B, S, L).
 
@@ -203,12 +203,12 @@ class MAE(Objective):
         """Masked input and reconstruction, both in the units of the input.
 
         Args:
-            image: Normalised image, shape (B, C, H, W), or as the tokenizer says.
+            image: Normalized image, shape (B, C, H, W), or as the tokenizer says.
             timestamps: Acquisition times for temporal tokenizers, shape (B, T, 3).
 
         Returns:
             `masked`, the input with removed patches set to zero, and `reconstruction`, the input with
-            them predicted (their mean and variance are the input's if those were normalised away).
+            them predicted (their mean and variance are the input's if those were normalized away).
         """
         tokenizer = self.backbone.patch_embed
         out = self.reconstruct(image, timestamps=timestamps)

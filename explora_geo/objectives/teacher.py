@@ -62,7 +62,7 @@ class TeacherConfig:
         return Length.of(self, 'temperature_warmup', Length('temperature_warmup_fraction', 0.3))
 
     def momentum_of(self, total: int) -> float:
-        """Momentum at the start of a run of `total` optimiser steps."""
+        """Momentum at the start of a run of `total` optimizer steps."""
         if self.momentum is not None:
             return self.momentum
         return min(0.992, max(0.9, 1 - 20 / total))

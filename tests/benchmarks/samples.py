@@ -129,14 +129,14 @@ def _camelyon17(root: Path) -> None:
     for name, unlabelled in (('camelyon17_v1.0', False), ('camelyon17_unlabeled_v1.0', True)):
         rows = []
         for number in range(24):
-            centre, patient = number % 5, f'{number % 5:03d}'
+            center, patient = number % 5, f'{number % 5:03d}'
             row = {
                 'patient': patient,
                 'node': 1,
                 'x_coord': number,
                 'y_coord': 7,
-                'center': centre,
-                'slide': centre,
+                'center': center,
+                'slide': center,
             }
             row |= {'tumor': -1 if unlabelled else number // 5 % 2, 'split': int(number % 4 == 0)}
             rows.append(row)

@@ -49,7 +49,7 @@ def build(merged: Path) -> Callable[..., ExPLoRABench]:
     return built
 
 
-def test_features_are_those_of_the_normalised_image(build: Callable[..., ExPLoRABench], merged: Path) -> None:
+def test_features_are_those_of_the_normalized_image(build: Callable[..., ExPLoRABench], merged: Path) -> None:
     raw = torch.rand(2, 3, 32, 32) * 255
     model = build(tokens='cls+avg')
     mean, std = (torch.tensor([b[i] for b in RGB]).view(1, 3, 1, 1) for i in (1, 2))

@@ -32,7 +32,7 @@ class Recorder(LightningModule):
         self.batches['predict'].append(batch)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Make an optimiser, as training needs one."""
+        """Make an optimizer, as training needs one."""
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 

@@ -58,7 +58,7 @@ def test_13_band_statistics_are_those_of_torchgeo_by_name(split_file: Path) -> N
     assert len(datamodule.test_dataset) == 24
 
 
-def test_normalised_13_band_tiles_are_near_mean_0_and_variance_1(split_file: Path) -> None:
+def test_normalized_13_band_tiles_are_near_mean_0_and_variance_1(split_file: Path) -> None:
     datamodule = EuroSATDataModule(DATA / 'eurosat_ms', split_file, batch_size=96)
     datamodule.setup('fit')
     batch = datamodule.aug(next(iter(datamodule.train_dataloader())))

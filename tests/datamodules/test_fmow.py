@@ -22,7 +22,7 @@ from explora_geo.models.tokenizers import SENTINEL2
 Record = Callable[..., dict[str, list[dict[str, Any]]]]
 
 
-def test_rgb_batches_are_normalised_by_satmaes_values(fmow: Path, record: Record) -> None:
+def test_rgb_batches_are_normalized_by_satmaes_values(fmow: Path, record: Record) -> None:
     datamodule = FMoWRGBDataModule(fmow, image_size=32, batch_size=4)
     assert isinstance(datamodule, BaseDataModule)
     batches = record(datamodule)

@@ -27,14 +27,14 @@ def small(tmp_path: Path) -> Path:
     return tmp_path / 'small'
 
 
-def test_normalised_training_tiles_have_mean_0_and_variance_1() -> None:
+def test_normalized_training_tiles_have_mean_0_and_variance_1() -> None:
     datamodule = FolderDataModule(RGB / 'train', image_size=64)
     datamodule.setup('fit')
     assert datamodule.bands == ('red', 'green', 'blue')
     images = torch.stack([datamodule.train_dataset[i]['image'] for i in range(2000)])
-    normalised = datamodule.aug({'image': images})['image']
-    assert normalised.mean((0, 2, 3)).abs().max() < 0.05
-    assert (normalised.std((0, 2, 3)) - 1).abs().max() < 0.05
+    normalized = datamodule.aug({'image': images})['image']
+    assert normalized.mean((0, 2, 3)).abs().max() < 0.05
+    assert (normalized.std((0, 2, 3)) - 1).abs().max() < 0.05
 
 
 def test_a_trainer_gets_augmented_training_and_plain_validation_batches(small: Path, record: Record) -> None:

@@ -103,7 +103,7 @@ def test_it_reconstructs_tiles_it_never_saw_better_than_a_mean(large_images: Ten
     mae = MAE(vit)
     mae.load_pretrained(load_weights(vit, WEIGHTS).parts)
     loss = float(mae.eval()({'image': large_images}, 0)['loss_mae'])
-    # Predicting the mean of each normalised patch costs 1.
+    # Predicting the mean of each normalized patch costs 1.
     assert loss < 0.7
 
 

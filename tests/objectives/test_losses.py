@@ -27,7 +27,7 @@ def test_the_class_token_losses_add_up_to_lightlys(local: int) -> None:
     teacher, student = torch.randn(2, B, K), torch.randn(2 + local, B, K)
     theirs = DINOLoss(K, warmup_teacher_temp=0.05, teacher_temp=0.05)
     ours = TargetCentering(K)
-    for _ in range(2):  # the second time with a centre that has moved
+    for _ in range(2):  # the second time with a center that has moved
         expected = theirs(list(teacher), list(student), epoch=0)
         targets = ours(teacher.flatten(0, 1), 0.05).unflatten(0, (2, B))
         loss_global, loss_local = dino_losses(targets, student[:2], student[2:] if local else None, 0.1)

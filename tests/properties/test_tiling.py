@@ -56,7 +56,7 @@ def test_blocks_hold_every_pixel_once_and_tiles_every_pixel_of_their_block(grid:
 
 
 @given(grids())
-def test_the_weights_of_a_pixel_sum_to_1_once_normalised(grid: TileGrid) -> None:
+def test_the_weights_of_a_pixel_sum_to_1_once_normalized(grid: TileGrid) -> None:
     total = np.zeros((grid.height, grid.width), dtype=np.float64)
     weights = blending_weights(grid.tile)
     tiles = {tile for block in grid.blocks() for tile in grid.tiles(block)}

@@ -69,7 +69,7 @@ def fit(
     Args:
         folder: Where `tiles` lies and `run` is written.
         objective: `mae` or `dinov2`.
-        steps: Optimiser steps of the whole run.
+        steps: Optimizer steps of the whole run.
         workers: Processes that load data.
         seed: Seed of everything.
         every: Steps between checkpoints; none are written if None.

@@ -62,7 +62,7 @@ def snapshots(task: ExPLoRATask) -> list[dict[str, Tensor]]:
 def test_self_distillation_made_to_collapse_is_stopped(
     build_task: Task, build_data: Data, build_trainer: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    # No average, no centring, nothing that spreads: all images soon get one prototype.
+    # No average, no centering, nothing that spreads: all images soon get one prototype.
     broken = {
         **SMALL,
         'teacher': TeacherConfig(momentum=0.0, center_momentum=0.999),

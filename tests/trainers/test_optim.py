@@ -1,4 +1,4 @@
-"""The optimiser holds exactly what trains, and the schedule warms up and decays."""
+"""The optimizer holds exactly what trains, and the schedule warms up and decays."""
 
 import math
 from collections.abc import Callable
@@ -20,7 +20,7 @@ Build = Callable[..., ViT]
 
 
 @pytest.mark.parametrize('notation', ['[L]-r4', '[1,L]', '[]-r8', 'full'])
-def test_the_optimiser_holds_exactly_what_trains(build_vit: Build, notation: str) -> None:
+def test_the_optimizer_holds_exactly_what_trains(build_vit: Build, notation: str) -> None:
     vit = explora(build_vit(), ExPLoRAConfig.parse(notation))
     optimizer = build_optimizer(vit, OptimConfig(), batch=256)
     held = [id(p) for group in optimizer.param_groups for p in group['params']]

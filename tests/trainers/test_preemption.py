@@ -27,7 +27,7 @@ SLURM = {
 
 
 class Signalled(Callback):
-    """Sends this process a signal amid a step: after the gradients, before the optimiser."""
+    """Sends this process a signal amid a step: after the gradients, before the optimizer."""
 
     def __init__(self, number: int, step: int) -> None:
         self.number, self.step = number, step

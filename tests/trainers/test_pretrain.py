@@ -230,7 +230,7 @@ def test_a_compiled_backbone_trains_the_same_weights(
     assert torch._dynamo.utils.counters['stats']['unique_graphs'] > 0
 
 
-def test_the_optimiser_of_the_task_holds_exactly_what_trains(
+def test_the_optimizer_of_the_task_holds_exactly_what_trains(
     build_task: Task, build_data: Data, build_trainer: Run
 ) -> None:
     task = build_task()

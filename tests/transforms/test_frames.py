@@ -21,7 +21,7 @@ def test_all_frames_of_a_series_get_the_same_crop_and_flip() -> None:
     assert not torch.allclose(found[0, 0], found[1, 0])
 
 
-def test_each_band_of_each_frame_is_normalised() -> None:
+def test_each_band_of_each_frame_is_normalized() -> None:
     mean, std = torch.tensor([1.0, 2.0]), torch.tensor([2.0, 4.0])
     series = torch.randn(3, 4, 2, 5, 5)
     found = FramesAsChannels(normalization(mean.repeat(4), std.repeat(4)))({'image': series})['image']

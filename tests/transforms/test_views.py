@@ -26,7 +26,7 @@ def test_a_training_view_takes_any_band_count(channels: int) -> None:
     assert out['label'].tolist() == [0, 1, 2, 3, 4]
 
 
-def test_the_whole_image_at_its_own_size_is_only_normalised() -> None:
+def test_the_whole_image_at_its_own_size_is_only_normalized() -> None:
     image = torch.rand(4, 3, 32, 32) * 255
     mean, std = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([4.0, 5.0, 6.0])
     view = training_view(mean, std, 32, crop_scale=(1.0, 1.0), horizontal_flip=False)

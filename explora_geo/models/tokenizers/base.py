@@ -63,7 +63,7 @@ class Tokenizer(nn.Module, ABC):
         """Embed an image.
 
         Args:
-            image: Normalised image, shape (B, C, H, W) or as the tokenizer says.
+            image: Normalized image, shape (B, C, H, W) or as the tokenizer says.
 
         Returns:
             Tokens without position, shape (B, S, L, D), and the patch grid (height, width).

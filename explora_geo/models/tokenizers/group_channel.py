@@ -89,7 +89,7 @@ class GroupChannelTokenizer(Tokenizer):
         """Embed an image.
 
         Args:
-            image: Normalised image, shape (B, C, H, W).
+            image: Normalized image, shape (B, C, H, W).
 
         Returns:
             Tokens, shape (B, G, L, D), and the patch grid.

@@ -43,7 +43,7 @@ class PatchTokenizer(Tokenizer):
         """Embed an image.
 
         Args:
-            image: Normalised image, shape (B, C, H, W).
+            image: Normalized image, shape (B, C, H, W).
 
         Returns:
             Tokens, shape (B, 1, L, D), and the patch grid.

@@ -64,7 +64,7 @@ class TemporalTokenizer(Tokenizer):
         """Embed a series.
 
         Args:
-            image: Normalised frames, shape (B, T, C, H, W).
+            image: Normalized frames, shape (B, T, C, H, W).
 
         Returns:
             Tokens, shape (B, T, L, D), and the patch grid.

@@ -63,7 +63,7 @@ def test_unpatchify_undoes_patchify() -> None:
     assert torch.equal(tokenizer.unpatchify(tokenizer.patchify(image), (3, 5)), image)
 
 
-def test_targets_are_normalised_over_all_bands_of_a_patch(image: Tensor) -> None:
+def test_targets_are_normalized_over_all_bands_of_a_patch(image: Tensor) -> None:
     tokenizer = build()
     mean, var = tokenizer.target_statistics(tokenizer.patchify(image))
     patch = image[1, :, :8, 8:]
