@@ -113,7 +113,8 @@ def choose_strength(
         curve: `Comparison.curve` on labeled tiles, of which validation chooses; empty without labels.
         before: Source.
         whole: Adapted backbone at strength 1.
-        images: Normalized sample of the archive, shape (N, C, H, W).
+        images: Normalized sample of the archive, by which the label-free score falls or not, shape
+            (N, C, H, W); with too few of them all is kept.
     """
     if asked is not None:
         return Strength(asked, 'request')
@@ -174,7 +175,9 @@ def measure(
     curve = comparison.curve() if comparison is not None else {}
     strength = Strength(1.0, 'default')
     if scalable:
-        strength = choose_strength(scoring.strength, curve, before, whole, images)
+        # What the label-free score is worth was not measured for masked autoencoding.
+        told = images[:0] if notation.startswith('M') else images
+        strength = choose_strength(scoring.strength, curve, before, whole, told)
     scale_adapter(trained, before, adapter, strength.value)
     after = whole
     if strength.value < 1:

@@ -1,5 +1,6 @@
 """The main job as one verb: from an archive to an adapter and a report."""
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -12,11 +13,12 @@ import yaml
 import explora_geo
 from explora_geo import _adapt, _adapt_report
 from explora_geo._adapt_progress import ProgressBar, read_legs
-from explora_geo._adapt_report import Scoring
+from explora_geo._adapt_report import Scoring, Strength, choose_strength
 from explora_geo._adapt_settings import Length, find_source
 from explora_geo.checkpoints import load_backbone, model_metadata, read_adapter, write_state
 from explora_geo.datamodules.archive import look
 from explora_geo.evaluation.comparison import Comparison, PairProtocol
+from explora_geo.evaluation.label_free import default_score
 from explora_geo.models import create_vit
 
 TILES = Path(__file__).parent / 'data' / 'eurosat_rgb'
@@ -266,3 +268,19 @@ def test_lengths_become_steps_once() -> None:
     assert Length.parse('1 minute').steps(images=100, batch_size=8, seconds=0.5) == 120
     assert Length.parse('7 steps').steps(images=100, batch_size=8, seconds=0.5) == 7
     assert str(Length.parse('30 minutes')) == '30 minutes'
+
+
+def test_without_labels_the_strength_falls_where_the_label_free_score_does(small_names: None) -> None:
+    torch.manual_seed(0)
+    before = create_vit('vit_tiny_patch8_32').eval()
+    whole, better = copy.deepcopy(before), copy.deepcopy(before)
+    with torch.no_grad():
+        whole.norm.weight.zero_()  # all features alike: no crop finds its tile
+    images = torch.nn.functional.interpolate(torch.randn(40, 3, 4, 4), size=32, mode='bicubic')
+    assert default_score(before, images) > 2 / 40 > default_score(whole, images)
+    assert choose_strength(None, {}, before, whole, images).by == 'label-free'
+    assert choose_strength(None, {}, before, whole, images).value < 1
+    assert choose_strength(None, {}, before, better, images) == Strength(1.0, 'default')
+    assert choose_strength(None, {}, before, whole, images[:0]) == Strength(1.0, 'default')
+    assert choose_strength(None, {'chosen': 0.5}, before, whole, images) == Strength(0.5, 'labels')
+    assert choose_strength(0.3, {'chosen': 0.5}, before, whole, images) == Strength(0.3, 'request')
