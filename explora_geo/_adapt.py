@@ -85,8 +85,8 @@ def adapt(
         retention: Folder of labeled natural images: what the model still knows of them.
         config: YAML file of `explora-geo fit` whose entries replace those chosen here.
         strength: Share of what was learned that the adapter file adds to the source, from 0 (nothing) to 1.
-            `auto` takes the one that validation tiles of `labels` prefer, which may be 0; without labels 1, or
-            less where the label-free score falls.
+            `auto` takes the one that validation tiles of `labels` prefer, which may be 0; without labels 1,
+            or less where the label-free score falls.
 
     Returns:
         The run.
