@@ -99,23 +99,6 @@ def adapt(
     return run(archive, out, weights, adaptation, length, bands, config, scoring)
 
 
-def run(
-    archive: Any,
-    out: Any,
-    weights: Any,
-    adaptation: str | None,
-    length: str | Length,
-    bands: Any,
-    config: Any,
-    scoring: Scoring,
-    force: bool = False,
-    say: Callable[[str], None] = lambda text: None,
-) -> Adapted:
-    """`adapt`, telling what it does; `force` adapts against advice."""
-    with _quiet_lightning():
-        return _run(archive, Path(out), weights, adaptation, length, bands, config, scoring, force, say)
-
-
 @contextmanager
 def _quiet_lightning() -> Iterator[None]:
     """Leave out what Lightning says of devices, seeds and folders; `adapt` says itself what matters."""
@@ -132,18 +115,21 @@ def _quiet_lightning() -> Iterator[None]:
                 logger.setLevel(level)
 
 
-def _run(
+@_quiet_lightning()
+def run(
     archive: Any,
-    folder: Path,
+    out: Any,
     weights: Any,
     adaptation: str | None,
     length: str | Length,
     bands: Any,
     config: Any,
     scoring: Scoring,
-    force: bool,
-    say: Callable[[str], None],
+    force: bool = False,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Adapted:
+    """`adapt`, telling what it does; `force` adapts against advice."""
+    folder = Path(out)
     length = Length.parse(length)
     source = find_source(weights)
     notation = choose_adaptation(source, adaptation, force)

@@ -120,11 +120,13 @@ def choose_strength(
         return Strength(asked, 'request')
     if curve:
         return Strength(curve['chosen'], 'labels')
-    if len(images) < LEAST or default_score(whole, images) >= default_score(before, images):
+    if len(images) < LEAST:
         return Strength(1.0, 'default')
-    lower = (0.0, *STRENGTHS[:-1])
-    scores = {s: default_score(interpolate(before, whole, s), images) for s in lower}
-    return Strength(max(lower, key=lambda s: scores[s]), 'label-free')
+    scores = {0.0: default_score(before, images)}
+    if default_score(whole, images) >= scores[0.0]:
+        return Strength(1.0, 'default')
+    scores |= {s: default_score(interpolate(before, whole, s), images) for s in STRENGTHS[:-1]}
+    return Strength(max(scores, key=lambda s: scores[s]), 'label-free')
 
 
 def measure(

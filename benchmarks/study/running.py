@@ -15,6 +15,7 @@ from torch import Tensor
 from explora_geo.evaluation.compare import interpolate
 from explora_geo.evaluation.label_free import compare_backbones
 from explora_geo.models.vit import ViT
+from explora_geo.models.whitening import whitening_matrix
 
 from .adapting import SOURCES, Recipe, Source, adapt, load_source, stats_of
 from .domains import Domain, load
@@ -120,7 +121,8 @@ class Study:
                 ]
                 sample = sample[:WHITEN].to(self.device)
                 seen = features(vit, domain, sample, held.size, stats, int(turns or 1))
-                mean, matrix = whitening(seen, float(power))
+                mean = seen.mean(0)
+                matrix = whitening_matrix((seen - mean).T.cov(), float(power))
                 found[variant] = score(domain, *((x - mean) @ matrix for x in sets(int(turns or 1))))
             elif variant.startswith('block'):
                 found[variant] = score(domain, *sets(1, int(variant.removeprefix('block'))))
@@ -206,15 +208,6 @@ class Study:
             for side, found in compare_backbones(self.source(job.source), vit, images, batch_size=256).items()
         }
         return {**row, 'seconds': round(time.time() - start, 1)}
-
-
-def whitening(seen: Tensor, power: float, ridge: float = 0.02) -> tuple[Tensor, Tensor]:
-    """Mean, shape (D,), and matrix, shape (D, D), that whiten features in part."""
-    mean = seen.mean(0)
-    values, vectors = torch.linalg.eigh((seen - mean).double().T.cov())
-    deviation = values.clamp(min=0).sqrt()
-    scale = (deviation / deviation[-1] + ridge) ** -power
-    return mean, (vectors * scale @ vectors.T).to(seen)
 
 
 def append(file: Path, row: dict[str, Any]) -> None:
