@@ -2,7 +2,6 @@
 
 import fcntl
 import json
-import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
@@ -226,27 +225,35 @@ def work(study: Study, jobs: list[Job], until: float, say: Callable[[str], None]
         until: Start nothing after this time, seconds since 1970.
         say: Told what was done.
     """
-    done = set()
-    if study.out.is_file():
-        done = {json.loads(line)['key'] for line in study.out.read_text().splitlines()}
     claims = study.cache / 'claims'
     claims.mkdir(parents=True, exist_ok=True)
     for job in jobs:
-        if time.time() > until or job.key in done:
-            continue
-        try:
-            os.close(os.open(claims / job.key, os.O_CREAT | os.O_EXCL))
-        except FileExistsError:
-            continue
-        try:
-            row = study.run(job)
-        except Exception as error:  # one recipe that fails must not end the others
-            append(study.out, {'group': 'failed', 'key': job.key, 'error': repr(error)[:300]})
-            say(f'{job.key}: {error!r}')
-            continue
-        append(study.out, row)
-        first, last = row['before'], row['after']['one']
-        say(f'{job.key}: {first} -> {last} in {row["train_seconds"]} of {row["seconds"]} s')
+        if time.time() > until:
+            break
+        with open(claims / job.key, 'w') as claim:
+            try:  # a lock ends with its process, a file would outlive one that was killed
+                fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            if job.key not in _done(study.out):
+                _do(study, job, say)
+
+
+def _done(out: Path) -> set[str]:
+    lines = out.read_text(encoding='utf-8').splitlines() if out.is_file() else []
+    return {json.loads(line)['key'] for line in lines}
+
+
+def _do(study: Study, job: Job, say: Callable[[str], None]) -> None:
+    try:
+        row = study.run(job)
+    except Exception as error:  # one recipe that fails must not end the others
+        append(study.out, {'group': 'failed', 'key': job.key, 'error': repr(error)[:300]})
+        say(f'{job.key}: {error!r}')
+        return
+    append(study.out, row)
+    first, last = row['before'], row['after']['one']
+    say(f'{job.key}: {first} -> {last} in {row["train_seconds"]} of {row["seconds"]} s')
 
 
 def take_part(rank: int, data: Path, cache: Path, out: Path, jobs: list[Job], until: float) -> None:

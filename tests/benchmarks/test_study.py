@@ -71,6 +71,8 @@ def test_jobs_leave_a_line_each_and_go_on(
         for name, r in recipes.items()
     ]
     told: list[str] = []
+    (tmp_path / 'claims').mkdir()
+    (tmp_path / 'claims' / jobs[0].key).touch()  # of a process that was killed
     running.work(study, jobs, float('inf'), told.append)
     rows = {row['key']: row for row in map(json.loads, study.out.read_text().splitlines())}
     done, failed = rows[jobs[0].key], rows[jobs[2].key]
