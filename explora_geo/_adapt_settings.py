@@ -20,26 +20,12 @@ from explora_geo.checkpoints.sources import read_weights
 from explora_geo.datamodules.archive import Archive
 from explora_geo.models import create_vit
 from explora_geo.models.vit import ViT
+from explora_geo.objectives.short_runs import SHORT_DINOV2, SHORT_OPTIM, SHORT_VIEWS, crop_sides
 from explora_geo.trainers.presets import weights_objective
 
 #: The objective of ours, by which strong sources are adapted unless D or M is asked for.
 ANCHOR = 'anchor'
 _CLASSES = {'D': 'DINOv2', 'M': 'MAE', ANCHOR: 'Anchor'}
-# DINOv2's objective for runs of minutes: small heads, sharp targets; color is evidence in satellite images.
-_SHORT_D = {
-    'head': {'prototypes': 1024, 'hidden_dim': 512, 'bottleneck_dim': 128},
-    'teacher': {'centering': 'sinkhorn', 'temperature': 0.04, 'final_temperature': 0.04},
-}
-_VIEWS = {
-    'num_local': 4,
-    'local_scale': [0.1, 0.4],
-    'brightness': 0.3,
-    'contrast': 0.3,
-    'saturation': 0.1,
-    'hue': 0.05,
-    'grayscale': 0.1,
-    'solarize': 0.0,
-}
 
 
 @dataclass(frozen=True)
@@ -205,14 +191,13 @@ def run_settings(found: Archive, source: Source, notation: str, folder: Path) ->
     data = dict(found.settings['init_args'])
     if letter == 'D':
         data['augment'] = {'vertical_flip': True, 'quarter_turns': True}  # seen from above, no side is up
-        arguments = {**_SHORT_D, 'views': {**_crops(found.image_size, source.patch_size), **_VIEWS}}
+        arguments = {
+            **SHORT_DINOV2,
+            'views': {**crop_sides(found.image_size, source.patch_size), **SHORT_VIEWS},
+        }
     elif letter == ANCHOR:
         # The objective turns images itself, and sees them whole, as they are used.
         data['augment'] = {'crop_scale': [1.0, 1.0], 'horizontal_flip': False}
-    rate = {'D': 5e-4, 'M': 1.5e-3, ANCHOR: 5e-4}[letter]
-    optim = {'base_lr': rate, 'lr_scaling': 'none', 'warmup_fraction': 0.1, 'min_lr': 1e-6}
-    if letter != 'M':
-        optim['adapter_lr_multiplier'] = 3.0
     objective = {'class_path': f'explora_geo.objectives.{_CLASSES[letter]}', 'init_args': arguments}
     task: dict[str, Any] = {
         'model': source.model.split('.')[0],
@@ -221,7 +206,7 @@ def run_settings(found: Archive, source: Source, notation: str, folder: Path) ->
         'bands': list(found.bands),
         'adaptation': _plain(notation),
         'objective': objective,
-        'optim': optim,
+        'optim': SHORT_OPTIM[_CLASSES[letter]],
         'preset': None,
         'monitor_features': 'none',
         'adapter_dtype': 'bfloat16',
@@ -282,9 +267,3 @@ def check_folder(folder: Path, request: dict[str, Any]) -> None:
 def _plain(notation: str) -> str:
     """Notation without the name of an objective that the paper does not have."""
     return notation.strip().removeprefix(f'{ANCHOR}-')
-
-
-def _crops(size: int, patch: int) -> dict[str, int]:
-    """Sides of global and local crops: three quarters and three eighths of the image."""
-    grid = max(2, round(0.75 * size / patch))
-    return {'global_size': grid * patch, 'local_size': max(1, grid // 2) * patch}

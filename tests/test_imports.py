@@ -51,7 +51,9 @@ ALLOWED = {
     '_cli_console': set(),
     'doctor': {'checkpoints', 'devices', 'models'},
     'devices': set(),
-    '_adapt_settings': {'adaptation', 'bands', 'checkpoints', 'datamodules', 'models', 'trainers'},
+    '_adapt_settings': {
+        *('adaptation', 'bands', 'checkpoints', 'datamodules', 'models', 'objectives', 'trainers')
+    },
     '_adapt_scores': {*('_adapt_progress', 'datamodules', 'datasets', 'evaluation', 'models', 'trainers')},
     '_adapt_report': {
         *('_adapt_progress', '_adapt_scores', '_adapt_settings', '_version', 'checkpoints', 'datamodules'),

@@ -1,0 +1,33 @@
+"""Settings of runs of minutes as plain data, which YAML holds: `adapt` writes them, studies vary them."""
+
+from typing import Any
+
+#: Arguments of `DINOv2`: small heads, sharp targets.
+SHORT_DINOV2: dict[str, dict[str, Any]] = {
+    'head': {'prototypes': 1024, 'hidden_dim': 512, 'bottleneck_dim': 128},
+    'teacher': {'centering': 'sinkhorn', 'temperature': 0.04, 'final_temperature': 0.04},
+}
+#: Its crops but for their sides: color is evidence in satellite images.
+SHORT_VIEWS: dict[str, Any] = {
+    'num_local': 4,
+    'local_scale': [0.1, 0.4],
+    'brightness': 0.3,
+    'contrast': 0.3,
+    'saturation': 0.1,
+    'hue': 0.05,
+    'grayscale': 0.1,
+    'solarize': 0.0,
+}
+_OPTIM = {'lr_scaling': 'none', 'warmup_fraction': 0.1, 'min_lr': 1e-6}
+#: Arguments of `OptimConfig` by objective.
+SHORT_OPTIM: dict[str, dict[str, Any]] = {
+    'DINOv2': {'base_lr': 5e-4, **_OPTIM, 'adapter_lr_multiplier': 3.0},
+    'MAE': {'base_lr': 1.5e-3, **_OPTIM},
+    'Anchor': {'base_lr': 5e-4, **_OPTIM, 'adapter_lr_multiplier': 3.0},
+}
+
+
+def crop_sides(side: int, patch: int) -> dict[str, int]:
+    """Sides of global and local crops, pixels: three quarters and three eighths of an image's side."""
+    grid = max(2, round(0.75 * side / patch))
+    return {'global_size': grid * patch, 'local_size': max(1, grid // 2) * patch}
