@@ -129,7 +129,7 @@ def find_source(weights: WeightsEnum | str | PathLike[str]) -> Source:
             f'{error}; without a network, adapt weights that ship: '
             '--weights ViTSmall14_Weights.LVD142M_DINOV2_DEPTH6'
         ) from error
-    model = text.removeprefix('timm/') if text.startswith('timm/') else meta.get('backbone')
+    model = meta.get('backbone')
     if model is None:
         raise ValueError(
             f'{name} does not say which backbone it is: adapt it with explora-geo fit, which asks'

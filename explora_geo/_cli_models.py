@@ -201,23 +201,35 @@ def map_scene(
 
 
 def export(
-    out: Annotated[Path, typer.Argument(help='File: .safetensors (timm), .ckpt (TorchGeo), .pt2, .onnx.')],
+    out: Annotated[
+        Path,
+        typer.Argument(help='File: .safetensors (timm), .ckpt (TorchGeo), .pt2, .onnx; or a folder (peft).'),
+    ],
     weights: Annotated[
         str | None, typer.Option(help='Backbone: a file, a shipped name or timm/<name>.')
     ] = None,
     adapter: Annotated[Path | None, typer.Option(help='Adapter file made on these weights.')] = None,
     model: Annotated[str | None, typer.Option(help='Backbone name, if the file does not state it.')] = None,
     tuned: Annotated[Path | None, typer.Option(help='Tuned model instead, for .pt2 and .onnx.')] = None,
+    layout: Annotated[
+        str,
+        typer.Option('--format', help='peft for the adapter alone, as PEFT reads it; else by the ending.'),
+    ] = '',
 ) -> None:
-    """Export a backbone with its adapter merged, or a tuned model.
+    """Export a backbone with its adapter merged, a tuned model, or an adapter for PEFT.
 
     Example: explora-geo export model.safetensors --weights base.safetensors --adapter adapter.safetensors
     """
     from explora_geo.checkpoints import load_backbone
-    from explora_geo.checkpoints.export import check_format
+    from explora_geo.checkpoints.export import check_format, export_peft
     from explora_geo.checkpoints.export import export as write
     from explora_geo.trainers import load_task
 
+    if layout:
+        if layout != 'peft' or adapter is None or tuned is not None:
+            raise ValueError(f'the format is peft, of --adapter; all others go by the ending, got {layout}')
+        bare = export_peft(adapter, out)
+        return say(f'{out}: for PeftModel.from_pretrained' + (f', {", ".join(bare)} beside' if bare else ''))
     if (weights is None) == (tuned is None):
         raise ValueError('give either weights, a backbone, or tuned, a tuned model')
     if tuned is not None and (adapter or model):
@@ -297,14 +309,49 @@ def weights_inspect(
 
 
 @weights_app.command('list')
-def weights_list() -> None:
-    """List the weights that are known by name, their backbone, tokenizer and licence.
+def weights_list(
+    search: Annotated[str, typer.Option(help='Words that name or description must hold.')] = '',
+) -> None:
+    """List the weights of ours and of TorchGeo that are known by name, their backbone, tokenizer and licence.
 
-    Example: explora-geo weights list
+    Example: explora-geo weights list --search "sentinel2 dino"
     """
-    from explora_geo.models.weights import all_weights
+    from explora_geo.models.weights import search_weights
 
-    for name, entry in all_weights().items():  # one line each, whole, so that names can be copied
-        meta = entry.meta
+    found = search_weights(search)
+    if not found:
+        raise ValueError(
+            f'no weights hold {search!r}: search for one word, such as sentinel2, landsat or mae'
+        )
+    for name, meta in found.items():  # one line each, whole, so that names can be copied
         parts = [meta['model'], meta.get('tokenizer', 'patch'), 'with decoder' if meta['decoder'] else '']
         say(f'{name}: {", ".join(filter(None, parts))}; {meta["licence"]}')
+
+
+def push(
+    file: Annotated[Path, typer.Argument(help='Adapter, merged model, or folder of export --format peft.')],
+    repo: Annotated[str, typer.Argument(help='Repository of the hub, OWNER/NAME.')],
+    report: Annotated[Path | None, typer.Option(help='report.json of the run; that beside the file.')] = None,
+    licence: Annotated[str | None, typer.Option(help='Licence of the base, if the file states none.')] = None,
+    private: Annotated[bool, typer.Option('--private', help='Make a private repository.')] = False,
+) -> None:
+    """Upload an adapter or a model to the Hugging Face hub, with a card; HF_TOKEN says who you are.
+
+    Example: explora-geo push runs/mine/adapter.safetensors OWNER/NAME
+    """
+    from explora_geo.checkpoints.sharing import push as upload
+
+    say(f'{upload(file, repo, report, licence, private)}: load_backbone and --weights read it by this name')
+
+
+def pull(
+    repo: Annotated[str, typer.Argument(help='OWNER/NAME, OWNER/NAME@REVISION or OWNER/NAME/FILE.')],
+    out: Annotated[Path, typer.Argument(help='Folder to write.')],
+) -> None:
+    """Copy an adapter or a model and its card from the Hugging Face hub.
+
+    Example: explora-geo pull OWNER/NAME runs/theirs
+    """
+    from explora_geo.checkpoints.sharing import pull as copy
+
+    say(f'{copy(repo, out)}')

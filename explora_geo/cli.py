@@ -12,7 +12,7 @@ from rich.table import Table
 
 from explora_geo._cli_adapt import adapt
 from explora_geo._cli_console import console, run_app, say
-from explora_geo._cli_models import adapter_app, export, map_scene, probe, weights_app
+from explora_geo._cli_models import adapter_app, export, map_scene, probe, pull, push, weights_app
 
 app = typer.Typer(
     name='explora-geo',
@@ -216,7 +216,7 @@ _CONTENTS: dict[str, tuple[tuple[str, Callable[..., None]], ...]] = {
     'Plan and prepare': (('params', params), ('pack', pack)),
     'Train': (('fit', fit), ('validate', validate), ('test', test), ('predict', predict)),
     'Measure and map': (('probe', probe), ('map', map_scene)),
-    'Files': (('export', export),),
+    'Files': (('export', export), ('push', push), ('pull', pull)),
 }
 for _panel, _commands in _CONTENTS.items():
     for _name, _command in _commands:

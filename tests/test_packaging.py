@@ -44,6 +44,7 @@ BUNDLED = {
     'pytorch_lightning': 'lightning',
     'packaging': 'lightning',
     'transformers': 'peft',
+    'huggingface_hub': 'timm',
     'threadpoolctl': 'scikit-learn',
 }
 

@@ -14,6 +14,7 @@ from explora_geo._version import __version__
 from explora_geo.adaptation import ExPLoRAConfig, explora, trainable_names
 from explora_geo.bands import same_bands
 from explora_geo.checkpoints.files import check_exact, read_state, state_sha256, write_state
+from explora_geo.checkpoints.hub import ADAPTER, HUB, fetch_file
 from explora_geo.checkpoints.metadata import check_bands, check_sizes
 from explora_geo.models.builders import create_vit
 from explora_geo.models.normalization import Normalization
@@ -42,6 +43,8 @@ class AdapterHeader:
         tokenizer_options: Its further arguments.
         normalization: How the images were normalized; None in files of version 1, which do not say.
         header: Version of the header; 1 hashed the base with positions resampled to `img_size`.
+        base: Name of the base weights, of what comes from the hub with the commit; empty in older files.
+        licence: Licence of the base weights as their publishers state it.
     """
 
     backbone: str
@@ -55,6 +58,8 @@ class AdapterHeader:
     tokenizer_options: dict[str, Any] = field(default_factory=dict)
     normalization: Normalization | None = None
     header: int = _HEADER
+    base: str = ''
+    licence: str = ''
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -113,6 +118,8 @@ def save_adapter(
         tokenizer=tokenizer.kind,
         tokenizer_options=tokenizer.options,
         normalization=vit.normalization,
+        base=vit.base,
+        licence=vit.licence,
     )
     state = {k: v.to(dtype) for k, v in (source or vit).state_dict().items() if k in names}
     write_state(path, state, {'format': _FORMAT, 'adapter': json.dumps(asdict(header))})
@@ -155,12 +162,14 @@ def _still_stored(vit: ViT, stored: Tensor) -> bool:
 
 
 def read_adapter(path: str | Path) -> tuple[AdapterHeader, dict[str, Tensor]]:
-    """Read an adapter file.
+    """Read an adapter file, or one of the hub by `hf:owner/name[@revision][/file]`.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If it is damaged, no adapter file, or holds other tensors than its header says.
     """
+    if str(path).startswith(HUB):
+        path = fetch_file(str(path), (ADAPTER,)).path
     state, metadata = read_state(path)
     if metadata.get('format') != _FORMAT:
         raise ValueError(f'{path} is no adapter file: its header lacks format {_FORMAT}')
@@ -185,13 +194,13 @@ def read_adapter(path: str | Path) -> tuple[AdapterHeader, dict[str, Tensor]]:
 
 def _header(fields: Any) -> AdapterHeader:
     """Header with types and sizes checked."""
-    bands = check_bands(fields['bands'], 'it')
+    bands = check_bands(fields['bands'])
     header = AdapterHeader(**{'header': 1, **fields, 'bands': bands})
     if type(header.header) is not int or not 1 <= header.header <= _HEADER:
         raise ValueError(f'its version is {header.header!r}, not 1 to {_HEADER}: update explora_geo')
     if header.normalization is not None:
         header = replace(header, normalization=Normalization.read(header.normalization, bands))
-    for name in ('backbone', 'base_sha256', 'version', 'tokenizer'):
+    for name in ('backbone', 'base_sha256', 'version', 'tokenizer', 'base', 'licence'):
         if not isinstance(getattr(header, name), str):
             raise ValueError(f'{name} is no text')
     for name in ('config', 'tokenizer_options'):

@@ -168,8 +168,7 @@ def _load_adapted(
 def _stated(name: str | None, stored: StoredWeights) -> tuple[str, dict[str, Any]]:
     """Name of the backbone, and the arguments of `create_vit` that weights state."""
     meta, source = stored.meta, stored.source
-    hub = source.removeprefix('timm/') if source.startswith('timm/') else None
-    found = name or meta.get('backbone') or hub
+    found = name or meta.get('backbone')
     if found is None:
         raise ValueError(
             f'{source} does not say which backbone it is: give model, such as vit_base_patch16_224'
@@ -232,6 +231,7 @@ def _fill(vit: ViT, matched: tuple[BackboneWeights, list[str]], stored: StoredWe
     own = vit.state_dict()
     vit.load_state_dict({**{k: own[k] for k in kept}, **loaded.state})
     vit.stored_position = loaded.position
+    vit.base, vit.licence = (stored.meta.get(name, '') for name in ('base', 'licence'))
     vit.normalization = stated_normalization(stored.meta, vit.patch_embed.bands, stored.source)
     return loaded
 

@@ -1,15 +1,20 @@
-"""Files that other libraries load: timm's keys, TorchGeo's checkpoints, exported programs."""
+"""Files that other libraries load: of timm, TorchGeo and PEFT, and exported programs."""
 
 import importlib.util
+import json
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from explora_geo.adaptation import LoRALinear, explora
+from explora_geo.checkpoints.adapter import AdapterHeader, read_adapter
 from explora_geo.checkpoints.files import atomic_path, write_state
 from explora_geo.checkpoints.metadata import model_metadata
+from explora_geo.checkpoints.sharing import model_card
 from explora_geo.models.vit import ViT
 
 # Formats of backbones alone
@@ -103,10 +108,7 @@ def export_torchgeo(vit: ViT, name: str, out: str | Path) -> None:
 def _timm_state(vit: ViT) -> dict[str, Tensor]:
     tokenizer = vit.patch_embed
     if tokenizer.kind != 'patch':
-        raise ValueError(
-            f'timm has no model with the tokenizer {tokenizer.kind}: export a program instead, or use the '
-            'file with load_backbone'
-        )
+        raise ValueError(_no_timm(tokenizer.kind))
     state = {k: v.detach().cpu() for k, v in vit.state_dict().items()}
     state.pop('mask_token', None)  # only pre-training reads it
     lora = [k for k in state if '.lora_' in k]
@@ -177,3 +179,124 @@ def _exported(module: nn.Module, example: Tensor) -> Any:
     batch = torch.export.Dim('batch', min=1)
     with torch.no_grad():
         return torch.export.export(plain, (example,), dynamic_shapes=({0: batch},))
+
+
+def export_peft(
+    adapter: str | Path, out: str | Path, report: str | Path | None = None, licence: str | None = None
+) -> list[str]:
+    """Write an adapter in PEFT's layout, for `PeftModel.from_pretrained` on timm's model of the base.
+
+    PEFT adapts whole layers: our updates of Q and V, of rank r each, become one update of the fused `qkv` of
+    rank 2r whose rows of K are zero. What trained in full goes to `modules_to_save`; PEFT saves modules, so
+    bare parameters, such as a class token, go to `parameters.safetensors` beside, which the card explains.
+
+    Args:
+        adapter: Adapter file.
+        out: Folder to write.
+        report: `report.json` of the run, see `model_card`.
+        licence: Licence of the base weights, where the adapter does not state it.
+
+    Returns:
+        Names of the bare parameters.
+
+    Raises:
+        FileNotFoundError: If a file does not exist.
+        ValueError: If it is no adapter, has no LoRA, or timm has no such model.
+    """
+    header, state = read_adapter(adapter)
+    if header.tokenizer != 'patch':
+        raise ValueError(_no_timm(header.tokenizer))
+    if not any('.lora_' in name for name in state):
+        raise ValueError(
+            f'{adapter} holds no LoRA, which PEFT needs: merge it into its base, and export that'
+        )
+    with torch.device('meta'):
+        vit = explora(header.build(), header.explora_config)
+    tensors: dict[str, Tensor] = {}
+    ranks, alphas, targets = {}, {}, []
+    for name, layer in vit.named_modules():
+        if isinstance(layer, LoRALinear):
+            a, b = _whole_update(layer, name, state)
+            tensors |= {f'{name}.lora_A.weight': a, f'{name}.lora_B.weight': b}
+            targets.append(name)
+            ranks[name], alphas[name] = len(a), layer.scale * len(a)
+    modules = _whole_modules(vit, {name for name in state if '.lora_' not in name})
+    bare = [k for k in state if '.lora_' not in k and not any(k.startswith(f'{m}.') for m in modules)]
+    tensors |= {k: v for k, v in state.items() if '.lora_' not in k and k not in bare}
+    config = {
+        'peft_type': 'LORA',
+        'task_type': None,
+        'base_model_name_or_path': header.base or None,
+        'r': max(ranks.values(), default=1),
+        'lora_alpha': max(alphas.values(), default=1),
+        'lora_dropout': header.explora_config.dropout,
+        'target_modules': targets,
+        'rank_pattern': ranks,
+        'alpha_pattern': alphas,
+        'modules_to_save': modules or None,
+        'bias': 'none',
+        'inference_mode': True,
+    }
+    card = model_card(adapter, report, licence, _peft_usage(header, bare))
+    folder = Path(out)
+    write_state(
+        folder / 'adapter_model.safetensors',
+        {f'base_model.model.{k}': v.float() for k, v in tensors.items()},
+        {'format': 'pt'},
+    )
+    if bare:
+        write_state(folder / 'parameters.safetensors', {k: state[k].float() for k in bare}, {'format': 'pt'})
+    for name, text in (('adapter_config.json', json.dumps(config, indent=1)), ('README.md', card)):
+        with atomic_path(folder / name) as temporary:
+            temporary.write_text(text, encoding='utf-8')
+    return bare
+
+
+def _whole_update(layer: LoRALinear, name: str, state: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """A of all slices above one another, and B with each slice's block at its rows and zeros elsewhere."""
+    a = [state[f'{name}.lora_a.{part}'].float() for part in layer.slices]
+    b = torch.zeros(layer.out_features, layer.rank * len(a))
+    for i, (part, (start, stop)) in enumerate(layer.slices.items()):
+        b[start:stop, i * layer.rank : (i + 1) * layer.rank] = state[f'{name}.lora_b.{part}']
+    return torch.cat(a), b
+
+
+def _whole_modules(module: nn.Module, trained: set[str], name: str = '') -> list[str]:
+    """The largest modules all of whose parameters trained."""
+    held = [f'{name}.{k}' if name else k for k, _ in module.named_parameters()]
+    if name and held and trained.issuperset(held):
+        return [name]
+    children = ((f'{name}.{k}' if name else k, child) for k, child in module.named_children())
+    return [found for path, child in children for found in _whole_modules(child, trained, path)]
+
+
+def _peft_usage(header: AdapterHeader, bare: Sequence[str]) -> str:
+    model, _, depth = header.backbone.partition('.')[0].partition('_depth')
+    options = f'num_classes=0, img_size={header.img_size}, patch_size={header.patch_size}'
+    options += f', in_chans={len(header.bands)}' + (f', depth={depth}' if depth else '')
+    config = header.explora_config
+    loads = [
+        f'model = timm.create_model({model!r}, {options})',
+        f'# explora-geo export base.safetensors --weights {header.base or "THE_BASE"}',
+        "model.load_state_dict(load_file('base.safetensors'))",
+        *(["model.load_state_dict(load_file('parameters.safetensors'), strict=False)"] if bare else []),
+        "model = PeftModel.from_pretrained(model, '.').eval()",
+    ]
+    notes = [
+        f'LoRA of rank {config.rank} on each of {", ".join(config.targets)}: of a fused `qkv` their ranks '
+        'add up, and B is zero in the rows of the rest.'
+    ]
+    if bare:
+        notes.append(
+            f'`parameters.safetensors` holds {", ".join(bare)}, which trained: PEFT saves modules and no '
+            'bare parameters. Without it the features are others.'
+        )
+    imports = ['import timm', 'from peft import PeftModel', 'from safetensors.torch import load_file', '']
+    return '\n'.join(['## Use', '', '```python', *imports, *loads, '```', '', *notes])
+
+
+def _no_timm(tokenizer: str) -> str:
+    return (
+        f'timm has no model with the tokenizer {tokenizer}: export a program instead, or use the file with '
+        'load_backbone'
+    )

@@ -12,7 +12,6 @@ from explora_geo.checkpoints.convert import convert
 from explora_geo.checkpoints.metadata import stated_bands
 from explora_geo.checkpoints.sources import read_weights
 from explora_geo.models.builders import size_name
-from explora_geo.models.weights import all_weights
 
 
 def describe_weights(weights: WeightsEnum | str | Path) -> dict[str, str]:
@@ -54,11 +53,7 @@ def describe_weights(weights: WeightsEnum | str | Path) -> dict[str, str]:
         'parameters': f'{sum(v.numel() for v in state.values()):,} without what stands beside',
         'beside': ', '.join(f'{k} ({n})' for k, n in _beside(parts).items()) or 'nothing',
     }
-    entry = all_weights().get(str(weights))
-    for key in ('licence', 'publication', 'dataset'):
-        if entry is not None and key in entry.meta:
-            rows[key] = str(entry.meta[key])
-    return rows
+    return rows | {key: meta[key] for key in ('licence', 'publication', 'dataset', 'base') if key in meta}
 
 
 def _depth(state: Mapping[str, Tensor], prefix: str = 'blocks.') -> int:

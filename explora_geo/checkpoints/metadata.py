@@ -1,7 +1,12 @@
-"""Metadata of weights files, checked before anything is built from it."""
+"""Metadata of weights files, checked before anything is built from it.
+
+Functions take the text entries of a header and the file to name in messages; they raise a `ValueError` where
+an entry is not what it should be.
+"""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from explora_geo.bands import same_bands
@@ -12,22 +17,53 @@ from explora_geo.models.vit import ViT
 MAX_GRID = 256
 
 
+@contextmanager
+def _read(source: str) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f'{source} has a damaged header: {error}') from error
+
+
 def stated_bands(meta: Mapping[str, str], source: str) -> tuple[str, ...] | None:
-    """Bands that the header of a file states, if it does.
+    """Bands that a header states, if it does."""
+    with _read(source):
+        return check_bands(json.loads(meta['bands'])) if 'bands' in meta else None
 
-    Args:
-        meta: Text entries of the header.
-        source: File to name in the message.
 
-    Raises:
-        ValueError: If the entry is no list of distinct names.
-    """
-    if 'bands' not in meta:
+def stated_sizes(meta: Mapping[str, str], source: str) -> dict[str, int]:
+    """Sizes of image and patch that a header states, as arguments of `create_vit`."""
+    if 'sizes' not in meta:
+        return {}
+    with _read(source):
+        sizes: dict[str, int] = json.loads(meta['sizes'])
+        if not isinstance(sizes, dict) or set(sizes) != {'img_size', 'patch_size'}:
+            raise ValueError(f'it must state img_size and patch_size, got {sizes!r:.80}')
+        check_sizes(**sizes)
+    return sizes
+
+
+def stated_tokenizer(meta: Mapping[str, str], source: str) -> dict[str, Any]:
+    """Arguments of `create_vit` that a header states of the tokenizer."""
+    if 'tokenizer' not in meta:
+        return {}
+    with _read(source):
+        options = json.loads(meta['tokenizer'])
+        if not isinstance(options, dict) or not isinstance(options.get('kind'), str):
+            raise ValueError(f'tokenizer must state its kind, got {options!r:.80}')
+    return {'tokenizer': options.pop('kind'), 'tokenizer_options': options}
+
+
+def stated_normalization(meta: Mapping[str, str], bands: Sequence[str], source: str) -> Normalization | None:
+    """How a header states that images were normalized; None if it does not, or is of other bands."""
+    stated = stated_bands(meta, source)
+    if 'normalization' not in meta or stated is None or not same_bands(stated, bands):
         return None
-    return check_bands(_json(meta, 'bands', source), source)
+    with _read(source):
+        return Normalization.read(json.loads(meta['normalization']), bands)
 
 
-def check_bands(bands: Any, source: str) -> tuple[str, ...]:
+def check_bands(bands: Any) -> tuple[str, ...]:
     """Bands as a tuple, if they are a list of distinct names.
 
     Raises:
@@ -35,16 +71,12 @@ def check_bands(bands: Any, source: str) -> tuple[str, ...]:
     """
     named = isinstance(bands, list) and bands and all(isinstance(band, str) and band for band in bands)
     if not named or len(set(bands)) != len(bands):
-        raise ValueError(f'{source} has a damaged header: bands must be distinct names, got {bands!r:.80}')
+        raise ValueError(f'bands must be distinct names, got {bands!r:.80}')
     return tuple(bands)
 
 
 def check_sizes(img_size: Any, patch_size: Any) -> None:
-    """Check image and patch sizes before a model is built for them.
-
-    Args:
-        img_size: Image side, pixels.
-        patch_size: Patch side, pixels.
+    """Check image and patch sizes, pixels, before a model is built for them.
 
     Raises:
         ValueError: If one is no whole number, or there would be more than `MAX_GRID` patches along a side.
@@ -54,66 +86,9 @@ def check_sizes(img_size: Any, patch_size: Any) -> None:
         raise ValueError(f'images of {img_size!r} px in patches of {patch_size!r} px')
 
 
-def stated_sizes(meta: Mapping[str, str], source: str) -> dict[str, int]:
-    """Sizes of image and patch that the header of a file states, as arguments of `create_vit`.
-
-    Args:
-        meta: Text entries of the header.
-        source: File to name in the message.
-
-    Raises:
-        ValueError: If the entry holds something else.
-    """
-    if 'sizes' not in meta:
-        return {}
-    sizes = _json(meta, 'sizes', source)
-    if not isinstance(sizes, dict) or set(sizes) != {'img_size', 'patch_size'}:
-        raise ValueError(
-            f'{source} has a damaged header: it must state img_size and patch_size, got {sizes!r:.80}'
-        )
-    try:
-        check_sizes(**sizes)
-    except ValueError as error:
-        raise ValueError(f'{source} has a damaged header: {error}') from error
-    return sizes
-
-
-def stated_tokenizer(meta: Mapping[str, str], source: str) -> dict[str, Any]:
-    """Arguments of `create_vit` that the header of a file states of its tokenizer.
-
-    Args:
-        meta: Text entries of the header.
-        source: File to name in the message.
-
-    Raises:
-        ValueError: If the entry is no mapping with the tokenizer's kind.
-    """
-    if 'tokenizer' not in meta:
-        return {}
-    options = _json(meta, 'tokenizer', source)
-    if not isinstance(options, dict) or not isinstance(options.get('kind'), str):
-        raise ValueError(f'{source} has a damaged header: tokenizer must state its kind, got {options!r:.80}')
-    return {'tokenizer': options.pop('kind'), 'tokenizer_options': options}
-
-
-def stated_normalization(meta: Mapping[str, str], bands: Sequence[str], source: str) -> Normalization | None:
-    """How the header of a file states that images were normalized, if it does.
-
-    Args:
-        meta: Text entries of the header.
-        bands: Bands of the model.
-        source: File to name in the message.
-
-    Raises:
-        ValueError: If the entry holds something else, or the file is of other bands.
-    """
-    stated = stated_bands(meta, source)
-    if 'normalization' not in meta or stated is None or not same_bands(stated, bands):
-        return None
-    try:
-        return Normalization.read(_json(meta, 'normalization', source), bands)
-    except ValueError as error:
-        raise ValueError(f'{source} has a damaged header: {error}') from error
+def header_entries(facts: Mapping[str, Any]) -> dict[str, str]:
+    """Facts as text entries of a header: text as it is, all else as JSON, nothing of what is unknown."""
+    return {k: v if isinstance(v, str) else json.dumps(v) for k, v in facts.items() if v}
 
 
 def model_metadata(vit: ViT, backbone: str) -> dict[str, str]:
@@ -124,22 +99,20 @@ def model_metadata(vit: ViT, backbone: str) -> dict[str, str]:
         backbone: Its name.
 
     Returns:
-        Text entries `backbone`, `bands`, `sizes` of image and patch, `normalization` if it is known, and
-        `tokenizer` unless it is the ordinary one, as JSON.
+        Text entries `backbone`, `bands`, `sizes` of image and patch, where known the `normalization`, the
+        weights it was made of (`base`) and their `licence`, and `tokenizer` unless it is the ordinary one.
     """
     tokenizer = vit.patch_embed
-    sizes = {'img_size': tokenizer.img_size, 'patch_size': tokenizer.patch_size}
-    meta = {'format': 'pt', 'backbone': backbone, 'bands': json.dumps(list(tokenizer.bands))}
-    meta['sizes'] = json.dumps(sizes)
-    if vit.normalization is not None:
-        meta['normalization'] = json.dumps(vit.normalization.to_dict())
-    if tokenizer.kind != 'patch':
-        meta['tokenizer'] = json.dumps({'kind': tokenizer.kind, **tokenizer.options})
-    return meta
-
-
-def _json(meta: Mapping[str, str], key: str, source: str) -> Any:
-    try:
-        return json.loads(meta[key])
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f'{source} has a damaged header: {key} is no JSON ({error})') from error
+    plain = tokenizer.kind == 'patch'
+    return header_entries(
+        {
+            'format': 'pt',
+            'backbone': backbone,
+            'bands': tokenizer.bands,
+            'sizes': {'img_size': tokenizer.img_size, 'patch_size': tokenizer.patch_size},
+            'normalization': vit.normalization and vit.normalization.to_dict(),
+            'base': vit.base,
+            'licence': vit.licence,
+            'tokenizer': None if plain else {'kind': tokenizer.kind, **tokenizer.options},
+        }
+    )

@@ -1,7 +1,7 @@
-"""Where weights come from: files, entries by name, timm's hub."""
+"""Where weights come from: files, entries by name, timm's names, repositories of the hub."""
 
-import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlparse
@@ -12,7 +12,12 @@ from torch import Tensor
 from explora_geo._compat import WeightsEnum
 from explora_geo.checkpoints.download import download, file_sha256
 from explora_geo.checkpoints.files import read_state
-from explora_geo.models import weights as named
+from explora_geo.checkpoints.hub import HUB, fetch_file
+from explora_geo.checkpoints.metadata import header_entries
+from explora_geo.models.weights import entry_meta, entry_name, find_weights
+
+# What entries state that goes with the weights.
+_STATED = ('bands', 'normalization', 'sizes', 'objective', 'licence', 'publication', 'dataset')
 
 
 class StoredWeights(NamedTuple):
@@ -20,8 +25,8 @@ class StoredWeights(NamedTuple):
 
     Attributes:
         state: Tensors by name, as the source holds them.
-        meta: Its metadata (`bands` as JSON if stated).
-        source: Its name, for messages.
+        meta: Its metadata as text, such as `bands` in JSON; `base` is the name by which others find it.
+        source: Its name, for messages; of what comes from the hub with the commit.
     """
 
     state: dict[str, Tensor]
@@ -30,11 +35,12 @@ class StoredWeights(NamedTuple):
 
 
 def read_weights(weights: WeightsEnum | str | Path | StoredWeights, values: bool = True) -> StoredWeights:
-    """Read weights from a file, an entry, or timm's hub.
+    """Read weights from a file, an entry, or the hub.
 
     Args:
-        weights: A `WeightsEnum` or its name (`ViTTiny8_Weights.TINY_IMAGENET_MAE`), the path of a file,
-            or `timm/<name>` for timm's hub; what was read already is returned as it is.
+        weights: A `WeightsEnum` or its name, of ours or of TorchGeo (`ViTSmall16_Weights.SENTINEL2_ALL_DINO`;
+            `torchgeo/` before it where ours has the same); the path of a file; `timm/<name>[@revision]`; or
+            `hf:owner/name[@revision][/file]`. What was read already is returned as it is.
         values: Whether to read the numbers; a look at metadata, names and shapes of a file takes no memory.
 
     Returns:
@@ -42,26 +48,29 @@ def read_weights(weights: WeightsEnum | str | Path | StoredWeights, values: bool
 
     Raises:
         FileNotFoundError: If a file does not exist.
-        ValueError: If the source cannot be read.
+        ValueError: If the source is unknown or cannot be read.
     """
     if isinstance(weights, StoredWeights):
         return weights
-    if isinstance(weights, str):
-        group, _, member = weights.partition('.')
-        weights = getattr(getattr(named, group, None), '__members__', {}).get(member, weights)
-    if isinstance(weights, WeightsEnum):
-        bands, model = weights.meta.get('bands'), weights.meta.get('model')
-        meta = {'bands': json.dumps(list(bands))} if bands else {}
-        meta |= {'backbone': model} if model else {}
-        if 'tokenizer' in weights.meta:
-            options = weights.meta.get('tokenizer_options', {})
-            meta['tokenizer'] = json.dumps({'kind': weights.meta['tokenizer'], **options})
-        state, found = read_state(fetch(weights.url, weights.meta), values)
-        return StoredWeights(state, {**found, **meta}, str(weights))
     text = str(weights)
+    entry = weights if isinstance(weights, WeightsEnum) else find_weights(text)
+    if entry is not None:
+        name, meta = entry_name(entry), entry_meta(entry)
+        facts = {k: meta.get(k) for k in _STATED} | {'backbone': meta.get('model'), 'base': name}
+        if 'tokenizer' in meta:
+            facts['tokenizer'] = {'kind': meta['tokenizer'], **meta.get('tokenizer_options', {})}
+        state, found = read_state(fetch(entry.url, meta), values)
+        return StoredWeights(state, {**found, **header_entries(facts)}, name)
     if text.startswith('timm/'):
-        return StoredWeights(timm_state(text.removeprefix('timm/')), {}, text)
-    return StoredWeights(*read_state(text, values), text)
+        return _read_timm(text)
+    if text.startswith(HUB):
+        file = fetch_file(text)
+        state, found = read_state(file.path, values)
+        facts = {'licence': file.licence, **found, 'base': file.name}
+        return StoredWeights(state, header_entries(facts), file.name)
+    state, found = read_state(text, values)
+    base = f'{Path(text).name}, made of {found["base"]}' if 'base' in found else Path(text).name
+    return StoredWeights(state, {**found, 'base': base}, text)
 
 
 def fetch(url: str, meta: Mapping[str, Any]) -> Path:
@@ -69,7 +78,7 @@ def fetch(url: str, meta: Mapping[str, Any]) -> Path:
 
     Args:
         url: A `file:` URL, or one to download.
-        meta: `sha256` is checked if it is stated, each time.
+        meta: `sha256`, whole or its beginning, is checked if it is stated, each time.
 
     Returns:
         Path of the file.
@@ -80,8 +89,8 @@ def fetch(url: str, meta: Mapping[str, Any]) -> Path:
     path = local_file(url)
     expected = meta.get('sha256')
     if urlparse(url).scheme == 'file' or path.is_file():
-        found = file_sha256(path) if expected and path.is_file() else expected
-        if found != expected:
+        found = file_sha256(path) if expected and path.is_file() else ''
+        if expected and found and not found.startswith(expected):
             raise ValueError(
                 f'{path} is not the file of {url}: its SHA-256 is {found}, expected {expected}; remove it'
             )
@@ -97,8 +106,27 @@ def local_file(url: str) -> Path:
     return path if parts.scheme == 'file' else Path(torch.hub.get_dir()) / 'checkpoints' / path.name
 
 
+def _read_timm(text: str) -> StoredWeights:
+    """Weights by timm's name: from its repository on the hub, at a commit, or from where timm has them."""
+    from timm.models import get_pretrained_cfg
+
+    name, _, revision = text.removeprefix('timm/').partition('@')
+    config = None
+    with suppress(RuntimeError):  # a tag that timm does not know, as it says when it builds the model
+        config = get_pretrained_cfg(name)
+    file = None
+    if config is not None and config.hf_hub_id:
+        wanted = f'/{config.hf_hub_filename}' if config.hf_hub_filename else ''
+        file = fetch_file(f'{HUB}{config.hf_hub_id}{revision and "@"}{revision}{wanted}')
+    elif revision:
+        raise ValueError(f'{text} is not on the hub, so it has no revision: give timm/{name}')
+    source = text if file is None else f'timm/{name}@{file.commit}'
+    facts = {'backbone': name, 'base': source, 'licence': getattr(config, 'license', None)}
+    return StoredWeights(timm_state(name, file and file.path), header_entries(facts), source)
+
+
 def timm_state(name: str, file: str | Path | None = None) -> dict[str, Tensor]:
-    """Pre-trained weights by timm's name, from its hub or from a local file in the hub's format.
+    """Pre-trained weights by timm's name, from a local file in the hub's format, or from where timm has them.
 
     Args:
         name: timm model with tag, such as `vit_base_patch16_224.mae`.

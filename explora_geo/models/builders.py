@@ -13,10 +13,11 @@ _SIZES = {
     'small': (384, 12, 6),
     'base': (768, 12, 12),
     'large': (1024, 24, 16),
+    'huge': (1280, 32, 16),
     'giant': (1536, 40, 24),
 }
 _NAME = re.compile(
-    r'vit_(?P<size>tiny|small|base|large|giant)_patch(?P<patch>\d+)_(?:(?P<img>\d+)|(?P<dinov2>dinov2))'
+    r'vit_(?P<size>tiny|small|base|large|huge|giant)_patch(?P<patch>\d+)_(?:(?P<img>\d+)|(?P<dinov2>dinov2))'
     r'(?:_depth(?P<depth>[1-9]\d?))?'
 )
 
@@ -61,7 +62,7 @@ def create_vit(
     """Build a ViT by name, with random weights; build it under `torch.device('meta')` to count only.
 
     Args:
-        name: `vit_{tiny,small,base,large}_patch{P}_{size}` or
+        name: `vit_{tiny,small,base,large,huge}_patch{P}_{size}` or
             `vit_{small,base,large,giant}_patch14_dinov2` as in timm (a pre-training tag such as `.mae`
             is ignored), any P and size. `_depth6` at the end builds the first six blocks and the norm.
         img_size: Image side, pixels; from the name if None (518 for DINOv2, as in timm).
@@ -87,7 +88,7 @@ def create_vit(
     match = _NAME.fullmatch(name.split('.')[0])
     if match is None or (match['size'] == 'giant' and not match['dinov2']):
         raise ValueError(
-            f'unknown backbone {name!r}: use vit_{{tiny|small|base|large}}_patch{{P}}_{{size}}, such as '
+            f'unknown backbone {name!r}: use vit_{{tiny|small|base|large|huge}}_patch{{P}}_{{size}}, such as '
             'vit_base_patch16_224, or vit_{small|base|large|giant}_patch14_dinov2'
         )
     width, depth, heads = _SIZES[match['size']]

@@ -45,9 +45,13 @@ class ViT(nn.Module):
         normalization: How the images that the weights were adapted on were normalized, if they say so.
         stored_position: Positions as the file of the weights holds them, before they are resampled to this
             grid; empty where the model computes its own, None where no file was read.
+        base: Name of the weights that were loaded; empty for random ones.
+        licence: Licence that those weights state.
     """
 
     name: str = ''
+    base: str = ''
+    licence: str = ''
     normalization: Normalization | None = None
     stored_position: Tensor | None = None
 

@@ -1,10 +1,14 @@
-"""Weights by name: those that ship with the package, and where to get published ones.
+"""Weights by name: those that ship with the package, where to get published ones, and TorchGeo's.
 
 Each entry states its bands, its licence, the objective that made it (`M` for MAE, `D` for DINOv2) and the
-arguments of `create_vit` that it belongs to. A `sha256` in
-`meta` is checked each time; the publishers of the downloaded files below state none, so it is absent there.
+arguments of `create_vit` that it belongs to. A `sha256` in `meta`, or its beginning, is checked each time;
+most publishers state none.
 """
 
+import importlib
+import re
+from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +48,7 @@ def _dinov2(size: str) -> Weights:
 def _mae(file: str, size: str, **meta: Any) -> Weights:
     return _weights(
         f'{_MAE}/{file}_vit_{size}{"_full" if meta.get("norm_pix_loss") else ""}.pth',
-        f'vit_{size}_patch16_224',
+        f'vit_{size}_patch{14 if size == "huge" else 16}_224',
         publication='https://arxiv.org/abs/2111.06377',
         dataset='ImageNet-1k, labels not used',
         licence='CC-BY-NC-4.0',
@@ -183,6 +187,14 @@ class ViTLarge16_Weights(WeightsEnum):
     )
 
 
+class ViTHuge14_Weights(WeightsEnum):
+    """ViT-H/14. `_FULL` has the decoder for normalized pixels, `_PIXELS` (visualize) that for raw ones."""
+
+    IMAGENET_MAE = _mae('pretrain/mae_pretrain', 'huge', decoder=False)
+    IMAGENET_MAE_FULL = _mae('pretrain/mae_pretrain', 'huge', decoder=True, norm_pix_loss=True)
+    IMAGENET_MAE_PIXELS = _mae('visualize/mae_visualize', 'huge', decoder=True, norm_pix_loss=False)
+
+
 class ViTBase8_Weights(WeightsEnum):
     """ViT-B/8 for Sentinel-2 tiles of 96 px in groups of bands."""
 
@@ -198,16 +210,110 @@ class ViTLarge8_Weights(WeightsEnum):
 
 
 def all_weights() -> dict[str, WeightsEnum]:
-    """Every entry by its full name, such as `ViTBase16_Weights.IMAGENET_MAE`."""
-    groups: list[type[WeightsEnum]] = [
-        ViTTiny8_Weights,
-        ViTSmall14_Weights,
-        ViTBase14_Weights,
-        ViTLarge14_Weights,
-        ViTGiant14_Weights,
-        ViTBase16_Weights,
-        ViTLarge16_Weights,
-        ViTBase8_Weights,
-        ViTLarge8_Weights,
-    ]
+    """Every entry of ours by its full name, such as `ViTBase16_Weights.IMAGENET_MAE`."""
+    classes = [value for value in globals().values() if isinstance(value, type)]
+    groups: list[type[WeightsEnum]] = [group for group in classes if issubclass(group, WeightsEnum)]
     return {str(entry): entry for group in groups for entry in group}
+
+
+# Objectives that go on with what TorchGeo's `ssl_method` made, and the pixel values of its data sets.
+_METHODS = {'mae': 'M', 'fg-mae': 'M', 'dino': 'D'}
+_RANGES = {'SENTINEL2': (0.0, 10_000.0), 'LANDSAT': (0.0, 255.0)}
+_ENTRY = re.compile(r'(torchgeo/)?(\w+_Weights\.[A-Z0-9_]+)')
+
+
+@cache
+def torchgeo_weights() -> dict[str, WeightsEnum]:
+    """TorchGeo's entries for vision transformers by its own names, without `torchgeo/` before them."""
+    groups = vars(importlib.import_module('torchgeo.models'))
+    return {
+        str(e): e for name in sorted(groups) if re.fullmatch(r'ViT\w+_Weights', name) for e in groups[name]
+    }
+
+
+def find_weights(name: str) -> WeightsEnum | None:
+    """Find an entry by its name; where ours and TorchGeo's are the same, `torchgeo/` before it means theirs.
+
+    Args:
+        name: Such as `ViTTiny8_Weights.TINY_IMAGENET_MAE` or `ViTSmall16_Weights.SENTINEL2_ALL_DINO`.
+
+    Returns:
+        The entry; None where the text is no such name, but perhaps that of a file.
+
+    Raises:
+        ValueError: If neither package has the entry; the message tells the nearest names.
+    """
+    match = _ENTRY.fullmatch(name)
+    if match is None:
+        return None
+    ours: dict[str, WeightsEnum] = {} if match[1] else all_weights()
+    entry = ours.get(match[2]) or torchgeo_weights().get(match[2])
+    if entry is None:
+        known = [*ours, *(f'torchgeo/{n}' if match[1] else n for n in torchgeo_weights())]
+        near = ', '.join(get_close_matches(name, known, 3, 0.4))
+        raise ValueError(
+            f'no weights {name}, nearest are {near}: explora-geo weights list --search finds names'
+        )
+    return entry
+
+
+def entry_name(entry: WeightsEnum) -> str:
+    """The name by which `find_weights` finds an entry, whichever names there will be."""
+    return f'{"torchgeo/" if _of_torchgeo(entry) else ""}{entry}'
+
+
+def entry_meta(entry: WeightsEnum) -> dict[str, Any]:
+    """What an entry states, in the terms of ours.
+
+    TorchGeo's state a normalization, too, that of their transforms. Bands of Sentinel-2 are spelled as ours;
+    those of Landsat as USGS does, which are other wavelengths.
+
+    Args:
+        entry: An entry of ours, of TorchGeo or of the user.
+    """
+    meta = dict(entry.meta)
+    if not _of_torchgeo(entry):
+        return meta
+    sensor, model = entry.name.partition('_')[0], meta['model']
+    bands = tuple(meta['bands'])
+    if sensor == 'SENTINEL2':
+        bands = tuple(f'B{band[1:].upper():0>2}' for band in bands)
+    mean, std = [0.0] * len(bands), [1.0] * len(bands)
+    for step in entry.transforms.modules():
+        if hasattr(step, 'mean') and hasattr(step, 'std'):
+            for i in range(len(bands)):  # a single value is that of all bands
+                mean[i] += std[i] * step.mean[i % len(step.mean)]
+                std[i] *= step.std[i % len(step.std)]
+    found = {
+        'model': model,
+        'bands': bands,
+        'normalization': {'mean': mean, 'std': std, 'value_range': _RANGES.get(sensor)},
+        'publication': meta['publication'],
+        'dataset': meta['dataset'],
+        'licence': f'not stated by TorchGeo, see {meta["repo"]}',
+        'decoder': False,
+    }
+    if 'img_size' in meta:
+        patch = re.search(r'patch(\d+)', model)
+        found['sizes'] = {'img_size': meta['img_size'], 'patch_size': int(patch[1]) if patch else 0}
+    if meta.get('ssl_method') in _METHODS:
+        found['objective'] = _METHODS[meta['ssl_method']]
+    if digest := re.search(r'-([0-9a-f]{8})\.pth$', entry.url):
+        found['sha256'] = digest[1]
+    return found
+
+
+def search_weights(text: str = '') -> dict[str, dict[str, Any]]:
+    """What entries of ours and of TorchGeo state, by name.
+
+    Args:
+        text: Words that must all be in the name or in what is stated, in upper or lower case.
+    """
+    entries = [*all_weights().values(), *torchgeo_weights().values()]
+    found = {entry_name(entry): entry_meta(entry) for entry in entries}
+    words = text.lower().split()
+    return {name: meta for name, meta in found.items() if all(w in f'{name} {meta}'.lower() for w in words)}
+
+
+def _of_torchgeo(entry: WeightsEnum) -> bool:
+    return type(entry).__module__.startswith('torchgeo.')

@@ -13,7 +13,7 @@ from explora_geo.checkpoints.convert import convert
 from explora_geo.checkpoints.sources import read_weights
 from explora_geo.models.heads import HeadConfig
 from explora_geo.models.vit import ViT
-from explora_geo.models.weights import all_weights
+from explora_geo.models.weights import entry_meta, find_weights
 from explora_geo.objectives import MAE, DINOv2, Objective, PhaseConfig, TeacherConfig, objective_class
 from explora_geo.trainers.optim import OptimConfig
 from explora_geo.transforms import ViewsConfig
@@ -258,10 +258,10 @@ def weights_objective(weights: WeightsEnum | str | Path | None) -> str:
     """
     if weights is None:
         return ''
-    entry = weights if isinstance(weights, WeightsEnum) else all_weights().get(str(weights))
-    if entry is not None and 'objective' in entry.meta:
-        return str(entry.meta['objective'])
-    name = str(weights)
+    entry = weights if isinstance(weights, WeightsEnum) else find_weights(str(weights))
+    if entry is not None and 'objective' in (meta := entry_meta(entry)):
+        return str(meta['objective'])
+    name = str(weights).partition('@')[0]  # without a revision
     if name.startswith('timm/'):
         return 'D' if 'dinov2' in name else 'M' if name.endswith('.mae') else ''
     _, parts, layout = convert(read_weights(weights, values=False).state)

@@ -234,7 +234,7 @@ def test_an_entry_states_its_tokenizer(tmp_path: Path, monkeypatch: pytest.Monke
     assert torch.equal(found.patch_embed.channel_embed, vit.patch_embed.channel_embed)
 
 
-@pytest.mark.parametrize('name', ['Weights.pth', 'Path.safetensors', 'ViTTiny8_Weights.NONE'])
+@pytest.mark.parametrize('name', ['Weights.pth', 'Path.safetensors', 'ViTTiny8_Weights.pth'])
 def test_a_file_name_like_that_of_a_class_is_a_file_name(name: str) -> None:
     with pytest.raises(FileNotFoundError, match=f'no weights file {name}'):
         read_weights(name)

@@ -1,6 +1,7 @@
 """Exported files in the libraries that load them."""
 
 import importlib.util
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,21 @@ import segmentation_models_pytorch as smp
 import timm
 import torch
 import torchgeo
+from peft import PeftModel
 from safetensors.torch import load_file
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.testing import assert_close
 
-from explora_geo.checkpoints.export import export_onnx, export_program, export_timm, export_torchgeo
+from explora_geo.adaptation import ExPLoRAConfig, explora
+from explora_geo.checkpoints import load_backbone, load_weights, save_adapter, write_state
+from explora_geo.checkpoints.export import (
+    export_onnx,
+    export_peft,
+    export_program,
+    export_timm,
+    export_torchgeo,
+)
 from explora_geo.models import ViT, create_vit
 
 NAME = 'vit_tiny_patch16_224'
@@ -101,3 +112,82 @@ def test_what_timm_has_not_is_refused(small_names: None, tmp_path: Path) -> None
     vit = create_vit('vit_tiny_patch8_32', tokenizer='group-channel', tokenizer_options=options)
     with pytest.raises(ValueError, match='timm has no model with the tokenizer group-channel'):
         export_timm(vit, 'vit_tiny_patch8_32', tmp_path / 'm.safetensors')
+
+
+@pytest.mark.parametrize(
+    ('changes', 'bare'),
+    [
+        ({'train_cls_token': False}, []),
+        ({}, ['cls_token']),
+        (
+            {
+                'train_cls_token': False,
+                'unfrozen_blocks': (0, -1),
+                'alpha': 2.0,
+                'targets': ('k', 'v', 'proj'),
+            },
+            [],
+        ),
+        ({'targets': ('q', 'v', 'fc1', 'fc2'), 'mlp_rank_ratio': 0.5, 'extra': ('pos_embed',)}, None),
+        ({'extra': ('patch_embed',), 'train_norms': False, 'unfrozen_blocks': ()}, ['cls_token']),
+    ],
+    ids=['plain', 'cls', 'scaled', 'mlp', 'patches'],
+)
+@torch.no_grad()
+def test_peft_reads_an_adapter_with_equal_features(
+    base_file: Path, images: Tensor, tmp_path: Path, changes: dict[str, Any], bare: list[str] | None
+) -> None:
+    name = 'vit_tiny_patch8_32'
+    config = ExPLoRAConfig(**{'unfrozen_blocks': (-1,), 'rank': 4, **changes})
+    ours = create_vit(name)
+    load_weights(ours, base_file)
+    base = {k: v.clone() for k, v in ours.state_dict().items()}
+    explora(ours, config).eval()
+    for parameter in ours.parameters():
+        if parameter.requires_grad:
+            parameter += 0.1 * torch.randn_like(parameter)
+    save_adapter(tmp_path / 'adapter.safetensors', ours, name, config)
+    out = tmp_path / 'peft'
+    beside = export_peft(tmp_path / 'adapter.safetensors', out)
+    assert beside == (['cls_token', 'pos_embed'] if bare is None else bare)
+    theirs = VisionTransformer(32, 8, num_classes=0, embed_dim=32, depth=3, num_heads=2)
+    theirs.load_state_dict(base)
+    card = (out / 'README.md').read_text()
+    if beside:
+        assert f'holds {", ".join(beside)}, which trained:' in card
+        theirs.load_state_dict(load_file(out / 'parameters.safetensors'), strict=False)
+    assert (out / 'parameters.safetensors').exists() == bool(beside)
+    adapted: Any = PeftModel.from_pretrained(theirs, str(out)).eval()
+    found, expected = adapted.base_model.model.forward_features(images), ours(images)
+    assert_close(found[:, 0], expected.cls, atol=1e-5, rtol=1e-5)
+    assert_close(found[:, 1:], expected.patches[:, 0], atol=1e-5, rtol=1e-5)
+
+
+def test_of_a_fused_qkv_the_rows_of_k_are_zero(base_file: Path, tmp_path: Path) -> None:
+    config = ExPLoRAConfig.parse('[L]-r4')
+    vit = load_backbone('vit_tiny_patch8_32', base_file)
+    save_adapter(tmp_path / 'a.safetensors', explora(vit, config), vit.name, config)  # type: ignore[arg-type]
+    export_peft(tmp_path / 'a.safetensors', tmp_path / 'peft', licence='MIT')
+    state = load_file(tmp_path / 'peft' / 'adapter_model.safetensors')
+    prefix = 'base_model.model.blocks.0.attn.qkv.'
+    assert state[f'{prefix}lora_A.weight'].shape == (8, 32)
+    assert not state[f'{prefix}lora_B.weight'][32:64].any()
+    settings = json.loads((tmp_path / 'peft' / 'adapter_config.json').read_text())
+    assert settings['r'] == settings['lora_alpha'] == 8 and settings['base_model_name_or_path'] == 'base.pth'
+    assert 'license: mit' in (tmp_path / 'peft' / 'README.md').read_text()
+
+
+def test_what_is_no_model_of_timm_has_no_adapter_of_peft(small_names: None, tmp_path: Path) -> None:
+    options, config = {'channel_groups': [['B02', 'B03', 'B04'], ['B8A']]}, ExPLoRAConfig.parse('[L]-r4')
+    vit = create_vit('vit_tiny_patch8_32', tokenizer='group-channel', tokenizer_options=options)
+    save_adapter(tmp_path / 'a.safetensors', explora(vit, config), vit.name, config)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match='timm has no model with the tokenizer group-channel'):
+        export_peft(tmp_path / 'a.safetensors', tmp_path / 'peft')
+    plain = explora(create_vit(vit.name), none := ExPLoRAConfig(rank=0))
+    save_adapter(tmp_path / 'none.safetensors', plain, vit.name, none)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match='holds no LoRA, which PEFT needs: merge it'):
+        export_peft(tmp_path / 'none.safetensors', tmp_path / 'peft')
+    write_state(tmp_path / 'no.safetensors', vit.state_dict(), {})
+    with pytest.raises(ValueError, match='is no adapter file'):
+        export_peft(tmp_path / 'no.safetensors', tmp_path / 'peft')
+    assert not (tmp_path / 'peft').exists()

@@ -9,11 +9,19 @@ import torch
 from torch import Tensor
 from torchvision.models._api import WeightsEnum
 
-from explora_geo.checkpoints import load_backbone, load_weights, read_state
+from explora_geo.checkpoints import load_backbone, load_weights, read_state, sources
 from explora_geo.datasets import FolderDataset
 from explora_geo.evaluation import knn_accuracy
-from explora_geo.models import ViTTiny8_Weights, create_vit
-from explora_geo.models.weights import ViTSmall14_Weights
+from explora_geo.models import ViTTiny8_Weights, builders, create_vit
+from explora_geo.models.weights import (
+    ViTSmall14_Weights,
+    all_weights,
+    entry_meta,
+    entry_name,
+    find_weights,
+    search_weights,
+    torchgeo_weights,
+)
 from explora_geo.objectives import MAE
 
 TILES = Path(__file__).parents[1] / 'data' / 'eurosat_rgb'
@@ -117,3 +125,97 @@ def test_its_heads_are_those_it_was_trained_with(large_images: Tensor) -> None:
         out = mae.eval().reconstruct(large_images, torch.rand(50, 64, generator=torch.manual_seed(0)))
         losses[heads] = float(mae.loss(large_images, out.pred, out.mask))
     assert losses[None] == losses[4] < losses[16]
+
+
+@pytest.mark.parametrize(
+    ('name', 'bands', 'mean', 'std'),
+    [
+        ('ViTSmall16_Weights.SENTINEL2_ALL_DINO', ('B01', 'B8A', 'B12'), 0, 10_000),
+        ('torchgeo/ViTBase16_Weights.SENTINEL2_ALL_FGMAE', ('B01', 'B8A', 'B12'), 0, 10_000),
+        ('ViTSmall14_DINOv2_Weights.SENTINEL2_ALL_SOFTCON', ('B01', 'B8A', 'B12'), 1612.9, 791.0),
+        ('ViTHuge14_Weights.SENTINEL1_GRD_MAE', ('VV', 'VH'), -12.59, 5.26),
+        ('ViTSmall16_Weights.LANDSAT_OLI_SR_MOCO', ('SR_B1', 'SR_B7'), 0, 255),
+        ('ViTSmall16_Weights.SENTINEL1_GRD_CLOSP', ('VV', 'VH'), 0, 1),
+    ],
+)
+def test_torchgeos_entries_bring_bands_and_normalization(
+    name: str,
+    bands: tuple[str, ...],
+    mean: float,
+    std: float,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    entry = find_weights(name)
+    assert entry is not None
+    meta = entry_meta(entry)
+    with torch.device('meta'):
+        plan = create_vit(meta['model'], bands=meta['bands'], img_size=224)
+    assert set(bands) <= set(meta['bands']) and len(plan.patch_embed.bands) == entry.meta['in_chans']
+    # The file that TorchGeo's model saves, in the cache where TorchGeo keeps it
+    size, patch, blocks = (
+        meta['model'].split('_')[1],
+        plan.patch_embed.patch_size,
+        {'depth': 2, 'embed_dim': 48},
+    )
+    dinov2 = 'dinov2' in meta['model']
+    theirs = timm.create_model(
+        meta['model'], img_size=224, in_chans=len(meta['bands']), num_heads=3, **blocks
+    ).eval()
+    monkeypatch.setitem(builders._SIZES, size, (48, 2, 3))
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path))
+    path = tmp_path / 'checkpoints' / Path(urlparse(entry.url).path).name
+    path.parent.mkdir()
+    torch.save(theirs.state_dict(), path)
+    if 'sha256' in meta:
+        with pytest.raises(ValueError, match=rf'expected {meta["sha256"]}; remove it'):
+            load_backbone(None, name)
+        monkeypatch.setattr(sources, 'file_sha256', lambda path: meta['sha256'] + 56 * '0')
+    ours = load_backbone(None, name)
+    assert ours.patch_embed.img_size == (224 if not dinov2 else 16 * patch)
+    assert ours.normalization is not None and ours.base == entry_name(entry)
+    assert (ours.normalization.mean[0], ours.normalization.std[0]) == (mean, std)
+    image = torch.randn(1, len(meta['bands']), 224, 224)
+    with torch.no_grad():
+        expected = theirs.forward_features(image)[:, 0]
+        torch.testing.assert_close(ours(image).cls, expected, atol=1e-4, rtol=1e-4)
+        assert entry.transforms is not None
+        raw = image * 100
+        for step in entry.transforms:
+            if hasattr(step, 'mean'):
+                given = torch.tensor([ours.normalization.mean, ours.normalization.std])[..., None, None]
+                torch.testing.assert_close(step(raw.clone()), (raw - given[0]) / given[1])
+
+
+def test_ours_win_and_torchgeo_before_a_name_means_theirs() -> None:
+    assert entry_name(find_weights('ViTBase16_Weights.IMAGENET_MAE')) == 'ViTBase16_Weights.IMAGENET_MAE'
+    theirs = find_weights('ViTBase16_Weights.SENTINEL2_ALL_MAE')
+    assert theirs is find_weights('torchgeo/ViTBase16_Weights.SENTINEL2_ALL_MAE')
+    assert entry_name(theirs) == 'torchgeo/ViTBase16_Weights.SENTINEL2_ALL_MAE'
+    with pytest.raises(
+        ValueError, match=r'no weights torchgeo/ViTBase16_Weights\.IMAGENET_MAE, nearest are torchgeo/'
+    ):
+        find_weights('torchgeo/ViTBase16_Weights.IMAGENET_MAE')
+    with pytest.raises(ValueError, match=r'nearest are .*ViTSmall16_Weights\.SENTINEL2_ALL_DINO'):
+        find_weights('ViTSmall16_Weights.SENTINEL2_DINO')
+    assert find_weights('runs/ViTTiny8_Weights.safetensors') is None
+
+
+def test_weights_are_searched_by_all_that_they_state() -> None:
+    names = {name: entry_name(entry) for name, entry in all_weights().items()}
+    assert len(search_weights()) == len(names) + len(torchgeo_weights())
+    assert set(search_weights('huge imagenet')) == {n for n in names if n.startswith('ViTHuge14_Weights.')}
+    found = search_weights('SSL4EO-S12 sentinel1 softcon')
+    assert found and all(n.startswith('torchgeo/') and 'SOFTCON' in n for n in found)
+    assert all('licence' in m and 'decoder' in m for m in search_weights().values())
+
+
+def test_the_huge_model_is_timms() -> None:
+    with torch.device('meta'):
+        theirs = timm.create_model('vit_huge_patch14_224', num_classes=0)
+        ours = create_vit('vit_huge_patch14_224')
+    assert {k: v.shape for k, v in ours.state_dict().items()} == {
+        k: v.shape for k, v in theirs.state_dict().items()
+    }
+    entry = all_weights()['ViTHuge14_Weights.IMAGENET_MAE']
+    assert entry.meta['model'] == ours.name and entry.meta['licence'] == 'CC-BY-NC-4.0'
