@@ -8,7 +8,7 @@ import typer
 
 from explora_geo._cli_console import run_app
 
-from .speed import steps
+from .speed import commands
 from .tables.commands import COMMANDS
 
 app = typer.Typer(
@@ -19,7 +19,7 @@ app = typer.Typer(
 )
 for name, command in COMMANDS.items():
     app.command(name)(command)
-for command in (steps.speed, steps.peak):
+for command in (commands.speed, commands.peak):
     app.command()(command)
 
 

@@ -19,14 +19,12 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from .study.domains import scene_pixels
+from .tables import records
 
 #: Packages that the machine lacks and the queue imports.
 WHEELS = ('torchgeo', 'kornia', 'kornia_rs', 'lightly', 'timm', 'jsonargparse')
@@ -36,6 +34,7 @@ DATA = ('EuroSAT_RGB.zip', 'presto_train_test_split.json', 'AID_128.zip', 'tiny_
 _ROOT = Path(__file__).parents[1]
 # The task needs TorchGeo's readers, which need GDAL; the queue uses parts below the task.
 _EMPTY = 'explora_geo/trainers/__init__.py'
+_IGNORED = shutil.ignore_patterns('__pycache__', 'results', '*eurosat.safetensors', '*mae*.safetensors')
 
 
 @dataclass(frozen=True)
@@ -57,14 +56,12 @@ def queue(root: Path, out: Path, tiny: bool) -> list[Job]:
     """The jobs in the order of their worth."""
     study = (f'{__package__}.study', str(root / 'data'), str(root / 'cache'), str(out / 'runs.jsonl'))
     processes = ('--processes', '1' if tiny else '8', '--seconds', '1' if tiny else '440')
-    size = ('--tiny',) if tiny else ()
-    this = f'{__package__}.gpu'
+    this, size = f'{__package__}.gpu', ('--tiny',) if tiny else ()
     return [
         Job('long', 480, (*study, 'long', *processes)),
         Job('harm', 480, (*study, 'harm', 'search', *processes)),
-        Job('trace_d', 120, (this, 'trace', 'D', str(out / 'trace_d.json'), *size)),
-        Job('trace_m', 120, (this, 'trace', 'M', str(out / 'trace_m.json'), *size)),
-        Job('steps', 300, (this, 'steps', str(out / 'steps.json'), *size)),
+        *(Job(f'trace_{kind}', 120, (this, 'trace', kind, str(out), *size)) for kind in ('dinov2', 'mae')),
+        *(Job(f'steps_{kind}', 300, (this, 'steps', kind, str(out), *size)) for kind in ('mae', 'dinov2')),
         Job('lengths', 480, (*study, 'lengths', *processes)),
         Job('images', 480, (*study, 'images', 'second', *processes)),
     ]
@@ -75,18 +72,13 @@ def pack(data: Path, parcels: Path) -> None:
     code = parcels / 'code'
     shutil.rmtree(parcels, ignore_errors=True)
     for name in ('explora_geo', 'benchmarks'):
-        ignored = shutil.ignore_patterns(
-            '__pycache__', 'results', '*eurosat.safetensors', '*mae*.safetensors'
-        )
-        shutil.copytree(_ROOT / name, code / name, ignore=ignored)
+        shutil.copytree(_ROOT / name, code / name, ignore=_IGNORED)
     (code / _EMPTY).write_text('')
     pieces = []
     for path in (data / name for name in DATA):
         held = path.read_bytes()
-        pieces += [
-            (f'{path.name}.{i:02d}', held[at : at + PARCEL])
-            for i, at in enumerate(range(0, len(held), PARCEL))
-        ]
+        starts = range(0, len(held), PARCEL)
+        pieces += [(f'{path.name}.{i:02d}', held[at : at + PARCEL]) for i, at in enumerate(starts)]
     # Scenes go as arrays: the machine has no GDAL.
     pieces += [(f'{p.stem}.npy', scene_pixels(p).getvalue()) for p in sorted((data / 'NAIP').glob('*.tif'))]
     room, number = 0, 0
@@ -112,95 +104,62 @@ def unpack(parcel: Path, root: Path) -> None:
     for scene in pieces.glob('*.npy'):
         scene.rename(data / 'NAIP' / scene.name)
     for name in DATA:
-        held = b''.join(p.read_bytes() for p in sorted(pieces.glob(f'{name}.*')))
         whole = data / f'{name}.part'
-        whole.write_bytes(held)
+        whole.write_bytes(b''.join(p.read_bytes() for p in sorted(pieces.glob(f'{name}.*'))))
         if not name.endswith('.zip') or zipfile.is_zipfile(whole):
             whole.rename(data / name)
 
 
 def run(root: Path, out: Path, seconds: float, tiny: bool) -> None:
     """Do what was not done, until the time is over; a job that fails or takes too long ends itself alone."""
-    out.mkdir(parents=True, exist_ok=True)
     done, end = out / 'done.jsonl', time.time() + seconds
-    names = {json.loads(line)['name'] for line in done.read_text().splitlines()} if done.is_file() else set()
+    names = {job['name'] for job in records.read(done)}
+    out.mkdir(parents=True, exist_ok=True)
     for job in queue(root, out, tiny):
-        left = end - time.time()
+        left, start = end - time.time(), time.time()
         if job.name in names or left < 10:
             continue
-        start = time.time()
+        command, limit = [sys.executable, '-m', *job.command], min(job.seconds, left)
         try:
-            code = subprocess.run(
-                [sys.executable, '-m', *job.command], timeout=min(job.seconds, left), check=False
-            ).returncode
+            code = subprocess.run(command, timeout=limit, check=False).returncode
+            how = str(code or 'done')
         except subprocess.TimeoutExpired:
-            code = None
-        how = 'out of time' if code is None else code or 'done'
+            how = 'out of time'
         print(f'{job.name}: {how} after {time.time() - start:.0f} s', flush=True)
-        if code == 0:
-            with done.open('a') as lines:
-                lines.write(json.dumps({'name': job.name, 'seconds': round(time.time() - start, 1)}) + '\n')
+        if how == 'done':
+            records.append(done, {'name': job.name, 'seconds': round(time.time() - start, 1)})
 
 
-def _step(letter: str, tiny: bool, **choices: Any) -> tuple[Callable[[], None], int]:
-    """A training step of ViT-L (or a tiny one) by D or M on random images, and its number of images."""
-    from explora_geo.adaptation import ExPLoRAConfig, explora, hold_frozen
-    from explora_geo.models import create_vit
-    from explora_geo.objectives import MAE, DINOv2
-    from explora_geo.trainers.kernels import compile_blocks
+def _setting(kind: str, tiny: bool) -> Any:
+    """The work of a step of ViT-L, or of a tiny model, on random images."""
+    from .speed.setting import HeadConfig, Setting
 
-    device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-    torch.manual_seed(0)
-    kind, batch = (DINOv2, 32) if letter == 'D' else (MAE, 128)
-    name = {'D': 'vit_large_patch14_dinov2', 'M': 'vit_large_patch16_224'}[letter]
-    name, batch, size = ('vit_tiny_patch16_224', 2, 64) if tiny else (name, batch, 224)
-    vit = create_vit(
-        name, img_size=size, drop_path_rate=choices.get('drop_path', 0.0), **kind.backbone_options
-    )
-    explora(vit, ExPLoRAConfig.parse('full' if choices.get('full') else '[L]-r32'))
-    objective = kind(vit).to(device).train()
-    objective.set_schedule(1000, 100)
-    if choices.get('frozen'):
-        hold_frozen(objective, torch.bfloat16)
-    if choices.get('compiled'):
-        torch._dynamo.config.automatic_dynamic_shapes = False  # crops come in two sizes, each with its graph
-        torch._dynamo.config.cache_size_limit = 128
-        compile_blocks(objective)
-    optimizer = torch.optim.AdamW([p for p in objective.parameters() if p.requires_grad], lr=1e-5, fused=True)
-    image, done = torch.randn(batch, 3, size, size, device=device), iter(range(10**6))
-
-    def step() -> None:
-        number = next(done)
-        with torch.autocast(device.type, torch.bfloat16):
-            loss = torch.stack([x.float() for x in objective({'image': image}, number).values()]).sum()
-        optimizer.zero_grad()
-        loss.backward()
-        objective.before_step(number)
-        optimizer.step()
-        objective.after_step(number + 1)
-
-    return step, batch
+    if tiny:
+        head = HeadConfig(64, 32, 16)
+        return Setting('vit_tiny_patch16_224', 2, 64, 32, 2, decoder_depth=1, head=head, images=None)
+    work = Setting('vit_large_patch16_224', 128, images=None)
+    return work if kind == 'mae' else replace(work, model='vit_large_patch14_dinov2', batch=32, local_size=98)
 
 
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-def trace(letter: str, out: Path, tiny: bool) -> None:
+def trace(kind: str, out: Path, tiny: bool) -> None:
     """Where the time of a step goes: the operations that take most, and host against device."""
+    import torch
     from torch.profiler import ProfilerActivity, profile
 
-    step, images = _step(letter, tiny)
+    from .speed.engine import wait
+    from .speed.others import find
+
+    setting = _setting(kind, tiny)
+    step = next(iter(find(kind).values()))(setting)
     for _ in range(3):
         step()
-    _wait()
+    wait()
     start = time.perf_counter()
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
     with profile(activities=activities) as found:
         step()
-        _wait()
-    wall = time.perf_counter() - start
+        wait()
+    wall = 1e3 * (time.perf_counter() - start)
     rows = sorted(found.key_averages(), key=lambda r: -(r.self_device_time_total or r.self_cpu_time_total))
     table = [
         {
@@ -209,81 +168,40 @@ def trace(letter: str, out: Path, tiny: bool) -> None:
             'device_ms': r.self_device_time_total / 1e3,
             'host_ms': r.self_cpu_time_total / 1e3,
         }
-        for r in rows[:60]
+        for r in rows
     ]
-    total = {
-        k: sum(getattr(r, v) for r in rows) / 1e3
-        for k, v in (('device_ms', 'self_device_time_total'), ('host_ms', 'self_cpu_time_total'))
-    }
-    out.write_text(
-        json.dumps(
-            {'step': letter, 'images': images, 'wall_ms': 1e3 * wall, **total, 'rows': table}, indent=1
-        )
-    )
+    total = {key: sum(row[key] for row in table) for key in ('device_ms', 'host_ms')}
+    told = {'step': kind, 'images': setting.batch, 'wall_ms': wall, **total, 'rows': table[:60]}
+    (out / f'trace_{kind}.json').write_text(json.dumps(told, indent=1))
 
 
-def steps(out: Path, tiny: bool) -> None:
-    """Images a second of D and M: eager, compiled, frozen in bfloat16, stochastic depth, full training."""
-    variants: dict[str, dict[str, Any]] = {
-        'eager': {},
-        'compiled': {'compiled': True},
-        'frozen in bfloat16': {'frozen': True},
-        'stochastic depth': {'drop_path': 0.3},
-        'full': {'full': True},
-        'full, compiled': {'full': True, 'compiled': True},
-    }
-    rows = []
-    for letter in ('M', 'D'):
-        for name, choices in variants.items():
-            if tiny and choices.get('compiled'):
-                continue
-            step, images = _step(letter, tiny, **choices)
-            for _ in range(1 if tiny else 8):
-                step()
-            _wait()
-            start, count = time.perf_counter(), 1 if tiny else 20
-            for _ in range(count):
-                step()
-            _wait()
-            seconds = (time.perf_counter() - start) / count
-            rows.append(
-                {'step': letter, 'variant': name, 'seconds': seconds, 'images_per_second': images / seconds}
-            )
-            print(rows[-1], flush=True)
-            out.write_text(json.dumps(rows, indent=1))
-            torch.cuda.empty_cache()
+def steps(kind: str, out: Path, tiny: bool) -> None:
+    """Images a second of our steps: as they are, compiled, frozen in bfloat16, stochastic depth, full."""
+    from .speed.engine import compare_steps
+
+    compare_steps(out, kind, _setting(kind, tiny), 1 if tiny else 20, 'explora_geo', compiled=not tiny)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Read the command and do it."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    commands = parser.add_subparsers(dest='command', required=True)
-    for name, places in (
-        ('pack', ('data', 'parcels')),
-        ('unpack', ('parcel', 'root')),
-        ('run', ('root', 'out')),
-    ):
-        command = commands.add_parser(name)
-        for place in places:
+    shape = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=shape)
+    commands = parser.add_subparsers(required=True)
+    for called, places in ((pack, 'data parcels'), (unpack, 'parcel root'), (run, 'root out')):
+        command = commands.add_parser(called.__name__)
+        command.set_defaults(called=called)
+        for place in places.split():
             command.add_argument(place, type=Path)
     command.add_argument('--seconds', type=float, default=480)
     command.add_argument('--tiny', action='store_true')
-    traced = commands.add_parser('trace')
-    traced.add_argument('letter', choices=('D', 'M'))
-    for timed in (traced, commands.add_parser('steps')):
-        timed.add_argument('out', type=Path)
-        timed.add_argument('--tiny', action='store_true')
+    for called in (trace, steps):
+        command = commands.add_parser(called.__name__)
+        command.set_defaults(called=called)
+        command.add_argument('kind', choices=('dinov2', 'mae'))
+        command.add_argument('out', type=Path)
+        command.add_argument('--tiny', action='store_true')
     given = vars(parser.parse_args(arguments))
-    called: dict[str, Callable[..., None]] = {
-        'pack': pack,
-        'unpack': unpack,
-        'run': run,
-        'trace': trace,
-        'steps': steps,
-    }
-    called[given.pop('command')](**given)
+    given.pop('called')(**given)
 
 
 if __name__ == '__main__':

@@ -1,19 +1,28 @@
-"""Timing in turns, and results: JSON lines with a table of them."""
+"""Measurements of steps side by side, and results: JSON lines with a table of them."""
 
+import gc
 import json
+import multiprocessing
 import platform
 import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from explora_geo.checkpoints import atomic_path
+from explora_geo.checkpoints.files import atomic_path
 
 from ..tables import records
+from ..tables.meter import Meter
+from .others import find, for_each
+from .setting import Setting
 
 
 class Times(NamedTuple):
@@ -59,14 +68,104 @@ def alternate(
     return {n: Times(statistics.median(s), min(s), max(s)) for n, s in seconds.items()}
 
 
-def hardware(device: str) -> str:
-    """The device and, on a CPU, its threads."""
-    if device.startswith('cuda'):
-        return torch.cuda.get_device_name()
-    return f'{platform.machine()} CPU, {torch.get_num_threads()} thread(s)'
+def compare_steps(
+    out: Path, objective: str, setting: Setting, repeats: int = 5, only: str = '', compiled: bool = False
+) -> Path:
+    """Step every contender in turns; returns the Markdown file.
+
+    Raises:
+        ValueError: If the objective is unknown.
+    """
+    contenders = find(objective, compiled)
+
+    def build(name: str) -> Any:
+        torch.manual_seed(0)
+        return contenders[name](setting)
+
+    steps, absent = for_each(contenders, build, only)
+    times = alternate(steps, repeats, warmup=1 if setting.device == 'cpu' else 3)
+    flops = {}
+    for name, step in steps.items():
+        with FlopCounterMode(display=False) as counter:
+            step()
+        flops[name] = counter.get_total_flops() / 1e9
+    first, least = next(iter(times.values())), next(iter(flops.values()))
+    return _add(
+        out,
+        'speed',
+        'forward, backward and optimizer (and the teacher) on real images, contenders in turns; GFLOP by '
+        "torch's counter, which knows none of a CPU's fused attention.",
+        {**setting.describe(objective), 'only': only, 'compiled': compiled},
+        {
+            'seconds': {name: t.median for name, t in times.items()},
+            'fastest': {name: t.low for name, t in times.items()},
+            'slowest': {name: t.high for name, t in times.items()},
+            'ratio': {name: t.median / first.median for name, t in times.items()},
+            'trains, M': {name: step.trained / 1e6 for name, step in steps.items()},
+            'GFLOP': flops,
+            'ratio of GFLOP': {name: count / least for name, count in flops.items()},
+            'images/s': {name: setting.batch / t.median for name, t in times.items()},
+        },
+        absent,
+    )
 
 
-def add(
+def compare_peaks(
+    out: Path, objective: str, setting: Setting, only: str = '', compiled: bool = False
+) -> Path:
+    """Measure by what the process of every contender grows, from before the model is built.
+
+    Raises:
+        ValueError: If the objective is unknown, or a compiler would be part of what is measured.
+    """
+    on_gpu = setting.device.startswith('cuda')
+    if compiled and not on_gpu:
+        raise ValueError(
+            'the compiler takes memory of the same process: measure compiled steps on a GPU, or leave '
+            '--compiled out'
+        )
+    setting = replace(setting, fused=True)  # what attention keeps on a GPU; time does not matter here
+
+    def measure(name: str) -> int:
+        if on_gpu:  # the allocator counts its own tensors exactly
+            return step_peak(objective, name, setting)
+        # glibc: freed tensors go back to the system instead of staying with the process as gaps.
+        with patch.dict('os.environ', MALLOC_MMAP_THRESHOLD_=str(128 * 1024)):
+            context = multiprocessing.get_context('spawn')
+            with ProcessPoolExecutor(1, mp_context=context) as pool:
+                return pool.submit(step_peak, objective, name, setting).result()
+
+    peaks, absent = for_each(find(objective, compiled), measure, only)
+    full = [bytes_ for name, bytes_ in peaks.items() if 'all weights' in name]
+    columns = {'GB': {name: bytes_ / 1e9 for name, bytes_ in peaks.items()}}
+    if full:
+        columns['% of all weights'] = {name: 100 * bytes_ / full[-1] for name, bytes_ in peaks.items()}
+    return _add(
+        out,
+        'peak',
+        'weights, gradients, optimizer and activations of one step on real images with fused attention; on a '
+        'CPU each contender has a process of its own. Shares are of the last row that trains all weights.',
+        {**setting.describe(objective), 'only': only, 'compiled': compiled},
+        columns,
+        absent,
+    )
+
+
+def step_peak(objective: str, name: str, setting: Setting) -> int:
+    """Bytes that a step needs at most with the optimizer's averages: growth of the process or the GPU."""
+    gc.collect()
+    before = torch.cuda.memory_allocated() if setting.device.startswith('cuda') else 0
+    with Meter() as meter:
+        step = find(objective, compiled=True)[name](setting)
+        for group in step.optimizer.param_groups:
+            for parameter in group['params']:
+                parameter.grad = torch.zeros_like(parameter)
+        step.optimizer.step()
+        step()
+    return meter.peak_memory - before
+
+
+def _add(
     out: Path,
     kind: str,
     about: str,
@@ -87,12 +186,13 @@ def add(
     Returns:
         The Markdown file.
     """
+    cpu = f'{platform.machine()} CPU, {torch.get_num_threads()} thread(s)'
     row = {
         'setting': dict(setting),
-        'hardware': hardware(setting['device']),
+        'hardware': torch.cuda.get_device_name() if setting['device'].startswith('cuda') else cpu,
         'torch': torch.__version__,
-        'columns': {title: dict(values) for title, values in columns.items()},
-        'missing': dict(missing),
+        'columns': columns,
+        'missing': missing,
     }
     path, same = out / 'speed' / f'{kind}.jsonl', ('setting', 'hardware')
     rows = [*(r for r in records.read(path) if any(r[k] != row[k] for k in same)), row]
@@ -100,13 +200,11 @@ def add(
     lines = [f'# {kind}', '', f'Made by `explora-bench {kind}`: {about}']
     for one in rows:
         said = ', '.join(f'{k} {v}' for k, v in one['setting'].items() if v not in ('', None, False))
-        head = ['what', *one['columns']]
+        numbers = one['columns'].values()
+        names = dict.fromkeys(name for values in numbers for name in values)
+        cells = [[name, *(_number(values.get(name)) for values in numbers)] for name in names]
         lines += ['', f'## {said}', '', f'{one["hardware"]}, torch {one["torch"]}.', '']
-        lines += [f'| {" | ".join(head)} |', '|' + '---|' * len(head)]
-        for name in dict.fromkeys(name for values in one['columns'].values() for name in values):
-            cells = [name, *(number(values.get(name)) for values in one['columns'].values())]
-            lines.append(f'| {" | ".join(cells)} |')
-        lines += [f'| {name} | {why} |' + ' |' * (len(head) - 2) for name, why in one['missing'].items()]
+        lines += records.markdown_table(['what', *one['columns']], [*cells, *one['missing'].items()])
     texts = {path: ''.join(json.dumps(r) + '\n' for r in rows), path.with_suffix('.md'): '\n'.join(lines)}
     for file, text in texts.items():
         with atomic_path(file) as temporary:
@@ -114,6 +212,6 @@ def add(
     return path.with_suffix('.md')
 
 
-def number(value: float | None) -> str:
+def _number(value: float | None) -> str:
     """A number for a table, with three digits or more."""
     return '-' if value is None else f'{value:,.0f}' if abs(value) >= 100 else f'{value:.3g}'

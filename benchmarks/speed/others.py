@@ -11,17 +11,33 @@ import torch
 from lightly.loss import DINOLoss, IBOTPatchLoss, KoLeoLoss
 from lightly.models import utils
 from lightly.models.modules import DINOv2ProjectionHead, MAEDecoderTIMM, MaskedVisionTransformerTIMM
-from rich.console import Console
 from torch import Tensor, nn
 
 from explora_geo.objectives import MAE, DINOv2
 
-from ..tables.adalora import SplitQKV
 from . import ours
 from .ours import backbone, build_step
-from .setting import Contenders, Optimised, Setting
+from .setting import Contenders, Setting, Step
 
 RANK = 32
+
+
+class SplitQKV(nn.Module):
+    """A fused layer of queries, keys and values as three, `q`, `k` and `v`: PEFT adapts whole layers."""
+
+    def __init__(self, fused: Any) -> None:
+        """Take over thirds of a fused linear layer, `weight` of shape (3D, D)."""
+        super().__init__()
+        for name, weight, bias in zip('qkv', fused.weight.chunk(3), fused.bias.chunk(3), strict=True):
+            layer = nn.Linear(weight.shape[1], weight.shape[0], device='meta')
+            layer.weight, layer.bias = (
+                nn.Parameter(x.detach().clone(), requires_grad=False) for x in (weight, bias)
+            )
+            setattr(self, name, layer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Queries, keys and values side by side, (..., D) -> (..., 3D)."""
+        return torch.cat([self.q(x), self.k(x), self.v(x)], dim=-1)
 
 
 def peft_backbone(setting: Setting, objective: type[MAE | DINOv2]) -> Any:
@@ -48,14 +64,9 @@ def _inject(model: nn.Module, targets: list[str], layers: str, depth: int, paren
         parameter.requires_grad = 'lora_' in name or unfrozen
 
 
-def peft_mae(setting: Setting) -> Optimised:
-    """Our MAE around PEFT's backbone."""
-    return build_step(setting, MAE, '[L]-r32', peft_backbone(setting, MAE))
-
-
-def peft_dinov2(setting: Setting) -> Optimised:
-    """Our DINOv2 around PEFT's backbone."""
-    return build_step(setting, DINOv2, '[L]-r32', peft_backbone(setting, DINOv2))
+def peft_step(setting: Setting, kind: type[MAE | DINOv2]) -> Step:
+    """Our objective around PEFT's backbone."""
+    return build_step(setting, kind, '[L]-r32', peft_backbone(setting, kind))
 
 
 class LightlyMAE(nn.Module):
@@ -91,13 +102,13 @@ class LightlyMAE(nn.Module):
         return nn.functional.mse_loss(prediction.float(), target)
 
 
-def lightly_mae(setting: Setting) -> Optimised:
+def lightly_mae(setting: Setting) -> Step:
     """All weights with lightly's building blocks."""
     model, image = LightlyMAE(setting), setting.batch_images()
-    return Optimised(setting, model, lambda: model(image))
+    return Step(setting, model, lambda: model(image))
 
 
-def huggingface_mae(setting: Setting, adapted: bool) -> Optimised:
+def huggingface_mae(setting: Setting, adapted: bool) -> Step:
     """Hugging Face's ViTMAE, all weights or with PEFT."""
     from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
@@ -118,10 +129,10 @@ def huggingface_mae(setting: Setting, adapted: bool) -> Optimised:
     if adapted:
         _inject(model, ['q_proj', 'v_proj'], 'layers', len(vit.blocks), 'vit.')
     image = setting.batch_images()
-    return Optimised(setting, model, lambda: model(pixel_values=image).loss)
+    return Step(setting, model, lambda: model(pixel_values=image).loss)
 
 
-def torchgeo_mae(setting: Setting) -> Optimised:
+def torchgeo_mae(setting: Setting) -> Step:
     """TorchGeo's own task, with a decoder of the same depth and without its augmentation.
 
     Raises:
@@ -141,7 +152,7 @@ def torchgeo_mae(setting: Setting) -> Optimised:
     )
     task.log = lambda *args, **kwargs: None  # there is no trainer
     image = setting.batch_images()
-    return Optimised(setting, task, lambda: task.training_step({'image': image}, 0))
+    return Step(setting, task, lambda: task.training_step({'image': image}, 0))
 
 
 def _lightly_parts(setting: Setting) -> Any:
@@ -195,22 +206,24 @@ class LightlyDINOv2(nn.Module):
         utils.update_momentum(self.student, self.teacher, m=0.996)
 
 
-def lightly_dinov2(setting: Setting) -> Optimised:
+def lightly_dinov2(setting: Setting) -> Step:
     """All weights with lightly's building blocks."""
     model, views = LightlyDINOv2(setting), setting.views()
-    return Optimised(setting, model, lambda: model(views), model.update)
+    return Step(setting, model, lambda: model(views), model.update)
 
 
-MAE_STEPS: Contenders = {
-    'PEFT on split Q, K, V': peft_mae,
-    'Hugging Face ViTMAE + PEFT': partial(huggingface_mae, adapted=True),
-    'Hugging Face ViTMAE, all weights': partial(huggingface_mae, adapted=False),
-    'lightly MAE, all weights': lightly_mae,
-    'TorchGeo MAE, all weights': torchgeo_mae,
-}
-DINOV2_STEPS: Contenders = {
-    'PEFT on split Q, K, V': peft_dinov2,
-    'lightly DINOv2, all weights, copied teacher': lightly_dinov2,
+STEPS: dict[str, Contenders] = {
+    'mae': {
+        'PEFT on split Q, K, V': partial(peft_step, kind=MAE),
+        'Hugging Face ViTMAE + PEFT': partial(huggingface_mae, adapted=True),
+        'Hugging Face ViTMAE, all weights': partial(huggingface_mae, adapted=False),
+        'lightly MAE, all weights': lightly_mae,
+        'TorchGeo MAE, all weights': torchgeo_mae,
+    },
+    'dinov2': {
+        'PEFT on split Q, K, V': partial(peft_step, kind=DINOv2),
+        'lightly DINOv2, all weights, copied teacher': lightly_dinov2,
+    },
 }
 #: What a contender needs beyond this package's own dependencies.
 NEEDS = {'TorchGeo': 'torchgeo.tasks', 'Hugging Face': 'transformers', 'PEFT': 'peft'}
@@ -229,10 +242,7 @@ def missing(name: str) -> str:
     return ''
 
 
-CONTENDERS: dict[str, Contenders] = {
-    'mae': {**ours.MAE_STEPS, **MAE_STEPS},
-    'dinov2': {**ours.DINOV2_STEPS, **DINOV2_STEPS},
-}
+CONTENDERS: dict[str, Contenders] = {name: {**ours.STEPS[name], **STEPS[name]} for name in STEPS}
 
 
 def find(objective: str, compiled: bool = False) -> Contenders:
@@ -243,7 +253,7 @@ def find(objective: str, compiled: bool = False) -> Contenders:
     """
     if objective not in CONTENDERS:
         raise ValueError(f'objective must be one of {", ".join(CONTENDERS)}, got {objective!r}')
-    return {**CONTENDERS[objective], **(ours.COMPILED_STEPS[objective] if compiled else {})}
+    return {**CONTENDERS[objective], **(ours.COMPILED[objective] if compiled else {})}
 
 
 def for_each(
@@ -262,7 +272,7 @@ def for_each(
         if lacking := missing(name):
             absent[name] = f'{lacking} is not installed'
             continue
-        Console().print(name, markup=False)
+        print(name, flush=True)
         try:
             found[name] = work(name)
         except (ImportError, ValueError) as error:

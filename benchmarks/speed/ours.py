@@ -14,17 +14,13 @@ from explora_geo.objectives import MAE, DINOv2, PhaseConfig
 from explora_geo.trainers.kernels import compile_blocks, many_graphs
 from explora_geo.transforms import ViewsConfig
 
-from .setting import Contenders, Optimised, Setting
+from .setting import Contenders, Setting, Step
 
 
-def backbone(setting: Setting, objective: type[MAE | DINOv2], adaptation: str) -> ViT:
-    """An adapted backbone as the objective needs it."""
-    vit = create_vit(
-        setting.model,
-        img_size=setting.image_size,
-        learned_position=objective is DINOv2,
-        **objective.backbone_options,
-    )
+def backbone(setting: Setting, objective: type[MAE | DINOv2], adaptation: str, **options: Any) -> ViT:
+    """An adapted backbone as the objective needs it; options are those of `create_vit`."""
+    options = {'learned_position': objective is DINOv2, **objective.backbone_options, **options}
+    vit = create_vit(setting.model, img_size=setting.image_size, **options)
     if vit.mask_token is not None:
         vit.mask_token.data.fill_(0.02)  # as if loaded: it then belongs to the frozen part
     explora(vit, ExPLoRAConfig.parse(adaptation))
@@ -39,7 +35,8 @@ def build_step(
     checkpointing: bool = False,
     compiled: bool = False,
     lean: bool = False,
-) -> Optimised:
+    drop_path_rate: float = 0.0,
+) -> Step:
     """A step of an objective; MAE's decoder trains as the encoder does, DINOv2's heads in full.
 
     Args:
@@ -50,10 +47,11 @@ def build_step(
         checkpointing: Recompute the backbone's activations in the backward pass.
         compiled: Let `torch.compile` write the kernels of blocks.
         lean: Hold frozen matrices in bfloat16 only, as `frozen_dtype: bfloat16` does.
+        drop_path_rate: Stochastic depth.
     """
     if lean and setting.precision != 'bf16':
         raise ValueError('frozen matrices in bfloat16 go with products in bfloat16')
-    vit = vit or backbone(setting, kind, adaptation)
+    vit = vit or backbone(setting, kind, adaptation, drop_path_rate=drop_path_rate)
     vit.grad_checkpointing = checkpointing
     objective: MAE | DINOv2
     if kind is MAE:
@@ -65,8 +63,8 @@ def build_step(
         crops = ViewsConfig(setting.image_size, setting.local_size, setting.num_local)
         phases = PhaseConfig(freeze_last_layer_steps=0, head_warmup_steps=0)
         objective = DINOv2(vit, setting.head, views=crops, phases=phases)
-        batch = {'views': setting.views()}
-        batch['image'] = batch['views'][0]
+        views = setting.views()
+        batch = {'views': views, 'image': views[0]}
     objective.set_schedule(1000, 1000)
     if compiled:
         compile_blocks(objective)
@@ -77,7 +75,7 @@ def build_step(
         with many_graphs() if compiled else nullcontext():
             return sum(objective(batch, 500).values())  # type: ignore[return-value]
 
-    return Optimised(setting, objective, loss, lambda: objective.after_step(500))
+    return Step(setting, objective, loss, lambda: objective.after_step(500))
 
 
 def _steps(kind: type[MAE | DINOv2]) -> tuple[Contenders, Contenders]:
@@ -88,6 +86,7 @@ def _steps(kind: type[MAE | DINOv2]) -> tuple[Contenders, Contenders]:
         name: ours,
         f'{name}, gradient checkpointing': partial(ours, checkpointing=True),
         f'{name}, frozen in bf16': partial(ours, lean=True),
+        f'{name}, stochastic depth 0.3': partial(ours, drop_path_rate=0.3),
         'explora_geo, all weights': full,
     }
     compiled = {
@@ -98,6 +97,5 @@ def _steps(kind: type[MAE | DINOv2]) -> tuple[Contenders, Contenders]:
     return plain, compiled
 
 
-MAE_STEPS, MAE_COMPILED = _steps(MAE)
-DINOV2_STEPS, DINOV2_COMPILED = _steps(DINOv2)
-COMPILED_STEPS = {'mae': MAE_COMPILED, 'dinov2': DINOV2_COMPILED}
+#: By objective; a further step is a further row.
+STEPS, COMPILED = ({'mae': m, 'dinov2': d} for m, d in zip(_steps(MAE), _steps(DINOv2), strict=True))

@@ -8,13 +8,13 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from PIL import Image
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
 from explora_geo._compat import unfuse_attention
-from explora_geo.datamodules.statistics import resolve
+from explora_geo.bands import RGB
 from explora_geo.devices import faster_precision
 from explora_geo.models.heads import HeadConfig
-from explora_geo.models.tokenizers import RGB
 from explora_geo.transforms import MultiCrop, ViewsConfig
 
 
@@ -32,8 +32,8 @@ def read_images(folder: Path, count: int, size: int) -> Tensor:
     for path in files:
         image = Image.open(path).convert('RGB').resize((size, size), Image.Resampling.BICUBIC)
         pixels.append(torch.from_numpy(np.array(image)))
-    images = torch.stack(pixels).permute(0, 3, 1, 2).float()
-    mean, std = (resolve('imagenet', RGB, name)[:, None, None] for name in ('mean', 'std'))
+    images = torch.stack(pixels).permute(0, 3, 1, 2) / 255
+    mean, std = (torch.tensor(x)[:, None, None] for x in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
     return (images - mean) / std
 
 
@@ -51,7 +51,7 @@ class Setting:
         decoder_depth: Blocks of MAE's decoder, of width 512 and 16 heads.
         head: Size of DINOv2's head.
         precision: Products in bfloat16, or all in float32; the faster one here by default.
-        images: Folder of class folders of JPEG files.
+        images: Folder of class folders of JPEG files; random images if None.
         device: Where steps run.
         fused: Torch's fused attention also in bfloat16 on a CPU, where it is the slower one; it keeps as
             little for the backward pass as that of GPUs.
@@ -66,15 +66,14 @@ class Setting:
     decoder_depth: int = 8
     head: HeadConfig = field(default_factory=lambda: HeadConfig(65536, 2048, 256))
     precision: Literal['bf16', 'fp32'] | None = None
-    images: Path = Path('tests/data/eurosat_rgb/test')
+    images: Path | None = Path('tests/data/eurosat_rgb/test')
     device: str = 'cuda' if torch.cuda.is_available() else 'cpu'
     fused: bool = False
 
     def __post_init__(self) -> None:
         """Check the values, and choose the precision."""
         if self.precision is None:
-            fast = 'bf16' if faster_precision() == 'bf16-mixed' else 'fp32'
-            object.__setattr__(self, 'precision', fast)
+            object.__setattr__(self, 'precision', 'bf16' if faster_precision() == 'bf16-mixed' else 'fp32')
         if self.precision not in ('bf16', 'fp32'):
             raise ValueError(f'precision must be bf16 or fp32, got {self.precision!r}')
         if self.batch < 1:
@@ -86,14 +85,17 @@ class Setting:
         return self.precision == 'bf16' and self.device == 'cpu' and not self.fused
 
     def batch_images(self) -> Tensor:
-        """Real images, shape (B, 3, H, W)."""
-        return read_images(self.images, self.batch, self.image_size).to(self.device)
+        """Images, shape (B, 3, H, W)."""
+        size = self.image_size
+        if self.images is None:
+            return torch.randn(self.batch, 3, size, size).to(self.device)
+        return read_images(self.images, self.batch, size).to(self.device)
 
     def views(self) -> list[Tensor]:
         """Their crops, drawn once: global ones (2·B, 3, H, W) and local ones (n·B, 3, h, w)."""
         config = ViewsConfig(self.image_size, self.local_size, self.num_local)
         torch.manual_seed(0)
-        return [v.to(self.device) for v in MultiCrop(config, ('red', 'green', 'blue'))(self.batch_images())]
+        return [v.to(self.device) for v in MultiCrop(config, RGB)(self.batch_images())]
 
     def describe(self, objective: str) -> dict[str, Any]:
         """What tells measurements apart, JSON-ready."""
@@ -101,7 +103,7 @@ class Setting:
         return {'objective': objective, **values}
 
 
-class Optimised:
+class Step:
     """A training step: losses, backward, AdamW over what trains.
 
     Attributes:
@@ -127,8 +129,7 @@ class Optimised:
         trained = [p for p in module.parameters() if p.requires_grad]
         self.trained = sum(p.numel() for p in trained)
         self.optimizer = torch.optim.AdamW(trained, lr=1e-6, fused=True)
-        self.kind = torch.device(setting.device).type
-        self.bf16 = setting.precision == 'bf16'
+        self.kind, self.bf16 = torch.device(setting.device).type, setting.precision == 'bf16'
         if setting.plain_attention:
             unfuse_attention(module)
 
@@ -143,4 +144,4 @@ class Optimised:
         return float(loss.detach())
 
 
-Contenders = Mapping[str, Callable[[Setting], Optimised]]
+Contenders = Mapping[str, Callable[[Setting], Step]]

@@ -1,26 +1,23 @@
-"""Recipes, and a lean loop that adapts to images in memory by them, with the package's own parts."""
+"""Sources, and a lean loop that adapts them to images in memory, with the package's own parts."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch import seed_everything
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from explora_geo.adaptation import ExPLoRAConfig, explora, trainable_names
+from explora_geo.adaptation import explora, trainable_names
 from explora_geo.adaptation.lora import merge_lora
 from explora_geo.checkpoints import load_weights
 from explora_geo.models import create_vit
-from explora_geo.models.heads import HeadConfig
 from explora_geo.models.vit import ViT
-from explora_geo.objectives import MAE, Anchor, DINOv2, Objective, PhaseConfig, TeacherConfig
-from explora_geo.objectives.anchor import AnchorConfig
-from explora_geo.trainers.optim import OptimConfig, build_optimizer, build_schedule
-from explora_geo.transforms.multicrop import ViewsConfig
+from explora_geo.trainers.optim import build_optimizer, build_schedule
 
+from ..tables.recipe import OBJECTIVES, Recipe
 from .domains import Domain
 from .scoring import prepare
 
@@ -53,143 +50,50 @@ SOURCES = {
 }
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How a source is adapted.
-
-    Attributes:
-        objective: `anchor`, `D`, or `M`.
-        adaptation: What trains, in the paper's notation without its first letter.
-        rate: Learning rate of blocks.
-        lora: Factor on it for LoRA matrices.
-        batch: Images of a step.
-        photometry: Of the crops of D: `dinov2`, `light` or `none`.
-        head_warmup: Share of the run in which heads train alone.
-        arguments: Arguments of `Anchor`, or with D of its term, if any.
-        options: Further arguments of the objective.
-    """
-
-    objective: str = 'anchor'
-    adaptation: str = '[L]-r32'
-    rate: float = 5e-4
-    lora: float = 3.0
-    batch: int = 64
-    photometry: str = 'light'
-    head_warmup: float = 0.0
-    arguments: Mapping[str, Any] | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Fields that are not the default."""
-        default = asdict(Recipe())
-        return {k: v for k, v in asdict(self).items() if v != default[k]}
-
-    def build(self, source: Source) -> Callable[[ViT], Objective]:
-        """What builds the objective around a backbone."""
-        if self.objective == 'anchor':
-            return lambda vit: Anchor(vit, **(self.arguments or {}), **self.options)
-        if self.objective == 'M':
-            return lambda vit: MAE(vit, **self.options)
-        patch = int(source.model.split('patch')[1].split('_')[0])
-        grid = round(0.75 * source.size / patch)
-        sizes: dict[str, Any] = {'global_size': grid * patch, 'local_size': max(1, grid // 2) * patch}
-        views = ViewsConfig(
-            **sizes,
-            num_local=4,
-            local_scale=(0.1, 0.4),
-            vertical_flip=True,
-            quarter_turns=True,
-            **_PHOTOMETRY[self.photometry],
-        )
-        anchor = None if self.arguments is None else AnchorConfig(**self.arguments)
-        return lambda vit: DINOv2(
-            vit,
-            head=HeadConfig(prototypes=1024, hidden_dim=512, bottleneck_dim=128),
-            teacher=TeacherConfig(centering='sinkhorn', temperature=0.04, final_temperature=0.04),
-            views=views,
-            anchor=anchor,
-            phases=PhaseConfig(head_warmup_fraction=self.head_warmup),
-            **self.options,
-        )
-
-
-_PHOTOMETRY: dict[str, dict[str, Any]] = {
-    'dinov2': {},
-    'light': {
-        'brightness': 0.3,
-        'contrast': 0.3,
-        'saturation': 0.1,
-        'hue': 0.05,
-        'grayscale': 0.1,
-        'solarize': 0.0,
-        'blur': (0.5, 0.1, 0.3),
-    },
-    'none': {'jitter': 0.0, 'grayscale': 0.0, 'solarize': 0.0, 'blur': (0.0, 0.0, 0.0)},
-}
-
-
 def stats_of(source: Source, device: torch.device | str) -> tuple[Tensor, Tensor]:
     """Mean and deviation that normalize images, shape (3, 1, 1)."""
     mean, std = (torch.tensor(s, device=device).view(3, 1, 1) for s in source.stats)
     return mean, std
 
 
-def load_source(source: Source, device: torch.device | str, **options: Any) -> ViT:
-    """The source's backbone."""
+def load_source(source: Source, **options: Any) -> tuple[ViT, dict[str, Tensor]]:
+    """The source's backbone, and what else its file holds, such as a decoder."""
     vit = create_vit(source.model, img_size=source.size, **options)
-    if source.weights is not None:
-        load_weights(vit, source.weights)
-    return vit.to(device).eval()
+    return vit, load_weights(vit, source.weights).parts if source.weights else {}
 
 
 def adapt(
     source: Source,
     recipe: Recipe,
     domain: Domain,
-    views: int,
+    archive: Tensor,
     seed: int = 0,
-    archive: Tensor | None = None,
     adapter: Path | None = None,
 ) -> tuple[ViT, dict[str, Any]]:
-    """Adapt to the archive of a domain.
+    """Adapt to images of a domain.
 
     Args:
         source: Weights.
         recipe: How.
         domain: Images, on the device that trains.
-        views: Images to see.
+        archive: Images to adapt to, indices; at least a batch.
         seed: Of everything that is drawn.
-        archive: Images to adapt to, all of the domain's archive if None.
         adapter: File to write what trained to, as bfloat16 in safetensors under the backbone's own names.
 
     Returns:
         What the run leaves behind, with LoRA merged in, and numbers of the run.
     """
-    torch.manual_seed(seed)
-    device = domain.image.device
-    factory = recipe.build(source)
-    kinds: dict[str, type[Objective]] = {'M': MAE, 'D': DINOv2, 'anchor': Anchor}
-    options = kinds[recipe.objective].backbone_options
-    vit = create_vit(source.model, img_size=source.size, **options)
-    loaded = load_weights(vit, source.weights) if source.weights else None
-    explora(vit, ExPLoRAConfig.parse(recipe.adaptation))
-    objective = factory(vit).to(device).train()
-    if loaded is not None:
-        objective.load_pretrained(loaded.parts)
-    archive = (domain.archive if archive is None else archive).to(device)
-    batch = min(recipe.batch, len(archive))
-    steps, stats = max(1, views // batch), stats_of(source, device)
-    config = OptimConfig(
-        base_lr=recipe.rate,
-        lr_scaling='none',
-        warmup_fraction=0.1,
-        min_lr=1e-6,
-        adapter_lr_multiplier=recipe.lora,
-    )
+    seed_everything(seed, verbose=False)
+    device, batch, steps = domain.image.device, recipe.batch_size, recipe.steps
+    vit, parts = load_source(source, **OBJECTIVES[recipe.objective].backbone_options)
+    explora(vit, recipe.adaptation)
+    objective = recipe.factory(vit).to(device).train()
+    objective.load_pretrained(parts)
+    stats, archive = stats_of(source, device), archive.to(device)
     epochs = max(1, steps * batch // len(archive))
     objective.set_schedule(steps, steps / epochs)
-    optimizer = build_optimizer(objective, config, batch, 'bf16-mixed')
-    schedule = build_schedule(optimizer, config, steps, epochs, batch)
+    optimizer = build_optimizer(objective, recipe.optim, batch, 'bf16-mixed')
+    schedule = build_schedule(optimizer, recipe.optim, steps, epochs, batch)
     losses: list[Tensor] = []
     order = torch.empty(0, dtype=torch.long)
     for step in range(steps):
@@ -209,16 +113,16 @@ def adapt(
         objective.after_step(step + 1)
         schedule.step()
         losses.append(loss.detach())
-    told = torch.stack(losses).tolist()
-    count = max(1, steps // 20)
+    told, count = torch.stack(losses), max(1, steps // 20)
     numbers = {
         'steps': steps,
-        'loss': [round(sum(told[:count]) / count, 4), round(sum(told[-count:]) / count, 4)],
+        'loss': [round(float(end.mean()), 4) for end in (told[:count], told[-count:])],
         'trained': sum(p.numel() for p in vit.parameters() if p.requires_grad),
     }
-    if adapter is not None:
-        state, names = objective.final_backbone.state_dict(), set(trainable_names(vit))
-        save_file({k: v.cpu().bfloat16().contiguous() for k, v in state.items() if k in names}, adapter)
     final = objective.final_backbone
+    if adapter is not None:
+        names = set(trainable_names(vit))
+        state = {k: v.cpu().bfloat16().contiguous() for k, v in final.state_dict().items() if k in names}
+        save_file(state, adapter)
     final.mask_token = None  # of the objective alone; sources have none
     return merge_lora(final).eval(), numbers  # type: ignore[return-value]

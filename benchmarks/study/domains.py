@@ -8,9 +8,9 @@ import hashlib
 import io
 import json
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -21,8 +21,8 @@ from PIL import Image
 from torch import Tensor
 
 #: Labeled images per class of the part that fits probes, and of the part that chooses their settings.
-PROBE = {'eurosat': (100, 50), 'aid': (60, 40), 'natural': (40, 10), 'naip': (1, 1)}
-DOMAINS = tuple(PROBE)
+PROBE = {'eurosat': (100, 50), 'aid': (60, 40), 'natural': (40, 10)}
+LABELED = tuple(PROBE)
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Domain:
     """Images of one domain and what they are used for.
 
     Attributes:
-        name: One of `DOMAINS`.
+        name: One of `LABELED`, or `naip`.
         image: Bytes, shape (N, 3, H, W).
         label: Class of each image, shape (N,).
         archive: Images that are adapted to, without labels; indices.
@@ -48,18 +48,16 @@ class Domain:
     test: Tensor
 
     def to(self, device: torch.device | str) -> 'Domain':
-        """The same with images and labels on a device."""
-        parts: dict[str, Any] = {
-            k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()
-        }
-        return Domain(**parts)
+        """The same on a device."""
+        parts: dict[str, Any] = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return replace(self, **parts)
 
 
 def load(name: str, folder: Path, cache: Path) -> Domain:
     """Read a domain, from the cache where it is there.
 
     Args:
-        name: One of `DOMAINS`.
+        name: One of `LABELED`, or `naip`.
         folder: Where the archives are.
         cache: Folder of `.npz` files.
 
@@ -75,29 +73,23 @@ def load(name: str, folder: Path, cache: Path) -> Domain:
         part.rename(file)
     with np.load(file) as held:
         image, label, split = (torch.from_numpy(held[k]) for k in ('image', 'label', 'tested'))
-    pool = (split == 0).nonzero().flatten()
-    train, val = _probe(name, label, split, pool)
-    archive = torch.arange(len(label)) if name == 'naip' else pool
-    return Domain(name, image, label, archive, train, val, (split == 1).nonzero().flatten())
-
-
-def _probe(name: str, label: Tensor, tested: Tensor, pool: Tensor) -> tuple[Tensor, Tensor]:
+    pool, test = ((split == part).nonzero().flatten() for part in (0, 1))
     if name == 'naip':  # a date to learn from, a date to choose by, a date to test on
-        return pool, (tested == 2).nonzero().flatten()
-    generator = torch.Generator().manual_seed(0)
-    fit, choose = PROBE[name]
+        return Domain(name, image, label, torch.arange(len(label)), pool, (split == 2).nonzero()[:, 0], test)
+    generator, (fit, choose) = torch.Generator().manual_seed(0), PROBE[name]
     rows = []
     for wanted in label.unique():
         of_class = pool[label[pool] == wanted]
         rows.append(of_class[torch.randperm(len(of_class), generator=generator)[: fit + choose]])
-    return torch.cat([r[:fit] for r in rows]), torch.cat([r[fit:] for r in rows])
+    train, val = torch.cat([r[:fit] for r in rows]), torch.cat([r[fit:] for r in rows])
+    return Domain(name, image, label, pool, train, val, test)
 
 
 Read = tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]
 
 
-def _unpack(archive: Path, side: int) -> Iterator[tuple[str, NDArray[np.uint8]]]:
-    """Names and pixels of the JPEG files of an archive, shape (3, side, side), by name."""
+def _unpack(archive: Path, side: int) -> tuple[list[str], NDArray[np.uint8], NDArray[np.int64]]:
+    """Names, pixels, shape (N, 3, side, side), and classes of the JPEG files of an archive, by name."""
     with zipfile.ZipFile(archive) as held:
         names = sorted(n for n in held.namelist() if n.lower().endswith(('.jpg', '.jpeg')))
         packed = [held.read(n) for n in names]
@@ -108,43 +100,34 @@ def _unpack(archive: Path, side: int) -> Iterator[tuple[str, NDArray[np.uint8]]]
         return np.asarray(image).transpose(2, 0, 1)
 
     with ThreadPoolExecutor() as pool:
-        yield from zip(names, pool.map(pixels, packed), strict=True)
-
-
-def _classes(names: list[str]) -> NDArray[np.int64]:
+        images = np.stack(list(pool.map(pixels, packed)))
     folders = [PurePosixPath(n).parent.name for n in names]
-    order = {name: i for i, name in enumerate(sorted(set(folders)))}
-    return np.array([order[f] for f in folders])
+    return names, images, np.unique(folders, return_inverse=True)[1]
 
 
 def _eurosat(folder: Path) -> Read:
     split = json.loads((folder / 'presto_train_test_split.json').read_text())
     test = {PurePosixPath(n).stem for n in split['test']}
-    names, images = zip(*_unpack(folder / 'EuroSAT_RGB.zip', 64), strict=True)
-    return (
-        np.stack(images),
-        _classes(list(names)),
-        np.array([int(PurePosixPath(n).stem in test) for n in names]),
-    )
+    names, images, labels = _unpack(folder / 'EuroSAT_RGB.zip', 64)
+    return images, labels, np.array([int(PurePosixPath(n).stem in test) for n in names])
 
 
 def _halved(archive: Path, side: int) -> Read:
     """Half of each class is tested on, by the SHA-256 of the name."""
-    names, images = zip(*_unpack(archive, side), strict=True)
-    labels, tested = _classes(list(names)), np.zeros(len(names), np.int64)
+    names, images, labels = _unpack(archive, side)
+    tested = np.zeros(len(names), np.int64)
     rank = np.array([int(hashlib.sha256(PurePosixPath(n).stem.encode()).hexdigest()[:15], 16) for n in names])
     for label in np.unique(labels):
         of_class = np.flatnonzero(labels == label)
         tested[of_class[np.argsort(rank[of_class])][: len(of_class) // 2]] = 1
-    return np.stack(images), labels, tested
+    return images, labels, tested
 
 
 def _naip(folder: Path) -> Read:
     """Tiles of 64 px of one scene at three dates; the class is the place."""
     images, labels, tested = [], [], []
-    scenes: list[Any] = sorted((folder / 'NAIP').glob('*.npy'))
-    if not scenes:
-        scenes = [scene_pixels(path) for path in sorted((folder / 'NAIP').glob('*.tif'))]
+    scenes: Sequence[Any] = sorted((folder / 'NAIP').glob('*.npy'))
+    scenes = scenes or [scene_pixels(path) for path in sorted((folder / 'NAIP').glob('*.tif'))]
     for date, path in enumerate(scenes):
         scene = np.load(path)
         down, across = scene.shape[1] // 64, scene.shape[2] // 64

@@ -1,177 +1,89 @@
-"""The jobs of the study, by group, in the order of their worth."""
+"""The jobs of the study, by group, in the order of their worth: products of what `conf/study.yaml` lists."""
 
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
+from typing import Any
 
-from .adapting import Recipe
-from .running import Job
+import yaml
 
-#: Views in about 1, 10 and 60 minutes of two cores without AVX-512 (10 views/s of the anchor).
-LENGTHS = (640, 6_400, 38_400)
-OTHERS = {
-    'eurosat': ('aid', 'natural'),
-    'aid': ('eurosat', 'natural'),
-    'natural': ('eurosat', 'aid'),
-    'naip': (),
-}
+from explora_geo.objectives.short_runs import SHORT_DINOV2, SHORT_OPTIM, SHORT_VIEWS, crop_sides
 
-ANCHOR = Recipe()
-D = Recipe(objective='D', photometry='dinov2')
-LIGHT = replace(D, photometry='light')
-MEAN = replace(LIGHT, options={'token': 'avg'})
+from ..tables.files import laid_over
+from ..tables.recipe import Recipe, read_recipe
+from .domains import LABELED
 
-ANCHORS = {
-    'anchor': ANCHOR,
-    'anchor-w0': replace(ANCHOR, arguments={'whitening': 0.0}),
-    'anchor-w1': replace(ANCHOR, arguments={'whitening': 1.0}),
-    'anchor-w0.75': replace(ANCHOR, arguments={'whitening': 0.75}),
-    'anchor-w0.25': replace(ANCHOR, arguments={'whitening': 0.25}),
-    'anchor-oriented': replace(ANCHOR, arguments={'oriented': True}),
-}
+FILE = Path(__file__).parents[1] / 'conf' / 'study.yaml'
+_VIEWS = {**SHORT_VIEWS, 'vertical_flip': True, 'quarter_turns': True}
+_DINOV2 = {**SHORT_DINOV2, 'phases': {'head_warmup_fraction': 0.0}, 'views': _VIEWS}
 
 
-def _beside(weight: float, whitening: float = 0.5, recipe: Recipe = LIGHT) -> Recipe:
-    weights = {'patch_weight': 0.5 * weight, 'centered_weight': 2 * weight, 'mean_weight': 2 * weight}
-    return replace(recipe, arguments={'whitening': whitening, **weights})
+@dataclass(frozen=True)
+class Job:
+    """One adaptation and its scores.
+
+    Attributes:
+        group: What it is for.
+        name: Name of the recipe.
+        source: Key of `SOURCES`.
+        domain: Domain that is adapted to.
+        values: What differs in the recipe from that of short runs, as `read_recipe` reads it.
+        views: Images to see.
+        seed: Of everything that is drawn.
+        images: Adapt to so many images of the archive, all if 0.
+        strengths: Also score so much of the difference.
+        transfer: Also score the other domains.
+        save: Keep the adapter.
+    """
+
+    group: str
+    name: str
+    source: str
+    domain: str
+    values: Mapping[str, Any]
+    views: int
+    seed: int = 0
+    images: int = 0
+    strengths: tuple[float, ...] = ()
+    transfer: tuple[str, ...] = ()
+    save: bool = False
+
+    @property
+    def key(self) -> str:
+        """Name of the job."""
+        images = f'-n{self.images}' if self.images else ''
+        return f'{self.name}.{self.source}.{self.domain}.{self.views}{images}.{self.seed}'
+
+    def recipe(self, archive: int, side: int, patch: int) -> Recipe:
+        """The recipe for an archive of so many images of a side in patches, pixels."""
+        base: dict[str, Any] = dict(SHORT_OPTIM[self.values['objective']])
+        if self.values['objective'] == 'DINOv2':
+            base['arguments'] = laid_over(_DINOV2, {'views': crop_sides(side, patch)})
+        batch = min(self.values['batch_size'], archive)
+        length = {'batch_size': batch, 'steps': max(1, self.views // batch)}
+        return read_recipe({**laid_over(base, self.values), **length}, self.name)
 
 
-DISTILLERS = {
-    'D': D,
-    'D-light': LIGHT,
-    'D-plain': replace(D, photometry='none'),
-    'D-mean': MEAN,
-    'D-slow': replace(LIGHT, rate=1e-4),
-    'D-lora': replace(LIGHT, adaptation='[]-r32'),
-    'D-two': replace(LIGHT, adaptation='[L-1,L]-r32'),
-    'D-warm': replace(LIGHT, head_warmup=0.3),
-    'D-mean-lora': replace(MEAN, adaptation='[]-r32'),
-    'D-noibot': replace(MEAN, options={'token': 'avg', 'ibot_weight': 0.0}),
-    'D+anchor1': _beside(1.0),
-    'D+anchor3': _beside(3.0),
-    'D+anchor10': _beside(10.0),
-    'D-mean+anchor1': _beside(1.0, recipe=MEAN),
-    'D-mean+anchor3': _beside(3.0, recipe=MEAN),
-    'D-mean+anchor3-w0': _beside(3.0, 0.0, recipe=MEAN),
-}
-
-#: What trains, for tables of arms.
-ARMS = {'explora': '[L]-r32', 'lora': '[]-r32', 'unfreeze': '[L]', 'full': 'full'}
-
-
-def harm() -> list[Job]:
-    """The default and its like, three lengths, four domains, three seeds."""
-    jobs = []
-    for seed, name in ((0, 'anchor'), (1, 'anchor'), (2, 'anchor'), (0, 'anchor-w0'), (0, 'anchor-w1')):
-        for views, domain in product(LENGTHS, OTHERS):
-            if domain == 'naip' and seed:
-                continue
-            seen = OTHERS[domain] if views > 640 else ()
-            jobs.append(Job('harm', name, 'depth6', domain, ANCHORS[name], views, seed, transfer=seen))
-    return [*jobs, Job('harm', 'anchor-oriented', 'depth6', 'naip', ANCHORS['anchor-oriented'], 6_400)]
-
-
-def search() -> list[Job]:
-    """D in many forms, with and without the anchor beside it, good recipes and bad."""
-    jobs = [
-        Job('search', name, 'depth6', domain, recipe, views, strengths=(0.25, 0.5) if views > 6400 else ())
-        for views in LENGTHS[1:]
-        for (name, recipe), domain in product(DISTILLERS.items(), ('eurosat', 'aid'))
-    ]
-    jobs += [
-        Job('search', name, 'depth6', domain, ANCHORS[name], 6_400)
-        for name, domain in product(('anchor-w0.25', 'anchor-w0.75'), ('eurosat', 'aid'))
-    ]
-    bad = {
-        'anchor-fast': replace(ANCHOR, rate=1e-2),
-        'D-fast': replace(LIGHT, rate=1e-2),
-        'D-faster': replace(LIGHT, rate=3e-3),
-        'M': Recipe(objective='M', rate=1.5e-3, lora=1.0),
+def read_groups(file: Path = FILE) -> dict[str, list[Job]]:
+    """Every group's jobs."""
+    content = yaml.safe_load(file.read_text(encoding='utf-8'))
+    return {
+        group: [job for entry in entries for job in _expand(group, entry, content['recipes'])]
+        for group, entries in content['groups'].items()
     }
-    jobs += [
-        Job('search', name, 'depth6', domain, recipe, 6_400)
-        for (name, recipe), domain in product(bad.items(), ('eurosat', 'aid'))
-    ]
-    return jobs
 
 
-def long() -> list[Job]:
-    """As many views as a GPU allows, on the whole archive, for the adapter that ships."""
-    wide = replace(ANCHOR, batch=256)
-    settings = {
-        'long': (wide, 153_600),
-        'long-fast': (replace(wide, rate=1e-3), 153_600),
-        'long-w0.75': (replace(wide, arguments={'whitening': 0.75}), 153_600),
-        'long-w1': (replace(wide, arguments={'whitening': 1.0}), 153_600),
-        'longer': (wide, 614_400),
-        'longer-w0.75': (replace(wide, arguments={'whitening': 0.75}), 614_400),
-    }
-    return [
-        Job('long', name, 'depth6', 'eurosat', recipe, views, save=True, transfer=OTHERS['eurosat'])
-        for name, (recipe, views) in settings.items()
-    ]
-
-
-def lengths() -> list[Job]:
-    """Who peaks when, and who forgets: what trains x steps of 64 images x objective."""
-    jobs = []
-    for seed in range(3):
-        for objective, recipe in (('anchor', ANCHOR), ('D', LIGHT)):
-            for (arm, adaptation), steps, domain in product(
-                ARMS.items(), (60, 300, 1200), ('eurosat', 'aid')
-            ):
-                rate = recipe.rate / 5 if arm == 'full' else recipe.rate
-                job = replace(recipe, adaptation=adaptation, rate=rate)
-                jobs.append(
-                    Job(
-                        'lengths',
-                        f'{objective}-{arm}',
-                        'depth6',
-                        domain,
-                        job,
-                        steps * 64,
-                        seed,
-                        transfer=OTHERS[domain],
-                    )
-                )
-    return jobs
-
-
-def images() -> list[Job]:
-    """Few unlabeled images: 200, 2,000 and all, at 150 steps."""
-    return [
-        Job(
-            'images',
-            f'anchor-{arm}',
-            'depth6',
-            domain,
-            replace(ANCHOR, adaptation=notation),
-            9_600,
-            seed,
-            images=count,
+def _expand(group: str, entry: Mapping[str, Any], known: Mapping[str, Any]) -> Iterator[Job]:
+    recipes = entry['recipes']
+    recipes = recipes if isinstance(recipes, dict) else {name: known[name] for name in recipes}
+    axes = (('seeds', [0]), ('sources', ['depth6']), ('views', []), ('images', [0]))
+    domains = entry.get('domains', ['eurosat', 'aid'])
+    chosen = (entry.get(key, default) for key, default in axes)
+    for seed, source, views, images, name, domain in product(*chosen, recipes, domains):
+        yield Job(
+            *(group, name, source, domain, recipes[name], views, seed, images),
+            strengths=tuple(entry.get('strengths', ())),
+            transfer=tuple(d for d in LABELED if d != domain) if entry.get('transfer') else (),
+            save=entry.get('save', False),
         )
-        for seed in range(3)
-        for (arm, notation), count, domain in product(
-            (('explora', '[L]-r32'), ('full', 'full')), (200, 2_000, 0), ('eurosat', 'aid')
-        )
-    ]
-
-
-def second() -> list[Job]:
-    """A supervised source whose last block is whole, and others."""
-    jobs = []
-    for source in ('vit_ti16', 'distilled'):
-        for seed in range(2):
-            for name, recipe in {
-                'anchor': ANCHOR,
-                'anchor-w0': ANCHORS['anchor-w0'],
-                'D': replace(D, rate=1e-3),
-                'D+anchor1': replace(_beside(1.0), rate=1e-3),
-            }.items():
-                for views, domain in product(LENGTHS[1:], ('eurosat', 'aid')):
-                    jobs.append(
-                        Job('second', name, source, domain, recipe, views, seed, transfer=OTHERS[domain])
-                    )
-    return jobs
-
-
-GROUPS = {f.__name__: f for f in (long, harm, search, second, lengths, images)}

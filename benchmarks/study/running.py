@@ -1,10 +1,10 @@
 """Run jobs one after the other, several processes from one list, and keep a line of JSON of each."""
 
 import fcntl
-import json
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,204 +16,133 @@ from explora_geo.evaluation.label_free import compare_backbones
 from explora_geo.models.vit import ViT
 from explora_geo.models.whitening import whitening_matrix
 
-from .adapting import SOURCES, Recipe, Source, adapt, load_source, stats_of
-from .domains import Domain, load
+from ..tables import records
+from .adapting import SOURCES, Source, adapt, load_source, stats_of
+from .domains import load
+from .jobs import Job
 from .scoring import Hits, features, gain, prepare, score
 
 #: Images of the archive that label-free scores and whitening read.
 SAMPLE, WHITEN = 384, 4000
+#: Power of whitening, if any, and orientations that are averaged.
+VARIANTS: dict[str, tuple[float | None, int]] = {
+    'one': (None, 1),
+    'turns4': (None, 4),
+    'turns8': (None, 8),
+    'white0.5': (0.5, 1),
+    'white1': (1.0, 1),
+    'white1x4': (1.0, 4),
+}
+_ADAPTED = 'one', 'turns4', 'white1', 'white1x4'
 
 
-@dataclass(frozen=True)
-class Job:
-    """One adaptation and its scores.
-
-    Attributes:
-        group: What it is for.
-        name: Name of the recipe.
-        source: Key of `SOURCES`.
-        domain: Domain that is adapted to.
-        recipe: How.
-        views: Images to see.
-        seed: Of everything that is drawn.
-        images: Adapt to so many images of the archive, all if 0.
-        strengths: Also score so much of the difference.
-        transfer: Also score the other domains.
-        save: Keep the adapter.
-    """
-
-    group: str
-    name: str
-    source: str
-    domain: str
-    recipe: Recipe
-    views: int
-    seed: int = 0
-    images: int = 0
-    strengths: tuple[float, ...] = ()
-    transfer: tuple[str, ...] = ()
-    save: bool = False
-
-    @property
-    def key(self) -> str:
-        """Name of the job."""
-        images = f'-n{self.images}' if self.images else ''
-        return f'{self.name}.{self.source}.{self.domain}.{self.views}{images}.{self.seed}'
+def _drawn(index: Tensor, count: int, seed: int) -> Tensor:
+    return index[torch.randperm(len(index), generator=torch.Generator().manual_seed(seed))[:count]]
 
 
-@dataclass
+def _gains(before: Hits, after: Hits) -> list[list[float]]:
+    return [gain(a, b) for a, b in zip(before, after, strict=True)]
+
+
 class Study:
-    """What jobs share in a process.
+    """What jobs share in a process."""
 
-    Attributes:
-        data: Folder of archives.
-        cache: Folder of what was read of them, and of the scores of sources.
-        out: File of lines.
-        device: Where to compute.
-    """
+    def __init__(self, data: Path, cached: Path, out: Path, device: torch.device) -> None:
+        """Initialize a Study.
 
-    data: Path
-    cache: Path
-    out: Path
-    device: torch.device
-    domains: dict[str, Domain] = field(default_factory=dict)
-    sources: dict[str, ViT] = field(default_factory=dict)
-    before: dict[tuple[str, str], dict[str, Hits]] = field(default_factory=dict)
+        Args:
+            data: Folder of archives, and of weights that are files.
+            cached: Folder of what was read of them, and of the scores of sources.
+            out: File of lines.
+            device: Where to compute.
+        """
+        self.data, self.cached, self.out, self.device = data, cached, out, device
+        self.domain = cache(lambda name: load(name, data, cached).to(device))
+        self.source = cache(lambda name: load_source(self.named(name))[0].to(device).eval())
+        self.before = cache(self.source_scores)
 
-    def held(self, name: str) -> Source:
+    def named(self, name: str) -> Source:
         """A source, whose weights lie beside the data where they are a file."""
         source = SOURCES[name]
         file = self.data / (source.weights or '')
         return replace(source, weights=str(file)) if file.is_file() else source
 
-    def domain(self, name: str) -> Domain:
-        """A domain on the device."""
-        if name not in self.domains:
-            self.domains[name] = load(name, self.data, self.cache).to(self.device)
-        return self.domains[name]
-
-    def source(self, name: str) -> ViT:
-        """A source on the device."""
-        if name not in self.sources:
-            self.sources[name] = load_source(self.held(name), self.device)
-        return self.sources[name]
-
     def scores(self, vit: ViT, source: str, name: str, variants: Iterable[str]) -> dict[str, Hits]:
-        """Hits on a domain by variant: `one`, `turns4`, `white0.5`, `white1`, `white1x4`, or `block3`."""
-        domain, held = self.domain(name), self.held(source)
-        stats = stats_of(held, self.device)
-        parts = (domain.train, domain.val, domain.test)
-        found, kept = {}, {}
+        """Hits on a domain by variant: keys of `VARIANTS`, or `block3`."""
+        domain, held = self.domain(name), self.named(source)
+        stats, found = stats_of(held, self.device), {}
 
-        def sets(turns: int, block: int = -1) -> tuple[Tensor, ...]:
-            if (turns, block) not in kept:
-                kept[turns, block] = tuple(
-                    features(vit, domain, i, held.size, stats, turns, block) for i in parts
-                )
-            return kept[turns, block]
+        @cache
+        def parts(turns: int, block: int) -> Sequence[Tensor]:
+            known = (domain.train, domain.val, domain.test)
+            return [features(vit, domain, i, held.size, stats, turns, block) for i in known]
 
         for variant in variants:
-            if variant.startswith('white'):
-                power, _, turns = variant.removeprefix('white').partition('x')
-                sample = domain.archive[
-                    torch.randperm(len(domain.archive), generator=torch.Generator().manual_seed(0))
-                ]
-                sample = sample[:WHITEN].to(self.device)
-                seen = features(vit, domain, sample, held.size, stats, int(turns or 1))
+            power, turns = VARIANTS.get(variant, (None, 1))
+            sets = parts(turns, -1 if variant in VARIANTS else int(variant.removeprefix('block')))
+            if power is not None:
+                sample = _drawn(domain.archive, WHITEN, 0).to(self.device)
+                seen = features(vit, domain, sample, held.size, stats, turns)
                 mean = seen.mean(0)
-                matrix = whitening_matrix((seen - mean).T.cov(), float(power))
-                found[variant] = score(domain, *((x - mean) @ matrix for x in sets(int(turns or 1))))
-            elif variant.startswith('block'):
-                found[variant] = score(domain, *sets(1, int(variant.removeprefix('block'))))
-            else:
-                found[variant] = score(
-                    domain, *sets(int(variant.removeprefix('turns')) if variant != 'one' else 1)
-                )
+                matrix = whitening_matrix((seen - mean).T.cov(), power)
+                sets = [(x - mean) @ matrix for x in sets]
+            found[variant] = score(domain, *sets)
         return found
 
     def source_scores(self, source: str, name: str) -> dict[str, Hits]:
         """Hits of a source on a domain, computed once for all processes."""
-        if (source, name) not in self.before:
-            file = self.cache / f'source_{source}_{name}.pt'
-            with open(file.with_suffix('.lock'), 'w') as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                if not file.is_file():
-                    vit = self.source(source)
-                    blocks = [f'block{i}' for i in range(vit.depth)] if name in ('eurosat', 'aid') else []
-                    variants = ['one', 'turns4', 'turns8', 'white0.5', 'white1', 'white1x4', *blocks]
-                    found = self.scores(vit, source, name, variants)
-                    torch.save({k: tuple(h.cpu() for h in v) for k, v in found.items()}, file)
-                    row = {
-                        'group': 'source',
-                        'key': f'{source}.{name}',
-                        'scores': {k: v.means for k, v in found.items()},
-                    }
-                    append(self.out, row)
-            held = torch.load(file, map_location=self.device, weights_only=True)
-            self.before[source, name] = {k: Hits(*v) for k, v in held.items()}
-        return self.before[source, name]
+        file = self.cached / f'source_{source}_{name}.pt'
+        with open(file.with_suffix('.lock'), 'w') as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not file.is_file():
+                vit = self.source(source)
+                blocks = [f'block{i}' for i in range(vit.depth)] if name in ('eurosat', 'aid') else []
+                found = self.scores(vit, source, name, (*VARIANTS, *blocks))
+                torch.save({k: tuple(h.cpu() for h in v) for k, v in found.items()}, file)
+                means = {k: v.means for k, v in found.items()}
+                records.append(self.out, {'group': 'source', 'key': f'{source}.{name}', 'scores': means})
+        held = torch.load(file, map_location=self.device, weights_only=True)
+        return {k: Hits(*v) for k, v in held.items()}
 
     def run(self, job: Job) -> dict[str, Any]:
         """Adapt and score."""
         start = time.time()
-        domain, held = self.domain(job.domain), self.held(job.source)
+        domain, held, source = self.domain(job.domain), self.named(job.source), self.source(job.source)
         archive = domain.archive.cpu()
-        if job.images:
-            archive = archive[
-                torch.randperm(len(archive), generator=torch.Generator().manual_seed(1))[: job.images]
-            ]
+        archive = _drawn(archive, job.images, 1) if job.images else archive
         file = self.out.parent / f'{job.key}.safetensors' if job.save else None
-        vit, numbers = adapt(held, job.recipe, domain, job.views, job.seed, archive, file)
+        recipe = job.recipe(len(archive), held.size, source.patch_embed.patch_size)
+        vit, numbers = adapt(held, recipe, domain, archive, job.seed, file)
         trained = time.time() - start
-        before = self.source_scores(job.source, job.domain)
-        after = self.scores(vit, job.source, job.domain, ['one', 'turns4', 'white1', 'white1x4'])
-        row = {
-            'group': job.group,
-            'key': job.key,
-            'name': job.name,
-            'source': job.source,
-            'domain': job.domain,
-            'views': job.views,
+        before = self.before(job.source, job.domain)
+        after = self.scores(vit, job.source, job.domain, _ADAPTED)
+        row: dict[str, Any] = {
+            **{k: getattr(job, k) for k in ('group', 'key', 'name', 'source', 'domain', 'views')},
             'seed': job.seed,
             'images': job.images,
-            'recipe': job.recipe.to_dict(),
+            'recipe': dict(job.values),
             **numbers,
             'before': before['one'].means,
             'after': {k: v.means for k, v in after.items()},
-            'gain': {
-                k: [gain(a, b) for a, b in zip(before['one'], v, strict=True)] for k, v in after.items()
-            },
-            'over_turns4': [gain(a, b) for a, b in zip(before['turns4'], after['one'], strict=True)],
+            'gain': {k: _gains(before['one'], v) for k, v in after.items()},
+            'over_turns4': _gains(before['turns4'], after['one']),
             'train_seconds': round(trained, 1),
         }
         for strength in job.strengths:
-            between = interpolate(self.source(job.source), vit, strength)
-            found = self.scores(between, job.source, job.domain, ['one'])['one']
-            row.setdefault('strengths', {})[str(strength)] = found.means
+            found = self.scores(interpolate(source, vit, strength), job.source, job.domain, ['one'])
+            row.setdefault('strengths', {})[str(strength)] = found['one'].means
         for other in job.transfer:
-            first, second = (
-                self.source_scores(job.source, other)['one'],
-                self.scores(vit, job.source, other, ['one'])['one'],
-            )
-            row.setdefault('transfer', {})[other] = {
-                'before': first.means,
-                'after': second.means,
-                'gain': [gain(a, b) for a, b in zip(first, second, strict=True)],
-            }
-        rows = archive[torch.randperm(len(archive), generator=torch.Generator().manual_seed(2))[:SAMPLE]]
-        images = prepare(domain.image[rows.to(self.device)], held.size, *stats_of(held, self.device))
+            first = self.before(job.source, other)['one']
+            second = self.scores(vit, job.source, other, ['one'])['one']
+            told = {'before': first.means, 'after': second.means, 'gain': _gains(first, second)}
+            row.setdefault('transfer', {})[other] = told
+        rows = _drawn(archive, SAMPLE, 2).to(self.device)
+        images = prepare(domain.image[rows], held.size, *stats_of(held, self.device))
         row['label_free'] = {
-            side: {k: round(v, 5) for k, v in found.items()}
-            for side, found in compare_backbones(self.source(job.source), vit, images, batch_size=256).items()
+            side: {k: round(v, 5) for k, v in told.items()}
+            for side, told in compare_backbones(source, vit, images, batch_size=256).items()
         }
         return {**row, 'seconds': round(time.time() - start, 1)}
-
-
-def append(file: Path, row: dict[str, Any]) -> None:
-    """Add a line, whole, to a file that other processes write too."""
-    with open(file, 'a') as lines:
-        fcntl.flock(lines, fcntl.LOCK_EX)
-        lines.write(json.dumps(row) + '\n')
 
 
 def work(study: Study, jobs: list[Job], until: float, say: Callable[[str], None] = print) -> None:
@@ -225,7 +154,7 @@ def work(study: Study, jobs: list[Job], until: float, say: Callable[[str], None]
         until: Start nothing after this time, seconds since 1970.
         say: Told what was done.
     """
-    claims = study.cache / 'claims'
+    claims = study.cached / 'claims'
     claims.mkdir(parents=True, exist_ok=True)
     for job in jobs:
         if time.time() > until:
@@ -235,29 +164,24 @@ def work(study: Study, jobs: list[Job], until: float, say: Callable[[str], None]
                 fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 continue
-            if job.key not in _done(study.out):
+            if job.key not in {row['key'] for row in records.read(study.out)}:
                 _do(study, job, say)
-
-
-def _done(out: Path) -> set[str]:
-    lines = out.read_text(encoding='utf-8').splitlines() if out.is_file() else []
-    return {json.loads(line)['key'] for line in lines}
 
 
 def _do(study: Study, job: Job, say: Callable[[str], None]) -> None:
     try:
         row = study.run(job)
     except Exception as error:  # one recipe that fails must not end the others
-        append(study.out, {'group': 'failed', 'key': job.key, 'error': repr(error)[:300]})
+        records.append(study.out, {'group': 'failed', 'key': job.key, 'error': repr(error)[:300]})
         say(f'{job.key}: {error!r}')
         return
-    append(study.out, row)
+    records.append(study.out, row)
     first, last = row['before'], row['after']['one']
     say(f'{job.key}: {first} -> {last} in {row["train_seconds"]} of {row["seconds"]} s')
 
 
-def take_part(rank: int, data: Path, cache: Path, out: Path, jobs: list[Job], until: float) -> None:
+def take_part(rank: int, data: Path, cached: Path, out: Path, jobs: list[Job], until: float) -> None:
     """Work as one of several processes; see `work` and `Study`."""
     torch.set_num_threads(1)
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-    work(Study(data, cache, out, device), jobs, until)
+    work(Study(data, cached, out, device), jobs, until)

@@ -52,18 +52,16 @@ def features(
     rows = []
     for part in index.split(512):
         image = prepare(domain.image[part], size, *stats)
-        total: Tensor | float = 0.0
+        total = torch.zeros((), device=image.device)
         for number in range(turns):
             with torch.autocast(image.device.type, torch.bfloat16):
                 (found,) = vit.intermediate(turn(image, number), [block])
             total = total + found.patches.float().flatten(1, 2).mean(1) / turns
         rows.append(total)
-    return torch.cat(rows)  # type: ignore[arg-type]
+    return torch.cat(rows)
 
 
-def knn_hits(
-    train: Tensor, label: Tensor, test: Tensor, wanted: Tensor, neighbors: int = NEIGHBORS
-) -> Tensor:
+def knn_hits(train: Tensor, label: Tensor, test: Tensor, wanted: Tensor, neighbors: int) -> Tensor:
     """k-NN by cosine, weighted by the inverse distance, as `explora_geo.evaluation.probes`."""
     near, rows = (F.normalize(test, dim=1) @ F.normalize(train, dim=1).T).topk(min(neighbors, len(train)))
     votes = near.new_zeros(len(test), int(label.max()) + 1)
@@ -104,40 +102,36 @@ def logistic(x: Tensor, y: Tensor, penalties: Sequence[float], classes: int, ste
     return torch.cat([axes @ weight[:, :-1], weight[:, -1:]], 1)
 
 
-def _linear(
-    train: Tensor, label: Tensor, val: Tensor, of_val: Tensor, test: Tensor, wanted: Tensor
-) -> Tensor:
+def _linear(train: Tensor, val: Tensor, test: Tensor, *labels: Tensor) -> Tensor:
+    """Hits of a regression on a test part; the other two fit it and choose its penalty."""
     mean, std = train.mean(0), train.std(0).clamp(min=1e-6)
     train, val, test = ((x - mean) / std for x in (train, val, test))
-    weights = logistic(train, label, PENALTIES, int(label.max()) + 1)
-    right = [
-        (x @ weights[:, :-1] + weights[:, -1:]).argmax(-1) == y for x, y in ((val, of_val), (test, wanted))
-    ]
-    return right[1][right[0].float().mean(1).argmax()]
+    weights = logistic(train, labels[0], PENALTIES, int(labels[0].max()) + 1)
+    chosen, hits = (
+        (x @ weights[:, :-1] + weights[:, -1:]).argmax(-1) == y
+        for x, y in zip((val, test), labels[1:], strict=True)
+    )
+    return hits[chosen.float().mean(1).argmax()]
 
 
-def score(domain: Domain, *parts: Tensor) -> Hits:
-    """Score features of the three labeled parts of a domain: `train`, `val` and `test`."""
-    train, val, test = parts
-    y, of_val, wanted = (domain.label[i] for i in (domain.train, domain.val, domain.test))
+def score(domain: Domain, train: Tensor, val: Tensor, test: Tensor) -> Hits:
+    """Score features of the three labeled parts of a domain."""
+    y, *others = (domain.label[i] for i in (domain.train, domain.val, domain.test))
     share = len(y) // len(y.unique())
-    knn = knn_hits(train, y, test, wanted, min(NEIGHBORS, share))
-    linear = _linear(train, y, val, of_val, test, wanted)
+    knn = knn_hits(train, y, test, others[1], min(NEIGHBORS, share))
+    linear = _linear(train, val, test, y, *others)
     if share <= FEW:
         return Hits(knn, linear, linear)
-    total = torch.zeros(len(wanted), device=test.device)
+    total = torch.zeros(len(test), device=test.device)
     for draw in range(DRAWS):
-        generator = torch.Generator().manual_seed(draw)
-        mixed = torch.randperm(len(y), generator=generator).to(y.device)
+        mixed = torch.randperm(len(y), generator=torch.Generator().manual_seed(draw)).to(y.device)
         rows = torch.cat([mixed[y[mixed] == c][:FEW] for c in y.unique()])
-        total += _linear(train[rows], y[rows], val, of_val, test, wanted)
+        total += _linear(train[rows], val, test, y[rows], *others)
     return Hits(knn, linear, total / DRAWS)
 
 
 def gain(before: Tensor, after: Tensor) -> list[float]:
     """Mean paired difference of hits and the half width of its 95 % interval over test images."""
     difference = after.float() - before.float()
-    return [
-        round(float(difference.mean()), 5),
-        round(1.96 * float(difference.std()) / len(difference) ** 0.5, 5),
-    ]
+    half = 1.96 * float(difference.std()) / len(difference) ** 0.5
+    return [round(float(difference.mean()), 5), round(half, 5)]

@@ -52,26 +52,17 @@ def list_tables(
 
 
 def plan(
-    table: _TABLE,
-    rows: _ROWS = '',
-    scale: _SCALE = 'small',
-    seeds: _SEEDS = None,
-    rehearse: Annotated[
-        bool, typer.Option(help='Run two steps of each row with a tiny model on tiny files of its data set.')
-    ] = True,
-    out: _OUT = RESULTS,
+    table: _TABLE, rows: _ROWS = '', scale: _SCALE = 'small', seeds: _SEEDS = None, out: _OUT = RESULTS
 ) -> None:
     """Show what rows cost before anything runs: parameters, steps, memory, hours if a run was timed here.
 
-    Models are built on the meta device, so that the largest cost nothing to count, and every row is rehearsed
-    from its data module to its probe or head. Example: explora-bench plan 1 --scale paper
+    Models are built on the meta device, so that the largest cost nothing to count. Example:
+    explora-bench plan 1 --scale paper
     """
     from rich.console import Console
 
     from . import plan as planning
     from . import records
-    from .jobs import build_job
-    from .rehearsal import rehearse as rehearse_jobs
     from .rows import get_table
     from .scales import get_scale
 
@@ -85,13 +76,6 @@ def plan(
     if rate is not None:
         total = planning.total_hours(planned, found, rate, count)
         console.print(f'{total:,.2f} device hours for {count} seeds, searches included.', highlight=False)
-    jobs = [build_job(one, p.row, found) for p in planned if not p.reason]
-    failed = rehearse_jobs(jobs) if rehearse else {}
-    if failed:
-        shown = '; '.join(f'{row} ends with {error}' for row, error in failed.items())
-        raise ValueError(f'table {one.id} at the scale {found.name} would not run: {shown}')
-    if rehearse and jobs:
-        console.print(f'{len(jobs)} rows rehearsed with tiny models on tiny files.', highlight=False)
     differing = [p.row.name for p in planned if p.agrees is False]
     if differing:
         raise ValueError(f'{", ".join(differing)}: not as many parameters as the paper states')

@@ -51,15 +51,13 @@ def forward_flops(width: int, depth: int, tokens: int, mlp_ratio: float = 4.0) -
     return depth * (matrices + attention)
 
 
-def build_backbone(job: Job) -> ViT:
-    """A row's backbone without numbers."""
+def _backbone(job: Job) -> tuple[ViT, int]:
+    """A row's backbone without numbers, and how many it has, but for the mask token."""
+    options = OBJECTIVES[job.recipe.objective].backbone_options if job.recipe else {}
+    options = {'learned_position': job.source.learned_position, **job.backbone_options, **options}
     with torch.device('meta'):
-        return create_vit(
-            job.source.model,
-            learned_position=job.source.learned_position,
-            **job.backbone_options,
-            **(OBJECTIVES[job.recipe.objective].backbone_options if job.recipe else {}),
-        )
+        vit = create_vit(job.source.model, **options)
+    return vit, vit.num_parameters - (0 if vit.mask_token is None else vit.mask_token.numel())
 
 
 def pretraining_cost(job: Job) -> Cost:
@@ -68,9 +66,8 @@ def pretraining_cost(job: Job) -> Cost:
     A decoder counts as one that the weights carry where they do, else it trains in full.
     """
     assert job.recipe is not None
-    recipe, weights, vit = job.recipe, job.source.weights, build_backbone(job)
+    recipe, weights, (vit, parameters) = job.recipe, job.source.weights, _backbone(job)
     anew = vit.patch_embed.fresh if weights else ()
-    parameters = _parameters(vit)
     explora(vit, recipe.adaptation.with_extra(anew))
     if vit.mask_token is not None:  # the objective looks whether it was ever trained
         trained = torch.ones(1, vit.embed_dim, device='cpu')
@@ -92,12 +89,13 @@ def pretraining_cost(job: Job) -> Cost:
     share = min(1.0, sum(p.numel() for p in vit.parameters() if p.requires_grad) / parameters)
     forward = [forward_flops(width, depth, n) for n, width, depth in tokens]
     flops = sum(forward) * (2 + share) + (sum(forward[:2]) if isinstance(objective, DINOv2) else 0.0)
-    per_device, _ = split_batch(job.scale, job.pretrain_data, recipe.batch_size)
-    held = sum({id(p): p.numel() for p in objective.parameters()}.values())
-    training = sum(p.numel() for p in objective.parameters() if p.requires_grad)
+    per_device, *_ = split_batch(job.scale, job.pretrain_data, recipe.batch_size)
+    held, training = (
+        sum({id(p): p.numel() for p in objective.parameters() if p.requires_grad or frozen}.values())
+        for frozen in (True, False)
+    )
     kept = _KEPT_WIDTHS * per_device * sum(n * width * depth for n, width, depth in tokens)
-    memory = 4 * held + 12 * training + kept
-    return Cost(sum(parts.values()), flops, memory, recipe.steps, recipe.batch_size)
+    return Cost(sum(parts.values()), flops, 4 * held + 12 * training + kept, recipe.steps, recipe.batch_size)
 
 
 def tuning_cost(job: Job) -> Cost | None:
@@ -109,26 +107,13 @@ def tuning_cost(job: Job) -> Cost | None:
         if job.data.images is None or settings.epochs is None:
             return None
         steps = settings.epochs * (job.data.images // settings.batch_size)
-    vit = build_backbone(job)
-    parameters = _parameters(vit)
-    if job.row.tuning == 'adalora':
-        from .adalora import add_adalora
-
-        with torch.device('meta'):
-            add_adalora(vit)
-        trainable = sum(p.numel() for p in vit.parameters() if p.requires_grad)
-    else:
-        explora(vit, ADAPTATIONS[job.row.tuning])
-        trainable = sum(trainable_summary(vit).values())
-    tokens = _sequence(vit)
-    per_device, _ = split_batch(job.scale, job.data, settings.batch_size)
+    vit, parameters = _backbone(job)
+    explora(vit, ADAPTATIONS[job.row.tuning])
+    trainable = sum(trainable_summary(vit).values())
+    tokens, (per_device, *_) = _sequence(vit), split_batch(job.scale, job.data, settings.batch_size)
     memory = 4 * parameters + 12 * trainable + _KEPT_WIDTHS * per_device * tokens * vit.embed_dim * vit.depth
     flops = forward_flops(vit.embed_dim, vit.depth, tokens) * (2 + trainable / parameters)
     return Cost(trainable, flops, memory, steps, settings.batch_size)
-
-
-def _parameters(vit: ViT) -> int:
-    return vit.num_parameters - (0 if vit.mask_token is None else vit.mask_token.numel())
 
 
 def _sequence(vit: ViT) -> int:

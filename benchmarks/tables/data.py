@@ -70,11 +70,6 @@ def classes_named(module: Any) -> tuple[str, ...]:
     return tuple(getattr(dataset, 'classes', None) or ())
 
 
-def classes_of(module: Any, data: Data) -> int:
-    """Number of classes: those the data set names, else those that are stated."""
-    return len(classes_named(module)) or data.classes or 0
-
-
 def labels_of(dataset: Any) -> torch.Tensor | None:
     """Classes of a data set that knows them without reading images, shape (N,), else None."""
     if isinstance(dataset, Subset):
@@ -93,12 +88,11 @@ def draw_training_labels(module: Any, labels: str, seed: int) -> int:
         ValueError: If the labels are not known without reading every image.
     """
     dataset, budget = module.train_dataset, Budget.parse(labels)
-    if budget.full:
-        return len(dataset)
-    known = labels_of(dataset)
-    if known is None:
-        raise ValueError(f'{type(dataset).__name__} does not list its labels: use the label budget all')
-    module.train_dataset = Subset(dataset, budget.draw(known, seed).tolist())
+    if not budget.full:
+        known = labels_of(dataset)
+        if known is None:
+            raise ValueError(f'{type(dataset).__name__} does not list its labels: use the label budget all')
+        module.train_dataset = Subset(dataset, budget.draw(known, seed).tolist())
     return len(module.train_dataset)
 
 
@@ -112,14 +106,11 @@ def describe_data(data: Data, module: Any) -> dict[str, Any]:
     arguments = {k: v for k, v in data.init_args.items() if k not in _GROUPS}
     for group in _GROUPS:
         arguments |= data.init_args.get(group, {})
+    parts = {part: getattr(module, f'{part}_dataset', None) for part in ('train', 'val', 'test')}
     return {
         'class_path': data.class_path,
         'init_args': {k: plain_value(v) for k, v in arguments.items() if k not in ignored},
-        'parts': {
-            part: _fingerprint(dataset)
-            for part in ('train', 'val', 'test')
-            if (dataset := getattr(module, f'{part}_dataset', None)) is not None
-        },
+        'parts': {part: _fingerprint(dataset) for part, dataset in parts.items() if dataset is not None},
     }
 
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 
-from explora_geo.adaptation import ExPLoRAConfig
 from explora_geo.models.weights import all_weights
 from explora_geo.trainers.presets import get_preset
 
@@ -81,10 +80,8 @@ def why_not(table: Table, row: Row, scale: Scale) -> str:
         return f'no source of {_OBJECTIVES[row.objective]} at the scale {scale.name}'
     if row.model and row.weights and not scale.published:
         return f'another backbone, which the scale {scale.name} does not have'
-    names = [row.dataset or table.dataset]
-    if row.adaptation:
-        names.append(table.pretrain_dataset or names[0])
-    for name in names:
+    tuned = row.dataset or table.dataset
+    for name in (tuned, (table.pretrain_dataset or tuned) if row.adaptation else tuned):
         if name not in scale.data:
             return f'no {name} at the scale {scale.name}'
     if row.tuning not in ('probe', 'none', *scale.tune):
@@ -122,17 +119,14 @@ def build_job(table: Table, row: Row, scale: Scale, seed: int = 0) -> Job:
 def _recipe(row: Row, scale: Scale) -> Recipe:
     values = {**scale.pretrain[row.objective], 'adaptation': row.adaptation}
     recipe = read_recipe(values, f'scale {scale.name}, pretrain, {row.objective}')
-    recipe = replace(recipe, adaptation=fit_rank(row.config, scale))
-    if not recipe.adaptation.rank and recipe.objective == 'DINOv2':  # MAE's decoder has LoRA of its own
+    adaptation = row.config
+    if scale.max_rank is not None and adaptation.rank > scale.max_rank:  # what its backbones have room for
+        adaptation = replace(adaptation, rank=scale.max_rank)
+    recipe = replace(recipe, adaptation=adaptation)
+    if not adaptation.rank and recipe.objective == 'DINOv2':  # MAE's decoder has LoRA of its own
         # The rate of LoRA is no part of a row without LoRA: its stages are those of other multipliers.
         return replace(recipe, optim=replace(recipe.optim, adapter_lr_multiplier=1.0))
     return recipe
-
-
-def fit_rank(config: ExPLoRAConfig, scale: Scale) -> ExPLoRAConfig:
-    """The adaptation with a rank that the scale's backbones have room for."""
-    highest = scale.max_rank
-    return config if highest is None or config.rank <= highest else replace(config, rank=highest)
 
 
 def _published_recipe(table: Table, row: Row, scale: Scale) -> Recipe:
@@ -151,20 +145,10 @@ def _published_recipe(table: Table, row: Row, scale: Scale) -> Recipe:
                 f'row {row.id}, or images of the data in the scale {scale.name}'
             )
         steps = preset.epochs * data.images // preset.batch
-    adaptation = replace(
-        row.config,
-        alpha=row.config.alpha or preset.adaptation.alpha,
-        mlp_rank_ratio=preset.adaptation.mlp_rank_ratio,
-    )
-    return Recipe(
-        adaptation,
-        preset.optim,
-        steps,
-        _OBJECTIVES[row.objective],  # type: ignore[arg-type]
-        arguments,
-        preset.batch,
-        preset.drop_path_rate,
-    )
+    alpha, ratio = row.config.alpha or preset.adaptation.alpha, preset.adaptation.mlp_rank_ratio
+    adaptation = replace(row.config, alpha=alpha, mlp_rank_ratio=ratio)
+    objective, rate = _OBJECTIVES[row.objective], preset.drop_path_rate
+    return Recipe(adaptation, preset.optim, steps, objective, arguments, preset.batch, rate)
 
 
 def devices_of(scale: Scale) -> tuple[list[int], int]:
@@ -176,17 +160,13 @@ def devices_of(scale: Scale) -> tuple[list[int], int]:
     return devices, scale.trainer.get('num_nodes', 1)
 
 
-def world_size(scale: Scale) -> int:
-    """Devices of all nodes."""
+def split_batch(scale: Scale, data: Data, batch: int) -> tuple[int, int, int]:
+    """Images per device, at most the data's `batch_size`, accumulated batches, and images of them all."""
     devices, nodes = devices_of(scale)
-    return len(devices) * nodes
-
-
-def split_batch(scale: Scale, data: Data, batch: int) -> tuple[int, int]:
-    """Images per device, at most the data's `batch_size`, and accumulated batches that make a batch."""
-    world = world_size(scale)
+    world = len(devices) * nodes
     per_device = max(1, min(data.init_args.get('batch_size', batch), batch // world))
-    return per_device, max(1, batch // (per_device * world))
+    accumulate = max(1, batch // (per_device * world))
+    return per_device, accumulate, per_device * accumulate * world
 
 
 def trainer_content(scale: Scale) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import torch
 
-from explora_geo import __version__
+from explora_geo._version import __version__
 
 #: kg CO2 per kWh: the yearly mean of the OECD in 2014, which the calculator of Lacoste et al. (2019) offers.
 GRID = 0.432
@@ -43,16 +43,16 @@ class Meter:
             nodes: Nodes that do the same, and are taken to use as much.
         """
         self.devices, self.nodes = devices, nodes
-        self._lock = threading.Lock()
+        self._lock, self._ended = threading.Lock(), threading.Event()
 
     def __enter__(self) -> Self:
         """Start."""
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         self._before = 0 if torch.cuda.is_available() else _reset_peak()
-        self._last, self._ended = read_joules(self.devices), threading.Event()
+        self._last = read_joules(self.devices)
         self._used: dict[str, float] | None = dict.fromkeys(self._last, 0.0)
-        threading.Thread(target=self._watch, args=(self._ended,), daemon=True).start()
+        threading.Thread(target=self._watch, daemon=True).start()
         self._start = time.perf_counter()
         return self
 
@@ -69,8 +69,8 @@ class Meter:
             nodes = f' x {self.nodes} nodes' if self.nodes > 1 else ''
             self.energy = {'kwh': kwh, 'kg': kwh * GRID, 'method': f'measured, {kinds}{nodes}'}
 
-    def _watch(self, ended: threading.Event) -> None:
-        while not ended.wait(_EVERY):
+    def _watch(self) -> None:
+        while not self._ended.wait(_EVERY):
             self._read()
 
     def _read(self) -> None:
@@ -97,7 +97,7 @@ class Meter:
 
 
 def read_joules(devices: Sequence[int]) -> dict[str, tuple[float, float]]:
-    """Counters of energy: GPUs by the driver (NVML), processor packages (RAPL) where they may be read.
+    """Counters of energy: GPUs by the driver (NVML), else processor packages (RAPL) where they may be read.
 
     Where there is a GPU, counters of processors alone are not enough: they are the smaller part.
 
@@ -105,7 +105,7 @@ def read_joules(devices: Sequence[int]) -> dict[str, tuple[float, float]]:
         Joules, and the joules after which the counter starts from zero, or 0.
     """
     found: dict[str, tuple[float, float]] = {}
-    for folder in sorted(_RAPL.glob('intel-rapl:*')) if _RAPL.is_dir() else []:
+    for folder in sorted(_RAPL.glob('intel-rapl:*')):
         files = [folder / name for name in ('name', 'energy_uj', 'max_energy_range_uj')]
         # Others are parts of a package, or the whole computer with its packages.
         if all(os.access(f, os.R_OK) for f in files) and files[0].read_text().startswith('package'):
@@ -158,15 +158,12 @@ def _status(name: str) -> int:
 def describe_machine() -> dict[str, Any]:
     """Device, threads and versions, for records."""
     cuda = torch.cuda.is_available()
-    return {
-        'hardware': {
-            'device': torch.cuda.get_device_name() if cuda else f'CPU, {torch.get_num_threads()} threads',
-            'system': f'{platform.system()} {platform.machine()}',
-        },
-        'versions': {
-            'explora_geo': __version__,
-            'python': platform.python_version(),
-            'torch': torch.__version__,  # with the build for the device
-            **{name: metadata.version(name) for name in ('torchgeo', 'lightning', 'timm')},
-        },
+    device = torch.cuda.get_device_name() if cuda else f'CPU, {torch.get_num_threads()} threads'
+    versions = {
+        'explora_geo': __version__,
+        'python': platform.python_version(),
+        'torch': torch.__version__,  # with the build for the device
+        **{name: metadata.version(name) for name in ('torchgeo', 'lightning', 'timm')},
     }
+    system = f'{platform.system()} {platform.machine()}'
+    return {'hardware': {'device': device, 'system': system}, 'versions': versions}

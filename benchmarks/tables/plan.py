@@ -84,9 +84,8 @@ def plan_rows(table: Table, rows: Sequence[Row], scale: Scale, rate: float | Non
         tune = tuning_cost(job)
         work = sum(cost.work for cost in (None if released else pretrain, tune) if cost is not None)
         hours = None if rate is None else work / rate / 3600
-        agrees = None
-        if scale.published and row.trainable and pretrain is not None:
-            agrees = matches(row.trainable, pretrain.trainable)
+        checked = scale.published and row.trainable and pretrain is not None
+        agrees = matches(row.trainable, pretrain.trainable) if checked and pretrain else None
         planned.append(Planned(row, '', pretrain, tune, released, hours, agrees))
     return planned
 
@@ -106,34 +105,31 @@ def show(table: Table, scale: Scale, planned: Sequence[Planned], rate: float | N
     """The plan for the terminal: a table of what runs, without empty columns, and why other rows do not."""
     device = describe_machine()['hardware']['device']
     about = f'{rate / 1e9:,.0f} GFLOP/s of finished runs on {device}' if rate else f'no run on {device} yet'
-    title = f'Table {table.id} at the scale {scale.name}: {table.title}; {about}'
-    names = 'trainable', 'stated', 'steps', 'GFLOP/image', 'memory', 'tuning', 'hours', 'published h'
-    running = [(p.row.name, _cells(p, seeds)) for p in planned if not p.reason]
-    shown = [i for i in range(len(names)) if any(cells[i] != '-' for _, cells in running)]
-    view = View(title=escape(title), title_justify='left')
+    view = View(title=escape(f'Table {table.id} at the scale {scale.name}: {table.title}; {about}'))
+    view.title_justify = 'left'
     view.add_column('row')
-    for i in shown:
-        view.add_column(names[i], justify='right')
+    running = [(p.row.name, _cells(p, seeds)) for p in planned if not p.reason]
+    shown = [key for key in (running[0][1] if running else ()) if any(c[key] != '-' for _, c in running)]
+    for key in shown:
+        view.add_column(key, justify='right')
     for name, cells in running:
-        view.add_row(*(escape(cell) for cell in (name, *(cells[i] for i in shown))))
+        view.add_row(*map(escape, (name, *(cells[key] for key in shown))))
     return Group(view, *(escape(f'{p.row.name}: {p.reason}') for p in planned if p.reason))
 
 
-def _cells(plan: Planned, seeds: int) -> list[str]:
-    cells, tune, hours = ['-'] * 5, plan.tune, plan.row.gpu_hours
-    if plan.pretrain is not None:
-        cost = plan.pretrain
-        stated = {True: f'{plan.row.trainable} ok', False: f'{plan.row.trainable} DIFFERS', None: '-'}
-        cells = [
-            f'{cost.trainable:,}',
-            stated[plan.agrees],
-            plan.released or f'{cost.steps:,} x {cost.batch}',
-            f'{cost.flops / 1e9:,.1f}',
-            '-' if plan.released else f'{cost.memory / 1e9:.1f} GB',
-        ]
-    cells.append('probe' if tune is None else f'{tune.trainable:,}, {tune.steps:,} x {tune.batch}')
-    cells.append('-' if plan.hours is None else f'{seeds} x {plan.hours:,.2f}')
-    return [*cells, str(hours) if hours.text else '-']
+def _cells(plan: Planned, seeds: int) -> dict[str, str]:
+    cost, tune, released, stated = plan.pretrain, plan.tune, plan.released, plan.row.trainable
+    agrees = {True: f'{stated} ok', False: f'{stated} DIFFERS', None: '-'}[plan.agrees]
+    return {
+        'trainable': f'{cost.trainable:,}' if cost else '-',
+        'stated': agrees,
+        'steps': (released or f'{cost.steps:,} x {cost.batch}') if cost else '-',
+        'GFLOP/image': f'{cost.flops / 1e9:,.1f}' if cost else '-',
+        'memory': f'{cost.memory / 1e9:.1f} GB' if cost and not released else '-',
+        'tuning': f'{tune.trainable:,}, {tune.steps:,} x {tune.batch}' if tune else 'probe',
+        'hours': '-' if plan.hours is None else f'{seeds} x {plan.hours:,.2f}',
+        'published h': str(plan.row.gpu_hours) if plan.row.gpu_hours.text else '-',
+    }
 
 
 def total_hours(planned: Sequence[Planned], scale: Scale, rate: float, seeds: int) -> float:

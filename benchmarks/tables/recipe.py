@@ -5,16 +5,25 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 from explora_geo.adaptation import ExPLoRAConfig, merge_lora
 from explora_geo.models.heads import HeadConfig
 from explora_geo.models.vit import ViT
-from explora_geo.objectives import MAE, DINOv2, MaskConfig, Objective, PhaseConfig, TeacherConfig
-from explora_geo.trainers import OptimConfig
+from explora_geo.objectives import (
+    MAE,
+    Anchor,
+    AnchorConfig,
+    DINOv2,
+    MaskConfig,
+    Objective,
+    PhaseConfig,
+    TeacherConfig,
+)
+from explora_geo.trainers.optim import OptimConfig
 from explora_geo.transforms import ViewsConfig
 
-OBJECTIVES: dict[str, type[Objective]] = {'MAE': MAE, 'DINOv2': DINOv2}
+OBJECTIVES: dict[str, type[Objective]] = {kind.__name__: kind for kind in (MAE, DINOv2, Anchor)}
 _GROUPS: dict[str, Any] = {
     'head': HeadConfig,
     'ibot_head': HeadConfig,
@@ -22,6 +31,7 @@ _GROUPS: dict[str, Any] = {
     'phases': PhaseConfig,
     'masks': MaskConfig,
     'views': ViewsConfig,
+    'anchor': AnchorConfig,
 }
 
 
@@ -33,7 +43,7 @@ class Recipe:
         adaptation: What trains.
         optim: Optimizer and schedule.
         steps: Optimizer steps.
-        objective: Name of the objective's class.
+        objective: Key of `OBJECTIVES`.
         arguments: Its arguments, groups of them as mappings.
         batch_size: Images per step.
         drop_path_rate: Stochastic depth in training.
@@ -42,7 +52,7 @@ class Recipe:
     adaptation: ExPLoRAConfig
     optim: OptimConfig
     steps: int
-    objective: Literal['MAE', 'DINOv2'] = 'MAE'
+    objective: str = 'MAE'
     arguments: Mapping[str, Any] = field(default_factory=dict)
     batch_size: int = 128
     drop_path_rate: float = 0.0

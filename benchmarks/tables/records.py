@@ -1,4 +1,4 @@
-"""Results as JSON lines: one for each row and seed, appended in one piece."""
+"""Results: JSON lines, one for each row and seed, appended in one piece; and Markdown tables of them."""
 
 import fcntl
 import json
@@ -20,18 +20,15 @@ def append(path: Path, record: Mapping[str, Any]) -> None:
 
     What an interrupted writer left of a line is removed first.
     """
-    line = (json.dumps(record) + '\n').encode()
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        content = os.pread(handle, os.fstat(handle).st_size, 0)
+    with open(path, 'ab+', buffering=0) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        content = file.read()
         if content and not content.endswith(b'\n'):
-            os.ftruncate(handle, content.rfind(b'\n') + 1)
-        os.write(handle, line)
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+            file.truncate(content.rfind(b'\n') + 1)
+        file.write((json.dumps(record) + '\n').encode())
+        os.fsync(file)
 
 
 def read(path: Path) -> list[Record]:
@@ -40,10 +37,9 @@ def read(path: Path) -> list[Record]:
     Raises:
         ValueError: If another line is damaged.
     """
-    if not path.is_file():
-        return []
     found = []
-    for number, line in enumerate(path.read_text().splitlines(keepends=True), 1):
+    lines = path.read_text(encoding='utf-8').splitlines(keepends=True) if path.is_file() else []
+    for number, line in enumerate(lines, 1):
         if not line.endswith('\n'):
             break
         try:
@@ -80,3 +76,13 @@ def by_row(records: Sequence[Record], table: str) -> dict[tuple[str, str], list[
         if record['table'] == table:
             found.setdefault((record['row'], record['origin']), []).append(record)
     return found
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table; cells that a row lacks at its end are blank."""
+
+    def line(cells: Sequence[str]) -> str:
+        filled = [*cells, *[''] * (len(header) - len(cells))]
+        return '|' + ''.join(f' {cell} |' if cell else ' |' for cell in filled)
+
+    return [line(header), '|' + '---|' * len(header), *map(line, rows)]

@@ -4,7 +4,7 @@ import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from statistics import fmean
 
 from explora_geo.checkpoints import atomic_path
 from explora_geo.evaluation import Budget, ProbeProtocol
@@ -13,17 +13,16 @@ from explora_geo.evaluation.report import BENCH_COLUMNS, bench_csv
 
 from .jobs import why_not
 from .plots import draw_plots
-from .records import Record, by_row, latest
+from .records import Record, by_row, latest, markdown_table
 from .rows import CLAIMS, Row, Table
 from .scales import Scale
-from .summary import MARGIN, Spread, judge_all, paired, score_title, summarise
+from .summary import MARGIN, judge_all, paired, score_title, summarise, text_of
 
 _COLUMNS = (
     'table row name origin scale seed value published mark dataset stands_in model source adaptation tuning '
     'trainable parameters steps images_seen images_per_s precision seconds peak_memory flops time'
 ).split()
-#: Kilowatt hours, kilograms of CO2, and those of pre-training.
-_ENERGY = ('kwh', 'kg', 'pretrain_kg')
+_Found = Mapping[tuple[str, str], Sequence[Record]]
 
 
 def write_report(out: Path, table: Table, scale: Scale, records: Sequence[Record]) -> list[Path]:
@@ -35,12 +34,10 @@ def write_report(out: Path, table: Table, scale: Scale, records: Sequence[Record
     bench = torchgeo_bench(mine)
     if bench.count('\n') > 1:
         texts[f'{stem}_torchgeo_bench.csv'] = bench
-    files = []
     for name, text in texts.items():
         with atomic_path(out / name) as temporary:
             temporary.write_text(text)
-        files.append(out / name)
-    return [*files, *plots]
+    return [*(out / name for name in texts), *plots]
 
 
 def markdown(table: Table, scale: Scale, records: Sequence[Record], plots: Sequence[Path] = ()) -> str:
@@ -48,19 +45,22 @@ def markdown(table: Table, scale: Scale, records: Sequence[Record], plots: Seque
     found = by_row(records, table.id)
     marks = {row.published.mark for row in table.rows.values()} | {f.mark for f in table.findings}
     meanings = '; '.join(f'{m}: {CLAIMS[m]}' for m in CLAIMS if m in marks)
-    legend = f' {meanings}.' if meanings else ''
     command = f'explora-bench report {table.argument or table.id} --scale {scale.argument or scale.name}'
+    absent: dict[str, dict[str, int]] = {}
+    for record in records:
+        absent |= record.get('absent') or {}
     lines = [
         f'# Table {table.id} at the scale {scale.name}: {table.title}',
         '',
         f'Made by `{command}`. {_setting(table, scale, records)}',
         f"**The published column is {table.metric} on {table.dataset} with the paper's models; the next one "
-        f'was measured here**, mean and 95 % Student interval over seeds and draws of labels.{legend}',
+        'was measured here**, mean and 95 % Student interval over seeds and draws of labels.'
+        + (f' {meanings}.' if meanings else ''),
         '',
         *(f'- {note}' for note in table.notes),
         *([''] if table.notes else []),
-        *_absent(records),
-        *_table(table, scale, found),
+        *([describe_absent(absent), ''] if absent else []),
+        *_rows(table, scale, found),
     ]
     lines += _findings(table, records)
     lines += _cost(table, found)
@@ -69,85 +69,63 @@ def markdown(table: Table, scale: Scale, records: Sequence[Record], plots: Seque
 
 
 def _setting(table: Table, scale: Scale, records: Sequence[Record]) -> str:
-    stands_in = sorted({r['stands_in'] for r in records if r['stands_in']})
-    devices = sorted({r['hardware']['device'] for r in records})
-    text = f'{scale.about[0].upper()}{scale.about[1:]}.'
+    """How and where rows ran."""
+    said = [f'{scale.about[0].upper()}{scale.about[1:]}.']
     models = sorted({r['model'] for r in records})
     if models:
-        text += f' Rows keep the names of the paper; the backbone here is {", ".join(models)}.'
+        said.append(f'Rows keep the names of the paper; the backbone here is {", ".join(models)}.')
+    stands_in = ', '.join(sorted({r['stands_in'] for r in records if r['stands_in']}))
     if stands_in:
-        named = ', '.join(stands_in)
-        text += f' {named[0].upper()}{named[1:]} stands in for {table.dataset}.'
+        said.append(f'{stands_in[0].upper()}{stands_in[1:]} stands in for {table.dataset}.')
     found = [rate.get('search', {}) for r in records for rate in r.get('learning_rates', {}).values()]
     tried = sorted({len(scores) for scores in found if scores})
     if tried:
         count = ' to '.join(map(str, dict.fromkeys((tried[0], tried[-1]))))
-        text += f' The learning rate of every row is the best of {count} on held-out training images'
-        search = scale.search
-        if search and tried[-1] > len(search.factors):
-            text += f', one beyond the first {len(search.factors)} if it is clearly better'
-        text += '.'
+        text = f'The learning rate of every row is the best of {count} on held-out training images'
+        first = len(scale.search.factors) if scale.search else tried[-1]
+        more = f', one beyond the first {first} if it is clearly better' if tried[-1] > first else ''
+        said.append(f'{text}{more}.')
     for strengths in sorted({tuple(r.get('strengths') or ()) for r in records} - {()}):
-        text += f' C of the linear probe is the best of {", ".join(f"{c:g}" for c in strengths)}.'
-    text += _precisions(records)
-    notes = sorted({s.note for s in scale.sources.values() if s.note})
-    text += f' Sources: {"; ".join(notes)}.' if notes else ''
-    return text + (f' Run on {", ".join(devices)}.' if devices else ' Nothing was run yet.')
-
-
-def _precisions(records: Sequence[Record]) -> str:
-    """In which precision rows trained; rows of different ones are named."""
-    found: dict[str, list[str]] = {}
+        said.append(f'C of the linear probe is the best of {", ".join(f"{c:g}" for c in strengths)}.')
+    precisions: dict[str, dict[str, None]] = {}
     for record in records:
         if record.get('precision'):
-            found.setdefault(record['precision'], []).append(record['name'])
-    if len(found) < 2:
-        return ''.join(f' Trained in {precision}.' for precision in found)
-    named = '; '.join(f'{p}: {", ".join(dict.fromkeys(names))}' for p, names in found.items())
-    return f' **Rows ran in different precisions and are not compared across them** ({named}).'
+            precisions.setdefault(record['precision'], {})[record['name']] = None
+    if len(precisions) > 1:
+        named = '; '.join(f'{p}: {", ".join(names)}' for p, names in precisions.items())
+        said.append(f'**Rows ran in different precisions and are not compared across them** ({named}).')
+    else:
+        said += [f'Trained in {precision}.' for precision in precisions]
+    notes = sorted({s.note for s in scale.sources.values() if s.note})
+    said += [f'Sources: {"; ".join(notes)}.'] if notes else []
+    devices = ', '.join(sorted({r['hardware']['device'] for r in records}))
+    return ' '.join([*said, f'Run on {devices}.' if devices else 'Nothing was run yet.'])
 
 
-def _absent(records: Sequence[Record]) -> list[str]:
-    """Classes that training lacks."""
-    found: dict[str, dict[str, int]] = {}
-    for record in records:
-        found |= record.get('absent') or {}
-    return [describe_absent(found), ''] if found else []
-
-
-def _table(table: Table, scale: Scale, found: dict[tuple[str, str], list[Record]]) -> list[str]:
+def _rows(table: Table, scale: Scale, found: _Found) -> list[str]:
     here, methods = _scores(table, [r for rows in found.values() for r in rows])
     sourced = any(_source_of(table, table.rows[row], found, origin) for row, origin in found)
-    gain = ['gain over its source'] if sourced else []
-    header = ['row', f'published, {table.metric}', here, *gain, *map(score_title, methods)]
-    header += ['adaptation here', 'trains', 'images seen', 'seeds']
-    lines = [f'| {" | ".join(header)} |', '|' + '---|' * len(header)]
+    header = ['row', f'published, {table.metric}', here, *(['gain over its source'] if sourced else [])]
+    header += [*map(score_title, methods), 'adaptation here', 'trains', 'images seen', 'seeds']
+    lines = []
     for row in table.rows.values():
         published = '-' if row.added else str(row.published)
         name = f'{row.name} (added)' if row.added else row.name
-        keys = [key for key in found if key[0] == row.id]
-        if not keys:
-            reason = why_not(table, row, scale) or 'not run'
-            lines.append(f'| {name} | {published} | {reason} |' + ' |' * (len(header) - 3))
-        for key in keys:
-            rows = found[key]
-            origin = '' if key[1] == 'run' else f' ({key[1]})'
-            cells = [name + origin, published, _text(summarise(rows))]
-            if gain:
-                baseline = _source_of(table, row, found, key[1])
-                difference = paired(rows, baseline) if row.adaptation and baseline else None
-                cells.append(_text(difference, '+'))
-            cells += [_text(summarise(rows, method)) for method in methods]
+        origins = [origin for key, origin in found if key == row.id]
+        if not origins:
+            lines.append([name, published, why_not(table, row, scale) or 'not run'])
+        for origin in origins:
+            rows = found[row.id, origin]
+            cells = [name + ('' if origin == 'run' else f' ({origin})'), published, text_of(summarise(rows))]
+            if sourced:
+                baseline = _source_of(table, row, found, origin)
+                cells.append(text_of(paired(rows, baseline) if row.adaptation and baseline else None, '+'))
+            cells += [text_of(summarise(rows, method)) for method in methods]
             first = rows[0]
             share = f'{first["trainable"] / 1e6:.2f}M ({first["trainable"] / first["parameters"]:.0%})'
             cells += [first['adaptation'] or '-', share if first['trainable'] else '-']
-            cells += [f'{first["images_seen"]:,}', str(len(rows))]
-            lines.append(f'| {" | ".join(cells)} |')
-    return lines
-
-
-def _text(found: Spread | None, sign: str = '') -> str:
-    return '-' if found is None else found.text(sign)
+            lines.append([*cells, f'{first["images_seen"]:,}', str(len(rows))])
+    return markdown_table(header, lines)
 
 
 def _scores(table: Table, records: Sequence[Record]) -> tuple[str, list[str]]:
@@ -163,69 +141,57 @@ def _findings(table: Table, records: Sequence[Record]) -> list[str]:
     if not table.findings or not records:
         return []
     here, methods = _scores(table, records)
-    titles = [here, *map(score_title, methods)]
+    judged = [judge_all(table, records, key) for key in ('value', *methods)]
     lines = [
-        '',
-        "## The paper's findings at this scale",
-        '',
-        f'| finding | of | {" | ".join(titles)} |',
-        '|---|---|' + '---|' * len(titles),
+        [one[0][0].text, one[0][0].mark, *(v if d is None else f'{d.text("+")}, {v}' for _, d, v in one)]
+        for one in zip(*judged, strict=True)
     ]
-    columns = [judge_all(table, records, key) for key in ('value', *methods)]
-    for cells in zip(*columns, strict=True):
-        said = [v if d is None else f'{d.text("+")}, {v}' for _, d, v in cells]
-        lines.append(f'| {cells[0][0].text} | {cells[0][0].mark} | {" | ".join(said)} |')
     note = (
         "Differences are paired by seed and draw of labels. A verdict needs p < 0.05 after Holm's correction "
         'for the findings of its column'
     )
     if any(f.equal for f in table.findings):
         note += f'; "not below" and "on par" hold where the difference is above -{MARGIN:g} point'
-    return [*lines, '', f'{note}.']
+    header = ['finding', 'of', here, *map(score_title, methods)]
+    title = "## The paper's findings at this scale"
+    return ['', title, '', *markdown_table(header, lines), '', f'{note}.']
 
 
-def _source_of(
-    table: Table, row: Row, found: Mapping[tuple[str, str], list[Record]], origin: str
-) -> list[Record]:
+def _source_of(table: Table, row: Row, found: _Found, origin: str) -> Sequence[Record]:
     """Records of the row that measures the source of a row as it is, in the same way, if any."""
+    keys = ('objective', 'tuning', 'tune', 'last_blocks', 'dataset', 'head')
     for other in table.rows.values():
-        keys = ('objective', 'tuning', 'tune', 'last_blocks', 'dataset', 'head')
         same = all(getattr(other, key) == getattr(row, key) for key in keys)
         if same and not other.adaptation and not other.only:
             return found.get((other.id, origin), [])
     return []
 
 
-def _cost(table: Table, found: dict[tuple[str, str], list[Record]]) -> list[str]:
+def _cost(table: Table, found: _Found) -> list[str]:
     """Time, memory, energy and carbon of each row."""
-    if not found:
-        return []
-    lines = [
-        '',
-        '## What it cost',
-        '',
-        '| row | s | s/step | images/s | peak memory, MB | Wh | g CO2 | of it pre-training | energy by |',
-        '|---|---|---|---|---|---|---|---|---|',
-    ]
+    lines = []
     for (row, _), rows in found.items():
         known = [r['energy'] for r in rows if r.get('energy')]  # only where there is a meter
         speed = [r['images_per_s'] for r in rows if r['images_per_s']]
         steps = [r['seconds_per_step'] for r in rows if r.get('seconds_per_step')]
-        cells = [
-            table.rows[row].name,
-            f'{_mean([r["seconds"] for r in rows]):,.0f}',
-            f'{_mean(steps):.2f}' if steps else '-',
-            f'{_mean(speed):,.0f}' if speed else '-',
-            f'{max(r["peak_memory"] for r in rows) / 1e6:,.0f}',
-            *(f'{1000 * _mean([e[k] for e in known]):.3g}' if known else '-' for k in _ENERGY),
-            known[0]['method'] if known else '-',
-        ]
-        lines.append(f'| {" | ".join(cells)} |')
-    return [*lines, '', 'Means over seeds; searches of learning rates are not counted.']
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+        energy = [f'{1000 * fmean(e[k] for e in known):.3g}' if known else '-' for k in ('kwh', 'kg')]
+        pretrain = f'{1000 * fmean(e["pretrain_kg"] for e in known):.3g}' if known else '-'
+        lines.append(
+            [
+                table.rows[row].name,
+                f'{fmean(r["seconds"] for r in rows):,.0f}',
+                f'{fmean(steps):.2f}' if steps else '-',
+                f'{fmean(speed):,.0f}' if speed else '-',
+                f'{max(r["peak_memory"] for r in rows) / 1e6:,.0f}',
+                *energy,
+                pretrain,
+                known[0]['method'] if known else '-',
+            ]
+        )
+    header = ['row', 's', 's/step', 'images/s', 'peak memory, MB', 'Wh', 'g CO2', 'of it pre-training']
+    end = ['', 'Means over seeds; searches of learning rates are not counted.']
+    found_table = markdown_table([*header, 'energy by'], lines)
+    return ['', '## What it cost', '', *found_table, *end] if lines else []
 
 
 def to_csv(records: Iterable[Record]) -> str:
@@ -235,17 +201,11 @@ def to_csv(records: Iterable[Record]) -> str:
     writer = csv.DictWriter(file, columns, restval='', lineterminator='\n', extrasaction='ignore')
     writer.writeheader()
     for record in records:
-        energy: dict[str, Any] = record.get('energy') or {}
-        writer.writerow(
-            {
-                **record,
-                'kwh': energy.get('kwh', ''),
-                'kg_co2': energy.get('kg', ''),
-                'energy_method': energy.get('method', ''),
-                'device': record['hardware']['device'],
-                'scores': '; '.join(f'{k}={v:.3f}' for k, v in record['scores'].items()),
-            }
-        )
+        energy = record.get('energy') or {}
+        more = {'kwh': energy.get('kwh', ''), 'kg_co2': energy.get('kg', '')}
+        more |= {'energy_method': energy.get('method', ''), 'device': record['hardware']['device']}
+        scores = '; '.join(f'{k}={v:.3f}' for k, v in record['scores'].items())
+        writer.writerow({**record, **more, 'scores': scores})
     return file.getvalue()
 
 
@@ -253,22 +213,22 @@ def torchgeo_bench(records: Iterable[Record]) -> str:
     """torchgeo-bench's rows of what was probed; a header alone if nothing was."""
     lines = [','.join(BENCH_COLUMNS)]
     for record in records:
-        details = record.get('details')
-        if not details:
-            continue
-        scores = [ProbeScore(**{**_fields(d), 'budget': Budget.parse(d['budget'])}) for d in details]
+        scores = [
+            ProbeScore(
+                **{k: v for k, v in d.items() if k in ProbeScore._fields and k != 'budget'},
+                budget=Budget.parse(d['budget']),
+            )
+            for d in record.get('details') or ()
+        ]
         about = {
             'dataset': record['stands_in'] or record['dataset'],
             'name': f'{record["model"]} {record["name"]}',
-            'feature_dim': record['feature_dim'],
-            'images': record['images'],
+            'feature_dim': record.get('feature_dim'),
+            'images': record.get('images'),
             'image_size': '',
             'bands': ['red', 'green', 'blue'],
             'seed': record['seed'],
         }
-        lines += bench_csv(scores, ProbeProtocol(), about).splitlines()[1:]
+        if scores:
+            lines += bench_csv(scores, ProbeProtocol(), about).splitlines()[1:]
     return '\n'.join([*lines, ''])
-
-
-def _fields(detail: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in detail.items() if k in ProbeScore._fields}

@@ -2,16 +2,15 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
-
-import yaml
+from typing import Any, Literal, get_args
 
 from explora_geo.adaptation import ExPLoRAConfig
 
+from .files import make, read_yaml
+
 TABLES = Path(__file__).parents[1] / 'conf' / 'tables'
-UNPUBLISHED = 'not published here'
 #: What the letter after a published number says of its source.
 MARKS = {
     'W': 'workshop text of 2024',
@@ -22,7 +21,7 @@ MARKS = {
 #: The same of findings.
 CLAIMS = {**MARKS, 'E': 'expected here, not stated there'}
 _VALUE = re.compile(r'(?P<value>\d+(?:\.\d+)?)(?P<unit>M?) (?P<mark>[WIDO])')
-Tuning = Literal['probe', 'linear', 'lora', 'adalora', 'full', 'none']
+Tuning = Literal['probe', 'linear', 'lora', 'full', 'none']
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class Published:
     mark: str = ''
 
     @classmethod
-    def parse(cls, text: str | None, where: str) -> Self:
+    def parse(cls, text: str | None, where: str) -> 'Published':
         """Read `79.09 W`, `15.7M W` or null.
 
         Raises:
@@ -57,7 +56,7 @@ class Published:
 
     def __str__(self) -> str:
         """Number and mark, or that there is none."""
-        return f'{self.text} ({self.mark})' if self.text else UNPUBLISHED
+        return f'{self.text} ({self.mark})' if self.text else 'not published here'
 
 
 @dataclass(frozen=True)
@@ -68,12 +67,11 @@ class Row:
         id: Key within the table.
         name: What reports call it.
         published: Its value in the table.
-        objective: `M` (MAE) or `D` (DINOv2): which source it starts from and what it learns by; empty for
-            systems of others that are not built here.
+        objective: `M` (MAE) or `D` (DINOv2): source and loss; empty for systems that are not built here.
         start: Start from the source of that objective, or from random weights.
         adaptation: Pre-training on the new domain in the paper's notation; empty for the source as it is.
         options: Further fields of `ExPLoRAConfig`: `targets`, `train_norms`, `alpha`.
-        tuning: What is measured: a linear probe, tuning (linear, LoRA, AdaLoRA, full), or pre-training alone.
+        tuning: What is measured: a linear probe, tuning (linear, LoRA, full), or pre-training alone.
         tune: Fields of the scale's `Tune` that differ, such as `labels` and `steps`.
         last_blocks: Last blocks whose class tokens the probe reads; the scale's choice if 0.
         head: Head of the downstream task by name, instead of the data set's.
@@ -212,21 +210,15 @@ def read_table(path: Path) -> Table:
         FileNotFoundError: If there is no such file.
         ValueError: If a key or value does not fit.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f'no table {path}')
-    content = dict(yaml.safe_load(path.read_text()))
+    content = read_yaml(path, 'table')
     defaults = content.pop('defaults', {})
     rows = {
         name: _read_row(name, {**defaults, **given}, f'{path.name}, row {name}')
-        for name, given in content.pop('rows').items()
+        for name, given in content.pop('rows', {}).items()
     }
-    try:
-        findings = tuple(Finding(**f) for f in content.pop('findings', ()))
-        for key in ('bands', 'notes'):
-            content[key] = tuple(content.get(key, ()))
-        table = Table(rows=rows, findings=findings, **{**content, 'id': str(content['id'])})
-    except (KeyError, TypeError) as error:
-        raise ValueError(f'{path.name} does not fit: {error}') from error
+    found = [make(Finding, f, f'{path.name}, findings') for f in content.pop('findings', ())]
+    content |= {'rows': rows, 'findings': found, 'id': str(content.get('id', path.stem))}
+    table: Table = make(Table, content, path.name)
     for finding in table.findings:
         for name in (finding.better, finding.worse):
             if name not in rows:
@@ -235,16 +227,10 @@ def read_table(path: Path) -> Table:
 
 
 def _read_row(name: str, values: dict[str, Any], where: str) -> Row:
-    unknown = set(values) - {f.name for f in fields(Row)} | ({'id'} & set(values))
-    if unknown:
-        raise ValueError(f'{where}: unknown keys {", ".join(sorted(unknown))}')
     for key in ('published', 'pretrain_parameters', 'tune_parameters', 'gpu_hours'):
         values[key] = Published.parse(values.get(key), f'{where}, {key}')
-    values['bands'] = tuple(values.get('bands', ()))
-    try:
-        return Row(id=name, **{k: v for k, v in values.items() if v is not None})
-    except (TypeError, ValueError) as error:
-        raise ValueError(f'{where}: {error}') from error
+    row: Row = make(Row, {**values, 'id': name}, where)
+    return row
 
 
 def read_tables(folder: Path = TABLES) -> dict[str, Table]:

@@ -17,6 +17,7 @@ from .work import adapt, prepare_source, probe, tune
 
 #: What the search of a learning rate does not depend on: all rows and seeds are searched with this one.
 _SEARCH_SEED = 0
+_Say = Callable[[str], None]
 
 
 class Chosen(NamedTuple):
@@ -26,6 +27,10 @@ class Chosen(NamedTuple):
     scores: dict[str, float]
 
 
+def _silent(text: str) -> None:
+    """Say nothing."""
+
+
 def run_rows(
     table: Table,
     rows: Sequence[Row],
@@ -33,7 +38,7 @@ def run_rows(
     seeds: int,
     store: Store,
     results: Path,
-    progress: Callable[[str], None] = lambda text: None,
+    progress: _Say = _silent,
 ) -> list[records.Record]:
     """Run rows and seeds that are not in the results yet.
 
@@ -75,7 +80,7 @@ def _agree(one: records.Record, other: records.Record, keys: Sequence[str]) -> b
     return all(one.get(key) == other[key] for key in keys)
 
 
-def run_job(job: Job, store: Store, progress: Callable[[str], None] = lambda text: None) -> records.Record:
+def run_job(job: Job, store: Store, progress: _Say = _silent) -> records.Record:
     """Run one row with one seed, and return its record; finished stages are read, not run."""
     progress('source')
     source = prepare_source(store, job)
@@ -98,7 +103,7 @@ def run_job(job: Job, store: Store, progress: Callable[[str], None] = lambda tex
     return _record(job, stages, rates)
 
 
-def search_pretraining(job: Job, store: Store, progress: Callable[[str], None]) -> Chosen:
+def search_pretraining(job: Job, store: Store, progress: _Say = _silent) -> Chosen:
     """Choose the learning rate of pre-training by short runs and a probe of held-out training images."""
     search = job.scale.search
     if search is None or job.recipe is None:
@@ -114,7 +119,7 @@ def search_pretraining(job: Job, store: Store, progress: Callable[[str], None]) 
     return _choose(search, score)
 
 
-def search_tuning(job: Job, store: Store, model: Stage, progress: Callable[[str], None]) -> Chosen:
+def search_tuning(job: Job, store: Store, model: Stage, progress: _Say = _silent) -> Chosen:
     """Choose the learning rate of tuning by short runs scored on held-out training images.
 
     The first seed's backbone is searched with, and its choice holds for every seed.
@@ -161,8 +166,7 @@ def _choose(search: Search, score: Callable[[float], float]) -> Chosen:
 
 def _record(job: Job, stages: dict[str, Stage], rates: dict[str, Any]) -> records.Record:
     found = {kind: stage.record for kind, stage in stages.items()}
-    adapted = found.get('adapted', {})
-    last = found.get('probed') or found.get('tuned') or {}
+    adapted, last = found.get('adapted', {}), found.get('probed') or found.get('tuned') or {}
     costly = [r for r in (adapted, last) if r]
     energy = _energy([r['energy'] for r in costly], adapted.get('energy'))
     # The table of carbon shows pre-training alone, and nothing where no meter can be read.
@@ -184,29 +188,22 @@ def _record(job: Job, stages: dict[str, Stage], rates: dict[str, Any]) -> record
         'source': job.source.weights or 'random',
         'adaptation': None if job.recipe is None else job.recipe.name,
         'tuning': job.row.tuning,
-        'trainable': adapted.get('trainable', 0),
         'parameters': found['source']['parameters'],
-        'tuned_parameters': last.get('tuned_parameters', 0),
-        'steps': adapted.get('steps', 0),
-        'batch': adapted.get('batch', 0),
-        'images_seen': adapted.get('images_seen', 0),
-        'images_per_s': adapted.get('images_per_s'),
-        'seconds_per_step': adapted.get('seconds_per_step'),
+        **{k: adapted.get(k, 0) for k in ('trainable', 'steps', 'batch', 'images_seen')},
+        **{k: adapted.get(k) for k in ('images_per_s', 'seconds_per_step', 'loss')},
+        'curve': adapted.get('curve', []),
         'flops': 0.0 if job.recipe is None else pretraining_cost(job).work,
+        'tuned_parameters': last.get('tuned_parameters', 0),
         'tune_steps': last.get('steps', 0),
         'labels': last.get('labels', last.get('images', {}).get('train')),
         'seconds': round(sum(r['seconds'] for r in costly), 2),
         'peak_memory': max(r['peak_memory'] for r in costly),
         'energy': energy,
-        'loss': adapted.get('loss'),
-        'curve': adapted.get('curve', []),
         'precision': adapted.get('precision') or last.get('precision'),
         'learning_rates': rates,
-        'images': last.get('images', {}),
+        **{k: last.get(k, {}) for k in ('images', 'absent')},
+        **{k: last.get(k) for k in ('strengths', 'feature_dim')},
         'details': last.get('details', []),
-        'strengths': last.get('strengths'),
-        'absent': last.get('absent', {}),
-        'feature_dim': last.get('feature_dim'),
         'stages': {kind: stage.key for kind, stage in stages.items()},
         'time': time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()),
         # Where the first of them ran, which need not be here.
@@ -218,12 +215,11 @@ def _energy(
     parts: Sequence[dict[str, Any] | None], pretraining: dict[str, Any] | None
 ) -> dict[str, Any] | None:
     """Energy of all stages, and the carbon of pre-training; None if a stage was not measured."""
-    if not parts or None in parts:
-        return None
     known = [part for part in parts if part is not None]
+    if not known or len(known) < len(parts):
+        return None
     return {
-        'kwh': sum(e['kwh'] for e in known),
-        'kg': sum(e['kg'] for e in known),
+        **{key: sum(e[key] for e in known) for key in ('kwh', 'kg')},
         'method': ' and '.join(dict.fromkeys(e['method'] for e in known)),
         'pretrain_kg': 0.0 if pretraining is None else pretraining['kg'],
     }

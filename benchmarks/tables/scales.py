@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
+from .files import laid_over, make, read_yaml
 
 SCALES = Path(__file__).parents[1] / 'conf' / 'scales'
 _CONF = SCALES.parent
@@ -83,7 +83,7 @@ class Probe:
 
     Attributes:
         methods: Of `linear`, `logistic` and `knn`; the first is the table's value.
-        budgets: Label budgets; the first is the table's value.
+        budgets: Label budgets, as text; the first is the table's value.
         label_seeds: Draws of labels of every budget but all.
         blocks: Last blocks that the linear sweep reads.
         epochs: Epochs of the linear sweep.
@@ -102,6 +102,10 @@ class Probe:
     labelled: int | None = None
     validated: int | None = None
     tested: int | None = None
+
+    def __post_init__(self) -> None:
+        """Take numbers as budgets, too."""
+        object.__setattr__(self, 'budgets', tuple(map(str, self.budgets)))
 
 
 @dataclass(frozen=True)
@@ -177,18 +181,15 @@ def read_scale(path: Path) -> Scale:
         FileNotFoundError: If there is no such file.
         ValueError: If a key is unknown.
     """
-    content = _content(path)
-    where = path.name
-    for key, kind in (('sources', Source), ('tune', Tune)):
-        content[key] = {k: _make(kind, v, f'{where}, {key}, {k}') for k, v in content.get(key, {}).items()}
-    content['data'] = {
-        name: _make(Data, _committed(name, values or {}), f'{where}, data, {name}')
-        for name, values in content.get('data', {}).items()
-    }
-    content['probe'] = _make(Probe, content.get('probe', {}), f'{where}, probe')
-    if content.get('search') is not None:
-        content['search'] = _make(Search, content['search'], f'{where}, search')
-    return _make(Scale, {'name': path.stem, **content}, where)  # type: ignore[no-any-return]
+    content, where = _content(path), path.name
+    content['data'] = {k: _committed(k, v or {}) for k, v in content.get('data', {}).items()}
+    for key, kind in (('sources', Source), ('tune', Tune), ('data', Data)):
+        content[key] = {k: make(kind, v, f'{where}, {key}, {k}') for k, v in content.get(key, {}).items()}
+    for key, kind in (('probe', Probe), ('search', Search)):
+        if content.get(key) is not None:
+            content[key] = make(kind, content[key], f'{where}, {key}')
+    scale: Scale = make(Scale, {'name': path.stem, **content}, where)
+    return scale
 
 
 def get_scale(name: str) -> Scale:
@@ -207,53 +208,20 @@ def get_scale(name: str) -> Scale:
 
 def _content(path: Path) -> dict[str, Any]:
     """What a file says, laid over what its base says, if it names one."""
-    if not path.is_file():
-        raise FileNotFoundError(f'no scale {path}')
-    content = dict(yaml.safe_load(path.read_text()))
-    content.pop('anchors', None)  # a place for YAML anchors
+    content = read_yaml(path, 'scale')
     base = content.pop('base', None)
-    return content if base is None else _laid_over(_content(SCALES / f'{base}.yaml'), content)
-
-
-def _laid_over(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of nested values with changes; a change to None takes a key out."""
-    merged = dict(base)
-    for key, value in changes.items():
-        if value is None:
-            merged.pop(key, None)
-        elif isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
-            merged[key] = _laid_over(merged[key], value)
-        else:
-            merged[key] = value
-    return merged
+    return content if base is None else laid_over(_content(SCALES / f'{base}.yaml'), content)
 
 
 def _committed(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """Fill in the data module and the task of the committed configurations."""
     if 'class_path' in values:
         return dict(values)
-    name = values.get('like', name)
-    values = {k: v for k, v in values.items() if k != 'like'}
-    data = yaml.safe_load((_CONF / 'data' / f'{name}.yaml').read_text())['data']
-    task = yaml.safe_load((_CONF / 'task' / f'{name}.yaml').read_text())['model']
-    arguments = dict(task['init_args'])
-    for key in ('tokenizer',):  # a property of the table
-        arguments.pop(key, None)
+    values = dict(values)
+    name = values.pop('like', name)
+    data = read_yaml(_CONF / 'data' / f'{name}.yaml', 'data')['data']
+    task = read_yaml(_CONF / 'task' / f'{name}.yaml', 'task')['model']
+    arguments = {k: v for k, v in task['init_args'].items() if k != 'tokenizer'}  # a property of the table
     classes = arguments.pop('num_classes')
-    merged = {**data, 'classes': classes, 'task': task['class_path'], 'task_args': arguments, **values}
-    merged['init_args'] = {**data['init_args'], **values.get('init_args', {})}
-    return merged
-
-
-def _make(kind: type, values: Mapping[str, Any], where: str) -> Any:
-    unknown = set(values) - {f.name for f in fields(kind)}
-    if unknown:
-        raise ValueError(f'{where}: unknown keys {", ".join(sorted(unknown))}')
-    plain = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    for key in ('budgets', 'methods'):
-        if key in plain:
-            plain[key] = tuple(map(str, plain[key]))
-    try:
-        return kind(**plain)
-    except TypeError as error:
-        raise ValueError(f'{where} does not fit: {error}') from error
+    stated = {**data, 'classes': classes, 'task': task['class_path'], 'task_args': arguments}
+    return {**stated, **values, 'init_args': {**data['init_args'], **values.get('init_args', {})}}

@@ -99,20 +99,32 @@ class Store:
         name = f'{kind}-{hashlib.sha256(text.encode()).hexdigest()[:16]}'
         return Stage(kind, content, self.folder / name, self._kept.get(name))
 
-    def run(self, stage: Stage, work: _Work, together: bool = False) -> dict[str, Any]:
-        """Run a stage unless it is finished, and return its record.
+    def run(
+        self,
+        kind: str,
+        content: Mapping[str, Any],
+        work: _Work,
+        together: bool = False,
+        needs: Stage | None = None,
+    ) -> Stage:
+        """Run a stage unless it is finished.
 
         Args:
-            stage: The stage.
+            kind: Its kind.
+            content: Everything its outcome depends on, JSON-ready.
             work: Does it and returns its record, JSON-ready.
             together: All processes of a distributed run take part; else the first works and the others wait
                 for its record, in a folder that all of them see.
+            needs: A stage whose files the work reads.
         """
+        stage = self.stage(kind, content)
         if not stage.made:
             self._works[stage.key] = work, together
         if not stage.finished:
+            if needs is not None:
+                self.make(needs)
             self.make(stage)
-        return stage.record
+        return stage
 
     def make(self, stage: Stage) -> None:
         """See to it that the files of a stage are here, after `run`: one of the ledger runs again."""

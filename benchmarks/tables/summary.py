@@ -61,6 +61,11 @@ class Spread(NamedTuple):
         return float(2 * stats.t.sf(distance / self.error, self.freedom))
 
 
+def text_of(found: Spread | None, sign: str = '') -> str:
+    """The text of a spread, or a dash."""
+    return '-' if found is None else found.text(sign)
+
+
 #: Names of the probes.
 _METHODS = {'linear': 'linear sweep', 'logistic': 'linear probe', 'knn': 'k-NN'}
 
@@ -165,17 +170,20 @@ def judge_all(
     Of the table of carbon, where less is better, the row put above the other is the one that emits more.
     """
     found = by_row(records, table.id)
-    judged: list[tuple[Finding, Spread | None, str]] = []
-    tested: dict[int, float] = {}
+    differences: list[Spread | None] = []
+    mixed: set[int] = set()
     for finding in table.findings:
         better, worse = (found.get((name, 'run'), []) for name in (finding.better, finding.worse))
-        difference = paired(better, worse, key)
-        mixed = len({r.get('precision') for r in (*better, *worse)} - {None}) > 1
-        if difference is not None and difference.error is not None and not mixed:
-            tested[len(judged)] = difference.p_value(_reference(finding))
-        verdict = MIXED if mixed and difference is not None else judge(finding, difference)
-        judged.append((finding, difference, verdict))
-    for i, p_value in zip(tested, holm(list(tested.values())), strict=True):
-        finding, difference, _ = judged[i]
-        judged[i] = finding, difference, judge(finding, difference, p_value)
-    return judged
+        differences.append(paired(better, worse, key))
+        if differences[-1] and len({r.get('precision') for r in (*better, *worse)} - {None}) > 1:
+            mixed.add(len(differences) - 1)
+    tested = {
+        i: d.p_value(_reference(table.findings[i]))
+        for i, d in enumerate(differences)
+        if d is not None and d.error is not None and i not in mixed
+    }
+    adjusted = dict(zip(tested, holm(list(tested.values())), strict=True))
+    return [
+        (finding, difference, MIXED if i in mixed else judge(finding, difference, adjusted.get(i)))
+        for i, (finding, difference) in enumerate(zip(table.findings, differences, strict=True))
+    ]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch.utils.data import DataLoader, Subset, default_collate
@@ -26,12 +27,7 @@ _KEPT = 200
 
 
 def build_trainer(
-    folder: str | Path,
-    steps: int,
-    callbacks: Sequence[Callback] = (),
-    save: Path | None = None,
-    every: int = 0,
-    **options: Any,
+    folder: Path, steps: int, callbacks: Sequence[Callback], save: Path, every: int, **options: Any
 ) -> Trainer:
     """A trainer without logger, bars and validation.
 
@@ -44,7 +40,7 @@ def build_trainer(
         **options: Further arguments of the trainer.
     """
     saving: list[Callback] = []
-    if save is not None and 0 < every < steps:
+    if 0 < every < steps:
         kept: dict[str, Any] = {'save_on_train_epoch_end': False, 'enable_version_counter': False}
         saving = [ModelCheckpoint(save.parent, save.stem, every_n_train_steps=every, **kept)]
     return Trainer(
@@ -170,8 +166,7 @@ def curve_score(module: Any, count: int) -> Callable[[ViT], float] | None:
     train, other = module.train_dataset, module.val_dataset
     if not count or 'label' not in train[0]:
         return None
-    if other is None:
-        other = module.test_dataset
+    other = module.test_dataset if other is None else other
     parts = [Subset(d, evenly_spaced(len(d), count)) for d in (train, other)]
     collate = getattr(module, 'collate_fn', default_collate)
 
@@ -179,14 +174,9 @@ def curve_score(module: Any, count: int) -> Callable[[ViT], float] | None:
         found, device = [], vit.cls_token.device
         for part in parts:
             loader: Any = DataLoader(part, batch_size=64, collate_fn=collate)
-            batches = (module.aug(_move(batch, device)) for batch in loader)
+            batches = (module.aug(move_data_to_device(batch, device)) for batch in loader)
             features, labels = extract_features(vit, batches, blocks=1)
-            found.append((features['cls'][:, 0], labels))
-        (x, y), (answered, truth) = found
-        return knn_accuracy(x, y, answered, truth, k=5)
+            found += [features['cls'][:, 0], labels]
+        return knn_accuracy(*found, k=5)
 
     return score
-
-
-def _move(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    return {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}

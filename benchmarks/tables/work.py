@@ -3,11 +3,11 @@
 import functools
 import statistics
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
-from lightning.pytorch import seed_everything
+from lightning.pytorch import Trainer, seed_everything
 
 from explora_geo.adaptation import trainable_summary
 from explora_geo.checkpoints import (
@@ -22,14 +22,14 @@ from explora_geo.devices import faster_precision, pick_device
 from explora_geo.evaluation import Budget, ProbeProtocol, SweepConfig, run_probes
 from explora_geo.evaluation.cache import extract_parts
 from explora_geo.evaluation.probes import STRENGTHS
-from explora_geo.models import ViT, create_vit
+from explora_geo.models import create_vit
 from explora_geo.trainers import ClassificationTask, ExPLoRATask, OptimConfig, Regularisation
 from explora_geo.trainers.recipes import ADAPTATIONS
 
-from .data import classes_named, classes_of, cut, describe_data, draw_training_labels, load_class, open_data
-from .jobs import Job, devices_of, split_batch, trainer_content, world_size
+from .data import classes_named, cut, describe_data, draw_training_labels, load_class, open_data
+from .jobs import Job, devices_of, split_batch, trainer_content
 from .meter import Meter
-from .recipe import Recipe, plain
+from .recipe import Recipe, plain, plain_value
 from .stages import Stage, Store
 from .training import Progress, build_trainer, curve_score, quiet
 
@@ -67,23 +67,14 @@ def prepare_source(store: Store, job: Job) -> Stage:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(job.seed if not source.weights else 0)
             vit = create_vit(source.model, learned_position=source.learned_position, **options)
-            report: str = 'random weights'
-            anew: tuple[str, ...] = ()
-            if source.weights:
-                loaded = load_weights(vit, source.weights, vit.patch_embed.fresh)
-                report, anew = loaded.report, loaded.anew
+            fresh = vit.patch_embed.fresh
+            loaded = load_weights(vit, source.weights, fresh) if source.weights else None
         write_state(stage.folder / MODEL, vit.state_dict(), model_metadata(vit, source.model))
-        fresh = [name for name in vit.patch_embed.fresh if any(k.startswith(f'{name}.') for k in anew)]
+        report, anew = (loaded.report, loaded.anew) if loaded else ('random weights', ())
+        fresh = [name for name in fresh if any(k.startswith(f'{name}.') for k in anew)]
         return {'report': report, 'parameters': vit.num_parameters, 'fresh': fresh}
 
-    stage = store.stage('source', content)
-    store.run(stage, work)
-    return stage
-
-
-def open_stage(stage: Stage, img_size: int | None) -> ViT:
-    """The backbone that a source or adapted stage left."""
-    return load_backbone(None, stage.folder / MODEL, img_size=img_size)
+    return store.run('source', content, work)
 
 
 def adapt(store: Store, job: Job, source: Stage, factor: float = 1.0, steps: int | None = None) -> Stage:
@@ -102,7 +93,7 @@ def adapt(store: Store, job: Job, source: Stage, factor: float = 1.0, steps: int
     assert job.recipe is not None
     length = min(job.recipe.steps, steps or job.recipe.steps)
     recipe = replace(job.recipe, optim=_with_rate(job.recipe.optim, factor), steps=length)
-    per_device, accumulate = split_batch(job.scale, job.pretrain_data, recipe.batch_size)
+    per_device, accumulate, _ = split_batch(job.scale, job.pretrain_data, recipe.batch_size)
     module = open_data(job.pretrain_data, batch_size=per_device)
     content = {
         'source': source.key,
@@ -116,15 +107,14 @@ def adapt(store: Store, job: Job, source: Stage, factor: float = 1.0, steps: int
         progress = Progress(curve_score(module, job.scale.curve), max(1, job.scale.every))
         task = _pretraining_task(job, recipe)
         trainable = trainable_summary(task.backbone)
-        trainer, meter = _fit(
-            stage, job, task, module, progress, recipe.steps, accumulate, gradient_clip_val=3.0
-        )
+        clip = {'gradient_clip_val': 3.0}
+        trainer, costs = _fit(stage, job, task, module, progress, recipe.steps, accumulate, **clip)
         vit = plain(task.model.final_backbone)
         if trainer.is_global_zero:
             write_state(stage.folder / MODEL, vit.state_dict(), model_metadata(vit, job.source.model))
         step = statistics.median(progress.seconds) if progress.seconds else None
         return {
-            **progress.costs(meter),
+            **costs,
             'steps': recipe.steps,
             'batch': recipe.batch_size,
             'images_seen': recipe.steps * recipe.batch_size,
@@ -139,9 +129,7 @@ def adapt(store: Store, job: Job, source: Stage, factor: float = 1.0, steps: int
             'skipped': len(task.skipped),
         }
 
-    stage = store.stage('adapted', content)
-    store.run(stage, work, together=True)
-    return stage
+    return store.run('adapted', content, work, together=True)
 
 
 def _with_rate(optim: OptimConfig, factor: float) -> OptimConfig:
@@ -167,15 +155,15 @@ def _pretraining_task(job: Job, recipe: Recipe) -> ExPLoRATask:
 
 def _fit(
     stage: Stage, job: Job, task: Any, module: Any, progress: Progress, steps: int, accumulate: int, **kw: Any
-) -> tuple[Any, Meter]:
-    """Fit a task, from its checkpoint if there is one."""
+) -> tuple[Trainer, dict[str, Any]]:
+    """Fit a task, from its checkpoint if there is one; returns its trainer and what it cost."""
     options = {'devices': 1, 'precision': faster_precision(), 'accumulate_grad_batches': accumulate, **kw}
     options |= job.scale.trainer
     with quiet(), Meter(*devices_of(job.scale)) as meter:
         trainer = build_trainer(stage.folder, steps, [progress], stage.checkpoint, job.scale.every, **options)
         resume = str(stage.checkpoint) if stage.checkpoint.is_file() else None
         trainer.fit(task, datamodule=module, ckpt_path=resume, weights_only=True)
-    return trainer, meter
+    return trainer, progress.costs(meter)
 
 
 def probe(store: Store, job: Job, model: Stage, validate: bool = False) -> Stage:
@@ -199,7 +187,7 @@ def probe(store: Store, job: Job, model: Stage, validate: bool = False) -> Stage
     content = {
         'model': model.key,
         'data': describe_data(job.data, module),
-        'protocol': {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(settings).items()},
+        'protocol': plain_value(settings),
         'strengths': list(STRENGTHS),
         'seed': job.seed,
         'validate': validate,
@@ -207,14 +195,13 @@ def probe(store: Store, job: Job, model: Stage, validate: bool = False) -> Stage
     }
 
     def work(stage: Stage) -> Mapping[str, Any]:
-        vit = open_stage(model, job.source.img_size).to(pick_device('auto'))
+        vit = load_backbone(None, model.folder / MODEL, img_size=job.source.img_size).to(pick_device('auto'))
         if validate:
             _validate_on_training(module)
         with Meter() as meter:
-            protocol = _protocol(job, vit.depth, validate)
             tables = extract_parts(vit, module, None, progress=lambda text: None)
-            train, val, test = tables['train'], tables['val'], tables['test']
-            found = run_probes(train, val, test, protocol, classes_named(module))
+            parts = [tables[part] for part in ('train', 'val', 'test')]
+            found = run_probes(*parts, _protocol(job, vit.depth, validate), classes_named(module))
         return {
             **meter.to_dict(),
             'value': found.scores[0].mean,
@@ -226,11 +213,7 @@ def probe(store: Store, job: Job, model: Stage, validate: bool = False) -> Stage
             'absent': found.absent,
         }
 
-    stage = store.stage('probed', content)
-    if not stage.finished:
-        store.make(model)
-    store.run(stage, work)
-    return stage
+    return store.run('probed', content, work, needs=model)
 
 
 def _protocol(job: Job, depth: int, validate: bool) -> ProbeProtocol:
@@ -267,14 +250,13 @@ def tune(
 ) -> Stage:
     """Tune on labels, unless that is done; arguments and outcome as of `adapt` and `probe`."""
     settings = job.tune
-    per_device, _ = split_batch(job.scale, job.data, settings.batch_size)
-    module = open_data(job.data, batch_size=per_device)
+    module = open_data(job.data, batch_size=split_batch(job.scale, job.data, settings.batch_size)[0])
     cut(module, None, job.scale.probe.validated, job.scale.probe.tested)
     content = {
         'model': model.key,
         'data': describe_data(job.data, module),
         'tuning': job.row.tuning,
-        'tune': {k: dict(v) if isinstance(v, Mapping) else v for k, v in asdict(settings).items()},
+        'tune': plain_value(settings),
         'task': [job.data.task, dict(job.data.task_args)],
         'factor': factor,
         'steps': steps,
@@ -290,53 +272,45 @@ def tune(
         batches = max(images // settings.batch_size, 1)
         length = settings.steps or settings.epochs * batches  # type: ignore[operator]
         length = min(length, steps or length)
-        per_device, accumulate = split_batch(job.scale, job.data, min(settings.batch_size, images))
-        module.batch_size = per_device
+        module.batch_size, accumulate, seen = split_batch(
+            job.scale, job.data, min(settings.batch_size, images)
+        )
         progress = Progress(None, max(1, job.scale.every))
         task = _tuning_task(job, model, module, factor)
         trained = sum(p.numel() for p in task.model.backbone.parameters() if p.requires_grad)
-        trainer, meter = _fit(stage, job, task, module, progress, length, accumulate, max_epochs=-1)
+        trainer, costs = _fit(stage, job, task, module, progress, length, accumulate, max_epochs=-1)
         with quiet(), torch.no_grad():
             found = trainer.test(task, datamodule=module, verbose=False)[0]
-        name = 'JaccardIndex' if type(task).__name__ == 'SegmentationTask' else 'OverallAccuracy'
+        metrics = {k.removeprefix('test_'): v for k, v in found.items()}
         return {
-            **progress.costs(meter),
-            'value': found[f'test_{name}'],
-            'metrics': {k.removeprefix('test_'): v for k, v in found.items()},
+            **costs,
+            'value': metrics['OverallAccuracy' if isinstance(task, ClassificationTask) else 'JaccardIndex'],
+            'metrics': metrics,
             'steps': trainer.global_step,
             'labels': images,
-            'images_seen': trainer.global_step * per_device * accumulate * world_size(job.scale),
+            'images_seen': trainer.global_step * seen,
             'tuned_parameters': trained,
             'images': {'train': images, 'test': len(module.test_dataset)},
             'precision': str(trainer.precision),
         }
 
-    stage = store.stage('tuned', content)
-    if not stage.finished:
-        store.make(model)
-    store.run(stage, work, together=True)
-    return stage
+    return store.run('tuned', content, work, together=True, needs=model)
 
 
 def _tuning_task(job: Job, model: Stage, module: Any, factor: float) -> Any:
-    settings, tuning = job.tune, job.row.tuning
-    kind = load_class(job.data.task or 'explora_geo.trainers.ClassificationTask')
-    if tuning == 'adalora':
-        if kind is not ClassificationTask:
-            raise ValueError(f'AdaLoRA is built for classification, not for {job.data.task}')
-        from .adalora import AdaLoRATask
-
-        kind, tuning = AdaLoRATask, 'lora'  # which has the same frozen backbone
-    one_label = issubclass(kind, ClassificationTask)
-    regularisation = {k: v for k, v in settings.regularisation.items() if one_label or k not in _ONE_LABEL}
+    settings = job.tune
+    kind = load_class(job.data.task) if job.data.task else ClassificationTask
+    regularisation = settings.regularisation
+    if not issubclass(kind, ClassificationTask):
+        regularisation = {k: v for k, v in regularisation.items() if k not in _ONE_LABEL}
     seed_everything(job.seed, workers=False, verbose=False)
     return kind(
         weights=str(model.folder / MODEL),
         img_size=job.source.img_size,
-        tuning=tuning,
+        tuning=job.row.tuning,
         # Embeddings that hold nothing yet train, too.
-        adaptation=ADAPTATIONS[tuning].with_extra(model.record.get('fresh', ())),
-        num_classes=classes_of(module, job.data),
+        adaptation=ADAPTATIONS[job.row.tuning].with_extra(model.record.get('fresh', ())),
+        num_classes=len(classes_named(module)) or job.data.classes or 0,
         optim=_with_rate(OptimConfig(**settings.optim), factor),
         regularisation=Regularisation(**regularisation),
         **job.data.task_args,

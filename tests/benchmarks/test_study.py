@@ -1,7 +1,6 @@
 """The study of short adaptations: its solver, its runs, and what the committed ones say."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,10 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from benchmarks.study import adapting, running
-from benchmarks.study.adapting import Recipe, Source
+from benchmarks.study.adapting import Source
 from benchmarks.study.domains import Domain
-from benchmarks.study.jobs import GROUPS
-from benchmarks.study.report import combined, harm, label_free, main, read
+from benchmarks.study.jobs import Job, read_groups
+from benchmarks.study.report import combined, harm, label_free, main, read, where
 from benchmarks.study.scoring import gain, logistic, score
 from explora_geo.evaluation.comparison import MARGIN
 from explora_geo.evaluation.label_free import DEFAULT_SCORE, SCORES, WORTH
@@ -56,19 +55,19 @@ def test_jobs_leave_a_line_each_and_go_on(
     monkeypatch.setitem(adapting.SOURCES, 'depth6', Source('vit_tiny_patch8_32', None, 32))
     torch.manual_seed(0)
     study = running.Study(tmp_path, tmp_path, tmp_path / 'out.jsonl', torch.device('cpu'))
-    study.domains['eurosat'] = domain()
-    recipes = {'anchor': Recipe(batch=8), 'D': Recipe('D', batch=8), 'bad': Recipe(adaptation='[9]-r2')}
+    monkeypatch.setattr(study, 'domain', lambda name: domain())
+    recipes = {
+        'anchor': {'objective': 'Anchor', 'adaptation': '[L]-r2'},
+        'D': {
+            'objective': 'DINOv2',
+            'adaptation': '[L]-r2',
+            'arguments': {'views': {'blur': (0.5, 0.1, 0.3)}},
+        },
+        'bad': {'objective': 'Anchor', 'adaptation': '[9]-r2'},
+    }
     jobs = [
-        running.Job(
-            't',
-            name,
-            'depth6',
-            'eurosat',
-            replace(r, adaptation=r.adaptation.replace('32', '2')),
-            16,
-            strengths=(0.5,),
-        )
-        for name, r in recipes.items()
+        Job('t', name, 'depth6', 'eurosat', {**values, 'batch_size': 8}, 16, strengths=(0.5,))
+        for name, values in recipes.items()
     ]
     told: list[str] = []
     (tmp_path / 'claims').mkdir()
@@ -77,10 +76,11 @@ def test_jobs_leave_a_line_each_and_go_on(
     rows = {row['key']: row for row in map(json.loads, study.out.read_text().splitlines())}
     done, failed = rows[jobs[0].key], rows[jobs[2].key]
     assert done['steps'] == 2 and done['strengths'].keys() == {'0.5'} and len(done['gain']['one']) == 3
-    assert done['label_free']['source'].keys() == SCORES.keys() and rows[jobs[1].key]['recipe'] == {
-        'objective': 'D',
-        'adaptation': '[L]-r2',
-        'batch': 8,
+    assert done['label_free']['source'].keys() == SCORES.keys()
+    assert rows[jobs[1].key]['recipe'] == {
+        **recipes['D'],
+        'batch_size': 8,
+        'arguments': {'views': {'blur': [0.5, 0.1, 0.3]}},
     }
     assert failed['group'] == 'failed' and 'block' in failed['error'] and len(told) == 3
     running.work(study, jobs, float('inf'), told.append)
@@ -98,8 +98,10 @@ def test_scores_of_features_that_tell_classes_apart_are_high() -> None:
 
 
 def test_every_job_has_a_name_of_its_own() -> None:
-    keys = [job.key for make in GROUPS.values() for job in make()]
-    assert len(keys) == len(set(keys))
+    jobs = [job for group in read_groups().values() for job in group]
+    assert len({job.key for job in jobs}) == len(jobs) == 381
+    for values in {str(job.values): job for job in jobs}.values():  # every recipe can be built
+        assert values.recipe(10_000, 112, 14).steps >= 10
 
 
 # What was measured and what the package says of it.
@@ -112,10 +114,10 @@ def test_the_committed_tables_are_those_of_the_committed_runs(tmp_path: Path) ->
 
 
 def test_the_default_harmed_on_none_of_three_domains() -> None:
-    rows = [r for r in read(RESULTS / 'runs.jsonl') if r.get('name') == 'anchor' and r['source'] == 'depth6']
+    rows = where(read(RESULTS / 'runs.jsonl'), name='anchor', source='depth6', images=0)
     for name in ('eurosat', 'aid', 'natural'):
         for views in (640, 6_400, 38_400):
-            found = [r for r in rows if (r['domain'], r['views'], r['images']) == (name, views, 0)]
+            found = where(rows, domain=name, views=views)
             assert len({r['seed'] for r in found}) == 3
             worst = min(combined(found, method)[2] for method in range(3))
             assert worst > -MARGIN, (name, views, worst)
@@ -124,7 +126,7 @@ def test_the_default_harmed_on_none_of_three_domains() -> None:
                     combined(found, m)[0] > combined(found, m)[1]
                     for m in range(2 if name != 'natural' else 1)
                 )
-    assert 'NAIP places' in harm(read(RESULTS / 'runs.jsonl'))  # where it does is told beside
+    assert 'NAIP places' in '\n'.join(harm(read(RESULTS / 'runs.jsonl')))  # where it does is told beside
 
 
 def test_what_reports_say_of_the_label_free_score_was_measured() -> None:

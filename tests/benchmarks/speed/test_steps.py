@@ -12,11 +12,17 @@ from lightning.pytorch import seed_everything
 from torch import nn
 
 from benchmarks.speed import ours
-from benchmarks.speed.engine import alternate
-from benchmarks.speed.others import CONTENDERS, find, for_each, huggingface_mae, missing, peft_backbone
+from benchmarks.speed.engine import alternate, compare_steps
+from benchmarks.speed.others import (
+    CONTENDERS,
+    SplitQKV,
+    find,
+    for_each,
+    huggingface_mae,
+    missing,
+    peft_backbone,
+)
 from benchmarks.speed.setting import Setting, read_images
-from benchmarks.speed.steps import compare_steps
-from benchmarks.tables.adalora import SplitQKV
 from explora_geo.adaptation import trainable_summary
 from explora_geo.models.heads import HeadConfig
 from explora_geo.objectives import MAE
@@ -137,10 +143,10 @@ def test_some_are_measured_beside_the_first(tmp_path: Path, small_names: None) -
     lines = (tmp_path / 'speed' / 'speed.jsonl').read_text().splitlines()
     everybody, some = map(json.loads, lines)
     timed = [list(row['columns']['seconds']) for row in (everybody, some)]
-    assert timed[1] == list(ours.MAE_STEPS)[:2] and len(timed[0]) > 3
+    assert timed[1] == list(ours.STEPS['mae'])[:2] and len(timed[0]) > 3
     # Training everything needs at most half as many products again: three for each instead of two.
     flops = everybody['columns']['GFLOP']
-    assert 1 < flops['explora_geo, all weights'] / flops[next(iter(ours.MAE_STEPS))] < 1.5
+    assert 1 < flops['explora_geo, all weights'] / flops[next(iter(ours.STEPS['mae']))] < 1.5
 
 
 def test_peft_by_hand_trains_what_the_adaptation_trains() -> None:
@@ -183,7 +189,7 @@ def test_the_table_names_ratios_and_who_is_missing(tmp_path: Path, monkeypatch: 
     def refuse(setting: Setting) -> None:
         raise ValueError('it cannot')
 
-    chosen = {**ours.MAE_STEPS, 'stranger': refuse}
+    chosen = {**ours.STEPS['mae'], 'stranger': refuse}
     monkeypatch.setitem(CONTENDERS, 'mae', chosen)  # type: ignore[arg-type]
     for _ in range(2):
         report = compare_steps(tmp_path, 'mae', SETTING, repeats=1).read_text()
@@ -191,7 +197,7 @@ def test_the_table_names_ratios_and_who_is_missing(tmp_path: Path, monkeypatch: 
     (line,) = (tmp_path / 'speed' / 'speed.jsonl').read_text().splitlines()
     row = json.loads(line)
     seconds = row['columns']['seconds']
-    ours_s, full = (seconds[n] for n in (next(iter(ours.MAE_STEPS)), 'explora_geo, all weights'))
+    ours_s, full = (seconds[n] for n in (next(iter(ours.STEPS['mae'])), 'explora_geo, all weights'))
     assert f'| {full / ours_s:.3g} |' in report and '| stranger | it cannot |' in report
     with pytest.raises(ValueError, match='objective must be one of mae, dinov2'):
         compare_steps(tmp_path, 'simclr', SETTING)

@@ -38,7 +38,6 @@ def test_a_row_is_listed_planned_run_reported_compared_and_analysed(
     )
     planned = call('plan', '2', '--rows', 'd_l_r64', *places['scale'])
     assert '4 x 8' in planned and 'no run on' in planned
-    assert '1 rows rehearsed with tiny models on tiny files' in planned
     ran = call('run', '2', '--rows', 'dinov2,d_l_r64', '--seeds', '2', *places['run'])
     assert 'D-ExPLoRA-[L]-r64 ViT-L, seed 1: probe' in ran
     folder = tmp_path / 'results' / 'tiny'
@@ -47,7 +46,7 @@ def test_a_row_is_listed_planned_run_reported_compared_and_analysed(
     report = (folder / 'table_2.md').read_text()
     assert '| D-ExPLoRA-[L]-r64 is above DINOv2 | I |' in report and 'not published here' not in report
     assert '2 seeds finished' in call('list', '2', *places['scale'])
-    assert 'GFLOP/s of finished runs on' in call('plan', '3', '--no-rehearse', *places['scale'])
+    assert 'GFLOP/s of finished runs on' in call('plan', '3', *places['scale'])
     before = (folder / 'results.jsonl').read_bytes()
     call('run', '2', '--rows', 'dinov2,d_l_r64', '--seeds', '2', '--resume', *places['run'])
     assert (folder / 'results.jsonl').read_bytes() == before
@@ -68,9 +67,9 @@ def test_a_row_is_listed_planned_run_reported_compared_and_analysed(
 def test_the_papers_plan_builds_every_model_without_its_weights(
     call: Callable[..., str], tmp_path: Path
 ) -> None:
-    planned = call('plan', '3', '--scale', 'paper', '--no-rehearse', '--out', tmp_path)
+    planned = call('plan', '3', '--scale', 'paper', '--out', tmp_path)
     assert '15,710,208' in planned and '43.389M ok' in planned and 'DIFFERS' not in planned
-    assert '6,250 x 1024' in planned and '200,000' not in planned and 'rehearsed' not in planned
+    assert '6,250 x 1024' in planned and '200,000' not in planned
 
 
 def test_what_is_wrong_is_one_sentence(
@@ -82,9 +81,7 @@ def test_what_is_wrong_is_one_sentence(
     table = tmp_path / 'mine.yaml'
     row = 'x: {name: x, objective: D, adaptation: "[L]", trainable: "7"}'
     table.write_text(f'id: mine\ntitle: t\ndataset: fmow_rgb\nmetric: m\nrows:\n  {row}\n')
-    assert 'not as many parameters as the paper states' in call(
-        'plan', table, '--scale', 'paper', '--no-rehearse', code=2
-    )
+    assert 'not as many parameters as the paper states' in call('plan', table, '--scale', 'paper', code=2)
 
 
 def test_a_table_of_ones_own_runs_like_the_papers(

@@ -52,3 +52,18 @@ def test_eurosat_with_the_model_of_another_data_set(run: Callable[..., dict], tm
     split.write_text(json.dumps({'train': names[::4], 'test': names[1::12]}))
     record = run('7', 'm_ends_r32', DATA / 'eurosat_ms', split_file=str(split))
     assert record['images']['test'] == 10 and record['dataset'] == 'eurosat_ms'
+
+
+def test_the_table_of_carbon_reads_the_stages_of_other_tables(
+    tiny: Scale, fmow_sentinel: Path, tmp_path: Path, metered: None
+) -> None:
+    data = get_scale('paper').data['fmow_sentinel']
+    small = {'image_size': 32, 'num_workers': 0, 'root': str(fmow_sentinel)}
+    data = replace(data, init_args={**data.init_args, **small})
+    scale = replace(tiny, data={'fmow_sentinel': data}, curve=0)
+    store, ran = Store(tmp_path / 'store'), []
+    for name, row in (('5', 'm_ends_r32'), ('11', 'm_sentinel')):
+        table = get_table(name)
+        ran.append(run_job(build_job(table, replace(table.rows[row], model=''), scale), store))
+    assert ran[1]['stages'] == {k: ran[0]['stages'][k] for k in ('source', 'adapted')}
+    assert ran[1]['value'] == ran[0]['energy']['pretrain_kg'] > 0

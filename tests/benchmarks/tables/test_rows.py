@@ -78,7 +78,7 @@ def test_a_number_without_a_mark_is_refused(text: str, write) -> None:
         (', start: random, adaptation: "[L]"', 'row one: only a full pre-training'),
         (', tuning: lora, last_blocks: 4', 'row one: last_blocks is of a probe'),
         (', tune: {steps: 1}', 'row one: tune is of tuning on labels'),
-        (', tuning: lorra', 'row one: tuning must be one of probe, linear, lora, adalora, full, none'),
+        (', tuning: lorra', 'row one: tuning must be one of probe, linear, lora, full, none'),
     ],
 )
 def test_what_does_not_fit_is_named(extra: str, message: str, write) -> None:

@@ -100,11 +100,11 @@ def test_batches_that_are_accumulated_are_one_step(
 
 def test_a_batch_is_divided_among_devices(tiny: Scale) -> None:
     data = tiny.data['fmow_rgb']
-    assert split_batch(tiny, data, 256) == (256, 1)
+    assert split_batch(tiny, data, 256) == (256, 1, 256)
     many = replace(tiny, trainer={'devices': 4, 'num_nodes': 2})
-    assert split_batch(many, data, 256) == (32, 1)
-    assert split_batch(many, replace(data, init_args={'batch_size': 8}), 256) == (8, 4)
-    assert split_batch(replace(tiny, trainer={'devices': [1, 3]}), data, 64) == (32, 1)
+    assert split_batch(many, data, 256) == (32, 1, 256)
+    assert split_batch(many, replace(data, init_args={'batch_size': 8}), 256) == (8, 4, 256)
+    assert split_batch(replace(tiny, trainer={'devices': [1, 3]}), data, 64) == (32, 1, 64)
 
 
 def test_rows_and_searches_go_on_where_only_the_results_are(
@@ -269,13 +269,13 @@ def test_every_row_is_searched_with_the_same_budget_on_held_out_training_images(
 
     monkeypatch.setattr('benchmarks.tables.runner.probe', preferring)
     job = build_job(table, table.rows['d_l_r32'], scale, seed=1)
-    found = search_pretraining(job, store, lambda text: None)
+    found = search_pretraining(job, store)
     assert set(found.scores) == {'0.5', '2'} and found.factor in (0.5, 2.0)
     assert found.scores[f'{found.factor:g}'] == max(found.scores.values())
     assert all(images['test'] == 6 and images['train'] + images['val'] == 18 for images in chosen)
     steps = [Stage('', {}, f).record['steps'] for f in store.folder.glob('adapted-*')]
     assert steps == [2, 2]
-    assert search_pretraining(replace(job, seed=0), store, lambda text: None) == found
+    assert search_pretraining(replace(job, seed=0), store) == found
     record = run_job(job, store)
     assert record['learning_rates']['pretrain']['base_lr'] == pytest.approx(found.factor * 1e-3)
     assert set(record['learning_rates']['tune']['search']) == {'0.5', '2'}
@@ -313,13 +313,13 @@ def test_where_an_end_is_clearly_best_rates_beyond_it_are_tried(
     monkeypatch.setattr('benchmarks.tables.runner.probe', probe)
     scale = replace(tiny, search=Search((0.3, 1.0, 3.0), 2, 2, edge=0.02))
     job = build_job(get_table('3'), get_table('3').rows['l'], scale)
-    found = search_pretraining(job, store, lambda text: None)
+    found = search_pretraining(job, store)
     assert asked == tried and found.factor == best
     assert found.scores == {f'{f:g}': scores[f] for f in tried}
     if len(tried) > 3:  # without an edge none is tried beyond
         asked.clear()
         plain = replace(job, scale=replace(scale, search=Search((0.3, 1.0, 3.0), 2, 2)))
-        search_pretraining(plain, store, lambda text: None)
+        search_pretraining(plain, store)
         assert asked == [0.3, 1, 3]
 
 
@@ -327,8 +327,8 @@ def test_rows_that_are_not_pre_trained_are_tuned_with_the_same_search(tiny: Scal
     scale = replace(tiny, search=Search((1.0, 2.0), 2, 1))
     table = get_table('1')
     job = build_job(table, table.rows['dinov2_lora'], scale)
-    assert search_pretraining(job, store, lambda text: None).scores == {}
-    found = search_tuning(job, store, prepare_source(store, job), lambda text: None)
+    assert search_pretraining(job, store).scores == {}
+    found = search_tuning(job, store, prepare_source(store, job))
     assert set(found.scores) == {'1', '2'}
 
 
@@ -352,7 +352,7 @@ def test_missing_sources_are_named(tiny: Scale, store: Store, tmp_path: Path) ->
 def test_another_seed_image_or_recipe_is_another_stage(
     tiny: Scale, store: Store, tiles: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Store, 'run', lambda self, stage, work, together=False: {})
+    monkeypatch.setattr(Store, 'run', lambda self, kind, content, work, **_: self.stage(kind, content))
     table = get_table('3')
     keys = set()
 

@@ -21,7 +21,7 @@ def test_the_order_of_the_content_does_not_matter_and_every_value_does(tmp_path:
 
 def test_a_finished_stage_is_read_and_an_interrupted_one_runs_again(tmp_path: Path) -> None:
     store, ran = Store(tmp_path), []
-    stage = store.stage('probed', {'a': 1})
+    stage, content = store.stage('probed', {'a': 1}), {'a': 1}
 
     def fail(stage: object) -> dict[str, int]:
         raise KeyboardInterrupt
@@ -31,9 +31,9 @@ def test_a_finished_stage_is_read_and_an_interrupted_one_runs_again(tmp_path: Pa
         return {'value': 7}
 
     with pytest.raises(KeyboardInterrupt):
-        store.run(stage, fail)
+        store.run('probed', content, fail)
     assert not stage.finished
-    assert store.run(stage, work) == store.run(stage, work) == {'value': 7}
+    assert [store.run('probed', content, work).record for _ in range(2)] == 2 * [{'value': 7}]
     assert len(ran) == 1
     assert json.loads((stage.folder / 'stage.json').read_text())['content'] == {'a': 1}
 
@@ -44,8 +44,8 @@ def test_without_resume_the_checkpoint_of_an_unfinished_stage_is_dropped(tmp_pat
         stage = store.stage('adapted', {'resume': resume})
         stage.folder.mkdir(parents=True)
         stage.checkpoint.write_bytes(b'half')
-        there = store.run(stage, lambda s: {'there': s.checkpoint.is_file()})['there']
-        assert there is resume
+        store.run('adapted', {'resume': resume}, lambda s: {'there': s.checkpoint.is_file()})
+        assert stage.record['there'] is resume
         assert not stage.checkpoint.exists()
 
 
@@ -61,7 +61,8 @@ def test_other_processes_wait_for_the_record_of_the_first(
         (stage.folder / 'stage.json').write_text('{"record": {"value": 1}}')
 
     monkeypatch.setattr(stages.time, 'sleep', first_writes)
-    assert store.run(stage, lambda s: pytest.fail('only the first process works')) == {'value': 1}
+    done = store.run('probed', {}, lambda s: pytest.fail('only the first process works'))
+    assert done.record == {'value': 1}
 
 
 def test_the_ledger_stands_for_a_folder_that_was_not_brought_along(tmp_path: Path) -> None:
@@ -77,13 +78,13 @@ def test_the_ledger_stands_for_a_folder_that_was_not_brought_along(tmp_path: Pat
         return store, store.stage('adapted', {'a': 1})
 
     store, stage = open_store('here')
-    store.run(stage, work)
+    store.run('adapted', {'a': 1}, work)
     store, stage = open_store('there')
-    assert store.run(stage, work) == {'value': 7} and len(ran) == 1
+    assert store.run('adapted', {'a': 1}, work).record == {'value': 7} and len(ran) == 1
     assert stage.finished and not stage.folder.exists()
-    store.make(stage)  # for a stage that needs its files
-    assert (stage.folder / 'model').is_file() and len(ran) == 2
-    assert len((tmp_path / 'stages.jsonl').read_text().splitlines()) == 1
+    probed = store.run('probed', {}, lambda s: {'read': (stage.folder / 'model').read_text()}, needs=stage)
+    assert probed.record == {'read': 'numbers'} and len(ran) == 2
+    assert len((tmp_path / 'stages.jsonl').read_text().splitlines()) == 2
 
 
 def test_the_images_of_a_finished_stage_are_let_go(tmp_path: Path) -> None:
@@ -92,9 +93,8 @@ def test_the_images_of_a_finished_stage_are_let_go(tmp_path: Path) -> None:
 
     def run(store: Store, value: int) -> weakref.ref[Images]:
         images = Images()
-        stage = store.stage('adapted', {'a': value})
-        store.run(stage, lambda s: {'value': len(vars(images))})
-        store.run(stage, lambda s: {'value': len(vars(images))})
+        for _ in range(2):
+            stage = store.run('adapted', {'a': value}, lambda s: {'value': len(vars(images))})
         store.make(stage)
         return weakref.ref(images)
 

@@ -1,0 +1,43 @@
+"""YAML files of tables and scales: read, laid over one another, made into dataclasses."""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+def read_yaml(path: Path, kind: str) -> dict[str, Any]:
+    """What a file of a kind says; a `FileNotFoundError` says that there is none."""
+    if not path.is_file():
+        raise FileNotFoundError(f'no {kind} {path}')
+    return dict(yaml.safe_load(path.read_text(encoding='utf-8')))
+
+
+def make(kind: type, values: Mapping[str, Any], where: str) -> Any:
+    """Build a dataclass, with tuples for lists.
+
+    Raises:
+        ValueError: If a key is unknown or a value does not fit; it names the place, `where`.
+    """
+    unknown = set(values) - {f.name for f in fields(kind)}
+    if unknown:
+        raise ValueError(f'{where}: unknown keys {", ".join(sorted(unknown))}')
+    try:
+        return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    except (TypeError, ValueError) as error:
+        raise ValueError(f'{where}: {error}') from error
+
+
+def laid_over(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of nested values with changes; a change to None takes a key out."""
+    merged = dict(base)
+    for key, value in changes.items():
+        if value is None:
+            merged.pop(key, None)
+        elif isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
+            merged[key] = laid_over(merged[key], value)
+        else:
+            merged[key] = value
+    return merged
