@@ -1,12 +1,6 @@
 """Read weights of any known layout, write ours."""
 
-from explora_geo.checkpoints.adapter import (
-    AdapterHeader,
-    apply_adapter,
-    read_adapter,
-    save_adapter,
-    scale_adapter,
-)
+from explora_geo.checkpoints.adapter import AdapterHeader, read_adapter, save_adapter, scale_adapter
 from explora_geo.checkpoints.backbone import BackboneWeights, load_backbone, load_weights, merge_adapter
 from explora_geo.checkpoints.files import atomic_path, read_state, state_sha256, write_state
 from explora_geo.checkpoints.metadata import model_metadata
@@ -16,7 +10,6 @@ __all__ = [
     'AdapterHeader',
     'BackboneWeights',
     'StoredWeights',
-    'apply_adapter',
     'atomic_path',
     'load_backbone',
     'load_weights',

@@ -97,9 +97,6 @@ def save_adapter(
         dtype: Type of the values in the file: float32, or bfloat16 for a file of half the size.
         base_sha256: What `frozen_sha256` says of the backbone, where that is known already.
 
-    Returns:
-        The header that was written.
-
     Raises:
         ValueError: If the whole backbone trains: then the model is the file to keep.
     """
@@ -133,8 +130,8 @@ def frozen_sha256(vit: ViT, trains: Iterable[str] | None = None, grid: tuple[int
     those that the model computes itself do not count.
 
     Args:
-        vit: Backbone, adapted unless `trains` is given.
-        trains: Names of what the adapter holds; those that train if None.
+        vit: Backbone, adapted unless `trains`, names of what the adapter holds, is given.
+        trains: See `vit`.
         grid: Resample positions to this patch grid first, as headers of version 1 were hashed.
     """
     names = {*(trainable_names(vit) if trains is None else trains), *_PRETRAINING}
@@ -219,11 +216,6 @@ def _plan(header: AdapterHeader) -> ViT:
 def check_architecture(header: AdapterHeader, vit: ViT, path: str | Path) -> None:
     """Check that a backbone has the layout and bands that an adapter was made for; image sizes may differ.
 
-    Args:
-        header: What the adapter says of itself.
-        vit: Backbone, not adapted.
-        path: File of the adapter, for the message.
-
     Raises:
         ValueError: If bands or their order differ, or a tensor in name or shape.
     """
@@ -248,29 +240,14 @@ def check_architecture(header: AdapterHeader, vit: ViT, path: str | Path) -> Non
         )
 
 
-def apply_adapter(vit: ViT, path: str | Path) -> AdapterHeader:
-    """Adapt a backbone that carries its base weights, in place, and load the adapter.
-
-    Args:
-        vit: Backbone with the base weights, not adapted.
-        path: Adapter file.
-
-    Returns:
-        The file's header.
-
-    Raises:
-        ValueError: If the base is another one, or the file lacks or adds a tensor.
-    """
-    header, state = read_adapter(path)
-    check_architecture(header, vit, path)
-    put_adapter(vit, header, state, path)
-    return header
-
-
 def put_adapter(
     vit: ViT, header: AdapterHeader, state: dict[str, Tensor], path: str | Path, strength: float = 1.0
 ) -> None:
-    """`apply_adapter` of what `read_adapter` has read, on a backbone of its architecture, at a strength."""
+    """Adapt a backbone of the adapter's architecture that carries its base weights, in place, at a strength.
+
+    Raises:
+        ValueError: If the base is another one, or the strength none.
+    """
     _check_strength(strength, header, path)
     grid, own = (header.img_size // header.patch_size,) * 2, vit.patch_embed.grid_size
     found = frozen_sha256(vit, state, grid if header.header == 1 else None)
@@ -323,9 +300,6 @@ def scale_adapter(path: str | Path, base: ViT, out: str | Path, strength: float)
         base: The backbone it was made on, not adapted.
         out: File to write, `.safetensors`.
         strength: Share of what the adapter adds, in [0, 1]; with 0 it leaves the base as it is.
-
-    Returns:
-        The adapter's header.
 
     Raises:
         ValueError: If the strength is out of range, or below 1 where the adapter holds what the base lacks.

@@ -65,14 +65,11 @@ def load_weights(
 
     Args:
         vit: Backbone to fill, in place.
-        weights: A `WeightsEnum` or its name, a file, `timm/<name>`, or what `read_weights` returned.
+        weights: As `read_weights` takes them, or what it returned.
         fresh: Names of modules that may keep their random start where shapes or bands differ,
             such as `patch_embed`.
         patch_embed_init: How patch embeddings of other bands start: at random as in the paper, or from
             the filters of the weights' bands by wavelength.
-
-    Returns:
-        What was read, with a report.
 
     Raises:
         FileNotFoundError: If a file does not exist.
@@ -98,7 +95,7 @@ def load_backbone(
 
     Args:
         name: Backbone name, see `create_vit`; as the files state it if None.
-        weights: A `WeightsEnum` or its name, a file, `timm/<name>`, or what `read_weights` returned.
+        weights: As `read_weights` takes them (a file, an entry, `timm/...`, `hf:...`), or what it returned.
         adapter: Adapter file made on exactly these weights; it is merged.
         strength: Share of the adapter's difference from the weights, from 0 (none) to 1.
         largest: Side of the images at hand, pixels: where nothing states a size, DINOv2's backbones are built
@@ -135,12 +132,9 @@ def merge_adapter(
 
     Args:
         path: Adapter file.
-        base: Base weights: a file or `timm/<name>`.
+        base: Base weights, as `read_weights` takes them.
         out: File to write, `.safetensors`.
         strength: Share of the adapter's difference from the base, in [0, 1].
-
-    Returns:
-        The adapter's header.
 
     Raises:
         FileNotFoundError: If a file does not exist.

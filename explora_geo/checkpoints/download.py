@@ -6,7 +6,7 @@ import json
 import os
 from functools import lru_cache
 from pathlib import Path
-from urllib.error import HTTPError, URLError
+from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from filelock import FileLock
@@ -35,8 +35,25 @@ def download(url: str, path: Path, sha256: str | None = None, progress: bool = T
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f'.{path.name}.lock')):  # every process of a run asks for the same file
-        if not path.is_file():
-            _download(url, path, sha256, progress)
+        if path.is_file():
+            return
+        part = path.with_name(f'{path.name}.part')
+        try:
+            _fetch(url, part, progress)
+            found = file_sha256(part) if sha256 else ''
+            if not found.startswith(sha256 or ''):
+                _forget(part)
+                raise ConnectionError(f'its SHA-256 is {found}, expected {sha256}')
+        except (OSError, http.client.HTTPException) as error:  # urllib's errors are OSErrors
+            reason = str(getattr(error, 'reason', error)) or type(error).__name__
+            reason = f'{error.code} {reason}' if isinstance(error, HTTPError) else reason
+            kept = f'; {part.stat().st_size:,} bytes are kept' if part.is_file() else ''
+            raise ValueError(
+                f'cannot download {url} ({reason}{kept}): check the network and try again, or download it '
+                'elsewhere and give the path of the file'
+            ) from error
+        os.replace(part, path)
+        _forget(part)
 
 
 def file_sha256(path: Path) -> str:
@@ -49,25 +66,6 @@ def file_sha256(path: Path) -> str:
 def _file_sha256(path: Path, *state: int) -> str:
     with path.open('rb') as file:
         return hashlib.file_digest(file, 'sha256').hexdigest()
-
-
-def _download(url: str, path: Path, sha256: str | None, progress: bool) -> None:
-    part = path.with_name(f'{path.name}.part')
-    try:
-        _fetch(url, part, progress)
-    except HTTPError as error:
-        reason = f'{error.code} {error.reason}'
-        raise ValueError(_sentence(url, reason)) from error
-    except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
-        reason = str(error.reason if isinstance(error, URLError) else error) or type(error).__name__
-        kept = f'; {part.stat().st_size:,} bytes are kept' if part.is_file() else ''
-        raise ValueError(_sentence(url, f'{reason}{kept}')) from error
-    found = file_sha256(part) if sha256 else ''
-    if not found.startswith(sha256 or ''):
-        _forget(part)
-        raise ValueError(_sentence(url, f'its SHA-256 is {found}, expected {sha256}'))
-    os.replace(part, path)
-    _forget(part)
 
 
 def _fetch(url: str, part: Path, progress: bool) -> None:
@@ -84,8 +82,7 @@ def _fetch(url: str, part: Path, progress: bool) -> None:
         if error.code != 416:  # nothing is left to send: what there is may be of any version
             raise
         _forget(part)
-        _fetch(url, part, progress)
-        return
+        return _fetch(url, part, progress)
     with answer:
         if answer.status != 206:
             start = 0
@@ -102,16 +99,9 @@ def _fetch(url: str, part: Path, progress: bool) -> None:
                 bar.advance(task, file.write(chunk))
             file.flush()
             os.fsync(file.fileno())
-    size = part.stat().st_size
-    if total is not None and size != total:
+    if total is not None and (size := part.stat().st_size) != total:
         raise ConnectionError(f'it ended after {size:,} of {total:,} bytes')
-
-
-def _sentence(url: str, reason: str) -> str:
-    return (
-        f'cannot download {url} ({reason}): check the network and try again, or download it elsewhere and '
-        'give the path of the file'
-    )
+    return None
 
 
 def _note(part: Path) -> Path:

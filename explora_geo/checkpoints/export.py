@@ -52,11 +52,7 @@ def export(module: nn.Module, name: str, out: str | Path) -> float | None:
 
 
 def check_format(out: str | Path, backbone: bool = True) -> str:
-    """The ending of a file to write.
-
-    Args:
-        out: The file.
-        backbone: Whether a backbone is exported, and not a tuned model.
+    """The ending of a file to write, of a backbone or a tuned model.
 
     Raises:
         ValueError: If no format has the ending, or its format holds no tuned model.
@@ -70,15 +66,10 @@ def check_format(out: str | Path, backbone: bool = True) -> str:
 
 
 def export_timm(vit: ViT, name: str, out: str | Path) -> None:
-    """Write a plain or merged backbone with timm's keys.
+    """Write a plain or merged backbone with timm's keys, as `.safetensors`.
 
     `timm.create_model(name, num_classes=0, …).load_state_dict(load_file(out))` takes it strictly, as does
     the `model` of a `tu-` encoder of segmentation-models-pytorch.
-
-    Args:
-        vit: Backbone without LoRA.
-        name: Its name.
-        out: File to write, `.safetensors`.
 
     Raises:
         ValueError: If timm has no such model.
@@ -87,12 +78,7 @@ def export_timm(vit: ViT, name: str, out: str | Path) -> None:
 
 
 def export_torchgeo(vit: ViT, name: str, out: str | Path) -> None:
-    """Write a Lightning checkpoint as `weights` of TorchGeo's ClassificationTask and RegressionTask.
-
-    Args:
-        vit: Backbone without LoRA.
-        name: Its name, which TorchGeo's task is given as `model`.
-        out: File to write, `.ckpt`.
+    """Write `weights` (`.ckpt`) of TorchGeo's ClassificationTask and RegressionTask, whose `model` is `name`.
 
     Raises:
         ValueError: If timm has no such model.
@@ -131,12 +117,12 @@ class _Outputs(nn.Module):
 
 
 def export_program(module: nn.Module, example: Tensor, out: str | Path) -> None:
-    """Write a program of `torch.export`, for any number of images.
+    """Write a program for any number of images as `.pt2`; `torch.export.load(out).module()` runs it.
 
     Args:
         module: Module of one image tensor; a `ViT` returns class and patch tokens.
         example: Two or more images.
-        out: File to write, `.pt2`; `torch.export.load(out).module()` runs it.
+        out: File to write.
     """
     program = _exported(module, example)
     with atomic_path(out) as temporary, temporary.open('wb') as file:
@@ -144,12 +130,7 @@ def export_program(module: nn.Module, example: Tensor, out: str | Path) -> None:
 
 
 def export_onnx(module: nn.Module, example: Tensor, out: str | Path) -> float:
-    """Write an ONNX model, for any number of images, and compare it with onnxruntime.
-
-    Args:
-        module: Module of one image tensor; a `ViT` returns class and patch tokens.
-        example: Two or more images.
-        out: File to write, `.onnx`.
+    """Write an ONNX model as `export_program` a program, and compare it with onnxruntime.
 
     Returns:
         The largest absolute difference between torch and onnxruntime on the example.
@@ -193,14 +174,13 @@ def export_peft(
     Args:
         adapter: Adapter file.
         out: Folder to write.
-        report: `report.json` of the run, see `model_card`.
+        report: See `model_card`, as `licence`.
         licence: Licence of the base weights, where the adapter does not state it.
 
     Returns:
         Names of the bare parameters.
 
     Raises:
-        FileNotFoundError: If a file does not exist.
         ValueError: If it is no adapter, has no LoRA, or timm has no such model.
     """
     header, state = read_adapter(adapter)

@@ -31,13 +31,11 @@ def read_state(path: str | Path, values: bool = True) -> tuple[dict[str, Tensor]
         values: Whether to read the numbers; if not, tensors have shape and type only (on the meta device).
 
     Returns:
-        Tensors by name, with the nesting of trainers removed and quantized rows as float32, and the
-        metadata of the file.
+        Tensors by name, with the nesting of trainers removed and quantized rows as float32, and the metadata.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file is damaged, would need to run code to be read, or states tensors that are
-            larger than it is.
+        ValueError: If the file is damaged, would need to run code, or states tensors larger than itself.
     """
     path = Path(path)
     if not path.is_file():
@@ -70,9 +68,6 @@ def read_checkpoint(path: str | Path, mmap: bool = False) -> Any:
         path: The file.
         mmap: Leave the tensors on the disk where the format allows, to look at the rest.
 
-    Returns:
-        Its content.
-
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If it is damaged or would need to run code.
@@ -81,11 +76,15 @@ def read_checkpoint(path: str | Path, mmap: bool = False) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f'no checkpoint {path}')
     try:
-        _check_unpacked(path)
+        packed = zipfile.is_zipfile(path)
+        if packed:  # `torch.save` never compresses
+            with zipfile.ZipFile(path) as archive:
+                size = sum(entry.file_size for entry in archive.infolist())
+            if size > path.stat().st_size:
+                raise ValueError(f'it would unpack to {size:,} bytes')
         # Trainers keep their arguments beside the tensors: a plain container, safe to rebuild.
         with torch.serialization.safe_globals([argparse.Namespace]):
-            mapped = mmap and zipfile.is_zipfile(path)
-            return torch.load(path, map_location='cpu', weights_only=True, mmap=mapped)
+            return torch.load(path, map_location='cpu', weights_only=True, mmap=mmap and packed)
     except Exception as error:  # the unpickler raises almost any kind on damaged bytes
         raise ValueError(
             f'{path} cannot be read as tensors alone, it is damaged or holds code ({_first_line(error)})'
@@ -93,11 +92,7 @@ def read_checkpoint(path: str | Path, mmap: bool = False) -> Any:
 
 
 def check_values(state: Mapping[str, Tensor], source: str | Path) -> None:
-    """Check that tensors are finite floating-point weights.
-
-    Args:
-        state: Tensors by name.
-        source: File to name in the message.
+    """Check that tensors of a source are finite floating-point weights.
 
     Raises:
         ValueError: If one is not of floating point, or NaN or infinite in the model's float32.
@@ -113,12 +108,7 @@ def check_values(state: Mapping[str, Tensor], source: str | Path) -> None:
 
 
 def check_exact(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: str | Path) -> None:
-    """Check that a file holds exactly the tensors that its header describes.
-
-    Args:
-        state: Tensors by name.
-        wanted: Tensors of the model it describes, which may be one without numbers.
-        path: File to name in the message.
+    """Check that a file holds exactly the tensors of the model that its header describes.
 
     Raises:
         ValueError: If a name or shape differs, or a tensor is no weights; counters may be integers.
@@ -138,26 +128,8 @@ def check_exact(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path:
     check_values({k: v for k, v in state.items() if v.dtype != wanted[k].dtype or v.dtype in _FLOATS}, path)
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).split('\n')[0]
-
-
-def _check_unpacked(path: Path) -> None:
-    """Refuse compressed archives unopened: `torch.save` never compresses."""
-    if not zipfile.is_zipfile(path):
-        return
-    with zipfile.ZipFile(path) as archive:
-        size = sum(entry.file_size for entry in archive.infolist())
-    if size > path.stat().st_size:
-        raise ValueError(f'it would unpack to {size:,} bytes')
-
-
 def check_storage(state: Mapping[str, Tensor], path: str | Path) -> None:
-    """Check that tensors are dense and no larger than the file, unlike one number repeated.
-
-    Args:
-        state: Tensors by name, of a file of `torch.save`.
-        path: The file.
+    """Check that tensors of a file are dense and no larger than it, unlike one number repeated.
 
     Raises:
         ValueError: If one is sparse, quantized, on a device, or larger than the file.
@@ -189,13 +161,7 @@ def unnest(content: Any, path: str | Path) -> dict[str, Tensor]:
 
 
 def write_state(path: str | Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file atomically.
-
-    Args:
-        path: File to write.
-        state: Tensors by name.
-        metadata: Text entries of the header.
-    """
+    """Write tensors and text entries of the header as a safetensors file, atomically."""
     tensors = {k: v.detach().cpu().contiguous() for k, v in state.items()}
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata=dict(metadata))
@@ -209,3 +175,7 @@ def state_sha256(state: Mapping[str, Tensor]) -> str:
         digest.update(f'{name}{tuple(tensor.shape)}'.encode())
         digest.update(tensor.numpy().tobytes())
     return digest.hexdigest()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).split('\n')[0]

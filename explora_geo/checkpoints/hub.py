@@ -54,13 +54,14 @@ def fetch_file(name: str, wanted: Sequence[str] = (MODEL, 'pytorch_model.bin')) 
         for file in wanted:
             try:
                 path = Path(hf_hub_download(repo, file, revision=revision))
-            except EntryNotFoundError as error:
-                absent: EntryNotFoundError = error
-            else:
                 break
+            except LocalEntryNotFoundError as error:
+                unreached: Exception | None = error
+            except EntryNotFoundError:
+                unreached = None
         else:
-            if isinstance(absent, LocalEntryNotFoundError):
-                raise absent
+            if unreached is not None:
+                raise unreached
             raise ValueError(f'{repo} has no {" or ".join(wanted)}{_others(repo, revision)}')
         commit = path.parents[file.count('/')].name
         try:
@@ -86,33 +87,34 @@ def hub_errors(repo: str, revision: str | None = None) -> Iterator[None]:
     """Say in one sentence what the hub's client raises about a repository, and what to do."""
     from huggingface_hub import constants, errors
 
+    cause: Exception
     try:
         yield
     except errors.GatedRepoError as error:
-        raise ValueError(
-            f'{repo} is gated: accept its terms at {constants.ENDPOINT}/{repo}, and set HF_TOKEN to a token '
-            'of that account'
-        ) from error
+        terms = f'{constants.ENDPOINT}/{repo}'
+        reason, cause = f'{repo} is gated: accept its terms at {terms}, and set HF_TOKEN to your token', error
     except errors.RepositoryNotFoundError as error:
-        raise ValueError(
+        reason = (
             f'the hub shows no repository {repo}: check the name; a private one needs a token in HF_TOKEN'
-        ) from error
+        )
+        cause = error
     except errors.RevisionNotFoundError as error:
-        raise ValueError(f'{repo} has no revision {revision}') from error
+        reason, cause = f'{repo} has no revision {revision}', error
     except errors.HfHubHTTPError as error:
-        if error.response.status_code not in (401, 403):
-            raise ValueError(f'the hub refuses {repo} ({_first(error)}): try again later') from error
-        raise ValueError(
-            f'the hub does not let you into {repo}: set HF_TOKEN to a token that may read or write it'
-        ) from error
+        reason, cause = f'the hub refuses {repo} ({_first(error)}): try again later', error
+        if error.response.status_code in (401, 403):
+            reason = (
+                f'the hub does not let you into {repo}: set HF_TOKEN to a token that may read or write it'
+            )
     except ValueError:
         raise
     except Exception as error:  # of the network there are many kinds, of several packages
-        reason = 'HF_HUB_OFFLINE is set' if constants.HF_HUB_OFFLINE else _first(error.__cause__ or error)
-        raise ValueError(
-            f'{repo} is not in the cache, and the hub cannot be reached ({reason}): check the network, or '
-            'give the path of a file'
-        ) from error
+        why = 'HF_HUB_OFFLINE is set' if constants.HF_HUB_OFFLINE else _first(error.__cause__ or error)
+        reason = f'{repo} is not in the cache, and the hub cannot be reached ({why}): check the network, or '
+        reason, cause = reason + 'give the path of a file', error
+    else:
+        return
+    raise ValueError(reason) from cause
 
 
 def _first(error: BaseException) -> str:

@@ -14,10 +14,7 @@ _KEPT = ('pos_embed', 'cls_token')
 
 
 def quantize_rows(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Store matrices as int8: each row times 127 over its largest magnitude.
-
-    Args:
-        state: Weights by name, of floating point.
+    """Store floating-point matrices as int8: each row times 127 over its largest magnitude.
 
     Returns:
         int8 tensors of the same shapes with `<name>.scale`, shape (rows,) in float16, beside them; what is
@@ -37,11 +34,7 @@ def quantize_rows(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def dequantize_rows(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-    """Undo `quantize_rows`, in float32.
-
-    Args:
-        state: Tensors by name.
-        source: File to name in the message.
+    """Undo `quantize_rows`, in float32; `source` is the file to name in the message.
 
     Raises:
         ValueError: If an int8 tensor lacks its scale, or a scale its tensor.

@@ -4,30 +4,17 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from explora_geo.checkpoints.adapter import AdapterHeader, read_adapter
+from explora_geo.checkpoints.adapter import read_adapter
 from explora_geo.checkpoints.files import atomic_path, read_state
 from explora_geo.checkpoints.hub import ADAPTER, CARD, HUB, MODEL, fetch_file, hub_errors
 from explora_geo.checkpoints.metadata import stated_bands, stated_normalization, stated_sizes
-from explora_geo.models.normalization import Normalization, describe
+from explora_geo.models.normalization import describe
 
 _KNOWN = ('apache-2.0', 'mit', 'cc-by-4.0', 'cc-by-sa-4.0', 'cc-by-nc-4.0', 'cc-by-nc-sa-4.0', 'cc0-1.0')
 # How licences begin that nobody states.
 _UNKNOWN = 'not stated'
-
-
-class _Facts(NamedTuple):
-    """What a file says of itself; `adaptation` is empty for a model that was not adapted."""
-
-    is_adapter: bool
-    backbone: str
-    sizes: Mapping[str, int]
-    bands: tuple[str, ...]
-    normalization: Normalization | None
-    base: str
-    licence: str
-    adaptation: str
 
 
 def model_card(
@@ -48,31 +35,29 @@ def model_card(
         FileNotFoundError: If a file does not exist.
         ValueError: If a file cannot be read or is no model of ours.
     """
-    facts = _read_facts(Path(file))
-    given = Path(report) if report is not None else Path(file).with_name('report.json')
-    if report is not None and not given.is_file():
-        raise FileNotFoundError(f'no report {given}')
-    terms = licence or facts.licence or f'{_UNKNOWN} in the file'
-    kind = 'adapter' if facts.is_adapter else 'model'
-    title = f'{facts.backbone}, adapted by ExPLoRA {facts.adaptation}' if facts.adaptation else facts.backbone
-    normalization = facts.normalization and describe(facts.normalization, facts.bands)
+    facts, scores = _read_facts(Path(file)), Path(report or Path(file).with_name('report.json'))
+    if report is not None and not scores.is_file():
+        raise FileNotFoundError(f'no report {report}')
+    kind, backbone, base, adaptation = (facts[k] for k in ('kind', 'backbone', 'base', 'adaptation'))
+    licence = licence or facts['licence'] or f'{_UNKNOWN} in the file'
+    sizes = ', '.join(f'{k} {facts[k]}' for k in ('img_size', 'patch_size') if k in facts)
     rows = {
-        'backbone': f'`{facts.backbone}`, ' + ', '.join(f'{k} {v}' for k, v in facts.sizes.items()),
-        'base': f'`{facts.base}`' if facts.base else 'not stated',
-        'bands, in this order': ', '.join(facts.bands) or 'not stated',
-        'images are normalized by mean ± deviation': normalization or 'not stated',
-        'licence of the base, which holds here too': terms,
+        'backbone': f'`{backbone}`, {sizes}',
+        'base': f'`{base}`' if base else _UNKNOWN,
+        'bands, in this order': ', '.join(facts['bands']),
+        'images are normalized by mean ± deviation': facts['normalization']
+        and describe(facts['normalization'], facts['bands']),
+        'licence of the base, which holds here too': licence,
     }
     parts = [
-        _front_matter(facts, terms),
-        f'# {title}',
-        f'This {kind} was made with [explora_geo](https://pypi.org/project/explora-geo), which continues '
-        'self-supervised pre-training of vision transformers on unlabeled satellite images.',
-        '| | |\n|---|---|\n' + '\n'.join(f'| {k} | {v} |' for k, v in rows.items()),
-        usage or _usage(facts),
+        _front_matter(kind, base, licence),
+        f'# {backbone}' + (f', adapted by ExPLoRA {adaptation}' if adaptation else ''),
+        f'This {kind} was made with explora_geo, which goes on with self-supervised pre-training of vision '
+        'transformers on satellite images without labels.',
+        '| | |\n|---|---|\n' + '\n'.join(f'| {k} | {v or _UNKNOWN} |' for k, v in rows.items()),
+        usage or _usage(kind, base),
+        _measured(json.loads(scores.read_text(encoding='utf-8'))) if scores.is_file() else '',
     ]
-    if given.is_file():
-        parts.append(_measured(json.loads(given.read_text(encoding='utf-8')), given))
     return '\n\n'.join(filter(None, parts)) + '\n'
 
 
@@ -102,9 +87,8 @@ def push(
     from huggingface_hub import CommitOperationAdd, HfApi
 
     file, api = Path(file), HfApi()
-    files: dict[str, str | bytes]
     if file.is_dir():
-        files = {part.name: str(part) for part in sorted(file.iterdir()) if part.is_file()}
+        files: dict[str, str | bytes] = {part.name: str(part) for part in sorted(file.iterdir())}
         if CARD not in files:
             raise ValueError(
                 f'{file} has no {CARD}: push a file, or a folder that export --format peft wrote'
@@ -112,7 +96,8 @@ def push(
         card = (file / CARD).read_text(encoding='utf-8')
     else:
         card = model_card(file, report, licence)
-        files = {ADAPTER if _read_facts(file).is_adapter else MODEL: str(file), CARD: card.encode()}
+        name = ADAPTER if _read_facts(file)['kind'] == 'adapter' else MODEL
+        files = {name: str(file), CARD: card.encode()}
     if f'license_name: "{_UNKNOWN}' in card:
         raise ValueError(
             f'{file} states no licence of its base weights: read their terms, and give the licence that they '
@@ -147,57 +132,35 @@ def pull(name: str, out: str | Path) -> Path:
     return target
 
 
-def _read_facts(file: Path) -> _Facts:
+def _read_facts(file: Path) -> dict[str, Any]:
+    """What an adapter or a model says of itself, in the terms of an adapter's header."""
     _, meta = read_state(file, values=False)
-    source = str(file)
     if 'adapter' in meta:
-        header: AdapterHeader = read_adapter(file)[0]
-        return _Facts(
-            is_adapter=True,
-            backbone=header.backbone,
-            sizes={'img_size': header.img_size, 'patch_size': header.patch_size},
-            bands=header.bands,
-            normalization=header.normalization,
-            base=header.base,
-            licence=header.licence,
-            adaptation=header.explora_config.notation(),
-        )
-    bands = stated_bands(meta, source)
+        header = read_adapter(file)[0]
+        return {**vars(header), 'kind': 'adapter', 'adaptation': header.explora_config.notation()}
+    bands = stated_bands(meta, str(file))
     if 'backbone' not in meta or bands is None:
-        raise ValueError(
-            f'{file} does not say what it is: give an adapter, or a model of adapter merge or export'
-        )
-    return _Facts(
-        is_adapter=False,
-        backbone=meta['backbone'],
-        sizes=stated_sizes(meta, source),
-        bands=bands,
-        normalization=stated_normalization(meta, bands, source),
-        base=meta.get('base', ''),
-        licence=meta.get('licence', ''),
-        adaptation=meta.get('adaptation', ''),
-    )
+        raise ValueError(f'{file} does not say what it is: give an adapter, or a model of merge or export')
+    normalization = stated_normalization(meta, bands, str(file))
+    facts = {'kind': 'model', 'base': '', 'licence': '', 'adaptation': '', **meta}
+    return {**facts, 'bands': bands, 'normalization': normalization, **stated_sizes(meta, str(file))}
 
 
-def _front_matter(facts: _Facts, licence: str) -> str:
+def _front_matter(kind: str, base: str, licence: str) -> str:
     """The YAML header that the hub reads."""
-    known = licence.lower() in _KNOWN
-    lines = [f'license: {licence.lower() if known else "other"}']
-    lines += [] if known else [f'license_name: {json.dumps(licence)}']
-    # timm's names are those of its repositories.
-    base = facts.base.removeprefix(HUB).partition('@')[0]
-    if facts.base.startswith((HUB, 'timm/')):
-        lines += [
-            f'base_model: {base}',
-            f'base_model_relation: {"adapter" if facts.is_adapter else "finetune"}',
-        ]
-    lines += ['library_name: explora_geo', 'tags: [earth-observation, vision-transformer, explora]']
-    return '\n'.join(['---', *lines, '---'])
+    if licence.lower() in _KNOWN:
+        lines = [f'license: {licence.lower()}']
+    else:
+        lines = ['license: other', f'license_name: {json.dumps(licence)}']
+    if base.startswith((HUB, 'timm/')):  # timm's names are those of its repositories
+        lines.append(f'base_model: {"/".join(base.removeprefix(HUB).partition("@")[0].split("/")[:2])}')
+        lines.append(f'base_model_relation: {"adapter" if kind == "adapter" else "finetune"}')
+    tags = 'tags: [earth-observation, vision-transformer, explora]'
+    return '\n'.join(['---', *lines, 'library_name: explora_geo', tags, '---'])
 
 
-def _usage(facts: _Facts) -> str:
-    base, name = facts.base or 'FILE_OF_THE_BASE', ADAPTER if facts.is_adapter else MODEL
-    given = f'{base!r}, {name!r}' if facts.is_adapter else f'{name!r}'
+def _usage(kind: str, base: str) -> str:
+    given = f'{base or "FILE_OF_THE_BASE"!r}, {ADAPTER!r}' if kind == 'adapter' else f'{MODEL!r}'
     return (
         '## Use\n\n```python\nfrom explora_geo import load_backbone\n\n'
         f'vit = load_backbone(None, {given})  # or hf:owner/name in place of the file\n'
@@ -205,21 +168,20 @@ def _usage(facts: _Facts) -> str:
     )
 
 
-def _measured(report: Mapping[str, Any], file: Path) -> str:
+def _measured(report: Mapping[str, Any]) -> str:
     """Scores of the run's report as a table; empty without labels."""
     scores = report.get('scores')
     if not scores:
         return ''
-    labels = scores['labels']
     lines = ['| accuracy, % | base | adapted | gain (95 % interval) |', '|---|---|---|---|']
     for row in scores['rows']:
         base, own = (f'{100 * row[key]["mean"]:.1f}' for key in ('source', 'adapted'))
         mean, low, high = (100 * row['gain'][key] for key in ('mean', 'low', 'high'))
         lines.append(f'| {row["title"]} | {base} | {own} | {mean:+.1f} ({low:+.1f} to {high:+.1f}) |')
+    labels, run = scores['labels'], report['adaptation']
     about = (
-        f'{labels["classes"]} classes, {labels["train"]} tiles to train on, {labels["test"]} to test; frozen '
-        f'features, gains paired by tile. Adapted by {report["adaptation"]["notation"]} in '
-        f'{report["adaptation"]["steps"]} steps. From {file.name} of the run.'
+        f'Frozen features of {labels["classes"]} classes, {labels["train"]} tiles to train on and '
+        f'{labels["test"]} to test, gains paired by tile; {run["notation"]} for {run["steps"]} steps.'
     )
     verdict = report.get('verdict', {}).get('text', '')
     return '\n\n'.join(filter(None, ['## Measured', verdict, '\n'.join(lines), about]))

@@ -43,9 +43,6 @@ def read_weights(weights: WeightsEnum | str | Path | StoredWeights, values: bool
             `hf:owner/name[@revision][/file]`. What was read already is returned as it is.
         values: Whether to read the numbers; a look at metadata, names and shapes of a file takes no memory.
 
-    Returns:
-        Tensors, metadata and name.
-
     Raises:
         FileNotFoundError: If a file does not exist.
         ValueError: If the source is unknown or cannot be read.
@@ -76,12 +73,7 @@ def read_weights(weights: WeightsEnum | str | Path | StoredWeights, values: bool
 def fetch(url: str, meta: Mapping[str, Any]) -> Path:
     """The local file of a URL, downloaded once into torch's cache.
 
-    Args:
-        url: A `file:` URL, or one to download.
-        meta: `sha256`, whole or its beginning, is checked if it is stated, each time.
-
-    Returns:
-        Path of the file.
+    A `sha256` that `meta` states, whole or its beginning, is checked each time.
 
     Raises:
         ValueError: If it cannot be downloaded or is another file.
@@ -126,14 +118,7 @@ def _read_timm(text: str) -> StoredWeights:
 
 
 def timm_state(name: str, file: str | Path | None = None) -> dict[str, Tensor]:
-    """Pre-trained weights by timm's name, from a local file in the hub's format, or from where timm has them.
-
-    Args:
-        name: timm model with tag, such as `vit_base_patch16_224.mae`.
-        file: Read this file instead of downloading.
-
-    Returns:
-        State dict with timm's keys, without a classifier.
+    """State dict of timm's model without a classifier, from a file of the hub or from where timm has it.
 
     Raises:
         ValueError: If timm does not know the name or the weights cannot be fetched.

@@ -17,7 +17,6 @@ from torch.testing import assert_close
 
 from explora_geo.adaptation import ExPLoRAConfig, explora, trainable_names
 from explora_geo.checkpoints import (
-    apply_adapter,
     load_backbone,
     load_weights,
     merge_adapter,
@@ -27,7 +26,7 @@ from explora_geo.checkpoints import (
     scale_adapter,
     write_state,
 )
-from explora_geo.checkpoints.adapter import frozen_sha256
+from explora_geo.checkpoints.adapter import frozen_sha256, put_adapter
 from explora_geo.models import ViT, create_vit
 from explora_geo.models.normalization import Normalization
 
@@ -64,7 +63,7 @@ def test_a_file_of_half_the_size_holds_the_same_values_rounded(
     assert abs(adapter.stat().st_size - small.stat().st_size - values // 2) < 64  # the headers' padding
     vit = create_vit(MODEL)
     load_weights(vit, base_file)
-    apply_adapter(vit, small)
+    put_adapter(vit, *read_adapter(small), small)
     names = set(trainable_names(adapted))
     for name, value in vit.state_dict().items():
         original = adapted.state_dict()[name]
@@ -78,7 +77,8 @@ def test_base_and_adapter_are_the_adapted_model(
 ) -> None:
     vit = create_vit(MODEL)
     load_weights(vit, base_file)
-    header = apply_adapter(vit, adapter)
+    header, state = read_adapter(adapter)
+    put_adapter(vit, header, state, adapter)
     assert header.explora_config == CONFIG and header.bands == ('red', 'green', 'blue')
     assert torch.equal(vit.eval()(images).cls, adapted(images).cls)
     merged = load_backbone(MODEL, base_file, adapter)
@@ -267,9 +267,9 @@ def test_after_another_base_was_refused_the_model_is_as_it_was(
     vit.load_state_dict({**own, 'blocks.0.mlp.fc1.weight': own['blocks.0.mlp.fc1.weight'] + 1e-3})
     for _ in range(2):
         with pytest.raises(ValueError, match='made on other base weights'):
-            apply_adapter(vit, adapter)
+            put_adapter(vit, *read_adapter(adapter), adapter)
     vit.load_state_dict(own)
-    apply_adapter(vit, adapter)
+    put_adapter(vit, *read_adapter(adapter), adapter)
 
 
 def test_a_merged_file_opens_at_its_size(base_file: Path, images: Tensor, tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from explora_geo.adaptation import ExPLoRAConfig, explora
 from explora_geo.checkpoints import (
-    apply_adapter,
     load_backbone,
     load_weights,
     merge_adapter,
@@ -18,6 +17,7 @@ from explora_geo.checkpoints import (
     read_state,
     save_adapter,
 )
+from explora_geo.checkpoints.adapter import put_adapter
 from explora_geo.models import ViT, create_vit
 from explora_geo.objectives import MAE
 
@@ -108,7 +108,7 @@ def test_adapters_state_their_tokenizer_and_rebuild_the_model(
     torch.testing.assert_close(merged(**example).cls, expected.cls, atol=1e-5, rtol=0)
     other = build(kind)
     load_weights(other, base_file, fresh=other.patch_embed.fresh)
-    apply_adapter(other, tmp_path / 'adapter.safetensors')
+    put_adapter(other, *read_adapter(tmp_path / 'adapter.safetensors'), 'adapter.safetensors')
 
 
 def test_group_codes_are_the_same_on_every_build() -> None:
