@@ -183,6 +183,15 @@ def test_weights_list_names_licence_and_backbone_of_every_entry(run: Callable[..
     assert 'vit_large_patch8_96, group-channel, with decoder; CC-BY-NC-4.0' in line
 
 
+def test_weights_are_searched(run: Callable[..., str], refuse: Refuse) -> None:
+    lines = run('weights', 'list', '--search', 'Sentinel2 DINO small16').splitlines()
+    assert [line.split(':')[0] for line in lines] == ['torchgeo/ViTSmall16_Weights.SENTINEL2_ALL_DINO']
+    assert "no weights hold 'mars'" in refuse('weights', 'list', '--search', 'mars')
+    assert 'nearest are ViTTiny8_Weights.TINY_IMAGENET_MAE' in refuse(
+        'weights', 'inspect', 'ViTTiny8_Weights.MAE'
+    )
+
+
 def test_pack_says_what_it_wrote_and_refuses_another_archive(
     run: Callable[..., str], refuse: Refuse, tiles: Path, tmp_path: Path
 ) -> None:

@@ -18,7 +18,7 @@ def describe_weights(weights: WeightsEnum | str | Path) -> dict[str, str]:
     """Describe weights of any known layout.
 
     Args:
-        weights: A `WeightsEnum` or its name, a file, or `timm/<name>`.
+        weights: As `read_weights` takes them.
 
     Returns:
         Text by title: layout, backbone, tokenizer, bands, patch, image size, blocks, decoder, parameters,
@@ -34,24 +34,26 @@ def describe_weights(weights: WeightsEnum | str | Path) -> dict[str, str]:
     except ValueError as error:
         raise ValueError(f'{source}: {error}') from error
     filters = sorted((k, v) for k, v in state.items() if k.startswith('patch_embed.proj') and v.ndim == 4)
-    position = state.get('pos_embed')
-    if not filters or position is None or position.ndim != 3 or position.shape[1] < 2:
+    position, rotary = state.get('pos_embed'), 'blocks.0.gamma_1' in state
+    table = position is not None and position.ndim == 3 and position.shape[1] > 1
+    if not filters or not (rotary or table):
         raise ValueError(f'{source} has no patch embedding or no positions, so it is no whole ViT')
     width, patch = filters[0][1].shape[0], filters[0][1].shape[-1]
-    depth = _depth(state)
-    side = isqrt(position.shape[1] - 1)
-    counts = [v.shape[1] for _, v in filters]
+    depth, counts = _depth(state), [v.shape[1] for _, v in filters]
+    side = isqrt(position.shape[1] - 1) if position is not None and table else 0
+    registers = state['reg_token'].shape[1] if 'reg_token' in state else 0
+    others = Counter(k.split('.')[0] for k in parts if not k.startswith('decoder.'))
     rows = {
         'layout': layout,
         'backbone': meta.get('backbone') or _name(state, width, depth, patch, side * patch),
         'tokenizer': meta.get('tokenizer') or _tokenizer(state, width, counts),
         'bands': ', '.join(stated_bands(meta, source) or ()) or f'{sum(counts)}, names not stated',
         'patch': f'{patch} px',
-        'image size': f'{side * patch} px, {side}x{side} patches',
-        'width, blocks': f'{width}, {depth}',
+        'image size': 'any, rotary positions' if rotary else f'{side * patch} px, {side}x{side} patches',
+        'width, blocks': f'{width}, {depth}' + (f', {registers} registers' if registers else ''),
         'decoder': _decoder(parts),
         'parameters': f'{sum(v.numel() for v in state.values()):,} without what stands beside',
-        'beside': ', '.join(f'{k} ({n})' for k, n in _beside(parts).items()) or 'nothing',
+        'beside': ', '.join(f'{k} ({n})' for k, n in others.items()) or 'nothing',
     }
     return rows | {key: meta[key] for key in ('licence', 'publication', 'dataset', 'base') if key in meta}
 
@@ -65,14 +67,17 @@ def _name(state: Mapping[str, Tensor], width: int, depth: int, patch: int, size:
     name = size_name(width, depth)
     if name is None:
         return 'of a size without a name'
-    dinov2 = 'blocks.0.ls1.gamma' in state
-    return f'vit_{name}_patch{patch}_' + ('dinov2' if dinov2 else str(size))
+    if 'blocks.0.gamma_1' in state:
+        return f'vit_{name}_patch{patch}_dinov3' + ('_qkvb' if 'blocks.0.attn.q_bias' in state else '')
+    registers = f'reg{state["reg_token"].shape[1]}_' if 'reg_token' in state else ''
+    return f'vit_{name}_patch{patch}_{registers}' + ('dinov2' if 'blocks.0.ls1.gamma' in state else str(size))
 
 
 def _tokenizer(state: Mapping[str, Tensor], width: int, counts: Sequence[int]) -> str:
     if 'patch_embed.channel_embed' in state:
         return f'group-channel, groups of {", ".join(map(str, counts))} bands'
-    return 'temporal' if state['pos_embed'].shape[-1] < width else 'patch'
+    position = state.get('pos_embed')
+    return 'temporal' if position is not None and position.shape[-1] < width else 'patch'
 
 
 def _decoder(parts: Mapping[str, Tensor]) -> str:
@@ -80,7 +85,3 @@ def _decoder(parts: Mapping[str, Tensor]) -> str:
     if embed is None or embed.ndim != 2:
         return 'none'
     return f'width {embed.shape[0]}, {_depth(parts, "decoder.blocks.")} blocks'
-
-
-def _beside(parts: Mapping[str, Tensor]) -> Counter[str]:
-    return Counter(k.split('.')[0] for k in parts if not k.startswith('decoder.'))

@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.testing import assert_close
 
-from explora_geo.checkpoints import load_backbone
+from explora_geo.adaptation import ExPLoRAConfig, explora
+from explora_geo.checkpoints import load_backbone, save_adapter
 from explora_geo.trainers import ClassificationTask, load_task, save_task
 
 MODEL = ['--model', 'vit_tiny_patch8_32']
@@ -58,3 +59,17 @@ def test_mistakes_end_in_one_sentence(
     program = ['export', tmp_path / 'm.pt2', '--tuned', tuned]
     assert 'adapter and model belong to weights' in refuse(*program, '--adapter', tmp_path / 'missing')
     assert 'does not say which backbone' in refuse('export', out, '--weights', base_file)
+
+
+def test_an_adapter_goes_to_peft_by_its_file_alone(
+    run: Callable[..., str], refuse: Callable[..., str], base_file: Path, tmp_path: Path
+) -> None:
+    vit, config = load_backbone('vit_tiny_patch8_32', base_file), ExPLoRAConfig.parse('[L]-r4')
+    save_adapter(tmp_path / 'adapter.safetensors', explora(vit, config), vit.name, config)  # type: ignore[arg-type]
+    out, adapter = tmp_path / 'peft', ['--adapter', tmp_path / 'adapter.safetensors']
+    printed = run('export', out, '--format', 'peft', *adapter)
+    assert 'for PeftModel.from_pretrained, cls_token beside' in ' '.join(printed.split())
+    names = ['README.md', 'adapter_config.json', 'adapter_model.safetensors', 'parameters.safetensors']
+    assert sorted(p.name for p in out.iterdir()) == names
+    assert 'the format is peft, of --adapter' in refuse('export', out, '--format', 'onnx', *adapter)
+    assert 'the format is peft, of --adapter' in refuse('export', out, '--format', 'peft')
