@@ -15,9 +15,6 @@ def export_source(run: Path, out: Path) -> str:
     """Write the quantized file of a full pre-training run: backbone, and decoder if there is one.
 
     Returns a Markdown table of loss and k-NN accuracy by epoch, for the model card.
-
-    Raises:
-        FileNotFoundError: If the run has no model.
     """
     state, metadata = read_state(run / 'model.safetensors')
     kept = {k: v for k, v in state.items() if not k.startswith(_HEADS)}

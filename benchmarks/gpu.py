@@ -39,17 +39,11 @@ _IGNORED = shutil.ignore_patterns('__pycache__', 'results', '*eurosat.safetensor
 
 @dataclass(frozen=True)
 class Job:
-    """One entry of the queue.
+    """One entry of the queue."""
 
-    Attributes:
-        name: Name of its result.
-        seconds: How long it may take.
-        command: Arguments of this module or another, after `python -m`.
-    """
-
-    name: str
-    seconds: int
-    command: tuple[str, ...]
+    name: str  # name of its result
+    seconds: int  # how long it may take
+    command: tuple[str, ...]  # arguments of this module or another, after `python -m`
 
 
 def queue(root: Path, out: Path, tiny: bool) -> list[Job]:

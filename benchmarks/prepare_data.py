@@ -16,7 +16,6 @@ The choice of tiles is a pure function of their names, so every run ships the sa
 import argparse
 import hashlib
 import json
-import logging
 import zipfile
 from collections import defaultdict
 from collections.abc import Iterable
@@ -25,8 +24,6 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import rasterio
 from rasterio.windows import Window
-
-logger = logging.getLogger(__name__)
 
 MS_BANDS = (*(f'B{i:02d}' for i in range(1, 13)), 'B8A')  # the order in the files: B8A comes last
 NAIP_BANDS = ('red', 'green', 'blue', 'nir')
@@ -38,14 +35,9 @@ def choose(names: Iterable[str], count: int | None) -> list[str]:
     return sorted(ranked[:count])
 
 
-def copy_rgb(archive: Path, split_file: Path, out: Path, counts: dict[str, int | None]) -> int:
-    """Copy JPEG tiles into ``out/<split>/<Class>/``, so many per class or all; returns how many.
-
-    Raises:
-        ValueError: If a class has too few tiles in a split.
-    """
+def copy_rgb(archive: Path, split_file: Path, out: Path, counts: dict[str, int | None]) -> None:
+    """Copy JPEG tiles into ``out/<split>/<Class>/``, so many per class or all."""
     splits = json.loads(split_file.read_text(encoding='utf-8'))
-    written = 0
     with zipfile.ZipFile(archive) as source:
         members = {PurePosixPath(n).stem: n for n in source.namelist() if n.endswith('.jpg')}
         for split, count in counts.items():
@@ -55,23 +47,14 @@ def copy_rgb(archive: Path, split_file: Path, out: Path, counts: dict[str, int |
                 by_class[PurePosixPath(member).parent.name].append(member)
             for label, names in sorted(by_class.items()):
                 if count is not None and len(names) < count:
-                    raise ValueError(
-                        f'{split} needs {count} tiles of each class, but {label} has {len(names)}.'
-                    )
-                folder = out / split / label
-                folder.mkdir(parents=True, exist_ok=True)
+                    raise ValueError(f'{split} needs {count} tiles of {label}, there are {len(names)}')
+                (out / split / label).mkdir(parents=True, exist_ok=True)
                 for name in choose(names, count):
-                    (folder / PurePosixPath(name).name).write_bytes(source.read(name))
-                    written += 1
-    return written
+                    (out / split / label / PurePosixPath(name).name).write_bytes(source.read(name))
 
 
-def recompress(source: Path, target: Path, bands: tuple[str, ...], window: Window | None) -> None:
-    """Deflate a GeoTIFF of these bands, or a window of it, losslessly, and check that only the size changed.
-
-    Raises:
-        ValueError: If the number of bands is unexpected, or the copy differs from the original.
-    """
+def recompress(source: Path, target: Path, bands: tuple[str, ...], window: Window | None = None) -> None:
+    """Deflate a GeoTIFF of these bands, or a window of it, and check that only its size changed."""
     with rasterio.open(source) as src:
         if src.count != len(bands):
             raise ValueError(f'{source.name} has {src.count} bands, expected {len(bands)}: {bands}')
@@ -105,24 +88,12 @@ def recompress(source: Path, target: Path, bands: tuple[str, ...], window: Windo
             raise ValueError(f'{target} differs from {source}; delete it and run again.')
 
 
-def copy_ms(source: Path, out: Path, count: int) -> int:
-    """Recompress ``count`` 13-band tiles of every class; return how many were written."""
-    written = 0
-    for folder in sorted(p for p in source.iterdir() if p.is_dir()):
-        for name in choose((p.name for p in folder.glob('*.tif')), count):
-            recompress(folder / name, out / folder.name / name, MS_BANDS, None)
-            written += 1
-    return written
-
-
-def copy_naip(source: Path, out: Path, dates: tuple[str, ...], size: int) -> int:
-    """Cut a ``size`` x ``size`` window out of the scenes of some dates; return how many."""
-    scenes = [p for p in sorted(source.glob('*.tif')) if p.stem.endswith(dates)]
-    for path in scenes:
+def copy_naip(source: Path, out: Path, dates: tuple[str, ...], size: int = 256) -> None:
+    """Cut a square window out of the middle of the scenes of some dates."""
+    for path in (p for p in sorted(source.glob('*.tif')) if p.stem.endswith(dates)):
         with rasterio.open(path) as src:
             window = Window((src.width - size) // 2, (src.height - size) // 2, size, size)
         recompress(path, out / path.name, NAIP_BANDS, window)
-    return len(scenes)
 
 
 def main() -> None:
@@ -136,17 +107,16 @@ def main() -> None:
     parser.add_argument('--test', type=int, default=100, help='RGB test tiles per class')
     parser.add_argument('--ms', type=int, default=12, help='13-band tiles per class')
     args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format='%(message)s')
-
-    rgb_source = args.source / 'EuroSAT_RGB.zip', args.source / 'presto_train_test_split.json'
+    rgb = args.source / 'EuroSAT_RGB.zip', args.source / 'presto_train_test_split.json'
     if args.complete is not None:
-        logger.info('wrote %d RGB tiles', copy_rgb(*rgb_source, args.complete, {'train': None, 'test': None}))
+        copy_rgb(*rgb, args.complete, {'train': None, 'test': None})
         return
-    rgb = copy_rgb(*rgb_source, args.out / 'eurosat_rgb', {'train': args.train, 'test': args.test})
-    ms = copy_ms(args.source / 'EuroSAT_MS', args.out / 'eurosat_ms', args.ms)
-    naip = copy_naip(args.source / 'NAIP', args.out / 'naip', ('20170827', '20200831'), 256)
-    naip += copy_naip(args.source / 'NAIP', args.out / 'naip_2010', ('20100629',), 256)
-    logger.info('wrote %d RGB tiles, %d 13-band tiles and %d scenes', rgb, ms, naip)
+    copy_rgb(*rgb, args.out / 'eurosat_rgb', {'train': args.train, 'test': args.test})
+    for folder in sorted(p for p in (args.source / 'EuroSAT_MS').iterdir() if p.is_dir()):
+        for name in choose((p.name for p in folder.glob('*.tif')), args.ms):
+            recompress(folder / name, args.out / 'eurosat_ms' / folder.name / name, MS_BANDS)
+    copy_naip(args.source / 'NAIP', args.out / 'naip', ('20170827', '20200831'))
+    copy_naip(args.source / 'NAIP', args.out / 'naip_2010', ('20100629',))
 
 
 if __name__ == '__main__':

@@ -56,46 +56,34 @@ class ExPLoRABench(nn.Module):
             raise ValueError(f'normalization must be bandspec_zscore or identity, got {normalization!r}')
         if tokens not in ('cls', 'avg', 'cls+avg'):
             raise ValueError(f'tokens must be cls, avg or cls+avg, got {tokens!r}')
-        self.bands = list(bands)
-        self.num_channels = len(self.bands)
-        self.tokens, self.normalization = tokens, normalization
-        self.backbone = load_backbone(
-            model, weights, None if adapter is None else Path(adapter), img_size=img_size
-        )
-        self._check_bands()
-        statistics = [[float(getattr(b, key)) for b in self.bands] for key in ('mean', 'std')]
-        mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in statistics)
-        self.register_buffer('mean', mean, persistent=False)
-        self.register_buffer('std', std.clamp_min(1e-8), persistent=False)
-
-    def _check_bands(self) -> None:
+        self.bands, self.num_channels, self.tokens = list(bands), len(bands), tokens
+        file = None if adapter is None else Path(adapter)
+        self.backbone = load_backbone(model, weights, file, img_size=img_size)
         given, wanted = [str(b.name) for b in self.bands], list(self.backbone.patch_embed.bands)
         if not same_bands(given, wanted):
             raise ValueError(
                 f'the model reads the bands {", ".join(wanted)}, the data set gives {", ".join(given)}: set '
                 'dataset.bands to those of the model, in its order'
             )
+        plain = normalization == 'identity'
+        mean, std = ([float(getattr(b, key)) for b in self.bands] for key in ('mean', 'std'))
+        for name, values, one in (('mean', mean, 0.0), ('std', std, 1.0)):
+            value = torch.tensor([one] * len(values) if plain else values).view(1, -1, 1, 1)
+            self.register_buffer(name, value, persistent=False)
 
     def normalize_inputs(self, images: Tensor) -> Tensor:
-        """Normalise raw images, shape (B, C, H, W)."""
-        if self.normalization == 'identity':
-            return images
-        mean, std = self.get_buffer('mean'), self.get_buffer('std')
-        return (images - mean) / std
+        """Normalize raw images, shape (B, C, H, W)."""
+        return (images - self.get_buffer('mean')) / self.get_buffer('std').clamp_min(1e-8)
 
     @torch.no_grad()
-    def forward_patch_features(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         """One vector per image of raw images, shape (B, C, H, W) -> (B, K)."""
-        x = self.normalize_inputs(images.float())
-        tokenizer = self.backbone.patch_embed
+        x, tokenizer = self.normalize_inputs(images.float()), self.backbone.patch_embed
         side = tokenizer.grid_size[0] * tokenizer.patch_size
         if x.shape[-2:] != (side, side):
             x = F.interpolate(x, (side, side), mode='bilinear', antialias=True)
         found = self.backbone(x)
-        average = found.patches.flatten(1, 2).mean(1)
-        kinds = {'cls': found.cls, 'avg': average, 'cls+avg': torch.cat([found.cls, average], dim=1)}
-        return kinds[self.tokens]
+        kinds = {'cls': found.cls, 'avg': found.patches.flatten(1, 2).mean(1)}
+        return torch.cat([kinds[kind] for kind in self.tokens.split('+')], dim=1)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """The same."""
-        return self.forward_patch_features(images)
+    forward_patch_features = forward

@@ -28,12 +28,7 @@ GRID = 16
 
 
 def trunk(path: Path, depth: int = DEPTH) -> dict[str, Tensor]:
-    """Weights of the first blocks under timm's keys.
-
-    Args:
-        path: The ONNX file.
-        depth: Blocks to keep.
-    """
+    """Weights of the first blocks under timm's keys."""
     import onnx
     from onnx import numpy_helper
 

@@ -30,15 +30,7 @@ SIDES = {'student': 96, 'trunk': 84}
 def distil(
     trunk: Path, pixels: Tensor, epochs: int, batch: int = 512, rate: float = 2e-3
 ) -> dict[str, Tensor]:
-    """Weights of the student under timm's keys.
-
-    Args:
-        trunk: File of the trunk.
-        pixels: Bytes, shape (N, 3, H, W), on the device that trains.
-        epochs: Passes over the images.
-        batch: Images of a step.
-        rate: Largest learning rate.
-    """
+    """Weights of the student under timm's keys."""
     torch.manual_seed(0)
     device = pixels.device
     teacher = create_vit('vit_small_patch14_dinov2', img_size=SIDES['trunk'])

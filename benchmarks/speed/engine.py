@@ -49,9 +49,6 @@ def alternate(
 
     Every round takes one of each in an order of its own: a step finds caches and memory as the one before
     left them, which must not always be the same one.
-
-    Raises:
-        ValueError: If there is no round to count.
     """
     if repeats < 1:
         raise ValueError(f'repeats must be at least 1, got {repeats}')
@@ -71,11 +68,7 @@ def alternate(
 def compare_steps(
     out: Path, objective: str, setting: Setting, repeats: int = 5, only: str = '', compiled: bool = False
 ) -> Path:
-    """Step every contender in turns; returns the Markdown file.
-
-    Raises:
-        ValueError: If the objective is unknown.
-    """
+    """Step every contender in turns; returns the Markdown file."""
     contenders = find(objective, compiled)
 
     def build(name: str) -> Any:
@@ -113,11 +106,7 @@ def compare_steps(
 def compare_peaks(
     out: Path, objective: str, setting: Setting, only: str = '', compiled: bool = False
 ) -> Path:
-    """Measure by what the process of every contender grows, from before the model is built.
-
-    Raises:
-        ValueError: If the objective is unknown, or a compiler would be part of what is measured.
-    """
+    """Measure by what the process of every contender grows, from before the model is built."""
     on_gpu = setting.device.startswith('cuda')
     if compiled and not on_gpu:
         raise ValueError(
@@ -173,19 +162,7 @@ def _add(
     columns: Mapping[str, Mapping[str, float]],
     missing: Mapping[str, str],
 ) -> Path:
-    """Replace the measurement of the same setting on the same hardware, and write the table anew.
-
-    Args:
-        out: Folder of the results: `speed/<kind>.jsonl` and `.md` there.
-        kind: The command.
-        about: What it measures, in a sentence.
-        setting: What tells measurements apart, JSON-ready; with the `device`.
-        columns: Numbers by heading, which names their unit, and by what was measured.
-        missing: Why others were not measured.
-
-    Returns:
-        The Markdown file.
-    """
+    """Replace the measurement of the same setting on the same hardware, and write the table anew."""
     cpu = f'{platform.machine()} CPU, {torch.get_num_threads()} thread(s)'
     row = {
         'setting': dict(setting),

@@ -133,11 +133,7 @@ def huggingface_mae(setting: Setting, adapted: bool) -> Step:
 
 
 def torchgeo_mae(setting: Setting) -> Step:
-    """TorchGeo's own task, with a decoder of the same depth and without its augmentation.
-
-    Raises:
-        ValueError: If the images are not of the size that the model is named for.
-    """
+    """TorchGeo's own task, with a decoder of the same depth and without its augmentation."""
     from torchgeo.tasks import MAE as TorchGeoMAE
 
     if not setting.model.endswith(f'_{setting.image_size}'):
@@ -246,11 +242,7 @@ CONTENDERS: dict[str, Contenders] = {name: {**ours.STEPS[name], **STEPS[name]} f
 
 
 def find(objective: str, compiled: bool = False) -> Contenders:
-    """Everybody by name, with those that compile first if asked for.
-
-    Raises:
-        ValueError: If the objective is unknown.
-    """
+    """Everybody by name, with those that compile first if asked for."""
     if objective not in CONTENDERS:
         raise ValueError(f'objective must be one of {", ".join(CONTENDERS)}, got {objective!r}')
     return {**CONTENDERS[objective], **(ours.COMPILED[objective] if compiled else {})}

@@ -37,18 +37,7 @@ def build_step(
     lean: bool = False,
     drop_path_rate: float = 0.0,
 ) -> Step:
-    """A step of an objective; MAE's decoder trains as the encoder does, DINOv2's heads in full.
-
-    Args:
-        setting: The work.
-        kind: The objective.
-        adaptation: What trains, in the paper's notation.
-        vit: Another backbone, ready to train.
-        checkpointing: Recompute the backbone's activations in the backward pass.
-        compiled: Let `torch.compile` write the kernels of blocks.
-        lean: Hold frozen matrices in bfloat16 only, as `frozen_dtype: bfloat16` does.
-        drop_path_rate: Stochastic depth.
-    """
+    """A step of an objective; MAE's decoder trains as the encoder does, DINOv2's heads in full."""
     if lean and setting.precision != 'bf16':
         raise ValueError('frozen matrices in bfloat16 go with products in bfloat16')
     vit = vit or backbone(setting, kind, adaptation, drop_path_rate=drop_path_rate)

@@ -19,11 +19,7 @@ from explora_geo.transforms import MultiCrop, ViewsConfig
 
 
 def read_images(folder: Path, count: int, size: int) -> Tensor:
-    """The first JPEG images of class folders in turn, normalized, shape (count, 3, size, size).
-
-    Raises:
-        FileNotFoundError: If the folder holds fewer images.
-    """
+    """The first JPEG images of class folders in turn, normalized, shape (count, 3, size, size)."""
     classes = [sorted(f.glob('*.jpg')) for f in sorted(folder.iterdir()) if f.is_dir()]
     files = [path for row in zip(*classes, strict=False) for path in row][:count]
     if len(files) < count:
@@ -39,35 +35,23 @@ def read_images(folder: Path, count: int, size: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Setting:
-    """The work of one step.
+    """The work of one step."""
 
-    Attributes:
-        model: Backbone by timm's name.
-        batch: Images per step.
-        image_size: Side of images and of global crops, pixels.
-        local_size: Side of local crops, pixels.
-        num_local: Local crops per image.
-        mask_ratio: Share of the patches that MAE removes.
-        decoder_depth: Blocks of MAE's decoder, of width 512 and 16 heads.
-        head: Size of DINOv2's head.
-        precision: Products in bfloat16, or all in float32; the faster one here by default.
-        images: Folder of class folders of JPEG files; random images if None.
-        device: Where steps run.
-        fused: Torch's fused attention also in bfloat16 on a CPU, where it is the slower one; it keeps as
-            little for the backward pass as that of GPUs.
-    """
-
-    model: str = 'vit_base_patch16_224'
-    batch: int = 8
-    image_size: int = 224
-    local_size: int = 96
-    num_local: int = 8
-    mask_ratio: float = 0.75
-    decoder_depth: int = 8
-    head: HeadConfig = field(default_factory=lambda: HeadConfig(65536, 2048, 256))
+    model: str = 'vit_base_patch16_224'  # backbone by timm's name
+    batch: int = 8  # images per step
+    image_size: int = 224  # side of images and of global crops, pixels
+    local_size: int = 96  # side of local crops, pixels
+    num_local: int = 8  # local crops per image
+    mask_ratio: float = 0.75  # share of the patches that MAE removes
+    decoder_depth: int = 8  # blocks of MAE's decoder, of width 512 and 16 heads
+    head: HeadConfig = field(default_factory=lambda: HeadConfig(65536, 2048, 256))  # size of DINOv2's head
+    # products in bfloat16, or all in float32; the faster one here by default
     precision: Literal['bf16', 'fp32'] | None = None
+    # folder of class folders of JPEG files; random images if None
     images: Path | None = Path('tests/data/eurosat_rgb/test')
-    device: str = 'cuda' if torch.cuda.is_available() else 'cpu'
+    device: str = 'cuda' if torch.cuda.is_available() else 'cpu'  # where steps run
+    # torch's fused attention also in bfloat16 on a CPU, where it is the slower one; it keeps as little for
+    # the backward pass as that of GPUs
     fused: bool = False
 
     def __post_init__(self) -> None:
@@ -117,14 +101,7 @@ class Step:
         loss: Callable[[], Tensor],
         after: Callable[[], object] = lambda: None,
     ) -> None:
-        """Initialize a step.
-
-        Args:
-            setting: Device and precision.
-            module: What trains.
-            loss: Loss of the batch.
-            after: What follows the optimizer, such as a teacher's update.
-        """
+        """Initialize a step."""
         self.module, self.loss, self.after = module.to(setting.device).train(), loss, after
         trained = [p for p in module.parameters() if p.requires_grad]
         self.trained = sum(p.numel() for p in trained)

@@ -27,18 +27,12 @@ HALVES = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 
 @dataclass(frozen=True)
 class Source:
-    """Weights that are adapted.
+    """Weights that are adapted."""
 
-    Attributes:
-        model: Backbone by name.
-        weights: Name of a `WeightsEnum` or file.
-        size: Image side, pixels.
-        stats: Mean and deviation of each band that normalize images.
-    """
-
-    model: str
-    weights: str | None
-    size: int
+    model: str  # backbone by name
+    weights: str | None  # name of a `WeightsEnum` or file
+    size: int  # image side, pixels
+    # mean and deviation of each band that normalize images
     stats: tuple[tuple[float, ...], tuple[float, ...]] = IMAGENET
 
 

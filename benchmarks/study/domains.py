@@ -27,25 +27,15 @@ LABELED = tuple(PROBE)
 
 @dataclass(frozen=True)
 class Domain:
-    """Images of one domain and what they are used for.
+    """Images of one domain and what they are used for."""
 
-    Attributes:
-        name: One of `LABELED`, or `naip`.
-        image: Bytes, shape (N, 3, H, W).
-        label: Class of each image, shape (N,).
-        archive: Images that are adapted to, without labels; indices.
-        train: Labeled images that fit probes.
-        val: Labeled images that choose settings; like `train`, of the archive.
-        test: Images that are scored, and that nothing else sees.
-    """
-
-    name: str
-    image: Tensor
-    label: Tensor
-    archive: Tensor
-    train: Tensor
-    val: Tensor
-    test: Tensor
+    name: str  # one of `LABELED`, or `naip`
+    image: Tensor  # bytes, shape (N, 3, H, W)
+    label: Tensor  # class of each image, shape (N,)
+    archive: Tensor  # images that are adapted to, without labels; indices
+    train: Tensor  # labeled images that fit probes
+    val: Tensor  # labeled images that choose settings; like `train`, of the archive
+    test: Tensor  # images that are scored, and that nothing else sees
 
     def to(self, device: torch.device | str) -> 'Domain':
         """The same on a device."""
@@ -54,16 +44,7 @@ class Domain:
 
 
 def load(name: str, folder: Path, cache: Path) -> Domain:
-    """Read a domain, from the cache where it is there.
-
-    Args:
-        name: One of `LABELED`, or `naip`.
-        folder: Where the archives are.
-        cache: Folder of `.npz` files.
-
-    Raises:
-        FileNotFoundError: If an archive is missing.
-    """
+    """Read a domain, from the cache where it is there."""
     file = cache / f'{name}.npz'
     if not file.is_file():
         cache.mkdir(parents=True, exist_ok=True)

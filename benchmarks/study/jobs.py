@@ -21,33 +21,19 @@ _DINOV2 = {**SHORT_DINOV2, 'phases': {'head_warmup_fraction': 0.0}, 'views': _VI
 
 @dataclass(frozen=True)
 class Job:
-    """One adaptation and its scores.
+    """One adaptation and its scores."""
 
-    Attributes:
-        group: What it is for.
-        name: Name of the recipe.
-        source: Key of `SOURCES`.
-        domain: Domain that is adapted to.
-        values: What differs in the recipe from that of short runs, as `read_recipe` reads it.
-        views: Images to see.
-        seed: Of everything that is drawn.
-        images: Adapt to so many images of the archive, all if 0.
-        strengths: Also score so much of the difference.
-        transfer: Also score the other domains.
-        save: Keep the adapter.
-    """
-
-    group: str
-    name: str
-    source: str
-    domain: str
-    values: Mapping[str, Any]
-    views: int
-    seed: int = 0
-    images: int = 0
-    strengths: tuple[float, ...] = ()
-    transfer: tuple[str, ...] = ()
-    save: bool = False
+    group: str  # what it is for
+    name: str  # name of the recipe
+    source: str  # key of `SOURCES`
+    domain: str  # domain that is adapted to
+    values: Mapping[str, Any]  # what differs in the recipe from that of short runs, as `read_recipe` reads it
+    views: int  # images to see
+    seed: int = 0  # of everything that is drawn
+    images: int = 0  # adapt to so many images of the archive, all if 0
+    strengths: tuple[float, ...] = ()  # also score so much of the difference
+    transfer: tuple[str, ...] = ()  # also score the other domains
+    save: bool = False  # keep the adapter
 
     @property
     def key(self) -> str:

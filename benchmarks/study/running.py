@@ -48,14 +48,7 @@ class Study:
     """What jobs share in a process."""
 
     def __init__(self, data: Path, cached: Path, out: Path, device: torch.device) -> None:
-        """Initialize a Study.
-
-        Args:
-            data: Folder of archives, and of weights that are files.
-            cached: Folder of what was read of them, and of the scores of sources.
-            out: File of lines.
-            device: Where to compute.
-        """
+        """Initialize a Study."""
         self.data, self.cached, self.out, self.device = data, cached, out, device
         self.domain = cache(lambda name: load(name, data, cached).to(device))
         self.source = cache(lambda name: load_source(self.named(name))[0].to(device).eval())
@@ -146,14 +139,7 @@ class Study:
 
 
 def work(study: Study, jobs: list[Job], until: float, say: Callable[[str], None] = print) -> None:
-    """Do what no other process has begun, until the time is over.
-
-    Args:
-        study: What jobs share.
-        jobs: In the order of their worth.
-        until: Start nothing after this time, seconds since 1970.
-        say: Told what was done.
-    """
+    """Do what no other process has begun, until the time is over."""
     claims = study.cached / 'claims'
     claims.mkdir(parents=True, exist_ok=True)
     for job in jobs:

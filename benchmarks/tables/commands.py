@@ -1,10 +1,11 @@
 """The commands of `explora-bench` that run the paper's tables: list, plan, run, report, compare, analyse."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from explora_geo._cli_console import say
 
 RESULTS = Path('benchmarks/results')
 _TABLE = Annotated[str, typer.Argument(help='Number of a table, such as 3, or a YAML file of one.')]
@@ -28,10 +29,6 @@ def list_tables(
 
     Example: explora-bench list 3 --scale small
     """
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table as View
-
     from . import records
     from .jobs import why_not
     from .rows import get_table, read_tables
@@ -40,15 +37,14 @@ def list_tables(
     found = get_scale(scale)
     known = records.read(_results(out, found))
     for one in [get_table(table)] if table else read_tables().values():
-        view = View(title=escape(f'Table {one.id}: {one.title}; {one.metric}'), title_justify='left')
-        for name in ('id', 'row', 'published', f'at the scale {found.name}'):
-            view.add_column(name)
+        lines = []
         for row in one.rows.values():
             seeds = len({r['seed'] for r in known if (r['table'], r['row']) == (one.id, row.id)})
             state = why_not(one, row, found) or (f'{seeds} seeds finished' if seeds else 'runs')
-            published = 'not in the paper' if row.added else str(row.published)
-            view.add_row(*map(escape, (row.id, row.name, published, state)))
-        Console().print(view)
+            lines.append([row.id, row.name, 'not in the paper' if row.added else str(row.published), state])
+        header = ['id', 'row', 'published', f'at the scale {found.name}']
+        title = f'Table {one.id}: {one.title}; {one.metric}'
+        say('\n'.join([title, '', *records.markdown_table(header, lines), '']))
 
 
 def plan(
@@ -59,23 +55,20 @@ def plan(
     Models are built on the meta device, so that the largest cost nothing to count. Example:
     explora-bench plan 1 --scale paper
     """
-    from rich.console import Console
-
     from . import plan as planning
     from . import records
     from .rows import get_table
     from .scales import get_scale
 
-    one, found, console = get_table(table), get_scale(scale), Console()
-    if not console.is_terminal:
-        console.width = max(console.width, 150)  # a file holds what a narrow terminal would cut
+    one, found = get_table(table), get_scale(scale)
     known = [r for path in sorted(out.glob('*/results.jsonl')) for r in records.read(path)]
     rate, count = planning.measured_rate(known), seeds or found.seeds
     planned = planning.plan_rows(one, one.choose(rows), found, rate)
-    console.print(planning.show(one, found, planned, rate, count))
+    say('\n'.join([f'Table {one.id} at the scale {found.name}: {one.title}', '']))
+    say('\n'.join(planning.show(planned, rate, count)))
     if rate is not None:
         total = planning.total_hours(planned, found, rate, count)
-        console.print(f'{total:,.2f} device hours for {count} seeds, searches included.', highlight=False)
+        say(f'{total:,.2f} device hours for {count} seeds, searches included.')
     differing = [p.row.name for p in planned if p.agrees is False]
     if differing:
         raise ValueError(f'{", ".join(differing)}: not as many parameters as the paper states')
@@ -98,8 +91,6 @@ def run(
     with torchrun or srun as any Lightning script; all of them must see the folders. Example:
     explora-bench run 2 --scale demo
     """
-    from rich.console import Console
-
     from . import records
     from .report import write_report
     from .rows import get_table
@@ -107,18 +98,18 @@ def run(
     from .scales import get_scale
     from .stages import Store, is_first_process
 
-    one, found, console = get_table(table), get_scale(scale), Console()
+    one, found = get_table(table), get_scale(scale)
     results = _results(out, found)
 
     def progress(text: str) -> None:
         if is_first_process():
-            console.print(text, markup=False, highlight=False, soft_wrap=True)
+            say(text)
 
     stages = Store(store, resume, results.with_name('stages.jsonl'))
     run_rows(one, one.choose(rows), found, seeds or found.seeds, stages, results, progress)
     if is_first_process():
         files = write_report(results.parent, one, found, records.read(results))
-        progress('\n'.join(map(str, [results, *files])))
+        say('\n'.join(map(str, [results, *files])))
 
 
 def report(
@@ -140,13 +131,12 @@ def report(
     known = records.read(results)
     have = {r['table'] for r in known}
     tables = [get_table(table)] if table else [t for t in read_tables().values() if t.id in have]
-    if not tables and have:
-        raise ValueError(f'{results} holds {", ".join(sorted(have))}: give the YAML file of the table')
-    if not tables:
+    if not have:
         raise FileNotFoundError(f'no results {results}: run explora-bench run TABLE --scale {scale} first')
+    if not tables:
+        raise ValueError(f'{results} holds {", ".join(sorted(have))}: give the YAML file of the table')
     for one in tables:
-        for path in write_report(results.parent, one, found, known):
-            typer.echo(path)
+        say('\n'.join(map(str, write_report(results.parent, one, found, known))))
 
 
 def compare(
@@ -162,7 +152,7 @@ def compare(
     from .compare import compare as compared
     from .scales import get_scale
 
-    typer.echo(compared(one, two, _results(out, get_scale(scale))))
+    say(compared(one, two, _results(out, get_scale(scale))))
 
 
 def analyse(
@@ -177,24 +167,16 @@ def analyse(
     store: _STORE = Path('runs/bench'),
     results: Annotated[Path, typer.Option(help='Folder of the results, for rows.')] = RESULTS,
 ) -> None:
-    """Show what each block knows: eigenvalues, place and class of patches, attention; models side by side.
+    """Show what each block knows: eigenvalues, place and class of its patches; models side by side.
 
     Example: explora-bench analyse 2:dinov2 2:d_l_r64
     """
-    from .analyse import find_models, read_images, write_analysis
+    from .analyse import analyse as analysed
+    from .analyse import find_models, write_analysis
     from .scales import get_scale
 
     found = find_models(models, _results(results, get_scale(scale)), store, image_size)
-    image, label, pictures = read_images(data, images, next(iter(found.values())))
-    for path in write_analysis(out, found, image, label, pictures):
-        typer.echo(path)
+    say('\n'.join(map(str, write_analysis(out, analysed(found, data, images)))))
 
 
-COMMANDS: dict[str, Callable[..., None]] = {
-    'list': list_tables,
-    'plan': plan,
-    'run': run,
-    'report': report,
-    'compare': compare,
-    'analyse': analyse,
-}
+COMMANDS = {'list': list_tables} | {f.__name__: f for f in (plan, run, report, compare, analyse)}

@@ -10,12 +10,7 @@ _COSTS = {'trains, millions': ('trainable', 1e-6), 's': ('seconds', 1.0), 'image
 
 
 def compare(one: str, two: str, results: Path) -> str:
-    """Compare two rows, `TABLE:ROW` of the results, by seed, or what two files of results have in common.
-
-    Raises:
-        FileNotFoundError: If a file does not exist.
-        ValueError: If a row has no results, or nothing is in common.
-    """
+    """Compare two rows, `TABLE:ROW` of the results, by seed, or what two files of results have in common."""
     if one.endswith('.jsonl') and two.endswith('.jsonl'):
         return _files(Path(one), Path(two))
     known = read(results)
@@ -36,11 +31,10 @@ def compare(one: str, two: str, results: Path) -> str:
 def _find(known: Sequence[Record], name: str, results: Path) -> list[Record]:
     table, _, row = name.partition(':')
     found = by_row(known, table)
-    rows = found.get((row, 'run')) or next((r for k, r in found.items() if k[0] == row), None)
-    if not rows:
+    if row not in found:
         have = ', '.join(dict.fromkeys(f'{r["table"]}:{r["row"]}' for r in known)) or 'none'
         raise ValueError(f'{results} has no results of {name!r}: write TABLE:ROW; it has {have}')
-    return rows
+    return found[row]
 
 
 def _line(title: str, first: Sequence[Record], second: Sequence[Record], key: str = 'value') -> list[str]:

@@ -22,21 +22,13 @@ _KEPT_WIDTHS = 34
 
 @dataclass(frozen=True)
 class Cost:
-    """Cost of pre-training or tuning.
+    """Cost of pre-training or tuning."""
 
-    Attributes:
-        trainable: Parameters that train, of backbone and decoder; heads are not counted, as in the paper.
-        flops: Floating point operations per image, forward and backward, of backbone and decoder.
-        memory: Bytes at a batch on one device, estimated: weights, gradients, AdamW, activations.
-        steps: Optimizer steps.
-        batch: Images per step.
-    """
-
-    trainable: int
-    flops: float
-    memory: float
-    steps: int
-    batch: int
+    trainable: int  # parameters that train, of backbone and decoder; heads are not counted, as in the paper
+    flops: float  # floating point operations per image, forward and backward, of backbone and decoder
+    memory: float  # bytes at a batch on one device, estimated: weights, gradients, AdamW, activations
+    steps: int  # optimizer steps
+    batch: int  # images per step
 
     @property
     def work(self) -> float:

@@ -40,12 +40,7 @@ def build_data(data: Data, **changes: Any) -> Any:
 
 
 def open_data(data: Data, **changes: Any) -> Any:
-    """Build a data module and set up its parts; without a test part, validation is the test.
-
-    Raises:
-        FileNotFoundError: If the images do not exist.
-        ValueError: If an argument does not fit.
-    """
+    """Build a data module and set up its parts; without a test part, validation is the test."""
     module = build_data(data, **changes)
     for stage in ('fit', 'test'):
         module.setup(stage)
@@ -82,11 +77,7 @@ def labels_of(dataset: Any) -> torch.Tensor | None:
 
 
 def draw_training_labels(module: Any, labels: str, seed: int) -> int:
-    """Leave a data module only a draw of a label budget from its training images; returns their number.
-
-    Raises:
-        ValueError: If the labels are not known without reading every image.
-    """
+    """Leave a data module only a draw of a label budget from its training images; returns their number."""
     dataset, budget = module.train_dataset, Budget.parse(labels)
     if not budget.full:
         known = labels_of(dataset)

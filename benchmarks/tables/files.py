@@ -16,11 +16,7 @@ def read_yaml(path: Path, kind: str) -> dict[str, Any]:
 
 
 def make(kind: type, values: Mapping[str, Any], where: str) -> Any:
-    """Build a dataclass, with tuples for lists.
-
-    Raises:
-        ValueError: If a key is unknown or a value does not fit; it names the place, `where`.
-    """
+    """Build a dataclass, with tuples for lists."""
     unknown = set(values) - {f.name for f in fields(kind)}
     if unknown:
         raise ValueError(f'{where}: unknown keys {", ".join(sorted(unknown))}')

@@ -18,23 +18,14 @@ _OBJECTIVES = {'M': 'MAE', 'D': 'DINOv2'}
 
 @dataclass(frozen=True)
 class Job:
-    """A row at a scale.
+    """A row at a scale."""
 
-    Attributes:
-        table: Its table.
-        row: The row.
-        scale: The scale.
-        source: What it starts from; its weights are empty for random ones.
-        recipe: How it is pre-trained, or None for the source as it is.
-        seed: Seed of the run.
-    """
-
-    table: Table
-    row: Row
-    scale: Scale
-    source: Source
-    recipe: Recipe | None
-    seed: int = 0
+    table: Table  # its table
+    row: Row  # the row
+    scale: Scale  # the scale
+    source: Source  # what it starts from; its weights are empty for random ones
+    recipe: Recipe | None  # how it is pre-trained, or None for the source as it is
+    seed: int = 0  # seed of the run
 
     @property
     def dataset(self) -> str:
@@ -90,11 +81,7 @@ def why_not(table: Table, row: Row, scale: Scale) -> str:
 
 
 def build_job(table: Table, row: Row, scale: Scale, seed: int = 0) -> Job:
-    """Settle what a row does.
-
-    Raises:
-        ValueError: If it does not run at this scale, or a value does not fit.
-    """
+    """Settle what a row does."""
     reason = why_not(table, row, scale)
     if reason:
         raise ValueError(f'table {table.id}, row {row.id} does not run: {reason}')

@@ -23,25 +23,15 @@ _STATUS = Path('/proc/self/status')
 
 
 class Meter:
-    """Context that measures what happens in it.
+    """Context that measures what happens in it."""
 
-    Attributes:
-        seconds: Duration, known after it ends.
-        peak_memory: Bytes: highest allocation on the GPU, else growth of the process.
-        energy: `kwh`, `kg` of CO2 and `method`, or None where no meter can be read.
-    """
-
-    seconds: float = 0.0
-    peak_memory: int = 0
+    seconds: float = 0.0  # duration, known after it ends
+    peak_memory: int = 0  # bytes: highest allocation on the GPU, else growth of the process
+    # `kwh`, `kg` of CO2 and `method`, or None where no meter can be read
     energy: dict[str, Any] | None = None
 
     def __init__(self, devices: Sequence[int] = (0,), nodes: int = 1) -> None:
-        """Initialize a Meter.
-
-        Args:
-            devices: Indices of the GPUs whose energy counts.
-            nodes: Nodes that do the same, and are taken to use as much.
-        """
+        """Initialize a Meter."""
         self.devices, self.nodes = devices, nodes
         self._lock, self._ended = threading.Lock(), threading.Event()
 
@@ -100,9 +90,6 @@ def read_joules(devices: Sequence[int]) -> dict[str, tuple[float, float]]:
     """Counters of energy: GPUs by the driver (NVML), else processor packages (RAPL) where they may be read.
 
     Where there is a GPU, counters of processors alone are not enough: they are the smaller part.
-
-    Returns:
-        Joules, and the joules after which the counter starts from zero, or 0.
     """
     found: dict[str, tuple[float, float]] = {}
     for folder in sorted(_RAPL.glob('intel-rapl:*')):

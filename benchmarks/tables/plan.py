@@ -6,15 +6,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from rich.console import Group
-from rich.markup import escape
-from rich.table import Table as View
-
 from .cost import Cost, pretraining_cost, tuning_cost
 from .data import build_data
 from .jobs import build_job, why_not
 from .meter import describe_machine
-from .records import Record
+from .records import Record, markdown_table
 from .rows import Row, Table
 from .scales import Scale
 
@@ -22,34 +18,21 @@ _COUNT = re.compile(r'(?P<exact>[\d,]+)|(?P<millions>\d+\.\d{3})M')
 
 
 class Planned(NamedTuple):
-    """A row's plan.
-
-    Attributes:
-        row: The row.
-        reason: Why it does not run; empty if it does.
-        pretrain: Cost of pre-training, also of what released weights stand for; None without any.
-        tune: Cost of tuning; None for a probe.
-        released: Released weights that take the place of pre-training.
-        hours: Device hours at the measured rate; None where no run was measured.
-        agrees: Whether the model has as many parameters as the paper states; None where it states none, or
-            at another scale than the paper's.
-    """
+    """A row's plan."""
 
     row: Row
-    reason: str
-    pretrain: Cost | None = None
-    tune: Cost | None = None
-    released: str = ''
-    hours: float | None = None
+    reason: str  # why it does not run; empty if it does
+    pretrain: Cost | None = None  # also of what released weights stand for; None without any
+    tune: Cost | None = None  # None for a probe
+    released: str = ''  # released weights that take the place of pre-training
+    hours: float | None = None  # device hours at the measured rate; None where no run was measured
+    # whether the model has as many parameters as the paper states; None where it states none, or at another
+    # scale than the paper's
     agrees: bool | None = None
 
 
 def matches(stated: str, count: int) -> bool:
-    """Whether a number of parameters is the stated one: exact, or in millions to three decimals.
-
-    Raises:
-        ValueError: If the text is neither.
-    """
+    """Whether a number of parameters is the stated one: exact, or in millions to three decimals."""
     found = _COUNT.fullmatch(stated)
     if found is None:
         raise ValueError(f'cannot read the number of parameters {stated!r}: write 15,710,208 or 18.725M')
@@ -59,21 +42,10 @@ def matches(stated: str, count: int) -> bool:
 
 
 def plan_rows(table: Table, rows: Sequence[Row], scale: Scale, rate: float | None) -> list[Planned]:
-    """Plan rows: build every model on the meta device and every data module, without reading data.
-
-    Args:
-        table: Their table.
-        rows: The rows.
-        scale: With which models, images and lengths.
-        rate: Operations per second of a device, or None.
-
-    Raises:
-        ValueError: If a model or data module cannot be built.
-    """
+    """Plan rows, at a device's operations per second if known: build models and data without reading any."""
     planned = []
     for row in rows:
-        reason = why_not(table, row, scale)
-        if reason:
+        if reason := why_not(table, row, scale):
             planned.append(Planned(row, reason))
             continue
         job = build_job(table, replace(row, released=''), scale)
@@ -84,8 +56,9 @@ def plan_rows(table: Table, rows: Sequence[Row], scale: Scale, rate: float | Non
         tune = tuning_cost(job)
         work = sum(cost.work for cost in (None if released else pretrain, tune) if cost is not None)
         hours = None if rate is None else work / rate / 3600
-        checked = scale.published and row.trainable and pretrain is not None
-        agrees = matches(row.trainable, pretrain.trainable) if checked and pretrain else None
+        agrees = None
+        if scale.published and row.trainable and pretrain is not None:
+            agrees = matches(row.trainable, pretrain.trainable)
         planned.append(Planned(row, '', pretrain, tune, released, hours, agrees))
     return planned
 
@@ -101,28 +74,24 @@ def measured_rate(records: Iterable[Record]) -> float | None:
     return statistics.median(rates) if rates else None
 
 
-def show(table: Table, scale: Scale, planned: Sequence[Planned], rate: float | None, seeds: int) -> Group:
-    """The plan for the terminal: a table of what runs, without empty columns, and why other rows do not."""
+def show(planned: Sequence[Planned], rate: float | None, seeds: int) -> list[str]:
+    """The plan as lines: a table of what runs, without empty columns, and why other rows do not."""
     device = describe_machine()['hardware']['device']
-    about = f'{rate / 1e9:,.0f} GFLOP/s of finished runs on {device}' if rate else f'no run on {device} yet'
-    view = View(title=escape(f'Table {table.id} at the scale {scale.name}: {table.title}; {about}'))
-    view.title_justify = 'left'
-    view.add_column('row')
-    running = [(p.row.name, _cells(p, seeds)) for p in planned if not p.reason]
-    shown = [key for key in (running[0][1] if running else ()) if any(c[key] != '-' for _, c in running)]
-    for key in shown:
-        view.add_column(key, justify='right')
-    for name, cells in running:
-        view.add_row(*map(escape, (name, *(cells[key] for key in shown))))
-    return Group(view, *(escape(f'{p.row.name}: {p.reason}') for p in planned if p.reason))
+    running = [_cells(p, seeds) for p in planned if not p.reason]
+    shown = [key for key in (running[0] if running else ()) if any(cells[key] != '-' for cells in running)]
+    return [
+        f'{rate / 1e9:,.0f} GFLOP/s of finished runs on {device}.' if rate else f'No run on {device} yet.',
+        *markdown_table(shown, [[cells[key] for key in shown] for cells in running]),
+        *(f'{p.row.name}: {p.reason}' for p in planned if p.reason),
+    ]
 
 
 def _cells(plan: Planned, seeds: int) -> dict[str, str]:
     cost, tune, released, stated = plan.pretrain, plan.tune, plan.released, plan.row.trainable
-    agrees = {True: f'{stated} ok', False: f'{stated} DIFFERS', None: '-'}[plan.agrees]
     return {
+        'row': plan.row.name,
         'trainable': f'{cost.trainable:,}' if cost else '-',
-        'stated': agrees,
+        'stated': {True: f'{stated} ok', False: f'{stated} DIFFERS', None: '-'}[plan.agrees],
         'steps': (released or f'{cost.steps:,} x {cost.batch}') if cost else '-',
         'GFLOP/image': f'{cost.flops / 1e9:,.1f}' if cost else '-',
         'memory': f'{cost.memory / 1e9:.1f} GB' if cost and not released else '-',

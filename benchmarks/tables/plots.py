@@ -1,6 +1,6 @@
 """Plots of a table: accuracy against what trains and against compute, bars, learning curves."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -17,60 +17,61 @@ from .summary import Spread, summarise
 
 #: Ends of the files' names, in the order of a report.
 PLOTS = 'bars', 'trainable', 'flops', 'curves'
-_HERE, _PAPER = '#1f7a8c', '#9aa5b1'
+_COLORS = {'here': '#1f7a8c', 'published, other data and models': '#9aa5b1'}
+_COSTS = {
+    'trainable': ('parameters that train, millions', 1e6),
+    'flops': ('compute of pre-training, TFLOP', 1e12),
+}
+_Values = Mapping[str, Spread]
+_Found = Mapping[str, Sequence[Record]]
 
 
 def draw_plots(out: Path, stem: str, table: Table, records: Sequence[Record]) -> list[Path]:
     """Draw what the records of a table allow, into PNG files whose names begin with the stem."""
     known = by_row(records, table.id)
-    runs = {(name, 'run'): known.get((name, 'run'), []) for name in table.rows}
-    found = {key: rows for key, rows in runs.items() if summarise(rows) is not None}
-    if not found:
-        return []
-    files = [_bars(out / f'{stem}_bars.png', table, found)]
-    costs = {'trainable': 'parameters that train, millions', 'flops': 'compute of pre-training, TFLOP'}
-    for key, label in costs.items():
+    summaries = {name: summarise(known.get(name, [])) for name in table.rows}
+    values = {name: value for name, value in summaries.items() if value is not None}
+    found = {name: known[name] for name in values}
+    figures = {'bars': _bars(table, values)} if values else {}
+    for key in _COSTS:
         if len({rows[0][key] for rows in found.values() if rows[0][key]}) > 1:
-            files.append(_scatter(out / f'{stem}_{key}.png', table, found, key, label))
+            figures[key] = _scatter(table, values, found, key)
     if any(len(r['curve']) > 1 for rows in found.values() for r in rows):
-        files.append(_curves(out / f'{stem}_curves.png', table, found))
+        figures['curves'] = _curves(table, found)
+    files = [out / f'{stem}_{name}.png' for name in figures]
+    for path, figure in zip(files, figures.values(), strict=True):
+        for axis in figure.axes:
+            axis.spines[['top', 'right']].set_visible(False)
+            axis.grid(alpha=0.3)
+        with atomic_path(path) as temporary:
+            figure.savefig(temporary, dpi=120, format='png')
+        plt.close(figure)
     return files
 
 
-_Found = dict[tuple[str, str], list[Record]]
-
-
-def _bars(path: Path, table: Table, found: _Found) -> Path:
+def _bars(table: Table, values: _Values) -> Figure:
     """A bar per row with its interval, and the published value beside it."""
-    rows = list(found)
-    figure, axis = plt.subplots(figsize=(8, 1.2 + 0.42 * len(rows)), layout='constrained')
-    for i, key in enumerate(rows):
-        here = _value(found[key])
-        axis.barh(i + 0.19, here.mean, 0.36, xerr=here.half, color=_HERE, capsize=3)
-        published = table.rows[key[0]].published
-        if published.value is not None:
-            axis.barh(i - 0.19, published.value, 0.36, color=_PAPER)
-    if any(table.rows[key[0]].published.value is not None for key in rows):
-        labels = {'here': _HERE, 'published, other data and models': _PAPER}
-        figure.legend(
-            handles=[Patch(color=colour, label=label) for label, colour in labels.items()],
-            loc='outside lower center',
-            ncols=2,
-            frameon=False,
-            fontsize=8,
-        )
-    axis.set_yticks(range(len(rows)), [table.rows[key[0]].name for key in rows])
+    figure, axis = plt.subplots(figsize=(8, 1.2 + 0.42 * len(values)), layout='constrained')
+    here, paper = _COLORS.values()
+    published = {name: table.rows[name].published.value for name in values}
+    for i, (name, value) in enumerate(values.items()):
+        axis.barh(i + 0.19, value.mean, 0.36, xerr=value.half, color=here, capsize=3)
+        axis.barh(i - 0.19, published[name] or 0.0, 0.36, color=paper)
+    if any(published.values()):
+        handles = [Patch(color=color, label=label) for label, color in _COLORS.items()]
+        figure.legend(handles=handles, loc='outside lower center', ncols=2, frameon=False, fontsize=8)
+    axis.set_yticks(range(len(values)), [table.rows[name].name for name in values])
     axis.invert_yaxis()
     axis.set_xlabel(table.metric)
-    return _save(figure, [axis], path)
+    return figure
 
 
-def _scatter(path: Path, table: Table, found: _Found, key: str, label: str) -> Path:
+def _scatter(table: Table, values: _Values, found: _Found, key: str) -> Figure:
     """Value against a cost, on a logarithmic axis, and what was published in a panel of its own.
 
     Rows that train nothing are lines across.
     """
-    factor = 1e6 if key == 'trainable' else 1e12
+    label, factor = _COSTS[key]
     published = {
         row.name: (row.pretrain_parameters.value / 1e6, row.published.value)
         for row in table.rows.values()
@@ -78,21 +79,18 @@ def _scatter(path: Path, table: Table, found: _Found, key: str, label: str) -> P
     }
     panels = 2 if published else 1
     figure, axes = plt.subplots(1, panels, figsize=(5.5 * panels, 4.6), layout='constrained', squeeze=False)
-    axis = axes[0, 0]
-    for i, (name, rows) in enumerate(found.items()):
-        value, title = _value(rows), table.rows[name[0]].name
-        if rows[0][key]:
-            x = rows[0][key] / factor
+    axis: Axes = axes[0, 0]
+    for i, (name, value) in enumerate(values.items()):
+        title, cost = table.rows[name].name, found[name][0][key] / factor
+        if cost:
             style = {'fmt': _marker(i), 'capsize': 3, 'color': f'C{i}'}
-            axis.errorbar(x, value.mean, yerr=value.half, label=title, **style)
+            axis.errorbar(cost, value.mean, yerr=value.half, label=title, **style)
         else:
             axis.axhline(value.mean, color=f'C{i}', linestyle='--', label=title)
-    axis.set_title('here', fontsize=10, loc='left')
-    if published:
-        for title, (x, y) in published.items():
-            axes[0, 1].plot(x, y, 'x', label=title)
-        axes[0, 1].set_title('published', fontsize=10, loc='left')
-    for panel in axes[0]:
+    for title, (x, y) in published.items():
+        axes[0, 1].plot(x, y, 'x', label=title)
+    for panel, where in zip(axes[0], ('here', 'published'), strict=False):
+        panel.set_title(where, fontsize=10, loc='left')
         panel.set_xscale('log')
         panel.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         panel.xaxis.set_major_formatter('{x:g}')
@@ -100,10 +98,10 @@ def _scatter(path: Path, table: Table, found: _Found, key: str, label: str) -> P
         panel.set_xlabel(label)
         panel.set_ylabel(table.metric)
         panel.legend(frameon=False, fontsize=7)
-    return _save(figure, axes[0], path)
+    return figure
 
 
-def _curves(path: Path, table: Table, found: _Found) -> Path:
+def _curves(table: Table, found: _Found) -> Figure:
     """k-NN accuracy over steps, a line per row with the range of its seeds."""
     figure, axis = plt.subplots(figsize=(9, 4.6), layout='constrained')
     for i, (name, rows) in enumerate(found.items()):
@@ -113,32 +111,15 @@ def _curves(path: Path, table: Table, found: _Found) -> Path:
         steps = [step for step, _ in curves[0]]
         values = [[100 * v for _, v in c] for c in curves if len(c) == len(steps)]
         columns = list(zip(*values, strict=True))
-        mean = [sum(c) / len(c) for c in columns]
-        axis.plot(steps, mean, f'C{i}', marker=_marker(i), markersize=4, label=table.rows[name[0]].name)
-        low, high = ([end(c) for c in columns] for end in (min, max))
+        mean, low, high = ([end(c) for c in columns] for end in (lambda c: sum(c) / len(c), min, max))
+        axis.plot(steps, mean, f'C{i}', marker=_marker(i), markersize=4, label=table.rows[name].name)
         axis.fill_between(steps, low, high, alpha=0.2, color=f'C{i}')
     axis.set_xlabel('optimizer steps')
     axis.set_ylabel('k-NN accuracy on held-out training images, %')
     figure.legend(loc='outside right upper', frameon=False, fontsize=7)
-    return _save(figure, [axis], path)
+    return figure
 
 
 def _marker(position: int) -> str:
-    """A row's marker: there are ten colours."""
+    """A row's marker: there are ten colors."""
     return 'os^'[position // 10 % 3]
-
-
-def _value(rows: Sequence[Record]) -> Spread:
-    found = summarise(rows)
-    assert found is not None  # every record has a value
-    return found
-
-
-def _save(figure: Figure, axes: Sequence[Axes], path: Path) -> Path:
-    for axis in axes:
-        axis.spines[['top', 'right']].set_visible(False)
-        axis.grid(alpha=0.3)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=120, format='png')
-    plt.close(figure)
-    return path

@@ -37,25 +37,15 @@ _GROUPS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a row is pre-trained.
+    """How a row is pre-trained."""
 
-    Attributes:
-        adaptation: What trains.
-        optim: Optimizer and schedule.
-        steps: Optimizer steps.
-        objective: Key of `OBJECTIVES`.
-        arguments: Its arguments, groups of them as mappings.
-        batch_size: Images per step.
-        drop_path_rate: Stochastic depth in training.
-    """
-
-    adaptation: ExPLoRAConfig
-    optim: OptimConfig
-    steps: int
-    objective: str = 'MAE'
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    batch_size: int = 128
-    drop_path_rate: float = 0.0
+    adaptation: ExPLoRAConfig  # what trains
+    optim: OptimConfig  # optimizer and schedule
+    steps: int  # optimizer steps
+    objective: str = 'MAE'  # key of `OBJECTIVES`
+    arguments: Mapping[str, Any] = field(default_factory=dict)  # its arguments, groups of them as mappings
+    batch_size: int = 128  # images per step
+    drop_path_rate: float = 0.0  # stochastic depth in training
 
     @property
     def name(self) -> str:
@@ -64,11 +54,7 @@ class Recipe:
 
     @property
     def factory(self) -> Callable[[ViT], Objective]:
-        """What builds the objective around a backbone.
-
-        Raises:
-            ValueError: If an argument is unknown or out of range.
-        """
+        """What builds the objective around a backbone."""
         kind = OBJECTIVES[self.objective]
         try:
             arguments = {k: _GROUPS[k](**v) if k in _GROUPS else v for k, v in self.arguments.items()}
@@ -92,15 +78,7 @@ class Recipe:
 
 
 def read_recipe(values: Mapping[str, Any], where: str) -> Recipe:
-    """Build a recipe from the flat values of a file.
-
-    Args:
-        values: Fields of `Recipe` and of `OptimConfig`, and the adaptation in the paper's notation.
-        where: Place to name in messages.
-
-    Raises:
-        ValueError: If a key is unknown or a value does not fit.
-    """
+    """Build a recipe from the flat values of a file."""
     values = dict(values)
     optim = {f.name: values.pop(f.name) for f in fields(OptimConfig) if f.name in values}
     unknown = set(values) - {f.name for f in fields(Recipe)}

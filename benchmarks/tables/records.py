@@ -32,11 +32,7 @@ def append(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def read(path: Path) -> list[Record]:
-    """Records of a file, without a last line that was never finished; none if there is no file.
-
-    Raises:
-        ValueError: If another line is damaged.
-    """
+    """Records of a file, without a last line that was never finished; none if there is no file."""
     found = []
     lines = path.read_text(encoding='utf-8').splitlines(keepends=True) if path.is_file() else []
     for number, line in enumerate(lines, 1):
@@ -50,7 +46,7 @@ def read(path: Path) -> list[Record]:
 
 
 def latest(records: Iterable[Record]) -> list[Record]:
-    """The last record of each row, origin and seed, in the order of their first.
+    """The last record of each row and seed, in the order of their first.
 
     Seeds that ran by other settings than the last record of their row are left out: a mean over both would
     be of nothing.
@@ -58,7 +54,7 @@ def latest(records: Iterable[Record]) -> list[Record]:
     found: dict[tuple[Any, ...], Record] = {}
     settings: dict[tuple[Any, ...], list[Any]] = {}
     for record in records:
-        row = (record['table'], record['row'], record['origin'])
+        row = (record['table'], record['row'])
         found[*row, record['seed']] = record
         settings[row] = _settings_of(record)
     return [record for (*row, _), record in found.items() if _settings_of(record) == settings[tuple(row)]]
@@ -69,12 +65,12 @@ def _settings_of(record: Record) -> list[Any]:
     return [*(record.get(key) for key in _SETTINGS), sorted(record['scores']), rates]
 
 
-def by_row(records: Sequence[Record], table: str) -> dict[tuple[str, str], list[Record]]:
-    """Records of a table by row and origin, seeds in order."""
-    found: dict[tuple[str, str], list[Record]] = {}
+def by_row(records: Sequence[Record], table: str) -> dict[str, list[Record]]:
+    """Records of a table by row, seeds in order."""
+    found: dict[str, list[Record]] = {}
     for record in sorted(latest(records), key=lambda r: r['seed']):
         if record['table'] == table:
-            found.setdefault((record['row'], record['origin']), []).append(record)
+            found.setdefault(record['row'], []).append(record)
     return found
 
 

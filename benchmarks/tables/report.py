@@ -22,7 +22,7 @@ _COLUMNS = (
     'table row name origin scale seed value published mark dataset stands_in model source adaptation tuning '
     'trainable parameters steps images_seen images_per_s precision seconds peak_memory flops time'
 ).split()
-_Found = Mapping[tuple[str, str], Sequence[Record]]
+_Found = Mapping[str, Sequence[Record]]
 
 
 def write_report(out: Path, table: Table, scale: Scale, records: Sequence[Record]) -> list[Path]:
@@ -104,27 +104,25 @@ def _setting(table: Table, scale: Scale, records: Sequence[Record]) -> str:
 
 def _rows(table: Table, scale: Scale, found: _Found) -> list[str]:
     here, methods = _scores(table, [r for rows in found.values() for r in rows])
-    sourced = any(_source_of(table, table.rows[row], found, origin) for row, origin in found)
+    sourced = any(_source_of(table, table.rows[row], found) for row in found)
     header = ['row', f'published, {table.metric}', here, *(['gain over its source'] if sourced else [])]
     header += [*map(score_title, methods), 'adaptation here', 'trains', 'images seen', 'seeds']
     lines = []
     for row in table.rows.values():
         published = '-' if row.added else str(row.published)
         name = f'{row.name} (added)' if row.added else row.name
-        origins = [origin for key, origin in found if key == row.id]
-        if not origins:
+        if row.id not in found:
             lines.append([name, published, why_not(table, row, scale) or 'not run'])
-        for origin in origins:
-            rows = found[row.id, origin]
-            cells = [name + ('' if origin == 'run' else f' ({origin})'), published, text_of(summarise(rows))]
-            if sourced:
-                baseline = _source_of(table, row, found, origin)
-                cells.append(text_of(paired(rows, baseline) if row.adaptation and baseline else None, '+'))
-            cells += [text_of(summarise(rows, method)) for method in methods]
-            first = rows[0]
-            share = f'{first["trainable"] / 1e6:.2f}M ({first["trainable"] / first["parameters"]:.0%})'
-            cells += [first['adaptation'] or '-', share if first['trainable'] else '-']
-            lines.append([*cells, f'{first["images_seen"]:,}', str(len(rows))])
+            continue
+        rows = found[row.id]
+        cells, first = [name, published, text_of(summarise(rows))], rows[0]
+        if sourced:
+            baseline = _source_of(table, row, found)
+            cells.append(text_of(paired(rows, baseline) if row.adaptation and baseline else None, '+'))
+        cells += [text_of(summarise(rows, method)) for method in methods]
+        share = f'{first["trainable"] / 1e6:.2f}M ({first["trainable"] / first["parameters"]:.0%})'
+        cells += [first['adaptation'] or '-', share if first['trainable'] else '-']
+        lines.append([*cells, f'{first["images_seen"]:,}', str(len(rows))])
     return markdown_table(header, lines)
 
 
@@ -157,20 +155,20 @@ def _findings(table: Table, records: Sequence[Record]) -> list[str]:
     return ['', title, '', *markdown_table(header, lines), '', f'{note}.']
 
 
-def _source_of(table: Table, row: Row, found: _Found, origin: str) -> Sequence[Record]:
+def _source_of(table: Table, row: Row, found: _Found) -> Sequence[Record]:
     """Records of the row that measures the source of a row as it is, in the same way, if any."""
     keys = ('objective', 'tuning', 'tune', 'last_blocks', 'dataset', 'head')
     for other in table.rows.values():
         same = all(getattr(other, key) == getattr(row, key) for key in keys)
         if same and not other.adaptation and not other.only:
-            return found.get((other.id, origin), [])
+            return found.get(other.id, [])
     return []
 
 
 def _cost(table: Table, found: _Found) -> list[str]:
     """Time, memory, energy and carbon of each row."""
     lines = []
-    for (row, _), rows in found.items():
+    for row, rows in found.items():
         known = [r['energy'] for r in rows if r.get('energy')]  # only where there is a meter
         speed = [r['images_per_s'] for r in rows if r['images_per_s']]
         steps = [r['seconds_per_step'] for r in rows if r.get('seconds_per_step')]

@@ -33,11 +33,7 @@ class Published:
 
     @classmethod
     def parse(cls, text: str | None, where: str) -> 'Published':
-        """Read `79.09 W`, `15.7M W` or null.
-
-        Raises:
-            ValueError: If the text is none of these.
-        """
+        """Read `79.09 W`, `15.7M W` or null."""
         if text is None:
             return cls()
         match = _VALUE.fullmatch(str(text))
@@ -61,61 +57,40 @@ class Published:
 
 @dataclass(frozen=True)
 class Row:
-    """One system of a table.
+    """One system of a table."""
 
-    Attributes:
-        id: Key within the table.
-        name: What reports call it.
-        published: Its value in the table.
-        objective: `M` (MAE) or `D` (DINOv2): source and loss; empty for systems that are not built here.
-        start: Start from the source of that objective, or from random weights.
-        adaptation: Pre-training on the new domain in the paper's notation; empty for the source as it is.
-        options: Further fields of `ExPLoRAConfig`: `targets`, `train_norms`, `alpha`.
-        tuning: What is measured: a linear probe, tuning (linear, LoRA, full), or pre-training alone.
-        tune: Fields of the scale's `Tune` that differ, such as `labels` and `steps`.
-        last_blocks: Last blocks whose class tokens the probe reads; the scale's choice if 0.
-        head: Head of the downstream task by name, instead of the data set's.
-        only: Why the row cannot be run, for rows that are published only.
-        added: The row is not in the paper's table.
-        model: Backbone at the paper's scale, instead of its objective's.
-        weights: Source weights there, instead of its objective's.
-        released: Released weights that are the outcome of this pre-training, used there.
-        preset: Published recipe used there.
-        steps: Optimizer steps used there, where the recipe does not say.
-        dataset: Data set, instead of the table's; of pre-training too, if the table names none for it.
-        tokenizer: How images become tokens, instead of the table's.
-        bands: Bands of the images in order, instead of the table's.
-        pretrain_parameters: Printed number of parameters that train in pre-training.
-        tune_parameters: The same in tuning.
-        gpu_hours: Printed hours of pre-training.
-        trainable: Number that the model built for pre-training must have: exact, or millions to three
-            decimals such as `18.725M`.
-    """
-
-    id: str
-    name: str
-    published: Published = Published()
+    id: str  # key within the table
+    name: str  # what reports call it
+    published: Published = Published()  # its value in the table
+    # `M` (MAE) or `D` (DINOv2): source and loss; empty for systems that are not built here
     objective: Literal['M', 'D', ''] = ''
+    # start from the source of that objective, or from random weights
     start: Literal['source', 'random'] = 'source'
+    # pre-training on the new domain in the paper's notation; empty for the source as it is
     adaptation: str = ''
+    # further fields of `ExPLoRAConfig`: `targets`, `train_norms`, `alpha`
     options: Mapping[str, Any] = field(default_factory=dict)
+    # what is measured: a linear probe, tuning (linear, LoRA, full), or pre-training alone
     tuning: Tuning = 'probe'
+    # fields of the scale's `Tune` that differ, such as `labels` and `steps`
     tune: Mapping[str, Any] = field(default_factory=dict)
-    last_blocks: int = 0
-    head: str = ''
-    only: str = ''
-    added: bool = False
-    model: str = ''
-    weights: str = ''
-    released: str = ''
-    preset: str = 'paper-workshop'
-    steps: int | None = None
-    dataset: str = ''
-    tokenizer: str = ''
-    bands: tuple[str, ...] = ()
-    pretrain_parameters: Published = Published()
-    tune_parameters: Published = Published()
-    gpu_hours: Published = Published()
+    last_blocks: int = 0  # last blocks whose class tokens the probe reads; the scale's choice if 0
+    head: str = ''  # head of the downstream task by name, instead of the data set's
+    only: str = ''  # why the row cannot be run, for rows that are published only
+    added: bool = False  # the row is not in the paper's table
+    model: str = ''  # backbone at the paper's scale, instead of its objective's
+    weights: str = ''  # source weights there, instead of its objective's
+    released: str = ''  # released weights that are the outcome of this pre-training, used there
+    preset: str = 'paper-workshop'  # published recipe used there
+    steps: int | None = None  # optimizer steps used there, where the recipe does not say
+    dataset: str = ''  # data set, instead of the table's; of pre-training too, if the table names none for it
+    tokenizer: str = ''  # how images become tokens, instead of the table's
+    bands: tuple[str, ...] = ()  # bands of the images in order, instead of the table's
+    pretrain_parameters: Published = Published()  # printed number of parameters that train in pre-training
+    tune_parameters: Published = Published()  # the same in tuning
+    gpu_hours: Published = Published()  # printed hours of pre-training
+    # number that the model built for pre-training must have: exact, or millions to three decimals such as
+    # `18.725M`
     trainable: str = ''
 
     def __post_init__(self) -> None:
@@ -141,61 +116,34 @@ class Row:
 
 @dataclass(frozen=True)
 class Finding:
-    """A statement of the paper that two rows of a table can bear out or not.
+    """A statement of the paper that two rows of a table can bear out or not."""
 
-    Attributes:
-        text: The statement.
-        mark: Where it is made, key of `CLAIMS`.
-        better: Row that the statement puts above the other.
-        worse: The other.
-        equal: The statement is that `better` is not below `worse`.
-    """
-
-    text: str
-    mark: str
-    better: str
-    worse: str
-    equal: bool = False
+    text: str  # the statement
+    mark: str  # where it is made, key of `CLAIMS`
+    better: str  # row that the statement puts above the other
+    worse: str  # the other
+    equal: bool = False  # the statement is that `better` is not below `worse`
 
 
 @dataclass(frozen=True)
 class Table:
-    """One table.
+    """One table."""
 
-    Attributes:
-        id: Its number in the workshop text, a letter after it for tables that are added.
-        title: What it shows.
-        dataset: Data set of pre-training and tuning, a name in `conf/data`.
-        metric: What its values are.
-        rows: Its rows by id.
-        findings: What the paper reads from it.
-        pretrain_dataset: Data set of pre-training, if it is another.
-        unlabelled: Pre-training reads the data set's unlabelled part.
-        tokenizer: How images become tokens.
-        bands: Bands of the images, in order, where they are not red, green and blue.
-        notes: What a reader must know.
-        argument: What a command takes to find it, its id if empty.
-    """
-
-    id: str
-    title: str
-    dataset: str
-    metric: str
-    rows: Mapping[str, Row]
-    findings: tuple[Finding, ...] = ()
-    pretrain_dataset: str = ''
-    unlabelled: bool = False
-    tokenizer: str = 'patch'
-    bands: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-    argument: str = ''
+    id: str  # its number in the workshop text, a letter after it for tables that are added
+    title: str  # what it shows
+    dataset: str  # data set of pre-training and tuning, a name in `conf/data`
+    metric: str  # what its values are
+    rows: Mapping[str, Row]  # its rows by id
+    findings: tuple[Finding, ...] = ()  # what the paper reads from it
+    pretrain_dataset: str = ''  # data set of pre-training, if it is another
+    unlabelled: bool = False  # pre-training reads the data set's unlabelled part
+    tokenizer: str = 'patch'  # how images become tokens
+    bands: tuple[str, ...] = ()  # bands of the images, in order, where they are not red, green and blue
+    notes: tuple[str, ...] = ()  # what a reader must know
+    argument: str = ''  # what a command takes to find it, its id if empty
 
     def choose(self, rows: str) -> list[Row]:
-        """Rows by their ids, separated by commas; all of them if empty.
-
-        Raises:
-            ValueError: If there is no such row.
-        """
+        """Rows by their ids, separated by commas; all of them if empty."""
         wanted = [name.strip() for name in rows.split(',') if name.strip()]
         unknown = [name for name in wanted if name not in self.rows]
         if unknown:
@@ -204,12 +152,7 @@ class Table:
 
 
 def read_table(path: Path) -> Table:
-    """Read a YAML file: the fields of `Table`, `defaults` of its rows, `rows` by id, and `findings`.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If a key or value does not fit.
-    """
+    """Read a YAML file: the fields of `Table`, `defaults` of its rows, `rows` by id, and `findings`."""
     content = read_yaml(path, 'table')
     defaults = content.pop('defaults', {})
     rows = {
@@ -239,11 +182,7 @@ def read_tables(folder: Path = TABLES) -> dict[str, Table]:
 
 
 def get_table(name: str) -> Table:
-    """A table by id, or from a YAML file of one's own.
-
-    Raises:
-        ValueError: If there is none.
-    """
+    """A table by id, or from a YAML file of one's own."""
     if name.endswith('.yaml'):
         return replace(read_table(Path(name)), argument=name)
     tables = read_tables()

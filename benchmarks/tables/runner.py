@@ -40,20 +40,7 @@ def run_rows(
     results: Path,
     progress: _Say = _silent,
 ) -> list[records.Record]:
-    """Run rows and seeds that are not in the results yet.
-
-    Args:
-        table: Their table.
-        rows: The rows.
-        scale: With which models, images and lengths.
-        seeds: Runs of every row.
-        store: Where stages are kept.
-        results: JSON lines that are appended to.
-        progress: Told what is done next.
-
-    Returns:
-        The records of these rows, new and old.
-    """
+    """Run rows and seeds that are not in the results yet."""
     chosen = []
     for row in rows:
         reason = why_not(table, row, scale)
@@ -66,7 +53,7 @@ def run_rows(
                 progress(f'{name}, seed {seed}: {text}')
 
             record = run_job(build_job(table, row, scale, seed), store, report)
-            same = [r for r in records.read(results) if _agree(r, record, ('table', 'row', 'origin', 'seed'))]
+            same = [r for r in records.read(results) if _agree(r, record, ('table', 'row', 'seed'))]
             known = [r for r in same if _agree(r, record, ('stages',))]
             record = known[-1] if known else record
             # The last line of a row and seed is the one that reports show.

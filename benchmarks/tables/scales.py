@@ -14,94 +14,57 @@ _CONF = SCALES.parent
 
 @dataclass(frozen=True)
 class Source:
-    """Weights that the rows of one objective start from.
+    """Weights that the rows of one objective start from."""
 
-    Attributes:
-        model: Backbone name.
-        weights: A `WeightsEnum` by name, or a file.
-        img_size: Image side, pixels; from the model's name if None.
-        learned_position: Whether position codes train in full training.
-        note: What a reader must know of them.
-    """
-
-    model: str
-    weights: str
-    img_size: int | None = None
-    learned_position: bool = True
-    note: str = ''
+    model: str  # backbone name
+    weights: str  # a `WeightsEnum` by name, or a file
+    img_size: int | None = None  # image side, pixels; from the model's name if None
+    learned_position: bool = True  # whether position codes train in full training
+    note: str = ''  # what a reader must know of them
 
 
 @dataclass(frozen=True)
 class Data:
-    """A data set of a table at a scale.
+    """A data set of a table at a scale."""
 
-    Attributes:
-        class_path: Data module.
-        init_args: Its arguments.
-        stands_in: What is read instead of the table's data set; empty if it is that one.
-        images: Training images, where they must be known before the data are there.
-        classes: Number of classes, likewise.
-        task: Class of the downstream task; `ClassificationTask` if empty.
-        task_args: Its arguments.
-        pretrain_args: Arguments of the data module in pre-training that differ.
-    """
-
-    class_path: str
-    init_args: Mapping[str, Any] = field(default_factory=dict)
-    stands_in: str = ''
-    images: int | None = None
-    classes: int | None = None
-    task: str = ''
-    task_args: Mapping[str, Any] = field(default_factory=dict)
+    class_path: str  # data module
+    init_args: Mapping[str, Any] = field(default_factory=dict)  # its arguments
+    stands_in: str = ''  # what is read instead of the table's data set; empty if it is that one
+    images: int | None = None  # training images, where they must be known before the data are there
+    classes: int | None = None  # number of classes, likewise
+    task: str = ''  # class of the downstream task; `ClassificationTask` if empty
+    task_args: Mapping[str, Any] = field(default_factory=dict)  # its arguments
+    # arguments of the data module in pre-training that differ
     pretrain_args: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Tune:
-    """Length and optimizer of one way of tuning.
+    """Length and optimizer of one way of tuning."""
 
-    Attributes:
-        batch_size: Images per step.
-        steps: Optimizer steps, or None for epochs.
-        epochs: Passes over the labelled images.
-        optim: Fields of `OptimConfig`.
-        regularisation: Fields of `Regularisation`.
-        labels: Label budget.
-    """
-
-    batch_size: int
-    steps: int | None = None
-    epochs: int | None = None
-    optim: Mapping[str, Any] = field(default_factory=dict)
-    regularisation: Mapping[str, Any] = field(default_factory=dict)
-    labels: str = 'all'
+    batch_size: int  # images per step
+    steps: int | None = None  # optimizer steps, or None for epochs
+    epochs: int | None = None  # passes over the labelled images
+    optim: Mapping[str, Any] = field(default_factory=dict)  # fields of `OptimConfig`
+    regularisation: Mapping[str, Any] = field(default_factory=dict)  # fields of `Regularisation`
+    labels: str = 'all'  # label budget
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What is measured on frozen features.
+    """What is measured on frozen features."""
 
-    Attributes:
-        methods: Of `linear`, `logistic` and `knn`; the first is the table's value.
-        budgets: Label budgets, as text; the first is the table's value.
-        label_seeds: Draws of labels of every budget but all.
-        blocks: Last blocks that the linear sweep reads.
-        epochs: Epochs of the linear sweep.
-        iterations: Steps per epoch of it.
-        labelled: Labelled images used, evenly spaced; all of them if None.
-        validated: Held-out training images used, likewise, to choose settings and learning rates.
-        tested: Test images used, likewise.
-    """
-
+    # of `linear`, `logistic` and `knn`; the first is the table's value
     methods: tuple[str, ...] = ('linear', 'knn')
-    budgets: tuple[str, ...] = ('all',)
-    label_seeds: int = 5
-    blocks: tuple[int, ...] = (1, 4)
-    epochs: int = 10
-    iterations: int = 1500
-    labelled: int | None = None
+    budgets: tuple[str, ...] = ('all',)  # label budgets, as text; the first is the table's value
+    label_seeds: int = 5  # draws of labels of every budget but all
+    blocks: tuple[int, ...] = (1, 4)  # last blocks that the linear sweep reads
+    epochs: int = 10  # epochs of the linear sweep
+    iterations: int = 1500  # steps per epoch of it
+    labelled: int | None = None  # labelled images used, evenly spaced; all of them if None
+    # held-out training images used, likewise, to choose settings and learning rates
     validated: int | None = None
-    tested: int | None = None
+    tested: int | None = None  # test images used, likewise
 
     def __post_init__(self) -> None:
         """Take numbers as budgets, too."""
@@ -110,59 +73,37 @@ class Probe:
 
 @dataclass(frozen=True)
 class Search:
-    """The same small search of the learning rate for every row, scored on held-out training images.
+    """The same small search of the learning rate for every row, scored on held-out training images."""
 
-    Attributes:
-        factors: Factors on the learning rate, rising.
-        pretrain_steps: Optimizer steps of each trial of pre-training.
-        tune_steps: The same of tuning.
-        edge: By how much the lowest or highest factor must beat its neighbour, as a share of the images, for
-            the next one beyond it to be tried too, and this one the one before to be taken; by default never.
-        beyond: How many may be tried beyond.
-    """
-
-    factors: tuple[float, ...] = (0.3, 1.0, 3.0)
-    pretrain_steps: int = 100
-    tune_steps: int = 100
+    factors: tuple[float, ...] = (0.3, 1.0, 3.0)  # factors on the learning rate, rising
+    pretrain_steps: int = 100  # optimizer steps of each trial of pre-training
+    tune_steps: int = 100  # the same of tuning
+    # by how much the lowest or highest factor must beat its neighbour, as a share of the images, for the
+    # next one beyond it to be tried too, and this one the one before to be taken; by default never
     edge: float = math.inf
-    beyond: int = 2
+    beyond: int = 2  # how many may be tried beyond
 
 
 @dataclass(frozen=True)
 class Scale:
-    """One scale.
+    """One scale."""
 
-    Attributes:
-        name: Its name, that of its file.
-        about: One sentence.
-        sources: Source by objective, `M` and `D`.
-        data: Data by the tables' names.
-        pretrain: Values of a `Recipe` by objective; published presets if empty.
-        tune: Tuning by its name, `lora` and `full`.
-        probe: What is measured on frozen features.
-        search: Search of learning rates, or None.
-        seeds: Runs of every row.
-        every: Optimizer steps between points of learning curves and between checkpoints.
-        curve: Labelled images of a point of a learning curve, and as many to score; 0 draws none.
-        max_rank: Highest LoRA rank; backbones are narrower than the paper's.
-        trainer: Further arguments of the trainer, such as `devices`, `num_nodes` and `strategy`.
-        argument: What a command takes to find it, its name if empty.
-    """
-
-    name: str
-    about: str
-    sources: Mapping[str, Source]
-    data: Mapping[str, Data]
+    name: str  # its name, that of its file
+    about: str  # one sentence
+    sources: Mapping[str, Source]  # source by objective, `M` and `D`
+    data: Mapping[str, Data]  # data by the tables' names
+    # values of a `Recipe` by objective; published presets if empty
     pretrain: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    tune: Mapping[str, Tune] = field(default_factory=dict)
-    probe: Probe = Probe()
-    search: Search | None = None
-    seeds: int = 1
-    every: int = 50
-    curve: int = 0
-    max_rank: int | None = None
+    tune: Mapping[str, Tune] = field(default_factory=dict)  # tuning by its name, `lora` and `full`
+    probe: Probe = Probe()  # what is measured on frozen features
+    search: Search | None = None  # search of learning rates, or None
+    seeds: int = 1  # runs of every row
+    every: int = 50  # optimizer steps between points of learning curves and between checkpoints
+    curve: int = 0  # labelled images of a point of a learning curve, and as many to score; 0 draws none
+    max_rank: int | None = None  # highest LoRA rank; backbones are narrower than the paper's
+    # further arguments of the trainer, such as `devices`, `num_nodes` and `strategy`
     trainer: Mapping[str, Any] = field(default_factory=dict)
-    argument: str = ''
+    argument: str = ''  # what a command takes to find it, its name if empty
 
     @property
     def published(self) -> bool:
@@ -176,10 +117,6 @@ def read_scale(path: Path) -> Scale:
     Data that are named alone (`fmow_rgb: {images: 363571}`) are those of `conf/data` and `conf/task`, or with
     `like: spacenet1` those of that name. A file with `base: small` holds what differs from that scale of this
     package; null takes a key out.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If a key is unknown.
     """
     content, where = _content(path), path.name
     content['data'] = {k: _committed(k, v or {}) for k, v in content.get('data', {}).items()}
@@ -193,11 +130,7 @@ def read_scale(path: Path) -> Scale:
 
 
 def get_scale(name: str) -> Scale:
-    """A scale by name, or from a file of one's own.
-
-    Raises:
-        ValueError: If there is none.
-    """
+    """A scale by name, or from a file of one's own."""
     if name.endswith('.yaml'):
         return replace(read_scale(Path(name)), argument=name)
     known = sorted(p.stem for p in SCALES.glob('*.yaml'))

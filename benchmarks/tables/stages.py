@@ -26,19 +26,12 @@ _PATIENCE = 1.0
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of a run.
+    """One stage of a run."""
 
-    Attributes:
-        kind: `source`, `adapted`, `tuned` or `probed`.
-        content: Everything its outcome depends on, JSON-ready.
-        folder: Where its files are; its name is the stage's kind and the hash of the content.
-        kept: Its record in the ledger.
-    """
-
-    kind: str
-    content: Mapping[str, Any]
-    folder: Path
-    kept: Mapping[str, Any] | None = None
+    kind: str  # `source`, `adapted`, `tuned` or `probed`
+    content: Mapping[str, Any]  # everything its outcome depends on, JSON-ready
+    folder: Path  # where its files are; its name is the stage's kind and the hash of the content
+    kept: Mapping[str, Any] | None = None  # its record in the ledger
 
     @property
     def key(self) -> str:
@@ -81,13 +74,7 @@ class Store:
     """The folder of all stages."""
 
     def __init__(self, folder: Path, resume: bool = True, ledger: Path | None = None) -> None:
-        """Initialize a Store.
-
-        Args:
-            folder: Where stages are kept.
-            resume: Go on with unfinished stages at their last checkpoint instead of starting them anew.
-            ledger: JSON lines of the records of finished stages, read and added to.
-        """
+        """Initialize a Store."""
         self.folder, self.resume, self.ledger = folder, resume, ledger
         lines = [] if ledger is None else records.read(ledger)
         self._kept = {line['stage']: line['record'] for line in lines}
@@ -107,16 +94,7 @@ class Store:
         together: bool = False,
         needs: Stage | None = None,
     ) -> Stage:
-        """Run a stage unless it is finished.
-
-        Args:
-            kind: Its kind.
-            content: Everything its outcome depends on, JSON-ready.
-            work: Does it and returns its record, JSON-ready.
-            together: All processes of a distributed run take part; else the first works and the others wait
-                for its record, in a folder that all of them see.
-            needs: A stage whose files the work reads.
-        """
+        """Run a stage unless it is finished."""
         stage = self.stage(kind, content)
         if not stage.made:
             self._works[stage.key] = work, together

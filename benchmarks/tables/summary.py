@@ -18,22 +18,15 @@ MIXED = 'other precisions: not compared'
 
 
 class Spread(NamedTuple):
-    """Mean over seeds and draws of labels.
+    """Mean over seeds and draws of labels."""
 
-    Attributes:
-        mean: The mean.
-        error: Its standard error; None of a single seed, or of a single configuration without draws.
-        freedom: Degrees of freedom of the error.
-        seeds: Number of seeds.
-        draws: Draws of labels in each.
-        single: All seeds are the same configuration, as of a source that nothing trains: they are one run.
-    """
-
-    mean: float
+    mean: float  # the mean
+    # its standard error; None of a single seed, or of a single configuration without draws
     error: float | None
-    freedom: float = 0.0
-    seeds: int = 1
-    draws: int = 1
+    freedom: float = 0.0  # degrees of freedom of the error
+    seeds: int = 1  # number of seeds
+    draws: int = 1  # draws of labels in each
+    # all seeds are the same configuration, as of a source that nothing trains: they are one run
     single: bool = False
 
     @property
@@ -173,7 +166,7 @@ def judge_all(
     differences: list[Spread | None] = []
     mixed: set[int] = set()
     for finding in table.findings:
-        better, worse = (found.get((name, 'run'), []) for name in (finding.better, finding.worse))
+        better, worse = (found.get(name, []) for name in (finding.better, finding.worse))
         differences.append(paired(better, worse, key))
         if differences[-1] and len({r.get('precision') for r in (*better, *worse)} - {None}) > 1:
             mixed.add(len(differences) - 1)

@@ -29,16 +29,7 @@ _KEPT = 200
 def build_trainer(
     folder: Path, steps: int, callbacks: Sequence[Callback], save: Path, every: int, **options: Any
 ) -> Trainer:
-    """A trainer without logger, bars and validation.
-
-    Args:
-        folder: What runs leave behind goes there.
-        steps: Optimizer steps.
-        callbacks: Further callbacks.
-        save: Checkpoint that is written anew every few steps, to go on from.
-        every: Optimizer steps between them; no checkpoint if 0 or a whole run.
-        **options: Further arguments of the trainer.
-    """
+    """A trainer without logger, bars and validation."""
     saving: list[Callback] = []
     if 0 < every < steps:
         kept: dict[str, Any] = {'save_on_train_epoch_end': False, 'enable_version_counter': False}
@@ -67,23 +58,14 @@ def quiet() -> Iterator[None]:
 
 @dataclass
 class Progress(Callback):
-    """Times steps with their crops, and draws the learning curve of a run that may be stopped and resumed.
+    """Times steps with their crops, and draws the learning curve of a run that may be stopped and resumed."""
 
-    Attributes:
-        score: Accuracy of a backbone; None draws no curve.
-        every: Steps between points.
-        seconds: Time of each step but the first.
-        curve: Steps and accuracies.
-        before: Seconds that the run worked before it was stopped.
-        resumed: Steps at which it was resumed.
-    """
-
-    score: Callable[[ViT], float] | None
-    every: int
-    seconds: list[float] = field(default_factory=list)
-    curve: list[tuple[int, float]] = field(default_factory=list)
-    before: float = 0.0
-    resumed: list[int] = field(default_factory=list)
+    score: Callable[[ViT], float] | None  # accuracy of a backbone; None draws no curve
+    every: int  # steps between points
+    seconds: list[float] = field(default_factory=list)  # time of each step but the first
+    curve: list[tuple[int, float]] = field(default_factory=list)  # steps and accuracies
+    before: float = 0.0  # seconds that the run worked before it was stopped
+    resumed: list[int] = field(default_factory=list)  # steps at which it was resumed
     _begun: float = field(default_factory=time.perf_counter)
     _last: float | None = None
     _step: int | None = None
@@ -154,15 +136,7 @@ class Progress(Callback):
 
 
 def curve_score(module: Any, count: int) -> Callable[[ViT], float] | None:
-    """k-NN accuracy of a backbone with its adapters in place, for learning curves.
-
-    Args:
-        module: Data module that is set up.
-        count: Images to learn from, and as many to score; 0 draws no curve.
-
-    Returns:
-        What scores a backbone; None without labels.
-    """
+    """k-NN accuracy of a backbone with its adapters in place, for learning curves."""
     train, other = module.train_dataset, module.val_dataset
     if not count or 'label' not in train[0]:
         return None

@@ -40,11 +40,7 @@ _ONE_LABEL = ('mixup', 'cutmix', 'erasing')
 
 @functools.lru_cache(maxsize=16)
 def weights_sha256(weights: str) -> str:
-    """Hash of the numbers of source weights, whatever file they are in.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-    """
+    """Hash of the numbers of source weights, whatever file they are in."""
     try:
         return state_sha256(read_weights(weights)[0])
     except FileNotFoundError as error:
@@ -78,18 +74,7 @@ def prepare_source(store: Store, job: Job) -> Stage:
 
 
 def adapt(store: Store, job: Job, source: Stage, factor: float = 1.0, steps: int | None = None) -> Stage:
-    """Pre-train as a row says, on the new images without labels, unless that is done.
-
-    Args:
-        store: Where stages are kept.
-        job: The row; it has a recipe.
-        source: Stage of what it starts from.
-        factor: Factor on the recipe's learning rate.
-        steps: Optimizer steps, if fewer than the recipe's.
-
-    Returns:
-        The finished stage; its folder holds the merged backbone, and the adapter if there is one.
-    """
+    """Pre-train as a row says, on the new images without labels, unless that is done."""
     assert job.recipe is not None
     length = min(job.recipe.steps, steps or job.recipe.steps)
     recipe = replace(job.recipe, optim=_with_rate(job.recipe.optim, factor), steps=length)
@@ -167,20 +152,7 @@ def _fit(
 
 
 def probe(store: Store, job: Job, model: Stage, validate: bool = False) -> Stage:
-    """Measure frozen features, unless that is done.
-
-    Args:
-        store: Where stages are kept.
-        job: The row.
-        model: Stage that left the backbone.
-        validate: Score held-out training images by a logistic regression instead of the test part.
-
-    Returns:
-        The finished stage; `value` of its record is in [0, 1].
-
-    Raises:
-        ValueError: If there are no held-out training images to validate on.
-    """
+    """Measure frozen features, unless that is done."""
     settings = job.scale.probe
     module = open_data(job.data)
     cut(module, settings.labelled, settings.validated, settings.tested)

@@ -37,7 +37,7 @@ def test_a_row_is_listed_planned_run_reported_compared_and_analysed(
         '77.48 (I)' in listed and 'published only: a ResNet-50' in listed and 'seeds finished' not in listed
     )
     planned = call('plan', '2', '--rows', 'd_l_r64', *places['scale'])
-    assert '4 x 8' in planned and 'no run on' in planned
+    assert '4 x 8' in planned and 'No run on' in planned
     ran = call('run', '2', '--rows', 'dinov2,d_l_r64', '--seeds', '2', *places['run'])
     assert 'D-ExPLoRA-[L]-r64 ViT-L, seed 1: probe' in ran
     folder = tmp_path / 'results' / 'tiny'

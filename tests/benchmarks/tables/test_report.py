@@ -194,22 +194,6 @@ def test_a_tuned_row_is_compared_with_its_source_at_the_same_label_budget(
     assert [rows[name.format(share)][3] for share in ('1%', '10%')] == ['+3.0', '+1.0']
 
 
-def test_imported_rows_stand_beside_and_are_not_averaged(tiny: Scale, ablation: list[dict]) -> None:
-    other = {**ablation[0], 'origin': 'arms a', 'value': 10.0, 'energy': None}
-    text = markdown(get_table('3'), tiny, [*ablation, other])
-    rows = lines_of(text.split('## ')[0])
-    assert rows['DINOv2 as it is'][2] == '61.0 ± 2.5' and rows['DINOv2 as it is (arms a)'][2] == '10.0'
-
-
-def test_an_imported_row_is_compared_with_its_own_source(tiny: Scale, ablation: list[dict]) -> None:
-    arms = [{**r, 'origin': 'arms a', 'value': 10.0 + r['value'] / 10} for r in ablation if r['seed'] == 0]
-    rows = lines_of(markdown(get_table('3'), tiny, [*ablation, *arms]).split('## ')[0])
-    assert rows['[L]-r64'][3] == '+7.0 ± <0.1' and rows['[L]-r64 (arms a)'][3] == '+0.7'
-    without = [r for r in arms if r['row'] != 'source']
-    rows = lines_of(markdown(get_table('3'), tiny, [*ablation, *without]).split('## ')[0])
-    assert rows['[L]-r64 (arms a)'][3] == '-'
-
-
 def test_files_and_plots_are_written(tiny: Scale, ablation: list[dict], tmp_path: Path) -> None:
     files = {p.name: p for p in write_report(tmp_path, get_table('3'), tiny, ablation)}
     assert set(files) == {
