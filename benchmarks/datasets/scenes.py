@@ -32,12 +32,7 @@ class RESISC45DataModule(TileDataModule):
     )
 
     def __init__(self, root: PathLike, **kwargs: Any) -> None:
-        """Initialize a new RESISC45DataModule instance.
-
-        Args:
-            root: Folder of ``NWPU-RESISC45`` and the split files.
-            **kwargs: Images, loading, augmentation and statistics; see :class:`TileDataModule`.
-        """
+        """Initialize a new RESISC45DataModule instance; see :class:`TileDataModule`."""
         super().__init__(FolderDataset, root, **kwargs)
 
     def make(self, part: Part) -> Dataset[Any]:
@@ -88,24 +83,13 @@ class NAIPLandCoverDataModule(TileDataModule):
     )
 
     def __init__(self, root: PathLike, bands: Sequence[str] | None = RGB, **kwargs: Any) -> None:
-        """Initialize a new NAIPLandCoverDataModule instance.
-
-        Args:
-            root: Folder of the arrays.
-            bands: Names of the bands to use; statistics are published for red, green and blue.
-            **kwargs: Images, loading, augmentation and statistics; see :class:`TileDataModule`.
-        """
+        """Initialize a new NAIPLandCoverDataModule instance; see :class:`TileDataModule`."""
         super().__init__(NAIPLandCoverDataset, root, bands, **kwargs)
         if bands is None or not {canonical(b) for b in bands} <= set(RGB):
             self.published = None
 
     def make(self, part: Part) -> Dataset[Any]:
-        """One of the published splits; val and test together to test and predict.
-
-        Raises:
-            FileNotFoundError: If an array does not exist.
-            ValueError: If the arrays do not fit.
-        """
+        """One of the published splits; val and test together to test and predict."""
         folder = Path(self.root)
         targets = sorted(folder.glob('y*.npy'))
         if not (folder / 'splits.npy').is_file() or len(targets) != 1:
@@ -113,7 +97,10 @@ class NAIPLandCoverDataModule(TileDataModule):
                 f'{folder} must hold splits.npy and exactly one y*.npy beside the tiles, found '
                 f'{[p.name for p in targets]}.'
             )
-        codes, splits = _read_list(targets[0]), _read_list(folder / 'splits.npy')
+        try:
+            codes, splits = np.load(targets[0]), np.load(folder / 'splits.npy')
+        except (ValueError, OSError, EOFError) as error:
+            raise ValueError(f'the lists of {folder} cannot be read ({error}); get them again.') from error
         if codes.shape != splits.shape or codes.ndim != 1:
             raise ValueError(
                 f'{targets[0].name} and splits.npy must list the same tiles, got shapes {codes.shape} and '
@@ -124,12 +111,3 @@ class NAIPLandCoverDataModule(TileDataModule):
         chosen = np.flatnonzero(np.isin(splits, {'train': [0], 'val': [1]}.get(part, [1, 2])))
         files, names = [folder / f'{i}tile.npy' for i in chosen], [str(v) for v in values]
         return NAIPLandCoverDataset(folder, files, labels[chosen].tolist(), names, **self.kwargs)
-
-
-def _read_list(path: Path) -> NDArray[Any]:
-    try:
-        with readable(path):
-            found: NDArray[Any] = np.load(path)
-    except BadTileError as error:
-        raise ValueError(f'{path}: {error}; get it again.') from error
-    return found

@@ -56,10 +56,6 @@ class SpaceNet1Dataset(TileDataset):
             image: Pan-sharpened colors or eight bands.
             ignore_black: Value of the mask where every band is 0; None leaves these pixels ``other``.
             **kwargs: Bands, size, strictness and transforms; see :class:`TileDataset`.
-
-        Raises:
-            FileNotFoundError: If there is no image.
-            ValueError: If a band does not exist.
         """
         if image not in IMAGE_BANDS:
             raise ValueError(f'image must be one of {", ".join(IMAGE_BANDS)}, got {image!r}.')
@@ -76,8 +72,7 @@ class SpaceNet1Dataset(TileDataset):
         for index in evenly_spaced(len(files), PROBES):
             with suppress(BadTileError):
                 found[depth(read_header(files[index]).dtype)] += 1
-        #: Range of the pixels of most images, as far as a few show it.
-        self._depth = found.most_common(1)[0][0] if found else None
+        self._depth = found.most_common(1)[0][0] if found else None  # of most, as far as a few show it
 
     def _sample(self, index: int) -> dict[str, Any]:
         """Image, and but for the test part ``mask``, int64, shape (H, W)."""
@@ -161,9 +156,6 @@ class SpaceNet1DataModule(TileDataModule):
             ignore_black: Value of masks outside the scene, for the task's ``ignore_index``; None counts
                 black pixels as ``other``, as the paper does.
             **kwargs: Images, loading, augmentation and statistics; see :class:`TileDataModule`.
-
-        Raises:
-            ValueError: If an argument is out of range.
         """
         if split not in ('names', 'blocks'):
             raise ValueError(f'split must be names or blocks, got {split!r}.')

@@ -26,14 +26,10 @@ class WILDSDataModule(TileDataModule):
 
         Args:
             root: Folder that the ``wilds`` package downloads to.
-            unlabelled: Train on the unlabelled images, for pre-training; validation stays labelled where the
-                labelled data is there.
+            unlabelled: Train on the unlabelled images; validation stays labelled where it can.
             scored: Part that tests: WILDS' ``test``, or ``val``, which the paper reports; then ``id_val``
                 validates, so that nothing is chosen on what is reported.
             **kwargs: Images, loading, augmentation and statistics; see :class:`TileDataModule`.
-
-        Raises:
-            ValueError: If another part is to be scored.
         """
         if scored not in ('test', 'val'):
             raise ValueError(f'scored must be test or val, got {scored!r}.')
@@ -87,13 +83,7 @@ class Camelyon17DataModule(WILDSDataModule):
     augmentation = Augment((0.2, 1.0), horizontal_flip=True, vertical_flip=True, quarter_turns=True)
 
     def __init__(self, root: PathLike, image_size: int = 96, **kwargs: Any) -> None:
-        """Initialize a new Camelyon17DataModule instance; arguments of :class:`WILDSDataModule`.
-
-        Args:
-            root: Folder that the ``wilds`` package downloads to.
-            image_size: Side of the images, pixels.
-            **kwargs: What is read and scored, loading, augmentation and statistics.
-        """
+        """Initialize a new Camelyon17DataModule instance; see :class:`WILDSDataModule`."""
         super().__init__(root, image_size=image_size, **kwargs)
 
     def listed(self, part: str, unlabelled: bool) -> _Listed:

@@ -69,50 +69,42 @@ def peft_step(setting: Setting, kind: type[MAE | DINOv2]) -> Step:
     return build_step(setting, kind, '[L]-r32', peft_backbone(setting, kind))
 
 
-class LightlyMAE(nn.Module):
-    """MAE of lightly's building blocks."""
-
-    def __init__(self, setting: Setting) -> None:
-        """Build encoder and decoder."""
-        super().__init__()
-        vit: Any = timm.create_model(setting.model, num_classes=0, img_size=setting.image_size)
-        self.ratio, self.patch_size = setting.mask_ratio, vit.patch_embed.patch_size[0]
-        self.encoder = MaskedVisionTransformerTIMM(vit=vit)
-        self.decoder = MAEDecoderTIMM(
-            num_patches=vit.patch_embed.num_patches,
-            patch_size=self.patch_size,
-            embed_dim=vit.embed_dim,
-            decoder_embed_dim=512,
-            decoder_depth=setting.decoder_depth,
-            decoder_num_heads=16,
-        )
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Loss of images."""
-        length = self.encoder.sequence_length
-        keep, masked = utils.random_token_mask(
-            size=(len(image), length), mask_ratio=self.ratio, device=image.device
-        )
-        x = self.decoder.embed(self.encoder.encode(images=image, idx_keep=keep))
-        tokens = utils.repeat_token(self.decoder.mask_token, (len(image), length))
-        tokens = utils.set_at_index(tokens, keep, x.type_as(tokens))
-        prediction = self.decoder.predict(utils.get_at_index(self.decoder.decode(tokens), masked))
-        target = utils.get_at_index(utils.patchify(image, self.patch_size), masked - 1)
-        target = utils.normalize_mean_var(target, dim=-1)
-        return nn.functional.mse_loss(prediction.float(), target)
+def _timm(setting: Setting, **options: Any) -> Any:
+    return timm.create_model(setting.model, num_classes=0, img_size=setting.image_size, **options)
 
 
 def lightly_mae(setting: Setting) -> Step:
     """All weights with lightly's building blocks."""
-    model, image = LightlyMAE(setting), setting.batch_images()
-    return Step(setting, model, lambda: model(image))
+    vit = _timm(setting)
+    side, image = vit.patch_embed.patch_size[0], setting.batch_images()
+    encoder: Any = MaskedVisionTransformerTIMM(vit=vit)
+    decoder: Any = MAEDecoderTIMM(
+        num_patches=vit.patch_embed.num_patches,
+        patch_size=side,
+        embed_dim=vit.embed_dim,
+        decoder_embed_dim=512,
+        decoder_depth=setting.decoder_depth,
+        decoder_num_heads=16,
+    )
+
+    def loss() -> Tensor:
+        size = len(image), encoder.sequence_length
+        keep, masked = utils.random_token_mask(size, mask_ratio=setting.mask_ratio, device=image.device)
+        x = decoder.embed(encoder.encode(images=image, idx_keep=keep))
+        tokens = utils.repeat_token(decoder.mask_token, size)
+        tokens = utils.set_at_index(tokens, keep, x.type_as(tokens))
+        prediction = decoder.predict(utils.get_at_index(decoder.decode(tokens), masked))
+        target = utils.get_at_index(utils.patchify(image, side), masked - 1)
+        return nn.functional.mse_loss(prediction.float(), utils.normalize_mean_var(target, dim=-1))
+
+    return Step(setting, nn.ModuleList([encoder, decoder]), loss)
 
 
 def huggingface_mae(setting: Setting, adapted: bool) -> Step:
     """Hugging Face's ViTMAE, all weights or with PEFT."""
     from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
-    vit: Any = timm.create_model(setting.model, num_classes=0, img_size=setting.image_size)
+    vit = _timm(setting)
     config: Any = ViTMAEConfig(
         hidden_size=vit.embed_dim,
         num_hidden_layers=len(vit.blocks),
@@ -152,10 +144,7 @@ def torchgeo_mae(setting: Setting) -> Step:
 
 
 def _lightly_parts(setting: Setting) -> Any:
-    head = setting.head
-    vit: Any = timm.create_model(
-        setting.model, num_classes=0, img_size=setting.image_size, dynamic_img_size=True
-    )
+    head, vit = setting.head, _timm(setting, dynamic_img_size=True)
     projection = DINOv2ProjectionHead(vit.embed_dim, head.hidden_dim, head.bottleneck_dim, head.prototypes)
     return nn.ModuleDict({'backbone': MaskedVisionTransformerTIMM(vit=vit), 'head': projection})
 
@@ -171,10 +160,8 @@ class LightlyDINOv2(nn.Module):
         self.teacher.load_state_dict(self.student.state_dict())
         self.teacher.requires_grad_(False)
         self.grid, self.images = self.student['backbone'].vit.patch_embed.grid_size, setting.batch
-        head = setting.head
-        self.dino = DINOLoss(head.prototypes)
-        self.ibot = IBOTPatchLoss(head.prototypes)
-        self.koleo = KoLeoLoss()
+        self.dino, self.koleo = DINOLoss(setting.head.prototypes), KoLeoLoss()
+        self.ibot = IBOTPatchLoss(setting.head.prototypes)
 
     def forward(self, views: list[Tensor]) -> Tensor:
         """Loss of crops: global ones (2·B, 3, H, W) and local ones (n·B, 3, h, w)."""
@@ -197,15 +184,12 @@ class LightlyDINOv2(nn.Module):
                 loss = loss + self.ibot(patches.float(), own[1].float(), mask.view(size))
             return loss + 0.1 * sum(self.koleo(c.float()) for c in x[:, 0].chunk(2))
 
-    def update(self) -> None:
-        """Move the whole teacher."""
-        utils.update_momentum(self.student, self.teacher, m=0.996)
-
 
 def lightly_dinov2(setting: Setting) -> Step:
     """All weights with lightly's building blocks."""
     model, views = LightlyDINOv2(setting), setting.views()
-    return Step(setting, model, lambda: model(views), model.update)
+    move = partial(utils.update_momentum, model.student, model.teacher, m=0.996)
+    return Step(setting, model, lambda: model(views), move)
 
 
 STEPS: dict[str, Contenders] = {
@@ -222,20 +206,13 @@ STEPS: dict[str, Contenders] = {
     },
 }
 #: What a contender needs beyond this package's own dependencies.
-NEEDS = {'TorchGeo': 'torchgeo.tasks', 'Hugging Face': 'transformers', 'PEFT': 'peft'}
+NEEDS = {'TorchGeo': 'torchgeo', 'Hugging Face': 'transformers', 'PEFT': 'peft'}
 
 
 def missing(name: str) -> str:
-    """The module that a contender lacks, or nothing."""
-    for part, module in NEEDS.items():
-        if part in name:
-            try:
-                found = importlib.util.find_spec(module)
-            except ModuleNotFoundError:
-                found = None
-            if found is None:
-                return module
-    return ''
+    """The library that a contender lacks, or nothing."""
+    needed = (module for part, module in NEEDS.items() if part in name)
+    return next((module for module in needed if importlib.util.find_spec(module) is None), '')
 
 
 CONTENDERS: dict[str, Contenders] = {name: {**ours.STEPS[name], **STEPS[name]} for name in STEPS}

@@ -1,4 +1,4 @@
-"""The jobs of the study, by group, in the order of their worth: products of what `conf/study.yaml` lists."""
+"""The jobs of the study: products of what `conf/study.yaml` lists."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass

@@ -16,8 +16,15 @@ _OUT = Annotated[Path, typer.Option(help='Folder of the results; each scale has 
 _STORE = Annotated[Path, typer.Option(help='Folder of stages.')]
 
 
-def _results(out: Path, scale: Any) -> Path:
-    return out / scale.name / 'results.jsonl'
+def _open(scale: str, out: Path, table: str = '') -> tuple[list[Any], Any, Path, list[dict[str, Any]]]:
+    """A table, or all, a scale, the file of its results and what it holds."""
+    from .records import read
+    from .rows import get_table, read_tables
+    from .scales import get_scale
+
+    tables, found = [get_table(table)] if table else list(read_tables().values()), get_scale(scale)
+    results = out / found.name / 'results.jsonl'
+    return tables, found, results, read(results)
 
 
 def list_tables(
@@ -29,14 +36,11 @@ def list_tables(
 
     Example: explora-bench list 3 --scale small
     """
-    from . import records
     from .jobs import why_not
-    from .rows import get_table, read_tables
-    from .scales import get_scale
+    from .records import markdown_table
 
-    found = get_scale(scale)
-    known = records.read(_results(out, found))
-    for one in [get_table(table)] if table else read_tables().values():
+    tables, found, _, known = _open(scale, out, table)
+    for one in tables:
         lines = []
         for row in one.rows.values():
             seeds = len({r['seed'] for r in known if (r['table'], r['row']) == (one.id, row.id)})
@@ -44,7 +48,7 @@ def list_tables(
             lines.append([row.id, row.name, 'not in the paper' if row.added else str(row.published), state])
         header = ['id', 'row', 'published', f'at the scale {found.name}']
         title = f'Table {one.id}: {one.title}; {one.metric}'
-        say('\n'.join([title, '', *records.markdown_table(header, lines), '']))
+        say('\n'.join([title, '', *markdown_table(header, lines), '']))
 
 
 def plan(
@@ -56,16 +60,14 @@ def plan(
     explora-bench plan 1 --scale paper
     """
     from . import plan as planning
-    from . import records
-    from .rows import get_table
-    from .scales import get_scale
+    from .records import read
 
-    one, found = get_table(table), get_scale(scale)
-    known = [r for path in sorted(out.glob('*/results.jsonl')) for r in records.read(path)]
+    (one,), found, *_ = _open(scale, out, table)
+    known = [r for path in sorted(out.glob('*/results.jsonl')) for r in read(path)]
     rate, count = planning.measured_rate(known), seeds or found.seeds
     planned = planning.plan_rows(one, one.choose(rows), found, rate)
-    say('\n'.join([f'Table {one.id} at the scale {found.name}: {one.title}', '']))
-    say('\n'.join(planning.show(planned, rate, count)))
+    title = f'Table {one.id} at the scale {found.name}: {one.title}'
+    say('\n'.join([title, '', *planning.show(planned, rate, count)]))
     if rate is not None:
         total = planning.total_hours(planned, found, rate, count)
         say(f'{total:,.2f} device hours for {count} seeds, searches included.')
@@ -91,15 +93,12 @@ def run(
     with torchrun or srun as any Lightning script; all of them must see the folders. Example:
     explora-bench run 2 --scale demo
     """
-    from . import records
+    from .records import read
     from .report import write_report
-    from .rows import get_table
     from .runner import run_rows
-    from .scales import get_scale
     from .stages import Store, is_first_process
 
-    one, found = get_table(table), get_scale(scale)
-    results = _results(out, found)
+    (one,), found, results, _ = _open(scale, out, table)
 
     def progress(text: str) -> None:
         if is_first_process():
@@ -108,7 +107,7 @@ def run(
     stages = Store(store, resume, results.with_name('stages.jsonl'))
     run_rows(one, one.choose(rows), found, seeds or found.seeds, stages, results, progress)
     if is_first_process():
-        files = write_report(results.parent, one, found, records.read(results))
+        files = write_report(results.parent, one, found, read(results))
         say('\n'.join(map(str, [results, *files])))
 
 
@@ -121,16 +120,11 @@ def report(
 
     Example: explora-bench report 3 --scale small
     """
-    from . import records
     from .report import write_report
-    from .rows import get_table, read_tables
-    from .scales import get_scale
 
-    found = get_scale(scale)
-    results = _results(out, found)
-    known = records.read(results)
+    tables, found, results, known = _open(scale, out, table)
     have = {r['table'] for r in known}
-    tables = [get_table(table)] if table else [t for t in read_tables().values() if t.id in have]
+    tables = [one for one in tables if table or one.id in have]
     if not have:
         raise FileNotFoundError(f'no results {results}: run explora-bench run TABLE --scale {scale} first')
     if not tables:
@@ -150,9 +144,8 @@ def compare(
     Example: explora-bench compare 3:l_r64 3:source --scale small
     """
     from .compare import compare as compared
-    from .scales import get_scale
 
-    say(compared(one, two, _results(out, get_scale(scale))))
+    say(compared(one, two, _open(scale, out)[2]))
 
 
 def analyse(
@@ -173,9 +166,8 @@ def analyse(
     """
     from .analyse import analyse as analysed
     from .analyse import find_models, write_analysis
-    from .scales import get_scale
 
-    found = find_models(models, _results(results, get_scale(scale)), store, image_size)
+    found = find_models(models, _open(scale, results)[2], store, image_size)
     say('\n'.join(map(str, write_analysis(out, analysed(found, data, images)))))
 
 

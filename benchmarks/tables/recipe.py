@@ -23,6 +23,8 @@ from explora_geo.objectives import (
 from explora_geo.trainers.optim import OptimConfig
 from explora_geo.transforms import ViewsConfig
 
+from .files import make
+
 OBJECTIVES: dict[str, type[Objective]] = {kind.__name__: kind for kind in (MAE, DINOv2, Anchor)}
 _GROUPS: dict[str, Any] = {
     'head': HeadConfig,
@@ -78,17 +80,15 @@ class Recipe:
 
 
 def read_recipe(values: Mapping[str, Any], where: str) -> Recipe:
-    """Build a recipe from the flat values of a file."""
-    values = dict(values)
-    optim = {f.name: values.pop(f.name) for f in fields(OptimConfig) if f.name in values}
-    unknown = set(values) - {f.name for f in fields(Recipe)}
-    if unknown:
-        raise ValueError(f'{where}: unknown keys {", ".join(sorted(unknown))}')
-    values['adaptation'] = ExPLoRAConfig.parse(values['adaptation'])
+    """Build a recipe from flat values: fields of `Recipe` and `OptimConfig`, the paper's notation."""
+    names = {f.name for f in fields(OptimConfig)}
+    given = {k: v for k, v in values.items() if k not in names}
+    given['adaptation'] = ExPLoRAConfig.parse(values['adaptation'])
+    optim = make(OptimConfig, {k: v for k, v in values.items() if k in names}, where)
+    recipe: Recipe = make(Recipe, {**given, 'optim': optim}, where)
     try:
-        recipe = Recipe(**values, optim=OptimConfig(**optim))
         _ = recipe.factory  # checks the objective's arguments before anything runs
-    except (TypeError, ValueError) as error:
+    except ValueError as error:
         raise ValueError(f'{where}: {error}') from error
     return recipe
 

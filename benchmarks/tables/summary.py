@@ -95,9 +95,11 @@ def spread(values: Sequence[Sequence[float]], single: bool | None = None) -> Spr
     return Spread(float(table.mean()), error, freedom, seeds, draws, single)
 
 
-def values_of(record: Record, key: str = 'value') -> list[float]:
-    """One value per draw of labels: a record's value or one of its scores."""
-    score = record['value'] if key == 'value' else record['scores'][key]
+def _values(record: Record, key: str) -> list[float]:
+    """One value per draw of labels of a record's value or one of its scores; none where it lacks."""
+    score = record['value'] if key == 'value' else record['scores'].get(key)
+    if score is None:  # also of the table of carbon, for want of a meter
+        return []
     for detail in record.get('details') or ():
         named = f'{detail["method"]}, {detail["budget"]}' == key
         if named or (key == 'value' and 100 * detail['mean'] == score):
@@ -105,20 +107,15 @@ def values_of(record: Record, key: str = 'value') -> list[float]:
     return [score]
 
 
-def _known(record: Record, key: str) -> bool:
-    """Whether a record has the score; the value of the table of carbon may lack for want of a meter."""
-    return record['value'] is not None if key == 'value' else key in record['scores']
-
-
 def summarise(records: Sequence[Record], key: str = 'value') -> Spread | None:
     """Mean and error of a row; None if it lacks the score."""
-    values = [values_of(r, key) for r in records if _known(r, key)]
+    values = [found for r in records if (found := _values(r, key))]
     return spread(values) if values else None
 
 
 def paired(better: Sequence[Record], worse: Sequence[Record], key: str = 'value') -> Spread | None:
     """Differences of two rows by seed and draw, in `value` or a score; None without a common seed."""
-    one, two = ({r['seed']: values_of(r, key) for r in rows if _known(r, key)} for rows in (better, worse))
+    one, two = ({r['seed']: v for r in rows if (v := _values(r, key))} for rows in (better, worse))
     seeds = sorted(one.keys() & two.keys())
     if not seeds:
         return None
