@@ -184,14 +184,10 @@ def export_peft(
         ValueError: If it is no adapter, has no LoRA, or timm has no such model.
     """
     header, state = read_adapter(adapter)
-    if header.tokenizer != 'patch':
-        raise ValueError(_no_timm(header.tokenizer))
-    if not any('.lora_' in name for name in state):
-        raise ValueError(
-            f'{adapter} holds no LoRA, which PEFT needs: merge it into its base, and export that'
-        )
     with torch.device('meta'):
         vit = explora(header.build(), header.explora_config)
+    if reason := _no_peft(header, state, set(vit.state_dict())):
+        raise ValueError(f'{adapter}: {reason}')
     tensors: dict[str, Tensor] = {}
     ranks, alphas, targets = {}, {}, []
     for name, layer in vit.named_modules():
@@ -207,12 +203,12 @@ def export_peft(
         'peft_type': 'LORA',
         'task_type': None,
         'base_model_name_or_path': header.base or None,
-        'r': max(ranks.values(), default=1),
-        'lora_alpha': max(alphas.values(), default=1),
+        'r': (rank := max(ranks.values())),
+        'lora_alpha': (alpha := max(alphas.values())),
         'lora_dropout': header.explora_config.dropout,
         'target_modules': targets,
-        'rank_pattern': ranks,
-        'alpha_pattern': alphas,
+        'rank_pattern': {k: v for k, v in ranks.items() if v != rank},
+        'alpha_pattern': {k: v for k, v in alphas.items() if v != alpha},
         'modules_to_save': modules or None,
         'bias': 'none',
         'inference_mode': True,
@@ -273,6 +269,21 @@ def _peft_usage(header: AdapterHeader, bare: Sequence[str]) -> str:
         )
     imports = ['import timm', 'from peft import PeftModel', 'from safetensors.torch import load_file', '']
     return '\n'.join(['## Use', '', '```python', *imports, *loads, '```', '', *notes])
+
+
+def _no_peft(header: AdapterHeader, state: Mapping[str, Tensor], own: set[str]) -> str:
+    """Why PEFT cannot give the features of an adapter on timm's model, or an empty string."""
+    merge = 'merge it into its base, and export that'
+    if header.tokenizer != 'patch':
+        return _no_timm(header.tokenizer)
+    if not any('.lora_' in name for name in state):
+        return f'it holds no LoRA, which PEFT needs: {merge}'
+    if any(name.endswith('.attn.q_bias') for name in own):
+        return f'where Q and V have biases of their own, timm goes past what PEFT adds to qkv: {merge}'
+    folded = {'reg_token', 'pos_embed'} <= own and not header.base.startswith('timm/')
+    if folded and 'cls_token' in state:
+        return f'beside registers, timm adds the position to the class token, which trained here: {merge}'
+    return ''
 
 
 def _no_timm(tokenizer: str) -> str:

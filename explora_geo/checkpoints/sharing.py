@@ -88,7 +88,7 @@ def push(
 
     file, api = Path(file), HfApi()
     if file.is_dir():
-        files: dict[str, str | bytes] = {part.name: str(part) for part in sorted(file.iterdir())}
+        files: dict[str, str | bytes] = {part.name: str(part) for part in file.iterdir() if part.is_file()}
         if CARD not in files:
             raise ValueError(
                 f'{file} has no {CARD}: push a file, or a folder that export --format peft wrote'
