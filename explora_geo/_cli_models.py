@@ -264,6 +264,7 @@ def adapter_info(file: Annotated[Path, typer.Argument(help='Adapter file.')]) ->
         'configuration': ', '.join(f'{k}={v}' for k, v in header.config.items()),
         'bands': ', '.join(header.bands),
         'normalization': header.normalization and describe(header.normalization, header.bands),
+        'base': ', '.join(filter(None, [header.base, header.licence])),
         'base SHA-256': header.base_sha256,
         'written by': f'explora_geo {header.version}',
         'tensors': f'{len(state)}, {sum(t.numel() for t in state.values()):,} numbers',
