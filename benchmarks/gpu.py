@@ -13,13 +13,15 @@ NVIDIA's MPS before `run`: without it processes take turns on the GPU, and a wai
 """
 
 import argparse
+import io
 import json
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import zipfile
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from .tables import records
 WHEELS = ('torchgeo', 'kornia', 'kornia_rs', 'lightly', 'timm', 'jsonargparse')
 #: Bytes of a parcel.
 PARCEL = 60_000_000
+KINDS = ('mae', 'dinov2')
 DATA = ('EuroSAT_RGB.zip', 'presto_train_test_split.json', 'AID_128.zip', 'tiny_imagenet_202x100.zip')
 _ROOT = Path(__file__).parents[1]
 # The task needs TorchGeo's readers, which need GDAL; the queue uses parts below the task.
@@ -37,71 +40,52 @@ _EMPTY = 'explora_geo/trainers/__init__.py'
 _IGNORED = shutil.ignore_patterns('__pycache__', 'results', '*eurosat.safetensors', '*mae*.safetensors')
 
 
-@dataclass(frozen=True)
-class Job:
-    """One entry of the queue."""
-
-    name: str  # name of its result
-    seconds: int  # how long it may take
-    command: tuple[str, ...]  # arguments of this module or another, after `python -m`
-
-
-def queue(root: Path, out: Path, tiny: bool) -> list[Job]:
-    """The jobs in the order of their worth."""
-    study = (f'{__package__}.study', str(root / 'data'), str(root / 'cache'), str(out / 'runs.jsonl'))
-    processes = ('--processes', '1' if tiny else '8', '--seconds', '1' if tiny else '440')
-    this, size = f'{__package__}.gpu', ('--tiny',) if tiny else ()
-    return [
-        Job('long', 480, (*study, 'long', *processes)),
-        Job('harm', 480, (*study, 'harm', 'search', *processes)),
-        *(Job(f'trace_{kind}', 120, (this, 'trace', kind, str(out), *size)) for kind in ('dinov2', 'mae')),
-        *(Job(f'steps_{kind}', 300, (this, 'steps', kind, str(out), *size)) for kind in ('mae', 'dinov2')),
-        Job('lengths', 480, (*study, 'lengths', *processes)),
-        Job('images', 480, (*study, 'images', 'second', *processes)),
-    ]
+def queue(root: Path, out: Path, tiny: bool) -> dict[str, tuple[int, list[str]]]:
+    """The jobs in the order of their worth: seconds that one may take, and its arguments of `python -m`."""
+    study = [f'{__package__}.study', str(root / 'data'), str(root / 'cache'), str(out / 'runs.jsonl')]
+    processes = ['--processes', '1' if tiny else '8', '--seconds', '1' if tiny else '440']
+    this, size = f'{__package__}.gpu', ['--tiny'] if tiny else []
+    return {
+        'long': (480, [*study, 'long', *processes]),
+        'harm': (480, [*study, 'harm', 'search', *processes]),
+        **{f'trace_{kind}': (120, [this, 'trace', kind, str(out), *size]) for kind in KINDS},
+        **{f'steps_{kind}': (300, [this, 'steps', kind, str(out), *size]) for kind in KINDS},
+        'lengths': (480, [*study, 'lengths', *processes]),
+        'images': (480, [*study, 'images', 'second', *processes]),
+    }
 
 
 def pack(data: Path, parcels: Path) -> None:
-    """Write the code, and the data cut into pieces, into folders of at most `PARCEL` bytes."""
-    code = parcels / 'code'
+    """Write archives of the code and of the data, cut into folders of at most `PARCEL` bytes."""
     shutil.rmtree(parcels, ignore_errors=True)
-    for name in ('explora_geo', 'benchmarks'):
-        shutil.copytree(_ROOT / name, code / name, ignore=_IGNORED)
-    (code / _EMPTY).write_text('')
-    pieces = []
-    for path in (data / name for name in DATA):
-        held = path.read_bytes()
-        starts = range(0, len(held), PARCEL)
-        pieces += [(f'{path.name}.{i:02d}', held[at : at + PARCEL]) for i, at in enumerate(starts)]
-    # Scenes go as arrays: the machine has no GDAL.
-    pieces += [(f'{p.stem}.npy', scene_pixels(p).getvalue()) for p in sorted((data / 'NAIP').glob('*.tif'))]
-    room, number = 0, 0
-    for name, piece in pieces:
-        if len(piece) > room:
-            number, room = number + 1, PARCEL
-        folder = parcels / f'data{number}'
-        folder.mkdir(exist_ok=True)
-        (folder / name).write_bytes(piece)
-        room -= len(piece)
-    for folder in sorted(parcels.iterdir()):
-        print(f'{folder}: {sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) / 1e6:.1f} MB')
+    with tempfile.TemporaryDirectory() as folder:
+        code, held = Path(folder, 'code'), Path(folder, 'data')
+        for name in ('explora_geo', 'benchmarks'):
+            shutil.copytree(_ROOT / name, code / name, ignore=_IGNORED)
+        (code / _EMPTY).write_text('')
+        (held / 'NAIP').mkdir(parents=True)
+        for name in DATA:
+            shutil.copy(data / name, held)
+        for scene in (data / 'NAIP').glob('*.tif'):  # as arrays: the machine has no GDAL
+            (held / 'NAIP' / f'{scene.stem}.npy').write_bytes(scene_pixels(scene).getvalue())
+        for part in (code, held):
+            packed = Path(shutil.make_archive(str(part), 'zip', part)).read_bytes()
+            starts = range(0, len(packed), PARCEL)
+            for i, start in enumerate(starts):
+                piece = parcels / f'{part.name}{i}' / f'{part.name}.{i:03d}.{len(starts)}'
+                piece.parent.mkdir(parents=True)
+                piece.write_bytes(packed[start : start + PARCEL])
+                print(f'{piece}: {piece.stat().st_size / 1e6:.1f} MB')
 
 
 def unpack(parcel: Path, root: Path) -> None:
-    """Take a parcel; a file is put together when its last piece comes, in any order."""
-    if (parcel / 'explora_geo').is_dir():
-        shutil.copytree(parcel, root / 'code', dirs_exist_ok=True)
-        return
-    pieces, data = root / 'pieces', root / 'data'
+    """Take a parcel; code and data are put together when their last piece comes, in any order."""
+    pieces = root / 'pieces'
     shutil.copytree(parcel, pieces, dirs_exist_ok=True)
-    (data / 'NAIP').mkdir(parents=True, exist_ok=True)
-    for scene in pieces.glob('*.npy'):
-        scene.rename(data / 'NAIP' / scene.name)
-    for name in DATA:
-        whole = data / f'{name}.part'
-        whole.write_bytes(b''.join(p.read_bytes() for p in sorted(pieces.glob(f'{name}.*'))))
-        if not name.endswith('.zip') or zipfile.is_zipfile(whole):
-            whole.rename(data / name)
+    for name in ('code', 'data'):
+        held = sorted(pieces.glob(f'{name}.*'))
+        if held and len(held) == int(held[0].suffix[1:]):
+            zipfile.ZipFile(io.BytesIO(b''.join(p.read_bytes() for p in held))).extractall(root / name)
 
 
 def run(root: Path, out: Path, seconds: float, tiny: bool) -> None:
@@ -109,19 +93,19 @@ def run(root: Path, out: Path, seconds: float, tiny: bool) -> None:
     done, end = out / 'done.jsonl', time.time() + seconds
     names = {job['name'] for job in records.read(done)}
     out.mkdir(parents=True, exist_ok=True)
-    for job in queue(root, out, tiny):
+    for name, (limit, command) in queue(root, out, tiny).items():
         left, start = end - time.time(), time.time()
-        if job.name in names or left < 10:
+        if name in names or left < 10:
             continue
-        command, limit = [sys.executable, '-m', *job.command], min(job.seconds, left)
         try:
-            code = subprocess.run(command, timeout=limit, check=False).returncode
+            called = [sys.executable, '-m', *command]
+            code = subprocess.run(called, timeout=min(limit, left), check=False).returncode
             how = str(code or 'done')
         except subprocess.TimeoutExpired:
             how = 'out of time'
-        print(f'{job.name}: {how} after {time.time() - start:.0f} s', flush=True)
+        print(f'{name}: {how} after {time.time() - start:.0f} s', flush=True)
         if how == 'done':
-            records.append(done, {'name': job.name, 'seconds': round(time.time() - start, 1)})
+            records.append(done, {'name': name, 'seconds': round(time.time() - start, 1)})
 
 
 def _setting(kind: str, tiny: bool) -> Any:
@@ -191,7 +175,7 @@ def main(arguments: list[str] | None = None) -> None:
     for called in (trace, steps):
         command = commands.add_parser(called.__name__)
         command.set_defaults(called=called)
-        command.add_argument('kind', choices=('dinov2', 'mae'))
+        command.add_argument('kind', choices=KINDS)
         command.add_argument('out', type=Path)
         command.add_argument('--tiny', action='store_true')
     given = vars(parser.parse_args(arguments))

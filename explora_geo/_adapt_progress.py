@@ -214,11 +214,21 @@ def read_legs(file: Path) -> list[dict[str, Any]]:
 
 
 class EnergyMeter:
-    """Energy since it was made, of the GPU (NVML) and the processors (RAPL), as far as meters can be read."""
+    """Energy since it was made, of the GPU (NVML) and the processors (RAPL), as far as meters can be read.
+
+    Where the GPU has no meter there is none: processors are the smaller part.
+
+    Attributes:
+        kinds: Which meters are read, such as `NVML+RAPL`; empty without any.
+    """
 
     def __init__(self) -> None:
         """Initialize an EnergyMeter, and read the meters."""
-        self._meters = [*_rapl_meters(), *_nvml_meters()]
+        found = {'NVML': _nvml_meters(), 'RAPL': _rapl_meters()}
+        if torch.cuda.is_available() and not found['NVML']:
+            found = {}
+        self.kinds = '+'.join(kind for kind, meters in found.items() if meters)
+        self._meters = [meter for meters in found.values() for meter in meters]
         self._last = [meter() for meter, _ in self._meters]
         self._joules, self._read = 0.0, time.perf_counter()
 

@@ -45,7 +45,7 @@ SHORTER = {
 #: Lines that stand for a user's own files: their options are parsed, and nothing runs.
 PARSED = ('run.yaml', 'scene.tif', 'last.ckpt', 'FOLDER', 'FILE', 'model.safetensors', 'base.safetensors')
 #: Commands at a scale of hours, whose sources and results are not there: their options are parsed.
-HOURS = tuple(f'explora-bench {name} ' for name in ('plan', 'run', 'report', 'compare', 'analyse'))
+HOURS = tuple(f'explora-bench {name} ' for name in ('plan', 'run', 'report', 'compare'))
 #: Measurements of minutes: their options are parsed here, and tests/benchmarks/speed runs small ones.
 MEASURED = tuple(f'explora-bench {name} ' for name in ('speed', 'peak'))
 #: Numbers of code blocks that take long, and what they are replaced by.

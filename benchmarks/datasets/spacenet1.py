@@ -48,15 +48,7 @@ class SpaceNet1Dataset(TileDataset):
         ignore_black: int | None = 255,
         **kwargs: Any,
     ) -> None:
-        """Initialize a new SpaceNet1Dataset instance.
-
-        Args:
-            root: Folder that holds ``SN1_buildings``.
-            split: ``train`` with masks, or ``test`` without.
-            image: Pan-sharpened colors or eight bands.
-            ignore_black: Value of the mask where every band is 0; None leaves these pixels ``other``.
-            **kwargs: Bands, size, strictness and transforms; see :class:`TileDataset`.
-        """
+        """Initialize a new SpaceNet1Dataset instance; see :class:`SpaceNet1DataModule`."""
         if image not in IMAGE_BANDS:
             raise ValueError(f'image must be one of {", ".join(IMAGE_BANDS)}, got {image!r}.')
         self.file_bands, self.ignore_black = IMAGE_BANDS[image], ignore_black
@@ -96,25 +88,13 @@ class SpaceNet1Dataset(TileDataset):
             sample['mask'] = resize_mask(mask, self.size)
         return sample
 
-    @property
-    def names(self) -> list[str]:
-        """Name of each file without its folder."""
-        return [Path(file).name for file in self.files]
-
     def blocks(self, side: float) -> list[str]:
-        """Column and row of the block of ground, *side* degrees wide, that holds the center of each image.
-
-        Of an image that cannot be read it is the path.
-        """
-        found = []
-        for file in self.files:
-            try:
-                with readable(file), rasterio.open(file) as source:
-                    x, y = source.lnglat()
-            except BadTileError:
-                found.append(str(file))
-            else:
-                found.append(f'{math.floor(x / side)}, {math.floor(y / side)}')
+        """Block of ground, *side* degrees wide, of the center of each image; the path if it is damaged."""
+        found = [str(file) for file in self.files]
+        for i, file in enumerate(self.files):
+            with suppress(BadTileError), readable(file), rasterio.open(file) as source:
+                x, y = source.lnglat()
+                found[i] = f'{math.floor(x / side)}, {math.floor(y / side)}'
         return found
 
     def plot(self, sample: dict[str, Any], show_titles: bool = True, suptitle: str | None = None) -> Figure:
@@ -125,10 +105,9 @@ class SpaceNet1Dataset(TileDataset):
 class SpaceNet1DataModule(TileDataModule):
     """LightningDataModule for SpaceNet 1, whose labelled images are parted here: no list is published.
 
-    The split ``names`` has the paper's sizes, 5,000 images to train and 1,940 to test, in the order of the
-    SHA-256 of the files' names; which images the paper has in them is not known, so it is ours. Images lie
-    side by side, so that this test has neighbours in training. The split ``blocks`` parts whole blocks of the
-    ground, about 1 km wide, in the same shares.
+    The split ``names`` has the paper's sizes, 5,000 images to train and 1,940 to test, by the SHA-256 of the
+    files' names. Images lie side by side, so that this test has neighbors in training; the split ``blocks``
+    parts whole blocks of the ground, about 1 km wide, in the same shares.
     """
 
     #: Training images of the paper's 6,940, and the side of a block of ground, degrees.
@@ -173,16 +152,20 @@ class SpaceNet1DataModule(TileDataModule):
             except FileNotFoundError:
                 part = 'test'
         labelled = SpaceNet1Dataset(self.root, 'train', **self.kwargs)
-        names = labelled.names if self.split == 'names' else labelled.blocks(self.block)
+        names = (
+            [Path(file).name for file in labelled.files]
+            if self.split == 'names'
+            else labelled.blocks(self.block)
+        )
         order = sorted(range(len(names)), key=lambda i: (sha256(names[i].encode()).hexdigest(), i))
-        end = self._border(names, order, round(len(order) * self.share))
-        start = self._border(names, order, end - round(end * self.val_split))
+        end = _border(names, order, round(len(order) * self.share))
+        start = _border(names, order, end - round(end * self.val_split))
         parts = {'train': order[:start], 'val': order[start:end], 'test': order[end:]}
         return Subset(labelled, sorted(parts[part])) if parts[part] or part != 'val' else None
 
-    @staticmethod
-    def _border(names: Sequence[str], order: Sequence[int], count: int) -> int:
-        """The first border between two names from a position on, so that none is in two parts."""
-        while 0 < count < len(order) and names[order[count]] == names[order[count - 1]]:
-            count += 1
-        return count
+
+def _border(names: Sequence[str], order: Sequence[int], count: int) -> int:
+    """The first border between two names from a position on, so that none is in two parts."""
+    while 0 < count < len(order) and names[order[count]] == names[order[count - 1]]:
+        count += 1
+    return count

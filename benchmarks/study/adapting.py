@@ -64,18 +64,10 @@ def adapt(
     seed: int = 0,
     adapter: Path | None = None,
 ) -> tuple[ViT, dict[str, Any]]:
-    """Adapt to images of a domain.
+    """Adapt to images of a domain, at least a batch of them, given by their indices.
 
-    Args:
-        source: Weights.
-        recipe: How.
-        domain: Images, on the device that trains.
-        archive: Images to adapt to, indices; at least a batch.
-        seed: Of everything that is drawn.
-        adapter: File to write what trained to, as bfloat16 in safetensors under the backbone's own names.
-
-    Returns:
-        What the run leaves behind, with LoRA merged in, and numbers of the run.
+    Returns what the run leaves behind, with LoRA merged in, and numbers of the run. What trained goes to the
+    adapter's file, if one is given, as bfloat16 in safetensors under the backbone's own names.
     """
     seed_everything(seed, verbose=False)
     device, batch, steps = domain.image.device, recipe.batch_size, recipe.steps

@@ -73,17 +73,9 @@ def logistic(x: Tensor, y: Tensor, penalties: Sequence[float], classes: int, ste
     """Multinomial logistic regressions with several penalties at once, bias free.
 
     Accelerated descent with the bound 0.5 X'X of Boehning (1992) for the Hessian, which is diagonal in the
-    axes of the features: no step waits for the device, as a line search would.
-
-    Args:
-        x: Standardized features, shape (N, D).
-        y: Classes, shape (N,).
-        penalties: Inverse strengths C of the square penalty, as scikit-learn has them.
-        classes: Number K.
-        steps: Iterations.
-
-    Returns:
-        Weights and in the last row bias, shape (len(penalties), D + 1, K).
+    axes of the features: no step waits for the device, as a line search would. Standardized features (N, D),
+    classes (N,) and P inverse strengths C, as scikit-learn has them, -> weights, the last row the bias,
+    (P, D + 1, K).
     """
     values, axes = torch.linalg.eigh(x.T @ x / len(x))
     basis = torch.cat([x @ axes, torch.ones_like(x[:, :1])], 1)

@@ -1,4 +1,4 @@
-"""The commands of `explora-bench` that run the paper's tables: list, plan, run, report, compare, analyse."""
+"""The commands of `explora-bench` that run the paper's tables: list, plan, run, report, compare."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +13,6 @@ _SCALE = Annotated[str, typer.Option(help='smoke, demo, small, paper, or a YAML 
 _ROWS = Annotated[str, typer.Option(help='Rows by id, separated by commas; all if empty.')]
 _SEEDS = Annotated[int | None, typer.Option(help="Runs of every row; the scale's if not given.")]
 _OUT = Annotated[Path, typer.Option(help='Folder of the results; each scale has one of its own in it.')]
-_STORE = Annotated[Path, typer.Option(help='Folder of stages.')]
 
 
 def _open(scale: str, out: Path, table: str = '') -> tuple[list[Any], Any, Path, list[dict[str, Any]]]:
@@ -84,7 +83,7 @@ def run(
     resume: Annotated[
         bool, typer.Option(help='Go on with what was stopped at its last checkpoint, or start it anew.')
     ] = True,
-    store: _STORE = Path('runs/bench'),
+    store: Annotated[Path, typer.Option(help='Folder of stages.')] = Path('runs/bench'),
     out: _OUT = RESULTS,
 ) -> None:
     """Run rows of a table; finished stages are never run again.
@@ -148,27 +147,4 @@ def compare(
     say(compared(one, two, _open(scale, out)[2]))
 
 
-def analyse(
-    models: Annotated[list[str], typer.Argument(help='NAME=FILE of backbones, or rows TABLE:ROW.')],
-    data: Annotated[Path, typer.Option(help='Folder of class folders.')] = Path(
-        'tests/data/eurosat_rgb/test'
-    ),
-    images: Annotated[int, typer.Option(help='Images, evenly spaced.')] = 200,
-    image_size: Annotated[int | None, typer.Option(help="Side, pixels; the first model's.")] = None,
-    out: Annotated[Path, typer.Option(help='Folder to write.')] = Path('runs/analysis'),
-    scale: _SCALE = 'demo',
-    store: _STORE = Path('runs/bench'),
-    results: Annotated[Path, typer.Option(help='Folder of the results, for rows.')] = RESULTS,
-) -> None:
-    """Show what each block knows: eigenvalues, place and class of its patches; models side by side.
-
-    Example: explora-bench analyse 2:dinov2 2:d_l_r64
-    """
-    from .analyse import analyse as analysed
-    from .analyse import find_models, write_analysis
-
-    found = find_models(models, _open(scale, results)[2], store, image_size)
-    say('\n'.join(map(str, write_analysis(out, analysed(found, data, images)))))
-
-
-COMMANDS = {'list': list_tables} | {f.__name__: f for f in (plan, run, report, compare, analyse)}
+COMMANDS = {'list': list_tables} | {f.__name__: f for f in (plan, run, report, compare)}

@@ -138,19 +138,18 @@ def _published_recipe(table: Table, row: Row, scale: Scale) -> Recipe:
     return Recipe(adaptation, preset.optim, steps, objective, arguments, preset.batch, rate)
 
 
-def devices_of(scale: Scale) -> tuple[list[int], int]:
-    """Indices of the devices that a scale trains on, and the number of nodes that do so."""
+def world_size(scale: Scale) -> int:
+    """Devices of all nodes that a scale trains on."""
     devices = scale.trainer.get('devices', 1)
-    if not isinstance(devices, list):
-        count = int(devices) if str(devices).isdigit() else max(1, torch.cuda.device_count())
-        devices = list(range(count))
-    return devices, scale.trainer.get('num_nodes', 1)
+    if not isinstance(devices, int):
+        known = len(devices) if isinstance(devices, list) else max(1, torch.cuda.device_count())
+        devices = int(devices) if str(devices).isdigit() else known
+    return devices * int(scale.trainer.get('num_nodes', 1))
 
 
 def split_batch(scale: Scale, data: Data, batch: int) -> tuple[int, int, int]:
     """Images per device, at most the data's `batch_size`, accumulated batches, and images of them all."""
-    devices, nodes = devices_of(scale)
-    world = len(devices) * nodes
+    world = world_size(scale)
     per_device = max(1, min(data.init_args.get('batch_size', batch), batch // world))
     accumulate = max(1, batch // (per_device * world))
     return per_device, accumulate, per_device * accumulate * world

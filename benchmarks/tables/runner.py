@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from .work import adapt, prepare_source, probe, tune
 
 #: What the search of a learning rate does not depend on: all rows and seeds are searched with this one.
 _SEARCH_SEED = 0
-_Say = Callable[[str], None]
+_Say = Callable[[str], object]
 
 
 class Chosen(NamedTuple):
@@ -27,10 +28,6 @@ class Chosen(NamedTuple):
     scores: dict[str, float]
 
 
-def _silent(text: str) -> None:
-    """Say nothing."""
-
-
 def run_rows(
     table: Table,
     rows: Sequence[Row],
@@ -38,7 +35,7 @@ def run_rows(
     seeds: int,
     store: Store,
     results: Path,
-    progress: _Say = _silent,
+    progress: _Say = str,
 ) -> list[records.Record]:
     """Run rows and seeds that are not in the results yet."""
     chosen = []
@@ -53,8 +50,9 @@ def run_rows(
                 progress(f'{name}, seed {seed}: {text}')
 
             record = run_job(build_job(table, row, scale, seed), store, report)
-            same = [r for r in records.read(results) if _agree(r, record, ('table', 'row', 'seed'))]
-            known = [r for r in same if _agree(r, record, ('stages',))]
+            key = itemgetter('table', 'row', 'seed')
+            same = [r for r in records.read(results) if key(r) == key(record)]
+            known = [r for r in same if r['stages'] == record['stages']]
             record = known[-1] if known else record
             # The last line of a row and seed is the one that reports show.
             if (not known or same[-1] is not record) and is_first_process():
@@ -63,11 +61,7 @@ def run_rows(
     return chosen
 
 
-def _agree(one: records.Record, other: records.Record, keys: Sequence[str]) -> bool:
-    return all(one.get(key) == other[key] for key in keys)
-
-
-def run_job(job: Job, store: Store, progress: _Say = _silent) -> records.Record:
+def run_job(job: Job, store: Store, progress: _Say = str) -> records.Record:
     """Run one row with one seed, and return its record; finished stages are read, not run."""
     progress('source')
     source = prepare_source(store, job)
@@ -90,7 +84,7 @@ def run_job(job: Job, store: Store, progress: _Say = _silent) -> records.Record:
     return _record(job, stages, rates)
 
 
-def search_pretraining(job: Job, store: Store, progress: _Say = _silent) -> Chosen:
+def search_pretraining(job: Job, store: Store, progress: _Say = str) -> Chosen:
     """Choose the learning rate of pre-training by short runs and a probe of held-out training images."""
     search = job.scale.search
     if search is None or job.recipe is None:
@@ -106,7 +100,7 @@ def search_pretraining(job: Job, store: Store, progress: _Say = _silent) -> Chos
     return _choose(search, score)
 
 
-def search_tuning(job: Job, store: Store, model: Stage, progress: _Say = _silent) -> Chosen:
+def search_tuning(job: Job, store: Store, model: Stage, progress: _Say = str) -> Chosen:
     """Choose the learning rate of tuning by short runs scored on held-out training images.
 
     The first seed's backbone is searched with, and its choice holds for every seed.

@@ -44,11 +44,6 @@ class Stage:
         return (self.folder / 'stage.json').is_file()
 
     @property
-    def finished(self) -> bool:
-        """Whether it was ever done."""
-        return self.made or self.kept is not None
-
-    @property
     def record(self) -> dict[str, Any]:
         """What was measured."""
         if not self.made and self.kept is not None:
@@ -98,7 +93,7 @@ class Store:
         stage = self.stage(kind, content)
         if not stage.made:
             self._works[stage.key] = work, together
-        if not stage.finished:
+        if not stage.made and stage.kept is None:
             if needs is not None:
                 self.make(needs)
             self.make(stage)

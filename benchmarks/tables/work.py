@@ -24,10 +24,10 @@ from explora_geo.evaluation.cache import extract_parts
 from explora_geo.evaluation.probes import STRENGTHS
 from explora_geo.models import create_vit
 from explora_geo.trainers import ClassificationTask, ExPLoRATask, OptimConfig, Regularisation
-from explora_geo.trainers.options import ADAPTATIONS
+from explora_geo.trainers.recipes import ADAPTATIONS
 
 from .data import classes_named, cut, describe_data, draw_training_labels, load_class, open_data
-from .jobs import Job, devices_of, split_batch, trainer_content
+from .jobs import Job, split_batch, trainer_content, world_size
 from .meter import Meter
 from .recipe import Recipe, plain, plain_value
 from .stages import Stage, Store
@@ -144,7 +144,7 @@ def _fit(
     """Fit a task, from its checkpoint if there is one; returns its trainer and what it cost."""
     options = {'devices': 1, 'precision': faster_precision(), 'accumulate_grad_batches': accumulate, **kw}
     options |= job.scale.trainer
-    with quiet(), Meter(*devices_of(job.scale)) as meter:
+    with quiet(), Meter(world_size(job.scale)) as meter:
         trainer = build_trainer(stage.folder, steps, [progress], stage.checkpoint, job.scale.every, **options)
         resume = str(stage.checkpoint) if stage.checkpoint.is_file() else None
         trainer.fit(task, datamodule=module, ckpt_path=resume, weights_only=True)

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
-from benchmarks.tables import meter
 from benchmarks.tables.records import Record
 from benchmarks.tables.scales import Scale, read_scale
+from explora_geo import _adapt_progress
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def tiny(scale_file: Callable[..., Path]) -> Scale:
 @pytest.fixture
 def metered(monkeypatch: pytest.MonkeyPatch) -> None:
     """A meter of one watt, whatever the machine has."""
-    monkeypatch.setattr(meter, 'read_joules', lambda devices: {'RAPL 0': (time.monotonic(), 0.0)})
+    monkeypatch.setattr(_adapt_progress, '_rapl_meters', lambda: [(time.monotonic, 0.0)])
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The command line of the tables, from the first look to the analysis."""
+"""The command line of the tables, from the first look to the comparison."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -29,8 +29,8 @@ def places(scale_file: Callable[..., Path], tmp_path: Path) -> dict[str, list[ob
     return {'scale': scale, 'run': [*scale, '--store', tmp_path / 'store']}
 
 
-def test_a_row_is_listed_planned_run_reported_compared_and_analysed(
-    call: Callable[..., str], places: dict[str, list[object]], tiles: Path, tmp_path: Path
+def test_a_row_is_listed_planned_run_reported_and_compared(
+    call: Callable[..., str], places: dict[str, list[object]], tmp_path: Path
 ) -> None:
     listed = call('list', '2', *places['scale'])
     assert (
@@ -52,16 +52,6 @@ def test_a_row_is_listed_planned_run_reported_compared_and_analysed(
     assert (folder / 'results.jsonl').read_bytes() == before
     assert 'table_2.md' in call('report', *places['scale'])
     assert '| value |' in call('compare', '2:d_l_r64', '2:dinov2', *places['scale'])
-    out = ['--out', tmp_path / 'analysis', '--data', tiles, '--images', 12, '--image-size', 32]
-    rows = [
-        '--scale',
-        tmp_path / 'tiny.yaml',
-        '--results',
-        tmp_path / 'results',
-        '--store',
-        tmp_path / 'store',
-    ]
-    assert 'analysis.png' in call('analyse', '2:dinov2', '2:d_l_r64', *out, *rows)
 
 
 def test_the_papers_plan_builds_every_model_without_its_weights(

@@ -4,9 +4,6 @@ import json
 import subprocess
 import sys
 import time
-import types
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,90 +11,39 @@ import torch
 from benchmarks.tables import meter
 from benchmarks.tables.meter import GRID, Meter
 from benchmarks.tables.training import Progress
+from explora_geo import _adapt_progress
 
 
-@pytest.fixture
-def rapl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Write counters of processors of 5,000 J as the kernel shows them; joules by folder."""
-    monkeypatch.setattr(meter, '_RAPL', tmp_path)
-    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
-    names = {'0': 'package-0', '1': 'package-1', '0:0': 'core', '2': 'psys'}
-
-    def write(joules: dict[str, float]) -> None:
-        for folder, name in names.items():
-            place = tmp_path / f'intel-rapl:{folder}'
-            place.mkdir(exist_ok=True)
-            (place / 'name').write_text(f'{name}\n')
-            (place / 'energy_uj').write_text(str(int(1e6 * joules.get(folder, 1.0))))
-            (place / 'max_energy_range_uj').write_text('5000000000')
-
-    return write
-
-
-def test_packages_count_and_a_counter_may_go_round(rapl: Callable[..., None]) -> None:
-    rapl({})
-    with Meter(nodes=2) as found:
-        # The core is part of the first package, the whole computer holds both; the second went over its end.
-        rapl({'0': 3601.0, '0:0': 3601.0, '2': 3601.0, '1': 0.0})
-    assert found.energy is not None and found.energy['method'] == 'measured, RAPL x 2 nodes'
-    assert found.energy['kwh'] == pytest.approx(2 * (3600 + 4999) / 3.6e6)
-    assert found.energy['kg'] == pytest.approx(GRID * found.energy['kwh'])
-
-
-def test_a_counter_is_read_in_between(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_counter_is_read_in_between_and_counts_for_every_device(monkeypatch: pytest.MonkeyPatch) -> None:
     stands, last = iter([0, 90, 30, 80, 10]), [0]  # of a counter of 100 J: 0, 90, 130, 180, 210
 
-    def counters(devices: object) -> dict[str, tuple[float, float]]:
+    def counter() -> float:
         last[0] = next(stands, last[0])
-        return {'RAPL intel-rapl:0': (last[0], 100.0)}
+        return last[0]
 
     monkeypatch.setattr(meter, '_EVERY', 0.01)
-    monkeypatch.setattr(meter, 'read_joules', counters)
-    with Meter() as found:
+    monkeypatch.setattr(_adapt_progress, '_rapl_meters', lambda: [(counter, 100.0)])
+    with Meter(devices=2) as found:
         deadline = time.monotonic() + 30
         while last[0] != 10 and time.monotonic() < deadline:
             time.sleep(0.01)
-    assert found.energy is not None and found.energy['kwh'] == pytest.approx(210 / 3.6e6)
+    assert found.energy is not None and found.energy['method'] == 'measured, RAPL x 2'
+    assert found.energy['kwh'] == pytest.approx(2 * 210 / 3.6e6)
+    assert found.energy['kg'] == pytest.approx(GRID * found.energy['kwh'])
 
 
-def test_without_a_meter_or_with_a_lost_one_the_energy_stays_blank(
-    rapl: Callable[..., None], tmp_path: Path
+def test_without_a_meter_or_with_that_of_processors_beside_a_gpu_the_energy_stays_blank(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(_adapt_progress, '_rapl_meters', lambda: [])
     with Meter() as found:
-        rapl({})  # too late
+        pass
     assert found.energy is None and found.to_dict()['energy'] is None and found.seconds > 0
-    with Meter() as found:
-        (tmp_path / 'intel-rapl:1' / 'name').write_text('gone')
-    assert found.energy is None
-
-
-def test_gpus_that_train_are_read_by_the_drivers_library(
-    rapl: Callable[..., None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Library:
-        def nvmlInit_v2(self) -> int:
-            return 0
-
-        def nvmlDeviceGetHandleByUUID(self, uuid: bytes, handle: object) -> int:
-            handle._obj.value = 1 + int(uuid[-1:])  # type: ignore[attr-defined]
-            return 0
-
-        def nvmlDeviceGetTotalEnergyConsumption(self, handle: object, energy: object) -> int:
-            energy._obj.value = 1000 * handle.value  # type: ignore[attr-defined]
-            return 0
-
-    def refuse(name: str) -> None:
-        raise OSError
-
-    rapl({})
+    monkeypatch.setattr(_adapt_progress, '_rapl_meters', lambda: [(time.monotonic, 0.0)])
+    monkeypatch.setattr(_adapt_progress, '_nvml_meters', lambda: [])
+    assert _adapt_progress.EnergyMeter().kinds == 'RAPL'
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
-    monkeypatch.setattr(torch.cuda, 'get_device_properties', lambda i: types.SimpleNamespace(uuid=str(i)))
-    monkeypatch.setattr(meter.ctypes, 'CDLL', refuse)
-    assert meter.read_joules([1, 2]) == {}  # processors alone would be taken for the whole machine
-    monkeypatch.setattr(meter.ctypes, 'CDLL', lambda name: Library())
-    found = meter.read_joules([1, 2])
-    assert found['NVML 1'] == (2.0, 0.0) and found['NVML 2'] == (3.0, 0.0) and 'NVML 0' not in found
-    assert found['RAPL intel-rapl:0'] == (1.0, 5000.0)
+    assert _adapt_progress.EnergyMeter().watt_hours is None
 
 
 def test_what_was_done_before_a_stop_counts_at_the_same_rate() -> None:

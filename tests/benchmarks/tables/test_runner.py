@@ -9,7 +9,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 
-from benchmarks.tables import meter, records, runner, work
+from benchmarks.tables import records, runner, work
 from benchmarks.tables.jobs import build_job, split_batch
 from benchmarks.tables.report import write_report
 from benchmarks.tables.rows import get_table
@@ -17,6 +17,7 @@ from benchmarks.tables.runner import run_job, run_rows, search_pretraining, sear
 from benchmarks.tables.scales import Scale, Search
 from benchmarks.tables.stages import Stage, Store
 from benchmarks.tables.work import MODEL, prepare_source
+from explora_geo import _adapt_progress
 from explora_geo.checkpoints import load_backbone, read_state
 from explora_geo.trainers import ExPLoRATask
 
@@ -238,7 +239,7 @@ def test_rows_of_pre_training_alone_report_its_carbon(tiny: Scale, store: Store,
 def test_where_no_meter_is_the_carbon_stays_blank(
     tiny: Scale, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(meter, 'read_joules', lambda devices: {})
+    monkeypatch.setattr(_adapt_progress, '_rapl_meters', lambda: [])
     table = get_table('11')
     found = run_rows(table, table.choose('d_rgb,m_rgb'), tiny, 1, store, tmp_path / 'results.jsonl')
     assert [r['value'] for r in found] == [None, None] and found[0]['energy'] is None

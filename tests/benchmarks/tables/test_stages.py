@@ -32,7 +32,7 @@ def test_a_finished_stage_is_read_and_an_interrupted_one_runs_again(tmp_path: Pa
 
     with pytest.raises(KeyboardInterrupt):
         store.run('probed', content, fail)
-    assert not stage.finished
+    assert not stage.made
     assert [store.run('probed', content, work).record for _ in range(2)] == 2 * [{'value': 7}]
     assert len(ran) == 1
     assert json.loads((stage.folder / 'stage.json').read_text())['content'] == {'a': 1}
@@ -81,7 +81,7 @@ def test_the_ledger_stands_for_a_folder_that_was_not_brought_along(tmp_path: Pat
     store.run('adapted', {'a': 1}, work)
     store, stage = open_store('there')
     assert store.run('adapted', {'a': 1}, work).record == {'value': 7} and len(ran) == 1
-    assert stage.finished and not stage.folder.exists()
+    assert not stage.folder.exists()
     probed = store.run('probed', {}, lambda s: {'read': (stage.folder / 'model').read_text()}, needs=stage)
     assert probed.record == {'read': 'numbers'} and len(ran) == 2
     assert len((tmp_path / 'stages.jsonl').read_text().splitlines()) == 2
