@@ -21,8 +21,7 @@ from explora_geo._adapt_settings import ANCHOR, Source
 from explora_geo._version import __version__
 from explora_geo.checkpoints import load_backbone, read_weights, scale_adapter
 from explora_geo.datamodules.archive import Archive
-from explora_geo.evaluation.compare import interpolate
-from explora_geo.evaluation.comparison import ADAPTED, BESIDE, PairProtocol
+from explora_geo.evaluation.comparison import ADAPTED, BESIDE, PairProtocol, interpolate
 from explora_geo.evaluation.label_free import DEFAULT_SCORE, SCORES, WORTH, compare_backbones, default_score
 from explora_geo.models.vit import ViT
 from explora_geo.objectives import MAE

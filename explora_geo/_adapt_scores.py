@@ -14,9 +14,9 @@ from explora_geo.datamodules.labeled import LabeledTiles
 from explora_geo.datamodules.windows import RandomWindows, whole_windows
 from explora_geo.datasets import SceneDataset
 from explora_geo.datasets.files import evenly_spaced
-from explora_geo.evaluation.compare import score_pair
-from explora_geo.evaluation.comparison import Comparison, PairProtocol
-from explora_geo.evaluation.label_free import DEFAULT_SCORE, SCORES, default_score, mean_patch
+from explora_geo.evaluation.comparison import Comparison, PairProtocol, score_pair
+from explora_geo.evaluation.features import mean_patches
+from explora_geo.evaluation.label_free import DEFAULT_SCORE, SCORES, default_score
 from explora_geo.models.vit import ViT
 from explora_geo.trainers.guard import FeatureMonitor
 
@@ -60,7 +60,7 @@ def score_on_the_way(
         def score(vit: ViT) -> float | None:
             monitor = FeatureMonitor('knn')
             for batch in batches:
-                monitor.add(mean_patch(vit, batch['image'].to(device)), batch)
+                monitor.add(mean_patches(vit, batch['image'].to(device)), batch)
             return monitor.score()
 
         return score

@@ -51,8 +51,7 @@ def probe(
     from explora_geo.devices import pick_device
     from explora_geo.evaluation import Budget, ProbeProtocol, SweepConfig
     from explora_geo.evaluation import probe as measure
-    from explora_geo.evaluation.protocol import describe_plan
-    from explora_geo.evaluation.report import write_reports
+    from explora_geo.evaluation.protocol import describe_plan, write_reports
     from explora_geo.models.turns import check_turns
 
     if not 0 < val_split < 1:
@@ -109,8 +108,7 @@ def probe(
     for score in outcome.scores:
         low, high = score.interval
         interval = f'{100 * low:.1f} to {100 * high:.1f}'
-        chosen = max(set(score.settings), key=score.settings.count)
-        table.add_row(str(score.labels), score.method, f'{100 * score.mean:.1f}', interval, chosen)
+        table.add_row(str(score.labels), score.method, f'{100 * score.mean:.1f}', interval, score.chosen)
     console.print(table)
     return say('\n'.join(str(f) for f in files))
 

@@ -23,7 +23,7 @@ from explora_geo.bands import match_bands
 from explora_geo.checkpoints import load_backbone, merge_adapter, read_adapter, read_state, write_state
 from explora_geo.checkpoints.export import export_timm
 from explora_geo.datamodules import FMoWTemporalDataModule, FolderDataModule, Statistics
-from explora_geo.evaluation.cache import cached_features
+from explora_geo.evaluation.features import cached_features
 from explora_geo.maps import MapOptions, make_map
 from explora_geo.maps.model import open_features
 from explora_geo.maps.scene import Scene

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from explora_geo.evaluation.compare import interpolate
+from explora_geo.evaluation.comparison import interpolate
 from explora_geo.evaluation.label_free import compare_backbones
 from explora_geo.models.vit import ViT
 from explora_geo.models.whitening import whitening_matrix

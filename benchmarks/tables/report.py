@@ -8,8 +8,7 @@ from statistics import fmean
 
 from explora_geo.checkpoints import atomic_path
 from explora_geo.evaluation import Budget, ProbeProtocol
-from explora_geo.evaluation.protocol import ProbeScore, describe_absent
-from explora_geo.evaluation.report import BENCH_COLUMNS, bench_csv
+from explora_geo.evaluation.protocol import BENCH_COLUMNS, ProbeScore, bench_csv, describe_absent
 
 from .jobs import why_not
 from .plots import draw_plots

@@ -149,8 +149,8 @@ def curve_score(module: Any, count: int) -> Callable[[ViT], float] | None:
         for part in parts:
             loader: Any = DataLoader(part, batch_size=64, collate_fn=collate)
             batches = (module.aug(move_data_to_device(batch, device)) for batch in loader)
-            features, labels = extract_features(vit, batches, blocks=1)
-            found += [features['cls'][:, 0], labels]
+            table = extract_features(vit, batches, blocks=1)
+            found += [table.cls[:, 0].numpy(), table.label.numpy()]
         return knn_accuracy(*found, k=5)
 
     return score

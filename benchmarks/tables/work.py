@@ -20,7 +20,7 @@ from explora_geo.checkpoints import (
 )
 from explora_geo.devices import faster_precision, pick_device
 from explora_geo.evaluation import Budget, ProbeProtocol, SweepConfig, run_probes
-from explora_geo.evaluation.cache import extract_parts
+from explora_geo.evaluation.features import extract_parts
 from explora_geo.evaluation.probes import STRENGTHS
 from explora_geo.models import create_vit
 from explora_geo.trainers import ClassificationTask, ExPLoRATask, OptimConfig, Regularisation

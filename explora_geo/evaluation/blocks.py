@@ -1,16 +1,19 @@
-"""What the blocks of a backbone know: the paper's block-wise analysis (ICML version)."""
+"""What the blocks of a backbone know (the paper's block-wise analysis, ICML version), and where they look."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from einops import rearrange
 from numpy.typing import NDArray
 from sklearn.linear_model import RidgeClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
+from explora_geo._compat import attention_scores
+from explora_geo.evaluation.features import evaluating
 from explora_geo.models.vit import ViT
 
 
@@ -51,47 +54,28 @@ def analyse_blocks(
     Returns:
         A row per block.
     """
-    tokens, places, labels = _tokens(vit, train, patches, seed)
-    others, true_places, true_labels = _tokens(vit, test, patches, seed)
+    tokens, *known = _tokens(vit, train, patches, seed)
+    others, *wanted = _tokens(vit, test, patches, seed)
     rows = []
     for number, (x, y) in enumerate(zip(tokens, others, strict=True), start=1):
         values = eigenvalues(x)
-        position = linear_accuracy(x, places, y, true_places)
-        label = linear_accuracy(x, labels, y, true_labels)
-        rows.append(BlockRow(number, float(values.mean()), float(values.var()), position, label))
+        told = (linear_accuracy(x, a, y, b) for a, b in zip(known, wanted, strict=True))
+        rows.append(BlockRow(number, float(values.mean()), float(values.var()), *told))
     return rows
 
 
 def eigenvalues(tokens: NDArray[Any]) -> NDArray[Any]:
-    """Eigenvalues of the covariance of tokens, largest first.
-
-    Args:
-        tokens: Tokens, shape (N, D).
-
-    Returns:
-        Eigenvalues, shape (D,).
-    """
+    """Eigenvalues of the covariance of tokens, (N, D) -> (D,), largest first."""
     covariance = np.cov(tokens.astype(np.float64), rowvar=False)
     return np.maximum(np.linalg.eigvalsh(covariance)[::-1], 0)
 
 
 def linear_accuracy(x: NDArray[Any], y: NDArray[Any], test: NDArray[Any], expected: NDArray[Any]) -> float:
-    """Accuracy of a ridge classifier on tokens that it did not learn from.
-
-    Args:
-        x: Tokens to learn from, shape (N, D).
-        y: Their classes, shape (N,).
-        test: Other tokens, shape (M, D).
-        expected: Their classes, shape (M,).
-
-    Returns:
-        Accuracy in [0, 1].
-    """
+    """Accuracy in [0, 1] on tokens `test`, (M, D), of a ridge classifier of tokens `x`, (N, D)."""
     model = make_pipeline(StandardScaler(), RidgeClassifier())
     return float(model.fit(x, y).score(test, expected))
 
 
-@torch.no_grad()
 def _tokens(
     vit: ViT, batches: Iterable[Mapping[str, Any]], patches: int, seed: int
 ) -> tuple[list[NDArray[Any]], NDArray[Any], NDArray[Any]]:
@@ -100,16 +84,39 @@ def _tokens(
     tokens: list[list[Tensor]] = [[] for _ in range(vit.depth)]
     places: list[Tensor] = []
     labels: list[Tensor] = []
-    device = vit.eval().cls_token.device
-    for batch in batches:
-        times = batch.get('timestamps')
-        times = None if times is None else times.to(device)
-        found = vit.intermediate(batch['image'].to(device), range(vit.depth), timestamps=times)
-        images, _, length, _ = found[0].patches.shape
-        chosen = torch.rand(images, length, generator=generator).argsort(dim=1)[:, :patches]
-        for kept, features in zip(tokens, found, strict=True):
-            # Slots are reduced first, so that a place is one token.
-            kept.append(features.patches.mean(1).cpu()[torch.arange(images)[:, None], chosen].flatten(0, 1))
-        places.append(chosen.flatten())
-        labels.append(batch['label'].repeat_interleave(chosen.shape[1]))
+    with evaluating(vit) as device:
+        for batch in batches:
+            times = batch.get('timestamps')
+            times = None if times is None else times.to(device)
+            found = vit.intermediate(batch['image'].to(device), range(vit.depth), timestamps=times)
+            images, _, length, _ = found[0].patches.shape
+            chosen = torch.rand(images, length, generator=generator).argsort(dim=1)[:, :patches]
+            rows = torch.arange(images)[:, None]
+            for kept, features in zip(tokens, found, strict=True):
+                # Slots are reduced first, so that a place is one token.
+                kept.append(features.patches.mean(1).cpu()[rows, chosen].flatten(0, 1))
+            places.append(chosen.flatten())
+            labels.append(batch['label'].repeat_interleave(chosen.shape[1]))
     return [torch.cat(x).numpy() for x in tokens], torch.cat(places).numpy(), torch.cat(labels).numpy()
+
+
+def class_attention(vit: ViT, image: Tensor, block: int = -1, timestamps: Tensor | None = None) -> Tensor:
+    """How much the class token of a block attends to each patch.
+
+    Args:
+        vit: Backbone.
+        image: Normalized image, shape (B, C, H, W), or as the tokenizer says.
+        block: Index of the block, counted from 0; negative ones from the end.
+        timestamps: Acquisition times for temporal tokenizers, shape (B, T, 3).
+
+    Returns:
+        Attention by head, shape (B, heads, S, L); with that of the class token to itself it sums to one.
+    """
+    index = range(vit.depth)[block]
+    with evaluating(vit):
+        x, slots = vit.embed(image, timestamps)
+        for before in vit.blocks[:index]:
+            x = before(x)
+        layer: Any = vit.blocks[index]
+        weights = attention_scores(layer.attn, layer.norm1(x))
+    return rearrange(weights[:, :, 0, 1:], 'b h (s l) -> b h s l', s=slots[0])

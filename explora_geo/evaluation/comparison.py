@@ -1,15 +1,27 @@
-"""Scores of frozen features before and after an adaptation, and what they say."""
+"""Frozen features before and after an adaptation, beside rivals that cost nothing, with paired intervals."""
 
+import copy
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from explora_geo.evaluation.intervals import bootstrap_interval
+from explora_geo.adaptation import merge_lora
+from explora_geo.evaluation.features import evaluating, tokens_of
+from explora_geo.evaluation.probes import Budget, Choice, bootstrap_interval, knn_hits, logistic_hits
 from explora_geo.models.turns import check_turns
+from explora_geo.models.vit import ViT
+from explora_geo.models.whitening import whitening_matrix
 
 Outcome = Literal['helps', 'no difference', 'harm']
+#: Batches that can be read more than once, or a function that makes them anew.
+Batches = Iterable[Mapping[str, Any]] | Callable[[], Iterable[Mapping[str, Any]]]
+Sets = dict[str, NDArray[Any]]
 
 #: Measurements by key, as reports name them.
 METHODS = {'knn': 'k-NN', 'linear': 'Linear probe', 'few': 'Few labels'}
@@ -20,18 +32,25 @@ RULE = (
     'harm if any score falls by more than one point; helps if k-NN or linear probe gain outside their paired '
     '95 % interval and nothing is harmed; else no difference'
 )
-SOURCE, ADAPTED, BESIDE, BEST_BLOCK, TURNS = 'source', 'adapted', 'beside', 'best_block', 'turns'
-WHITENED = 'whitened'
+SOURCE, ADAPTED, BESIDE = 'source', 'adapted', 'beside'
+BEST_BLOCK, TURNS, WHITENED = 'best_block', 'turns', 'whitened'
 #: What costs nothing but passes, and must be beaten.
 RIVALS = (BEST_BLOCK, f'{TURNS}_{SOURCE}', WHITENED)
 
 
+def outcome_of(gains: Mapping[str, Mapping[str, Any]]) -> Outcome:
+    """What paired gains by method say, by `RULE`; one without an interval is not told from chance."""
+    if any(gain['mean'] < -MARGIN for gain in gains.values()):
+        return 'harm'
+    told = any((gain.get('low') or 0) > 0 for method, gain in gains.items() if method != 'few')
+    return 'helps' if told else 'no difference'
+
+
 @dataclass(frozen=True)
 class PairProtocol:
-    """How features are scored; the same draws for every model.
+    """How mean patch tokens are scored; the same draws for every model.
 
     Attributes:
-        token: Mean patch token or class token of the last block.
         neighbors: k of k-NN, at most the mean number of tiles of a class.
         penalties: Inverse regularization strengths, of which validation chooses one.
         few: Labels per class of the measurement with few labels.
@@ -44,7 +63,6 @@ class PairProtocol:
         resamples: Bootstrap samples of an interval.
     """
 
-    token: Literal['avg', 'cls'] = 'avg'
     neighbors: int = 20
     penalties: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3)
     few: int = 10
@@ -64,12 +82,9 @@ class PairProtocol:
         for name in ('test_share', 'val_share'):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f'{name} must be between 0 and 1, got {getattr(self, name)}')
-        if self.token not in ('avg', 'cls'):
-            raise ValueError(f'token must be avg or cls, got {self.token}')
 
 
-@dataclass(frozen=True)
-class Measured:
+class Measured(NamedTuple):
     """One measurement of one model.
 
     Attributes:
@@ -114,10 +129,7 @@ class Comparison:
 
     def outcome(self, model: str | None = None) -> Outcome:
         """Whether an adapted model helps, by `RULE`; the first one if None."""
-        gains = {method: self.gain(model or self.adapted[0], method) for method in METHODS}
-        if any(gain['mean'] < -MARGIN for gain in gains.values()):
-            return 'harm'
-        return 'helps' if any(gains[method]['low'] > 0 for method in ('knn', 'linear')) else 'no difference'
+        return outcome_of({method: self.gain(model or self.adapted[0], method) for method in METHODS})
 
     def rows(self, model: str | None = None) -> list[dict[str, Any]]:
         """One row per method for reports: source, adapted, rivals and paired gains; JSON-ready.
@@ -131,27 +143,23 @@ class Comparison:
             its own `gain`; `over` holds the gains over the rivals.
         """
         name = model or self.adapted[0]
-        shown = {SOURCE: SOURCE, ADAPTED: name, BEST_BLOCK: BEST_BLOCK, WHITENED: WHITENED}
-        shown |= {f'{TURNS}_{key}': f'{TURNS}_{m}' for key, m in ((SOURCE, SOURCE), (ADAPTED, name))}
+        shown = {key: key for key in (SOURCE, *RIVALS)}
+        shown |= {ADAPTED: name, f'{TURNS}_{ADAPTED}': f'{TURNS}_{name}'}
+        shown |= {BESIDE: BESIDE} if name != BESIDE else {}
         rows = []
         for method, title in METHODS.items():
-            row: dict[str, Any] = {'metric': method, 'title': title}
-            for key, known in shown.items():
-                if known in self.models:
-                    row[key] = self.score(known, method)
+            row = {key: self.score(known, method) for key, known in shown.items() if known in self.models}
             row['gain'] = self.gain(name, method)
-            if BESIDE in self.models and name != BESIDE:
-                row[BESIDE] = {**self.score(BESIDE, method), 'gain': self.gain(BESIDE, method)}
-            row['over'] = {key: self.gain(name, method, key) for key in RIVALS if key in self.models}
+            if BESIDE in row:
+                row[BESIDE] |= {'gain': self.gain(BESIDE, method)}  # type: ignore[dict-item]
             settings = self.models[BEST_BLOCK][method].settings
             chosen = max(settings, key=settings.count)
             row[BEST_BLOCK]['block'] = int(chosen.split(',')[0].removeprefix('block '))
-            for key in (f'{TURNS}_{SOURCE}', f'{TURNS}_{ADAPTED}'):
-                if key in row:
-                    row[key]['turns'] = self.protocol.turns
-            if method == 'few':
-                row['title'] = f'{self.protocol.few} labels a class'
-            rows.append(row)
+            for key in (k for k in row if k.startswith(TURNS)):
+                row[key]['turns'] = self.protocol.turns
+            over = {key: self.gain(name, method, key) for key in RIVALS if key in self.models}
+            title = f'{self.protocol.few} labels a class' if method == 'few' else title
+            rows.append({'metric': method, 'title': title, **row, 'over': over})
         return rows
 
     def curve(self) -> dict[str, Any]:
@@ -163,9 +171,7 @@ class Comparison:
         if not self.strengths:
             return {}
         names = [self._at(s) for s in self.strengths]
-        valid = np.array(
-            [[np.mean(self.models[name][m].validations) for m in METHODS] for name in names]
-        )  # (strengths, methods)
+        valid = np.array([[np.mean(self.models[n][m].validations) for m in METHODS] for n in names])
         safe = (valid >= valid[0] - MARGIN).all(1)
         return {
             'x': list(self.strengths),
@@ -182,20 +188,20 @@ class Comparison:
         Only the whole model and the source were averaged over orientations.
         """
         name, first = self._at(strength), self.adapted[0]
-        models = {k: v for k, v in self.models.items() if k != f'{TURNS}_{first}'}
-        turned = f'{TURNS}_{name}'
-        models |= {first: self.models[name]}
-        models |= {f'{TURNS}_{first}': self.models[turned]} if turned in self.models else {}
+        models = {**self.models, first: self.models[name]}
+        models.pop(f'{TURNS}_{first}', None)
+        if f'{TURNS}_{name}' in self.models:
+            models[f'{TURNS}_{first}'] = self.models[f'{TURNS}_{name}']
         return replace(self, models=models, strengths=())
 
-    def to_dict(self, model: str | None = None) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """All of it as JSON-ready values; `labels` and `rows` are what reports show."""
         return {
             'labels': self.labels,
-            'rows': self.rows(model),
-            'outcome': self.outcome(model),
+            'rows': self.rows(),
+            'outcome': self.outcome(),
             'rule': RULE,
-            'strength': self.curve(),
+            **({'strength': self.curve()} if self.strengths else {}),
             'models': {
                 name: {
                     method: {
@@ -218,3 +224,177 @@ class Comparison:
     def _interval(self, values: NDArray[Any]) -> dict[str, float]:
         low, high = bootstrap_interval(values, draws=self.protocol.resamples)
         return {'mean': float(values.mean()), 'low': low, 'high': high, 'half': (high - low) / 2}
+
+
+def score_pair(
+    before: ViT,
+    after: ViT | Mapping[str, ViT],
+    batches: Batches,
+    test: Batches | None = None,
+    *,
+    strengths: Sequence[float] = (),
+    protocol: PairProtocol | None = None,
+) -> Comparison:
+    """Score a source and what was adapted from it on labeled tiles, with the same draws for all.
+
+    Every setting is chosen on validation tiles and reported on test tiles, which are the same for all draws.
+    Each model sees each tile once, or once per orientation.
+
+    Args:
+        before: Source.
+        after: Adapted model, or several by name.
+        batches: Normalized `image`, shape (B, C, H, W), and `label`, shape (B,): training and validation
+            tiles, and test tiles where there are no others. They must come in the same order every time.
+        test: Batches of test tiles.
+        strengths: Also score weights between the source (0) and the first adapted model (1).
+        protocol: How to score; the defaults if None.
+
+    Returns:
+        The comparison.
+
+    Raises:
+        ValueError: If there are no labeled tiles or too few of a class, batches differ between readings, a
+            strength is out of range, or weights do not fit one another.
+    """
+    protocol = protocol or PairProtocol()
+    adapted = after if isinstance(after, Mapping) else {ADAPTED: after}
+    if not adapted or {SOURCE, BEST_BLOCK} & set(adapted):
+        raise ValueError(f'adapted models need names other than source and best_block, got {list(adapted)}')
+    between = sorted({float(s) for s in strengths} - {0.0, 1.0})
+    if outside := [s for s in between if not 0 < s < 1]:
+        raise ValueError(f'a strength is from 0 (source) to 1 (adapted), got {outside[0]:g}')
+    first = next(iter(adapted.values()))
+    mixed = ((f'strength {s:g}', interpolate(before, first, s)) for s in between)
+    reread = [_again(b) for b in (batches, test) if b is not None]
+    splits: _Splits | None = None
+    found: dict[str, dict[str, Measured]] = {}
+    for name, vit in itertools.chain({SOURCE: before, **adapted}.items(), mixed):
+        known = name == SOURCE or name in adapted
+        blocks, turns = vit.depth if name == SOURCE else 1, protocol.turns if known else 1
+        parts = [_extract(vit, make(), blocks, turns) for make in reread]
+        features, turned, labels = zip(*parts, strict=True)
+        splits = splits or _Splits(labels, protocol)
+        if not all(torch.equal(a, b) for a, b in zip(splits.labels, labels, strict=True)):
+            raise ValueError('batches must hold the same tiles in the same order every time they are read')
+        read = torch.cat(features).numpy()
+        found[name] = splits.measure({'last block': read[:, -1]})
+        if turns > 1:
+            sets = {f'last block, {turns} turns': torch.cat(turned).numpy()}
+            found[f'{TURNS}_{name}'] = splits.measure(sets)
+        if name == SOURCE:
+            # From the last one on, which wins where validation cannot tell.
+            sets = {f'block {i + 1}': read[:, i] for i in reversed(range(vit.depth))}
+            found[BEST_BLOCK] = splits.measure(sets)
+            if protocol.whitening:
+                found[WHITENED] = splits.measure(splits.whitened(read[:, -1]))
+    assert splits is not None
+    curve = (0.0, *between, 1.0) if strengths else ()
+    return Comparison(found, tuple(adapted), curve, splits.counts, protocol)
+
+
+def interpolate(before: ViT, after: ViT, strength: float) -> ViT:
+    """A copy of a model whose weights lie between source and adapted ones.
+
+    Args:
+        before: Source, strength 0.
+        after: Adapted model, strength 1; LoRA is merged in the copy.
+        strength: Share of the difference, in [0, 1].
+
+    Raises:
+        ValueError: If the strength is out of range, or the models have other weights.
+    """
+    if not 0 <= strength <= 1:
+        raise ValueError(f'a strength is from 0 (source) to 1 (adapted), got {strength:g}')
+    start, vit = (merge_lora(copy.deepcopy(model)) for model in (before, after))
+    state, end = start.state_dict(), vit.state_dict()
+    shapes, others = ({k: v.shape for k, v in found.items()} for found in (state, end))
+    if differing := [k for k in {**shapes, **others} if shapes.get(k) != others.get(k)]:
+        raise ValueError(f'source and adapted model differ in what they hold, first {differing[0]}')
+    mixed = {
+        key: torch.lerp(state[key].to(value), value, strength) if value.is_floating_point() else value
+        for key, value in end.items()
+    }
+    vit.load_state_dict(mixed)
+    return vit  # type: ignore[return-value]
+
+
+class _Splits:
+    """Training, validation and test tiles of every draw, as indices into the tiles that were read."""
+
+    def __init__(self, labels: Sequence[Tensor], protocol: PairProtocol) -> None:
+        self.labels, self.protocol, self.label = labels, protocol, torch.cat(tuple(labels))
+        known = labels[0]
+        tested = torch.arange(len(self.label)) >= len(known)
+        members = [(known == c).nonzero().flatten() for c in known.unique()]
+        least, few = 2 if len(labels) == 2 else 3, min(map(len, members), default=0)
+        if len(members) < 2 or few < least:
+            raise ValueError(
+                f'scores need at least two classes of {least} labeled tiles or more, got {len(members)} '
+                f'classes and {few} tiles of the smallest'
+            )
+        if unknown := set(self.label[tested].tolist()) - set(known.tolist()):
+            raise ValueError(f'test tiles have the classes {sorted(unknown)}, which no training tile has')
+        if len(labels) == 1:
+            for m in members:
+                count = min(max(round(protocol.test_share * len(m)), 1), len(m) - 2)
+                tested[m[(torch.arange(count) * len(m)) // count]] = True
+        self.test, self.pool = tested.nonzero().flatten(), (~tested).nonzero().flatten()
+        self.draws = [self._draw(seed) for seed in range(protocol.draws)]
+        sizes = map(len, (*self.draws[0], self.test, members))
+        self.counts = dict(zip(('train', 'validation', 'few', 'test', 'classes'), sizes, strict=True))
+
+    def _draw(self, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Training, validation and few training tiles."""
+        held = Budget(share=self.protocol.val_share).draw(self.label[self.pool], seed)
+        kept = torch.ones(len(self.pool), dtype=torch.bool)
+        kept[held] = False
+        train = self.pool[kept]
+        few = Budget(per_class=self.protocol.few).draw(self.label[train], seed)
+        return train, self.pool[held], train[few]
+
+    def whitened(self, features: NDArray[Any]) -> Sets:
+        """Features whitened by the tiles that are not tested on, one set for each power."""
+        pool = self.pool.numpy()
+        centered = torch.from_numpy(features - features[pool].mean(0))
+        covariance = centered[pool].T.cov(correction=0)
+        return {
+            f'whitened {power:g}': (centered @ whitening_matrix(covariance, power)).numpy()
+            for power in self.protocol.whitening
+        }
+
+    def measure(self, sets: Sets) -> dict[str, Measured]:
+        """Score feature sets, one of which validation chooses."""
+        found: dict[str, list[Choice]] = {method: [] for method in METHODS}
+        for indices in self.draws:
+            train, val, few, test = (
+                ({name: values[i] for name, values in sets.items()}, self.label[i].numpy())
+                for i in (*indices, self.test)
+            )
+            k = max(1, min(self.protocol.neighbors, len(indices[0]) // self.counts['classes']))
+            found['knn'].append(knn_hits(train, val, test, k))
+            found['linear'].append(logistic_hits(train, val, test, self.protocol.penalties))
+            found['few'].append(logistic_hits(few, val, test, self.protocol.penalties))
+        columns = {method: list(zip(*choices, strict=True)) for method, choices in found.items()}
+        return {method: Measured(np.stack(hits), *rest) for method, (hits, *rest) in columns.items()}
+
+
+def _again(batches: Batches) -> Callable[[], Iterable[Mapping[str, Any]]]:
+    """A function that gives the batches anew."""
+    if callable(batches):
+        return batches
+    kept = list(batches) if isinstance(batches, Iterator) else batches
+    return lambda: kept
+
+
+def _extract(vit: ViT, batches: Iterable[Mapping[str, Any]], blocks: int, turns: int) -> tuple[Tensor, ...]:
+    """Features of the last blocks, (N, blocks, D), the last one averaged over turns, (N, D); labels, (N,)."""
+    parts = []
+    with evaluating(vit):
+        for batch in batches:
+            # Every block of the tile as it is, the last one of its other orientations.
+            seen = [tokens_of(vit, batch, range(-1 if n else -blocks, 0), n)[1] for n in range(turns)]
+            turned = torch.stack([tokens[:, -1] for tokens in seen]).mean(0)
+            parts.append((seen[0].cpu(), turned.cpu(), batch['label'].cpu()))
+    if not parts:
+        raise ValueError('there are no labeled tiles to score features on')
+    return tuple(map(torch.cat, zip(*parts, strict=True)))

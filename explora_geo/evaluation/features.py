@@ -1,21 +1,36 @@
-"""Frozen features of images."""
+"""Frozen features of images, and a cache of them on disk, for the same weights, images and transform."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, Self
+import hashlib
+import json
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, default_collate
 
-from explora_geo.models.turns import average_features
+from explora_geo.checkpoints import read_state, state_sha256, write_state
+from explora_geo.evaluation.probes import hold_out
+from explora_geo.models.matching import match_data
+from explora_geo.models.turns import check_turns, turn
 from explora_geo.models.vit import ViT
 
-Array = NDArray[np.float32]
+#: Images per file of the cache: what an interruption can cost.
+SHARD = 2048
+# Raised when what a file holds, or what identifies it, changes.
+_VERSION = 2
+# Images that show what a data set and a transform make of files.
+_FIRST = 8
 
 
 class FeatureTable(NamedTuple):
-    """Features of a data set, as the cache holds them: in half precision.
+    """Features of a data set; in half precision from the cache.
 
     Attributes:
         cls: Class tokens of the last blocks, last block last, shape (N, blocks, D).
@@ -29,13 +44,6 @@ class FeatureTable(NamedTuple):
     label: Tensor
     skipped: tuple[str, ...] = ()
 
-    @classmethod
-    def join(cls, parts: Sequence[Self]) -> Self:
-        """One table of several, in order."""
-        columns = (torch.cat([getattr(p, name) for p in parts]) for name in ('cls', 'avg', 'label'))
-        tokens, averages, labels = columns
-        return cls(tokens, averages, labels, tuple(text for part in parts for text in part.skipped))
-
     def take(self, index: Tensor) -> Self:
         """Some of the rows."""
         return self._replace(cls=self.cls[index], avg=self.avg[index], label=self.label[index])
@@ -46,72 +54,274 @@ class FeatureTable(NamedTuple):
         The mean patch token of the last block comes first, then class tokens from the last block backwards,
         so that every variant of the sweep is a slice.
         """
-        tokens = self.cls[:, -blocks:].flip(1).flatten(1)
-        return torch.cat([self.avg[:, -1], tokens], dim=1)
+        return torch.cat([self.avg[:, -1], self.cls[:, -blocks:].flip(1).flatten(1)], dim=1)
 
-    def arrays(self, last_blocks: int = 1) -> dict[str, Array]:
-        """Features for methods without a sweep over blocks.
+    def arrays(self, last_blocks: int = 1) -> dict[str, NDArray[np.float32]]:
+        """Feature sets of methods without a sweep over blocks, by name, each of shape (N, F).
 
-        Args:
-            last_blocks: Blocks that are read, last ones first to count; all of a shallower backbone.
-
-        Returns:
-            Class and mean patch token of the last block by token kind, or the class tokens of several
-            blocks, shape (N, blocks·D), by a name that says so.
+        Class and mean patch token of the last block, or the class tokens of several blocks side by side.
         """
         if last_blocks == 1:
             return {kind: getattr(self, kind)[:, -1].float().numpy() for kind in ('cls', 'avg')}
         return {f'cls of {last_blocks} blocks': self.cls[:, -last_blocks:].flatten(1).float().numpy()}
 
 
-@torch.no_grad()
+@contextmanager
+def evaluating(vit: ViT) -> Iterator[torch.device]:
+    """A backbone in evaluation mode without gradients, and afterwards as it was; gives its device."""
+    training = vit.training
+    vit.eval()
+    try:
+        with torch.no_grad():
+            yield vit.cls_token.device
+    finally:
+        vit.train(training)
+
+
+def tokens_of(
+    vit: ViT, batch: Mapping[str, Any], blocks: Sequence[int], orientation: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Class and mean patch tokens of a batch in one orientation, each of shape (B, blocks, D)."""
+    device, times = vit.cls_token.device, batch.get('timestamps')
+    times = None if times is None else times.to(device)
+    found = vit.intermediate(turn(batch['image'].to(device), orientation), blocks, timestamps=times)
+    patches = [f.patches.flatten(1, 2).mean(1) for f in found]
+    return torch.stack([f.cls for f in found], 1).float(), torch.stack(patches, 1).float()
+
+
+def mean_patches(vit: ViT, images: Tensor, batch_size: int = 64) -> Tensor:
+    """Mean patch tokens of the last block, shape (N, D), of normalized images, shape (N, C, H, W)."""
+    with evaluating(vit) as device:
+        parts = [vit(b.to(device)).patches.flatten(1, 2).mean(1).cpu() for b in images.split(batch_size)]
+    return torch.cat(parts).float()
+
+
 def extract_features(
     vit: ViT, batches: Iterable[Mapping[str, Any]], blocks: int = 4, turns: int = 1
-) -> tuple[dict[str, Array], NDArray[np.int64]]:
+) -> FeatureTable:
     """Class and mean patch tokens of the last blocks.
 
     Args:
-        vit: Backbone; run in evaluation mode on its own device.
+        vit: Backbone, on the device to use.
         batches: Sample dicts with normalized `image`, shape (B, C, H, W) or as the tokenizer says, `label`,
-            shape (B,), and `timestamps` for temporal tokenizers.
+            shape (B,), and `timestamps` for temporal tokenizers; without `image` only `skipped` counts.
         blocks: How many of the last blocks.
         turns: Orientations of each image that features are averaged over: 1, 4 or 8.
 
     Returns:
-        `cls` and `avg`, each of shape (N, blocks, D), last block last, and the labels, shape (N,).
+        The features in float32.
 
     Raises:
-        ValueError: If there is no batch, or `turns` is another number.
+        ValueError: If there is no image, images carry no class each, or `turns` is another number.
     """
-    vit.eval()
-    device = vit.cls_token.device
-    cls: list[Tensor] = []
-    avg: list[Tensor] = []
-    labels: list[Tensor] = []
-    for batch in batches:
-        times = batch.get('timestamps')
-        times = None if times is None else times.to(device)
-        found = average_features(vit, batch['image'].to(device), range(-blocks, 0), turns, timestamps=times)
-        cls.append(torch.stack([f.cls for f in found], dim=1).float().cpu())
-        avg.append(torch.stack([f.patches.flatten(1, 2).mean(1) for f in found], dim=1).float().cpu())
-        labels.append(batch['label'].cpu())
-    if not cls:
-        raise ValueError('there are no images to extract features from')
-    features = {'cls': torch.cat(cls).numpy(), 'avg': torch.cat(avg).numpy()}
-    return features, torch.cat(labels).numpy()
+    check_turns(turns)
+    skipped: list[str] = []
+    parts: list[tuple[Tensor, ...]] = []
+    with evaluating(vit):
+        for batch in batches:
+            skipped.extend(batch.get('skipped', ()))
+            if 'image' not in batch:
+                continue
+            label = batch.get('label')
+            if not isinstance(label, Tensor) or label.ndim != 1:
+                shape = tuple(label.shape) if isinstance(label, Tensor) else None
+                raise ValueError(
+                    f'a probe needs one class per image, got labels of shape {shape}: use images in class '
+                    'folders, or a data module whose batches carry label of shape (B,)'
+                )
+            seen = [torch.stack(tokens_of(vit, batch, range(-blocks, 0), n)) for n in range(turns)]
+            parts.append((*torch.stack(seen).mean(0).cpu(), label.cpu()))
+    if not parts:
+        reason = f'none of {len(skipped)} images can be used, first {skipped[0]}' if skipped else ''
+        raise ValueError(reason or 'there are no images to extract features from')
+    return FeatureTable(*map(torch.cat, zip(*parts, strict=True)), tuple(skipped))
 
 
-def feature_sets(features: Mapping[str, Array]) -> dict[str, Array]:
-    """The paper's choices for a linear probe (appendix D.1): token kind x last 1 or last 4 blocks.
+def dataset_sha256(dataset: Dataset[Any]) -> str | None:
+    """Hash of the images of a data set: their files by name, size and time of change, and their labels.
 
     Args:
-        features: Output of `extract_features`.
+        dataset: Any data set; `Subset` and `ConcatDataset` are looked into.
 
     Returns:
-        Features by name, each of shape (N, D) or (N, blocks·D).
+        Hexadecimal SHA-256; None if the data set lists no files or draws its images at random.
     """
-    sets = {}
-    for kind, values in features.items():
-        sets[f'{kind}, last block'] = values[:, -1]
-        sets[f'{kind}, last {values.shape[1]} blocks'] = values.reshape(len(values), -1)
-    return sets
+    if isinstance(dataset, Subset):
+        whole = dataset_sha256(dataset.dataset)
+        return whole and hashlib.sha256(f'{whole}{list(dataset.indices)}'.encode()).hexdigest()
+    if isinstance(dataset, ConcatDataset):
+        parts = [dataset_sha256(part) for part in dataset.datasets]
+        return None if None in parts else hashlib.sha256(str(parts).encode()).hexdigest()
+    files = _files(dataset)
+    if not files or getattr(dataset, 'random_frames', False):
+        return None
+    root = Path(getattr(dataset, 'root', '/'))
+    if (root / 'pack.json').is_file():
+        files += sorted(root.iterdir())
+    lines = []
+    for path in files:
+        try:
+            status = path.stat()
+            version = f'{status.st_size}|{status.st_mtime_ns}'
+        except OSError:  # skipped when it is read, or of a pack, which has files of its own
+            version = 'missing'
+        lines.append(f'{path.relative_to(root) if path.is_relative_to(root) else path}|{version}\n')
+    lines.append(f'{getattr(dataset, "classes", "")}{getattr(dataset, "labels", "")}')
+    return hashlib.sha256(''.join(lines).encode()).hexdigest()
+
+
+def _files(dataset: Dataset[Any]) -> list[Path]:
+    """The image files of a data set of ours or of torchvision's and TorchGeo's folder kind."""
+    lists = (getattr(dataset, name, None) for name in ('files', 'samples', 'imgs'))
+    entries = next((e for e in lists if isinstance(e, Sequence) and e and not isinstance(e, str)), ())
+    paths = (entry[0] if isinstance(entry, tuple) else entry for entry in entries)
+    return [Path(path) for path in paths if isinstance(path, str | Path)]
+
+
+def cached_features(
+    folder: str | Path | None,
+    vit: ViT,
+    dataset: Dataset[Any],
+    *,
+    transform: Callable[[dict[str, Any]], dict[str, Any]] = lambda batch: batch,
+    collate: Callable[[list[Any]], dict[str, Any]] = default_collate,
+    blocks: int = 4,
+    turns: int = 1,
+    batch_size: int = 64,
+    num_workers: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> FeatureTable:
+    """Features of a data set, from the cache where it has them.
+
+    A cache entry belongs to one hash of weights, files and transform (of what data set and transform make of
+    the first few images), whatever the batch size. Each of its files appears in one piece, so an interrupted
+    extraction goes on with the first file that is missing. Nothing is kept, with a warning, of data that list
+    no files or draw images at random.
+
+    Args:
+        folder: Folder of the cache; None keeps nothing.
+        vit: Plain or merged backbone, on the device to use.
+        dataset: Samples with `image`, `label` and, for temporal tokenizers, `timestamps`.
+        transform: Normalization of a batch, on the device.
+        collate: Makes a batch of samples.
+        blocks: How many of the last blocks; all of a shallower backbone.
+        turns: Orientations of each image that features are averaged over: 1, 4 or 8.
+        batch_size: Images per forward pass.
+        num_workers: Processes that read images.
+        progress: Told the images done and their number.
+
+    Returns:
+        The features, in the order of the data set, in half precision.
+
+    Raises:
+        ValueError: If there is no image, images carry no class each, or `turns` is another number.
+    """
+    total: int = len(dataset)  # type: ignore[arg-type]
+    if not total:
+        raise ValueError('there are no images to extract features from')
+    blocks, device = min(blocks, vit.depth), vit.cls_token.device
+
+    def batches(start: int, stop: int, size: int, workers: int = 0) -> Iterator[dict[str, Any]]:
+        part = Subset(dataset, range(start, stop))
+        for batch in DataLoader(part, size, num_workers=workers, collate_fn=partial(_or_names, collate)):
+            moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+            yield transform(moved) if 'image' in moved else moved
+
+    entry = None
+    if folder is not None:
+        data = dataset_sha256(dataset)
+        first, again = (_batch_sha256(next(batches(0, min(_FIRST, total), _FIRST))) for _ in range(2))
+        described = {'version': _VERSION, 'weights': state_sha256(vit.state_dict()), 'data': data}
+        described |= {'transform': first, 'blocks': blocks, 'turns': turns, 'shard': SHARD}
+        key = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+        if data is not None and first == again:
+            entry = Path(folder) / key[:20]
+        else:
+            text = 'Features are not cached: the data set lists no files, or draws images at random '
+            warnings.warn(f'{text}(random_frames).', stacklevel=2)
+    parts = []
+    for number, start in enumerate(range(0, total, SHARD)):
+        stop = min(start + SHARD, total)
+        file = None if entry is None else entry / f'features_{number:05d}.safetensors'
+        if file is not None and file.is_file():
+            state, metadata = read_state(file)
+            part = FeatureTable(**state, skipped=tuple(json.loads(metadata['skipped'])))
+        else:
+            found = extract_features(vit, batches(start, stop, batch_size, num_workers), blocks, turns)
+            part = found._replace(cls=found.cls.half(), avg=found.avg.half())
+            if file is not None:
+                state = {'cls': part.cls, 'avg': part.avg, 'label': part.label}
+                write_state(file, state, {'skipped': json.dumps(part.skipped)})
+        parts.append(part)
+        progress(stop, total)
+    *columns, skipped = zip(*parts, strict=True)
+    return FeatureTable(*map(torch.cat, columns), tuple(text for some in skipped for text in some))
+
+
+def _or_names(collate: Callable[[list[Any]], dict[str, Any]], samples: list[Any]) -> dict[str, Any]:
+    """A batch, or the names of its images where none of them can be used."""
+    if all(isinstance(sample, dict) and 'skipped' in sample for sample in samples):
+        return {'skipped': [sample['skipped'] for sample in samples]}
+    return collate(samples)
+
+
+def _batch_sha256(batch: Mapping[str, Any]) -> str:
+    digest = hashlib.sha256()
+    for key, value in sorted(batch.items()):
+        content = value.numpy(force=True).tobytes() if isinstance(value, Tensor) else str(value).encode()
+        digest.update(key.encode() + content)
+    return digest.hexdigest()
+
+
+def extract_parts(
+    vit: ViT,
+    datamodule: Any,
+    cache: Path | None,
+    progress: Callable[[str], None] = lambda text: None,
+    statistics: Literal['model', 'data'] | None = None,
+    **kwargs: Any,
+) -> dict[str, FeatureTable]:
+    """Cached features of the training, validation and test part of a data module.
+
+    Without a validation part a tenth of the training images is held out, evenly spaced within each class.
+
+    Args:
+        vit: Backbone.
+        datamodule: Data module of ours or of TorchGeo.
+        cache: Folder of the cache.
+        progress: Told what is done next.
+        statistics: Whose mean and standard deviation normalize; see `match_data`.
+        **kwargs: Further arguments of `cached_features`.
+
+    Returns:
+        Feature tables of `train`, `val` and `test`.
+
+    Raises:
+        ValueError: If there is no test part, or the data do not fit the backbone.
+    """
+    for stage in ('fit', 'test'):
+        datamodule.setup(stage)
+    match_data(datamodule, vit, statistics)
+    if hasattr(datamodule, 'collate_fn'):
+        kwargs['collate'] = datamodule.collate_fn
+    tables = {}
+    for part in ('train', 'val', 'test'):
+        dataset = getattr(datamodule, f'{part}_dataset', None)
+        if dataset is None:
+            if part == 'val':
+                continue
+            raise ValueError(
+                f'the data module has no {part} images: a probe trains on one part and tests on another'
+            )
+
+        def report(done: int, total: int, part: str = part) -> None:
+            progress(f'features of {part} images: {done:,} of {total:,}')
+
+        report(0, len(dataset))
+        tables[part] = cached_features(
+            cache, vit, dataset, transform=datamodule.aug, progress=report, **kwargs
+        )
+    if 'val' not in tables:
+        whole = tables['train']
+        tables['train'], tables['val'] = (whole.take(part) for part in hold_out(whole.label))
+    return tables

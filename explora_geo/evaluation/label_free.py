@@ -1,10 +1,10 @@
 """Scores of frozen features that need no labels, before and after an adaptation.
 
-All functions take image features of shape (N, D): one row per tile, any unit. None of them proves a gain;
-`SCORES` says which way each one should move.
+All functions take image features, shape (N, D): one row per tile, any unit; two sets are of the same tiles in
+the same order. None of them proves a gain; `SCORES` says which way each one should move. What is no finite
+table, or of other tiles, is refused by a ValueError.
 """
 
-from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from explora_geo.evaluation.features import mean_patches
 from explora_geo.models.vit import ViT
 
 Array = NDArray[np.float64]
@@ -68,43 +69,21 @@ WORTH = (
 
 
 def effective_rank(features: ArrayLike, centered: bool = False) -> float:
-    """Effective rank of features: how many directions they take, about evenly.
+    """Effective rank of features: how many directions they take, about evenly, from 1 to min(N, D).
 
-    RankMe (Garrido et al. 2023, section 3). Without centering, features that are all the same up to noise
-    have rank 1.
-
-    Args:
-        features: Image features, shape (N, D).
-        centered: Take off the mean of all tiles first; a mean that dominates hides everything else.
-
-    Returns:
-        Exponential of the entropy of the normalized singular values, from 1 to the smaller of N and D.
-
-    Raises:
-        ValueError: If the features are no finite table.
+    RankMe (Garrido et al. 2023, section 3): the exponential of the entropy of the normalized singular values.
+    Without centering, features that are all the same up to noise have rank 1; `centered` takes off the mean
+    of all tiles first, as a mean that dominates hides everything else.
     """
     x = _table(features, 1)
-    if centered:
-        x = x - x.mean(0)
-    values = np.linalg.svd(x, compute_uv=False)
+    values = np.linalg.svd(x - x.mean(0) if centered else x, compute_uv=False)
     shares = values / max(values.sum(), 1e-12)
     shares = shares[shares > 0]
     return float(np.exp(-(shares * np.log(shares)).sum()))
 
 
 def nearest(features: ArrayLike, neighbors: int = 10) -> NDArray[np.int64]:
-    """Nearest other tiles of each tile by cosine of centered features.
-
-    Args:
-        features: Image features, shape (N, D).
-        neighbors: Neighbors k, less than N.
-
-    Returns:
-        Row indices, nearest first, shape (N, k).
-
-    Raises:
-        ValueError: If the features are no finite table or there are too few tiles.
-    """
+    """Nearest other tiles of each tile by cosine of centered features: rows, nearest first, shape (N, k)."""
     x = _table(features)
     if not 0 < neighbors < len(x):
         raise ValueError(f'neighbors must be from 1 to {len(x) - 1} for {len(x)} tiles, got {neighbors}')
@@ -115,85 +94,43 @@ def nearest(features: ArrayLike, neighbors: int = 10) -> NDArray[np.int64]:
 
 
 def neighbor_agreement(first: ArrayLike, second: ArrayLike, neighbors: int = 10) -> float:
-    """Mutual k-NN agreement of two sets of features of the same tiles.
+    """Mean share in [0, 1] of common nearest tiles in two sets of features, whose widths may differ.
 
     Huh et al. 2024 (The Platonic Representation Hypothesis, section 2) compare networks with it. Between
     two crops of each tile it asks whether neighborhoods hold on to content; between source and adapted
-    features it says how many neighborhoods were kept.
-
-    Args:
-        first: Image features, shape (N, D).
-        second: Features of the same tiles in the same order, shape (N, D'); the widths may differ.
-        neighbors: Neighbors k, less than N.
-
-    Returns:
-        Mean share of common neighbors in [0, 1]; unrelated features give k / (N - 1), features that are
-        the same for all tiles 0, as they have no neighbors.
-
-    Raises:
-        ValueError: If the tables do not fit each other.
+    features it says how many neighborhoods were kept. Unrelated features give k / (N - 1), features that are
+    the same for all tiles 0, as they have no neighbors.
     """
     a, b = _pair(first, second)
     if _constant(a) or _constant(b):
         return 0.0
     rows = zip(nearest(a, neighbors), nearest(b, neighbors), strict=True)
-    common = [np.intersect1d(p, q).size for p, q in rows]
-    return float(np.mean(common) / neighbors)
+    return float(np.mean([np.intersect1d(p, q).size for p, q in rows]) / neighbors)
 
 
 def view_retrieval(first: ArrayLike, second: ArrayLike) -> float:
-    """How often the nearest second view of a first view is that of the same tile.
-
-    Args:
-        first: Features of one view of each tile, shape (N, D).
-        second: Features of another view, shape (N, D).
-
-    Returns:
-        Share of tiles in [0, 1]; unrelated features give 1 / N.
-
-    Raises:
-        ValueError: If the tables do not fit each other.
-    """
+    """Share in [0, 1] of tiles whose nearest second view is their own; unrelated features give 1 / N."""
     a, b = _pair(first, second, same_width=True)
     similarity = _units(a - a.mean(0)) @ _units(b - b.mean(0)).T
     return float((similarity.argmax(1) == np.arange(len(a))).mean())
 
 
 def cosine_drift(source: ArrayLike, adapted: ArrayLike) -> float:
-    """How far features turned away from those of the source.
-
-    Args:
-        source: Image features of the source, shape (N, D).
-        adapted: Image features after the adaptation, shape (N, D).
-
-    Returns:
-        One minus the mean cosine, in [0, 2]; 0 for the same directions.
-
-    Raises:
-        ValueError: If the tables do not fit each other.
-    """
+    """How far features turned away: one minus the mean cosine, in [0, 2]; 0 for the same directions."""
     a, b = _pair(source, adapted, same_width=True)
     return float(1 - (_units(a) * _units(b)).sum(1).mean())
 
 
 def cka_drift(source: ArrayLike, adapted: ArrayLike) -> float:
-    """One minus linear centered kernel alignment (Kornblith et al. 2019, section 3).
+    """One minus linear centered kernel alignment (Kornblith et al. 2019, section 3), in [0, 1].
 
-    Args:
-        source: Image features of the source, shape (N, D).
-        adapted: Image features after the adaptation, shape (N, D'); the widths may differ.
-
-    Returns:
-        Drift in [0, 1]; 0 where features are the same up to rotation, scale and shift, 1 where either is
-        constant.
-
-    Raises:
-        ValueError: If the tables do not fit each other.
+    0 where features are the same up to rotation, scale and shift, 1 where either is constant; the widths may
+    differ.
     """
     first, second = _pair(source, adapted)
-    a, b = (x - x.mean(0) for x in (first, second))
     if _constant(first) or _constant(second):
         return 1.0
+    a, b = (x - x.mean(0) for x in (first, second))
     scale = np.linalg.norm(a.T @ a) * np.linalg.norm(b.T @ b)
     return float(np.clip(1 - np.square(np.linalg.norm(a.T @ b)) / scale, 0, 1))
 
@@ -210,12 +147,7 @@ def crop_views(
 
     Returns:
         Two stacks of views of the tiles' own size, each of shape (N, C, H, W).
-
-    Raises:
-        ValueError: If the shares are out of range.
     """
-    if not 0 < area[0] <= area[1] <= 1:
-        raise ValueError(f'area must be two shares in (0, 1], smallest first, got {area}')
     generator = np.random.default_rng(seed)
     height, width = images.shape[-2:]
 
@@ -233,34 +165,15 @@ def crop_views(
     return first, second
 
 
-def default_score(vit: ViT, images: Tensor, batch_size: int = 64, seed: int = 0) -> float:
-    """`DEFAULT_SCORE` of one backbone on a sample of the archive.
-
-    Args:
-        vit: Backbone.
-        images: Normalized tiles, shape (N, C, H, W).
-        batch_size: Tiles per forward pass.
-        seed: Seed of the crops.
-
-    Returns:
-        Share of tiles in [0, 1].
-    """
-    return view_retrieval(
-        *(_features(vit, view, batch_size, mean_patch) for view in crop_views(images, seed))
-    )
+def default_score(vit: ViT, images: Tensor) -> float:
+    """`DEFAULT_SCORE` of one backbone, in [0, 1], on normalized tiles of the archive, shape (N, C, H, W)."""
+    return view_retrieval(*(mean_patches(vit, view) for view in crop_views(images)))
 
 
 def compare_backbones(
-    source: ViT,
-    adapted: ViT,
-    images: Tensor,
-    *,
-    neighbors: int = 10,
-    batch_size: int = 64,
-    seed: int = 0,
-    pool: Callable[[ViT, Tensor], Tensor] | None = None,
+    source: ViT, adapted: ViT, images: Tensor, *, neighbors: int = 10, batch_size: int = 64, seed: int = 0
 ) -> dict[str, dict[str, float]]:
-    """Every label-free score of two backbones on a sample of the archive.
+    """Every label-free score of two backbones, by their mean patch tokens, on a sample of the archive.
 
     Args:
         source: Backbone before.
@@ -269,7 +182,6 @@ def compare_backbones(
         neighbors: Neighbors k; fewer where there are not enough tiles.
         batch_size: Tiles per forward pass.
         seed: Seed of the crops.
-        pool: From a backbone and tiles to image features, shape (B, D); the mean patch token if None.
 
     Returns:
         `source` and `adapted`: the scores named in `SCORES`, with those of a comparison (drift, neighbors
@@ -281,37 +193,22 @@ def compare_backbones(
     if len(images) < 3:
         raise ValueError(f'label-free scores need at least 3 tiles, got {len(images)}')
     neighbors = min(neighbors, len(images) - 2)
-    views = crop_views(images, seed)
-    whole: dict[str, Array] = {}
+    stacks = (images, *crop_views(images, seed))
+    start: Tensor | None = None
     found: dict[str, dict[str, float]] = {}
     for name, vit in (('source', source), ('adapted', adapted)):
-        whole[name], first, second = (
-            _features(vit, stack, batch_size, pool or mean_patch) for stack in (images, *views)
-        )
+        whole, first, second = (mean_patches(vit, stack, batch_size) for stack in stacks)
+        start = whole if start is None else start
         found[name] = {
-            'effective_rank': effective_rank(whole[name]),
-            'centered_rank': effective_rank(whole[name], centered=True),
+            'effective_rank': effective_rank(whole),
+            'centered_rank': effective_rank(whole, centered=True),
             'neighbor_agreement': neighbor_agreement(first, second, neighbors),
             'view_retrieval': view_retrieval(first, second),
-            'cosine_drift': cosine_drift(whole['source'], whole[name]),
-            'cka_drift': cka_drift(whole['source'], whole[name]),
-            'neighbors_kept': neighbor_agreement(whole['source'], whole[name], neighbors),
+            'cosine_drift': cosine_drift(start, whole),
+            'cka_drift': cka_drift(start, whole),
+            'neighbors_kept': neighbor_agreement(start, whole, neighbors),
         }
     return found
-
-
-def mean_patch(vit: ViT, images: Tensor) -> Tensor:
-    """Mean patch token of the last block, shape (B, D)."""
-    return vit(images).patches.flatten(1, 2).mean(1)
-
-
-@torch.inference_mode()
-def _features(vit: ViT, images: Tensor, batch_size: int, pool: Callable[[ViT, Tensor], Tensor]) -> Array:
-    training, device = vit.training, vit.cls_token.device
-    vit.eval()
-    parts = [pool(vit, batch.to(device)).double().cpu() for batch in images.split(batch_size)]
-    vit.train(training)
-    return torch.cat(parts).numpy()
 
 
 def _table(features: ArrayLike, least: int = 2) -> Array:

@@ -1,9 +1,12 @@
-"""Linear probe and k-NN on frozen features."""
+"""Draws of labels, k-NN and logistic regression on frozen features, and intervals of what they hit."""
 
+import re
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
@@ -11,28 +14,101 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
+from torch import Tensor
 
 Array = NDArray[Any]
+#: Feature sets by name, each of shape (N, F), and their classes, shape (N,).
+Part = tuple[dict[str, Array], Array]
 
-#: Inverse regularisation strengths of the linear probe's sweep: 0.1 suits tens of labels, 1 to 10 thousands.
+#: Inverse regularization strengths of logistic regression: 0.1 suits tens of labels, 1 to 10 thousands.
 STRENGTHS = (0.01, 0.1, 1.0, 10.0)
-
 # Numbers of a validation set from which on more than one thread fits faster.
 _LARGE = 1_000_000
+_BUDGET = re.compile(r'(?P<share>\d+(?:\.\d+)?)\s*%|(?P<count>\d+)|all')
 
 
-class ProbeResult(NamedTuple):
-    """Outcome of a sweep.
+@dataclass(frozen=True)
+class Budget:
+    """How many training labels are used.
 
     Attributes:
-        accuracy: Test accuracy of the setting that was best on validation, in [0, 1].
-        validation: Its validation accuracy.
-        setting: Feature set and regularisation of it.
+        share: Share of each class in (0, 1]; 1 is all labels.
+        per_class: Images of each class, instead of a share.
     """
 
-    accuracy: float
-    validation: float
-    setting: str
+    share: float = 1.0
+    per_class: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read `all`, a share such as `1%`, or a number per class such as `10`.
+
+        Raises:
+            ValueError: If the text is none of these.
+        """
+        match = _BUDGET.fullmatch(text.strip())
+        share = float(match['share']) / 100 if match and match['share'] else 1.0
+        count = int(match['count']) if match and match['count'] else None
+        if match is None or not 0 < share <= 1 or count == 0:
+            raise ValueError(
+                f'cannot read the label budget {text!r}: give all, a share such as 1%, or a number per class '
+                'such as 10'
+            )
+        return cls(share, count)
+
+    def __str__(self) -> str:
+        """Text that `parse` reads back."""
+        if self.per_class is not None:
+            return str(self.per_class)
+        return 'all' if self.full else f'{100 * self.share:g}%'
+
+    @property
+    def full(self) -> bool:
+        """Whether every label is used, so that seeds draw the same."""
+        return self.per_class is None and self.share == 1
+
+    @property
+    def partition(self) -> str:
+        """torchgeo-bench's name of the part of the training set."""
+        if self.per_class is not None:
+            return f'{self.per_class}_per_class'
+        digits = '.2f' if round(self.share, 2) == self.share else 'g'  # shares apart have names apart
+        return 'default' if self.full else f'{self.share:{digits}}x_train'
+
+    def draw(self, label: Tensor, seed: int) -> Tensor:
+        """Indices of a random draw with the same share, or number, of each class, at least one.
+
+        Args:
+            label: Classes, shape (N,).
+            seed: Seed of the draw.
+
+        Returns:
+            Indices in ascending order.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        drawn = []
+        for c in label.unique():
+            members = (label == c).nonzero().flatten()
+            wanted = round(self.share * len(members)) if self.per_class is None else self.per_class
+            order = torch.randperm(len(members), generator=generator)
+            drawn.append(members[order[: max(wanted, 1)]])
+        return torch.cat(drawn).sort().values
+
+
+def hold_out(label: Tensor) -> tuple[Tensor, Tensor]:
+    """Part images into those to train on and a tenth of each class, evenly spaced, to validate on.
+
+    Args:
+        label: Classes, shape (N,).
+
+    Returns:
+        Indices of both parts in ascending order; of every class at least one image is held out.
+    """
+    held = torch.zeros(len(label), dtype=torch.bool)
+    for c in label.unique():
+        members = (label == c).nonzero().flatten()
+        held[members[5::10] if len(members) > 5 else members[-1:]] = True
+    return (~held).nonzero().flatten(), held.nonzero().flatten()
 
 
 class Choice(NamedTuple):
@@ -40,8 +116,8 @@ class Choice(NamedTuple):
 
     Attributes:
         hits: Whether each test image is right, shape (M,).
-        validation: Validation accuracy.
-        setting: Text that names the setting.
+        validation: Validation accuracy, in [0, 1].
+        setting: Text that names feature set and setting.
     """
 
     hits: NDArray[np.bool_]
@@ -49,76 +125,44 @@ class Choice(NamedTuple):
     setting: str
 
 
-def _choose(
-    candidates: Iterable[tuple[str, Any, str]],
-    val: dict[str, Array],
-    val_labels: Array,
-    test: dict[str, Array],
-    test_labels: Array,
-) -> Choice:
+def logistic_hits(train: Part, val: Part, test: Part, strengths: Sequence[float] = STRENGTHS) -> Choice:
+    """Which test images a logistic regression classifies correctly.
+
+    Args:
+        train: Features to fit.
+        val: Features that choose one of the sets and one of the strengths; nothing else sees them.
+        test: Features to report.
+        strengths: Inverse regularization strengths.
+
+    Returns:
+        What validation chose.
+    """
+    candidates = (
+        (f'{name}, C={strength:g}', _logistic(strength).fit(features, train[1]), name)
+        for name, features in train[0].items()
+        for strength in strengths
+    )
+    return _choose(candidates, val, test)
+
+
+def knn_hits(train: Part, val: Part, test: Part, k: int = 5) -> Choice:
+    """Which test images k nearest neighbours classify correctly; validation chooses the feature set."""
+    candidates = ((f'{name}, k={k}', _knn(k, x, train[1]), name) for name, x in train[0].items())
+    return _choose(candidates, val, test)
+
+
+def _choose(candidates: Iterable[tuple[str, Any, str]], val: Part, test: Part) -> Choice:
     """Of fitted models `(setting, model, feature set)`, the first that is best on validation."""
     best: tuple[float, str, Any, str] = (-1.0, '', None, '')
     # Threads of a small fit wait for one another: on a busy machine one is many times faster than two.
-    small = max(values.size for values in val.values()) < _LARGE
+    small = max(values.size for values in val[0].values()) < _LARGE
     with threadpool_limits(1 if small else None, user_api='blas'):
         for setting, model, name in candidates:
-            score = float(model.score(val[name], val_labels))
+            score = float(model.score(val[0][name], val[1]))
             if score > best[0]:
                 best = score, setting, model, name
         score, setting, model, name = best
-        return Choice(model.predict(test[name]) == test_labels, score, setting)
-
-
-def _logistic(strength: float) -> Any:
-    # The coarse tolerance is far below what moves an accuracy, and several times faster.
-    return make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=500, tol=1e-3))
-
-
-def linear_probe(
-    train: dict[str, Array],
-    train_labels: Array,
-    val: dict[str, Array],
-    val_labels: Array,
-    test: dict[str, Array],
-    test_labels: Array,
-    strengths: Sequence[float] = STRENGTHS,
-) -> ProbeResult:
-    """Logistic regression, swept over feature sets and regularisation, chosen on validation.
-
-    Args:
-        train: Feature sets of the training part, each of shape (N, F); see `feature_sets`.
-        train_labels: Their labels, shape (N,).
-        val: The same of the validation part, only used to choose.
-        val_labels: Their labels.
-        test: The same of the test part, only used to report.
-        test_labels: Their labels.
-        strengths: Inverse regularisation strengths.
-
-    Returns:
-        The chosen setting and its accuracies.
-    """
-    hits, validation, setting = logistic_hits(
-        train, train_labels, val, val_labels, test, test_labels, strengths
-    )
-    return ProbeResult(float(hits.mean()), validation, setting)
-
-
-def logistic_hits(
-    train: dict[str, Array],
-    train_labels: Array,
-    val: dict[str, Array],
-    val_labels: Array,
-    test: dict[str, Array],
-    test_labels: Array,
-    strengths: Sequence[float] = STRENGTHS,
-) -> Choice:
-    """As `linear_probe`, but which test images are right."""
-    candidates = (
-        (f'{name}, C={strength:g}', _logistic(strength).fit(features, train_labels), name)
-        for name, features in train.items()
-        for strength in strengths
-    )
-    return _choose(candidates, val, val_labels, test, test_labels)
+        return Choice(model.predict(test[0][name]) == test[1], score, setting)
 
 
 def knn_accuracy(train: Array, train_labels: Array, test: Array, test_labels: Array, k: int = 10) -> float:
@@ -134,21 +178,7 @@ def knn_accuracy(train: Array, train_labels: Array, test: Array, test_labels: Ar
     Returns:
         Accuracy in [0, 1].
     """
-    return float(np.mean(_knn(k, train, train_labels).predict(test) == test_labels))
-
-
-def knn_hits(
-    train: dict[str, Array],
-    train_labels: Array,
-    val: dict[str, Array],
-    val_labels: Array,
-    test: dict[str, Array],
-    test_labels: Array,
-    k: int = 5,
-) -> Choice:
-    """Which test images k nearest neighbours classify correctly; the feature set is chosen on validation."""
-    candidates = ((f'{name}, k={k}', _knn(k, x, train_labels), name) for name, x in train.items())
-    return _choose(candidates, val, val_labels, test, test_labels)
+    return float(_knn(k, train, train_labels).score(test, test_labels))
 
 
 def cross_validated_accuracy(
@@ -176,6 +206,42 @@ def cross_validated_accuracy(
         model = fit or _logistic(0.1).fit(features[train], labels[train])
         scores.append(float(model.score(features[test], labels[test])))
     return float(np.mean(scores))
+
+
+def bootstrap_interval(
+    hits: NDArray[np.bool_] | Sequence[NDArray[np.bool_]], draws: int = 1000, seed: int = 0
+) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of a mean accuracy, over seeds and test images.
+
+    Both are drawn with replacement: a few seeds alone would give too narrow an interval.
+
+    Args:
+        hits: Whether each test image is right under each seed, shape (seeds, M).
+        draws: Bootstrap samples.
+        seed: Seed of the draws.
+
+    Returns:
+        Lower and upper end in [0, 1].
+
+    Raises:
+        ValueError: If there is no seed or no image.
+    """
+    table = np.atleast_2d(np.asarray(hits)).astype(np.float32)
+    if table.size == 0:
+        raise ValueError('a bootstrap interval needs at least one seed and one test image')
+    generator = np.random.default_rng(seed)
+    seeds, images = table.shape
+    means = [
+        table[generator.integers(seeds, size=seeds)].mean(0)[generator.integers(images, size=images)].mean()
+        for _ in range(draws)
+    ]
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _logistic(strength: float) -> Any:
+    # The coarse tolerance is far below what moves an accuracy, and several times faster.
+    return make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=500, tol=1e-3))
 
 
 def _knn(k: int, train: Array, labels: Array) -> KNeighborsClassifier:

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from explora_geo.evaluation.features import FeatureTable
 
+#: Momentum of SGD, which has no weight decay and a cosine to zero.
+MOMENTUM = 0.9
 #: Learning rates at a batch of 256 (appendix D.1).
 LEARNING_RATES = (1e-4, 1e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)
 
@@ -27,7 +29,6 @@ class SweepConfig:
         epochs: Length in epochs of `iterations` steps.
         iterations: Steps per epoch.
         batch_size: Images per step; all of them if there are fewer.
-        momentum: Of SGD, which has no weight decay and a cosine to zero.
         seed: Seed of the weights and of the order.
     """
 
@@ -36,7 +37,6 @@ class SweepConfig:
     epochs: int = 10
     iterations: int = 1500
     batch_size: int = 256
-    momentum: float = 0.9
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -153,16 +153,6 @@ class BatchedLinear:
             scores[:, users] += part.unflatten(1, (-1, *self.bias.shape[1:]))
         return scores
 
-    def weight_of(self, variant: int) -> Tensor:
-        """Weights of one variant's classifiers, shape (R, K, its features)."""
-        parts = []
-        for _, users, weight, _ in self.segments:
-            readers = range(len(self.variants))[users]
-            if variant in readers:
-                by_reader = weight.flatten(0, 1).T.unflatten(0, (len(readers), *self.bias.shape[1:]))
-                parts.append(by_reader[readers.index(variant)])
-        return torch.cat(parts, dim=-1)
-
     def step(
         self, features: Tensor, target: Tensor, rates: Tensor, factor: float = 1.0, momentum: float = 0.0
     ) -> None:
@@ -244,18 +234,7 @@ def linear_sweep(
         # A sixth of the time of `inputs[index]`.
         drawn = inputs.index_select(0, index).float()
         factor = (1 + math.cos(math.pi * step / steps)) / 2
-        model.step(drawn, target[index], rates, factor, config.momentum)
-    return _score(model, known, val, test, config, count)
-
-
-def _score(
-    model: BatchedLinear,
-    known: Tensor,
-    val: FeatureTable,
-    test: FeatureTable,
-    config: SweepConfig,
-    count: int,
-) -> SweepResult:
+        model.step(drawn, target[index], rates, factor, MOMENTUM)
     hits = {}
     for name, table in (('val', val), ('test', test)):
         parts = zip(table.stacked(count).split(4096), table.label.split(4096), strict=True)

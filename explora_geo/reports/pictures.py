@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from explora_geo.bands import canonical
-from explora_geo.evaluation.label_free import mean_patch
+from explora_geo.evaluation.features import mean_patches
 from explora_geo.models.vit import ViT
 from explora_geo.objectives import MAE
 
@@ -126,7 +126,7 @@ def _nearest(
 ) -> NDArray[np.int64]:
     """Nearest other tiles of some tiles by cosine, as k-NN sees them, shape (Q, k)."""
     device = vit.eval().cls_token.device
-    found = torch.cat([mean_patch(vit, b.to(device)).float().cpu() for b in images.split(batch_size)])
+    found = torch.cat([mean_patches(vit, b.to(device)).float().cpu() for b in images.split(batch_size)])
     found = F.normalize(found, dim=1)
     similarity = found[queries] @ found.T
     similarity[torch.arange(len(queries)), torch.from_numpy(queries)] = -torch.inf

@@ -105,7 +105,6 @@ def test_widths_may_differ_where_no_direction_is_compared() -> None:
         (lambda: neighbor_agreement(clusters(), clusters()[:-1]), 'the same tiles'),
         (lambda: cosine_drift(clusters(), clusters(width=8)), 'the same tiles'),
         (lambda: nearest(clusters(10), 10), 'from 1 to 9'),
-        (lambda: crop_views(torch.zeros(2, 3, 8, 8), area=(0.9, 0.1)), 'smallest first'),
     ],
 )
 def test_bad_input_is_named(call: Callable[[], object], message: str) -> None:

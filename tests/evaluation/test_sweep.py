@@ -21,6 +21,17 @@ def inputs(table: FeatureTable, blocks: int, average: bool) -> torch.Tensor:
     return torch.cat([table.avg[:, -1], *tokens] if average else tokens, dim=1).float()
 
 
+def weight_of(model: BatchedLinear, variant: int) -> torch.Tensor:
+    """Weights of one variant's classifiers, shape (R, K, its features)."""
+    parts = []
+    for _, users, weight, _ in model.segments:
+        readers = range(len(model.variants))[users]
+        if variant in readers:
+            by_reader = weight.flatten(0, 1).T.unflatten(0, (len(readers), *model.bias.shape[1:]))
+            parts.append(by_reader[readers.index(variant)])
+    return torch.cat(parts, dim=-1)
+
+
 def test_every_configuration_is_trained_as_it_would_be_alone(table: Table) -> None:
     train, val, test = table(50, 0), table(30, 1), table(40, 2)
     config = SweepConfig(learning_rates=(0.01, 0.3), blocks=(1, 2), epochs=3, iterations=7, batch_size=16)
@@ -35,7 +46,7 @@ def test_every_configuration_is_trained_as_it_would_be_alone(table: Table) -> No
         for k, lr in enumerate((0.01, 0.3)):
             probe = nn.Linear(8 * (blocks + average), 3)
             with torch.no_grad():
-                probe.weight.copy_(start.weight_of(variant)[k])
+                probe.weight.copy_(weight_of(start, variant)[k])
                 probe.bias.zero_()
             optimizer = torch.optim.SGD(probe.parameters(), lr=lr * 16 / 256, momentum=0.9)
             schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 21)
