@@ -254,7 +254,7 @@ def put_adapter(
     if found != header.base_sha256:
         raise ValueError(
             f'{path} was made on other base weights (SHA-256 {header.base_sha256[:12]}…, given '
-            f'{found[:12]}…): give the weights that {header.backbone} was adapted from'
+            f'{found[:12]}…): give {header.base or "the weights"}, from which {header.backbone} was adapted'
         )
     explora(vit, header.explora_config)
     computed = vit.stored_position is not None and not vit.stored_position.numel()

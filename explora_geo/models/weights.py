@@ -316,4 +316,5 @@ def search_weights(text: str = '') -> dict[str, dict[str, Any]]:
 
 
 def _of_torchgeo(entry: WeightsEnum) -> bool:
-    return type(entry).__module__.startswith('torchgeo.')
+    """Whether this is an entry of TorchGeo that one of our backbones can be built from."""
+    return type(entry).__module__.startswith('torchgeo.') and type(entry).__name__.startswith('ViT')
