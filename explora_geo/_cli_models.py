@@ -149,7 +149,7 @@ def map_scene(
 
     from explora_geo.checkpoints import load_backbone
     from explora_geo.devices import pick_device
-    from explora_geo.maps import MapOptions, check_outputs, describe_plan, make_map
+    from explora_geo.maps import MapOptions, Outputs, describe_plan, make_map
     from explora_geo.maps.model import open_features, open_model
     from explora_geo.maps.scene import Scene
     from explora_geo.models.builders import DINOV2_SIZE
@@ -158,8 +158,6 @@ def map_scene(
         raise ValueError('give either model, a tuned model, or weights, a backbone for embeddings')
     if adapter is not None and weights is None:
         raise ValueError('an adapter belongs to weights: a tuned model holds all of its own')
-    if min_area and vectors is None:
-        raise ValueError('min_area is of polygons: give vectors, too')
     where = pick_device(device)
     if model is not None:
         found = open_model(model, where)
@@ -180,10 +178,11 @@ def map_scene(
         'probabilities': probabilities,
         'vectors': vectors,
         'vector_classes': tuple(c.strip() for c in classes.split(',') if c.strip()),
+        'min_area': min_area,
         'embeddings': embeddings,
         'quicklook': quicklook,
     }
-    check_outputs(opened, found, source, out, **wanted)
+    Outputs(out, **wanted).check(opened, found, source)
     if dry_run:
         return say(describe_plan(opened, found, options))
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
@@ -194,7 +193,7 @@ def map_scene(
                 bars[what] = progress.add_task(what, total=total)
             progress.update(bars[what], completed=done)
 
-        files = make_map(opened, found, source, out, options, **wanted, min_area=min_area, progress=report)
+        files = make_map(opened, found, source, out, options, **wanted, progress=report)
     return say('\n'.join(f'{kind}: {file}' for kind, file in files.items()))
 
 
@@ -263,6 +262,7 @@ def adapter_info(file: Annotated[Path, typer.Argument(help='Adapter file.')]) ->
         'configuration': ', '.join(f'{k}={v}' for k, v in header.config.items()),
         'bands': ', '.join(header.bands),
         'normalization': header.normalization and describe(header.normalization, header.bands),
+        'base': ', '.join(filter(None, [header.base, header.licence])),
         'base SHA-256': header.base_sha256,
         'written by': f'explora_geo {header.version}',
         'tensors': f'{len(state)}, {sum(t.numel() for t in state.values()):,} numbers',

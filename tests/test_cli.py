@@ -104,7 +104,7 @@ def adapter(base_file: Path, tmp_path: Path) -> Path:
 
 def test_adapter_info_shows_what_the_file_says(run: Callable[..., str], adapter: Path) -> None:
     printed = run('adapter', 'info', adapter)
-    for text in (MODEL, '[L]-r4', 'red, green, blue', 'alpha=None'):
+    for text in (MODEL, '[L]-r4', 'red, green, blue', 'alpha=None', 'base.pth'):
         assert text in ' '.join(printed.split())
     stated = json.loads(read_state(adapter)[1]['adapter'])['base_sha256']
     assert stated[:40] in printed

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from explora_geo.adaptation import ExPLoRAConfig, explora, hold_frozen
+from explora_geo.devices import compile_blocks, many_graphs
 from explora_geo.models import create_vit
 from explora_geo.models.vit import ViT
 from explora_geo.objectives import MAE, DINOv2, PhaseConfig
-from explora_geo.trainers.kernels import compile_blocks, many_graphs
 from explora_geo.transforms import ViewsConfig
 
 from .setting import Contenders, Setting, Step

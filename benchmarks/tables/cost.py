@@ -10,7 +10,7 @@ from explora_geo.adaptation import explora, trainable_summary
 from explora_geo.models import ViT, create_vit
 from explora_geo.models.weights import all_weights
 from explora_geo.objectives import MAE, DINOv2, Objective
-from explora_geo.trainers.recipes import ADAPTATIONS
+from explora_geo.trainers.options import ADAPTATIONS
 
 from .jobs import Job, split_batch
 from .recipe import OBJECTIVES

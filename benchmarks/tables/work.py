@@ -24,7 +24,7 @@ from explora_geo.evaluation.features import extract_parts
 from explora_geo.evaluation.probes import STRENGTHS
 from explora_geo.models import create_vit
 from explora_geo.trainers import ClassificationTask, ExPLoRATask, OptimConfig, Regularisation
-from explora_geo.trainers.recipes import ADAPTATIONS
+from explora_geo.trainers.options import ADAPTATIONS
 
 from .data import classes_named, cut, describe_data, draw_training_labels, load_class, open_data
 from .jobs import Job, split_batch, trainer_content, world_size

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import suppress
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlparse
@@ -132,8 +133,9 @@ def timm_state(name: str, file: str | Path | None = None) -> dict[str, Tensor]:
         model = timm.create_model(name, pretrained=True, num_classes=0, **overlay)
     except Exception as error:  # timm, the hub client and the network raise many kinds
         first = str(error).split('\n')[0]
+        near = ', '.join(get_close_matches(name, timm.list_pretrained(), 3, 0.4))
         raise ValueError(
-            f'cannot get the weights timm/{name} ({first}): check the name with timm.list_models, and '
-            'the network, or give the path of a downloaded file'
+            f'cannot get the weights timm/{name} ({first}): check the network, or give the path of a '
+            f'file; names like it are {near}'
         ) from error
     return dict(model.state_dict())

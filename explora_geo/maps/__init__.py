@@ -1,5 +1,5 @@
 """Maps of whole scenes: tiled prediction with georeferenced output, bounded in memory."""
 
-from explora_geo.maps.run import MapOptions, check_outputs, describe_plan, make_map
+from explora_geo.maps.run import MapOptions, Outputs, describe_plan, make_map
 
-__all__ = ['MapOptions', 'check_outputs', 'describe_plan', 'make_map']
+__all__ = ['MapOptions', 'Outputs', 'describe_plan', 'make_map']

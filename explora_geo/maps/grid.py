@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 
 class Box(NamedTuple):
-    """A rectangle of pixels: rows from `top` to `bottom`, columns from `left` to `right`, ends excluded."""
+    """A rectangle of pixels or cells: rows `top` to `bottom`, columns `left` to `right`, ends excluded."""
 
     top: int
     left: int
@@ -19,6 +19,13 @@ class Box(NamedTuple):
     def shape(self) -> tuple[int, int]:
         """Height and width."""
         return self.bottom - self.top, self.right - self.left
+
+    def within(self, other: 'Box') -> tuple[slice, slice]:
+        """Rows and columns of what both share, counted from the corner of the other."""
+        return (
+            slice(max(self.top - other.top, 0), min(self.bottom, other.bottom) - other.top),
+            slice(max(self.left - other.left, 0), min(self.right, other.right) - other.left),
+        )
 
 
 @dataclass(frozen=True)
@@ -31,6 +38,7 @@ class TileGrid:
         tile: Side of a tile, pixels.
         stride: Distance of tiles, pixels; the last one of each direction is moved to end at the edge.
         block: Side of the blocks that are finished one by one, pixels.
+        cell: Side of a cell of the output, pixels; everything starts at its multiples.
     """
 
     height: int
@@ -38,10 +46,11 @@ class TileGrid:
     tile: int
     stride: int
     block: int
+    cell: int = 1
 
     @classmethod
-    def create(cls, height: int, width: int, tile: int, overlap: float, block: int, step: int = 1) -> Self:
-        """Make a grid.
+    def create(cls, height: int, width: int, tile: int, overlap: float, block: int, cell: int = 1) -> Self:
+        """Make a grid, of sizes that are multiples of a cell.
 
         Args:
             height: Height of the scene, pixels.
@@ -49,10 +58,7 @@ class TileGrid:
             tile: Side of a tile, pixels.
             overlap: Share of a tile that the next one covers again, in [0, 1).
             block: Side of a block, pixels.
-            step: What tiles start at multiples of, pixels (the patch side, for features of patches).
-
-        Returns:
-            The grid; of sizes that are multiples of `step`.
+            cell: Side of a cell of the output, pixels: 1, or the patch side for features of patches.
 
         Raises:
             ValueError: If the scene is smaller than a tile, or a value is out of range.
@@ -64,14 +70,13 @@ class TileGrid:
                 f'the scene of {height}x{width} pixels is smaller than a tile of {tile} pixels: give a '
                 'larger scene, or a model for smaller images'
             )
-        stride = max(round(tile * (1 - overlap)) // step * step, step)
-        height, width = height // step * step, width // step * step
-        return cls(height, width, tile, stride, max(block // step * step, step))
+        stride = max(round(tile * (1 - overlap)) // cell * cell, cell)
+        height, width = height // cell * cell, width // cell * cell
+        return cls(height, width, tile, stride, max(block // cell * cell, cell), cell)
 
-    def starts(self, length: int) -> list[int]:
-        """First pixels of the tiles along one direction."""
-        regular = list(range(0, length - self.tile, self.stride))
-        return [*regular, length - self.tile]
+    def cells(self, box: Box) -> Box:
+        """The cells of a box of pixels."""
+        return Box(*(v // self.cell for v in box))
 
     def blocks(self) -> list[Box]:
         """Blocks that cover the scene without overlap, row by row."""
@@ -83,20 +88,17 @@ class TileGrid:
 
     def tiles(self, block: Box) -> list[Box]:
         """All tiles that reach into a block: its result is the same whatever was computed before."""
-        rows = [t for t in self.starts(self.height) if t < block.bottom and t + self.tile > block.top]
-        columns = [c for c in self.starts(self.width) if c < block.right and c + self.tile > block.left]
-        return [Box(t, c, t + self.tile, c + self.tile) for t in rows for c in columns]
+        rows = self._starts(self.height, block.top, block.bottom)
+        columns = self._starts(self.width, block.left, block.right)
+        return [Box(row, column, row + self.tile, column + self.tile) for row in rows for column in columns]
+
+    def _starts(self, length: int, first: int, end: int) -> list[int]:
+        """First pixels, along one direction, of the tiles that reach into a range."""
+        every = [*range(0, length - self.tile, self.stride), length - self.tile]
+        return [start for start in every if start < end and start + self.tile > first]
 
 
 def blending_weights(size: int) -> NDArray[np.float32]:
-    """Weights of a tile's cells: a raised cosine that fades towards the edges but never to nothing.
-
-    Args:
-        size: Cells along a side.
-
-    Returns:
-        Weights, shape (size, size).
-    """
-    line = np.sin(np.pi * (np.arange(size) + 0.5) / size) ** 2
-    line = np.maximum(line, 1e-3)
+    """Weights of a tile's cells, shape (size, size): a raised cosine that fades to the edges, never to 0."""
+    line = np.maximum(np.sin(np.pi * (np.arange(size) + 0.5) / size) ** 2, 1e-3)
     return np.outer(line, line).astype(np.float32)

@@ -1,24 +1,36 @@
-"""Models of any kind as functions from tiles to maps."""
+"""Models of any kind as functions from tiles to maps, blended over the blocks of a scene."""
 
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from rasterio import DatasetReader
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from explora_geo.checkpoints import state_sha256
 from explora_geo.datasets.plot_masks import palette
-from explora_geo.maps.predict import Function
+from explora_geo.datasets.remote import read_apart
+from explora_geo.maps.grid import Box, TileGrid, blending_weights
+from explora_geo.maps.scene import Scene
 from explora_geo.models.pyramid import to_map
 from explora_geo.models.vit import ViT
 from explora_geo.trainers import ClassificationTask, RegressionTask, SegmentationTask, load_task
+
+#: From normalized tiles, shape (B, C, T, T), to values of cells, shape (B, K, T / cell, T / cell).
+Function = Callable[[Tensor], Tensor]
 
 
 class MapModel(NamedTuple):
     """What a map needs of a model.
 
     Attributes:
-        function: From normalized tiles to values per pixel, shape (B, K, T, T).
+        function: From normalized tiles to values per pixel, shape (B, K, T, T); None for a backbone alone.
         backbone: The ViT, for features of patches.
         outputs: Values per pixel K.
         classes: Names of the classes; empty for numbers.
@@ -36,26 +48,21 @@ class MapModel(NamedTuple):
     colours: tuple[tuple[int, ...], ...]
     bands: tuple[str, ...]
     tile: int
-    data: dict[str, Any]
+    data: Mapping[str, Any]
     sha256: str
 
 
 def open_model(path: str | Path, device: torch.device | str = 'cpu') -> MapModel:
-    """Read a tuned model for mapping.
-
-    A model of whole images gives every pixel of a tile the tile's prediction.
+    """Read a tuned model for mapping; one of whole images gives every pixel of a tile its prediction.
 
     Args:
         path: `model.safetensors` or a checkpoint of a tuning run.
         device: Where to run it.
 
-    Returns:
-        The model.
-
     Raises:
         ValueError: If it is no tuned model, or of a kind that has no map.
     """
-    task = load_task(path)
+    task = load_task(path).to(device)
     classes: tuple[str, ...] = ()
     if isinstance(task, ClassificationTask | SegmentationTask):
         if task.kind == 'multilabel':
@@ -65,30 +72,25 @@ def open_model(path: str | Path, device: torch.device | str = 'cpu') -> MapModel
         classes = tuple(named if len(named) == count else (f'class {i}' for i in range(count)))
     elif not isinstance(task, RegressionTask):
         raise ValueError(f'{path} holds a {type(task).__name__}, which has no map')
-    task.to(device)
-    dense = isinstance(task, SegmentationTask) or (isinstance(task, RegressionTask) and task.dense)
 
     @torch.no_grad()
     def function(image: Tensor) -> Tensor:
         found = task.predict(task(image))
-        if found.ndim == (3 if dense else 1):  # binary, or one number
+        if found.ndim == (3 if task.dense else 1):  # binary, or one number
             found = found.unsqueeze(1)
         if len(classes) == 2 and found.shape[1] == 1:
             found = torch.cat([1 - found, found], dim=1)
-        return found if dense else found[..., None, None].expand(-1, -1, *image.shape[-2:])
+        return found if task.dense else found[..., None, None].expand(-1, -1, *image.shape[-2:])
 
-    vit = task.model.backbone
+    found = open_features(task.model.backbone, device)
     colours = tuple(tuple(map(int, c)) for c in palette(len(classes), task.data.get('colours', ())))
-    return MapModel(
-        function,
-        vit,
-        len(classes) or task.outputs,
-        classes,
-        colours,
-        vit.patch_embed.bands,
-        vit.patch_embed.grid_size[0] * vit.patch_embed.patch_size,
-        task.data,
-        state_sha256(task.model.state_dict()),
+    return found._replace(
+        function=function,
+        outputs=len(classes) or task.outputs,
+        classes=classes,
+        colours=colours,
+        data=task.data,
+        sha256=state_sha256(task.model.state_dict()),
     )
 
 
@@ -96,9 +98,8 @@ def open_features(vit: ViT, device: torch.device | str = 'cpu') -> MapModel:
     """A backbone without a head, for features of patches alone."""
     vit.to(device)
     tile = vit.patch_embed.grid_size[0] * vit.patch_embed.patch_size
-    digest = state_sha256(vit.state_dict())
     data = {} if vit.normalization is None else vit.normalization.to_dict()
-    return MapModel(None, vit, 0, (), (), vit.patch_embed.bands, tile, data, digest)
+    return MapModel(None, vit, 0, (), (), vit.patch_embed.bands, tile, data, state_sha256(vit.state_dict()))
 
 
 def patch_features(vit: ViT) -> Function:
@@ -109,3 +110,103 @@ def patch_features(vit: ViT) -> Function:
         return to_map(vit(image), vit.patch_embed.grid(image), 'mean')
 
     return function
+
+
+class _Tiles(Dataset[tuple[Tensor, Tensor]]):
+    """Pixels of tiles, shape (C, T, T), and where they are data, shape (T, T)."""
+
+    def __init__(self, scene: Scene, boxes: Sequence[Box], source: DatasetReader | None) -> None:
+        self.scene, self.boxes, self.source = scene, boxes, source
+        self._files = ExitStack()
+        self.close = self._files.close
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        pixels, valid = read_apart(self._read, self.boxes[index])
+        return torch.from_numpy(pixels), torch.from_numpy(valid)
+
+    def _read(self, box: Box) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        if self.source is None:  # not before a worker has started: processes must not share a file
+            self.source = self._files.enter_context(self.scene.open())
+        return self.scene.read(self.source, box)
+
+
+@dataclass(frozen=True)
+class Blend:
+    """Predictions for blocks of a scene: weighted means of all tiles that reach into them.
+
+    Attributes:
+        scene: The scene.
+        grid: Its tiles.
+        function: The model.
+        mean: Mean of each band, shape (C,).
+        std: Standard deviation of each band, shape (C,).
+        clip: Whether these are start and length of a range (mean - 2 std and 4 std), which is cut off.
+        batch_size: Tiles per call.
+        workers: Processes that read tiles.
+        device: Where the model is.
+    """
+
+    scene: Scene
+    grid: TileGrid
+    function: Function
+    mean: Tensor
+    std: Tensor
+    clip: bool = False
+    batch_size: int = 16
+    workers: int = 0
+    device: torch.device | str = 'cpu'
+
+    def predict(
+        self, source: DatasetReader, block: Box
+    ) -> tuple[NDArray[np.float32] | None, NDArray[np.bool_]]:
+        """Values of a block's cells, and where there is data.
+
+        Args:
+            source: The scene, open: what GDAL has read for one block serves its neighbors.
+            block: The block.
+
+        Returns:
+            Values, shape (K, H / cell, W / cell), or None if the block holds no data; and where there is
+            data, shape (H / cell, W / cell).
+        """
+        cell = self.grid.cell
+        _, valid = self.scene.read(source, block)
+        rows, columns = (n // cell for n in block.shape)
+        valid = np.asarray(valid.reshape(rows, cell, columns, cell).any((1, 3)))
+        if not valid.any():
+            return None, valid
+        weights = blending_weights(self.grid.tile // cell)
+        total = np.zeros((rows, columns), dtype=np.float32)
+        sums: NDArray[np.float32] | None = None
+        boxes, here = self.grid.tiles(block), self.grid.cells(block)
+        tiles = _Tiles(self.scene, boxes, None if self.workers else source)
+        with closing(tiles):
+            loader: Any = DataLoader(tiles, self.batch_size, num_workers=self.workers)
+            for number, (pixels, data) in enumerate(loader):
+                kept = data.flatten(1).any(1)
+                if not kept.any():
+                    continue
+                values = self._run(pixels[kept], data[kept])
+                if sums is None:
+                    sums = np.zeros((values.shape[1], rows, columns), dtype=np.float32)
+                for index, value in zip(kept.nonzero()[:, 0].tolist(), values, strict=True):
+                    tile = self.grid.cells(boxes[number * self.batch_size + index])
+                    target, part = tile.within(here), here.within(tile)
+                    sums[:, *target] += value[:, *part] * weights[part]
+                    total[target] += weights[part]
+        if sums is None:
+            return None, valid
+        # Cells of tiles that hold no data were not computed, and are not valid either.
+        sums /= np.maximum(total, np.float32(1e-12))
+        return sums, valid & (total > 0)
+
+    def _run(self, pixels: Tensor, data: Tensor) -> NDArray[np.float32]:
+        """The model on normalized tiles, in which nodata is the mean of its band."""
+        image = (pixels - self.mean.view(-1, 1, 1)) / self.std.view(-1, 1, 1)
+        if self.clip:
+            image = image.clamp(0, 1)
+        image = image.where(data[:, None], torch.tensor(0.5 if self.clip else 0.0))
+        return self.function(image.to(self.device)).float().cpu().numpy()

@@ -1,14 +1,12 @@
 """One scene, on disk or wherever GDAL reads, window by window."""
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import rasterio
-import rasterio.windows
 from numpy.typing import NDArray
 from pyproj import Transformer
 from pyproj.exceptions import ProjError
@@ -65,9 +63,8 @@ class Scene:
         with self.open() as source:
             self.height, self.width = source.height, source.width
             self.crs, self.transform = source.crs, source.transform
-            names = name_bands(
-                source.count, source.dtypes[0], source.descriptions, file_bands, str(self.path)
-            )
+            stated = source.count, source.dtypes[0], source.descriptions
+        names = name_bands(*stated, file_bands, str(self.path))
         if self.crs is None:
             raise ValueError(
                 f'{self.path} has no coordinate reference system, so its map would lie nowhere: assign one, '
@@ -87,60 +84,55 @@ class Scene:
     @contextmanager
     def open(self) -> Iterator[rasterio.DatasetReader]:
         """The file, open for reading; a process opens its own."""
+        with warnings.catch_warnings(), self._named():
+            warnings.simplefilter('ignore', NotGeoreferencedWarning)
+            # Many four-band files tag near infrared as alpha, which nodata overrides.
+            warnings.simplefilter('ignore', NodataShadowWarning)
+            with remote_options(), rasterio.open(self.path) as source:
+                yield source
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Errors of GDAL in one sentence."""
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter('ignore', NotGeoreferencedWarning)
-                # Many four-band files tag near infrared as alpha, which nodata overrides.
-                warnings.simplefilter('ignore', NodataShadowWarning)
-                with remote_options(), rasterio.open(self.path) as source:
-                    yield source
+            yield
         except RasterioError as error:
-            raise self._unreadable(error) from error
+            # rasterio hides the reason behind "see previous exception".
+            reason = error.__cause__ or error
+            what = 'it' if isinstance(self.path, Path) else 'the address is wrong, the server fails, or it'
+            raise UnreadableError(
+                f'{self.path} cannot be read ({reason}): {what} is damaged or no raster'
+            ) from error
 
-    def _unreadable(self, error: RasterioError) -> UnreadableError:
-        # rasterio hides the reason behind "see previous exception".
-        reason = error.__cause__ or error
-        what = 'it' if isinstance(self.path, Path) else 'the address is wrong, the server fails, or it'
-        return UnreadableError(f'{self.path} cannot be read ({reason}): {what} is damaged or no raster')
-
-    def read(self, source: rasterio.DatasetReader, box: Box) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    def read(
+        self, source: rasterio.DatasetReader, box: Box, shape: tuple[int, int] | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Read a window.
 
         Args:
             source: The open file.
             box: The window, inside the scene.
+            shape: Height and width to sample it at; its own if None.
 
         Returns:
             Pixels in units of the file, shape (C, H, W), and where they are data, shape (H, W): the file's
             mask, if any, says so, some band differs from nodata and all are finite.
 
         Raises:
-            ValueError: If the file is damaged there.
+            UnreadableError: If the file is damaged there.
         """
         window = Window(box.left, box.top, box.shape[1], box.shape[0])
-        try:
-            pixels = source.read(self.indices, window=window).astype(np.float32)
-            valid = self.unmasked(source, window=window)
-        except RasterioError as error:
-            raise self._unreadable(error) from error
-        valid &= np.isfinite(pixels).all(0)
+        height, width = shape or box.shape
+        with self._named():
+            pixels = source.read(self.indices, window=window, out_shape=(len(self.indices), height, width))
+            valid = np.isfinite(pixels).all(0)
+            flags = source.mask_flag_enums[self.indices[0] - 1]
+            if MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags:  # see above
+                valid &= source.dataset_mask(window=window, out_shape=(height, width)) > 0
         if source.nodata is not None and np.isfinite(source.nodata):
-            # All bands: a dark pixel of one band is no hole. Alpha tags are not trusted, see above.
+            # All bands: a dark pixel of one band is no hole.
             valid &= ~(pixels == source.nodata).all(0)
-        return pixels, valid
-
-    def unmasked(self, source: rasterio.DatasetReader, **options: Any) -> NDArray[np.bool_]:
-        """Where the file's own mask, inside it or beside it, says that there are data.
-
-        Args:
-            source: The open file.
-            **options: `window` and `out_shape` as of `source.read`.
-        """
-        shape = options.get('out_shape') or rasterio.windows.shape(options['window'])
-        flags = source.mask_flag_enums[self.indices[0] - 1]
-        if MaskFlags.per_dataset not in flags or MaskFlags.alpha in flags:
-            return np.ones(shape, dtype=bool)
-        return np.asarray(source.dataset_mask(**options) > 0)
+        return pixels.astype(np.float32), valid
 
     def check_areas(self) -> None:
         """Refuse coordinates from which no area in square metres follows.
@@ -159,48 +151,26 @@ class Scene:
                 f'({self.crs.to_string()[:60]}): polygons need the right one, assign it'
             )
 
-    def statistics(self, samples: int = 64, size: int = 256) -> dict[str, list[float]]:
-        """Mean and standard deviation of each band over evenly spaced windows.
-
-        Args:
-            samples: Most windows to read.
-            size: Side of a window, pixels.
-
-        Returns:
-            `mean` and `std` of the valid pixels.
+    def statistics(self) -> dict[str, list[float]]:
+        """`mean` and `std` of each band over the data in 64 evenly spaced windows of 256 pixels.
 
         Raises:
             ValueError: If no window has data.
         """
-        size = min(size, self.height, self.width)
-        side = max(int(samples**0.5), 1)
-        tops = np.linspace(0, self.height - size, side).astype(int)
-        lefts = np.linspace(0, self.width - size, side).astype(int)
-        count, total, square = 0, np.zeros(len(self.bands)), np.zeros(len(self.bands))
+        size = min(256, self.height, self.width)
+        tops, lefts = (
+            np.unique(np.linspace(0, n - size, 8).astype(int)).tolist() for n in (self.height, self.width)
+        )
+        count, sums = 0, np.zeros((2, len(self.bands)))
         with self.open() as source:
-            for top in np.unique(tops):
-                for left in np.unique(lefts):
+            for top in tops:
+                for left in lefts:
                     pixels, valid = self.read(source, Box(top, left, top + size, left + size))
                     data = pixels[:, valid].astype(np.float64)
                     count += data.shape[1]
-                    total += data.sum(1)
-                    square += (data**2).sum(1)
+                    sums += data.sum(1), (data**2).sum(1)
         if not count:
             raise ValueError(f'{self.path} holds nodata only where it was looked at')
-        mean = total / count
-        std = np.sqrt(np.maximum(square / count - mean**2, 0))
+        mean, square = sums / count
+        std = np.sqrt(np.maximum(square - mean**2, 0))
         return {'mean': mean.tolist(), 'std': np.where(std > 0, std, 1).tolist()}
-
-
-def statistics_of(data: Mapping[str, Any], path: str | Path) -> dict[str, list[float]]:
-    """Mean and standard deviation that a model was trained with.
-
-    Raises:
-        ValueError: If its file does not state them.
-    """
-    if 'mean' not in data or 'std' not in data:
-        raise ValueError(
-            f'{path} does not state the mean and standard deviation of its training images: give '
-            '--statistics scene to take those of the scene'
-        )
-    return {'mean': data['mean'], 'std': data['std']}

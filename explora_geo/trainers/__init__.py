@@ -1,16 +1,12 @@
 """TorchGeo tasks: pre-training by ExPLoRA, and tuning on labels."""
 
 from explora_geo.objectives import MAE, DINOv2  # lets a YAML name objectives by class name
-from explora_geo.trainers.classification import ClassificationTask
-from explora_geo.trainers.crops import CropLink
 from explora_geo.trainers.guard import GuardConfig
 from explora_geo.trainers.optim import OptimConfig
+from explora_geo.trainers.options import Regularisation
 from explora_geo.trainers.presets import PRESETS
-from explora_geo.trainers.pretrain import ExPLoRATask
-from explora_geo.trainers.recipes import Regularisation
-from explora_geo.trainers.regression import RegressionTask
-from explora_geo.trainers.segmentation import SegmentationTask
-from explora_geo.trainers.taskfile import load_task
+from explora_geo.trainers.pretrain import CropLink, ExPLoRATask
+from explora_geo.trainers.tasks import ClassificationTask, RegressionTask, SegmentationTask, load_task
 from explora_geo.trainers.tuning import save_task
 
 __all__ = [

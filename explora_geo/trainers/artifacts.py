@@ -26,11 +26,9 @@ def run_folder(trainer: Trainer) -> Path:
 
     `Trainer.log_dir` says the same, but stalls for ever where only the first process asks.
     """
-    logger = trainer.logger
-    if logger is None:
-        return Path(trainer.default_root_dir)
+    logger: Any = trainer.logger
     versioned = isinstance(logger, TensorBoardLogger | CSVLogger)
-    folder = logger.log_dir if versioned else logger.save_dir
+    folder = logger.log_dir if versioned else logger and logger.save_dir
     return Path(folder or trainer.default_root_dir)
 
 
@@ -54,12 +52,10 @@ def two_rows(image: Tensor, other: Tensor, shown: Sequence[int]) -> Tensor:
         other: What the objective makes of them, of the same shape.
         shown: Bands to show as red, green and blue, or the one to show in gray.
     """
-    if image.ndim == 5:
-        image, other = image.flatten(0, 1), other.flatten(0, 1)
-    image, other = (x[:, list(shown)].expand(-1, 3, -1, -1) for x in (image, other))
-    low, high = image.amin(), image.amax()
-    rows = [torch.cat(list(x), dim=-1) for x in (image, other)]
-    return ((torch.cat(rows, dim=-2) - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
+    rows = [x.flatten(0, -4)[:, list(shown)].expand(-1, 3, -1, -1) for x in (image, other)]
+    low, high = rows[0].amin(), rows[0].amax()
+    stacked = torch.cat([torch.cat(list(x), dim=-1) for x in rows], dim=-2)
+    return ((stacked - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -88,10 +84,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 def _bytes(content: Any) -> int:
     """Bytes of all tensors in a checkpoint."""
     if isinstance(content, Tensor):
-        return content.numel() * content.element_size()
-    if isinstance(content, dict):
-        return sum(map(_bytes, content.values()))
-    return sum(map(_bytes, content)) if isinstance(content, list | tuple) else 0
+        return content.nbytes
+    parts = content.values() if isinstance(content, dict) else content
+    return sum(map(_bytes, parts)) if isinstance(content, dict | list | tuple) else 0
 
 
 class Artifacts(Callback):
@@ -107,11 +102,6 @@ class Artifacts(Callback):
         self.history: list[dict[str, float]] = []
         self._start = 0.0
         self._batch: dict[str, Any] | None = None
-
-    @property
-    def seconds(self) -> float:
-        """Seconds since training started."""
-        return round(time.perf_counter() - self._start, 1)
 
     @staticmethod
     def wanted(trainer: Trainer) -> bool:
@@ -129,26 +119,17 @@ class Artifacts(Callback):
         self.history.append({'epoch': trainer.current_epoch, 'step': trainer.global_step, **row})
 
     def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, *args: Any
     ) -> None:
         """Keep a few validation images for the pictures."""
         if batch_idx == 0 and self.wanted(trainer):
             self._batch = {k: v[:_SHOWN].detach() for k, v in batch.items() if isinstance(v, Tensor)}
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Show what the task does with the kept images."""
-        task: Any = pl_module
         batch, self._batch = self._batch, None
-        if batch is None:
-            return
         experiment: Any = getattr(trainer.logger, 'experiment', None)
-        for title, picture in task.pictures(batch).items():
+        for title, picture in (pl_module.pictures(batch) if batch else {}).items():
             drawn = isinstance(picture, Tensor)
             add = getattr(experiment, 'add_image' if drawn else 'add_figure', None)
             if add is not None:
@@ -163,22 +144,19 @@ class Artifacts(Callback):
             if not drawn:
                 plt.close(picture)
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Write report and weights."""
-        task: Any = pl_module
-        if not self.wanted(trainer):
-            return
-        folder = run_folder(trainer)
-        self._report(
-            folder,
-            {
-                **task.write_weights(folder),
-                'steps': trainer.global_step,
-                'seconds': self.seconds,
-                'history': self.history,
-                'skipped_files': {'count': len(task.skipped), 'files': task.skipped},
-            },
-        )
+        if self.wanted(trainer):
+            _report(
+                run_folder(trainer),
+                {
+                    **pl_module.write_weights(run_folder(trainer)),
+                    'steps': trainer.global_step,
+                    'seconds': round(time.perf_counter() - self._start, 1),
+                    'history': self.history,
+                    'skipped_files': {'count': len(pl_module.skipped), 'files': pl_module.skipped},
+                },
+            )
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Keep what a stopped run has learned."""
@@ -189,11 +167,12 @@ class Artifacts(Callback):
         """Add the test metrics to the report."""
         if self.wanted(trainer):
             values = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith('test_')}
-            self._report(run_folder(trainer), {'test': values})
+            _report(run_folder(trainer), {'test': values})
 
-    @staticmethod
-    def _report(folder: Path, entries: Mapping[str, Any]) -> None:
-        file = folder / 'report.json'
-        known = json.loads(file.read_text()) if file.is_file() else {}
-        with atomic_path(file) as temporary:
-            temporary.write_text(json.dumps({**known, **entries}, indent=1))
+
+def _report(folder: Path, entries: Mapping[str, Any]) -> None:
+    """Add entries to the report of a run."""
+    file = folder / 'report.json'
+    known = json.loads(file.read_text()) if file.is_file() else {}
+    with atomic_path(file) as temporary:
+        temporary.write_text(json.dumps({**known, **entries}, indent=1))

@@ -1,6 +1,7 @@
-"""How good features are while a run goes on, and the end of a run that collapses."""
+"""What is watched while a run goes on: its speed, how good its features are, and whether they collapse."""
 
 import logging
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,41 @@ from explora_geo.evaluation.label_free import effective_rank
 from explora_geo.evaluation.probes import cross_validated_accuracy
 
 logger = logging.getLogger(__name__)
+
+
+class StepClock:
+    """Times steps, and the share of them in which the loop waited for its loader.
+
+    Attributes:
+        waited: Seconds that it has waited in all.
+    """
+
+    def __init__(self) -> None:
+        """Initialize a StepClock that stands still."""
+        self.waited = self._counted = 0.0
+        self.pause()
+
+    def pause(self) -> None:
+        """Leave out the time until the next step."""
+        self._last: float | None = None
+        self._waiting: float | None = None
+
+    def wait(self) -> None:
+        """The loop asks for a batch from now on."""
+        self._waiting = time.perf_counter()
+
+    def go_on(self) -> None:
+        """The batch is there."""
+        if self._waiting is not None:
+            self.waited += time.perf_counter() - self._waiting
+        self._waiting = None
+
+    def lap(self, images: int) -> dict[str, float]:
+        """Note the end of a step: `images_per_s` and the share `data_wait`, or nothing of a first step."""
+        now = time.perf_counter()
+        seconds = None if self._last is None else now - self._last
+        waited, self._counted, self._last = self.waited - self._counted, self.waited, now
+        return {'images_per_s': images / seconds, 'data_wait': waited / seconds} if seconds else {}
 
 
 class FeatureMonitor:
@@ -49,10 +85,9 @@ class FeatureMonitor:
         if self.kind == 'none':
             return
         self._features.append(features.float().cpu().numpy())
-        label = batch.get('label')
-        if not isinstance(label, Tensor) or label.ndim != 1 or label.is_floating_point():
-            return
-        if (label >= 0).all():  # below 0 means without a label
+        label: Any = batch.get('label')
+        whole = isinstance(label, Tensor) and label.ndim == 1 and not label.is_floating_point()
+        if whole and (label >= 0).all():  # below 0 means without a label
             self._labels.append(label.cpu().numpy())
 
     def gather(self, sampler: object) -> None:
@@ -68,11 +103,12 @@ class FeatureMonitor:
         shares: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(shares, own)
         data: Any = sampler.dataset
-        total = len(data)  # samplers repeat images to give all as many
-        features = [share[0] for share in shares if share[0] is not None]
-        known = [share[1] for share in shares if share[1] is not None]
-        self._features = [_in_turn(features)[:total]] if features else []
-        self._labels = [_in_turn(known)[:total]] if len(known) == len(features) != 0 else []
+        features, known = (
+            [part for part in parts if part is not None] for parts in zip(*shares, strict=True)
+        )
+        # Samplers repeat images to give all as many.
+        self._features = [_in_turn(features)[: len(data)]] if features else []
+        self._labels = [_in_turn(known)[: len(data)]] if len(known) == len(features) != 0 else []
 
     def score(self) -> float | None:
         """Mean accuracy over five folds in [0, 1]; None without enough labels."""
@@ -114,9 +150,9 @@ class GuardConfig:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        wrong = [name for name in ('accuracy', 'rank', 'usage') if not 0 <= getattr(self, name) <= 1]
-        if wrong:
-            raise ValueError(f'{wrong[0]} of a guard must be in [0, 1], got {getattr(self, wrong[0])}')
+        for name in ('accuracy', 'rank', 'usage'):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f'{name} of a guard must be in [0, 1], got {getattr(self, name)}')
         if self.every < 1:
             raise ValueError(f'every of a guard must be at least 1 step, got {self.every}')
 
@@ -150,42 +186,44 @@ class CollapseGuard(Callback):
         """Keep what there is at the start."""
         self._keep(trainer, pl_module)
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Look at the validation features; a whole check before training shows the starting weights."""
-        task: Any = pl_module
-        accuracy, rank = task.features.latest, task.features.rank()
-        if trainer.sanity_checking and not checks_all(trainer):
+        features, config = pl_module.features, self.config
+        accuracy, rank = features.latest, features.rank()
+        if (trainer.sanity_checking and not checks_all(trainer)) or (accuracy is None and rank is None):
             return
-        if accuracy is not None:
-            name = {'knn': 'k-NN accuracy', 'linear': 'linear-probe accuracy'}[task.features.kind]
-            sound = self._compare(trainer, task, name, accuracy, self.config.accuracy)
-            if sound and accuracy >= self._best:
-                self._best = accuracy
-                self._keep(trainer, task)
-        elif rank is not None:
-            name = 'effective rank of validation features'
-            if self._compare(trainer, task, name, rank, self.config.rank):
-                self._keep(trainer, task)
+        if accuracy is None:
+            sound = self._compare(
+                trainer, pl_module, 'effective rank of validation features', rank, config.rank
+            )
+        else:
+            name = {'knn': 'k-NN accuracy', 'linear': 'linear-probe accuracy'}[features.kind]
+            sound = self._compare(trainer, pl_module, name, accuracy, config.accuracy)
+            sound = sound and accuracy >= self._best
+            self._best = accuracy if sound else self._best
+        if sound:
+            self._keep(trainer, pl_module)
 
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: Any, optimizer: Any) -> None:
         """Look at the state that a batch was computed with; at first it is that of the starting weights."""
-        task: Any = pl_module
-        name, features, usage = 'effective rank of training features', task.model.watched, task.model.usage
+        name, model = 'effective rank of training features', pl_module.model
+        features, usage = model.watched, model.usage
         if (trainer.global_step + 1) % self.config.every and name in self.starting:
             return
         sound = True
         if usage is not None:
             what = f'all images get nearly the same target (usage {float(usage):.2g})'
-            sound = self._judge(trainer, task, float(usage) >= self.config.usage, what)
+            sound = self._judge(trainer, pl_module, float(usage) >= self.config.usage, what)
         if features is not None:
             self._rows = self._rows or len(features)
             # The rank of fewer rows is lower whatever they hold, as in the last batch of an epoch.
             enough = len(features) >= self._rows
             rank = effective_rank(features.float().cpu())
             least = self.config.rank if enough else 0.0
-            sound = self._compare(trainer, task, name, rank, least) and sound
-            if sound and enough and task.features.latest is None:  # a labeled validation set judges better
-                self._keep(trainer, task)
+            sound = self._compare(trainer, pl_module, name, rank, least) and sound
+            # A labeled validation set judges better.
+            if sound and enough and pl_module.features.latest is None:
+                self._keep(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take a collapsed run back to what was kept."""
@@ -213,8 +251,7 @@ class CollapseGuard(Callback):
 
     def _keep(self, trainer: Trainer, task: Any) -> None:
         """Copy what trains to the CPU."""
-        frozen = set(task.frozen_keys())
-        state = task.state_dict()
+        frozen, state = set(task.frozen_keys()), task.state_dict()
         self._kept = {k: v.detach().cpu().clone() for k, v in state.items() if k not in frozen}
         self._kept_step = trainer.global_step
 

@@ -17,6 +17,10 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from explora_geo._compat import unscaled_by_clipping
 from explora_geo.objectives.schedules import Length, TrainingLength, rename_length
 
+# Of a backbone alone or within an objective, but not of its decoder.
+_BLOCK = re.compile(r'(?:backbone\.)?blocks\.(?P<block>\d+)\.')
+_INPUT = re.compile(r'(?:backbone\.)?(?:(patch_embed\.)|pos_embed$|cls_token$|mask_token$|channel_embed)')
+
 
 class RunLength(NamedTuple):
     """Length of a run.
@@ -44,15 +48,13 @@ def run_length(trainer: Trainer) -> RunLength:
             'warm-up and cosine need the length of the run: give trainer.max_steps, or trainer.max_epochs '
             'with data of known length'
         )
-    total = int(steps)
-    epochs = trainer.max_epochs or 1
-    per_epoch = steps_per_epoch(trainer)
+    epochs, per_epoch = trainer.max_epochs or 1, steps_per_epoch(trainer)
     if trainer.max_steps > 0 and per_epoch:
-        epochs = max(1, round(total / per_epoch))
+        epochs = max(1, round(steps / per_epoch))
     sources = (trainer.train_dataloader, getattr(trainer, 'datamodule', None))
     # Loaders with a batch sampler (TorchGeo's geo samplers) have no batch size of their own.
     size = next((n for n in (getattr(s, 'batch_size', None) for s in sources) if n), 1)
-    return RunLength(total, epochs, size * trainer.accumulate_grad_batches * trainer.world_size)
+    return RunLength(int(steps), epochs, size * trainer.accumulate_grad_batches * trainer.world_size)
 
 
 def steps_per_epoch(trainer: Trainer) -> float:
@@ -126,6 +128,14 @@ class OptimConfig:
         return Length.of(self, 'warmup', Length('warmup_epochs', 1))
 
 
+def optimization(trainer: Trainer, model: nn.Module, config: OptimConfig) -> dict[str, Any]:
+    """Optimizer and schedule by step, as Lightning's `configure_optimizers` returns them."""
+    length = run_length(trainer)
+    optimizer = build_optimizer(model, config, length.batch, trainer.precision)
+    schedule = build_schedule(optimizer, config, *length)
+    return {'optimizer': optimizer, 'lr_scheduler': {'scheduler': schedule, 'interval': 'step'}}
+
+
 def build_optimizer(
     model: nn.Module, config: OptimConfig, batch: int, precision: object = '32-true'
 ) -> AdamW:
@@ -136,9 +146,6 @@ def build_optimizer(
         config: Rates and groups.
         batch: Images per optimizer step.
         precision: The trainer's.
-
-    Returns:
-        The optimizer.
 
     Raises:
         ValueError: If nothing trains.
@@ -151,40 +158,28 @@ def build_optimizer(
             plain = parameter.ndim < 2 or name.endswith(('_token', 'pos_embed'))
             kind = 'lora' if lora else 'no_decay' if plain else 'decay'
             groups[_lr_factor(name, depth, config), kind].append(parameter)
-    lr = config.scaled_lr(batch)
-    settings = {
-        'decay': {'lr': lr, 'weight_decay': config.weight_decay},
-        'no_decay': {'lr': lr, 'weight_decay': 0.0},
-        'lora': {'lr': lr * config.adapter_lr_multiplier, 'weight_decay': 0.0},
-    }
     if not groups:
         raise ValueError('nothing trains: the adaptation leaves every parameter frozen')
+    lr = config.scaled_lr(batch)
     used = [
         {
             'params': parameters,
             'name': kind if factor == 1 else f'{kind}, lr x{factor:.4g}',
-            'lr': settings[kind]['lr'] * factor,
-            'weight_decay': settings[kind]['weight_decay'],
+            'lr': lr * (config.adapter_lr_multiplier if kind == 'lora' else 1) * factor,
+            'weight_decay': config.weight_decay if kind == 'decay' else 0.0,
         }
         for (factor, kind), parameters in sorted(groups.items(), reverse=True, key=lambda row: row[0][0])
     ]
-    scaled = precision == '16-mixed'
-    optimizer = AdamW(used, lr=lr, betas=config.betas, fused=not scaled)
+    optimizer = AdamW(used, lr=lr, betas=config.betas, fused=precision != '16-mixed')
     unscaled_by_clipping(optimizer)  # only 16-mixed scales
     return optimizer
 
 
-# Of a backbone alone or within an objective, but not of its decoder.
-_BLOCK = re.compile(r'(?:backbone\.)?blocks\.(?P<block>\d+)\.')
-_INPUT = re.compile(r'(?:backbone\.)?(?:patch_embed\.|pos_embed$|cls_token$|mask_token$|channel_embed)')
-
-
 def _lr_factor(name: str, depth: int, config: OptimConfig) -> float:
     """Factor on the learning rate of a parameter by its place in the backbone."""
-    block = _BLOCK.match(name)
-    below = depth - int(block['block']) if block else depth + 1 if _INPUT.match(name) else 0
-    embedding = re.match(r'(?:backbone\.)?patch_embed\.', name)
-    return config.layer_decay**below * (config.patch_embed_lr_multiplier if embedding else 1.0)
+    block, start = _BLOCK.match(name), _INPUT.match(name)
+    below = depth - int(block['block']) if block else depth + 1 if start else 0
+    return config.layer_decay**below * (config.patch_embed_lr_multiplier if start and start[1] else 1.0)
 
 
 def clip_parts(
@@ -244,10 +239,9 @@ def build_schedule(optimizer: AdamW, config: OptimConfig, total: int, epochs: in
     Returns:
         The schedule, to be stepped after every optimizer step.
     """
-    horizon = TrainingLength(total, total / max(epochs, 1))
-    length = config.warmup_length
-    warmup = horizon.steps(length)
-    horizon.check(length, 'the learning rate rises to its end')
+    run = TrainingLength(total, total / max(epochs, 1))
+    warmup, final = run.steps(config.warmup_length), config.final_weight_decay
+    run.check(config.warmup_length, 'the learning rate rises to its end')
 
     def factor(step: int) -> float:
         if step < warmup or warmup >= total:
@@ -265,5 +259,4 @@ def build_schedule(optimizer: AdamW, config: OptimConfig, total: int, epochs: in
     def decay(step: int) -> float:
         return float(cosine_schedule(min(step, total), total, config.weight_decay, final))
 
-    final = config.final_weight_decay
     return _Schedule(optimizer, factor, None if final is None else decay)

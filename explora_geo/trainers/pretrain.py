@@ -6,34 +6,26 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities import rank_zero_info
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from explora_geo._compat import WeightsEnum, log_hparams
-from explora_geo.adaptation import ExPLoRAConfig, explora, trainable_names, trainable_summary
+from explora_geo.adaptation import ExPLoRAConfig, explora, hold_frozen, trainable_names, trainable_summary
 from explora_geo.bands import true_color_bands
 from explora_geo.checkpoints import BackboneWeights, load_weights, model_metadata, save_adapter, write_state
 from explora_geo.checkpoints.adapter import frozen_sha256
+from explora_geo.devices import compile_blocks
 from explora_geo.models import create_vit
 from explora_geo.models.builders import task_size
-from explora_geo.models.matching import describe_enlarging, match_data, normalization_of
+from explora_geo.models.matching import describe_enlarging, match_data, normalization_of, tile_side
 from explora_geo.models.vit import ViT
 from explora_geo.objectives import Objective
 from explora_geo.trainers.artifacts import note_skipped, two_rows
-from explora_geo.trainers.crops import fit_crops, warn_unlinked
-from explora_geo.trainers.guard import CollapseGuard, FeatureMonitor, GuardConfig, checks_all
-from explora_geo.trainers.kernels import StepClock, choose_attention, compile_blocks, hold_frozen_in_bfloat16
-from explora_geo.trainers.optim import (
-    OptimConfig,
-    build_optimizer,
-    build_schedule,
-    clip_parts,
-    run_length,
-    steps_per_epoch,
-)
-from explora_geo.trainers.options import PretrainOptions
+from explora_geo.trainers.guard import CollapseGuard, FeatureMonitor, GuardConfig, StepClock, checks_all
+from explora_geo.trainers.optim import OptimConfig, clip_parts, optimization, run_length, steps_per_epoch
+from explora_geo.trainers.options import PretrainOptions, restored
 from explora_geo.trainers.presets import choose
 from explora_geo.trainers.resume import ReproducibleTask
 
@@ -95,12 +87,10 @@ class ExPLoRATask(ReproducibleTask):
         rate = self.options.drop_path_rate
         drop_path = choice.recipe.drop_path_rate if rate is None else rate
         self._backbone_options = {**choice.backbone_options, 'drop_path_rate': drop_path}
-        self._weights = weights
-        self._objective, self.config = choice.factory, choice.adaptation
-        self.recipe_report = choice.report
-        # A checkpoint's hyper-parameters come back as plain mappings.
-        self.optim = OptimConfig(**optim) if isinstance(optim, dict) else optim or choice.recipe.optim
-        self.guard = GuardConfig(**guard) if isinstance(guard, dict) else guard
+        self._weights, self._objective = weights, choice.factory
+        self.config, self.recipe_report = choice.adaptation, choice.report
+        self.optim = restored(OptimConfig, optim) or choice.recipe.optim
+        self.guard = restored(GuardConfig, guard)
         super().__init__()
         plain = {  # values alone: a checkpoint must load with weights_only=True
             **vars(self.options),
@@ -115,14 +105,11 @@ class ExPLoRATask(ReproducibleTask):
     def configure_models(self) -> None:
         """Build → load weights → adapt → objective, in this order."""
         name, options = self.hparams['model'], self.options
+        same = ('patch_size', 'bands', 'tokenizer', 'tokenizer_options', 'learned_position')
         vit = create_vit(
             name,
             img_size=options.img_size or task_size(name, options.patch_size),
-            patch_size=options.patch_size,
-            bands=options.bands,
-            tokenizer=options.tokenizer,
-            tokenizer_options=options.tokenizer_options,
-            learned_position=options.learned_position,
+            **{key: getattr(options, key) for key in same},
             **self._backbone_options,
         )
         vit.grad_checkpointing = options.grad_checkpointing
@@ -160,51 +147,64 @@ class ExPLoRATask(ReproducibleTask):
         """Features of images, shape (B, C, H, W), or as the tokenizer says."""
         return self.backbone(image, timestamps=timestamps)
 
-    def configure_optimizers(self) -> OptimizerLRScheduler:
+    def configure_optimizers(self) -> Any:
         """AdamW over what trains, warm-up and cosine by step."""
-        total, epochs, batch = run_length(self.trainer)
-        self.model.set_schedule(total, steps_per_epoch(self.trainer))
-        optimizer = build_optimizer(self.model, self.optim, batch, self.trainer.precision)
-        schedule = build_schedule(optimizer, self.optim, total, epochs, batch)
-        return {'optimizer': optimizer, 'lr_scheduler': {'scheduler': schedule, 'interval': 'step'}}
+        self.model.set_schedule(run_length(self.trainer).total, steps_per_epoch(self.trainer))
+        return optimization(self.trainer, self.model, self.optim)
 
     def configure_callbacks(self) -> list[Callback]:
         """What every run has, and the watch over collapse."""
         return [*super().configure_callbacks(), *([CollapseGuard(self.guard)] if self.guard else [])]
 
     def setup(self, stage: str) -> None:
-        """Choose kernels, match the data, and say what was loaded."""
+        """Match the data, and say what was loaded.
+
+        Raises:
+            ValueError: If bands are missing, or `frozen_dtype` would round the weights of the run.
+        """
         super().setup(stage)
-        choose_attention(self)
         datamodule: Any = getattr(self.trainer, 'datamodule', None)
-        fit_crops(self, datamodule)
-        if stage == 'fit':
-            warn_unlinked(self, datamodule)
-            rank_zero_info(self.load_report)
-            rank_zero_info(self.recipe_report)
-            if enlarging := self.enlarging(datamodule):
-                rank_zero_info(enlarging)
-            self._match_data(datamodule)
-            if self._weights is not None and not self.config.full:
-                _ = self.base_sha256  # of the base as it was loaded: a precision of 16 bits rounds it next
-            if self.options.frozen_dtype == 'bfloat16':
-                hold_frozen_in_bfloat16(self.model, str(self.trainer.precision))
-
-    def enlarging(self, datamodule: Any) -> str:
-        """By how much tiles are enlarged to what the objective reads, or nothing."""
-        fit_crops(self, datamodule)
-        views = self.model.views
-        size = views.global_size if views else None
-        return describe_enlarging(datamodule, size or self.backbone.patch_embed.img_size)
-
-    def _match_data(self, datamodule: Any) -> None:
-        """Match bands and normalization of the data, and note the latter for the files that are written."""
+        text = self.enlarging(datamodule)
+        if stage != 'fit':
+            return
+        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        linked = any(isinstance(callback, CropLink) for callback in callbacks)
+        own = getattr(getattr(datamodule, 'augment', None), 'views', None)
+        if self.model.views and hasattr(datamodule, 'use_views') and not (linked or own):
+            rank_zero_warn(
+                'the objective cuts its crops out of the crops of the data module: add CropLink() to the '
+                'callbacks of the trainer, as explora-geo fit does'
+            )
+        for said in filter(None, (self.load_report, self.recipe_report, text)):
+            rank_zero_info(said)
         vit = self.backbone
         given = getattr(datamodule, 'given_statistics', datamodule is not None)
         match_data(datamodule, vit, 'data' if given else None)  # the backbone adapts to what is given
         used = normalization_of(datamodule, vit.patch_embed.bands)
-        for each in (vit, self.model.final_backbone):
+        for each in (vit, self.model.final_backbone):  # noted in the files that are written
             each.normalization = used or vit.normalization
+        if self._weights is not None and not self.config.full:
+            _ = self.base_sha256  # of the base as it was loaded: a precision of 16 bits rounds it next
+        if self.options.frozen_dtype == 'bfloat16':
+            if not str(self.trainer.precision).startswith('bf16'):
+                raise ValueError(
+                    f'frozen_dtype bfloat16 would round the weights of a run in precision '
+                    f'{self.trainer.precision}: set precision to bf16-mixed, or leave frozen_dtype at float32'
+                )
+            hold_frozen(self.model, torch.bfloat16)
+
+    def fit_crops(self, datamodule: Any) -> None:
+        """Keep crops whose size neither arguments nor the name give from being larger than the images."""
+        side, named = tile_side(datamodule), task_size(self.hparams['model'])
+        if side is not None and self.options.img_size is None and named is not None:
+            self.model.cap_views(side)
+
+    def enlarging(self, datamodule: Any) -> str:
+        """By how much tiles are enlarged to what the objective reads, or nothing."""
+        self.fit_crops(datamodule)
+        views = self.model.views
+        size = views.global_size if views else None
+        return describe_enlarging(datamodule, size or self.backbone.patch_embed.img_size)
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """One step of the objective.
@@ -281,7 +281,7 @@ class ExPLoRATask(ReproducibleTask):
             loss = torch.stack(list(self.model(batch, self.global_step).values())).sum()
             self.log('val_loss', loss, batch_size=len(batch['image']), prog_bar=True, sync_dist=True)
         if self.features.kind != 'none':
-            self.features.add(self.model.pool(self._final_features(batch)), batch)
+            self.features.add(self.predict_step(batch, batch_idx), batch)
 
     def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """Features of images, by the backbone that a run leaves behind.
@@ -293,10 +293,8 @@ class ExPLoRATask(ReproducibleTask):
         Returns:
             One vector per image, shape (B, D), pooled as for the monitor.
         """
-        return self.model.pool(self._final_features(batch))
-
-    def _final_features(self, batch: Mapping[str, Any]) -> Any:
-        return self.model.final_backbone(batch['image'], timestamps=batch.get('timestamps'))
+        features = self.model.final_backbone(batch['image'], timestamps=batch.get('timestamps'))
+        return self.model.pool(features)
 
     def on_validation_epoch_start(self) -> None:
         """Forget the features of the validation before."""
@@ -308,17 +306,15 @@ class ExPLoRATask(ReproducibleTask):
         """Score the features of all processes; a whole check before training scores the starting weights."""
         self.features.gather(getattr(self.trainer.val_dataloaders, 'sampler', None))
         score = self.features.latest = self.features.score()
-        if score is None:
-            rank = None if self.trainer.sanity_checking else self.features.rank()
-            if rank is not None:
-                self.log('val_rank', rank)
-            return
-        if self.trainer.sanity_checking:
+        kind, checking = self.features.kind, self.trainer.sanity_checking
+        if checking:
             self.features.starting = score if checks_all(self.trainer) else None
-            return
-        self.log(f'val_{self.features.kind}', score, prog_bar=True)
-        if self.features.starting is not None:
-            self.log(f'val_{self.features.kind}_gain', score - self.features.starting)
+        elif score is not None:
+            self.log(f'val_{kind}', score, prog_bar=True)
+            if self.features.starting is not None:
+                self.log(f'val_{kind}_gain', score - self.features.starting)
+        elif (rank := self.features.rank()) is not None:
+            self.log('val_rank', rank)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave out what the starting weights hold already: frozen tensors are kept once, there."""
@@ -345,42 +341,40 @@ class ExPLoRATask(ReproducibleTask):
             )
         self.features.starting = checkpoint.get('starting_score')
         frozen = checkpoint.get('frozen')
-        if frozen is not None:
-            # Checkpoints of earlier versions hashed positions as they were resampled.
-            former = frozen_sha256(self.backbone, grid=self.backbone.patch_embed.grid_size)
-            if frozen not in (self.base_sha256, former):
-                raise ValueError(
-                    'the checkpoint was trained from other weights or another adaptation: give the '
-                    f'same weights and adaptation ({checkpoint["hyper_parameters"]["adaptation"]})'
-                )
-            stated = checkpoint.get('hyper_parameters', {}).get('adaptation')  # a step alone has none
-            saved = self.config if stated is None else ExPLoRAConfig.create(stated)
-            if saved.scale != self.config.scale:
-                raise ValueError(
-                    f'the checkpoint scales LoRA by {saved.scale:g}, the task by {self.config.scale:g}: give '
-                    f'adaptation with alpha {saved.alpha or saved.rank:g}'
-                )
-            state = self.state_dict()
-            checkpoint['state_dict'].update({k: state[k] for k in self.frozen_keys()})
+        if frozen is None:
+            return
+        stated = checkpoint.get('hyper_parameters', {}).get('adaptation')  # a step alone has none
+        # Checkpoints of earlier versions hashed positions as they were resampled.
+        former = frozen_sha256(self.backbone, grid=self.backbone.patch_embed.grid_size)
+        if frozen not in (self.base_sha256, former):
+            raise ValueError(
+                'the checkpoint was trained from other weights or another adaptation: give the '
+                f'same weights and adaptation ({stated})'
+            )
+        saved = self.config if stated is None else ExPLoRAConfig.create(stated)
+        if saved.scale != self.config.scale:
+            raise ValueError(
+                f'the checkpoint scales LoRA by {saved.scale:g}, the task by {self.config.scale:g}: give '
+                f'adaptation with alpha {saved.alpha or saved.rank:g}'
+            )
+        state = self.state_dict()
+        checkpoint['state_dict'].update({k: state[k] for k in self.frozen_keys()})
 
     def frozen_keys(self) -> list[str]:
         """Names in the state dict of what does not train in the backbone."""
-        prefix = 'model.backbone.'
         names = set(trainable_names(self.backbone))
-        keys = self.backbone.state_dict()
-        return [prefix + k for k in keys if k not in names]
+        return [f'model.backbone.{k}' for k in self.backbone.state_dict() if k not in names]
 
     def write_weights(self, folder: Path) -> dict[str, Any]:
         """Write `adapter.safetensors`, or after full training `model.safetensors`; what the report says."""
-        name = self.hparams['model']
+        name, trained = self.hparams['model'], self.model.final_backbone
         file = folder / ('model.safetensors' if self.config.full else 'adapter.safetensors')
         if self.config.full:
-            state = {**self.model.final_backbone.state_dict(), **self.model.extra_state()}
+            state = {**trained.state_dict(), **self.model.extra_state()}
             write_state(file, state, model_metadata(self.backbone, name))
         else:
             dtype = getattr(torch, self.options.adapter_dtype)
-            source = self.model.final_backbone
-            save_adapter(file, self.backbone, name, self.config, source, dtype, self.base_sha256)
+            save_adapter(file, self.backbone, name, self.config, trained, dtype, self.base_sha256)
         return {
             'backbone': name,
             'adaptation': self.config.notation(self.model.letter),
@@ -398,3 +392,18 @@ class ExPLoRATask(ReproducibleTask):
         shown = true_color_bands(self.backbone.patch_embed.bands)
         made = self.model.pictures(batch['image'], batch.get('timestamps'))
         return {title: two_rows(batch['image'], images, shown) for title, images in made.items()}
+
+
+class CropLink(Callback):
+    """Gives the crops of the objective to the data module, which then cuts them out of whole images.
+
+    Without it the objective cuts its crops out of the one crop that the data module made. `explora-geo fit`
+    and `adapt` add it; in Python it is `Trainer(callbacks=[CropLink()])`.
+    """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Link task and data module, once both know their images."""
+        datamodule: Any = getattr(trainer, 'datamodule', None)
+        if hasattr(datamodule, 'use_views') and isinstance(pl_module, ExPLoRATask):
+            pl_module.fit_crops(datamodule)
+            datamodule.use_views(pl_module.model.views)

@@ -7,12 +7,13 @@ import warnings
 from contextlib import ExitStack
 from enum import IntEnum
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
@@ -22,11 +23,18 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
-from explora_geo._compat import BaseTask, BatchNorm, copy_tensors, data_fetcher, slurm_requeue_signal
+from explora_geo._compat import (
+    BaseTask,
+    BatchNorm,
+    copy_tensors,
+    data_fetcher,
+    slurm_requeue_signal,
+    unfuse_attention,
+)
 from explora_geo.adaptation.frozen import convert_each_time
 from explora_geo.checkpoints.files import atomic_path
+from explora_geo.devices import many_graphs
 from explora_geo.trainers.artifacts import Artifacts, AtomicCheckpointIO, run_folder
-from explora_geo.trainers.kernels import many_graphs
 
 logger = logging.getLogger(__name__)
 
@@ -38,17 +46,6 @@ class Stream(IntEnum):
     VALIDATION = 1
     STEP = 2
     ORDER = 3
-
-
-@runtime_checkable
-class ResumableOrder(Protocol):
-    """A loader that can be put at any batch of any epoch, as those of our data modules."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Epoch, its finished batches and the seed of the order."""
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
 
 
 class RunScope(Callback):
@@ -84,9 +81,7 @@ class RunScope(Callback):
     def _note(self, *received: Any) -> None:
         self._pending = received
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         """Do what the requeue signal asks for, once all processes know of it and a step is complete."""
         if self._requeue is None or trainer.global_step == self._step:
             return
@@ -113,20 +108,6 @@ class RunScope(Callback):
                 logger.warning(told, trainer.global_step, file)
 
 
-class _Check(NamedTuple):
-    """Whether a loss is finite, still on its way from the device.
-
-    Attributes:
-        batch: What the loss was computed of.
-        bad: Whether the loss of this process, and that of any, is not finite, shape (2,), on the CPU.
-        there: Recorded behind the copy of `bad`; None if nothing is waited for.
-    """
-
-    batch: Any
-    bad: Tensor
-    there: torch.cuda.Event | None
-
-
 class ReproducibleTask(BaseTask):
     """A task whose random state follows from its seed and the number of the batch.
 
@@ -137,7 +118,8 @@ class ReproducibleTask(BaseTask):
     _seed: int | None = None
     _validated = 0
     _ordered: int | None = None
-    _check: _Check | None = None
+    #: Batch, whether its loss is not finite here and anywhere, shape (2,), and the event behind that copy.
+    _check: tuple[Any, Tensor, torch.cuda.Event | None] | None = None
     _averages: tuple[Tensor, ...] = ()
     _kept_averages: tuple[Tensor, ...] = ()
 
@@ -146,11 +128,15 @@ class ReproducibleTask(BaseTask):
         return [RunScope(), Artifacts()]
 
     def setup(self, stage: str) -> None:
-        """Have checkpoints written in one piece."""
-        if type(self.trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # else it was given another
-            self.trainer.strategy.checkpoint_io = AtomicCheckpointIO()
-        if isinstance(self.trainer.strategy, FSDPStrategy | ModelParallelStrategy):
+        """Have checkpoints written in one piece, and choose the faster kernels."""
+        strategy = self.trainer.strategy
+        if type(strategy.checkpoint_io) is TorchCheckpointIO:  # else it was given another
+            strategy.checkpoint_io = AtomicCheckpointIO()
+        if isinstance(strategy, FSDPStrategy | ModelParallelStrategy):
             convert_each_time(self)
+        # There the backward pass of torch's fused attention takes longer than all products of a step.
+        if str(self.trainer.precision).startswith('bf16') and strategy.root_device.type == 'cpu':
+            unfuse_attention(self)
         # Lightning tells that our hook is the one that counts, as it is meant.
         warnings.filterwarnings('ignore', message='You have overridden `on_before_batch_transfer`')
 
@@ -165,13 +151,12 @@ class ReproducibleTask(BaseTask):
 
     def on_train_start(self) -> None:
         """Put the loader at the place of the run: Lightning restores it only before the length is known."""
-        loop, loader = self.trainer.fit_loop, self.trainer.train_dataloader
-        batches = self.trainer.num_training_batches
-        fetcher = data_fetcher(self.trainer)
+        loader: Any = self.trainer.train_dataloader
+        batches, fetcher = self.trainer.num_training_batches, data_fetcher(self.trainer)
         if batches == float('inf') or fetcher is None:
             return  # a stream has no order to go on with
-        epoch, done = divmod(loop.total_batch_idx + 1, int(batches))
-        if isinstance(loader, ResumableOrder):
+        epoch, done = divmod(self.trainer.fit_loop.total_batch_idx + 1, int(batches))
+        if hasattr(loader, 'load_state_dict'):  # as those of our data modules
             place = {'epoch': epoch, 'batches': done, 'seed': self._seed}
             if loader.state_dict() != place:
                 loader.load_state_dict(place)
@@ -239,7 +224,7 @@ class ReproducibleTask(BaseTask):
             bad = bad.to('cpu', non_blocking=True)
             there = torch.cuda.Event()
             there.record()
-        self._check = _Check(batch, bad, there)
+        self._check = batch, bad, there
 
     def on_after_backward(self) -> None:
         """Stop at a loss that is not finite; batch and a checkpoint of the run before it are saved.
@@ -249,12 +234,12 @@ class ReproducibleTask(BaseTask):
         """
         if self._check is None:
             return
-        check, self._check = self._check, None
-        if check.there is not None:
-            check.there.synchronize()  # long past: the gradients' kernels are queued behind it
-        own, anyone = check.bad.bool().tolist()
+        (batch, bad, there), self._check = self._check, None
+        if there is not None:
+            there.synchronize()  # long past: the gradients' kernels are queued behind it
+        own, anyone = bad.bool().tolist()
         if anyone:
-            raise ValueError(self._save_evidence(check.batch, own))
+            raise ValueError(self._save_evidence(batch, own))
 
     def _save_evidence(self, batch: Any, own: bool) -> str:
         """Save the batch and the state before it, and say so in a sentence."""
@@ -266,44 +251,39 @@ class ReproducibleTask(BaseTask):
             loader: Any = self.trainer.train_dataloader
             names = list(loader.names()) if hasattr(loader, 'names') else []
             file = folder / f'batch_{step:06d}_rank_{self.global_rank}.pt'
+            # What else a batch holds could not be read without running code.
+            plain = {k: v for k, v in batch.items() if isinstance(v, Tensor | list)}
             with atomic_path(file) as temporary:
-                torch.save({'step': step, 'files': names, 'batch': _plain(batch)}, temporary)
+                content = {'step': step, 'files': names, 'batch': move_data_to_device(plain, 'cpu')}
+                torch.save(content, temporary)
             shown = ', '.join(names[:8]) + (f' and {len(names) - 8} more' if len(names) > 8 else '')
             said = (
                 f'the loss is not finite at step {step} on {shown or "unnamed images"}: lower the learning '
                 'rate, clip gradients (trainer.gradient_clip_val) or train in bf16-mixed instead of '
                 f'16-mixed; {file} holds the batch'
             )
-        if self.trainer.strategy.reduce_boolean_decision(_all_finite(self), all=True):
-            good = folder / 'last_good.ckpt'
-            self._rewind()
-            self.trainer.save_checkpoint(good)
-            return f'{said}, {good} the run before it'
-        return f'{said}; the weights are not finite either{self._advice()}'
-
-    def _rewind(self) -> None:
-        """Count the batches of a step that is given up as not begun, so that a resumed run repeats it."""
+        if not self.trainer.strategy.reduce_boolean_decision(_all_finite(self), all=True):
+            return f'{said}; the weights are not finite either{self._advice()}'
+        # A resumed run repeats the step that is given up: its batches count as not begun.
         progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress
         half_done = progress.current.completed % self.trainer.accumulate_grad_batches
         for counts in (progress.total, progress.current):
             done = counts.completed - half_done
             counts.ready = counts.started = counts.processed = counts.completed = done
         progress.is_last_batch = False
+        self.trainer.save_checkpoint(folder / 'last_good.ckpt')
+        return f'{said}, {folder / "last_good.ckpt"} the run before it'
 
     def _advice(self) -> str:
-        kept = self._last_checkpoint()
-        return f', and go on from {kept}' if kept else ''
-
-    def _last_checkpoint(self) -> str:
-        """The checkpoint that was saved last, which holds finite weights; empty without one."""
+        """Name the checkpoint that was saved last, which holds finite weights, if there is one."""
         files = [
             Path(path)
             for keeper in self.trainer.checkpoint_callbacks
             for name in ('last_model_path', 'best_model_path')
-            if (path := getattr(keeper, name, ''))
+            if (path := getattr(keeper, name, '')) and Path(path).exists()
         ]
-        existing = [file for file in files if file.exists()]
-        return str(max(existing, key=lambda file: file.stat().st_mtime)) if existing else ''
+        newest = max(files, key=lambda file: file.stat().st_mtime, default=None)
+        return f', and go on from {newest}' if newest else ''
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the seed.
@@ -324,11 +304,7 @@ class ReproducibleTask(BaseTask):
 
 
 def seed_all(seed: int) -> None:
-    """Set the random states of Python, NumPy and torch, on all devices.
-
-    Args:
-        seed: At least 0, below 2 to the 32.
-    """
+    """Set the random states of Python, NumPy and torch, on all devices, by a seed below 2 to the 32."""
     random.seed(seed)
     np.random.seed(seed)
     # As torch.manual_seed, which looks for all kinds of devices each time: milliseconds.
@@ -346,14 +322,3 @@ def _all_finite(task: LightningModule) -> bool:
     ]
     found = [torch.isfinite(value).all() for value in tensors if isinstance(value, Tensor) and value.numel()]
     return not found or bool(torch.stack([flag.to(found[0].device) for flag in found]).all())
-
-
-def _plain(value: Any) -> Any:
-    """Values that are read back without running code: tensors on the CPU, collections of them, text."""
-    if isinstance(value, Tensor):
-        return value.detach().cpu()
-    if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    return value if isinstance(value, str | int | float | bool | None) else str(value)

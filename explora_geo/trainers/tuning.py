@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torchgeo.datasets import RGBBandsMissingError
 from torchmetrics import MetricCollection
@@ -23,13 +22,17 @@ from explora_geo.models import create_vit
 from explora_geo.models.builders import DINOV2_SIZE, task_size
 from explora_geo.models.matching import describe_data, describe_enlarging, match_data
 from explora_geo.models.pooling import Slots
-from explora_geo.models.predictor import Predictor
-from explora_geo.models.vit import ViT
+from explora_geo.models.predictor import DensePredictor, ImagePredictor, Predictor
 from explora_geo.trainers.artifacts import note_skipped
-from explora_geo.trainers.kernels import choose_attention
-from explora_geo.trainers.optim import OptimConfig, build_optimizer, build_schedule, run_length
-from explora_geo.trainers.options import BackboneOptions
-from explora_geo.trainers.recipes import ADAPTATIONS, OPTIMIZERS, Regularisation, Tuning
+from explora_geo.trainers.optim import OptimConfig, optimization
+from explora_geo.trainers.options import (
+    ADAPTATIONS,
+    OPTIMIZERS,
+    BackboneOptions,
+    Regularisation,
+    Tuning,
+    restored,
+)
 from explora_geo.trainers.resume import ReproducibleTask
 
 #: Format that the header of a tuned model's file states.
@@ -45,14 +48,19 @@ class TuningTask(ReproducibleTask):
     weights.
 
     Attributes:
+        kind: `binary`, `multiclass`, `multilabel` or `regression`.
+        outputs: Classes, labels or numbers that the head predicts.
+        dense: Whether it predicts them for every pixel.
         target_key: Key of the target in a batch, `label` or `mask`.
         data: What the data said of itself when the task was trained: bands, statistics, class names.
     """
 
     ignore: Sequence[str] | str | None = ('weights', 'adapter')
     monitor = 'val_loss'
-    target_key = 'label'
     model: Predictor
+    kind: str
+    outputs: int
+    dense = False
 
     def __init__(
         self,
@@ -94,46 +102,39 @@ class TuningTask(ReproducibleTask):
             raise ValueError(f'tuning must be one of {", ".join(ADAPTATIONS)}, got {tuning!r}')
         if adapter is not None and weights is None:
             raise ValueError(f'the adapter {adapter} belongs to the weights it was made on: give weights too')
+        self.target_key = 'mask' if self.dense else 'label'
         self._weights, self._adapter = weights, adapter
         self.options = BackboneOptions(**backbone)
         self.config = ExPLoRAConfig.create(ADAPTATIONS[tuning] if adaptation is None else adaptation)
-        # A checkpoint's hyper-parameters come back as plain mappings.
-        self.optim = OptimConfig(**optim) if isinstance(optim, dict) else optim or OPTIMIZERS[tuning]
+        self.optim = restored(OptimConfig, optim) or OPTIMIZERS[tuning]
         if lr is not None:
             self.optim = OptimConfig(**{**vars(self.optim), 'base_lr': lr, 'lr_scaling': 'none'})
-        plain_regularisation = isinstance(regularisation, dict)
-        self.regularisation: Regularisation = (
-            Regularisation(**regularisation)  # type: ignore[arg-type]
-            if plain_regularisation
-            else regularisation or Regularisation()
-        )
+        self.regularisation = restored(Regularisation, regularisation) or Regularisation()
+        if self.dense and self.regularisation.erasing:
+            raise ValueError('erasing is for images with a label each, not for masks')
         self.data: dict[str, Any] = {}
         self.skipped: dict[str, str] = {}
         self._restored = False
         super().__init__()
-        vit = self.model.backbone
+        tokenizer = self.model.backbone.patch_embed
+        weighted = self.hparams.get('class_weights')
         # Plain values only: a Lightning checkpoint must load with weights_only=True.
         plain: dict[str, Any] = {
             'grad_checkpointing': self.options.grad_checkpointing,
-            'model': self._name,
+            'model': self.model.backbone.name,
             'adaptation': self.config.to_dict(),
             'optim': dict(vars(self.optim)),
             'lr': None,
             'regularisation': dict(vars(self.regularisation)),
-            'bands': list(vit.patch_embed.bands),
-            'img_size': vit.patch_embed.grid_size[0] * vit.patch_embed.patch_size,
-            'patch_size': vit.patch_embed.patch_size,
-            'tokenizer': vit.patch_embed.kind,
-            'tokenizer_options': dict(vit.patch_embed.options),
+            'bands': list(tokenizer.bands),
+            'img_size': tokenizer.grid_size[0] * tokenizer.patch_size,
+            'patch_size': tokenizer.patch_size,
+            'tokenizer': tokenizer.kind,
+            'tokenizer_options': dict(tokenizer.options),
         }
-        weights = self.hparams.get('class_weights')
-        if weights is not None:
-            plain['class_weights'] = [float(weight) for weight in weights]
-        log_hparams(self, plain)
-
-    @abstractmethod
-    def build(self, vit: ViT) -> Predictor:
-        """Put the head onto the backbone."""
+        log_hparams(
+            self, plain if weighted is None else {**plain, 'class_weights': list(map(float, weighted))}
+        )
 
     @abstractmethod
     def metrics(self) -> MetricCollection:
@@ -144,69 +145,82 @@ class TuningTask(ReproducibleTask):
         """Loss of a batch, a scalar."""
 
     @abstractmethod
-    def check_target(self, target: Tensor, image: Tensor) -> None:
-        """Refuse targets that do not fit the image or the task."""
+    def predict(self, scores: Tensor) -> Tensor:
+        """What the task predicts for scores: probabilities, or values."""
+
+    def decide(self, predicted: Tensor) -> Tensor:
+        """The classes, or values, of predictions, with the shape of targets: the values themselves."""
+        return predicted
 
     def check_classes(self, classes: Sequence[str]) -> None:
         """Refuse data of other classes than the head predicts; nothing by default."""
 
-    @abstractmethod
-    def predict(self, scores: Tensor) -> Tensor:
-        """What the task predicts for scores: probabilities, or values."""
+    def check_target(self, target: Tensor, image: Tensor) -> None:
+        """Refuse targets that do not fit the images.
 
-    @abstractmethod
-    def decide(self, predicted: Tensor) -> Tensor:
-        """The classes, or values, of predictions, with the shape of targets."""
+        Raises:
+            ValueError: If their shape is not (B, H, W) for pixels, (B, K) for several labels or numbers of an
+                image, else (B,).
+        """
+        several = self.kind == 'multilabel' or (self.kind == 'regression' and target.ndim + self.outputs > 2)
+        size = image.shape[-2:] if self.dense else (self.outputs,) if several else ()
+        wanted, given = (len(image), *size), tuple(target.shape)
+        if given != wanted:
+            raise ValueError(
+                f'{self.target_key}s of the task {self.kind} must have shape {wanted}, got '
+                f'{self.target_key}s of shape {given} for images of shape {tuple(image.shape)}'
+            )
 
     def configure_models(self) -> None:
         """Build → load weights and adapter → adapt → head, in this order."""
         options = {k: v for k, v in vars(self.options).items() if v is not None}
         checkpointing = options.pop('grad_checkpointing')
-        rate = 0.0 if self.config == ADAPTATIONS['linear'] else self.regularisation.drop_path
-        name = self.hparams['model']
+        options['drop_path_rate'] = (
+            0.0 if self.config == ADAPTATIONS['linear'] else self.regularisation.drop_path
+        )
+        hparams, name = self.hparams, self.hparams['model']
         if self._weights is not None:
-            vit = load_backbone(
-                name, self._weights, self._adapter, largest=DINOV2_SIZE, **options, drop_path_rate=rate
-            )
+            vit = load_backbone(name, self._weights, self._adapter, largest=DINOV2_SIZE, **options)
         elif name is None:
             raise ValueError('give weights, or the model of a checkpoint that is loaded')
         else:
             size = options.pop('img_size', None) or task_size(name, options.get('patch_size'))
-            vit = create_vit(name, img_size=size, **options, drop_path_rate=rate)
+            vit = create_vit(name, img_size=size, **options)
         vit.grad_checkpointing = checkpointing
         explora(vit, self.config)
-        self._name = vit.name
-        self.model = self.build(vit)
+        if self.dense:
+            head = hparams['head'], hparams['slots'], hparams['head_channels']
+            self.model = DensePredictor(vit, self.outputs, *head)
+        else:
+            head = hparams['tokens'], hparams['slots'], hparams['last_blocks']
+            self.model = ImagePredictor(vit, self.outputs, *head)
         self.model.train(self.training)  # a frozen backbone goes into evaluation mode
 
     def configure_metrics(self) -> None:
         """The same metrics for each split."""
         metrics = self.metrics()
-        self.train_metrics = metrics.clone(prefix='train_')
-        self.val_metrics = metrics.clone(prefix='val_')
-        self.test_metrics = metrics.clone(prefix='test_')
+        self.train_metrics, self.val_metrics, self.test_metrics = (
+            metrics.clone(prefix=f'{split}_') for split in ('train', 'val', 'test')
+        )
 
     def forward(self, image: Tensor, timestamps: Tensor | None = None) -> Any:
         """Scores of images, shape (B, C, H, W) or as the tokenizer says."""
         return self.model(image, timestamps)
 
-    def configure_optimizers(self) -> OptimizerLRScheduler:
+    def configure_optimizers(self) -> Any:
         """AdamW over what trains, warm-up and cosine by step."""
-        length = run_length(self.trainer)
-        optimizer = build_optimizer(self.model, self.optim, length.batch, self.trainer.precision)
-        schedule = build_schedule(optimizer, self.optim, *length)
-        return {'optimizer': optimizer, 'lr_scheduler': {'scheduler': schedule, 'interval': 'step'}}
+        return optimization(self.trainer, self.model, self.optim)
 
     def setup(self, stage: str) -> None:
-        """Choose kernels, match the data, and keep Lightning from warning of what is meant.
+        """Match the data, and keep Lightning from warning of what is meant.
 
         Raises:
             ValueError: If the data lack a band, or contradict the normalization of the weights.
         """
         super().setup(stage)
-        choose_attention(self)
-        match_data(getattr(self.trainer, 'datamodule', None), self.model.backbone, self.hparams['statistics'])
-        if stage == 'fit' and (text := self.enlarging(getattr(self.trainer, 'datamodule', None))):
+        datamodule: Any = getattr(self.trainer, 'datamodule', None)
+        match_data(datamodule, self.model.backbone, self.hparams['statistics'])
+        if stage == 'fit' and (text := self.enlarging(datamodule)):
             rank_zero_info(text)
         if self.model.frozen:  # as it must be
             warnings.filterwarnings('ignore', message=r'Found \d+ module\(s\) in eval mode')
@@ -215,10 +229,6 @@ class TuningTask(ReproducibleTask):
         """By how much tiles are enlarged to what the backbone reads, or nothing."""
         return describe_enlarging(datamodule, self.model.backbone.patch_embed.img_size)
 
-    def augment(self, image: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Change training images and targets; erasing alone where targets are one per image."""
-        return self.regularisation.erase(image), target
-
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """Loss of an augmented batch.
 
@@ -226,14 +236,11 @@ class TuningTask(ReproducibleTask):
             batch: Sample dict with `image` and the target.
             batch_idx: Number of the batch.
 
-        Returns:
-            The loss.
-
         Raises:
             ValueError: If targets do not fit.
         """
         image, target = self._read(batch)
-        changed, wanted = self.augment(image, target)
+        changed, wanted = self.regularisation.apply(image, target, self.outputs)
         scores = self(changed, batch.get('timestamps'))
         loss = self.loss(scores, wanted)
         self.check_finite(loss, batch)
@@ -325,18 +332,16 @@ class TuningTask(ReproducibleTask):
         if self.trainer.sanity_checking or not hasattr(datamodule, 'plot'):
             return {}
         first = {k: v[:1] for k, v in batch.items()}
-        predicted = self.predict(self(first['image'], first.get('timestamps')))
-        mean, std = (self.data.get(name) for name in ('mean', 'std'))
+        predicted = self.decide(self.predict(self(first['image'], first.get('timestamps'))))
         shown = first['image'][0].float().cpu()
-        if mean is not None and std is not None:
-            shown = shown * torch.tensor(std).view(-1, 1, 1) + torch.tensor(mean).view(-1, 1, 1)
-        sample = {
-            'image': shown,
-            self.target_key: first[self.target_key][0].cpu(),
-            'prediction': self.decide(predicted)[0].cpu(),
-        }
+        if 'mean' in self.data and 'std' in self.data:
+            mean, std = (torch.tensor(self.data[name]).view(-1, 1, 1) for name in ('mean', 'std'))
+            shown = shown * std + mean
+        target = first[self.target_key][0].cpu()
         try:
-            figure = datamodule.plot(sample)
+            figure = datamodule.plot(
+                {'image': shown, self.target_key: target, 'prediction': predicted[0].cpu()}
+            )
         except RGBBandsMissingError:  # TorchGeo's data sets show true color or nothing
             return {}
         return {} if figure is None else {'validation': figure}

@@ -185,7 +185,7 @@ def test_what_is_no_model_of_timm_has_no_adapter_of_peft(small_names: None, tmp_
         export_peft(tmp_path / 'a.safetensors', tmp_path / 'peft')
     plain = explora(create_vit(vit.name), none := ExPLoRAConfig(rank=0))
     save_adapter(tmp_path / 'none.safetensors', plain, vit.name, none)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match='none.safetensors: it holds no LoRA, which PEFT needs: merge it'):
+    with pytest.raises(ValueError, match=r'none\.safetensors: it holds no LoRA, which PEFT needs: merge it'):
         export_peft(tmp_path / 'none.safetensors', tmp_path / 'peft')
     write_state(tmp_path / 'no.safetensors', vit.state_dict(), {})
     with pytest.raises(ValueError, match='is no adapter file'):

@@ -70,7 +70,7 @@ def test_mistakes_end_in_one_sentence(refuse: Callable[..., str], model: Path, t
     assert 'give either model' in refuse('map', NAIP[0], *out)
     given = ['map', NAIP[0], '--model', model, *out]
     assert 'an adapter belongs to weights' in refuse(*given, '--adapter', tmp_path / 'missing.safetensors')
-    assert 'min_area is of polygons' in refuse(*given, '--min-area', 10)
+    assert 'min_area is of polygons' in refuse(*given, *NAMES, '--min-area', 10)
     assert 'give out for a map' in refuse('map', NAIP[0], '--model', model, *NAMES)
     assert 'overlap must be' in refuse('map', NAIP[0], '--model', model, *out, *NAMES, '--overlap', 1)
 

@@ -34,7 +34,7 @@ def test_blocks_part_the_scene_and_know_all_tiles_that_reach_into_them() -> None
 
 
 def test_tiles_of_patches_start_at_multiples_of_the_patch() -> None:
-    grid = TileGrid.create(101, 135, 32, 0.3, 50, step=8)
+    grid = TileGrid.create(101, 135, 32, 0.3, 50, cell=8)
     assert (grid.height, grid.width, grid.block) == (96, 128, 48)
     assert all(v % 8 == 0 for block in grid.blocks() for t in grid.tiles(block) for v in t)
 

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from explora_geo.maps import MapOptions, make_map
-from explora_geo.maps import parts as parts_module
+from explora_geo.maps import outputs as parts_module
 from explora_geo.maps import run as run_module
 from explora_geo.maps.grid import TileGrid, blending_weights
 from explora_geo.maps.model import MapModel, open_features, open_model

@@ -78,7 +78,7 @@ def test_a_pre_training_tag_is_not_part_of_the_architecture() -> None:
 
 
 @pytest.mark.parametrize(
-    'name', ['', 'resnet50', 'vit_huge_patch14_224', 'vit_base_patch16', 'xvit_base_patch16_224']
+    'name', ['', 'resnet50', 'vit_giant_patch14_224', 'vit_base_patch16', 'xvit_base_patch16_224']
 )
 def test_an_unknown_name_is_refused_with_examples(name: str) -> None:
     with pytest.raises(ValueError, match=r'unknown backbone .*vit_base_patch16_224') as caught:

@@ -1,5 +1,7 @@
 """Maps of scenes, tiles and blocks of any size: every pixel once, and an average of what was predicted."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from hypothesis import given, settings
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from explora_geo.maps.grid import Box, TileGrid, blending_weights
-from explora_geo.maps.predict import predict_block
+from explora_geo.maps.model import Blend
 
 
 @st.composite
@@ -73,6 +75,7 @@ def test_the_weights_of_a_pixel_sum_to_1_once_normalized(grid: TileGrid) -> None
 @settings(max_examples=15)
 @given(grids(), st.integers(0, 5))
 def test_a_function_of_single_pixels_is_mapped_as_if_there_were_no_tiles(grid: TileGrid, holes: int) -> None:
+    grid = replace(grid, cell=1)
     generator = np.random.default_rng(grid.height * 100 + grid.width)
     pixels = generator.normal(size=(2, grid.height, grid.width)).astype(np.float32)
     for _ in range(holes):
@@ -86,7 +89,7 @@ def test_a_function_of_single_pixels_is_mapped_as_if_there_were_no_tiles(grid: T
         0
     ].numpy()
     for block in grid.blocks():
-        values, valid = predict_block(scene, None, grid, block, function, mean, std)  # type: ignore[arg-type]
+        values, valid = Blend(scene, grid, function, mean, std).predict(None, block)  # type: ignore[arg-type]
         inside = np.s_[:, block.top : block.bottom, block.left : block.right]
         assert (valid == np.isfinite(pixels[inside]).all(0)).all()
         if values is not None:

@@ -70,7 +70,7 @@ def test_other_losses_fall_with_better_scores(
 
 def test_training_on_mixed_images_uses_shares(build: Callable[..., ClassificationTask]) -> None:
     task = build(num_classes=3, regularisation=Regularisation(mixup=1.0))
-    _, shares = task.augment(torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 0]))
+    _, shares = task.regularisation.apply(torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 0]), 3)
     scores = torch.randn(4, 3)
     assert shares.shape == (4, 3)
     assert_close(task.loss(scores, shares), -(shares * scores.log_softmax(1)).sum(1).mean())
@@ -103,7 +103,7 @@ def test_labels_out_of_range_are_named(build: Callable[..., ClassificationTask])
     task, image = build(num_classes=3), torch.zeros(2, 3, 32, 32)
     with pytest.raises(ValueError, match='labels must be 0 to 2, got 1 to 3'):
         task.check_target(torch.tensor([1, 3]), image)
-    with pytest.raises(ValueError, match=r'have shape \(2,\), got \(2, 3\)'):
+    with pytest.raises(ValueError, match=r'must have shape \(2,\), got labels of shape \(2, 3\)'):
         task.check_target(torch.zeros(2, 3), image)
 
 

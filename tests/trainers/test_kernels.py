@@ -10,10 +10,10 @@ from torch._dynamo.utils import counters
 from torch.utils.data import DataLoader, Dataset
 
 from explora_geo.adaptation import ExPLoRAConfig, explora
+from explora_geo.devices import compile_blocks, many_graphs
 from explora_geo.models import create_vit
 from explora_geo.objectives import MAE
-from explora_geo.trainers import kernels
-from explora_geo.trainers.kernels import compile_blocks, many_graphs
+from explora_geo.trainers import guard
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_the_log_says_what_share_of_the_time_was_spent_waiting(
 
 
 def test_the_clock_leaves_out_what_stands_between_steps() -> None:
-    clock = kernels.StepClock()
+    clock = guard.StepClock()
     assert clock.lap(4) == {}
     clock.wait()
     time.sleep(0.02)

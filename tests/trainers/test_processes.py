@@ -25,7 +25,7 @@ from explora_geo.datamodules.loader import EpochSampler, ResumableLoader
 from explora_geo.models.heads import HeadConfig
 from explora_geo.models.vit import ViT
 from explora_geo.objectives import MAE, DINOv2, PhaseConfig, TeacherConfig, dinov2
-from explora_geo.trainers import ExPLoRATask, pretrain
+from explora_geo.trainers import ExPLoRATask, optim
 from explora_geo.transforms import ViewsConfig
 from tests.trainers import steady_run
 from tests.trainers.ranks import run
@@ -132,7 +132,7 @@ def learn(kind: str, folder: str, batch: int, parts: int, settings: dict[str, An
         'gradient_clip_val': 1.0,
     }
     before = {k: v.clone() for k, v in task.state_dict().items()}
-    with patch.object(pretrain, 'build_optimizer', sgd):
+    with patch.object(optim, 'build_optimizer', sgd):
         trainer = Trainer(**{**options, **settings})
         sampler = EpochSampler(RandomSampler(images()), 3, trainer.world_size, trainer.global_rank)
         trainer.fit(task, ResumableLoader(images(), batch_size=batch, sampler=sampler))

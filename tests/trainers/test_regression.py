@@ -114,7 +114,7 @@ def test_arguments_that_do_not_fit_are_refused(
 
 def test_targets_that_do_not_fit_are_named(build: Callable[..., RegressionTask]) -> None:
     image = torch.zeros(2, 3, 32, 32)
-    with pytest.raises(ValueError, match=r'shape \(2, 1\), got \(2, 3\)'):
+    with pytest.raises(ValueError, match=r'must have shape \(2, 1\), got labels of shape \(2, 3\)'):
         build().check_target(torch.zeros(2, 3), image)
     with pytest.raises(ValueError, match='infinite values'):
         build().check_target(torch.tensor([1.0, torch.inf]), image)

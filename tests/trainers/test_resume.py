@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from explora_geo.adaptation.frozen import FrozenLinear
 from explora_geo.datamodules import FolderDataModule
+from explora_geo.devices import many_graphs
 from explora_geo.trainers import ClassificationTask, ExPLoRATask
-from explora_geo.trainers.kernels import many_graphs
 from explora_geo.trainers.resume import ReproducibleTask, seed_all
 from tests.trainers.steady_run import fit
 
@@ -237,6 +237,6 @@ def test_sharded_matrices_are_converted_at_every_use(
 ) -> None:
     task = build_task()
     for strategy, kept in ((SingleDeviceStrategy(), True), (ModelParallelStrategy(1, 1), False)):
-        monkeypatch.setattr(ExPLoRATask, 'trainer', SimpleNamespace(strategy=strategy))
+        monkeypatch.setattr(ExPLoRATask, 'trainer', SimpleNamespace(strategy=strategy, precision='32-true'))
         ReproducibleTask.setup(task, 'fit')
         assert {m.keeps_copy for m in task.modules() if isinstance(m, FrozenLinear)} == {kept}

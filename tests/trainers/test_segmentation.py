@@ -133,7 +133,7 @@ def test_masks_that_do_not_fit_are_named(build: Callable[..., SegmentationTask])
     mask = torch.zeros(2, 32, 32).long()
     mask[0, 0, 0] = 7
     with pytest.raises(
-        ValueError, match='classes 0 to 2, got 0 to 7: correct num_classes, or give ignore_index'
+        ValueError, match='masks must be 0 to 2, got 0 to 7: correct num_classes, or give ignore_index'
     ):
         task.check_target(mask, image)
     build(num_classes=3, ignore_index=7).check_target(mask, image)

@@ -7,7 +7,7 @@ from torch.testing import assert_close
 from explora_geo.adaptation import explora, trainable_summary
 from explora_geo.models import create_vit
 from explora_geo.trainers import Regularisation
-from explora_geo.trainers.recipes import ADAPTATIONS, OPTIMIZERS
+from explora_geo.trainers.options import ADAPTATIONS, OPTIMIZERS
 
 
 def test_lora_trains_what_the_paper_counts() -> None:
@@ -33,7 +33,7 @@ def test_mixed_images_and_classes_have_the_same_shares() -> None:
     label = torch.arange(4)
     image = label.float().view(4, 1, 1, 1).expand(4, 3, 16, 16).contiguous()
     for setting in (Regularisation(mixup=1.0), Regularisation(cutmix=1.0)):
-        mixed, shares = setting.mix(image, label, 4)
+        mixed, shares = setting.apply(image, label, 4)
         assert_close(shares.sum(1), torch.ones(4))
         assert_close(mixed.mean((1, 2, 3)), shares @ torch.arange(4.0))
         assert not torch.equal(mixed, image)
@@ -41,12 +41,12 @@ def test_mixed_images_and_classes_have_the_same_shares() -> None:
 
 def test_series_are_mixed_and_erased_as_a_whole() -> None:
     series = torch.randn(4, 2, 3, 16, 16)
-    mixed, _ = Regularisation(cutmix=1.0).mix(series, torch.arange(4), 4)
+    mixed, _ = Regularisation(cutmix=1.0).apply(series, torch.arange(4), 4)
     assert mixed.shape == series.shape
-    erased = Regularisation(erasing=1.0).erase(series)
+    erased, _ = Regularisation(erasing=1.0).apply(series, torch.arange(4), 4)
     gone = (erased == 0).flatten(1, 2)
     assert gone.any((1, 2, 3)).all() and torch.equal(gone.all(1), gone.any(1))
-    assert Regularisation().erase(series) is series
+    assert Regularisation().apply(series, torch.arange(4), 4)[0] is series
 
 
 @pytest.mark.parametrize('changes', [{'drop_path': 1.0}, {'mixup': -1.0}, {'erasing': 1.5}])

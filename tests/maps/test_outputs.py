@@ -10,7 +10,7 @@ import pytest
 import rasterio
 from rasterio.transform import from_origin
 
-from explora_geo.maps.vectors import embedding_points, polygonise
+from explora_geo.maps.outputs import embedding_points, polygonise
 
 
 @pytest.mark.parametrize('kind', ['polygons', 'points'])

@@ -1,0 +1,309 @@
+"""What a map leaves: finished blocks, from which it goes on, and the raster, polygons and picture of them."""
+
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import tempfile
+import warnings
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import geopandas as gpd
+import matplotlib.pyplot as plt
+import numpy as np
+import pyproj
+import rasterio
+from matplotlib.patches import Patch
+from numpy.typing import NDArray
+from rasterio import Affine
+from rasterio.errors import RasterioError
+from rasterio.features import shapes
+from rasterio.shutil import copy as copy_raster
+from rasterio.windows import Window
+from shapely.geometry import shape
+
+from explora_geo.bands import true_color_bands
+from explora_geo.checkpoints import atomic_path
+from explora_geo.datasets.plot_masks import paint
+from explora_geo.maps.grid import Box, TileGrid
+from explora_geo.maps.scene import EQUAL_AREA, Scene
+
+#: Value of pixels without data in a map of classes.
+NODATA = 255
+#: Endings of vector files.
+VECTORS = ('.gpkg', '.parquet', '.geojson')
+#: Longer side of a panel of a quick-look, pixels.
+SIDE = 900
+
+
+def parts_folder(out: Path) -> Path:
+    """Where the finished blocks of an output are kept."""
+    return out.with_name(f'.{out.name}.parts')
+
+
+class Parts:
+    """Folder of finished blocks beside the output; it belongs to one model, scene and setting."""
+
+    def __init__(self, out: Path, setting: Mapping[str, Any]) -> None:
+        """Open, or make, the folder of parts of an output.
+
+        Args:
+            out: The output file.
+            setting: What the blocks depend on; parts of another setting are discarded.
+        """
+        self.folder = parts_folder(out)
+        key = hashlib.sha256(json.dumps(setting, sort_keys=True, default=str).encode()).hexdigest()
+        stated = self.folder / 'setting'
+        if self.folder.is_dir() and (not stated.is_file() or stated.read_text() != key):
+            shutil.rmtree(self.folder)
+        with atomic_path(stated) as temporary:
+            temporary.write_text(key)
+
+    def file(self, number: int) -> Path:
+        """File of a block."""
+        return self.folder / f'{number:06d}.npz'
+
+    def write(self, number: int, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Keep a finished block, in one piece or not at all."""
+        with atomic_path(self.file(number)) as temporary, temporary.open('wb') as file:
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+
+    def read(self, number: int, key: str) -> NDArray[Any]:
+        """An array of a finished block.
+
+        Raises:
+            ValueError: If the file is damaged.
+        """
+        path = self.file(number)
+        try:
+            with np.load(path) as content:
+                array: NDArray[Any] = content[key]
+                return array
+        except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise ValueError(
+                f'{path} is damaged: remove it, and the same command makes this block again'
+            ) from error
+
+    def remove(self) -> None:
+        """Forget all blocks once the outputs are written."""
+        shutil.rmtree(self.folder)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A raster that is assembled of finished blocks: classes (uint8) if they have colours, else float32.
+
+    Attributes:
+        path: Cloud-Optimized GeoTIFF to write.
+        count: Bands.
+        names: Description of each band.
+        colours: Colour of each class.
+        tags: Text entries of the file.
+    """
+
+    path: Path
+    count: int
+    names: Sequence[str] = ()
+    colours: Sequence[Sequence[int]] = ()
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+    def write(self, scene: Scene, grid: TileGrid, parts: Parts, key: str) -> None:
+        """Write the file, one block in memory at a time.
+
+        Args:
+            scene: Where it lies.
+            grid: Grid of the blocks.
+            parts: The finished blocks.
+            key: Which of their arrays, shape (K, h, w).
+
+        Raises:
+            OSError: If the disk is full.
+            ValueError: If a block is damaged, or the file cannot be written.
+        """
+        t, cell = scene.transform, grid.cell
+        whole = grid.cells(Box(0, 0, grid.height, grid.width))
+        kind = (
+            {'dtype': 'uint8', 'nodata': NODATA} if self.colours else {'dtype': 'float32', 'nodata': np.nan}
+        )
+        place = {
+            'crs': scene.crs,
+            'transform': Affine(t.a * cell, t.b * cell, t.c, t.d * cell, t.e * cell, t.f),
+            'height': whole.bottom,
+            'width': whole.right,
+        }
+        # GDAL's cache then holds blocks of single bands.
+        settings = {'driver': 'GTiff', 'tiled': True, 'interleave': 'band', 'compress': 'deflate'}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f'.{self.path.name}.', dir=self.path.parent) as folder:
+            plain, optimised = Path(folder) / 'plain.tif', Path(folder) / 'optimised.tif'
+            try:
+                with rasterio.open(
+                    plain, 'w', count=self.count, bigtiff='if_safer', **settings, **kind, **place
+                ) as target:
+                    for number, block in enumerate(map(grid.cells, grid.blocks())):
+                        window = Window(block.left, block.top, block.shape[1], block.shape[0])
+                        target.write(parts.read(number, key), window=window)
+                    if self.colours:
+                        target.write_colormap(1, {i: (*c, 255) for i, c in enumerate(self.colours)})
+                    for i, name in enumerate(self.names, start=1):
+                        target.set_band_description(i, name)
+                    target.update_tags(**self.tags)
+                copy_raster(
+                    plain,
+                    optimised,
+                    driver='COG',
+                    compress='deflate',
+                    blocksize=512 if self.count <= 16 else 128,  # a pixel costs a block of all bands
+                    overview_resampling='mode' if self.colours else 'average',
+                    predictor='no' if self.colours else 'yes',
+                    bigtiff='if_safer',
+                )
+            except RasterioError as error:
+                if shutil.disk_usage(self.path.parent).free < 1e7:
+                    raise OSError(f'No space left on the device of {self.path}') from error
+                raise ValueError(f'{self.path} cannot be written ({error})') from error
+            os.replace(optimised, self.path)
+
+
+def check_vector_path(path: Path) -> None:
+    """Refuse a file that could not be written in the end.
+
+    Raises:
+        ValueError: If its ending is unknown.
+        ImportError: If the package that writes it is not installed.
+    """
+    if path.suffix not in VECTORS:
+        raise ValueError(f'cannot write {path.name}: vector files end in {", ".join(VECTORS)}')
+    if path.suffix == '.parquet' and importlib.util.find_spec('pyarrow') is None:
+        raise ImportError(f'{path.name} needs pyarrow: pip install "explora_geo[parquet]", or write .gpkg')
+
+
+def polygonise(
+    raster: Path, out: Path, classes: Sequence[str], wanted: Sequence[str] = (), min_area: float = 0.0
+) -> int:
+    """Write the regions of a map of classes as polygons with the columns `class`, `name` and `area_m2`.
+
+    Args:
+        raster: Map of classes.
+        out: `.gpkg`, `.parquet` or `.geojson` file to write, in the map's coordinates (GeoJSON: longitude
+            and latitude).
+        classes: Names of the classes.
+        wanted: Classes to write; all if empty.
+        min_area: Smallest area of a region, square metres.
+
+    Returns:
+        Number of polygons.
+    """
+    check_vector_path(out)
+    kept = {i for i, name in enumerate(classes) if not wanted or name in wanted}
+    with rasterio.open(raster) as source:
+        # Of the band itself, not of an array, so that GDAL reads line by line.
+        found = [(shape(place), int(v)) for place, v in shapes(rasterio.band(source, 1)) if int(v) in kept]
+        crs = source.crs.to_wkt()
+    columns = {'class': [v for _, v in found], 'name': [classes[v] for _, v in found]}
+    frame = gpd.GeoDataFrame(columns, geometry=[place for place, _ in found], crs=crs)
+    frame['area_m2'] = frame.to_crs(EQUAL_AREA).area
+    frame = frame[frame['area_m2'] >= min_area].reset_index(drop=True)
+    with atomic_path(out) as temporary, warnings.catch_warnings():
+        warnings.filterwarnings('ignore', message='The filename extension')
+        if out.suffix == '.parquet':
+            frame.to_parquet(temporary)
+        else:
+            driver = 'GPKG' if out.suffix == '.gpkg' else 'GeoJSON'
+            placed = frame if driver == 'GPKG' else frame.to_crs('EPSG:4326')
+            placed.to_file(temporary, layer=out.stem, driver=driver, engine='pyogrio')
+    return len(frame)
+
+
+def embedding_points(raster: Path, out: Path, cells: int = 1 << 18) -> int:
+    """Write features of patches as one point per patch, with the features as a list.
+
+    Rows of the raster are read and written a few at a time, so that memory does not grow with the scene.
+
+    Args:
+        raster: Features as bands; NaN where there are none.
+        out: `.parquet` file to write (GeoParquet 1.0).
+        cells: Patches in memory at once.
+
+    Returns:
+        Number of points.
+    """
+    check_vector_path(out)
+    import pyarrow as pa
+    from pyarrow.parquet import ParquetWriter
+
+    count = 0
+    with rasterio.open(raster) as source, atomic_path(out) as temporary:
+        crs = pyproj.CRS.from_wkt(source.crs.to_wkt()).to_json_dict()
+        points = {'encoding': 'WKB', 'geometry_types': ['Point'], 'crs': crs}
+        stated = {'version': '1.0.0', 'primary_column': 'geometry', 'columns': {'geometry': points}}
+        columns = {'embedding': pa.list_(pa.float32()), 'geometry': pa.binary()}
+        schema = pa.schema(columns, metadata={'geo': json.dumps(stated)})
+        height = max(1, cells // source.width)
+        with ParquetWriter(temporary, schema) as writer:
+            for top in range(0, source.height, height):
+                window = Window(0, top, source.width, min(height, source.height - top))
+                values = source.read(window=window)
+                row, column = np.nonzero(np.isfinite(values).all(0))
+                x, y = rasterio.transform.xy(source.window_transform(window), row, column)
+                places = gpd.GeoSeries.from_xy(x, y).to_wkb().tolist()
+                features = list(values[:, row, column].T)
+                writer.write_table(pa.table({'embedding': features, 'geometry': places}, schema))
+                count += len(places)
+    return count
+
+
+def draw(
+    path: Path, scene: Scene, raster: Path, classes: Sequence[str], colours: Sequence[Any], title: str
+) -> None:
+    """Draw a scene beside its map, with a legend of the classes by share.
+
+    Args:
+        path: PNG file to write.
+        scene: The scene.
+        raster: Its map.
+        classes: Names of the classes; none for numbers.
+        colours: Their colours.
+        title: Title of the picture.
+    """
+    scale = min(1.0, SIDE / max(scene.height, scene.width))
+    small = max(round(scene.height * scale), 1), max(round(scene.width * scale), 1)
+    figure, axes = plt.subplots(1, 2, figsize=(12, 6.4), layout='constrained')
+    axes[0].imshow(_true_colour(scene, small), interpolation='nearest', cmap='gray')
+    with rasterio.open(raster) as source:
+        values = source.read(1, out_shape=small)
+    if classes:
+        table = np.asarray(colours, dtype=np.uint8)
+        axes[1].imshow(paint(values, table), interpolation='nearest')
+        counts = np.bincount(values[values < len(classes)].ravel(), minlength=len(classes))
+        shares = counts / max(counts.sum(), 1)
+        present = [i for i in np.argsort(-counts) if counts[i]][:12]
+        entries = [Patch(color=table[i] / 255, label=f'{classes[i]} {shares[i]:.0%}') for i in present]
+        columns = min(6, max(len(entries), 1))
+        figure.legend(handles=entries, loc='outside lower center', ncols=columns, frameon=False)
+    else:
+        shown = axes[1].imshow(np.ma.masked_invalid(values), cmap='viridis')
+        figure.colorbar(shown, ax=axes[1], shrink=0.7)
+    for axis in axes:
+        axis.axis('off')
+    figure.suptitle(title, fontsize=11)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=110, format='png')
+    plt.close(figure)
+
+
+def _true_colour(scene: Scene, size: tuple[int, int]) -> NDArray[Any]:
+    """Red, green and blue stretched between percentiles, or the first band in grey; nodata is white."""
+    with scene.open() as source:
+        pixels, valid = scene.read(source, Box(0, 0, scene.height, scene.width), size)
+    data = pixels[true_color_bands(scene.bands)]
+    low, high = np.percentile(data[:, valid], (2, 98)) if valid.any() else (0, 1)
+    picture = np.clip((data - low) / max(high - low, 1e-6), 0, 1)
+    picture[:, ~valid] = 1
+    return picture[0] if len(picture) == 1 else picture.transpose(1, 2, 0)
