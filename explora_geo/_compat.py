@@ -21,22 +21,7 @@ if TYPE_CHECKING:
     from rasterio._err import CPLE_OutOfMemoryError as CPLE_OutOfMemoryError
     from torchgeo.trainers import BaseTask as BaseTask
 
-__all__ = [
-    'BatchNorm',
-    'Weights',
-    'WeightsEnum',
-    'attention_scores',
-    'compile_limit',
-    'copy_tensors',
-    'data_fetcher',
-    'log_hparams',
-    'slurm_requeue_signal',
-    'smp_decoder',
-    'unfuse_attention',
-    'unscaled_by_clipping',
-    'weight_norm',
-]
-
+__all__ = ['BatchNorm', 'Weights', 'WeightsEnum']  # imported for others
 
 # Where classes are that are imported when they are asked for; the first module that there is counts.
 _PLACES = {
@@ -72,13 +57,7 @@ def smp_decoder(name: str) -> Any:
 
 
 def attention_scores(attention: Any, x: Tensor, queries: int = 1) -> Tensor:
-    """Attention of the first tokens of a timm block to all tokens, shape (B, heads, queries, N).
-
-    Args:
-        attention: timm's `Attention`.
-        x: Normed tokens, shape (B, N, D).
-        queries: Tokens that attend.
-    """
+    """Attention of the first tokens, normed, shape (B, N, D), to all, shape (B, heads, queries, N)."""
     q, k, _ = attention.qkv(x).unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
     scores = attention.q_norm(q[:, :, :queries]) @ attention.k_norm(k).transpose(-2, -1)
     weights: Tensor = (scores * attention.scale).softmax(dim=-1)
@@ -133,10 +112,5 @@ def compile_limit(graphs: int) -> AbstractContextManager[None]:
 
 
 def weight_norm(direction: Tensor, gain: Tensor) -> Tensor:
-    """Rows of a matrix with the lengths *gain*: the kernel behind torch's weight norm, one pass each way.
-
-    Args:
-        direction: Matrix, shape (K, D).
-        gain: Lengths, shape (K, 1).
-    """
+    """Rows of a matrix, shape (K, D), with lengths, shape (K, 1): torch's kernel, one pass each way."""
     return torch._weight_norm(direction, gain, 0)

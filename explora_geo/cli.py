@@ -1,8 +1,11 @@
 """The command line `explora-geo`: a command reads its options, calls the library, and prints."""
 
 import json
+import os
 import sys
-from collections.abc import Callable
+import webbrowser
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +13,6 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from explora_geo._cli_adapt import adapt
 from explora_geo._cli_console import console, run_app, say
 from explora_geo._cli_models import adapter_app, export, map_scene, probe, pull, push, weights_app
 
@@ -23,6 +25,92 @@ app = typer.Typer(
 )
 # Settings of commands whose options LightningCLI reads itself
 _PASS_ON = {'allow_extra_args': True, 'ignore_unknown_options': True, 'help_option_names': []}
+
+
+def adapt(
+    archive: Annotated[list[str], typer.Argument(help='Folder of tiles, pack, list of files, or scenes.')],
+    weights: Annotated[
+        str, typer.Option(help='What is adapted: a file, timm/<name> or a name of `weights list`.')
+    ] = 'timm/vit_small_patch14_dinov2.lvd142m',
+    adaptation: Annotated[
+        str | None, typer.Option(help='D-ExPLoRA-[L]-r32, M-ExPLoRA-[L]-r32 or anchor-[L]-r32.')
+    ] = None,
+    minutes: Annotated[float | None, typer.Option(help='Length; 30 minutes if nothing is given.')] = None,
+    steps: Annotated[int | None, typer.Option(help='Length in optimizer steps.')] = None,
+    epochs: Annotated[float | None, typer.Option(help='Length in passes over the archive.')] = None,
+    bands: Annotated[str | None, typer.Option(help='Bands to use, in order, with commas.')] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help='Labeled tiles, to score and choose the strength; never trained on.')
+    ] = None,
+    retention: Annotated[
+        Path | None, typer.Option(help='Labeled natural images: what is still known of them.')
+    ] = None,
+    strength: Annotated[
+        str, typer.Option(help='Share of the adapter that is kept, 0 to 1; auto: what validation prefers.')
+    ] = 'auto',
+    config: Annotated[Path | None, typer.Option(help='YAML of `fit` whose entries come first.')] = None,
+    out: Annotated[Path, typer.Option(help='Folder of the run.')] = Path('runs/adapt'),
+    beside: Annotated[
+        Path | None, typer.Option(help='Adapter of the same weights to score beside it.')
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option('--quick', help='A short run to see how it goes: no turns, no strengths between.')
+    ] = False,
+    quoted: Annotated[
+        Path | None, typer.Option(help='JSON of scores measured elsewhere, whose rivals the page quotes.')
+    ] = None,
+    force: Annotated[bool, typer.Option('--force', help='Adapt against advice.')] = False,
+    no_open: Annotated[bool, typer.Option('--no-open', help='Leave the report closed.')] = False,
+) -> None:
+    """Adapt a backbone to an archive of unlabeled images, and report whether that helped.
+
+    The folder of the run gets adapter.safetensors, config.yaml, report.json and report.html. The same command
+    goes on with a run that was stopped. Example:
+
+    explora-geo adapt tests/data/eurosat_rgb/train --labels tests/data/eurosat_rgb/test --minutes 2
+    --weights ViTSmall14_Weights.LVD142M_DINOV2_DEPTH6 --out runs/adapt
+    """
+    from explora_geo._adapt import run
+    from explora_geo._adapt_report import Scoring
+    from explora_geo._adapt_settings import Length
+
+    given = {'minutes': minutes, 'steps': steps, 'epochs': epochs}
+    lengths = [Length(float(n), unit) for unit, n in given.items() if n is not None]  # type: ignore[arg-type]
+    if len(lengths) > 1:
+        raise ValueError('give one of --minutes, --steps and --epochs')
+    length = lengths[0] if lengths else Length(30, 'minutes')
+    scoring = Scoring(labels, retention, beside, quick, _share(strength), quoted)
+    scenes = archive[0] if len(archive) == 1 else archive
+    adapted = run(scenes, out, weights, adaptation, length, bands, config, scoring, force, say)
+    verdict = adapted.report['verdict']
+    console.print(
+        f'[bold]{escape(verdict["text"])}[/bold]', escape(verdict['advice']), sep='\n', highlight=False
+    )
+    if not no_open and opens(os.environ, sys.stdout.isatty(), sys.platform):
+        _open(adapted.page)
+    say(str(adapted.page.resolve()))
+
+
+def opens(environment: Mapping[str, str], terminal: bool, platform: str) -> bool:
+    """Whether a page opens by itself: where somebody sits before a desktop, and not on a far machine."""
+    desktop = platform in ('darwin', 'win32') or any(map(environment.get, ('DISPLAY', 'WAYLAND_DISPLAY')))
+    return terminal and desktop and not any(map(environment.get, ('CI', 'SSH_CONNECTION')))
+
+
+def _open(page: Path) -> None:
+    """Show a page in the browser of the desktop, if there is one."""
+    with suppress(webbrowser.Error, OSError):
+        browser = webbrowser.get()
+        if type(browser) is not webbrowser.GenericBrowser:  # that one would take over the terminal
+            browser.open(page.resolve().as_uri())
+
+
+def _share(text: str) -> float | None:
+    """A strength, or None for `auto`."""
+    try:
+        return None if text == 'auto' else float(text)
+    except ValueError:
+        raise ValueError(f'strength must be auto or a number from 0 to 1, got {text!r}') from None
 
 
 def doctor(
@@ -41,8 +129,8 @@ def doctor(
     table = Table('', 'version', 'needed', title='Versions', title_justify='left')
     table.add_row('Python', found['python'], '')
     for name, row in found['packages'].items():
-        needed = f'{row["needed"]}' if row['ok'] else f'[bold red]{row["needed"]}[/]'
-        table.add_row(name, row['version'] or '[bold red]missing[/]', needed)
+        version, style = row['version'] or 'missing', None if row['ok'] else 'bold red'
+        table.add_row(name, version, row['needed'], style=style)
     console.print(table)
     table = Table('', 'state', title='Devices, extras, weights', title_justify='left')
     table.columns[0].overflow = 'fold'
@@ -180,28 +268,17 @@ def fit(context: typer.Context) -> None:
     return None
 
 
-def validate(context: typer.Context) -> None:
-    """Evaluate a checkpoint on validation data.
+def _lightning(name: str, about: str) -> Callable[..., None]:
+    """A command whose options LightningCLI reads itself."""
 
-    Example: explora-geo validate --config run.yaml --ckpt_path last.ckpt
+    def command(context: typer.Context) -> None:
+        _run(context)
+
+    command.__doc__ = f"""{about}
+
+    Example: explora-geo {name} --config run.yaml --ckpt_path last.ckpt
     """
-    _run(context)
-
-
-def test(context: typer.Context) -> None:
-    """Measure a tuned model on test data.
-
-    Example: explora-geo test --config run.yaml --ckpt_path last.ckpt
-    """
-    _run(context)
-
-
-def predict(context: typer.Context) -> None:
-    """Predict with a tuned model.
-
-    Example: explora-geo predict --config run.yaml --ckpt_path last.ckpt
-    """
-    _run(context)
+    return command
 
 
 def _run(context: typer.Context) -> None:
@@ -214,7 +291,12 @@ def _run(context: typer.Context) -> None:
 _CONTENTS: dict[str, tuple[tuple[str, Callable[..., None]], ...]] = {
     'Start': (('adapt', adapt), ('doctor', doctor)),
     'Plan and prepare': (('params', params), ('pack', pack)),
-    'Train': (('fit', fit), ('validate', validate), ('test', test), ('predict', predict)),
+    'Train': (
+        ('fit', fit),
+        ('validate', _lightning('validate', 'Evaluate a checkpoint on validation data.')),
+        ('test', _lightning('test', 'Measure a tuned model on test data.')),
+        ('predict', _lightning('predict', 'Predict with a tuned model.')),
+    ),
     'Measure and map': (('probe', probe), ('map', map_scene)),
     'Files': (('export', export), ('push', push), ('pull', pull)),
 }

@@ -35,12 +35,6 @@ _EXAMPLES = {
 def read_yaml(file: Path) -> dict[str, Any]:
     """Read a YAML file that must hold a mapping.
 
-    Args:
-        file: The file.
-
-    Returns:
-        Its content.
-
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If it is no YAML, or holds anything else.
@@ -93,11 +87,8 @@ def run(args: ArgsType = None, start: bool = True, **kwargs: Any) -> LightningCL
 
     Args:
         args: `fit`, `validate`, `test` or `predict` with the options of LightningCLI.
-        start: False makes trainer, model and datamodule, and leaves it at that.
+        start: False makes `trainer`, `model` and `datamodule` of the command, and leaves it at that.
         **kwargs: Further arguments of `LightningCLI`.
-
-    Returns:
-        The finished command, with `trainer`, `model` and `datamodule`.
 
     Raises:
         FileNotFoundError: If a file of `--config` does not exist.
@@ -137,15 +128,14 @@ def plan(args: list[str]) -> dict[str, str]:
         Texts by what they are about.
 
     Raises:
-        jsonargparse.ArgumentError: If a key or value of the configuration is unknown.
         ValueError: If model, weights and data do not fit.
     """
     command = run(args, start=False)
     task, datamodule, trainer = command.model, command.datamodule, command.trainer
     datamodule.setup('fit')
     loader = datamodule.train_dataloader()
-    batches = _batches(len(loader), trainer.limit_train_batches)
-    accumulated = trainer.accumulate_grad_batches
+    limit, accumulated = trainer.limit_train_batches, trainer.accumulate_grad_batches
+    batches = min(len(loader), limit) if isinstance(limit, int) else max(1, int(len(loader) * limit))
     per_epoch = ceil(batches / accumulated)
     epochs, steps = trainer.max_epochs, trainer.max_steps
     if epochs is None or epochs < 0:
@@ -169,24 +159,16 @@ def plan(args: list[str]) -> dict[str, str]:
     return {name: text for name, text in rows.items() if text}
 
 
-def _batches(available: int, limit: int | float | None) -> int:
-    """Batches of an epoch under Lightning's limit: a number of batches, or a share of them."""
-    if limit is None:
-        return available
-    return min(available, limit) if isinstance(limit, int) else max(1, int(available * limit))
-
-
 def _backbone(task: Any, datamodule: Any) -> dict[str, str]:
     """What one of our tasks trains; TorchGeo's have models of many kinds."""
     vit = task.model.backbone
     tokenizer = vit.patch_embed
-    enlarging = task.enlarging(datamodule) if hasattr(task, 'enlarging') else ''
     views = getattr(task.model, 'views', None)
     return {
         'backbone': f'{task.hparams["model"]}, {vit.num_parameters:,} parameters',
         'input': f'{tokenizer.kind} tokenizer, {tokenizer.img_size} px, bands {", ".join(tokenizer.bands)}',
         'crops': f'{views.global_size} and {views.local_size} px' if views else '',
-        'enlarged': enlarging,
+        'enlarged': task.enlarging(datamodule),
         'adaptation': task.config.notation(getattr(task.model, 'letter', '')),
         'recipe': getattr(task, 'recipe_report', ''),
     }
@@ -207,7 +189,7 @@ def open_data(data: Path, image_size: int, bands: tuple[str, ...], **kwargs: Any
 
     Raises:
         FileNotFoundError: If there is no such file or folder, or a part is missing.
-        ValueError: If the YAML file describes no data module.
+        ValueError: If the YAML file describes no data module, or a class folder is empty.
     """
     if not data.exists():
         raise FileNotFoundError(f'no data {data}: give a folder with train/ and test/, or a YAML file')

@@ -1,8 +1,8 @@
 """What is installed, what is missing and how to get it."""
 
+import os
 import platform
 import re
-from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ _EXTRAS = {
     'notebooks': 'the notebooks in JupyterLab',
     'tests': 'the test suite',
 }
-_EXTRA = re.compile(r'extra\s*==\s*[\'"]([^\'"]+)[\'"]')
 
 
 def diagnose() -> dict[str, Any]:
@@ -35,8 +34,15 @@ def diagnose() -> dict[str, Any]:
             problems.append(f'{name} {row["needed"]} is needed, {have}: pip install "{name}{row["needed"]}"')
     if not required:
         problems.append('explora_geo is not installed, only importable: pip install -e . in its folder')
-    broken = _broken()
-    weights = {'weights': {}, 'cache': ''} if broken else _weights()
+    broken = ''
+    try:
+        import torchvision  # noqa: F401 - built for another torch, it fails on import
+    except (ImportError, RuntimeError, AttributeError) as error:
+        broken = str(error).split('\n')[0]
+        problems.append(
+            f'torchvision does not import beside this torch ({broken}): install both from one place, '
+            'https://pytorch.org/get-started'
+        )
     return {
         'explora_geo': __version__,
         'python': platform.python_version(),
@@ -51,8 +57,8 @@ def diagnose() -> dict[str, Any]:
             }
             for name, parts in extras.items()
         },
-        **weights,
-        'problems': problems + broken,
+        **({'weights': {}, 'cache': ''} if broken else _weights()),
+        'problems': problems,
     }
 
 
@@ -61,16 +67,14 @@ def _requirements() -> tuple[list[Any], dict[str, list[Any]]]:
     from packaging.requirements import Requirement
 
     try:
-        lines: Iterable[str] = metadata.requires('explora_geo') or []
+        found = [Requirement(line) for line in metadata.requires('explora_geo') or []]
     except metadata.PackageNotFoundError:
-        lines = []
-    required: list[Any] = []
+        found = []
     extras: dict[str, list[Any]] = {}
-    for line in lines:
-        requirement = Requirement(line)
-        extra = _EXTRA.search(line)
-        (required if extra is None else extras.setdefault(extra[1], [])).append(requirement)
-    return required, extras
+    for requirement in found:
+        for extra in re.findall(r'extra\s*==\s*[\'"]([^\'"]+)[\'"]', str(requirement.marker)):
+            extras.setdefault(extra, []).append(requirement)
+    return [r for r in found if 'extra' not in str(r.marker)], extras
 
 
 def _installed(requirement: Any) -> dict[str, Any]:
@@ -83,23 +87,8 @@ def _installed(requirement: Any) -> dict[str, Any]:
     return {'version': version, 'needed': str(requirement.specifier), 'ok': fits}
 
 
-def _broken() -> list[str]:
-    """Libraries that are there but do not work together."""
-    try:
-        import torchvision  # noqa: F401 - built for another torch, it fails on import
-    except (ImportError, RuntimeError, AttributeError) as error:
-        first = str(error).split('\n')[0]
-        return [
-            f'torchvision does not import beside this torch ({first}): install both from one place, '
-            'https://pytorch.org/get-started'
-        ]
-    return []
-
-
 def _devices() -> dict[str, str]:
     """Processors and GPUs as torch sees them."""
-    import os
-
     import torch
 
     from explora_geo.devices import faster_precision

@@ -21,7 +21,7 @@ import torch
 import yaml
 from rasterio.errors import NotGeoreferencedWarning
 
-from explora_geo import _cli_adapt
+from explora_geo import cli
 from explora_geo.checkpoints import model_metadata, read_adapter, write_state
 from explora_geo.cli import main
 from explora_geo.models import create_vit
@@ -207,7 +207,7 @@ def test_a_run_that_is_stopped_by_ctrl_c_says_how_to_go_on_and_does(
 def test_the_page_opens_where_somebody_sits_before_a_desktop(
     environment: dict[str, str], terminal: bool, platform: str, expected: bool
 ) -> None:
-    assert _cli_adapt.opens(environment, terminal, platform) == expected
+    assert cli.opens(environment, terminal, platform) == expected
 
 
 def test_a_browser_of_the_terminal_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,7 +220,7 @@ def test_a_browser_of_the_terminal_is_left_alone(tmp_path: Path, monkeypatch: py
     )
     for browser in (desktop, terminal):
         monkeypatch.setattr(webbrowser, 'get', lambda browser=browser: browser)
-        _cli_adapt._open(tmp_path / 'report.html')
+        cli._open(tmp_path / 'report.html')
     end = time.monotonic() + 10
     while not (shown.exists() and shown.read_text().endswith('\n')) and time.monotonic() < end:
         time.sleep(0.01)

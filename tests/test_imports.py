@@ -42,8 +42,8 @@ ALLOWED = {
     'configured': {'checkpoints', 'datamodules', 'datasets', 'models', 'trainers'},
     # Commands stand above everything, and nothing but the command line imports them.
     'cli': {
-        *('_cli_console', '_cli_models', 'adaptation', '_cli_adapt', 'configured', 'datasets', 'doctor'),
-        'objectives',
+        *('_adapt', '_adapt_report', '_adapt_settings', '_cli_console', '_cli_models', 'adaptation'),
+        *('configured', 'datasets', 'doctor', 'objectives'),
     },
     '_cli_models': {
         *('_cli_console', 'checkpoints', 'configured', 'devices', 'evaluation', 'maps', 'models', 'trainers')
@@ -66,7 +66,6 @@ ALLOWED = {
         *('_adapt_progress', '_adapt_report', '_adapt_scores', '_adapt_settings', '_adapt_speed'),
         *('_atomic', 'checkpoints', 'configured', 'datamodules'),
     },
-    '_cli_adapt': {'_adapt', '_adapt_report', '_adapt_settings'},
     '_atomic': set(),
     '_compat': set(),
     '_version': set(),

@@ -146,14 +146,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
 
 
 def get_preset(name: str, letter: str) -> Preset:
-    """A recipe by name.
-
-    Args:
-        name: `paper-workshop`, `paper-released`, or of MAE alone `paper-sentinel`, `paper-temporal`.
-        letter: `M` or `D`, the objective of the starting weights.
-
-    Returns:
-        The recipe.
+    """A recipe by name and by `M` or `D`, the objective of the starting weights.
 
     Raises:
         ValueError: If there is none.
@@ -197,30 +190,14 @@ def choose(
     objective: Callable[[ViT], Objective] | None,
     weights: WeightsEnum | str | Path | None,
 ) -> Choice:
-    """Fill what is not given from a preset.
-
-    Args:
-        preset: Name of the preset, or None.
-        adaptation: What trains; notation states blocks and rank, and leaves the rest to the preset.
-        objective: Class of the objective, or partial of one, or None where notation or weights name it.
-        weights: Starting weights.
-
-    Returns:
-        What the run trains.
+    """Fill what is not given to `ExPLoRATask` from a preset; notation states blocks and rank alone.
 
     Raises:
         ValueError: If notation and objective contradict each other, or nothing names an objective.
     """
     notation = adaptation if isinstance(adaptation, str) else ''
     config = None if adaptation is None else ExPLoRAConfig.create(adaptation)
-    named = notation_objective(notation)
-    kind = objective_class(objective) if objective is not None else None
-    letter = named if kind is None else kind.letter
-    if kind is not None and named and letter != named:
-        raise ValueError(
-            f'adaptation {notation!r} names {OBJECTIVES[named].__name__} and objective {kind.__name__}: give '
-            f'the objective of the notation, or write the notation without {named}-ExPLoRA-'
-        )
+    letter = named = notation_objective(notation)
     if objective is None:
         letter = named or weights_objective(weights)
         if not letter:
@@ -228,7 +205,15 @@ def choose(
                 'nothing names the objective: write adaptation as M-ExPLoRA-[L]-r32 or D-ExPLoRA-[L]-r32, or '
                 f'give objective (MAE or DINOv2); weights {weights} do not say which made them'
             )
-        kind, objective = OBJECTIVES[letter], OBJECTIVES[letter]
+        objective = OBJECTIVES[letter]
+    kind = objective_class(objective)
+    if kind is not None:
+        letter = kind.letter
+        if named and letter != named:
+            raise ValueError(
+                f'adaptation {notation!r} names {OBJECTIVES[named].__name__} and objective {kind.__name__}: '
+                f'give the objective of the notation, or write the notation without {named}-ExPLoRA-'
+            )
     options = {} if kind is None else kind.backbone_options
     if preset is None or kind not in OBJECTIVES.values():
         name = getattr(kind or objective, '__name__', 'this objective')
@@ -244,9 +229,7 @@ def choose(
     given = {k for k, v in getattr(objective, 'keywords', {}).items() if v is not None}
     rest = {k: v for k, v in recipe.objective.items() if k not in given}
     kept = ', '.join(sorted(given & recipe.objective.keys()))
-    report = f'preset {preset} for {OBJECTIVES[letter].__name__}' + (
-        f'; given instead: {kept}' if kept else ''
-    )
+    report = f'preset {preset} for {OBJECTIVES[letter].__name__}' + (kept and f'; given instead: {kept}')
     return Choice(partial(objective, **rest), options, config, recipe, preset, report)
 
 
