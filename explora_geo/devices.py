@@ -68,8 +68,9 @@ def compile_blocks(module: nn.Module) -> None:
     Args:
         module: A backbone or an objective; a teacher and a decoder are parts of it.
     """
+    from timm.models.eva import EvaBlock
     from timm.models.vision_transformer import Block
 
     for block in module.modules():
-        if isinstance(block, Block):
+        if isinstance(block, Block | EvaBlock):
             block.compile()

@@ -13,6 +13,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -29,7 +30,7 @@ import benchmarks
 from explora_geo.checkpoints import files
 from explora_geo.cli import main
 from explora_geo.evaluation import FeatureTable
-from explora_geo.models import PatchTokenizer, ViT, builders
+from explora_geo.models import PatchTokenizer, TrunkConfig, ViT, builders
 from explora_geo.models.tokenizers import RGB
 from explora_geo.objectives import MAE
 
@@ -155,7 +156,8 @@ def build_vit() -> Callable[..., ViT]:
         **kwargs: Any,
     ) -> ViT:
         tokenizer = PatchTokenizer(width, img_size, patch_size, bands, dynamic_img_size)
-        return randomise(ViT(tokenizer, width, depth, heads, **kwargs))
+        trunk = TrunkConfig(**{f.name: kwargs.pop(f.name) for f in fields(TrunkConfig) if f.name in kwargs})
+        return randomise(ViT(tokenizer, width, depth, heads, trunk, **kwargs))
 
     return build
 

@@ -1,4 +1,4 @@
-"""Every objective works with every tokenizer, from adaptation to two optimizer steps."""
+"""Every objective works with every tokenizer, form of positions and registers, for two optimizer steps."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from explora_geo.adaptation import ExPLoRAConfig, explora
-from explora_geo.checkpoints import apply_adapter, save_adapter
-from explora_geo.models import ViT, create_vit
+from explora_geo.checkpoints import load_backbone, save_adapter
+from explora_geo.checkpoints.sources import StoredWeights
+from explora_geo.models import RotaryConfig, TrunkConfig, ViT, create_vit
 from explora_geo.models.heads import HeadConfig
+from explora_geo.models.tokenizers import build_tokenizer
 from explora_geo.objectives import MAE, Anchor, DINOv2, MaskConfig, Objective, PhaseConfig
 from explora_geo.transforms import ViewsConfig
 
@@ -32,13 +34,28 @@ def dinov2(vit: ViT, **kwargs: Any) -> DINOv2:
     return DINOv2(vit, HeadConfig(24, 16, 8), views=views, phases=phases, **kwargs)
 
 
+# Forms of position and numbers of registers
+TRUNKS = {
+    'table': TrunkConfig(),
+    'table, registers': TrunkConfig(registers=4),
+    'rotary': TrunkConfig(rotary=RotaryConfig(jitter=1.2)),
+    'rotary, registers': TrunkConfig(rotary=RotaryConfig(), registers=4, qkv_bias=False, init_values=0.1),
+}
+
+
 OBJECTIVES: dict[str, Callable[[ViT], Objective]] = {'mae': mae, 'dinov2': dinov2, 'anchor': Anchor}
 
 
-def adapted(tokenizer: str, objective: str = 'dinov2') -> ViT:
+def adapted(tokenizer: str, objective: str = 'dinov2', trunk: str = 'table') -> ViT:
     """A backbone of 3 blocks and width 32 as the objective needs it, adapted as [L]-r4."""
-    needs = {'mae': MAE, 'dinov2': DINOv2, 'anchor': Anchor}[objective].backbone_options
-    vit = create_vit('vit_tiny_patch8_32', tokenizer=tokenizer, **TOKENIZERS[tokenizer], **needs)
+    needs = dict({'mae': MAE, 'dinov2': DINOv2, 'anchor': Anchor}[objective].backbone_options)
+    options = dict(TOKENIZERS[tokenizer].get('tokenizer_options', {}))
+    config = TRUNKS[trunk]
+    if config.rotary and tokenizer != 'patch':
+        options['slot_dim'] = 30 if tokenizer == 'temporal' else 32
+    resized = needs.pop('dynamic_img_size', False)
+    parts = build_tokenizer(tokenizer, 32, 32, 8, dynamic_img_size=resized, options=options)
+    vit = ViT(parts, 32, 3, 2, config, **needs)
     explora(vit, ExPLoRAConfig.parse('[L]-r4').with_extra(vit.patch_embed.fresh))
     return vit
 
@@ -53,10 +70,9 @@ def batch_of(vit: ViT) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize('objective', OBJECTIVES)
 @pytest.mark.parametrize('tokenizer', TOKENIZERS)
-def test_two_steps_move_what_trains_and_nothing_else(
-    objective: str, tokenizer: str, small_names: None
-) -> None:
-    vit = adapted(tokenizer, objective)
+@pytest.mark.parametrize('trunk', TRUNKS)
+def test_two_steps_move_what_trains_and_nothing_else(objective: str, tokenizer: str, trunk: str) -> None:
+    vit = adapted(tokenizer, objective, trunk)
     model = OBJECTIVES[objective](vit)
     model.set_schedule(4, 4)
     before = {k: v.clone() for k, v in model.state_dict().items()}
@@ -117,9 +133,9 @@ def test_a_teachers_adapter_gives_its_features_on_the_same_base(
         model.after_step(step + 1)
     config = ExPLoRAConfig.parse('[L]-r4').with_extra(vit.patch_embed.fresh)
     save_adapter(tmp_path / 'a.safetensors', vit, 'vit_tiny_patch8_32', config, model.final_backbone)
-    base = create_vit('vit_tiny_patch8_32', tokenizer=tokenizer, **TOKENIZERS[tokenizer])
-    base.load_state_dict(base_of(vit, base))
-    apply_adapter(base, tmp_path / 'a.safetensors')
+    random = create_vit('vit_tiny_patch8_32', tokenizer=tokenizer, **TOKENIZERS[tokenizer])
+    weights = StoredWeights(base_of(vit, random), {}, 'memory')
+    base = load_backbone('vit_tiny_patch8_32', weights, tmp_path / 'a.safetensors')
     batch = batch_of(vit)
     with torch.no_grad():
         found = base(batch['image'], timestamps=batch.get('timestamps'))

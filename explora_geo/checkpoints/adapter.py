@@ -144,7 +144,7 @@ def frozen_sha256(vit: ViT, trains: Iterable[str] | None = None, grid: tuple[int
 
 def _position_at(vit: ViT, grid: tuple[int, int]) -> Tensor:
     """Frozen positions, resampled to another patch grid."""
-    assert vit.stored_position is not None
+    assert vit.stored_position is not None and vit.pos_embed is not None
     if vit.stored_position.numel():
         return fit_position(vit.stored_position, grid)
     codes = sincos_2d(vit.pos_embed.shape[-1], grid)[None].to(vit.pos_embed)
@@ -153,6 +153,7 @@ def _position_at(vit: ViT, grid: tuple[int, int]) -> Tensor:
 
 def _still_stored(vit: ViT, stored: Tensor) -> bool:
     """Whether positions still equal those of the file."""
+    assert vit.pos_embed is not None
     if not stored.numel():
         return not vit.learned_position
     return torch.equal(vit.pos_embed.detach().cpu(), fit_position(stored, vit.patch_embed.grid_size))

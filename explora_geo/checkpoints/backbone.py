@@ -14,7 +14,7 @@ from explora_geo._compat import WeightsEnum
 from explora_geo.adaptation import merge_lora
 from explora_geo.bands import same_bands
 from explora_geo.checkpoints.adapter import AdapterHeader, check_architecture, put_adapter, read_adapter
-from explora_geo.checkpoints.convert import Converted, convert
+from explora_geo.checkpoints.convert import Converted, convert, fit_bias
 from explora_geo.checkpoints.files import check_values, write_state
 from explora_geo.checkpoints.metadata import (
     MAX_GRID,
@@ -243,8 +243,9 @@ def _match(
         What is to be loaded, and the names of the backbone's tensors that stay as they are.
     """
     meta, source = weights.meta, weights.source
-    state, parts, layout = dict(converted.backbone), converted.parts, converted.layout
-    own = vit.state_dict()
+    parts, layout, own = converted.parts, converted.layout, vit.state_dict()
+    _check_family(converted.backbone, vit, source)
+    state = fit_bias(converted.backbone, own)
     left_out = [k for k in parts if not k.startswith(_OBJECTIVES)]
     if 'mask_token' in state:
         if vit.mask_token is None:
@@ -279,8 +280,24 @@ def _match(
         notes.append('its decoder pairs bands as SatMAE does: set satmae_band_pairing to go on with it')
     report = f'{source}: {layout} layout, {len(state)} of {len(own)} tensors matched'
     stored = stored if stored is not None and 'pos_embed' in state else torch.empty(0)
+    stored = None if vit.pos_embed is None else stored
     parts = {k: v for k, v in parts.items() if k.startswith(_OBJECTIVES)}
     return BackboneWeights(state, parts, '; '.join([report, *notes]), tuple(anew), stored), [*fixed, *random]
+
+
+def _check_family(state: Mapping[str, Tensor], vit: ViT, source: str) -> None:
+    """Check that weights and model tell places and hold registers alike."""
+    rotary, registers = any('.gamma_1' in k for k in state), state.get('reg_token')
+    found, own = (0 if x is None else x.shape[1] for x in (registers, vit.reg_token))
+    if rotary != (vit.rope is not None) and ('pos_embed' in state or rotary):
+        mine, theirs = ('a table of positions', 'rotary positions (DINOv3)')[:: 1 if rotary else -1]
+        name = 'vit_small_patch16_dinov3' if rotary else 'vit_base_patch16_224'
+        raise ValueError(f'{source} has {theirs}, the model {mine}: give its own model, such as {name}')
+    if found != own:
+        raise ValueError(
+            f'{source} holds {found} register tokens, the model {own}: give its own model, such as '
+            f'vit_small_patch14_{f"reg{found}_" if found else ""}dinov2'
+        )
 
 
 def _below(key: str, modules: Sequence[str]) -> bool:
@@ -315,7 +332,7 @@ def _check_bands(meta: Mapping[str, str], vit: ViT, source: str, fresh: Sequence
 def _fit_position(state: dict[str, Tensor], vit: ViT, source: str) -> list[str]:
     """Resample stored positions, class token first, to the grid of the model, in place."""
     stored = state.get('pos_embed')
-    if stored is None or stored.shape == vit.pos_embed.shape:
+    if stored is None or vit.pos_embed is None or stored.shape == vit.pos_embed.shape:
         return []
     if vit.patch_embed.slot_dim and stored.shape[-1] == vit.embed_dim:
         del state['pos_embed']  # part of the width now belongs to the codes of the slots

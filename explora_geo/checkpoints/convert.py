@@ -6,6 +6,7 @@ Of groups of bands, `patch_embed.proj.{g}` embeds and `decoder.pred.{g}` predict
 
 import re
 from collections.abc import Mapping
+from math import isqrt
 from typing import NamedTuple
 
 import torch
@@ -13,15 +14,17 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
+from explora_geo.models.position import RotaryConfig
+
 State = dict[str, Tensor]
 
 # Hugging Face's names, as in published files and as in transformers 5, and ours.
 _HUGGING_FACE = (
-    (r'^vit\.embeddings\.patch_embeddings\.projection\.', 'patch_embed.proj.'),
+    (r'^vit\.embeddings\.patch_embeddings\.(?:projection\.)?', 'patch_embed.proj.'),
     (r'^vit\.embeddings\.position_embeddings$', 'pos_embed'),
     (r'^vit\.embeddings\.', ''),
-    (r'^vit\.(?:encoder\.layer|layers)\.', 'blocks.'),
-    (r'^vit\.layernorm\.', 'norm.'),
+    (r'^vit\.(?:encoder\.layer|layers|(?:model\.)?layer)\.', 'blocks.'),
+    (r'^vit\.(?:layer)?norm\.', 'norm.'),
     (r'^decoder\.decoder_layers\.', 'decoder.decoder_blocks.'),
     (r'\.attention\.attention\.query\.', '.attn.q_proj.'),
     (r'\.attention\.attention\.key\.', '.attn.k_proj.'),
@@ -30,6 +33,9 @@ _HUGGING_FACE = (
     (r'\.attention\.', '.attn.'),
     (r'\.intermediate\.dense\.', '.mlp.fc1.'),
     (r'\.output\.dense\.', '.mlp.fc2.'),
+    (r'\.mlp\.(?:weights_in|gate_proj)\.', '.mlp.w12.'),
+    (r'\.mlp\.(?:weights_out|down_proj)\.', '.mlp.w3.'),
+    (r'\.layer_scale([12])\.lambda1$', r'.ls\1.gamma'),
     (r'\.layernorm_before\.', '.norm1.'),
     (r'\.layernorm_after\.', '.norm2.'),
 )
@@ -68,7 +74,7 @@ def convert(state: Mapping[str, Tensor]) -> Converted:
     ours = dict(state)
     try:
         layout = recognize(state)
-        for step in (from_hugging_face, from_trainer, from_dinov2, fuse_qkv, from_mae, from_satmae):
+        for step in _STEPS:
             ours = step(ours)
     except (IndexError, KeyError, RuntimeError) as error:  # of torch and einops, about shapes
         first = str(error).strip().split('\n')[0]
@@ -86,7 +92,7 @@ def recognize(state: Mapping[str, Tensor]) -> str:
         state: Tensors by name.
 
     Returns:
-        `timm`, which encoder-only files of MAE and ExPLoRA share, or `dinov2`, `mae`,
+        `timm`, which encoder-only files of MAE and ExPLoRA share, or `dinov2`, `dinov3`, `mae`,
         `satmae group-channel`, `satmae temporal`, `explora` (the official code's split attention),
         `hugging face`, `explora_geo`; after the prefix of a trainer if there is one.
     """
@@ -111,7 +117,9 @@ def _recognize_plain(state: Mapping[str, Tensor], whole: Mapping[str, Tensor]) -
         return f'{official}mae'
     if official:
         return official.strip()
-    return 'dinov2' if 'mask_token' in state else 'timm'
+    if 'storage_tokens' in state:
+        return 'dinov3'
+    return 'dinov2' if 'mask_token' in state or 'register_tokens' in state else 'timm'
 
 
 def _refusal(state: Mapping[str, Tensor]) -> str:
@@ -121,9 +129,6 @@ def _refusal(state: Mapping[str, Tensor]) -> str:
             'the file holds LoRA updates that are not merged: merge them first (explora-geo adapter merge), '
             'or give the starting weights and the adapter file'
         )
-    registers = next((k for k in state if k.endswith(('register_tokens', 'reg_token'))), None)
-    if registers:
-        return f'the file holds register tokens ({registers}), which our ViT has not: give weights without'
     if not any(k.endswith('cls_token') for k in state):
         return (
             'the file holds no class token, so it is no ViT that can be read; its first tensors are '
@@ -133,7 +138,7 @@ def _refusal(state: Mapping[str, Tensor]) -> str:
 
 
 def _is_backbone(key: str) -> bool:
-    return key in ('cls_token', 'pos_embed', 'mask_token') or key.startswith(
+    return key in ('cls_token', 'reg_token', 'pos_embed', 'mask_token') or key.startswith(
         ('patch_embed.', 'blocks.', 'norm.')
     )
 
@@ -165,17 +170,66 @@ def from_trainer(state: State) -> State:
 
 
 def from_dinov2(state: State) -> State:
-    """DINOv2's names: blocks in chunks, `blocks.1.12...` to `blocks.12...`, and SwiGLU's `w12`, `w3`."""
+    """DINOv2's names: blocks in chunks, `blocks.1.12...` to `blocks.12...`, SwiGLU's `w12`, `w3`, registers.
+
+    timm folds the position of the class token into the token, and leaves the entry out: ours is zero then.
+    """
     renamed = {}
     for key, value in state.items():
         key = re.sub(r'^blocks\.\d+\.(\d+)\.', r'blocks.\1.', key)
         key = re.sub(r'^(blocks\.\d+\.mlp\.)w12\.', r'\1fc1.', key)
-        renamed[re.sub(r'^(blocks\.\d+\.mlp\.)w3\.', r'\1fc2.', key)] = value
+        key = re.sub(r'^(blocks\.\d+\.mlp\.)w3\.', r'\1fc2.', key)
+        renamed['reg_token' if key in ('register_tokens', 'storage_tokens') else key] = value
+    position = renamed.get('pos_embed')
+    if position is not None and 'reg_token' in renamed and isqrt(position.shape[1]) ** 2 == position.shape[1]:
+        renamed['pos_embed'] = F.pad(position, (0, 0, 1, 0))
     return renamed
+
+
+def from_dinov3(state: State) -> State:
+    """DINOv3's names, which has no table of positions, to those of timm's `Eva`.
+
+    A bias of keys is dropped: it was masked, and files hold NaN in its place.
+
+    Raises:
+        ValueError: If the file states other periods of the rotation than ours.
+    """
+    if 'pos_embed' in state or not any(k.endswith('.ls1.gamma') for k in state):
+        return state
+    renamed: State = {}
+    for key, value in state.items():
+        if key == 'rope_embed.periods' and not value.is_meta:
+            steps = torch.arange(len(value)) / len(value)
+            if not torch.allclose(value.float(), RotaryConfig.base**steps, rtol=0.02):  # some are in bfloat16
+                raise ValueError('it rotates queries and keys by other periods than DINOv3')
+        if key.startswith(('rope_embed.', 'local_cls_norm.')) or key.endswith('.bias_mask'):
+            continue
+        if key.endswith('.attn.qkv.bias'):
+            query, _, renamed[key.replace('qkv.bias', 'v_bias')] = value.chunk(3)
+            key, value = key.replace('qkv.bias', 'q_bias'), query
+        renamed[re.sub(r'\.ls([12])\.gamma$', r'.gamma_\1', key)] = value
+    return renamed
+
+
+def fit_bias(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> State:
+    """Bring the bias of queries and values to a model that has one, or has none, where both are the same.
+
+    Args:
+        state: Tensors with our keys.
+        own: Those of the model.
+    """
+    bias = ('.attn.q_bias', '.attn.v_bias')
+    zeros = {k: torch.zeros(v.shape) for k, v in own.items() if k.endswith(bias) and k not in state}
+    extra = {k: v for k, v in state.items() if k.endswith(bias) and k not in own}
+    needless = {k for k, v in extra.items() if v.is_meta or not v.any()}
+    blocks = any('.attn.qkv.weight' in k for k in state)
+    return {**{k: v for k, v in state.items() if k not in needless}, **(zeros if blocks else {})}
 
 
 def fuse_qkv(state: State) -> State:
     """Attention with separate `q_proj`, `k_proj`, `v_proj` (official ExPLoRA) to timm's fused `qkv`.
+
+    Without a bias of keys (DINOv3) those of queries and values stay apart, `q_bias` and `v_bias`.
 
     Raises:
         ValueError: If a file holds both and they differ.
@@ -185,6 +239,9 @@ def fuse_qkv(state: State) -> State:
         match = _SPLIT.fullmatch(key)
         if match is None:
             fused[key] = value
+            continue
+        if match['kind'] == 'bias' and f'{match["attn"]}k_proj.bias' not in state:
+            fused[f'{match["attn"]}{match["part"]}_bias'] = value
             continue
         name = f'{match["attn"]}qkv.{match["kind"]}'
         if match['part'] == 'q':
@@ -239,13 +296,25 @@ def from_satmae(state: State) -> State:
 
 
 def from_hugging_face(state: State) -> State:
-    """ViTMAE of Hugging Face's transformers, in either of its spellings, to MAE's names."""
+    """ViTMAE, Dinov2 and DINOv3 of Hugging Face's transformers, in either spelling, to the authors' names."""
     if not any(k.endswith('embeddings.cls_token') for k in state):
         return state
+    gated = any(k.endswith('.mlp.gate_proj.weight') for k in state)
     renamed: State = {}
     for key, value in state.items():
+        if '.mlp.up_proj.' in key:
+            if gated:  # joined with the gate
+                continue
+            key = key.replace('.up_proj.', '.fc1.')
+        elif '.mlp.gate_proj.' in key:
+            value = torch.cat([value, state[key.replace('gate_proj', 'up_proj')]])
         key = key if key.startswith(('vit.', 'decoder.')) else f'vit.{key}'  # files of the encoder alone
         for pattern, ours in _HUGGING_FACE:
             key = re.sub(pattern, ours, key)
         renamed[key] = value
+    if 'mask_token' in renamed and 'decoder.mask_token' not in renamed:
+        renamed['mask_token'] = renamed['mask_token'].reshape(1, -1)
     return renamed
+
+
+_STEPS = (from_hugging_face, from_trainer, from_dinov2, fuse_qkv, from_dinov3, from_mae, from_satmae)

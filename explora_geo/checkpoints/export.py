@@ -95,8 +95,11 @@ def _timm_state(vit: ViT) -> dict[str, Tensor]:
     tokenizer = vit.patch_embed
     if tokenizer.kind != 'patch':
         raise ValueError(_no_timm(tokenizer.kind))
-    state = {k: v.detach().cpu() for k, v in vit.state_dict().items()}
+    state = {k: v.detach().cpu().clone() for k, v in vit.state_dict().items()}
     state.pop('mask_token', None)  # only pre-training reads it
+    if 'reg_token' in state and 'pos_embed' in state:  # there the class token has its position in itself
+        state['cls_token'] += state['pos_embed'][:, :1]
+        state['pos_embed'] = state['pos_embed'][:, 1:]
     lora = [k for k in state if '.lora_' in k]
     if lora:
         raise ValueError(f'the backbone carries LoRA ({lora[0]}): merge it first')
@@ -112,8 +115,8 @@ class _Outputs(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Class token and patch tokens."""
-        cls, patches = self.vit(image)
-        return cls, patches
+        found = self.vit(image)
+        return found.cls, found.patches
 
 
 def export_program(module: nn.Module, example: Tensor, out: str | Path) -> None:

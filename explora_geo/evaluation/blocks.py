@@ -12,8 +12,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from explora_geo._compat import attention_scores
 from explora_geo.evaluation.features import evaluating
+from explora_geo.models.attention import scores
 from explora_geo.models.vit import ViT
 
 
@@ -110,13 +110,13 @@ def class_attention(vit: ViT, image: Tensor, block: int = -1, timestamps: Tensor
         timestamps: Acquisition times for temporal tokenizers, shape (B, T, 3).
 
     Returns:
-        Attention by head, shape (B, heads, S, L); with that of the class token to itself it sums to one.
+        Attention by head, shape (B, heads, S, L); with that to the class token and registers it sums to one.
     """
     index = range(vit.depth)[block]
     with evaluating(vit):
-        x, slots = vit.embed(image, timestamps)
+        x, slots, rope = vit.embed(image, timestamps)
         for before in vit.blocks[:index]:
-            x = before(x)
+            x = before(x) if rope is None else before(x, rope)
         layer: Any = vit.blocks[index]
-        weights = attention_scores(layer.attn, layer.norm1(x))
-    return rearrange(weights[:, :, 0, 1:], 'b h (s l) -> b h s l', s=slots[0])
+        weights = scores(layer.attn, layer.norm1(x), rope)
+    return rearrange(weights[:, :, 0, vit.num_prefix_tokens :], 'b h (s l) -> b h s l', s=slots[0])

@@ -7,8 +7,9 @@ N = S·L tokens, K kept tokens, D width, r rank.
 
 from explora_geo.models.builders import create_vit
 from explora_geo.models.decoder import MAEDecoder
+from explora_geo.models.position import RotaryConfig
 from explora_geo.models.tokenizers import GroupChannelTokenizer, PatchTokenizer, TemporalTokenizer, Tokenizer
-from explora_geo.models.vit import Features, ViT
+from explora_geo.models.vit import Features, TrunkConfig, ViT
 from explora_geo.models.weights import ViTTiny8_Weights
 
 __all__ = [
@@ -16,8 +17,10 @@ __all__ = [
     'GroupChannelTokenizer',
     'MAEDecoder',
     'PatchTokenizer',
+    'RotaryConfig',
     'TemporalTokenizer',
     'Tokenizer',
+    'TrunkConfig',
     'ViT',
     'ViTTiny8_Weights',
     'create_vit',

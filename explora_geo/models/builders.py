@@ -4,8 +4,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from explora_geo.models.tokenizers import build_tokenizer
-from explora_geo.models.vit import ViT
+from explora_geo.models.position import RotaryConfig
+from explora_geo.models.tokenizers import TOKENIZERS, build_tokenizer
+from explora_geo.models.vit import TrunkConfig, ViT
 
 # Width, blocks, heads.
 _SIZES = {
@@ -17,9 +18,13 @@ _SIZES = {
     'giant': (1536, 40, 24),
 }
 _NAME = re.compile(
-    r'vit_(?P<size>tiny|small|base|large|huge|giant)_patch(?P<patch>\d+)_(?:(?P<img>\d+)|(?P<dinov2>dinov2))'
-    r'(?:_depth(?P<depth>[1-9]\d?))?'
+    r'vit_(?P<size>tiny|small|base|large|huge|giant)_patch(?P<patch>\d+)_(?:reg(?P<registers>[1-8])_)?'
+    r'(?:(?P<img>\d+)|(?P<dinov2>dinov2)|(?P<dinov3>dinov3)(?P<bias>_qkvb)?)(?:_depth(?P<depth>[1-9]\d?))?'
 )
+# Sizes of DINOv2's and DINOv3's models; the larger ones of DINOv3 have gated MLPs of another kind.
+_PUBLISHED = {'dinov2': ('small', 'base', 'large', 'giant'), 'dinov3': ('small', 'base', 'large')}
+# Image side of names that state none, as in timm
+_IMG_SIZE = {'dinov2': 518, 'dinov3': 256}
 
 
 #: Image side at which DINOv2's backbones do most of their training; timm's 518 is for its last steps alone.
@@ -35,10 +40,11 @@ def task_size(name: str, patch_size: int | None = None, largest: int | None = No
         largest: Side of the images at hand, pixels, above which there is nothing to see.
 
     Returns:
-        For DINOv2's backbones at most `DINOV2_SIZE`, in whole patches; None where the name states a size.
+        For backbones of DINOv2 and 3 at most `DINOV2_SIZE`, in whole patches; None where the name states a
+        size.
     """
     match = _NAME.fullmatch(name.split('.')[0])
-    if match is None or not match['dinov2']:
+    if match is None or match['img']:
         return None
     patch = patch_size or int(match['patch'])
     return max(1, min(DINOV2_SIZE, largest or DINOV2_SIZE) // patch) * patch
@@ -52,32 +58,29 @@ def create_vit(
     bands: Sequence[str] | None = None,
     tokenizer: str = 'patch',
     tokenizer_options: Mapping[str, Any] | None = None,
-    drop_path_rate: float = 0.0,
-    uniform_drop_path: bool = False,
     dynamic_img_size: bool = False,
-    learned_position: bool = True,
-    mask_token: bool = False,
-    final_norm: bool = True,
+    rotary: RotaryConfig | None = None,
+    **options: Any,
 ) -> ViT:
     """Build a ViT by name, with random weights; build it under `torch.device('meta')` to count only.
 
     Args:
-        name: `vit_{tiny,small,base,large,huge}_patch{P}_{size}` or
-            `vit_{small,base,large,giant}_patch14_dinov2` as in timm (a pre-training tag such as `.mae`
-            is ignored), any P and size. `_depth6` at the end builds the first six blocks and the norm.
-        img_size: Image side, pixels; from the name if None (518 for DINOv2, as in timm).
+        name: `vit_{tiny,small,base,large,huge}_patch{P}_{size}`,
+            `vit_{small,base,large,giant}_patch14_dinov2` or `vit_{small,base,large}_patch16_dinov3` (`_qkvb`
+            where queries and values have a bias) as in timm (a pre-training tag such as `.mae` is ignored),
+            any P and size. `reg4_` after the patch adds registers; `_depth6` at the end builds the first six
+            blocks and the norm.
+        img_size: Image side, pixels; from the name if None (518 for DINOv2, 256 for DINOv3, as in timm).
         patch_size: Patch side, pixels; from the name if None.
         bands: Band names of the input, in order; the tokenizer's default if None: red, green and blue,
             or for `group-channel` the bands of its groups.
         tokenizer: `patch`, `group-channel` (groups of spectral bands) or `temporal` (several dates).
         tokenizer_options: Further arguments of that tokenizer's class, such as `channel_groups` or
             `num_frames`.
-        drop_path_rate: Stochastic depth.
-        uniform_drop_path: One rate for all blocks (DINOv2) instead of a linear rise.
-        dynamic_img_size: Accept other image sizes by resampling the positions.
-        learned_position: Train the position codes; False for fixed sine-cosine codes.
-        mask_token: Hold a mask token (iBOT).
-        final_norm: Norm after the last block; models tuned on average-pooled patches have none.
+        dynamic_img_size: Accept other image sizes by resampling the positions; DINOv3's always do.
+        rotary: How the rotations of DINOv3's backbones vary in training; not at all if None.
+        **options: Further arguments of `ViT`: `drop_path_rate`, `uniform_drop_path`, `learned_position`,
+            `mask_token`, `final_norm`.
 
     Returns:
         The backbone.
@@ -86,40 +89,39 @@ def create_vit(
         ValueError: If the name is unknown or the sizes do not fit.
     """
     match = _NAME.fullmatch(name.split('.')[0])
-    if match is None or (match['size'] == 'giant' and not match['dinov2']):
+    family = match and next((f for f in _PUBLISHED if match[f]), '')
+    if match is None or match['size'] not in _PUBLISHED.get(family or '', tuple(_SIZES)[:-1]):
         raise ValueError(
             f'unknown backbone {name!r}: use vit_{{tiny|small|base|large|huge}}_patch{{P}}_{{size}}, such as '
-            'vit_base_patch16_224, or vit_{small|base|large|giant}_patch14_dinov2'
+            'vit_base_patch16_224, vit_{small|base|large|giant}_patch14_dinov2, with reg4_ before dinov2 for '
+            'registers, or vit_{small|base|large}_patch16_dinov3'
         )
     width, depth, heads = _SIZES[match['size']]
     if match['depth'] is not None:
         if int(match['depth']) > depth:
             raise ValueError(f'{name!r} asks for {match["depth"]} blocks: vit_{match["size"]} has {depth}')
         depth = int(match['depth'])
-    dinov2 = match['dinov2'] is not None
+    dinov3 = family == 'dinov3'
+    if rotary and not dinov3:
+        raise ValueError(f'rotary is of backbones of DINOv3, {name!r} has a table of positions: leave it out')
     swiglu = match['size'] == 'giant'
-    vit = ViT(
-        build_tokenizer(
-            tokenizer,
-            width,
-            img_size or (518 if dinov2 else int(match['img'])),
-            patch_size or int(match['patch']),
-            bands,
-            dynamic_img_size,
-            tokenizer_options,
-        ),
-        width,
-        depth,
-        heads,
+    trunk = TrunkConfig(
         mlp_ratio=16 / 3 if swiglu else 4,  # the gate and the value, each 8/3 of the width
-        init_values=1e-5 if dinov2 else None,
-        drop_path_rate=drop_path_rate,
-        uniform_drop_path=uniform_drop_path,
-        learned_position=learned_position,
-        mask_token=mask_token,
-        final_norm=final_norm,
         swiglu=swiglu,
+        init_values=1e-5 if family else None,
+        norm_eps=1e-5 if dinov3 else 1e-6,
+        registers=int(match['registers'] or (4 if dinov3 else 0)),
+        rotary=(rotary or RotaryConfig()) if dinov3 else None,
+        qkv_bias=not dinov3 or match['bias'] is not None,
     )
+    given = dict(tokenizer_options or {})
+    if dinov3 and (step := getattr(TOKENIZERS.get(tokenizer), 'slot_step', 0)):
+        given.setdefault('slot_dim', width // step * step)  # places need none of the width
+    patch = patch_size or int(match['patch'])
+    side = img_size or int(match['img'] or _IMG_SIZE[family or ''])
+    dynamic = dynamic_img_size or dinov3
+    parts = build_tokenizer(tokenizer, width, side, patch, bands, dynamic, given)
+    vit = ViT(parts, width, depth, heads, trunk, **options)
     vit.name = name
     return vit
 

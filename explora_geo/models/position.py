@@ -1,12 +1,14 @@
-"""Position codes of patches: fixed sine-cosine codes and the resampling of stored grids."""
+"""Where a patch is: sine-cosine codes, tables resampled to a grid, and rotations of queries and keys."""
 
+import math
+from dataclasses import dataclass
 from functools import lru_cache
 from math import isqrt
 
 import numpy as np
 import torch
 from lightly.models.utils import get_2d_sine_cosine_positional_embedding_from_grid
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 
@@ -81,3 +83,90 @@ def fit_position(stored: Tensor, grid: tuple[int, int]) -> Tensor:
     """Resample positions of a square grid, class token first, shape (1, 1 + L, D), to another grid."""
     side = isqrt(stored.shape[1] - 1)
     return torch.cat([stored[:, :1], resample_position(stored[:, 1:], (side, side), grid)], dim=1)
+
+
+@dataclass(frozen=True)
+class RotaryConfig:
+    """How DINOv3 rotates queries and keys by the place of their patch (Siméoni et al. 2025, section 3.2).
+
+    Attributes:
+        base: Ratio of the longest to the shortest period, whose unit is half of the image.
+        shift: In training, move the coordinates of an image by up to this, in those units; None for not.
+        jitter: In training, stretch height and width each by up to this factor or its inverse, at least 1.
+        rescale: In training, stretch both by one such factor, at least 1; DINOv3 was trained with 2.
+    """
+
+    base: float = 100.0
+    shift: float | None = None
+    jitter: float | None = None
+    rescale: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if self.base <= 1 or (self.shift or 0) < 0 or min(self.jitter or 1, self.rescale or 1) < 1:
+            raise ValueError(
+                'base must be above 1, shift at least 0, jitter and rescale factors of at least 1, got '
+                f'{self.base}, {self.shift}, {self.jitter}, {self.rescale}'
+            )
+
+
+class RotaryPosition(nn.Module):
+    """Rotation angles of patches, from coordinates that run from -1 to 1 whatever the size of the image."""
+
+    def __init__(self, head_dim: int, config: RotaryConfig) -> None:
+        """Initialize a RotaryPosition, which has no weights.
+
+        Args:
+            head_dim: Width of a head, a multiple of 4.
+            config: Periods, and how coordinates vary in training.
+
+        Raises:
+            ValueError: If the width is no multiple of 4.
+        """
+        super().__init__()
+        if head_dim % 4:
+            raise ValueError(f'rotary position needs heads of a width divisible by 4, got {head_dim}')
+        self.head_dim, self.config = head_dim, config
+
+    def forward(self, grid: tuple[int, int], device: torch.device) -> Tensor:
+        """Sine and cosine of every patch.
+
+        Args:
+            grid: Patches along height and width.
+            device: Where they are used.
+
+        Returns:
+            Rotations, shape (2, L, head_dim), sines first, in float32.
+        """
+        rows, columns = (
+            (2 * torch.arange(side, dtype=torch.float32, device=device) + 1) / side - 1 for side in grid
+        )
+        places = torch.cartesian_prod(rows, columns).reshape(-1, 2)  # (L,2), also of one patch
+        if self.training:
+            places = self._vary(places)
+        steps = torch.arange(0, 1, 4 / self.head_dim, dtype=torch.float32, device=device)
+        angles = (2 * math.pi * places[:, :, None] * self.config.base**-steps).flatten(1)
+        angles = angles.repeat(1, 2)  # the second half of a head turns as the first
+        return torch.stack([angles.sin(), angles.cos()])
+
+    def _vary(self, places: Tensor) -> Tensor:
+        """Shift and stretch coordinates, drawn once for a batch as in DINOv3."""
+        config, uniform = self.config, places.new_empty(5).uniform_(-1, 1)
+        if config.shift:
+            places = places + config.shift * uniform[:2]
+        for factor, drawn in ((config.jitter, uniform[2:4]), (config.rescale, uniform[4:])):
+            if factor:
+                places = places * (math.log(factor) * drawn).exp()
+        return places
+
+
+def rotate(x: Tensor, rotation: Tensor) -> Tensor:
+    """Rotate queries or keys.
+
+    Args:
+        x: Queries or keys, shape (B, heads, N, head_dim).
+        rotation: Sines and cosines, shape (2, N, head_dim) or (2, B, 1, N, head_dim).
+    """
+    sin, cos = rotation.to(x.dtype)
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-second, first], dim=-1) * sin

@@ -78,10 +78,13 @@ def average_features(
         seen = turn(image, number)
         height, width = vit.patch_embed.grid(seen)
         found = []
-        for cls, patches in vit.intermediate(seen, blocks, timestamps=timestamps):
-            maps = patches.transpose(-2, -1).unflatten(-1, (height, width))  # (B,S,L,D) -> (B,S,D,h,w)
-            found.append(Features(cls, turn_back(maps, number).flatten(-2).transpose(-2, -1)))
-        if number:
-            found = [Features(a.cls + b.cls, a.patches + b.patches) for a, b in zip(sums, found, strict=True)]
-        sums = found
-    return [Features(f.cls / turns, f.patches / turns) for f in sums]
+        for part in vit.intermediate(seen, blocks, timestamps=timestamps):
+            maps = part.patches.transpose(-2, -1).unflatten(-1, (height, width))  # (B,S,L,D) -> (B,S,D,h,w)
+            found.append(part._replace(patches=turn_back(maps, number).flatten(-2).transpose(-2, -1)))
+        sums = [_combine(torch.add, a, b) for a, b in zip(sums, found, strict=True)] if number else found
+    return [_combine(lambda x, _: x / turns, f, f) for f in sums]
+
+
+def _combine(function: Callable[[Tensor, Tensor], Tensor], a: Features, b: Features) -> Features:
+    registers = None if a.registers is None or b.registers is None else function(a.registers, b.registers)
+    return Features(function(a.cls, b.cls), function(a.patches, b.patches), registers)

@@ -1,6 +1,7 @@
-"""The one vision transformer: a tokenizer, a class token and timm blocks."""
+"""The one vision transformer: a tokenizer, class and register tokens, and timm blocks."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -9,10 +10,12 @@ from lightly.models.utils import get_at_index
 from timm.layers.mlp import SwiGLUPacked
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from explora_geo.models.attention import rotary_block
 from explora_geo.models.normalization import Normalization
-from explora_geo.models.position import sincos_2d
+from explora_geo.models.position import RotaryConfig, RotaryPosition, sincos_2d
 from explora_geo.models.tokenizers import Tokenizer
 
 # timm's models, MAE's and DINOv2's all use this; timm's `Block` alone has had other defaults.
@@ -28,17 +31,48 @@ class Features(NamedTuple):
     Attributes:
         cls: Class token, shape (B, D).
         patches: Patch tokens, shape (B, S, L, D); with `keep`, the kept ones, shape (B, K, D).
+        registers: Register tokens, shape (B, R, D), or None without any.
     """
 
     cls: Tensor
     patches: Tensor
+    registers: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class TrunkConfig:
+    """How the blocks of a ViT are made, which its weights decide.
+
+    Attributes:
+        mlp_ratio: Hidden width of the MLP over D; with `swiglu` it counts both halves.
+        swiglu: Gated MLPs (DINOv2's ViT-g).
+        init_values: Start of LayerScale (DINOv2 and 3), or None for no LayerScale.
+        norm_eps: Epsilon of all norms: 1e-6, or 1e-5 of DINOv3.
+        registers: Register tokens R beside the class token, 0 to 8 (Darcet et al. 2024).
+        rotary: Rotations of queries and keys (DINOv3) instead of a table of positions.
+        qkv_bias: With `rotary`, whether queries and values have a bias; otherwise they do.
+    """
+
+    mlp_ratio: float = 4
+    swiglu: bool = False
+    init_values: float | None = None
+    norm_eps: float = 1e-6
+    registers: int = 0
+    rotary: RotaryConfig | None = None
+    qkv_bias: bool = True
+
+    def __post_init__(self) -> None:
+        """Check the number of registers."""
+        if not 0 <= self.registers <= 8:
+            raise ValueError(f'registers must be 0 to 8, got {self.registers}')
 
 
 class ViT(nn.Module):
     """Vision transformer whose input side is a tokenizer.
 
-    With a `PatchTokenizer` the state dict has exactly timm's keys (`patch_embed.proj`, `cls_token`,
-    `pos_embed`, `blocks.i`, `norm`), so weights travel both ways without conversion.
+    With a `PatchTokenizer` the state dict has timm's keys (`patch_embed.proj`, `cls_token`, `reg_token`,
+    `pos_embed`, `blocks.i`, `norm`), of DINOv3's models those of timm's `Eva`. Positions have an entry of the
+    class token, none of registers.
 
     Attributes:
         name: Name that `create_vit` built it by; empty otherwise.
@@ -47,6 +81,8 @@ class ViT(nn.Module):
             grid; empty where the model computes its own, None where no file was read.
         base: Name of the weights that were loaded; empty for random ones.
         licence: Licence that those weights state.
+        pos_embed: Table of positions, shape (1, 1 + L, D), without the width of slots; None with `rope`.
+        rope: Rotations by place instead of a table, or None.
     """
 
     name: str = ''
@@ -54,6 +90,7 @@ class ViT(nn.Module):
     licence: str = ''
     normalization: Normalization | None = None
     stored_position: Tensor | None = None
+    pos_embed: Tensor | None
 
     def __init__(
         self,
@@ -61,14 +98,12 @@ class ViT(nn.Module):
         embed_dim: int,
         depth: int,
         num_heads: int,
-        mlp_ratio: float = 4,
-        init_values: float | None = None,
+        trunk: TrunkConfig | None = None,
         drop_path_rate: float = 0.0,
         uniform_drop_path: bool = False,
         learned_position: bool = True,
         mask_token: bool = False,
         final_norm: bool = True,
-        swiglu: bool = False,
     ) -> None:
         """Initialize a ViT with random weights.
 
@@ -77,45 +112,41 @@ class ViT(nn.Module):
             embed_dim: Width D.
             depth: Number of blocks.
             num_heads: Attention heads per block.
-            mlp_ratio: Hidden width of the MLP over D.
-            init_values: Start of LayerScale (DINOv2), or None for no LayerScale.
+            trunk: How the blocks are made; as MAE's if None.
             drop_path_rate: Stochastic depth of the last block.
             uniform_drop_path: Use that rate in every block (DINOv2) instead of a linear rise (timm).
             learned_position: Train `pos_embed`; False starts from fixed sine-cosine codes as MAE. Codes
                 beside those of slots are always fixed, as SatMAE's.
             mask_token: Hold a token that replaces masked patches (iBOT); adds the key `mask_token`.
             final_norm: Norm after the last block; models tuned on average-pooled patches have none.
-            swiglu: Gated MLPs (DINOv2's ViT-g); `mlp_ratio` counts both halves.
+
+        Raises:
+            ValueError: If the codes of slots leave no width for positions.
         """
         super().__init__()
+        trunk = trunk or TrunkConfig()
         self.patch_embed = tokenizer
         self.embed_dim = embed_dim
         self.grad_checkpointing = False
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
+        self.reg_token = nn.Parameter(torch.zeros(1, trunk.registers, embed_dim)) if trunk.registers else None
         self.mask_token = nn.Parameter(torch.zeros(1, embed_dim)) if mask_token else None
-        learned_position = learned_position and not tokenizer.slot_dim
+        self.rope = RotaryPosition(embed_dim // num_heads, trunk.rotary) if trunk.rotary else None
+        learned_position = learned_position and not tokenizer.slot_dim and self.rope is None
+        if self.rope is None and tokenizer.slot_dim >= embed_dim:
+            raise ValueError(f'slot_dim must be below the width {embed_dim}, got {tokenizer.slot_dim}')
         position = torch.zeros(1, 1 + tokenizer.num_patches, embed_dim - tokenizer.slot_dim)
-        self.pos_embed: Tensor
         if learned_position:
             self.pos_embed = nn.Parameter(position)
         else:  # what is fixed is a buffer, so that nothing can train it
-            self.register_buffer('pos_embed', position)
-        gated: dict[str, Any] = {'mlp_layer': SwiGLUPacked, 'act_layer': nn.SiLU} if swiglu else {}
+            self.register_buffer('pos_embed', None if self.rope else position)
+        norm: Any = partial(nn.LayerNorm, eps=trunk.norm_eps)
         rates = torch.linspace(0, drop_path_rate, depth, device='cpu').tolist()
         self.blocks = nn.ModuleList(
-            Block(
-                embed_dim,
-                num_heads,
-                mlp_ratio=mlp_ratio,
-                qkv_bias=True,
-                init_values=init_values,
-                drop_path=drop_path_rate if uniform_drop_path else rates[i],
-                norm_layer=LayerNorm,
-                **gated,
-            )
-            for i in range(depth)
+            _block(embed_dim, num_heads, trunk, norm, drop_path_rate if uniform_drop_path else rate)
+            for rate in rates
         )
-        self.norm = LayerNorm(embed_dim) if final_norm else nn.Identity()
+        self.norm = norm(embed_dim) if final_norm else nn.Identity()
         if not self.cls_token.is_meta:  # models built only to be counted hold no numbers
             self._init_weights(learned_position)
 
@@ -123,10 +154,12 @@ class ViT(nn.Module):
         """Xavier for matrices, normal 0.02 for tokens (MAE's scheme)."""
         init_transformer(self)
         nn.init.normal_(self.cls_token, std=0.02)
+        if self.reg_token is not None:
+            nn.init.normal_(self.reg_token, std=0.02)
         with torch.no_grad():
-            if learned_position:
+            if learned_position and self.pos_embed is not None:
                 nn.init.trunc_normal_(self.pos_embed, std=0.02)
-            else:
+            elif self.pos_embed is not None:
                 grid = self.patch_embed.grid_size
                 self.pos_embed[:, 1:] = sincos_2d(self.pos_embed.shape[-1], grid)
 
@@ -138,8 +171,13 @@ class ViT(nn.Module):
     @property
     def num_parameters(self) -> int:
         """Parameters as papers count them, fixed positions among them."""
-        fixed = 0 if self.learned_position else self.pos_embed.numel()
+        fixed = 0 if self.learned_position or self.pos_embed is None else self.pos_embed.numel()
         return fixed + sum(p.numel() for p in self.parameters())
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Tokens before the patches: the class token and registers."""
+        return 1 if self.reg_token is None else 1 + self.reg_token.shape[1]
 
     @property
     def depth(self) -> int:
@@ -153,11 +191,12 @@ class ViT(nn.Module):
         token_mask: Tensor | None = None,
         keep: Tensor | None = None,
         embedded: Embedded | None = None,
-    ) -> tuple[Tensor, tuple[int, int]]:
-        """Tokens before the first block, in the order tokens → mask → position → keep → class token.
+    ) -> tuple[Tensor, tuple[int, int], Tensor | None]:
+        """Tokens before the first block, in the order tokens → mask → position → keep → prefix.
 
         Returns:
-            Tokens, shape (B, 1 + N, D) or (B, 1 + K, D) with `keep`, and (slots, patches per slot).
+            Tokens, shape (B, 1 + R + N, D) or (B, 1 + R + K, D) with `keep`, (slots, patches per slot), and
+            the rotations of the tokens, where positions are rotary; see `rotate`.
         """
         tokens, grid = self.patch_embed(image) if embedded is None else embedded
         if token_mask is not None:
@@ -168,13 +207,31 @@ class ViT(nn.Module):
         cls_position, position = self.patch_embed.position(self.pos_embed, grid, timestamps)
         if position.shape[1] not in (1, tokens.shape[1]):
             raise ValueError(f'got {position.shape[1]} timestamps for {tokens.shape[1]} frames of each image')
+        if self.rope is not None:  # the codes of slots alone, at full width
+            fill = (0, self.embed_dim - position.shape[-1])
+            cls_position, position = (F.pad(x.to(tokens.device), fill) for x in (cls_position, position))
         tokens = tokens + position
         slots = (tokens.shape[1], tokens.shape[2])
         x = tokens.flatten(1, 2)  # (B,S,L,D) -> (B,N,D)
+        rope = None if self.rope is None else self._rotations(grid, slots[0], keep, x.device)
         if keep is not None:
             x = get_at_index(x, keep)
-        cls = (self.cls_token + cls_position).expand(x.shape[0], -1, -1)
-        return torch.cat([cls, x], dim=1), slots
+        prefix = [(self.cls_token + cls_position).expand(x.shape[0], -1, -1)]
+        if self.reg_token is not None:
+            prefix.append(self.reg_token.expand(x.shape[0], -1, -1))
+        return torch.cat([*prefix, x], dim=1), slots, rope
+
+    def _rotations(
+        self, grid: tuple[int, int], slots: int, keep: Tensor | None, device: torch.device
+    ) -> Tensor:
+        """Rotations of all tokens, shape (2, N, ·) or (2, B, 1, K, ·); the prefix is not turned."""
+        assert self.rope is not None
+        turns = self.rope(grid, device).repeat(1, slots, 1)  # each slot has the places anew
+        if keep is not None:
+            turns = turns[:, keep].unsqueeze(2)
+        sin, cos = F.pad(turns, (0, 0, self.num_prefix_tokens, 0))
+        cos[..., : self.num_prefix_tokens, :] = 1
+        return torch.stack([sin, cos])
 
     def forward(
         self,
@@ -195,11 +252,11 @@ class ViT(nn.Module):
             embedded: What `patch_embed(image)` gave, where it was asked already.
 
         Returns:
-            Class token and patch tokens.
+            Class token, patch tokens and registers.
         """
-        x, slots = self.embed(image, timestamps, token_mask, keep, embedded)
+        x, slots, rope = self.embed(image, timestamps, token_mask, keep, embedded)
         for block in self.blocks:
-            x = self._run(block, x)
+            x = self._run(block, x, rope)
         return self._features(x, None if keep is not None else slots)
 
     def intermediate(
@@ -216,23 +273,38 @@ class ViT(nn.Module):
             One `Features` per block, in the order asked for.
         """
         wanted = [range(self.depth)[i] for i in blocks]
-        x, slots = self.embed(image, timestamps)
+        x, slots, rope = self.embed(image, timestamps)
         found = {}
         for i, block in enumerate(self.blocks[: max(wanted) + 1]):
-            x = self._run(block, x)
+            x = self._run(block, x, rope)
             if i in wanted:
                 found[i] = self._features(x, slots)
         return [found[i] for i in wanted]
 
-    def _run(self, block: nn.Module, x: Tensor) -> Tensor:
+    def _run(self, block: nn.Module, x: Tensor, rope: Tensor | None) -> Tensor:
+        inputs = (x,) if rope is None else (x, rope)
         if self.grad_checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, x, use_reentrant=False)
-        return block(x)
+            return checkpoint(block, *inputs, use_reentrant=False)
+        return block(*inputs)
 
     def _features(self, x: Tensor, slots: tuple[int, int] | None) -> Features:
         x = self.norm(x)
-        patches = x[:, 1:]
-        return Features(x[:, 0], patches.unflatten(1, slots) if slots else patches)
+        prefix, patches = x[:, : self.num_prefix_tokens], x[:, self.num_prefix_tokens :]
+        patches = patches.unflatten(1, slots) if slots else patches
+        return Features(x[:, 0], patches, None if self.reg_token is None else prefix[:, 1:])
+
+
+def _block(dim: int, num_heads: int, trunk: TrunkConfig, norm: Any, drop_path: float) -> nn.Module:
+    options: dict[str, Any] = {
+        'mlp_ratio': trunk.mlp_ratio,
+        'init_values': trunk.init_values,
+        'drop_path': drop_path,
+        'norm_layer': norm,
+    }
+    if trunk.rotary:
+        return rotary_block(dim, num_heads, trunk.qkv_bias, **options)
+    gated: dict[str, Any] = {'mlp_layer': SwiGLUPacked, 'act_layer': nn.SiLU} if trunk.swiglu else {}
+    return Block(dim, num_heads, qkv_bias=True, **options, **gated)
 
 
 def init_transformer(module: nn.Module) -> None:

@@ -19,7 +19,7 @@ from explora_geo.objectives.schedules import Length, TrainingLength, rename_leng
 
 # Of a backbone alone or within an objective, but not of its decoder.
 _BLOCK = re.compile(r'(?:backbone\.)?blocks\.(?P<block>\d+)\.')
-_INPUT = re.compile(r'(?:backbone\.)?(?:(patch_embed\.)|pos_embed$|cls_token$|mask_token$|channel_embed)')
+_INPUT = re.compile(r'(?:backbone\.)?(?:(patch_embed\.)|pos_embed$|(?:cls|reg|mask)_token$|channel_embed)')
 
 
 class RunLength(NamedTuple):

@@ -12,6 +12,7 @@ from explora_geo.models.builders import task_size
 
 NAMES = [
     *(f'vit_{size}_patch16_224' for size in ('tiny', 'small', 'base', 'large')),
+    'vit_huge_patch14_224',
     *(f'vit_{size}_patch14_dinov2' for size in ('small', 'base', 'large', 'giant')),
 ]
 
@@ -78,7 +79,15 @@ def test_a_pre_training_tag_is_not_part_of_the_architecture() -> None:
 
 
 @pytest.mark.parametrize(
-    'name', ['', 'resnet50', 'vit_giant_patch14_224', 'vit_base_patch16', 'xvit_base_patch16_224']
+    'name',
+    [
+        '',
+        'resnet50',
+        'vit_huge_patch14_dinov2',
+        'vit_giant_patch14_224',
+        'vit_base_patch16',
+        'xvit_base_patch16_224',
+    ],
 )
 def test_an_unknown_name_is_refused_with_examples(name: str) -> None:
     with pytest.raises(ValueError, match=r'unknown backbone .*vit_base_patch16_224') as caught:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from explora_geo.checkpoints.convert import convert
-from explora_geo.models import PatchTokenizer, ViT
+from explora_geo.models import PatchTokenizer, TrunkConfig, ViT
 
 
 @pytest.fixture(scope='module')
@@ -30,8 +30,7 @@ def vit(dinov2: Any) -> ViT:
         width,
         config['depth'],
         config['num_heads'],
-        config['mlp_ratio'],
-        init_values=config['init_values'],
+        TrunkConfig(config['mlp_ratio'], init_values=config['init_values']),
         mask_token=True,
     )
     backbone, parts, layout = convert(dinov2.state)

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from explora_geo.checkpoints import load_weights
 from explora_geo.checkpoints.convert import convert
-from explora_geo.models import PatchTokenizer, ViT
+from explora_geo.models import PatchTokenizer, TrunkConfig, ViT
 from explora_geo.models.position import sincos_2d
 from explora_geo.objectives import MAE
 
@@ -23,7 +23,7 @@ def model_of(golden: Any, **kwargs: Any) -> MAE:
     bands = [f'band {i}' for i in range(config['in_chans'])]
     width = config['embed_dim']
     tokenizer = PatchTokenizer(width, config['img_size'], config['patch_size'], bands)
-    vit = ViT(tokenizer, width, config['depth'], config['num_heads'], config['mlp_ratio'])
+    vit = ViT(tokenizer, width, config['depth'], config['num_heads'], TrunkConfig(config['mlp_ratio']))
     vit.load_state_dict(backbone)
     mae = MAE(
         vit,

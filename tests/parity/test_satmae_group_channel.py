@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from explora_geo.checkpoints import load_weights
 from explora_geo.checkpoints.convert import convert
-from explora_geo.models import GroupChannelTokenizer, ViT
+from explora_geo.models import GroupChannelTokenizer, TrunkConfig, ViT
 from explora_geo.models.position import sincos_1d, sincos_2d
 from explora_geo.objectives import MAE
 
@@ -33,7 +33,7 @@ def vit_of(golden: Any, pairing: bool = True, **kwargs: Any) -> ViT:
         satmae_band_pairing=pairing,
     )
     width, depth, heads = config['embed_dim'], config['depth'], config['num_heads']
-    return ViT(tokenizer, width, depth, heads, config['mlp_ratio'], **kwargs).eval()
+    return ViT(tokenizer, width, depth, heads, TrunkConfig(config['mlp_ratio']), **kwargs).eval()
 
 
 def mae_of(golden: Any, **kwargs: Any) -> MAE:

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from explora_geo.checkpoints import load_weights
 from explora_geo.checkpoints.convert import convert
-from explora_geo.models import TemporalTokenizer, ViT
+from explora_geo.models import TemporalTokenizer, TrunkConfig, ViT
 from explora_geo.objectives import MAE
 
 MASKS = pytest.mark.parametrize('mask', ['independent', 'consistent'])
@@ -30,7 +30,8 @@ def vit_of(golden: Any, **kwargs: Any) -> ViT:
         decoder_slot_dim=config.get('decoder_time_embed_dim'),
     )
     assert tokenizer.slot_dim == config.get('time_embed_dim', 384)
-    return ViT(tokenizer, width, config['depth'], config['num_heads'], config['mlp_ratio'], **kwargs).eval()
+    trunk = TrunkConfig(config['mlp_ratio'])
+    return ViT(tokenizer, width, config['depth'], config['num_heads'], trunk, **kwargs).eval()
 
 
 def mae_of(golden: Any, **kwargs: Any) -> MAE:
@@ -78,7 +79,7 @@ def test_the_classifier_gives_the_references_features_and_logits(golden: Callabl
     pooled = reference.config['global_pool']
     vit = vit_of(reference, final_norm=not pooled)
     vit.load_state_dict(backbone)
-    features, patches = vit(reference.io['images'], timestamps=reference.io['timestamps'])
+    features, patches, _ = vit(reference.io['images'], timestamps=reference.io['timestamps'])
     if pooled:
         mean, eps = patches.flatten(1, 2).mean(1), reference.config['norm_eps']
         norm = parts['fc_norm.weight'], parts['fc_norm.bias']

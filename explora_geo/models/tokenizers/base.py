@@ -27,12 +27,14 @@ class Tokenizer(nn.Module, ABC):
         grid_size: Patches along height and width at the nominal image size.
         num_slots: Slots S of the tokens at the nominal input.
         slot_dim: Width of the slot code in the ViT; 0 without slots, and then positions can be learned.
+        slot_step: What widths of slot codes are multiples of; 0 without slots.
         fresh: Parts that no RGB weights can fill, and that train where they start anew.
     """
 
     kind: str
     num_slots: int = 1
     slot_dim: int = 0
+    slot_step: int = 0
     fresh: tuple[str, ...] = ()
 
     def __init__(self, img_size: int, patch_size: int, bands: Sequence[str], dynamic_img_size: bool) -> None:
@@ -108,19 +110,23 @@ class Tokenizer(nn.Module, ABC):
         return self.slot_codes(timestamps)
 
     def position(
-        self, stored: Tensor, grid: tuple[int, int], timestamps: Tensor | None = None
+        self, stored: Tensor | None, grid: tuple[int, int], timestamps: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Position codes of the class token and of the patches in the ViT.
 
         Args:
-            stored: The ViT's spatial code, class token first, shape (1, 1 + L, D - `slot_dim`).
+            stored: The ViT's spatial code, class token first, shape (1, 1 + L, D - `slot_dim`), or None
+                where places are told by rotation.
             grid: Patch grid of this image.
             timestamps: Acquisition times for tokenizers that use them, shape (B, T, 3).
 
         Returns:
             Class token position, shape (1 or B, 1, D), and patch positions, broadcastable to
-            (B, S, L, D).
+            (B, S, L, D); without a spatial code `slot_dim` wide.
         """
+        if stored is None:
+            codes = self.slot_codes(timestamps)
+            return codes[:, :1], codes[:, 1:, None]
         patches = resample_position(stored[:, 1:], self.grid_size, grid)
         return _join(stored[:, :1], patches, self.slot_codes(timestamps))
 

@@ -25,6 +25,7 @@ class GroupChannelTokenizer(Tokenizer):
     """
 
     kind = 'group-channel'
+    slot_step = 2
     fresh = ('patch_embed',)
 
     def __init__(
@@ -73,8 +74,8 @@ class GroupChannelTokenizer(Tokenizer):
         for name, width in (('slot_dim', self.slot_dim), ('decoder_slot_dim', decoder_slot_dim)):
             if width is not None and (width < 2 or width % 2):
                 raise ValueError(f'{name} must be positive and even, got {width}')
-        if self.slot_dim >= embed_dim:
-            raise ValueError(f'slot_dim must be below the width {embed_dim}, got {self.slot_dim}')
+        if self.slot_dim > embed_dim:
+            raise ValueError(f'slot_dim must be at most the width {embed_dim}, got {self.slot_dim}')
         self.satmae_band_pairing = satmae_band_pairing
         self._options = {'slot_dim': slot_dim, 'decoder_slot_dim': decoder_slot_dim}
         self.proj = nn.ModuleList(

@@ -19,6 +19,7 @@ class TemporalTokenizer(Tokenizer):
     """
 
     kind = 'temporal'
+    slot_step = 6
 
     def __init__(
         self,
@@ -56,8 +57,8 @@ class TemporalTokenizer(Tokenizer):
         for name, width in (('slot_dim', self.slot_dim), ('decoder_slot_dim', decoder_slot_dim)):
             if width is not None and (width < 6 or width % 6):
                 raise ValueError(f'{name} must be a positive multiple of 6 (year, month, hour), got {width}')
-        if self.slot_dim >= embed_dim:
-            raise ValueError(f'slot_dim must be below the width {embed_dim}, got {self.slot_dim}')
+        if self.slot_dim > embed_dim:
+            raise ValueError(f'slot_dim must be at most the width {embed_dim}, got {self.slot_dim}')
         self.proj = nn.Conv2d(len(bands), embed_dim, patch_size, stride=patch_size)
 
     def forward(self, image: Tensor) -> tuple[Tensor, tuple[int, int]]:

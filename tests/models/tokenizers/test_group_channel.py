@@ -120,7 +120,7 @@ def test_group_codes_are_fixed_and_paper_wide() -> None:
         ({'bands': (*BANDS, 'B12')}, 'the bands B02, B04, B05, B08, B11, B12'),
         ({'bands': ('B02', 'B02')}, 'bands must be distinct'),
         ({'slot_dim': 5}, 'slot_dim must be positive and even, got 5'),
-        ({'slot_dim': 16}, 'slot_dim must be below the width 16'),
+        ({'slot_dim': 18}, 'slot_dim must be at most the width 16'),
         ({'decoder_slot_dim': 3}, 'decoder_slot_dim must be positive and even'),
         ({'img_size': 20}, 'img_size=20, patch_size=8'),
     ],

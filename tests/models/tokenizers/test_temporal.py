@@ -86,7 +86,7 @@ def test_times_of_another_number_of_frames_are_refused() -> None:
     [
         ({'num_frames': 0}, 'num_frames must be at least 1'),
         ({'slot_dim': 8}, 'slot_dim must be a positive multiple of 6'),
-        ({'slot_dim': 36}, 'slot_dim must be below the width 32'),
+        ({'slot_dim': 36}, 'slot_dim must be at most the width 32'),
         ({'decoder_slot_dim': 4}, 'decoder_slot_dim must be a positive multiple of 6'),
     ],
 )
