@@ -32,11 +32,11 @@ def _weights(url: str, model: str, **meta: Any) -> Weights:
     return Weights(url=url, transforms=_no_transform, meta={'model': model, 'bands': _RGB, **meta})
 
 
-def _dinov2(size: str) -> Weights:
+def _dinov2(size: str, registers: str = '') -> Weights:
     name = {'s': 'small', 'b': 'base', 'l': 'large', 'g': 'giant'}[size]
     return _weights(
-        f'{_DINOV2}/dinov2_vit{size}14/dinov2_vit{size}14_pretrain.pth',
-        f'vit_{name}_patch14_dinov2',
+        f'{_DINOV2}/dinov2_vit{size}14/dinov2_vit{size}14_{registers}pretrain.pth',
+        f'vit_{name}_patch14_{registers}dinov2',
         publication='https://arxiv.org/abs/2304.07193',
         dataset='LVD-142M, natural images',
         licence='Apache-2.0',
@@ -128,6 +128,7 @@ class ViTSmall14_Weights(WeightsEnum):
     """ViT-S/14. `_DEPTH6`, its first six blocks and the norm, ships here and is not Meta's file."""
 
     LVD142M_DINOV2 = _dinov2('s')
+    LVD142M_DINOV2_REG4 = _dinov2('s', 'reg4_')
     LVD142M_DINOV2_DEPTH6 = _weights(
         (_FILES / 'vit_small_patch14_dinov2_depth6.safetensors').as_uri(),
         'vit_small_patch14_dinov2_depth6',
@@ -144,6 +145,7 @@ class ViTBase14_Weights(WeightsEnum):
     """ViT-B/14. `_FULL` is the official file with split attention beside the encoder-only one."""
 
     LVD142M_DINOV2 = _dinov2('b')
+    LVD142M_DINOV2_REG4 = _dinov2('b', 'reg4_')
     FMOW_RGB_EXPLORA = _explora_dinov2('base', '_encoder_only')
     FMOW_RGB_EXPLORA_FULL = _explora_dinov2('base')
 
@@ -152,6 +154,7 @@ class ViTLarge14_Weights(WeightsEnum):
     """ViT-L/14. `_FULL` is the official file with split attention beside the encoder-only one."""
 
     LVD142M_DINOV2 = _dinov2('l')
+    LVD142M_DINOV2_REG4 = _dinov2('l', 'reg4_')
     FMOW_RGB_EXPLORA = _explora_dinov2('large', '_encoder_only')
     FMOW_RGB_EXPLORA_FULL = _explora_dinov2('large')
 
@@ -160,6 +163,7 @@ class ViTGiant14_Weights(WeightsEnum):
     """ViT-g/14, with gated MLPs."""
 
     LVD142M_DINOV2 = _dinov2('g')
+    LVD142M_DINOV2_REG4 = _dinov2('g', 'reg4_')
 
 
 class ViTBase16_Weights(WeightsEnum):

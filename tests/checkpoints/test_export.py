@@ -26,6 +26,7 @@ from explora_geo.checkpoints.export import (
     export_timm,
     export_torchgeo,
 )
+from explora_geo.checkpoints.inspect import describe_weights
 from explora_geo.models import ViT, create_vit
 
 NAME = 'vit_tiny_patch16_224'
@@ -161,6 +162,52 @@ def test_peft_reads_an_adapter_with_equal_features(
     found, expected = adapted.base_model.model.forward_features(images), ours(images)
     assert_close(found[:, 0], expected.cls, atol=1e-5, rtol=1e-5)
     assert_close(found[:, 1:], expected.patches[:, 0], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ('name', 'train_cls_token', 'refused'),
+    [
+        ('vit_small_patch14_reg4_dinov2', False, ''),
+        (
+            'vit_small_patch14_reg4_dinov2',
+            True,
+            'timm adds the position to the class token, which trained here',
+        ),
+        ('vit_small_patch16_dinov3', True, ''),
+        ('vit_small_patch16_dinov3_qkvb', False, 'where Q and V have biases of their own'),
+    ],
+)
+@torch.no_grad()
+def test_peft_reads_adapters_of_dinov2_with_registers_and_dinov3(
+    small_names: None, tmp_path: Path, name: str, train_cls_token: bool, refused: str
+) -> None:
+    config = ExPLoRAConfig(rank=4, train_cls_token=train_cls_token)
+    vit = create_vit(name, img_size=64 if 'patch16' in name else 56).eval()
+    for parameter in vit.parameters():
+        parameter += 0.1 * torch.randn_like(parameter)
+    export_timm(vit, name, tmp_path / 'base.safetensors')
+    stated = describe_weights(tmp_path / 'base.safetensors')
+    assert stated['width, blocks'] == '32, 2, 4 registers'
+    assert ('rotary' in stated['image size']) == ('dinov3' in name)
+    for parameter in explora(vit, config).parameters():
+        if parameter.requires_grad:
+            parameter += 0.1 * torch.randn_like(parameter)
+    save_adapter(tmp_path / 'adapter.safetensors', vit, name, config)
+    if refused:
+        with pytest.raises(ValueError, match=refused):
+            export_peft(tmp_path / 'adapter.safetensors', tmp_path / 'peft')
+        return
+    bare = export_peft(tmp_path / 'adapter.safetensors', tmp_path / 'peft')
+    side = vit.patch_embed.img_size
+    theirs: Any = timm.create_model(name, num_classes=0, img_size=side, depth=2, embed_dim=32, num_heads=2)
+    theirs.load_state_dict(load_file(tmp_path / 'base.safetensors'))
+    if bare:
+        theirs.load_state_dict(load_file(tmp_path / 'peft' / 'parameters.safetensors'), strict=False)
+    adapted: Any = PeftModel.from_pretrained(theirs, str(tmp_path / 'peft')).eval()
+    image = torch.randn(2, 3, side, side)
+    found, expected = adapted.base_model.model.forward_features(image), vit(image)
+    assert_close(found[:, 0], expected.cls, atol=1e-5, rtol=1e-5)
+    assert_close(found[:, 5:], expected.patches[:, 0], atol=1e-5, rtol=1e-5)
 
 
 def test_of_a_fused_qkv_the_rows_of_k_are_zero(base_file: Path, tmp_path: Path) -> None:
