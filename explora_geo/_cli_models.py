@@ -17,7 +17,9 @@ def probe(
     data: Annotated[
         Path, typer.Argument(help='Folder with train/ and test/ class folders, or YAML of a data module.')
     ],
-    weights: Annotated[str, typer.Option(help='Backbone: a file, a shipped name or timm/<name>.')],
+    weights: Annotated[
+        str, typer.Option(help='Backbone: a file, a known name, timm/<name>, hf:<owner>/<name>.')
+    ],
     adapter: Annotated[Path | None, typer.Option(help='Adapter file made on these weights.')] = None,
     model: Annotated[str | None, typer.Option(help='Backbone name, if the file does not state it.')] = None,
     out: Annotated[Path, typer.Option(help='Folder of the reports.')] = Path('runs/probe'),
@@ -203,7 +205,7 @@ def export(
         typer.Argument(help='File: .safetensors (timm), .ckpt (TorchGeo), .pt2, .onnx; or a folder (peft).'),
     ],
     weights: Annotated[
-        str | None, typer.Option(help='Backbone: a file, a shipped name or timm/<name>.')
+        str | None, typer.Option(help='Backbone: a file, a known name, timm/<name>, hf:<owner>/<name>.')
     ] = None,
     adapter: Annotated[Path | None, typer.Option(help='Adapter file made on these weights.')] = None,
     model: Annotated[str | None, typer.Option(help='Backbone name, if the file does not state it.')] = None,
@@ -276,7 +278,7 @@ def adapter_info(file: Annotated[Path, typer.Argument(help='Adapter file.')]) ->
 @adapter_app.command('merge')
 def adapter_merge(
     file: Annotated[Path, typer.Argument(help='Adapter file.')],
-    base: Annotated[str, typer.Option(help='Base weights: a file or timm/<name>.')],
+    base: Annotated[str, typer.Option(help='Base weights, as --weights of export.')],
     out: Annotated[Path, typer.Option(help='Model file to write (.safetensors).')],
     strength: Annotated[float, typer.Option(help='Share of what the adapter adds, from 0 to 1.')] = 1.0,
 ) -> None:
@@ -292,7 +294,7 @@ def adapter_merge(
 
 @weights_app.command('inspect')
 def weights_inspect(
-    weights: Annotated[str, typer.Argument(help='File, timm/<name>, or a name that weights list shows.')],
+    weights: Annotated[str, typer.Argument(help='File, timm/<name>, hf:<owner>/<name> or a known name.')],
 ) -> None:
     """Show what weights are: layout, backbone, bands, patch, size, and what stands beside the backbone.
 

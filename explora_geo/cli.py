@@ -30,7 +30,10 @@ _PASS_ON = {'allow_extra_args': True, 'ignore_unknown_options': True, 'help_opti
 def adapt(
     archive: Annotated[list[str], typer.Argument(help='Folder of tiles, pack, list of files, or scenes.')],
     weights: Annotated[
-        str, typer.Option(help='What is adapted: a file, timm/<name> or a name of `weights list`.')
+        str,
+        typer.Option(
+            help='What is adapted: a file, timm/<name>, hf:<owner>/<name> or a name of `weights list`.'
+        ),
     ] = 'timm/vit_small_patch14_dinov2.lvd142m',
     adaptation: Annotated[
         str | None, typer.Option(help='D-ExPLoRA-[L]-r32, M-ExPLoRA-[L]-r32 or anchor-[L]-r32.')

@@ -80,7 +80,7 @@ class TuningTask(ReproducibleTask):
 
         Args:
             model: Backbone by timm's name; what the files state if None.
-            weights: Plain or merged backbone: a `WeightsEnum`, a file, or `timm/<name>`.
+            weights: Plain or merged backbone: an entry, a file, `timm/<name>` or `hf:<owner>/<name>`.
             adapter: Adapter file made on these weights; it is merged before tuning.
             tuning: What trains besides the head: nothing, LoRA-r8 on Q and V of every block (the paper's),
                 everything, or ExPLoRA's choice: last block, LoRA elsewhere, norms and class token.
