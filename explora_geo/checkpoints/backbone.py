@@ -262,7 +262,8 @@ def _match(
     before = dict(state)
     if bands is not None:  # filters of other bands are no start, even where their number is the same
         state = {k: v for k, v in state.items() if not k.startswith('patch_embed.')}
-    anew = [k for k, v in own.items() if _below(k, fresh) and k not in fixed and _differs(state, k, v)]
+    fits = {k for k, v in state.items() if k in own and v.shape == own[k].shape}
+    anew = [k for k in own if _below(k, fresh) and k not in fixed and k not in fits]
     state = {k: v for k, v in state.items() if k not in anew and (k in own or not _below(k, fresh))}
     if patch_embed_init == 'wavelength' and any(_below(k, ['patch_embed']) for k in anew):
         bands = bands or list(RGB)
@@ -279,8 +280,8 @@ def _match(
     if layout.endswith('satmae group-channel') and 'decoder.pred.0.weight' in parts and not paired:
         notes.append('its decoder pairs bands as SatMAE does: set satmae_band_pairing to go on with it')
     report = f'{source}: {layout} layout, {len(state)} of {len(own)} tensors matched'
-    stored = stored if stored is not None and 'pos_embed' in state else torch.empty(0)
-    stored = None if vit.pos_embed is None else stored
+    if vit.pos_embed is None or stored is None or 'pos_embed' not in state:
+        stored = None if vit.pos_embed is None else torch.empty(0)
     parts = {k: v for k, v in parts.items() if k.startswith(_OBJECTIVES)}
     return BackboneWeights(state, parts, '; '.join([report, *notes]), tuple(anew), stored), [*fixed, *random]
 
@@ -304,15 +305,10 @@ def _below(key: str, modules: Sequence[str]) -> bool:
     return any(key == name or key.startswith(f'{name}.') for name in modules)
 
 
-def _differs(state: Mapping[str, Tensor], key: str, own: Tensor) -> bool:
-    return key not in state or state[key].shape != own.shape
-
-
 def _summary(keys: Sequence[str]) -> str:
     """Names, or counts by first component if there are many."""
-    if len(keys) <= 4:
-        return ', '.join(keys)
-    return ', '.join(f'{name} ({count})' for name, count in Counter(k.split('.')[0] for k in keys).items())
+    counts = Counter(k.split('.')[0] for k in keys)
+    return ', '.join(keys if len(keys) <= 4 else (f'{name} ({count})' for name, count in counts.items()))
 
 
 def _check_bands(meta: Mapping[str, str], vit: ViT, source: str, fresh: Sequence[str]) -> list[str] | None:
