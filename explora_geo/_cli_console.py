@@ -1,6 +1,9 @@
 """What the command lines print, and how they fail."""
 
 import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import typer
 from rich.console import Console
@@ -12,6 +15,22 @@ console = Console()
 def say(text: str) -> None:
     """Print a text as it is, however wide the terminal."""
     console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def bars() -> Iterator[Callable[[str, int, int], None]]:
+    """A function that shows how much of something is done, on a terminal."""
+    from rich.progress import Progress
+
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        known: dict[str, Any] = {}
+
+        def report(what: str, done: int, total: int) -> None:
+            if what not in known:
+                known[what] = progress.add_task(what, total=total)
+            progress.update(known[what], completed=done)
+
+        yield report
 
 
 def run_app(application: typer.Typer, args: list[str]) -> None:

@@ -7,7 +7,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from explora_geo._cli_console import console, say
+from explora_geo._cli_console import bars, console, say
 
 adapter_app = typer.Typer(help='Look into adapter files and merge them.', no_args_is_help=True)
 weights_app = typer.Typer(help='Look into weights of any known layout.', no_args_is_help=True)
@@ -147,8 +147,6 @@ def map_scene(
     /vsicurl/..., /vsizip/... Example:
     explora-geo map scene.tif --model runs/segmentation/model.safetensors --out map.tif --quicklook map.png
     """
-    from rich.progress import Progress
-
     from explora_geo.checkpoints import load_backbone
     from explora_geo.devices import pick_device
     from explora_geo.maps import MapOptions, Outputs, describe_plan, make_map
@@ -187,15 +185,8 @@ def map_scene(
     Outputs(out, **wanted).check(opened, found, source)
     if dry_run:
         return say(describe_plan(opened, found, options))
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        bars: dict[str, Any] = {}
-
-        def report(what: str, done: int, total: int) -> None:
-            if what not in bars:
-                bars[what] = progress.add_task(what, total=total)
-            progress.update(bars[what], completed=done)
-
-        files = make_map(opened, found, source, out, options, **wanted, progress=report)
+    with bars() as progress:
+        files = make_map(opened, found, source, out, options, **wanted, progress=progress)
     return say('\n'.join(f'{kind}: {file}' for kind, file in files.items()))
 
 

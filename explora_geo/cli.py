@@ -13,7 +13,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from explora_geo._cli_console import console, run_app, say
+from explora_geo._cli_console import bars, console, run_app, say
 from explora_geo._cli_models import adapter_app, export, map_scene, probe, pull, push, weights_app
 
 app = typer.Typer(
@@ -222,8 +222,6 @@ def pack(
     """
     import time
 
-    from rich.progress import Progress
-
     from explora_geo.datasets import FolderDataset
     from explora_geo.datasets.packed import PackedDataset
     from explora_geo.datasets.packing import header_of
@@ -238,10 +236,9 @@ def pack(
             f'{header.nbytes / 1e6:,.1f} MB; bands {", ".join(header.bands)}'
         )
         return
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task('packing', total=len(source))
-        for done, _ in write(source, out):
-            progress.update(task, completed=done)
+    with bars() as progress:
+        for done, total in write(source, out):
+            progress('packing', done, total)
     packed = PackedDataset(out)
     megabytes = sum(f.stat().st_size for f in out.iterdir()) / 1e6
     seconds = time.perf_counter() - start

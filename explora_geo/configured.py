@@ -21,15 +21,8 @@ from explora_geo.trainers import CropLink
 from explora_geo.trainers.resume import ReproducibleTask
 
 # What the help of a subcommand ends with
-_EXAMPLES = {
-    name: {'epilog': f'Example: explora-geo {name} --config run.yaml{more}'}
-    for name, more in (
-        ('fit', ' --dry-run'),
-        ('validate', ' --ckpt_path last.ckpt'),
-        ('test', ' --ckpt_path last.ckpt'),
-        ('predict', ' --ckpt_path last.ckpt'),
-    )
-}
+_MORE = {'fit': '--dry-run', **dict.fromkeys(('validate', 'test', 'predict'), '--ckpt_path last.ckpt')}
+_EXAMPLES = {k: {'epilog': f'Example: explora-geo {k} --config run.yaml {v}'} for k, v in _MORE.items()}
 
 
 def read_yaml(file: Path) -> dict[str, Any]:
@@ -119,13 +112,9 @@ def run(args: ArgsType = None, start: bool = True, **kwargs: Any) -> LightningCL
 
 
 def plan(args: list[str]) -> dict[str, str]:
-    """What a run would do: model and data are made, nothing is trained or written.
+    """What `fit` with options of LightningCLI would do, as texts by what they are about.
 
-    Args:
-        args: `fit` with the options of LightningCLI.
-
-    Returns:
-        Texts by what they are about.
+    Model and data are made, nothing is trained or written.
 
     Raises:
         ValueError: If model, weights and data do not fit.
@@ -219,14 +208,7 @@ def open_data(data: Path, image_size: int, bands: tuple[str, ...], **kwargs: Any
 
 
 def image_side(data: Path) -> int:
-    """Shorter side of the first image of a folder, or of the images of a YAML file's data module.
-
-    Args:
-        data: As of `open_data`.
-
-    Returns:
-        Pixels; 224, DINOv2's, where nothing says so.
-    """
+    """Shorter side, pixels, of the images of what `open_data` reads; 224, DINOv2's, where nothing says so."""
     if data.is_file():
         return getattr(_configured(data), 'image_size', DINOV2_SIZE)
     for path in find_images(data / 'train') if (data / 'train').is_dir() else ():

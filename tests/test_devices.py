@@ -1,13 +1,18 @@
-"""Where a model runs, and in which precision."""
+"""Where a model runs, in which precision, and by which kernels."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from torch._dynamo.utils import counters
 
 from explora_geo import devices
-from explora_geo.devices import faster_precision, pick_device
+from explora_geo.adaptation import ExPLoRAConfig, explora
+from explora_geo.devices import compile_blocks, faster_precision, many_graphs, pick_device
+from explora_geo.models import create_vit
+from explora_geo.objectives import MAE
 
 
 @pytest.fixture
@@ -44,3 +49,30 @@ def test_a_device_is_picked_by_name_or_refused() -> None:
     for name in ('tpu-9', 'cuda:99'):
         with pytest.raises(ValueError, match=f"no device '{name}' here: give cpu, cuda or auto"):
             pick_device(name)
+
+
+@pytest.mark.parametrize(
+    ('rate', 'most'), [(0.0, 6), pytest.param(0.5, 16, marks=pytest.mark.group(name='long'))]
+)
+def test_blocks_that_are_alike_compile_once_and_compute_what_they_did(
+    rate: float, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.compiler.reset()
+    counters.clear()
+    monkeypatch.setattr(torch, 'compile', partial(torch.compile, backend='aot_eager', fullgraph=True))
+    vit = create_vit('vit_tiny_patch16_224', img_size=32, drop_path_rate=rate)
+    explora(vit, ExPLoRAConfig.parse('[L]-r4'))
+    mae = MAE(vit, decoder_embed_dim=32, decoder_depth=4, decoder_num_heads=2)
+    image, grads, names = torch.randn(2, 3, 32, 32), [], list(mae.state_dict())
+    for _ in range(2):
+        torch.manual_seed(0)
+        mae.zero_grad()
+        with many_graphs():
+            sum(mae({'image': image}, 0).values()).backward()
+        grads.append({n: p.grad for n, p in mae.named_parameters() if p.grad is not None})
+        compile_blocks(mae)
+    torch.testing.assert_close(grads[1], grads[0])
+    graphs = counters['stats']['unique_graphs']
+    assert 3 <= graphs <= most  # of twelve blocks and four of the decoder, and none of them gave up
+    assert not counters['graph_break'] and not counters['unimplemented']
+    assert list(mae.state_dict()) == names

@@ -162,15 +162,9 @@ class Blend:
     def predict(
         self, source: DatasetReader, block: Box
     ) -> tuple[NDArray[np.float32] | None, NDArray[np.bool_]]:
-        """Values of a block's cells, and where there is data.
+        """Values of the cells of a block, shape (K, h, w), and where there is data, shape (h, w).
 
-        Args:
-            source: The scene, open: what GDAL has read for one block serves its neighbors.
-            block: The block.
-
-        Returns:
-            Values, shape (K, H / cell, W / cell), or None if the block holds no data; and where there is
-            data, shape (H / cell, W / cell).
+        Values are None without data. The scene is open, as what GDAL has read serves the next block.
         """
         cell = self.grid.cell
         _, valid = self.scene.read(source, block)

@@ -51,12 +51,7 @@ class Parts:
     """Folder of finished blocks beside the output; it belongs to one model, scene and setting."""
 
     def __init__(self, out: Path, setting: Mapping[str, Any]) -> None:
-        """Open, or make, the folder of parts of an output.
-
-        Args:
-            out: The output file.
-            setting: What the blocks depend on; parts of another setting are discarded.
-        """
+        """Open, or make, the folder of an output; parts of another setting are discarded."""
         self.folder = parts_folder(out)
         key = hashlib.sha256(json.dumps(setting, sort_keys=True, default=str).encode()).hexdigest()
         stated = self.folder / 'setting'
@@ -75,11 +70,7 @@ class Parts:
             np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
     def read(self, number: int, key: str) -> NDArray[Any]:
-        """An array of a finished block.
-
-        Raises:
-            ValueError: If the file is damaged.
-        """
+        """An array of a finished block; a damaged file is a `ValueError`."""
         path = self.file(number)
         try:
             with np.load(path) as content:
@@ -114,13 +105,7 @@ class Layer:
     tags: Mapping[str, str] = field(default_factory=dict)
 
     def write(self, scene: Scene, grid: TileGrid, parts: Parts, key: str) -> None:
-        """Write the file, one block in memory at a time.
-
-        Args:
-            scene: Where it lies.
-            grid: Grid of the blocks.
-            parts: The finished blocks.
-            key: Which of their arrays, shape (K, h, w).
+        """Write the file of the arrays of a key, shape (K, h, w), one block in memory at a time.
 
         Raises:
             OSError: If the disk is full.
@@ -172,12 +157,7 @@ class Layer:
 
 
 def check_vector_path(path: Path) -> None:
-    """Refuse a file that could not be written in the end.
-
-    Raises:
-        ValueError: If its ending is unknown.
-        ImportError: If the package that writes it is not installed.
-    """
+    """Refuse an unknown ending (`ValueError`), or one whose package is not there (`ImportError`)."""
     if path.suffix not in VECTORS:
         raise ValueError(f'cannot write {path.name}: vector files end in {", ".join(VECTORS)}')
     if path.suffix == '.parquet' and importlib.util.find_spec('pyarrow') is None:
@@ -262,16 +242,7 @@ def embedding_points(raster: Path, out: Path, cells: int = 1 << 18) -> int:
 def draw(
     path: Path, scene: Scene, raster: Path, classes: Sequence[str], colours: Sequence[Any], title: str
 ) -> None:
-    """Draw a scene beside its map, with a legend of the classes by share.
-
-    Args:
-        path: PNG file to write.
-        scene: The scene.
-        raster: Its map.
-        classes: Names of the classes; none for numbers.
-        colours: Their colours.
-        title: Title of the picture.
-    """
+    """Draw a scene beside its map as PNG, with a legend of the classes, if there are some, by share."""
     scale = min(1.0, SIDE / max(scene.height, scene.width))
     small = max(round(scene.height * scale), 1), max(round(scene.width * scale), 1)
     figure, axes = plt.subplots(1, 2, figsize=(12, 6.4), layout='constrained')

@@ -107,12 +107,7 @@ class Scene:
     def read(
         self, source: rasterio.DatasetReader, box: Box, shape: tuple[int, int] | None = None
     ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """Read a window.
-
-        Args:
-            source: The open file.
-            box: The window, inside the scene.
-            shape: Height and width to sample it at; its own if None.
+        """Read a window, sampled at another height and width if they are given.
 
         Returns:
             Pixels in units of the file, shape (C, H, W), and where they are data, shape (H, W): the file's

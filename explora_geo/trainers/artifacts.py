@@ -33,12 +33,7 @@ def run_folder(trainer: Trainer) -> Path:
 
 
 def note_skipped(skipped: dict[str, str], batch: Mapping[str, Any]) -> None:
-    """Remember tiles that the loader could not read; the report names them.
-
-    Args:
-        skipped: Reason by path, added to.
-        batch: Sample dict, perhaps with `skipped`, a list of `<path>: <reason>`.
-    """
+    """Remember tiles that the loader could not read, `<path>: <reason>` each; the report names them."""
     for entry in batch.get('skipped', ()):
         path, _, reason = entry.partition(': ')
         skipped.setdefault(path, reason)

@@ -76,12 +76,7 @@ class FeatureMonitor:
         self._labels: list[np.ndarray] = []
 
     def add(self, features: Tensor, batch: Mapping[str, Any]) -> None:
-        """Collect a batch.
-
-        Args:
-            features: Image features, shape (B, D).
-            batch: Sample dict; its labels count if there is one class per image.
-        """
+        """Collect features, shape (B, D), and the labels of a batch if it has one class per image."""
         if self.kind == 'none':
             return
         self._features.append(features.float().cpu().numpy())
@@ -91,11 +86,7 @@ class FeatureMonitor:
             self._labels.append(label.cpu().numpy())
 
     def gather(self, sampler: object) -> None:
-        """Bring together what all processes collected, in the order of the data.
-
-        Args:
-            sampler: How images are shared among processes; without a `DistributedSampler` each has all.
-        """
+        """Bring together what all processes of a `DistributedSampler` collected, in the order of the data."""
         if not (dist.is_initialized() and isinstance(sampler, DistributedSampler)):
             return
         labels = np.concatenate(self._labels) if len(self._labels) == len(self._features) != 0 else None

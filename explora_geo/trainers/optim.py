@@ -139,13 +139,7 @@ def optimization(trainer: Trainer, model: nn.Module, config: OptimConfig) -> dic
 def build_optimizer(
     model: nn.Module, config: OptimConfig, batch: int, precision: object = '32-true'
 ) -> AdamW:
-    """AdamW over exactly the parameters that train, in one pass over them.
-
-    Args:
-        model: What trains.
-        config: Rates and groups.
-        batch: Images per optimizer step.
-        precision: The trainer's.
+    """AdamW over exactly the parameters that train, in one pass over them, at a batch of so many images.
 
     Raises:
         ValueError: If nothing trains.
@@ -189,15 +183,7 @@ def clip_parts(
     gradient_clip_val: float | None = None,
     gradient_clip_algorithm: str | None = None,
 ) -> None:
-    """Clip the gradients of each part by its own norm; of all by one where a strategy shards them.
-
-    Args:
-        task: Task in a trainer.
-        parts: Modules that together hold everything that trains.
-        optimizer: The trainer's.
-        gradient_clip_val: Largest norm, or None.
-        gradient_clip_algorithm: Lightning's `norm` or `value`, which knows no parts.
-    """
+    """Clip the gradients of each part by its own norm; of all by one where a strategy shards them."""
     sharded = isinstance(task.trainer.strategy, (FSDPStrategy, ModelParallelStrategy))
     if len(parts) == 1 or not gradient_clip_val or gradient_clip_algorithm == 'value' or sharded:
         task.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
@@ -235,9 +221,6 @@ def build_schedule(optimizer: AdamW, config: OptimConfig, total: int, epochs: in
         total: Optimizer steps of the run.
         epochs: Epochs they make.
         batch: Images per optimizer step.
-
-    Returns:
-        The schedule, to be stepped after every optimizer step.
     """
     run = TrainingLength(total, total / max(epochs, 1))
     warmup, final = run.steps(config.warmup_length), config.final_weight_decay

@@ -161,16 +161,7 @@ def get_preset(name: str, letter: str) -> Preset:
 
 
 class Choice(NamedTuple):
-    """What a run trains, with the preset as the base.
-
-    Attributes:
-        factory: Builds the objective around a backbone.
-        backbone_options: Arguments of `create_vit` that the objective needs.
-        adaptation: What trains in the backbone.
-        recipe: The preset, or the package's own defaults.
-        preset: Name of the preset, None where it has no part.
-        report: One sentence about it.
-    """
+    """What a run trains, with the recipe of a preset, if it has a part, or our defaults as the base."""
 
     factory: Callable[[ViT], Objective]
     backbone_options: Mapping[str, Any]

@@ -207,15 +207,7 @@ class ExPLoRATask(ReproducibleTask):
         return describe_enlarging(datamodule, size or self.backbone.patch_embed.img_size)
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
-        """One step of the objective.
-
-        Args:
-            batch: Sample dict with `image`, shape (B, C, H, W), and perhaps `views`.
-            batch_idx: Number of the batch.
-
-        Returns:
-            The loss.
-        """
+        """Loss of the objective on `image`, shape (B, C, H, W), and perhaps `views`."""
         note_skipped(self.skipped, batch)
         losses = self.model(batch, self.global_step)
         loss: Tensor = torch.stack(list(losses.values())).sum()
@@ -270,12 +262,7 @@ class ExPLoRATask(ReproducibleTask):
         return sum(trainable_summary(self.backbone).values()) / self.backbone.num_parameters
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
-        """Loss of the objective, and features.
-
-        Args:
-            batch: Sample dict with `image` and optionally `label`, shape (B,).
-            batch_idx: Number of the batch.
-        """
+        """Loss of the objective, and features of `image` with its `label`, shape (B,), if there is one."""
         note_skipped(self.skipped, batch)
         if not self.trainer.sanity_checking:  # which is there for the starting score
             loss = torch.stack(list(self.model(batch, self.global_step).values())).sum()
@@ -284,15 +271,7 @@ class ExPLoRATask(ReproducibleTask):
             self.features.add(self.predict_step(batch, batch_idx), batch)
 
     def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
-        """Features of images, by the backbone that a run leaves behind.
-
-        Args:
-            batch: Sample dict with normalized `image`, shape (B, C, H, W) or as the tokenizer says.
-            batch_idx: Number of the batch.
-
-        Returns:
-            One vector per image, shape (B, D), pooled as for the monitor.
-        """
+        """Features of normalized images, shape (B, D), by the backbone that a run leaves behind."""
         features = self.model.final_backbone(batch['image'], timestamps=batch.get('timestamps'))
         return self.model.pool(features)
 

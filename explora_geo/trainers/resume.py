@@ -191,12 +191,7 @@ class ReproducibleTask(BaseTask):
         return batch
 
     def reseed(self, stream: Stream, number: int) -> None:
-        """Set all random states.
-
-        Args:
-            stream: What is drawn.
-            number: Number of the batch, or of the epoch for `Stream.ORDER`.
-        """
+        """Set all random states for the batch, or with `Stream.ORDER` for the epoch, of a number."""
         rank = 0 if stream is Stream.ORDER else self.global_rank  # processes share one order
         entropy = (self._seed or 0, int(stream), rank, number)
         seed_all(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
@@ -211,10 +206,6 @@ class ReproducibleTask(BaseTask):
         """Have a loss checked before the optimizer moves anything; `on_after_backward` reads the answer.
 
         The answer is copied while the device computes gradients, so that nothing waits for the device.
-
-        Args:
-            loss: Loss of the batch, a scalar.
-            batch: The batch.
         """
         bad = (~torch.isfinite(loss.detach())).float().repeat(2)
         if self.trainer.world_size > 1 and dist.is_initialized():
@@ -227,11 +218,7 @@ class ReproducibleTask(BaseTask):
         self._check = batch, bad, there
 
     def on_after_backward(self) -> None:
-        """Stop at a loss that is not finite; batch and a checkpoint of the run before it are saved.
-
-        Raises:
-            ValueError: If the loss of any process is not finite.
-        """
+        """Raise `ValueError` at a loss that is not finite; batch and a checkpoint of before it are saved."""
         if self._check is None:
             return
         (batch, bad, there), self._check = self._check, None

@@ -25,15 +25,7 @@ class ClassTask(TuningTask):
     ignored: int | None = None
 
     def __init__(self, loss: str | None, **kwargs: Any) -> None:
-        """Initialize a ClassTask.
-
-        Args:
-            loss: One of `losses`; by the kind of task if None.
-            **kwargs: Backbone, tuning and regularisation; see `TuningTask`.
-
-        Raises:
-            ValueError: If loss, kind of task and regularisation do not fit.
-        """
+        """Initialize a ClassTask with one of `losses`, by the kind of task if None."""
         one = self.kind == 'multiclass'
         self.loss_name = loss or ('ce' if one else 'bce')
         if self.loss_name not in self.losses:

@@ -230,15 +230,7 @@ class TuningTask(ReproducibleTask):
         return describe_enlarging(datamodule, self.model.backbone.patch_embed.img_size)
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
-        """Loss of an augmented batch.
-
-        Args:
-            batch: Sample dict with `image` and the target.
-            batch_idx: Number of the batch.
-
-        Raises:
-            ValueError: If targets do not fit.
-        """
+        """Loss of an augmented batch of `image` and the target."""
         image, target = self._read(batch)
         changed, wanted = self.regularisation.apply(image, target, self.outputs)
         scores = self(changed, batch.get('timestamps'))
@@ -348,12 +340,7 @@ class TuningTask(ReproducibleTask):
 
 
 def save_task(path: str | Path, task: TuningTask) -> None:
-    """Write a tuned model with LoRA merged, atomically.
-
-    Args:
-        path: File to write, `.safetensors`.
-        task: Tuned task.
-    """
+    """Write a tuned model with LoRA merged, as `.safetensors`, atomically."""
     model = merge_lora(copy.deepcopy(task.model).cpu())
     hparams = {k: v for k, v in task.hparams.items() if k not in TRAINING and k[0] != '_'}
     header = {

@@ -1,9 +1,13 @@
-"""Feature monitor."""
+"""What is watched while a run goes on: features and speed."""
+
+import time
+from typing import Any
 
 import pytest
 import torch
+from torch.utils.data import DataLoader, Dataset
 
-from explora_geo.trainers.guard import FeatureMonitor
+from explora_geo.trainers.guard import FeatureMonitor, StepClock
 
 
 def clusters(per_class: int = 20, distance: float = 3.0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -90,3 +94,41 @@ def test_features_of_which_some_lack_labels_are_not_scored() -> None:
     monitor.add(features, {'label': labels})
     monitor.add(features, {})
     assert monitor.score() is None and monitor.rank() is not None
+
+
+class SlowDataset(Dataset[dict[str, torch.Tensor]]):
+    """Images that take their time."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        time.sleep(self.seconds)
+        return {'image': torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(index))}
+
+
+@pytest.mark.parametrize(('seconds', 'low', 'high'), [(0.3, 0.5, 1.0), (0.0, 0.0, 0.5)])
+def test_the_log_says_what_share_of_the_time_was_spent_waiting(
+    build_task: Any, build_trainer: Any, seconds: float, low: float, high: float
+) -> None:
+    trainer = build_trainer()
+    trainer.fit(build_task(), DataLoader(SlowDataset(seconds), batch_size=2))
+    assert low < float(trainer.callback_metrics['data_wait']) < high
+
+
+def test_the_clock_leaves_out_what_stands_between_steps() -> None:
+    clock = StepClock()
+    assert clock.lap(4) == {}
+    clock.wait()
+    time.sleep(0.02)
+    clock.go_on()
+    time.sleep(0.02)
+    found = clock.lap(4)
+    assert 0 < found['images_per_s'] < 100 and 0.2 < found['data_wait'] < 0.8
+    clock.wait()
+    clock.pause()
+    clock.go_on()
+    assert clock.lap(4) == {}
