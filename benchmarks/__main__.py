@@ -8,7 +8,7 @@ import typer
 
 from explora_geo._cli_console import run_app
 
-from .speed import commands
+from .speed.commands import peak, speed
 from .tables.commands import COMMANDS
 
 app = typer.Typer(
@@ -17,10 +17,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for name, command in COMMANDS.items():
+for name, command in {**COMMANDS, 'speed': speed, 'peak': peak}.items():
     app.command(name)(command)
-for command in (commands.speed, commands.peak):
-    app.command()(command)
 
 
 @app.command('export-source')

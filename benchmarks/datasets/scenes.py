@@ -39,10 +39,8 @@ class RESISC45DataModule(TileDataModule):
         """One of the published splits; the test part to predict."""
         listed = Path(self.root) / f'resisc45-{"test" if part == "predict" else part}.txt'
         if not listed.is_file():
-            raise FileNotFoundError(
-                f'There is no {listed}: TorchGeo downloads it with RESISC45({str(self.root)!r}, '
-                'download=True).'
-            )
+            download = f'RESISC45({str(self.root)!r}, download=True)'
+            raise FileNotFoundError(f'There is no {listed}: TorchGeo downloads it with {download}.')
         names, folder = frozenset(listed.read_text(encoding='utf-8').split()), listed.parent / 'NWPU-RESISC45'
         known: dict[str, Any] = {'file_bands': RGB, 'labeled': True}
         dataset = FolderDataset(folder, is_valid_file=lambda path: path.name in names, **known, **self.kwargs)
@@ -93,19 +91,15 @@ class NAIPLandCoverDataModule(TileDataModule):
         folder = Path(self.root)
         targets = sorted(folder.glob('y*.npy'))
         if not (folder / 'splits.npy').is_file() or len(targets) != 1:
-            raise FileNotFoundError(
-                f'{folder} must hold splits.npy and exactly one y*.npy beside the tiles, found '
-                f'{[p.name for p in targets]}.'
-            )
+            found = [p.name for p in targets]
+            raise FileNotFoundError(f'{folder} must hold splits.npy and exactly one y*.npy, found {found}.')
         try:
             codes, splits = np.load(targets[0]), np.load(folder / 'splits.npy')
         except (ValueError, OSError, EOFError) as error:
             raise ValueError(f'the lists of {folder} cannot be read ({error}); get them again.') from error
         if codes.shape != splits.shape or codes.ndim != 1:
-            raise ValueError(
-                f'{targets[0].name} and splits.npy must list the same tiles, got shapes {codes.shape} and '
-                f'{splits.shape}.'
-            )
+            shapes = f'{codes.shape} and {splits.shape}'
+            raise ValueError(f'{targets[0]} and splits.npy must list the same tiles, got shapes {shapes}.')
         # Codes of the layer become labels in ascending order, over all parts alike.
         values, labels = np.unique(codes, return_inverse=True)
         chosen = np.flatnonzero(np.isin(splits, {'train': [0], 'val': [1]}.get(part, [1, 2])))

@@ -37,27 +37,19 @@ def trunk(path: Path, depth: int = DEPTH) -> dict[str, Tensor]:
         t.name: torch.from_numpy(numpy_helper.to_array(t).copy()) for t in graph.initializer
     }
     # The exporter folded the transposed weights of linear layers into unnamed operands of their products.
-    products = {
-        node.name: stored[name].T
-        for node in graph.node
-        if node.op_type == 'MatMul'
-        for name in node.input
-        if name in stored
+    nodes = [node for node in graph.node if node.op_type == 'MatMul']
+    products = {node.name: stored[name].T for node in nodes for name in node.input if name in stored}
+    state = {
+        'cls_token': stored['backbone.embeddings.cls_token'],
+        # Positions of the class token and of the 37 x 37 patches, split by the exporter.
+        'pos_embed': torch.cat([stored['onnx::Concat_1957'], stored['onnx::Reshape_1962']], dim=1),
     }
-    state = dict(_stem(stored))
+    for kind in ('weight', 'bias'):
+        state[f'patch_embed.proj.{kind}'] = stored[f'backbone.embeddings.patch_embeddings.projection.{kind}']
+        state[f'norm.{kind}'] = stored[f'backbone.layernorm.{kind}']
     for block in range(depth):
         state |= {f'blocks.{block}.{k}': v for k, v in _block(stored, products, block)}
     return {name: tensor.contiguous() for name, tensor in state.items()}
-
-
-def _stem(stored: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    embeddings = 'backbone.embeddings'
-    yield 'cls_token', stored[f'{embeddings}.cls_token']
-    for kind in ('weight', 'bias'):
-        yield f'patch_embed.proj.{kind}', stored[f'{embeddings}.patch_embeddings.projection.{kind}']
-        yield f'norm.{kind}', stored[f'backbone.layernorm.{kind}']
-    # Positions of the class token and of the 37 x 37 patches, split by the exporter.
-    yield 'pos_embed', torch.cat([stored['onnx::Concat_1957'], stored['onnx::Reshape_1962']], dim=1)
 
 
 def _block(stored: Mapping[str, Tensor], products: Mapping[str, Tensor], i: int) -> Iterator[tuple[str, Any]]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -25,14 +25,6 @@ from .others import find, for_each
 from .setting import Setting
 
 
-class Times(NamedTuple):
-    """Seconds of a step: median, fastest and slowest round."""
-
-    median: float
-    low: float
-    high: float
-
-
 def wait() -> None:
     """Wait for what the GPU was given to do."""
     if torch.cuda.is_available():
@@ -44,8 +36,8 @@ def alternate(
     repeats: int,
     warmup: int = 1,
     clock: Callable[[], float] = time.perf_counter,
-) -> dict[str, Times]:
-    """Time steps in turns, so that whatever slows the machine slows all of them.
+) -> dict[str, list[float]]:
+    """Seconds of steps taken in turns, fastest first: whatever slows the machine slows all of them.
 
     Every round takes one of each in an order of its own: a step finds caches and memory as the one before
     left them, which must not always be the same one.
@@ -62,7 +54,7 @@ def alternate(
             wait()
             if turn >= warmup:
                 seconds[name].append(clock() - start)
-    return {n: Times(statistics.median(s), min(s), max(s)) for n, s in seconds.items()}
+    return {name: sorted(times) for name, times in seconds.items()}
 
 
 def compare_steps(
@@ -77,12 +69,13 @@ def compare_steps(
 
     steps, absent = for_each(contenders, build, only)
     times = alternate(steps, repeats, warmup=1 if setting.device == 'cpu' else 3)
+    median = {name: statistics.median(t) for name, t in times.items()}
     flops = {}
     for name, step in steps.items():
         with FlopCounterMode(display=False) as counter:
             step()
         flops[name] = counter.get_total_flops() / 1e9
-    first, least = next(iter(times.values())), next(iter(flops.values()))
+    first, least = next(iter(median.values())), next(iter(flops.values()))
     return _add(
         out,
         'speed',
@@ -90,14 +83,14 @@ def compare_steps(
         "torch's counter, which knows none of a CPU's fused attention.",
         {**setting.describe(objective), 'only': only, 'compiled': compiled},
         {
-            'seconds': {name: t.median for name, t in times.items()},
-            'fastest': {name: t.low for name, t in times.items()},
-            'slowest': {name: t.high for name, t in times.items()},
-            'ratio': {name: t.median / first.median for name, t in times.items()},
+            'seconds': median,
+            'fastest': {name: t[0] for name, t in times.items()},
+            'slowest': {name: t[-1] for name, t in times.items()},
+            'ratio': {name: t / first for name, t in median.items()},
             'trains, M': {name: step.trained / 1e6 for name, step in steps.items()},
             'GFLOP': flops,
             'ratio of GFLOP': {name: count / least for name, count in flops.items()},
-            'images/s': {name: setting.batch / t.median for name, t in times.items()},
+            'images/s': {name: setting.batch / t for name, t in median.items()},
         },
         absent,
     )

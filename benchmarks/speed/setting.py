@@ -5,9 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from PIL import Image
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
@@ -19,16 +17,14 @@ from explora_geo.transforms import MultiCrop, ViewsConfig
 
 
 def read_images(folder: Path, count: int, size: int) -> Tensor:
-    """The first JPEG images of class folders in turn, normalized, shape (count, 3, size, size)."""
-    classes = [sorted(f.glob('*.jpg')) for f in sorted(folder.iterdir()) if f.is_dir()]
-    files = [path for row in zip(*classes, strict=False) for path in row][:count]
-    if len(files) < count:
-        raise FileNotFoundError(f'{folder} holds {len(files)} JPEG images in class folders, {count} needed')
-    pixels = []
-    for path in files:
-        image = Image.open(path).convert('RGB').resize((size, size), Image.Resampling.BICUBIC)
-        pixels.append(torch.from_numpy(np.array(image)))
-    images = torch.stack(pixels).permute(0, 3, 1, 2) / 255
+    """Evenly spaced images of class folders, normalized, shape (count, 3, size, size)."""
+    from explora_geo.datasets import FolderDataset
+    from explora_geo.datasets.files import evenly_spaced
+
+    dataset = FolderDataset(folder, size=size)
+    if len(dataset) < count:
+        raise FileNotFoundError(f'{folder} holds {len(dataset)} images in class folders, {count} needed')
+    images = torch.stack([dataset[i]['image'] for i in evenly_spaced(len(dataset), count)]) / 255
     mean, std = (torch.tensor(x)[:, None, None] for x in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
     return (images - mean) / std
 

@@ -124,8 +124,8 @@ def scene_pixels(path: Path) -> io.BytesIO:
     """Red, green and blue of a scene as an `.npy` file in memory, shape (3, H, W)."""
     import rasterio
 
+    data = io.BytesIO()
     with rasterio.open(path) as scene:
-        data = io.BytesIO()
         np.save(data, scene.read((1, 2, 3)))
     data.seek(0)
     return data

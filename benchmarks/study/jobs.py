@@ -31,7 +31,6 @@ class Job:
     views: int  # images to see
     seed: int = 0  # of everything that is drawn
     images: int = 0  # adapt to so many images of the archive, all if 0
-    strengths: tuple[float, ...] = ()  # also score so much of the difference
     transfer: tuple[str, ...] = ()  # also score the other domains
     save: bool = False  # keep the adapter
 
@@ -69,7 +68,6 @@ def _expand(group: str, entry: Mapping[str, Any], known: Mapping[str, Any]) -> I
     for seed, source, views, images, name, domain in product(*chosen, recipes, domains):
         yield Job(
             *(group, name, source, domain, recipes[name], views, seed, images),
-            strengths=tuple(entry.get('strengths', ())),
             transfer=tuple(d for d in LABELED if d != domain) if entry.get('transfer') else (),
             save=entry.get('save', False),
         )

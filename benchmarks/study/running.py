@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from explora_geo.evaluation.comparison import interpolate
 from explora_geo.evaluation.label_free import compare_backbones
 from explora_geo.models.vit import ViT
 from explora_geo.models.whitening import whitening_matrix
@@ -121,9 +120,6 @@ class Study:
             'over_turns4': _gains(before['turns4'], after['one']),
             'train_seconds': round(trained, 1),
         }
-        for strength in job.strengths:
-            found = self.scores(interpolate(source, vit, strength), job.source, job.domain, ['one'])
-            row.setdefault('strengths', {})[str(strength)] = found['one'].means
         for other in job.transfer:
             first = self.before(job.source, other)['one']
             second = self.scores(vit, job.source, other, ['one'])['one']

@@ -86,10 +86,9 @@ def run_job(job: Job, store: Store, progress: _Say = str) -> records.Record:
 
 def search_pretraining(job: Job, store: Store, progress: _Say = str) -> Chosen:
     """Choose the learning rate of pre-training by short runs and a probe of held-out training images."""
-    search = job.scale.search
+    search, trial = job.scale.search, replace(job, seed=_SEARCH_SEED)
     if search is None or job.recipe is None:
         return Chosen(1.0, {})
-    trial = replace(job, seed=_SEARCH_SEED)
     source = prepare_source(store, trial)
 
     def score(factor: float) -> float:
@@ -101,14 +100,10 @@ def search_pretraining(job: Job, store: Store, progress: _Say = str) -> Chosen:
 
 
 def search_tuning(job: Job, store: Store, model: Stage, progress: _Say = str) -> Chosen:
-    """Choose the learning rate of tuning by short runs scored on held-out training images.
-
-    The first seed's backbone is searched with, and its choice holds for every seed.
-    """
-    search = job.scale.search
+    """Choose the rate of tuning likewise, on the first seed's backbone, for every seed."""
+    search, trial = job.scale.search, replace(job, seed=_SEARCH_SEED)
     if search is None:
         return Chosen(1.0, {})
-    trial = replace(job, seed=_SEARCH_SEED)
     if job.seed != _SEARCH_SEED:
         model = prepare_source(store, trial)
         if trial.recipe is not None:
@@ -116,8 +111,7 @@ def search_tuning(job: Job, store: Store, model: Stage, progress: _Say = str) ->
 
     def score(factor: float) -> float:
         progress(f'search of tuning, learning rate x{factor:g}')
-        stage = tune(store, trial, model, factor, search.tune_steps, validate=True)
-        return float(stage.record['value'])
+        return float(tune(store, trial, model, factor, search.tune_steps, validate=True).record['value'])
 
     return _choose(search, score)
 
@@ -125,8 +119,7 @@ def search_tuning(job: Job, store: Store, model: Stage, progress: _Say = str) ->
 def _choose(search: Search, score: Callable[[float], float]) -> Chosen:
     """The best factor; beyond an end that is clearly best, the next one counts where it is clearly better.
 
-    Trials are shorter than the runs they choose for, and short runs are kind to rates that are too high: a
-    tie beyond the factors asked for would give a row a rate that fails at full length.
+    Short trials are kind to high rates: a tie beyond the factors asked for may fail at full length.
     """
     scores = {f: score(f) for f in search.factors}
     best = max(scores, key=scores.__getitem__)

@@ -74,8 +74,7 @@ def spread(values: Sequence[Sequence[float]], single: bool | None = None) -> Spr
     """Mean and error of values by seed and draw of labels.
 
     Draws are the same for all seeds, so that seeds and draws each add the variance of their own means
-    (Welch and Satterthwaite's degrees of freedom). Seeds with more draws than others lose the last. All seeds
-    are a single configuration if said so, or by default if their values are the same.
+    (Welch and Satterthwaite's degrees of freedom). Equal seeds are a single configuration by default.
     """
     draws = min(map(len, values))
     table = np.array([row[:draws] for row in values])
@@ -135,21 +134,16 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def judge(finding: Finding, difference: Spread | None, p_value: float | None = None) -> str:
     """Whether a paired difference bears a finding out: `holds`, `does not hold`, or why that is unknown.
 
-    A statement that one row is not below another holds where it is less than a margin below it. The p-value
-    is that of the difference from what the statement excludes, adjusted for the findings judged with it.
+    The p-value is that of the difference from what the statement excludes, adjusted for all findings.
     """
     if difference is None:
         return 'not run'
     if difference.error is None:
         return f'{"one configuration" if difference.single else "one seed"}: not told apart'
-    reference = _reference(finding)
+    reference = -MARGIN if finding.equal else 0.0
     if (difference.p_value(reference) if p_value is None else p_value) >= _LEVEL:
         return 'not told apart'
     return 'holds' if difference.mean > reference else 'does not hold'
-
-
-def _reference(finding: Finding) -> float:
-    return -MARGIN if finding.equal else 0.0
 
 
 def judge_all(
@@ -159,21 +153,15 @@ def judge_all(
 
     Of the table of carbon, where less is better, the row put above the other is the one that emits more.
     """
-    found = by_row(records, table.id)
-    differences: list[Spread | None] = []
-    mixed: set[int] = set()
+    known, found = by_row(records, table.id), []
     for finding in table.findings:
-        better, worse = (found.get(name, []) for name in (finding.better, finding.worse))
-        differences.append(paired(better, worse, key))
-        if differences[-1] and len({r.get('precision') for r in (*better, *worse)} - {None}) > 1:
-            mixed.add(len(differences) - 1)
+        better, worse = (known.get(name, []) for name in (finding.better, finding.worse))
+        mixed = len({r.get('precision') for r in (*better, *worse)} - {None}) > 1
+        found.append((finding, paired(better, worse, key), mixed))
     tested = {
-        i: d.p_value(_reference(table.findings[i]))
-        for i, d in enumerate(differences)
-        if d is not None and d.error is not None and i not in mixed
+        f.text: d.p_value(-MARGIN if f.equal else 0.0)
+        for f, d, mixed in found
+        if d and d.error is not None and not mixed
     }
     adjusted = dict(zip(tested, holm(list(tested.values())), strict=True))
-    return [
-        (finding, difference, MIXED if i in mixed else judge(finding, difference, adjusted.get(i)))
-        for i, (finding, difference) in enumerate(zip(table.findings, differences, strict=True))
-    ]
+    return [(f, d, MIXED if mixed and d else judge(f, d, adjusted.get(f.text))) for f, d, mixed in found]
