@@ -17,13 +17,7 @@ from explora_geo.checkpoints import load_backbone
 
 
 class ExPLoRABench(nn.Module):
-    """A plain, merged or adapted backbone behind torchgeo-bench's model interface.
-
-    Attributes:
-        bands: What torchgeo-bench says of each band: name, mean, standard deviation.
-        num_channels: Number of bands.
-        backbone: The backbone; layers for its segmentation probes are `blocks.<i>`.
-    """
+    """A plain, merged or adapted backbone; layers for segmentation probes are `backbone.blocks.<i>`."""
 
     def __init__(
         self,
@@ -46,10 +40,6 @@ class ExPLoRABench(nn.Module):
             img_size: Side to which images are resized; that of the model if None.
             tokens: What stands for an image: class token, mean patch, or both.
             normalization: `bandspec_zscore` (statistics of each data set) or `identity`.
-
-        Raises:
-            ValueError: If the bands are others than the model's, or a name is unknown.
-            FileNotFoundError: If a file does not exist.
         """
         super().__init__()
         if normalization not in ('bandspec_zscore', 'identity'):

@@ -37,12 +37,10 @@ def main(adapter: Path, tiles: Path, out: Path) -> None:
     told = {'command': command, 'adapter': adapter.name, 'tiles': str(tiles)}
     out.write_text(json.dumps({**told, **found}, indent=1) + '\n')
     for row in found['rows']:
-        gain = row['gain']
-        print(
-            f'{row["title"]}: source {row["source"]["mean"]:.3f}, adapted {row["adapted"]["mean"]:.3f}, gain '
-            f'{gain["mean"]:+.3f} ({gain["low"]:+.3f} to {gain["high"]:+.3f}), best block '
-            f'{row["best_block"]["mean"]:.3f}, source over turns {row["turns_source"]["mean"]:.3f}'
+        means = ', '.join(
+            f'{k} {v["mean"]:+.3f}' for k, v in row.items() if isinstance(v, dict) and 'mean' in v
         )
+        print(f'{row["title"]}: {means}')
 
 
 if __name__ == '__main__':

@@ -71,8 +71,6 @@ def labels_of(dataset: Any) -> torch.Tensor | None:
         found = labels_of(dataset.dataset)
         return None if found is None else found[torch.tensor(list(dataset.indices), dtype=torch.long)]
     labels = getattr(dataset, 'labels', None)
-    if labels is None and 'label' in getattr(dataset, 'table', ()):
-        labels = dataset.table['label'].to_list()
     return None if labels is None else torch.as_tensor(labels)
 
 
@@ -110,10 +108,7 @@ def _fingerprint(dataset: Any) -> str:
     if isinstance(dataset, Subset):
         digest.update(f'{_fingerprint(dataset.dataset)}{list(dataset.indices)}'.encode())
         return digest.hexdigest()
-    files = getattr(dataset, 'files', None)
-    if files is None and 'path' in getattr(dataset, 'table', ()):
-        files = dataset.table['path'].to_list()
-    for file in files or ():
+    for file in getattr(dataset, 'files', None) or ():
         path = Path(file) if isinstance(file, str | Path) else None
         size = path.stat().st_size if path is not None and path.is_file() else ''
         digest.update(f'{path.parent.name}/{path.name}|{size}\n'.encode() if path else f'{file}\n'.encode())

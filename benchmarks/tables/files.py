@@ -26,6 +26,13 @@ def make(kind: type, values: Mapping[str, Any], where: str) -> Any:
         raise ValueError(f'{where}: {error}') from error
 
 
+def find(name: str, kind: str, known: Mapping[str, Any]) -> Any:
+    """What is known by a name; a `ValueError` says what there is."""
+    if name not in known:
+        raise ValueError(f'no {kind} {name!r}: there are {", ".join(known)}, or give a YAML file')
+    return known[name]
+
+
 def laid_over(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of nested values with changes; a change to None takes a key out."""
     merged = dict(base)

@@ -20,9 +20,9 @@ _OBJECTIVES = {'M': 'MAE', 'D': 'DINOv2'}
 class Job:
     """A row at a scale."""
 
-    table: Table  # its table
-    row: Row  # the row
-    scale: Scale  # the scale
+    table: Table
+    row: Row
+    scale: Scale
     source: Source  # what it starts from; its weights are empty for random ones
     recipe: Recipe | None  # how it is pre-trained, or None for the source as it is
     seed: int = 0  # seed of the run

@@ -9,10 +9,7 @@ from typing import Any
 
 Record = dict[str, Any]
 #: What seeds of a row share as long as nobody changes how it runs.
-_SETTINGS = (
-    *('model', 'source', 'adaptation', 'tuning', 'steps', 'batch', 'tune_steps', 'labels', 'images'),
-    'precision',
-)
+_SETTINGS = 'model source adaptation tuning steps batch tune_steps labels images precision'.split()
 
 
 def append(path: Path, record: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 from explora_geo.adaptation import ExPLoRAConfig
 
-from .files import make, read_yaml
+from .files import find, make, read_yaml
 
 TABLES = Path(__file__).parents[1] / 'conf' / 'tables'
 #: What the letter after a published number says of its source.
@@ -185,7 +185,5 @@ def get_table(name: str) -> Table:
     """A table by id, or from a YAML file of one's own."""
     if name.endswith('.yaml'):
         return replace(read_table(Path(name)), argument=name)
-    tables = read_tables()
-    if name not in tables:
-        raise ValueError(f'no table {name!r}: there are {", ".join(tables)}, or give a YAML file')
-    return tables[name]
+    table: Table = find(name, 'table', read_tables())
+    return table

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from .files import laid_over, make, read_yaml
+from .files import find, laid_over, make, read_yaml
 
 SCALES = Path(__file__).parents[1] / 'conf' / 'scales'
 _CONF = SCALES.parent
@@ -133,10 +133,7 @@ def get_scale(name: str) -> Scale:
     """A scale by name, or from a file of one's own."""
     if name.endswith('.yaml'):
         return replace(read_scale(Path(name)), argument=name)
-    known = sorted(p.stem for p in SCALES.glob('*.yaml'))
-    if name not in known:
-        raise ValueError(f'no scale {name!r}: there are {", ".join(known)}, or give a YAML file')
-    return read_scale(SCALES / f'{name}.yaml')
+    return read_scale(find(name, 'scale', {p.stem: p for p in sorted(SCALES.glob('*.yaml'))}))
 
 
 def _content(path: Path) -> dict[str, Any]:

@@ -120,19 +120,11 @@ class Progress(Callback):
             self._last += time.perf_counter() - start
 
     def costs(self, meter: Meter) -> dict[str, Any]:
-        """Seconds, energy and memory of the whole run, also of what was done before it was stopped.
-
-        The energy of that part is taken to be used at the same rate.
-        """
-        found = meter.to_dict()
-        if self.before and meter.seconds:
-            found['seconds'] = round(self.before + meter.seconds, 2)
-            if meter.energy is not None:
-                share = (self.before + meter.seconds) / meter.seconds
-                scaled = {key: meter.energy[key] * share for key in ('kwh', 'kg')}
-                method = f'{meter.energy["method"]}; scaled to the part before a stop'
-                found['energy'] = {**scaled, 'method': method}
-        return {**found, 'resumed': self.resumed}
+        """Seconds, energy and memory of the whole run; energy is not known of one that was stopped."""
+        found = meter.to_dict() | {'resumed': self.resumed}
+        if self.before:
+            found |= {'seconds': round(self.before + meter.seconds, 2), 'energy': None}
+        return found
 
 
 def curve_score(module: Any, count: int) -> Callable[[ViT], float] | None:
