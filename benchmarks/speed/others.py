@@ -143,53 +143,42 @@ def torchgeo_mae(setting: Setting) -> Step:
     return Step(setting, task, lambda: task.training_step({'image': image}, 0))
 
 
-def _lightly_parts(setting: Setting) -> Any:
-    head, vit = setting.head, _timm(setting, dynamic_img_size=True)
-    projection = DINOv2ProjectionHead(vit.embed_dim, head.hidden_dim, head.bottleneck_dim, head.prototypes)
-    return nn.ModuleDict({'backbone': MaskedVisionTransformerTIMM(vit=vit), 'head': projection})
+def lightly_dinov2(setting: Setting) -> Step:
+    """All weights with lightly's building blocks, and a teacher that is a whole copy."""
+    head, parts = setting.head, nn.ModuleDict()
+    for name in ('student', 'teacher'):
+        vit = _timm(setting, dynamic_img_size=True)
+        sizes = vit.embed_dim, head.hidden_dim, head.bottleneck_dim, head.prototypes
+        trunk = MaskedVisionTransformerTIMM(vit=vit)
+        parts[name] = nn.ModuleDict({'backbone': trunk, 'head': DINOv2ProjectionHead(*sizes)})
+    student, teacher = (dict(parts[name].items()) for name in ('student', 'teacher'))
+    # Weight normalization in lightly's head rules out a deep copy.
+    parts['teacher'].load_state_dict(parts['student'].state_dict())
+    parts['teacher'].requires_grad_(False)
+    parts['dino'], parts['ibot'] = DINOLoss(head.prototypes), IBOTPatchLoss(head.prototypes)
+    koleo, views = KoLeoLoss(), setting.views()
+    crops, size = views[0], (len(views[0]), *vit.patch_embed.grid_size)
 
-
-class LightlyDINOv2(nn.Module):
-    """DINOv2 of lightly's building blocks, with a teacher that is a whole copy."""
-
-    def __init__(self, setting: Setting) -> None:
-        """Build student, teacher and losses."""
-        super().__init__()
-        self.student, self.teacher = (_lightly_parts(setting) for _ in range(2))
-        # Weight normalisation in lightly's head rules out a deep copy.
-        self.teacher.load_state_dict(self.student.state_dict())
-        self.teacher.requires_grad_(False)
-        self.grid, self.images = self.student['backbone'].vit.patch_embed.grid_size, setting.batch
-        self.dino, self.koleo = DINOLoss(setting.head.prototypes), KoLeoLoss()
-        self.ibot = IBOTPatchLoss(setting.head.prototypes)
-
-    def forward(self, views: list[Tensor]) -> Tensor:
-        """Loss of crops: global ones (2·B, 3, H, W) and local ones (n·B, 3, h, w)."""
-        crops, local = views[0], views[1] if len(views) > 1 else None
-        size = (len(crops), *self.grid)
+    def loss() -> Tensor:
         mask = utils.random_block_mask(size=size, device=crops.device).flatten(1)
         full = torch.cat([mask.new_zeros(len(mask), 1), mask], dim=1)
         with torch.no_grad():
-            x = self.teacher['backbone'].encode(crops)
-            cls, patches = self.teacher['head'](x[:, 0]), self.teacher['head'](x[full])
-        x = self.student['backbone'].encode(crops, mask=full)
-        own = [self.student['head'](x[:, 0]), self.student['head'](x[full])]
-        predicted = list(own[0].chunk(2))
-        if local is not None:
-            small = self.student['head'](self.student['backbone'].encode(local)[:, 0])
-            predicted += list(small.chunk(len(local) // self.images))
+            x = teacher['backbone'].encode(crops)
+            cls, patches = teacher['head'](x[:, 0]), teacher['head'](x[full])
+        x = student['backbone'].encode(crops, mask=full)
+        own, masked = student['head'](x[:, 0]), student['head'](x[full])
+        predicted = list(own.chunk(2))
+        for local in views[1:]:
+            small = student['head'](student['backbone'].encode(local)[:, 0])
+            predicted += small.chunk(len(local) // setting.batch)
         with torch.autocast(crops.device.type, enabled=False):
-            loss: Tensor = self.dino([c.float() for c in cls.chunk(2)], [p.float() for p in predicted])
+            total = parts['dino']([c.float() for c in cls.chunk(2)], [p.float() for p in predicted])
             if len(patches):
-                loss = loss + self.ibot(patches.float(), own[1].float(), mask.view(size))
-            return loss + 0.1 * sum(self.koleo(c.float()) for c in x[:, 0].chunk(2))
+                total = total + parts['ibot'](patches.float(), masked.float(), mask.view(size))
+            return total + 0.1 * sum(koleo(c.float()) for c in x[:, 0].chunk(2))
 
-
-def lightly_dinov2(setting: Setting) -> Step:
-    """All weights with lightly's building blocks."""
-    model, views = LightlyDINOv2(setting), setting.views()
-    move = partial(utils.update_momentum, model.student, model.teacher, m=0.996)
-    return Step(setting, model, lambda: model(views), move)
+    move = partial(utils.update_momentum, parts['student'], parts['teacher'], m=0.996)
+    return Step(setting, parts, loss, move)
 
 
 STEPS: dict[str, Contenders] = {

@@ -1,5 +1,6 @@
 """Sources, and a lean loop that adapts them to images in memory, with the package's own parts."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,10 +45,10 @@ SOURCES = {
 }
 
 
-def stats_of(source: Source, device: torch.device | str) -> tuple[Tensor, Tensor]:
-    """Mean and deviation that normalize images, shape (3, 1, 1)."""
-    mean, std = (torch.tensor(s, device=device).view(3, 1, 1) for s in source.stats)
-    return mean, std
+def reader(source: Source, domain: Domain) -> Callable[[Tensor], Tensor]:
+    """What reads images of a domain by their indices as a source takes them."""
+    mean, std = (torch.tensor(s, device=domain.image.device).view(3, 1, 1) for s in source.stats)
+    return lambda rows: prepare(domain.image[rows], source.size, mean, std)
 
 
 def load_source(source: Source, **options: Any) -> tuple[ViT, dict[str, Tensor]]:
@@ -75,7 +76,7 @@ def adapt(
     explora(vit, recipe.adaptation)
     objective = recipe.factory(vit).to(device).train()
     objective.load_pretrained(parts)
-    stats, archive = stats_of(source, device), archive.to(device)
+    read, archive = reader(source, domain), archive.to(device)
     epochs = max(1, steps * batch // len(archive))
     objective.set_schedule(steps, steps / epochs)
     optimizer = build_optimizer(objective, recipe.optim, batch, 'bf16-mixed')
@@ -86,7 +87,7 @@ def adapt(
         if len(order) < batch:
             order = torch.cat([order, torch.randperm(len(archive))])
         rows, order = archive[order[:batch].to(device)], order[batch:]
-        image = prepare(domain.image[rows], source.size, *stats)
+        image = read(rows)
         with torch.autocast(device.type, torch.bfloat16):
             found = objective({'image': image}, step)
         loss = torch.stack([x.float() for x in found.values()]).sum()

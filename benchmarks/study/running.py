@@ -16,10 +16,10 @@ from explora_geo.models.vit import ViT
 from explora_geo.models.whitening import whitening_matrix
 
 from ..tables import records
-from .adapting import SOURCES, Source, adapt, load_source, stats_of
+from .adapting import SOURCES, Source, adapt, load_source, reader
 from .domains import load
 from .jobs import Job
-from .scoring import Hits, features, gain, prepare, score
+from .scoring import Hits, features, gain, score
 
 #: Images of the archive that label-free scores and whitening read.
 SAMPLE, WHITEN = 384, 4000
@@ -61,20 +61,20 @@ class Study:
 
     def scores(self, vit: ViT, source: str, name: str, variants: Iterable[str]) -> dict[str, Hits]:
         """Hits on a domain by variant: keys of `VARIANTS`, or `block3`."""
-        domain, held = self.domain(name), self.named(source)
-        stats, found = stats_of(held, self.device), {}
+        domain, found = self.domain(name), {}
+        read = reader(self.named(source), domain)
 
         @cache
         def parts(turns: int, block: int) -> Sequence[Tensor]:
             known = (domain.train, domain.val, domain.test)
-            return [features(vit, domain, i, held.size, stats, turns, block) for i in known]
+            return [features(vit, read, i, turns, block) for i in known]
 
         for variant in variants:
             power, turns = VARIANTS.get(variant, (None, 1))
             sets = parts(turns, -1 if variant in VARIANTS else int(variant.removeprefix('block')))
             if power is not None:
                 sample = _drawn(domain.archive, WHITEN, 0).to(self.device)
-                seen = features(vit, domain, sample, held.size, stats, turns)
+                seen = features(vit, read, sample, turns)
                 mean = seen.mean(0)
                 matrix = whitening_matrix((seen - mean).T.cov(), power)
                 sets = [(x - mean) @ matrix for x in sets]
@@ -126,7 +126,7 @@ class Study:
             told = {'before': first.means, 'after': second.means, 'gain': _gains(first, second)}
             row.setdefault('transfer', {})[other] = told
         rows = _drawn(archive, SAMPLE, 2).to(self.device)
-        images = prepare(domain.image[rows], held.size, *stats_of(held, self.device))
+        images = reader(held, domain)(rows)
         row['label_free'] = {
             side: {k: round(v, 5) for k, v in told.items()}
             for side, told in compare_backbones(source, vit, images, batch_size=256).items()

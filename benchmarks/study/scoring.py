@@ -1,6 +1,6 @@
 """Scores of frozen features on a GPU or CPU: k-NN, linear probe, few labels, and paired intervals."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -39,19 +39,13 @@ def prepare(image: Tensor, size: int, mean: Tensor, std: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def features(
-    vit: ViT,
-    domain: Domain,
-    index: Tensor,
-    size: int,
-    stats: tuple[Tensor, Tensor],
-    turns: int = 1,
-    block: int = -1,
+    vit: ViT, read: Callable[[Tensor], Tensor], index: Tensor, turns: int = 1, block: int = -1
 ) -> Tensor:
-    """Mean patch tokens averaged over orientations, shape (N, D)."""
+    """Mean patch tokens of images, read by their indices, averaged over orientations, shape (N, D)."""
     vit.eval()
     rows = []
     for part in index.split(512):
-        image = prepare(domain.image[part], size, *stats)
+        image = read(part)
         total = torch.zeros((), device=image.device)
         for number in range(turns):
             with torch.autocast(image.device.type, torch.bfloat16):

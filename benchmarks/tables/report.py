@@ -169,26 +169,23 @@ def _cost(table: Table, found: _Found) -> list[str]:
     lines = []
     for row, rows in found.items():
         known = [r['energy'] for r in rows if r.get('energy')]  # only where there is a meter
-        speed = [r['images_per_s'] for r in rows if r['images_per_s']]
-        steps = [r['seconds_per_step'] for r in rows if r.get('seconds_per_step')]
-        energy = [f'{1000 * fmean(e[k] for e in known):.3g}' if known else '-' for k in ('kwh', 'kg')]
-        pretrain = f'{1000 * fmean(e["pretrain_kg"] for e in known):.3g}' if known else '-'
-        lines.append(
-            [
-                table.rows[row].name,
-                f'{fmean(r["seconds"] for r in rows):,.0f}',
-                f'{fmean(steps):.2f}' if steps else '-',
-                f'{fmean(speed):,.0f}' if speed else '-',
-                f'{max(r["peak_memory"] for r in rows) / 1e6:,.0f}',
-                *energy,
-                pretrain,
-                known[0]['method'] if known else '-',
-            ]
-        )
+        times = [
+            _mean(rows, key, spec)
+            for key, spec in (('seconds', ',.0f'), ('seconds_per_step', '.2f'), ('images_per_s', ',.0f'))
+        ]
+        energy = [_mean(known, key, '.3g', 1000) for key in ('kwh', 'kg', 'pretrain_kg')]
+        memory = f'{max(r["peak_memory"] for r in rows) / 1e6:,.0f}'
+        method = known[0]['method'] if known else '-'
+        lines.append([table.rows[row].name, *times, memory, *energy, method])
     header = ['row', 's', 's/step', 'images/s', 'peak memory, MB', 'Wh', 'g CO2', 'of it pre-training']
     end = ['', 'Means over seeds; searches of learning rates are not counted.']
-    found_table = markdown_table([*header, 'energy by'], lines)
-    return ['', '## What it cost', '', *found_table, *end] if lines else []
+    return ['', '## What it cost', '', *markdown_table([*header, 'energy by'], lines), *end] if lines else []
+
+
+def _mean(records: Sequence[Record], key: str, spec: str, factor: float = 1.0) -> str:
+    """Mean of what records know, or a dash."""
+    values = [factor * r[key] for r in records if r.get(key) is not None]
+    return f'{fmean(values):{spec}}' if values else '-'
 
 
 def to_csv(records: Iterable[Record]) -> str:
@@ -210,13 +207,8 @@ def torchgeo_bench(records: Iterable[Record]) -> str:
     """torchgeo-bench's rows of what was probed; a header alone if nothing was."""
     lines = [','.join(BENCH_COLUMNS)]
     for record in records:
-        scores = [
-            ProbeScore(
-                **{k: v for k, v in d.items() if k in ProbeScore._fields and k != 'budget'},
-                budget=Budget.parse(d['budget']),
-            )
-            for d in record.get('details') or ()
-        ]
+        details = [d | {'budget': Budget.parse(d['budget'])} for d in record.get('details') or ()]
+        scores = [ProbeScore(**{k: d[k] for k in ProbeScore._fields if k in d}) for d in details]
         about = {
             'dataset': record['stands_in'] or record['dataset'],
             'name': f'{record["model"]} {record["name"]}',
