@@ -14,7 +14,6 @@ NVIDIA's MPS before `run`: without it processes take turns on the GPU, and a wai
 
 import argparse
 import io
-import json
 import shutil
 import subprocess
 import sys
@@ -133,24 +132,15 @@ def trace(kind: str, out: Path, tiny: bool) -> None:
         step()
     wait()
     start = time.perf_counter()
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
+    on_gpu = torch.cuda.is_available()
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     with profile(activities=activities) as found:
         step()
         wait()
     wall = 1e3 * (time.perf_counter() - start)
-    rows = sorted(found.key_averages(), key=lambda r: -(r.self_device_time_total or r.self_cpu_time_total))
-    table = [
-        {
-            'name': r.key,
-            'calls': r.count,
-            'device_ms': r.self_device_time_total / 1e3,
-            'host_ms': r.self_cpu_time_total / 1e3,
-        }
-        for r in rows
-    ]
-    total = {key: sum(row[key] for row in table) for key in ('device_ms', 'host_ms')}
-    told = {'step': kind, 'images': setting.batch, 'wall_ms': wall, **total, 'rows': table[:60]}
-    (out / f'trace_{kind}.json').write_text(json.dumps(told, indent=1))
+    order = 'self_device_time_total' if on_gpu else 'self_cpu_time_total'
+    table = found.key_averages().table(sort_by=order, row_limit=60, max_name_column_width=80)
+    (out / f'trace_{kind}.txt').write_text(f'{setting}\n{wall:.1f} ms with the profiler\n{table}\n')
 
 
 def steps(kind: str, out: Path, tiny: bool) -> None:

@@ -60,24 +60,14 @@ def recompress(source: Path, target: Path, bands: tuple[str, ...], window: Windo
             raise ValueError(f'{source.name} has {src.count} bands, expected {len(bands)}: {bands}')
         pixels = src.read(window=window)
         profile = {
-            'driver': 'GTiff',
-            'dtype': src.dtypes[0],
-            'count': src.count,
-            'height': pixels.shape[1],
-            'width': pixels.shape[2],
-            'crs': src.crs,
+            **{'driver': 'GTiff', 'dtype': src.dtypes[0], 'count': src.count, 'nodata': src.nodata},
+            **{'height': pixels.shape[1], 'width': pixels.shape[2], 'crs': src.crs},
             'transform': src.window_transform(window) if window else src.transform,
-            'nodata': src.nodata,
             # Without these GDAL would tag the fourth of four bands as transparency.
-            'photometric': 'minisblack',
-            'alpha': 'unspecified',
-            'compress': 'deflate',
-            'zlevel': 9,
-            'predictor': 2,
-            # Bands differ more than neighbouring pixels, so storing them apart packs better.
-            'interleave': 'band',
-            # One strip per band: the default strips of a few rows would each be packed alone.
-            'blockysize': pixels.shape[1],
+            **{'photometric': 'minisblack', 'alpha': 'unspecified'},
+            # Bands differ more than neighboring pixels, so storing them apart, in a strip each, packs better.
+            **{'interleave': 'band', 'blockysize': pixels.shape[1]},
+            **{'compress': 'deflate', 'zlevel': 9, 'predictor': 2},
         }
     target.parent.mkdir(parents=True, exist_ok=True)
     with rasterio.open(target, 'w', **profile) as dst:

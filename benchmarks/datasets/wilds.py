@@ -54,7 +54,7 @@ class WILDSDataModule(TileDataModule):
                 return None
             raise
 
-    def read(self, name: str, columns: Sequence[str], **kwargs: Any) -> tuple[Path, pd.DataFrame]:
+    def read(self, name: str, columns: Sequence[str]) -> tuple[Path, pd.DataFrame]:
         """The folder of a data set of any version, and its table with these columns."""
         root = Path(self.root)
         folders = sorted(root.glob(f'{name}_v*')) if root.is_dir() else []
@@ -68,12 +68,9 @@ class WILDSDataModule(TileDataModule):
         if not file.is_file():
             raise FileNotFoundError(f'There is no {file}: the download is incomplete.')
         try:
-            table = pd.read_csv(file, **kwargs)
+            table = pd.read_csv(file, usecols=list(columns), dtype={'patient': 'str'})
         except ValueError as error:  # also of pandas' own kinds
-            raise ValueError(f'{file} is no table ({str(error).strip()}): download it again.') from error
-        lacking = [column for column in columns if column not in table]
-        if lacking:
-            raise ValueError(f'{file} lacks the columns {", ".join(lacking)}: download it again.')
+            raise ValueError(f'{file} does not fit ({str(error).strip()}): download it again.') from error
         return folders[-1], table
 
 
@@ -91,7 +88,7 @@ class Camelyon17DataModule(WILDSDataModule):
         name = 'camelyon17_unlabeled' if unlabelled else 'camelyon17'
         columns = ['patient', 'node', 'x_coord', 'y_coord', 'center']
         columns += [] if unlabelled else ['split', 'tumor']
-        folder, table = self.read(name, columns, index_col=0, dtype={'patient': 'str'})
+        folder, table = self.read(name, columns)
         chosen = table['center'] == {'val': 1, 'test': 2}.get(part, -1)
         if part in ('train', 'id_val'):
             chosen = ~table['center'].isin((1, 2))

@@ -41,14 +41,10 @@ class Setting:
     mask_ratio: float = 0.75  # share of the patches that MAE removes
     decoder_depth: int = 8  # blocks of MAE's decoder, of width 512 and 16 heads
     head: HeadConfig = field(default_factory=lambda: HeadConfig(65536, 2048, 256))  # size of DINOv2's head
-    # products in bfloat16, or all in float32; the faster one here by default
-    precision: Literal['bf16', 'fp32'] | None = None
-    # folder of class folders of JPEG files; random images if None
-    images: Path | None = Path('tests/data/eurosat_rgb/test')
+    precision: Literal['bf16', 'fp32'] | None = None  # of products; the faster one here by default
+    images: Path | None = Path('tests/data/eurosat_rgb/test')  # class folders; random images if None
     device: str = 'cuda' if torch.cuda.is_available() else 'cpu'  # where steps run
-    # torch's fused attention also in bfloat16 on a CPU, where it is the slower one; it keeps as little for
-    # the backward pass as that of GPUs
-    fused: bool = False
+    fused: bool = False  # fused attention in bfloat16 on a CPU, too: slower, but as lean as on a GPU
 
     def __post_init__(self) -> None:
         """Check the values, and choose the precision."""

@@ -58,17 +58,17 @@ def plan(
     Models are built on the meta device, so that the largest cost nothing to count. Example:
     explora-bench plan 1 --scale paper
     """
-    from . import plan as planning
+    from . import cost
     from .records import read
 
     (one,), found, *_ = _open(scale, out, table)
     known = [r for path in sorted(out.glob('*/results.jsonl')) for r in read(path)]
-    rate, count = planning.measured_rate(known), seeds or found.seeds
-    planned = planning.plan_rows(one, one.choose(rows), found, rate)
+    rate, count = cost.measured_rate(known), seeds or found.seeds
+    planned = cost.plan_rows(one, one.choose(rows), found, rate)
     title = f'Table {one.id} at the scale {found.name}: {one.title}'
-    say('\n'.join([title, '', *planning.show(planned, rate, count)]))
+    say('\n'.join([title, '', *cost.show(planned, rate, count)]))
     if rate is not None:
-        total = planning.total_hours(planned, found, rate, count)
+        total = cost.total_hours(planned, found, rate, count)
         say(f'{total:,.2f} device hours for {count} seeds, searches included.')
     differing = [p.row.name for p in planned if p.agrees is False]
     if differing:

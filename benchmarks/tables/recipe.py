@@ -1,13 +1,12 @@
 """How a row is pre-trained: what trains, by which objective, for how long."""
 
-import copy
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from functools import partial
 from typing import Any
 
-from explora_geo.adaptation import ExPLoRAConfig, merge_lora
+from explora_geo.adaptation import ExPLoRAConfig
 from explora_geo.models.heads import HeadConfig
 from explora_geo.models.vit import ViT
 from explora_geo.objectives import (
@@ -100,10 +99,3 @@ def plain_value(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {k: plain_value(v) for k, v in value.items()}
     return [plain_value(v) for v in value] if isinstance(value, list | tuple) else value
-
-
-def plain(vit: ViT) -> ViT:
-    """A merged copy on the CPU, in evaluation mode."""
-    merged: ViT = merge_lora(copy.deepcopy(vit)).requires_grad_(False).cpu().eval()  # type: ignore[assignment]
-    merged.mask_token = None  # only pre-training uses it, and timm's models have none
-    return merged

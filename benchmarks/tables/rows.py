@@ -62,18 +62,12 @@ class Row:
     id: str  # key within the table
     name: str  # what reports call it
     published: Published = Published()  # its value in the table
-    # `M` (MAE) or `D` (DINOv2): source and loss; empty for systems that are not built here
-    objective: Literal['M', 'D', ''] = ''
-    # start from the source of that objective, or from random weights
-    start: Literal['source', 'random'] = 'source'
-    # pre-training on the new domain in the paper's notation; empty for the source as it is
-    adaptation: str = ''
-    # further fields of `ExPLoRAConfig`: `targets`, `train_norms`, `alpha`
-    options: Mapping[str, Any] = field(default_factory=dict)
-    # what is measured: a linear probe, tuning (linear, LoRA, full), or pre-training alone
-    tuning: Tuning = 'probe'
-    # fields of the scale's `Tune` that differ, such as `labels` and `steps`
-    tune: Mapping[str, Any] = field(default_factory=dict)
+    objective: Literal['M', 'D', ''] = ''  # source and loss: MAE, DINOv2, or none that is built here
+    start: Literal['source', 'random'] = 'source'  # from the objective's source, or random weights
+    adaptation: str = ''  # pre-training in the paper's notation; empty for the source as it is
+    options: Mapping[str, Any] = field(default_factory=dict)  # further fields of `ExPLoRAConfig`
+    tuning: Tuning = 'probe'  # what is measured: a probe, tuning, or pre-training alone
+    tune: Mapping[str, Any] = field(default_factory=dict)  # fields of the scale's `Tune` that differ
     last_blocks: int = 0  # last blocks whose class tokens the probe reads; the scale's choice if 0
     head: str = ''  # head of the downstream task by name, instead of the data set's
     only: str = ''  # why the row cannot be run, for rows that are published only
@@ -89,9 +83,7 @@ class Row:
     pretrain_parameters: Published = Published()  # printed number of parameters that train in pre-training
     tune_parameters: Published = Published()  # the same in tuning
     gpu_hours: Published = Published()  # printed hours of pre-training
-    # number that the model built for pre-training must have: exact, or millions to three decimals such as
-    # `18.725M`
-    trainable: str = ''
+    trainable: str = ''  # what the model must have in pre-training: exact, or such as `18.725M`
 
     def __post_init__(self) -> None:
         """Check what belongs together."""

@@ -34,8 +34,7 @@ class Data:
     classes: int | None = None  # number of classes, likewise
     task: str = ''  # class of the downstream task; `ClassificationTask` if empty
     task_args: Mapping[str, Any] = field(default_factory=dict)  # its arguments
-    # arguments of the data module in pre-training that differ
-    pretrain_args: Mapping[str, Any] = field(default_factory=dict)
+    pretrain_args: Mapping[str, Any] = field(default_factory=dict)  # what differs in pre-training
 
 
 @dataclass(frozen=True)
@@ -54,16 +53,14 @@ class Tune:
 class Probe:
     """What is measured on frozen features."""
 
-    # of `linear`, `logistic` and `knn`; the first is the table's value
-    methods: tuple[str, ...] = ('linear', 'knn')
+    methods: tuple[str, ...] = ('linear', 'knn')  # or `logistic`; the first is the table's value
     budgets: tuple[str, ...] = ('all',)  # label budgets, as text; the first is the table's value
     label_seeds: int = 5  # draws of labels of every budget but all
     blocks: tuple[int, ...] = (1, 4)  # last blocks that the linear sweep reads
     epochs: int = 10  # epochs of the linear sweep
     iterations: int = 1500  # steps per epoch of it
     labelled: int | None = None  # labelled images used, evenly spaced; all of them if None
-    # held-out training images used, likewise, to choose settings and learning rates
-    validated: int | None = None
+    validated: int | None = None  # held-out training images used, likewise, to choose settings by
     tested: int | None = None  # test images used, likewise
 
     def __post_init__(self) -> None:
@@ -78,8 +75,7 @@ class Search:
     factors: tuple[float, ...] = (0.3, 1.0, 3.0)  # factors on the learning rate, rising
     pretrain_steps: int = 100  # optimizer steps of each trial of pre-training
     tune_steps: int = 100  # the same of tuning
-    # by how much the lowest or highest factor must beat its neighbour, as a share of the images, for the
-    # next one beyond it to be tried too, and this one the one before to be taken; by default never
+    # share of the images by which an end must beat its neighbor for the next one to be tried, and taken
     edge: float = math.inf
     beyond: int = 2  # how many may be tried beyond
 
@@ -101,8 +97,7 @@ class Scale:
     every: int = 50  # optimizer steps between points of learning curves and between checkpoints
     curve: int = 0  # labelled images of a point of a learning curve, and as many to score; 0 draws none
     max_rank: int | None = None  # highest LoRA rank; backbones are narrower than the paper's
-    # further arguments of the trainer, such as `devices`, `num_nodes` and `strategy`
-    trainer: Mapping[str, Any] = field(default_factory=dict)
+    trainer: Mapping[str, Any] = field(default_factory=dict)  # further arguments, such as `devices`
     argument: str = ''  # what a command takes to find it, its name if empty
 
     @property

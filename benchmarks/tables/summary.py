@@ -21,13 +21,11 @@ class Spread(NamedTuple):
     """Mean over seeds and draws of labels."""
 
     mean: float  # the mean
-    # its standard error; None of a single seed, or of a single configuration without draws
-    error: float | None
+    error: float | None  # its standard error; None of one seed, or one configuration without draws
     freedom: float = 0.0  # degrees of freedom of the error
     seeds: int = 1  # number of seeds
     draws: int = 1  # draws of labels in each
-    # all seeds are the same configuration, as of a source that nothing trains: they are one run
-    single: bool = False
+    single: bool = False  # all seeds are one configuration, as of a source that nothing trains
 
     @property
     def half(self) -> float | None:

@@ -1,5 +1,6 @@
 """What the stages of a row do: source weights, pre-training, a probe or tuning on labels."""
 
+import copy
 import functools
 import statistics
 from collections.abc import Mapping
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer, seed_everything
 
-from explora_geo.adaptation import trainable_summary
+from explora_geo.adaptation import merge_lora, trainable_summary
 from explora_geo.checkpoints import (
     load_backbone,
     load_weights,
@@ -29,7 +30,7 @@ from explora_geo.trainers.options import ADAPTATIONS
 from .data import classes_named, cut, describe_data, draw_training_labels, load_class, open_data
 from .jobs import Job, split_batch, trainer_content, world_size
 from .meter import Meter
-from .recipe import Recipe, plain, plain_value
+from .recipe import Recipe, plain_value
 from .stages import Stage, Store
 from .training import Progress, build_trainer, curve_score, quiet
 
@@ -94,7 +95,8 @@ def adapt(store: Store, job: Job, source: Stage, factor: float = 1.0, steps: int
         trainable = trainable_summary(task.backbone)
         clip = {'gradient_clip_val': 3.0}
         trainer, costs = _fit(stage, job, task, module, progress, recipe.steps, accumulate, **clip)
-        vit = plain(task.model.final_backbone)
+        vit: Any = merge_lora(copy.deepcopy(task.model.final_backbone)).requires_grad_(False).cpu().eval()
+        vit.mask_token = None  # only pre-training uses it, and timm's models have none
         if trainer.is_global_zero:
             write_state(stage.folder / MODEL, vit.state_dict(), model_metadata(vit, job.source.model))
         step = statistics.median(progress.seconds) if progress.seconds else None

@@ -62,9 +62,8 @@ def test_every_job_of_the_queue_is_short_and_can_be_called(tmp_path: Path) -> No
 @pytest.mark.parametrize('kind', ['dinov2', 'mae'])
 def test_a_step_is_traced_and_variants_are_timed(kind: str, tmp_path: Path) -> None:
     gpu.main(['trace', kind, str(tmp_path), '--tiny'])
-    found = json.loads((tmp_path / f'trace_{kind}.json').read_text())
-    assert found['step'] == kind and found['host_ms'] > 0
-    assert any('addmm' in row['name'] for row in found['rows'])
+    found = (tmp_path / f'trace_{kind}.txt').read_text()
+    assert 'ms with the profiler' in found and 'addmm' in found
     gpu.main(['steps', kind, str(tmp_path), '--tiny'])
     (row,) = records.read(tmp_path / 'speed' / 'speed.jsonl')
     ends = {name.partition('-r32')[2] or name for name in row['columns']['images/s']}

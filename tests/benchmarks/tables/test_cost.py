@@ -7,11 +7,17 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.tables.cost import forward_flops, pretraining_cost
+from benchmarks.tables.cost import (
+    forward_flops,
+    matches,
+    measured_rate,
+    plan_rows,
+    pretraining_cost,
+    total_hours,
+)
 from benchmarks.tables.data import build_data
 from benchmarks.tables.jobs import build_job
 from benchmarks.tables.meter import describe_machine
-from benchmarks.tables.plan import matches, measured_rate, plan_rows, total_hours
 from benchmarks.tables.rows import Table, get_table, read_tables
 from benchmarks.tables.scales import Scale, Search, get_scale
 from explora_geo.models import ViT
