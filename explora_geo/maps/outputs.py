@@ -26,7 +26,6 @@ from rasterio.errors import RasterioError
 from rasterio.features import shapes
 from rasterio.shutil import copy as copy_raster
 from rasterio.windows import Window
-from shapely.geometry import shape
 
 from explora_geo.bands import true_color_bands
 from explora_geo.checkpoints import atomic_path
@@ -184,10 +183,13 @@ def polygonise(
     kept = {i for i, name in enumerate(classes) if not wanted or name in wanted}
     with rasterio.open(raster) as source:
         # Of the band itself, not of an array, so that GDAL reads line by line.
-        found = [(shape(place), int(v)) for place, v in shapes(rasterio.band(source, 1)) if int(v) in kept]
+        found = [
+            {'geometry': place, 'properties': {'class': int(v), 'name': classes[int(v)]}}
+            for place, v in shapes(rasterio.band(source, 1))
+            if int(v) in kept
+        ]
         crs = source.crs.to_wkt()
-    columns = {'class': [v for _, v in found], 'name': [classes[v] for _, v in found]}
-    frame = gpd.GeoDataFrame(columns, geometry=[place for place, _ in found], crs=crs)
+    frame = gpd.GeoDataFrame.from_features(found, crs, ['geometry', 'class', 'name'])
     frame['area_m2'] = frame.to_crs(EQUAL_AREA).area
     frame = frame[frame['area_m2'] >= min_area].reset_index(drop=True)
     with atomic_path(out) as temporary, warnings.catch_warnings():
