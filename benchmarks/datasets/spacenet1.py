@@ -1,7 +1,6 @@
 """SpaceNet 1: buildings of Rio de Janeiro, through TorchGeo's class."""
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from hashlib import sha256
@@ -18,9 +17,8 @@ from explora_geo.bands import RGB
 from explora_geo.datamodules.base import Part, TileDataModule
 from explora_geo.datamodules.settings import Augment
 from explora_geo.datasets.base import TileDataset
-from explora_geo.datasets.files import PathLike, evenly_spaced
-from explora_geo.datasets.folder import PROBES
-from explora_geo.datasets.images import BadTileError, depth, read_header, readable, resize
+from explora_geo.datasets.files import PathLike
+from explora_geo.datasets.images import BadTileError, read_header, readable, resize
 from explora_geo.datasets.masks import resize_mask
 from explora_geo.datasets.plot_masks import plot_masks
 
@@ -60,20 +58,13 @@ class SpaceNet1Dataset(TileDataset):
             ) from error
         files = [Path(path) for path in self.source.images]
         super().__init__(root, files, None, ('other', 'building'), **kwargs)
-        found: Counter[str] = Counter()
-        for index in evenly_spaced(len(files), PROBES):
-            with suppress(BadTileError):
-                found[depth(read_header(files[index]).dtype)] += 1
-        self._depth = found.most_common(1)[0][0] if found else None  # of most, as far as a few show it
 
     def _sample(self, index: int) -> dict[str, Any]:
         """Image, and but for the test part ``mask``, int64, shape (H, W)."""
         file, names = self.files[index], self.file_bands
-        header = read_header(file)
-        if header.count != len(names):
-            raise BadTileError(f'it has {header.count} bands instead of the {len(names)} bands {names}')
-        if depth(header.dtype) != self._depth:
-            raise BadTileError(f'its pixels are {header.dtype}, those of the others {self._depth}')
+        count = read_header(file).count
+        if count != len(names):
+            raise BadTileError(f'it has {count} bands instead of the {len(names)} bands {names}')
         with readable(file, RuntimeError):  # what geopandas' reader raises, by a class of its own
             found = self.source[index]
         pixels = found['image'].numpy()

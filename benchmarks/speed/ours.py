@@ -67,24 +67,28 @@ def build_step(
     return Step(setting, objective, loss, lambda: objective.after_step(500))
 
 
-def _steps(kind: type[MAE | DINOv2]) -> tuple[Contenders, Contenders]:
-    """Steps of an objective by name, and those whose first one takes minutes."""
+#: What follows the name of a step, and how it differs; a further step is a further row.
+_VARIANTS: dict[str, dict[str, Any]] = {
+    '': {},
+    ', gradient checkpointing': {'checkpointing': True},
+    ', frozen in bf16': {'lean': True},
+    ', stochastic depth 0.3': {'drop_path_rate': 0.3},
+}
+#: Those whose first step takes minutes.
+_COMPILED: dict[str, dict[str, Any]] = {
+    ', compiled': {'compiled': True},
+    ', compiled, frozen in bf16': {'compiled': True, 'lean': True},
+}
+
+
+def _steps(kind: type[MAE | DINOv2], variants: dict[str, dict[str, Any]]) -> Contenders:
+    """Steps of an objective by name, the last one with all weights."""
     ours, full = (partial(build_step, kind=kind, adaptation=what) for what in ('[L]-r32', 'full'))
-    name = f'explora_geo, {kind.letter}-ExPLoRA-[L]-r32'
-    plain = {
-        name: ours,
-        f'{name}, gradient checkpointing': partial(ours, checkpointing=True),
-        f'{name}, frozen in bf16': partial(ours, lean=True),
-        f'{name}, stochastic depth 0.3': partial(ours, drop_path_rate=0.3),
-        'explora_geo, all weights': full,
-    }
-    compiled = {
-        f'{name}, compiled': partial(ours, compiled=True),
-        f'{name}, compiled, frozen in bf16': partial(ours, compiled=True, lean=True),
-        'explora_geo, all weights, compiled': partial(full, compiled=True),
-    }
-    return plain, compiled
+    name, end = f'explora_geo, {kind.letter}-ExPLoRA-[L]-r32', next(iter(variants))
+    steps = {f'{name}{suffix}': partial(ours, **options) for suffix, options in variants.items()}
+    return {**steps, f'explora_geo, all weights{end}': partial(full, **variants[end])}
 
 
-#: By objective; a further step is a further row.
-STEPS, COMPILED = ({'mae': m, 'dinov2': d} for m, d in zip(_steps(MAE), _steps(DINOv2), strict=True))
+STEPS, COMPILED = (
+    {'mae': _steps(MAE, variants), 'dinov2': _steps(DINOv2, variants)} for variants in (_VARIANTS, _COMPILED)
+)

@@ -1,6 +1,5 @@
 """What rows cost before they run: parameters exactly, operations and memory by arithmetic."""
 
-import re
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +25,6 @@ from .scales import Scale
 # Bytes that a block keeps of a token for the backward pass, in units of its width, at 16 bits and without
 # attention matrices (Korthikanti et al. 2022, equation 2).
 _KEPT_WIDTHS = 34
-_COUNT = re.compile(r'(?P<exact>[\d,]+)|(?P<millions>\d+\.\d{3})M')
 
 
 @dataclass(frozen=True)
@@ -151,12 +149,7 @@ class Planned(NamedTuple):
 
 def matches(stated: str, count: int) -> bool:
     """Whether a number of parameters is the stated one: exact, or in millions to three decimals."""
-    found = _COUNT.fullmatch(stated)
-    if found is None:
-        raise ValueError(f'cannot read the number of parameters {stated!r}: write 15,710,208 or 18.725M')
-    if found['exact']:
-        return count == int(found['exact'].replace(',', ''))
-    return f'{count / 1e6:.3f}' == found['millions']
+    return stated in (f'{count:,}', f'{count / 1e6:.3f}M')
 
 
 def plan_rows(table: Table, rows: Sequence[Row], scale: Scale, rate: float | None) -> list[Planned]:

@@ -3,48 +3,25 @@
 import logging
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 from torch.utils.data import DataLoader, Subset, default_collate
 
 from explora_geo.datasets.files import evenly_spaced
 from explora_geo.evaluation import extract_features, knn_accuracy
 from explora_geo.models import ViT
-from explora_geo.trainers import CropLink
 
 from .meter import Meter
 
 #: Times of steps that a checkpoint keeps: enough for their median.
 _KEPT = 200
-
-
-def build_trainer(
-    folder: Path, steps: int, callbacks: Sequence[Callback], save: Path, every: int, **options: Any
-) -> Trainer:
-    """A trainer without logger, bars and validation."""
-    saving: list[Callback] = []
-    if 0 < every < steps:
-        kept: dict[str, Any] = {'save_on_train_epoch_end': False, 'enable_version_counter': False}
-        saving = [ModelCheckpoint(save.parent, save.stem, every_n_train_steps=every, **kept)]
-    return Trainer(
-        max_steps=steps,
-        default_root_dir=folder,
-        logger=False,
-        enable_checkpointing=bool(saving),
-        enable_model_summary=False,
-        enable_progress_bar=False,
-        limit_val_batches=0,
-        callbacks=[CropLink(), *callbacks, *saving],
-        **options,
-    )
 
 
 @contextmanager

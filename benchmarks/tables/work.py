@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from explora_geo.adaptation import merge_lora, trainable_summary
 from explora_geo.checkpoints import (
@@ -24,7 +25,7 @@ from explora_geo.evaluation import Budget, ProbeProtocol, SweepConfig, run_probe
 from explora_geo.evaluation.features import extract_parts
 from explora_geo.evaluation.probes import STRENGTHS
 from explora_geo.models import create_vit
-from explora_geo.trainers import ClassificationTask, ExPLoRATask, OptimConfig, Regularisation
+from explora_geo.trainers import ClassificationTask, CropLink, ExPLoRATask, OptimConfig, Regularisation
 from explora_geo.trainers.options import ADAPTATIONS
 
 from .data import classes_named, cut, describe_data, draw_training_labels, load_class, open_data
@@ -32,7 +33,7 @@ from .jobs import Job, split_batch, trainer_content, world_size
 from .meter import Meter
 from .recipe import Recipe, plain_value
 from .stages import Stage, Store
-from .training import Progress, build_trainer, curve_score, quiet
+from .training import Progress, curve_score, quiet
 
 MODEL = 'model.safetensors'
 #: Regularisation that needs one label per image.
@@ -143,12 +144,23 @@ def _pretraining_task(job: Job, recipe: Recipe) -> ExPLoRATask:
 def _fit(
     stage: Stage, job: Job, task: Any, module: Any, progress: Progress, steps: int, accumulate: int, **kw: Any
 ) -> tuple[Trainer, dict[str, Any]]:
-    """Fit a task, from its checkpoint if there is one; returns its trainer and what it cost."""
+    """Fit a task silently, from its checkpoint if there is one; returns its trainer and what it cost."""
+    file, saving = stage.checkpoint, []
+    if 0 < job.scale.every < steps:
+        kept: dict[str, Any] = {'save_on_train_epoch_end': False, 'enable_version_counter': False}
+        saving = [ModelCheckpoint(file.parent, file.stem, every_n_train_steps=job.scale.every, **kept)]
+    silent = dict.fromkeys(('logger', 'enable_model_summary', 'enable_progress_bar'), False)
     options = {'devices': 1, 'precision': faster_precision(), 'accumulate_grad_batches': accumulate, **kw}
-    options |= job.scale.trainer
     with quiet(), Meter(world_size(job.scale)) as meter:
-        trainer = build_trainer(stage.folder, steps, [progress], stage.checkpoint, job.scale.every, **options)
-        resume = str(stage.checkpoint) if stage.checkpoint.is_file() else None
+        trainer = Trainer(
+            max_steps=steps,
+            default_root_dir=stage.folder,
+            enable_checkpointing=bool(saving),
+            limit_val_batches=0,
+            callbacks=[CropLink(), progress, *saving],
+            **{**silent, **options, **job.scale.trainer},
+        )
+        resume = str(file) if file.is_file() else None
         trainer.fit(task, datamodule=module, ckpt_path=resume, weights_only=True)
     return trainer, progress.costs(meter)
 

@@ -82,8 +82,6 @@ def test_hours_follow_from_finished_runs(tiny: Scale, record: Callable[..., dict
 def test_stated_numbers_are_exact_or_to_three_decimals() -> None:
     assert matches('15,710,208', 15_710_208) and not matches('15,710,208', 15_710_209)
     assert matches('18.725M', 18_724_864) and not matches('18.725M', 18_725_600)
-    with pytest.raises(ValueError, match="cannot read the number of parameters 'about 18M'"):
-        matches('about 18M', 18)
 
 
 def test_a_data_module_that_takes_no_such_argument_is_named(tiny: Scale) -> None:
