@@ -1,13 +1,14 @@
 """What the command lines print, and how they fail."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
 console = Console()
 
@@ -15,6 +16,19 @@ console = Console()
 def say(text: str) -> None:
     """Print a text as it is, however wide the terminal."""
     console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def show(title: str, rows: Mapping[str, object]) -> None:
+    """Print names and texts as a table."""
+    table = Table(show_header=False, title=escape(title), title_justify='left')
+    for name, text in rows.items():
+        table.add_row(name, escape(str(text or 'not stated')))
+    console.print(table)
+
+
+def names(text: str) -> list[str] | None:
+    """The names in an option, parted by commas; None without any."""
+    return [name.strip() for name in text.split(',') if name.strip()] or None
 
 
 @contextmanager

@@ -4,10 +4,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
-from explora_geo._cli_console import bars, console, say
+from explora_geo._cli_console import bars, console, names, say, show
 
 adapter_app = typer.Typer(help='Look into adapter files and merge them.', no_args_is_help=True)
 weights_app = typer.Typer(help='Look into weights of any known layout.', no_args_is_help=True)
@@ -173,11 +172,11 @@ def map_scene(
         device=where,
         statistics=statistics or ('model' if 'mean' in found.data else 'scene'),  # type: ignore[arg-type]
     )
-    opened = Scene(scene, found.bands, file_bands.split(',') if file_bands else None)
+    opened = Scene(scene, found.bands, names(file_bands))
     wanted: dict[str, Any] = {
         'probabilities': probabilities,
         'vectors': vectors,
-        'vector_classes': tuple(c.strip() for c in classes.split(',') if c.strip()),
+        'vector_classes': tuple(names(classes) or ()),
         'min_area': min_area,
         'embeddings': embeddings,
         'quicklook': quicklook,
@@ -248,7 +247,6 @@ def adapter_info(file: Annotated[Path, typer.Argument(help='Adapter file.')]) ->
     from explora_geo.models.normalization import describe
 
     header, state = read_adapter(file)
-    table = Table(show_header=False, title=str(file))
     rows = {
         'backbone': f'{header.backbone}, {header.img_size} px, patch {header.patch_size}',
         'adaptation': header.explora_config.notation(),
@@ -261,9 +259,7 @@ def adapter_info(file: Annotated[Path, typer.Argument(help='Adapter file.')]) ->
         'tensors': f'{len(state)}, {sum(t.numel() for t in state.values()):,} numbers',
         'size': f'{file.stat().st_size / 1e6:.2f} MB',
     }
-    for name, value in rows.items():
-        table.add_row(name, escape(value or 'not stated'))
-    console.print(table)
+    show(str(file), rows)
 
 
 @adapter_app.command('merge')
@@ -293,10 +289,7 @@ def weights_inspect(
     """
     from explora_geo.checkpoints.inspect import describe_weights
 
-    table = Table(show_header=False, title=escape(weights))
-    for name, value in describe_weights(weights).items():
-        table.add_row(name, escape(value))
-    console.print(table)
+    show(weights, describe_weights(weights))
 
 
 @weights_app.command('list')

@@ -13,7 +13,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from explora_geo._cli_console import bars, console, run_app, say
+from explora_geo._cli_console import bars, console, names, run_app, say, show
 from explora_geo._cli_models import adapter_app, export, map_scene, probe, pull, push, weights_app
 
 app = typer.Typer(
@@ -228,7 +228,7 @@ def pack(
     from explora_geo.datasets.packing import pack as write
 
     start = time.perf_counter()
-    source = FolderDataset(root, bands=_names(bands), file_bands=_names(file_bands), size=size)
+    source = FolderDataset(root, bands=names(bands), file_bands=names(file_bands), size=size)
     if dry_run:
         header = header_of(source)
         say(
@@ -248,10 +248,6 @@ def pack(
     )
 
 
-def _names(text: str) -> list[str] | None:
-    return [name.strip() for name in text.split(',')] if text else None
-
-
 def fit(context: typer.Context) -> None:
     """Pre-train or tune by a YAML file (LightningCLI); --dry-run shows the plan and trains nothing.
 
@@ -261,11 +257,8 @@ def fit(context: typer.Context) -> None:
         return _run(context)
     from explora_geo.configured import plan
 
-    table = Table(show_header=False, title='Plan, nothing was trained', title_justify='left')
-    for name, text in plan(['fit', *(a for a in context.args if a != '--dry-run')]).items():
-        table.add_row(name, escape(text))
-    console.print(table)
-    return None
+    rows = plan(['fit', *(a for a in context.args if a != '--dry-run')])
+    return show('Plan, nothing was trained', rows)
 
 
 def _lightning(name: str, about: str) -> Callable[..., None]:
