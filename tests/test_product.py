@@ -14,7 +14,7 @@ from explora_geo.checkpoints.sources import StoredWeights
 from explora_geo.models import RotaryConfig, TrunkConfig, ViT, create_vit
 from explora_geo.models.heads import HeadConfig
 from explora_geo.models.tokenizers import build_tokenizer
-from explora_geo.objectives import MAE, Anchor, DINOv2, MaskConfig, Objective, PhaseConfig
+from explora_geo.objectives import MAE, Anchor, DINOv2, GramConfig, MaskConfig, Objective, PhaseConfig
 from explora_geo.transforms import ViewsConfig
 
 TOKENIZERS: dict[str, dict[str, Any]] = {
@@ -29,6 +29,7 @@ def mae(vit: ViT) -> MAE:
 
 
 def dinov2(vit: ViT, **kwargs: Any) -> DINOv2:
+    kwargs = {'gram': GramConfig(start_steps=0, preserve_weight=1), **kwargs}
     views = ViewsConfig(global_size=32, local_size=16, num_local=2)
     phases = PhaseConfig(freeze_last_layer_steps=0, head_warmup_steps=0)
     return DINOv2(vit, HeadConfig(24, 16, 8), views=views, phases=phases, **kwargs)

@@ -1,6 +1,12 @@
 """ExPLoRA's adaptation of a pre-trained transformer (paper, section 4)."""
 
-from explora_geo.adaptation.explora import ExPLoRAConfig, explora, trainable_names, trainable_summary
+from explora_geo.adaptation.explora import (
+    ExPLoRAConfig,
+    explora,
+    frozen_blocks,
+    trainable_names,
+    trainable_summary,
+)
 from explora_geo.adaptation.frozen import hold_frozen
 from explora_geo.adaptation.lora import LoRALinear, merge_lora
 
@@ -8,6 +14,7 @@ __all__ = [
     'ExPLoRAConfig',
     'LoRALinear',
     'explora',
+    'frozen_blocks',
     'hold_frozen',
     'merge_lora',
     'trainable_names',

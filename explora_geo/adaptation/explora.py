@@ -15,6 +15,7 @@ from explora_geo.adaptation.lora import LoRALinear
 _TARGETS = ('q', 'k', 'v', 'proj', 'fc1', 'fc2')
 _NOTATION = re.compile(
     r'(?:(?P<prefix>DINOv2|MAE|D|M)-)?(?:ExPLoRA-)?\[(?P<blocks>[^\]]*)\](?:-r(?P<rank>\d+))?'
+    r'(?:@(?P<last>[1-9]\d*))?'
 )
 _BLOCK = re.compile(r'(?P<first>[1-9]\d*)|L(?:-(?P<before>\d+))?')
 
@@ -33,6 +34,9 @@ class ExPLoRAConfig:
         targets: Matrices that get LoRA: the paper's `('q', 'v')`, or any of q, k, v, proj, fc1, fc2.
         mlp_rank_ratio: Rank of LoRA on fc1 and fc2, where they are targets, over the rank of the others; the
             released ExPLoRA code uses 0.25.
+        rank_stabilized: Scale updates by alpha / sqrt(r) instead (Kalajdzievski 2023), where alpha is given.
+        last_blocks: Adapt the last k blocks only (ours, not the paper's): all before, with the class token,
+            stay as they are and need no gradient. All blocks if None.
         train_norms: Train the norms of all blocks and the final norm.
         train_cls_token: Train the class token.
         extra: Names of further parameters or modules that train, such as `patch_embed`.
@@ -47,6 +51,8 @@ class ExPLoRAConfig:
     train_cls_token: bool = True
     extra: tuple[str, ...] = ()
     mlp_rank_ratio: float = 1.0
+    rank_stabilized: bool = False
+    last_blocks: int | None = None
 
     def __post_init__(self) -> None:
         """Check the values that need no model."""
@@ -67,6 +73,8 @@ class ExPLoRAConfig:
             raise ValueError(f'dropout must be in [0, 1), got {self.dropout}')
         if not 0 < self.mlp_rank_ratio <= 1:
             raise ValueError(f'mlp_rank_ratio must be in (0, 1], got {self.mlp_rank_ratio}')
+        if self.last_blocks is not None and (self.full or self.last_blocks < 1):
+            raise ValueError(f'last_blocks must be 1 or more, and is not of full, got {self.last_blocks}')
         unknown = [name for name in self.targets if name not in _TARGETS]
         if unknown:
             raise ValueError(f'targets must be among {_TARGETS}, got {unknown}')
@@ -74,7 +82,13 @@ class ExPLoRAConfig:
     @property
     def scale(self) -> float:
         """Factor on LoRA's updates, alpha / r; 1 without LoRA."""
-        return 1.0 if self.alpha is None or not self.rank else self.alpha / self.rank
+        return self.scale_of(self.rank)
+
+    def scale_of(self, rank: int) -> float:
+        """Factor on the updates of matrices with this rank."""
+        if self.alpha is None or not rank:
+            return 1.0
+        return self.alpha / (math.sqrt(rank) if self.rank_stabilized else rank)
 
     @property
     def full(self) -> bool:
@@ -87,8 +101,9 @@ class ExPLoRAConfig:
 
         Args:
             notation: `D-ExPLoRA-[L]-r32`, `M-ExPLoRA-[1,L]-r32`, `[L-1,L]` (no LoRA), `[]-r256` (LoRA
-                only) or `full`. Blocks count from 1, L is the last. The leading D or M names the
-                objective of the weights and is not part of the configuration.
+                only), `[L]-r32@12` (in the last 12 blocks only) or `full`. Blocks count from 1, L is the
+                last. The leading D or M names the objective of the weights and is not part of the
+                configuration.
             **changes: Other fields, such as `alpha=1`.
 
         Returns:
@@ -110,6 +125,7 @@ class ExPLoRAConfig:
         unfrozen = tuple(
             int(b['first']) - 1 if b['first'] else -1 - int(b['before'] or 0) for b in blocks if b
         )
+        changes = {'last_blocks': int(match['last']), **changes} if match['last'] else changes
         return cls(unfrozen_blocks=unfrozen, rank=int(match['rank'] or 0), **changes)
 
     def notation(self, prefix: str = '') -> str:
@@ -128,6 +144,7 @@ class ExPLoRAConfig:
             assert isinstance(i, int)
             names.append(str(i + 1) if i >= 0 else 'L' if i == -1 else f'L{i + 1}')
         blocks = f'[{",".join(names)}]' + (f'-r{self.rank}' if self.rank else '')
+        blocks += f'@{self.last_blocks}' if self.last_blocks else ''
         return f'{prefix}-ExPLoRA-{blocks}' if prefix else blocks
 
     @classmethod
@@ -157,7 +174,8 @@ def explora(model: nn.Module, config: ExPLoRAConfig) -> nn.Module:
     """Adapt a transformer in place: steps (ii) and (iii) of section 4.
 
     Everything is frozen; the blocks of U are unfrozen; all other blocks get LoRA on the target
-    matrices; norms, class token, the named extras and a mask token that no weights filled train. With `full`
+    matrices; norms, class token, the named extras and a mask token that no weights filled train. With
+    `last_blocks` the blocks before and the class token stay frozen, and drop no paths. With `full`
     everything trains. What trained before does not matter: this function alone sets `requires_grad`. The
     output does not change.
 
@@ -176,17 +194,21 @@ def explora(model: nn.Module, config: ExPLoRAConfig) -> nn.Module:
     if config.full:
         return model.requires_grad_(True)
     unfrozen = resolve_blocks(config.unfrozen_blocks, len(model.blocks))  # type: ignore[arg-type]
+    first = _first_adapted(config, unfrozen, len(model.blocks))  # type: ignore[arg-type]
     model.requires_grad_(False)
     for i, block in enumerate(model.blocks):  # type: ignore[arg-type]
         if i in unfrozen:
             block.requires_grad_(True)
+        elif i < first:  # the same in training and in evaluation
+            block.drop_path1 = block.drop_path2 = nn.Identity()
         elif config.rank:
             _add_lora(block, config)
     if config.train_norms:
+        rest = {id(module) for block in model.blocks[:first] for module in block.modules()}  # type: ignore[index]
         for module in model.modules():
-            if isinstance(module, nn.LayerNorm):
+            if isinstance(module, nn.LayerNorm) and id(module) not in rest:
                 module.requires_grad_(True)
-    if config.train_cls_token and getattr(model, 'cls_token', None) is not None:
+    if config.train_cls_token and not first and getattr(model, 'cls_token', None) is not None:
         model.cls_token.requires_grad_(True)
     for name in config.extra:
         _unfreeze(model, name)
@@ -198,6 +220,30 @@ def explora(model: nn.Module, config: ExPLoRAConfig) -> nn.Module:
             if type(layer) is nn.Linear and not layer.weight.requires_grad:
                 setattr(parent, name, FrozenLinear(layer))
     return model
+
+
+def _first_adapted(config: ExPLoRAConfig, unfrozen: frozenset[int], depth: int) -> int:
+    """Index of the first block that is adapted."""
+    first = max(0, depth - (config.last_blocks or depth))
+    below = sorted(i + 1 for i in unfrozen if i < first)
+    if below:
+        raise ValueError(
+            f'block {below[0]} cannot train where only the last {config.last_blocks} of {depth} blocks are '
+            'adapted: raise last_blocks, or leave the block out'
+        )
+    return first
+
+
+def frozen_blocks(model: nn.Module) -> int:
+    """Blocks at the start of an adapted ViT in which, and before which, nothing trains.
+
+    A mask token is not counted: unmasked images do not see it.
+    """
+    before = (p for n, p in model.named_parameters() if not n.startswith(('blocks.', 'norm.', 'mask_token')))
+    if any(p.requires_grad for p in before):
+        return 0
+    trains = [any(p.requires_grad for p in block.parameters()) for block in model.blocks]  # type: ignore[union-attr]
+    return trains.index(True) if True in trains else len(trains)
 
 
 def resolve_blocks(blocks: Sequence[int], depth: int) -> frozenset[int]:
@@ -227,7 +273,7 @@ def _add_lora(block: Any, config: ExPLoRAConfig) -> None:
         if (name == 'qkv' and slices) or name in config.targets:
             ratio = config.mlp_rank_ratio if parent is block.mlp else 1
             rank = max(1, round(config.rank * ratio))
-            alpha = rank if config.alpha is None else config.alpha
+            alpha = rank * config.scale_of(rank)
             layer = LoRALinear(getattr(parent, name), slices, rank, alpha, config.dropout)
             setattr(parent, name, layer)
 

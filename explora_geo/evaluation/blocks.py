@@ -13,7 +13,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from explora_geo.evaluation.features import evaluating
-from explora_geo.models.attention import scores
+from explora_geo.models.blocks import scores
 from explora_geo.models.vit import ViT
 
 

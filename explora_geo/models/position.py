@@ -128,6 +128,11 @@ class RotaryPosition(nn.Module):
             raise ValueError(f'rotary position needs heads of a width divisible by 4, got {head_dim}')
         self.head_dim, self.config = head_dim, config
 
+    @property
+    def varies(self) -> bool:
+        """Whether coordinates vary in training."""
+        return any((self.config.shift, self.config.jitter, self.config.rescale))
+
     def forward(self, grid: tuple[int, int], device: torch.device) -> Tensor:
         """Sine and cosine of every patch.
 
@@ -142,7 +147,7 @@ class RotaryPosition(nn.Module):
             (2 * torch.arange(side, dtype=torch.float32, device=device) + 1) / side - 1 for side in grid
         )
         places = torch.cartesian_prod(rows, columns).reshape(-1, 2)  # (L,2), also of one patch
-        if self.training:
+        if self.training and self.varies:
             places = self._vary(places)
         steps = torch.arange(0, 1, 4 / self.head_dim, dtype=torch.float32, device=device)
         angles = (2 * math.pi * places[:, :, None] * self.config.base**-steps).flatten(1)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from explora_geo.models.attention import rotary_block
+from explora_geo.models.blocks import rotary_block, run_block
 from explora_geo.models.normalization import Normalization
 from explora_geo.models.position import RotaryConfig, RotaryPosition, sincos_2d
 from explora_geo.models.tokenizers import Tokenizer
@@ -23,6 +23,22 @@ LayerNorm: Any = partial(nn.LayerNorm, eps=1e-6)
 
 #: Tokens without position, shape (B, S, L, D), and the patch grid: output of a tokenizer.
 Embedded = tuple[Tensor, tuple[int, int]]
+
+
+class Begun(NamedTuple):
+    """A forward pass after some blocks; see `ViT.begin`.
+
+    Attributes:
+        x: Tokens, shape (B, 1 + R + N, D).
+        slots: Slots and patches per slot; None where patches were dropped.
+        rope: Rotations of the tokens, where positions are rotary.
+        blocks: Blocks that are done.
+    """
+
+    x: Tensor
+    slots: tuple[int, int] | None
+    rope: Tensor | None
+    blocks: int
 
 
 class Features(NamedTuple):
@@ -241,6 +257,7 @@ class ViT(nn.Module):
         token_mask: Tensor | None = None,
         keep: Tensor | None = None,
         embedded: Embedded | None = None,
+        begun: Begun | None = None,
     ) -> Features:
         """Features of the last block after the final norm.
 
@@ -250,14 +267,44 @@ class ViT(nn.Module):
             token_mask: True where the mask token replaces a patch (iBOT), shape (B, S, L) or (B, S·L).
             keep: Indices into the N = S·L tokens to run, the others are dropped (MAE), shape (B, K).
             embedded: What `patch_embed(image)` gave, where it was asked already.
+            begun: What `begin` gave for the image, to go on from.
 
         Returns:
             Class token, patch tokens and registers.
         """
+        if begun is None:
+            begun = self.begin(
+                image, 0, timestamps=timestamps, token_mask=token_mask, keep=keep, embedded=embedded
+            )
+        x = begun.x
+        for block in self.blocks[begun.blocks :]:
+            x = self._run(block, x, begun.rope)
+        return self._features(x, begun.slots)
+
+    def begin(
+        self,
+        image: Tensor,
+        blocks: int,
+        *,
+        timestamps: Tensor | None = None,
+        token_mask: Tensor | None = None,
+        keep: Tensor | None = None,
+        embedded: Embedded | None = None,
+    ) -> Begun:
+        """Run the first blocks alone.
+
+        Args:
+            image: See `forward`, as the rest.
+            blocks: How many.
+            timestamps: Acquisition times for temporal tokenizers, shape (B, T, 3).
+            token_mask: True where the mask token replaces a patch, shape (B, S, L) or (B, S·L).
+            keep: Indices into the N = S·L tokens to run, shape (B, K).
+            embedded: What `patch_embed(image)` gave, where it was asked already.
+        """
         x, slots, rope = self.embed(image, timestamps, token_mask, keep, embedded)
-        for block in self.blocks:
+        for block in self.blocks[:blocks]:
             x = self._run(block, x, rope)
-        return self._features(x, None if keep is not None else slots)
+        return Begun(x, None if keep is not None else slots, rope, blocks)
 
     def intermediate(
         self, image: Tensor, blocks: Sequence[int], *, timestamps: Tensor | None = None
@@ -282,10 +329,9 @@ class ViT(nn.Module):
         return [found[i] for i in wanted]
 
     def _run(self, block: nn.Module, x: Tensor, rope: Tensor | None) -> Tensor:
-        inputs = (x,) if rope is None else (x, rope)
         if self.grad_checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, *inputs, use_reentrant=False)
-        return block(*inputs)
+            return checkpoint(run_block, block, x, rope, use_reentrant=False)
+        return run_block(block, x, rope)
 
     def _features(self, x: Tensor, slots: tuple[int, int] | None) -> Features:
         x = self.norm(x)

@@ -3,6 +3,7 @@
 from explora_geo.objectives.anchor import Anchor, AnchorConfig
 from explora_geo.objectives.base import Objective, objective_class
 from explora_geo.objectives.dinov2 import DINOv2
+from explora_geo.objectives.gram import GramConfig
 from explora_geo.objectives.mae import MAE
 from explora_geo.objectives.masking import MaskConfig
 from explora_geo.objectives.schedules import PhaseConfig
@@ -13,6 +14,7 @@ __all__ = [
     'Anchor',
     'AnchorConfig',
     'DINOv2',
+    'GramConfig',
     'MaskConfig',
     'Objective',
     'PhaseConfig',

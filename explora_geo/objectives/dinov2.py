@@ -9,10 +9,12 @@ import torch.distributed as dist
 from lightly.loss import KoLeoLoss
 from torch import Tensor, nn
 
+from explora_geo.adaptation import frozen_blocks
 from explora_geo.models.heads import HeadConfig, ProjectionHead
-from explora_geo.models.vit import Embedded, Features, ViT
+from explora_geo.models.vit import Begun, Embedded, Features, ViT
 from explora_geo.objectives.anchor import AnchorConfig, AnchorLoss
 from explora_geo.objectives.base import Objective
+from explora_geo.objectives.gram import GramConfig, GramLoss
 from explora_geo.objectives.losses import TargetCentering, dino_losses, entropies, ibot_loss
 from explora_geo.objectives.masking import MaskConfig, block_masks
 from explora_geo.objectives.schedules import PhaseConfig, TrainingLength, rename_length
@@ -53,6 +55,7 @@ class DINOv2(Objective):
         views: ViewsConfig | None = None,
         token: Literal['cls', 'avg'] = 'cls',
         anchor: AnchorConfig | None = None,
+        gram: GramConfig | None = None,
         load_heads: bool = True,
         freeze_last_layer: float | None = None,
         head_warmup: float | None = None,
@@ -77,6 +80,7 @@ class DINOv2(Objective):
             token: What is compared between crops: the class token (DINOv2), or the mean patch token, for
                 trunks whose class token is unfinished.
             anchor: Also keep to what the source sees, see `AnchorConfig`; ours, not the paper's.
+            gram: Hold on to the patch similarities of the source (DINOv3), and to its class tokens.
             load_heads: Start from the heads of the weights, if they carry heads of these sizes.
             freeze_last_layer: Deprecated, see `phases`: a share of the run if below 1, else epochs.
             head_warmup: Deprecated, as `freeze_last_layer`.
@@ -112,12 +116,16 @@ class DINOv2(Objective):
         )
         # A frozen patch embedding is the teacher's too, so that crops are embedded once.
         self._shares_embedding = not any(p.requires_grad for p in backbone.patch_embed.parameters())
+        # So are frozen blocks before all that trains, unless rotations vary in training.
+        varied = backbone.rope is not None and backbone.rope.varies
+        self._shared_blocks = frozen_blocks(backbone) if self._shares_embedding and not varied else 0
         self.teacher = Teacher(self.student)
         self._multi_crop = MultiCrop(self.views, backbone.patch_embed.bands)
         if token not in ('cls', 'avg'):
             raise ValueError(f'token must be cls or avg, got {token!r}')
         self.token = token
         self.anchor = AnchorLoss(backbone, anchor) if anchor else None
+        self.gram = GramLoss(backbone, gram) if gram else None
 
     def cap_views(self, largest: int) -> None:
         """Keep crops that were not given from being larger than the images, in whole patches."""
@@ -196,12 +204,17 @@ class DINOv2(Objective):
         mask = block_masks(len(crops), grid, tokens.shape[1], **vars(self.masks))
         # Rows of the masked tokens, found on the CPU: a boolean index would wait for the device.
         rows = mask.flatten().nonzero().squeeze(1).to(crops.device)
-        targets, of_patches = self._teacher_targets(crops, embedded, rows, times, step)
+        begun = self._begin(crops, embedded, times)
+        targets, of_patches = self._teacher_targets(crops, embedded, rows, times, step, begun)
 
         learning = torch.is_grad_enabled() and not self._warming_up(step)
         with torch.set_grad_enabled(learning):
             features = self.backbone(
-                crops, timestamps=_repeat(times, 2), token_mask=mask.to(crops.device), embedded=embedded
+                crops,
+                timestamps=_repeat(times, 2),
+                token_mask=mask.to(crops.device),
+                embedded=embedded,
+                begun=None if begun is None else self._mask_begun(begun, crops, embedded, mask, times),
             )
         prototypes = self.dino_head.last_layer.weight()
         # The loss of patches comes first: local crops then find the memory of its targets free.
@@ -231,10 +244,38 @@ class DINOv2(Objective):
             if self.koleo_weight and images > 1:  # a single image has no neighbour
                 spread = [self.koleo(x) for x in cls[0].float().chunk(2)]
                 losses['loss_koleo'] = self.koleo_weight * torch.stack(spread).sum()
+        if self.gram is not None:
+            losses |= self.gram(crops, features, times, step, self.horizon)
         if self.anchor is not None:
             losses |= self.anchor(self.backbone, batch, step)[0]
             self.metrics |= self.anchor.metrics
         return losses
+
+    @torch.no_grad()
+    def _begin(self, crops: Tensor, embedded: Embedded, times: Tensor | None) -> Begun | None:
+        """The blocks that student and teacher share, run once for both; None if they share none."""
+        count = self._shared_blocks
+        if not count:
+            return None
+        self.teacher.parts.eval()
+        return self.final_backbone.begin(crops, count, timestamps=_repeat(times, 2), embedded=embedded)
+
+    def _mask_begun(
+        self, begun: Begun, crops: Tensor, embedded: Embedded, mask: Tensor, times: Tensor | None
+    ) -> Begun:
+        """What was begun, with images that have masked tokens begun anew."""
+        hidden = mask.flatten(1).any(1).nonzero().squeeze(1).to(crops.device)
+        if not len(hidden):
+            return begun
+        repeated = _repeat(times, 2)
+        anew = self.backbone.begin(
+            crops[hidden],
+            begun.blocks,
+            timestamps=None if repeated is None else repeated[hidden],
+            token_mask=mask.to(crops.device)[hidden],
+            embedded=(embedded[0][hidden], embedded[1]),
+        )
+        return begun._replace(x=begun.x.index_copy(0, hidden, anew.x.to(begun.x.dtype)))
 
     def pool(self, features: Features) -> Tensor:  # type: ignore[override]
         """What is compared between crops: class token or mean patch token, shape (B, D)."""
@@ -242,7 +283,13 @@ class DINOv2(Objective):
 
     @torch.no_grad()
     def _teacher_targets(
-        self, crops: Tensor, embedded: Embedded, rows: Tensor, times: Tensor | None, step: int
+        self,
+        crops: Tensor,
+        embedded: Embedded,
+        rows: Tensor,
+        times: Tensor | None,
+        step: int,
+        begun: Begun | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Targets of the teacher for global crops, shape (2·B, C, H, W).
 
@@ -253,7 +300,10 @@ class DINOv2(Objective):
         parts = self.teacher.parts.eval()  # the student alone drops paths
         teacher: ViT = self.final_backbone
         features = teacher(
-            crops, timestamps=_repeat(times, 2), embedded=embedded if self._shares_embedding else None
+            crops,
+            timestamps=_repeat(times, 2),
+            embedded=embedded if self._shares_embedding else None,
+            begun=begun,
         )
         pooled, masked = self.pool(features), features.patches.flatten(0, 2)[rows]
         if 'ibot_head' in parts:

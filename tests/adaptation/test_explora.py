@@ -10,6 +10,7 @@ from explora_geo.adaptation import (
     ExPLoRAConfig,
     LoRALinear,
     explora,
+    frozen_blocks,
     merge_lora,
     trainable_names,
     trainable_summary,
@@ -268,3 +269,25 @@ def test_a_model_is_not_adapted_twice(build_vit: Build, images: Tensor) -> None:
         explora(vit, ExPLoRAConfig())
     explora(merge_lora(vit), ExPLoRAConfig())
     assert isinstance(vit.blocks[0].attn.qkv, nn.Linear)
+
+
+def test_the_last_blocks_alone_are_adapted(build_vit: Callable[..., ViT]) -> None:
+    config = ExPLoRAConfig.parse('D-ExPLoRA-[L]-r4@2')
+    assert config.last_blocks == 2 and config.notation('D') == 'D-ExPLoRA-[L]-r4@2'
+    vit = explora(build_vit(drop_path_rate=0.3, uniform_drop_path=True), config)
+    trained = {n.split('.')[1] if n.startswith('blocks') else n.split('.')[0] for n in trainable_names(vit)}
+    assert trained == {'1', '2', 'norm'} and frozen_blocks(vit) == 1
+    assert not hasattr(vit.blocks[0].drop_path1, 'drop_prob')
+    assert frozen_blocks(explora(build_vit(), ExPLoRAConfig.parse('[L]-r4'))) == 0
+    with pytest.raises(ValueError, match=r'block 1 cannot train where only the last 2 of 3 blocks'):
+        explora(build_vit(), ExPLoRAConfig.parse('[1]-r4@2'))
+    with pytest.raises(ValueError, match='last_blocks must be 1 or more, and is not of full'):
+        ExPLoRAConfig(last_blocks=0)
+
+
+def test_a_rank_stabilized_scale_falls_with_the_root_of_the_rank(build_vit: Callable[..., ViT]) -> None:
+    for stabilized, expected in ((False, 2 / 16), (True, 2 / 4)):
+        config = ExPLoRAConfig(rank=16, alpha=2, rank_stabilized=stabilized)
+        layer = explora(build_vit(), config).blocks[0].attn.qkv
+        assert config.scale == layer.scale == expected
+    assert ExPLoRAConfig(rank_stabilized=True).scale == 1

@@ -8,7 +8,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from explora_geo.models import ViT
+from explora_geo.models import RotaryConfig, ViT
+from explora_geo.models.blocks import _add_for_some
 
 Build = Callable[..., ViT]
 
@@ -170,3 +171,28 @@ def test_tokens_embedded_before_give_the_same_features(build_vit: Build, images:
         expected = vit(images, **options)
         found = vit(images, embedded=vit.patch_embed(images), **options)
         assert torch.equal(found.cls, expected.cls) and torch.equal(found.patches, expected.patches)
+
+
+@pytest.mark.parametrize('rotary', [None, RotaryConfig()])
+def test_with_much_stochastic_depth_dropped_images_are_not_computed(
+    build_vit: Callable[..., ViT], images: Tensor, rotary: RotaryConfig | None
+) -> None:
+    options = {'rotary': rotary, 'init_values': 0.5, 'drop_path_rate': 0.3, 'uniform_drop_path': True}
+    vit, seen = build_vit(**options).train(), []
+    for block in vit.blocks:
+        for part in (block.attn, block.mlp):
+            part.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
+    found = vit(images).cls
+    assert seen == 6 * [5]  # of 8
+    assert not torch.equal(found, vit(images).cls) and torch.isfinite(found).all()
+    seen.clear()
+    with torch.no_grad():
+        vit.eval()(images)
+    assert seen == 6 * [8]
+
+
+def test_dropping_a_part_of_the_batch_keeps_the_expectation(images: Tensor) -> None:
+    x = images.flatten(1)[:, :64]
+    mean = torch.stack([_add_for_some(x, 0.3, lambda y, rows: y.square()) for _ in range(3000)]).mean(0)
+    assert (mean - (x + x.square())).abs().max() < 0.1 * x.square().max()
+    assert ((mean - x) / x.square()).mean() == pytest.approx(1, abs=0.02)

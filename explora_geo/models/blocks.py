@@ -1,5 +1,6 @@
-"""Attention whose queries and keys are rotated by the place of their token, as DINOv3's."""
+"""How timm's blocks run: with rotated queries and keys (DINOv3), and without computing what is dropped."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,6 +10,9 @@ from torch.nn import functional as F
 
 from explora_geo._compat import attention_scores
 from explora_geo.models.position import rotate
+
+#: Rate of stochastic depth above which it is worth to compute only what is kept, as in DINOv2.
+SUBSET_RATE = 0.1
 
 
 class RotaryAttention(nn.Module):
@@ -85,3 +89,42 @@ def scores(attention: Any, x: Tensor, rope: Tensor | None, queries: int = 1) -> 
         return attention_scores(attention, x, queries)
     q, k, _ = attention.heads(x, rope)
     return (attention.scale * q[:, :, :queries] @ k.transpose(-2, -1)).softmax(dim=-1)
+
+
+def run_block(block: Any, x: Tensor, rope: Tensor | None = None) -> Tensor:
+    """Run a block; with much stochastic depth its branches see a part of the batch only.
+
+    Each branch runs for as many images as are kept on average, drawn anew, and counts for the others: the
+    expectation is that of dropping image by image (Oquab et al. 2024, section 5). A compiled block drops
+    image by image.
+
+    Args:
+        block: Block of a `ViT`.
+        x: Tokens, shape (B, N, D).
+        rope: Rotations, where positions are rotary; see `rotate`.
+    """
+    rate = getattr(block.drop_path1, 'drop_prob', 0.0) or 0.0
+    compiled = getattr(block, '_compiled_call_impl', None) is not None
+    if not block.training or rate <= SUBSET_RATE or len(x) == 1 or compiled:
+        return block(x) if rope is None else block(x, rope)
+
+    def attend(y: Tensor, rows: Tensor) -> Tensor:
+        y = block.norm1(y)
+        if rope is None:
+            return block.ls1(block.attn(y))
+        seen = block.attn(y, rope=rope[:, rows] if rope.ndim == 5 else rope)
+        return seen if block.gamma_1 is None else block.gamma_1 * seen
+
+    def think(y: Tensor, rows: Tensor) -> Tensor:
+        y = block.mlp(block.norm2(y))
+        if rope is None:
+            return block.ls2(y)
+        return y if block.gamma_2 is None else block.gamma_2 * y
+
+    return _add_for_some(_add_for_some(x, rate, attend), rate, think)
+
+
+def _add_for_some(x: Tensor, rate: float, branch: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    kept = max(1, int(len(x) * (1 - rate)))
+    rows = torch.randperm(len(x), device=x.device)[:kept]
+    return x.index_add(0, rows, branch(x[rows], rows).to(x.dtype), alpha=len(x) / kept)

@@ -1,0 +1,102 @@
+"""Hold on to what the source sees: Gram anchoring of patches (DINOv3), and preservation of class tokens."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from explora_geo.models.vit import Features, ViT
+from explora_geo.objectives.schedules import Length, TrainingLength
+from explora_geo.objectives.teacher import Teacher
+
+
+@dataclass(frozen=True)
+class GramConfig:
+    """How strongly a run keeps to its source, beside its own losses.
+
+    Attributes:
+        weight: Weight of the Gram loss: the squared difference between the cosines of all pairs of patches
+            of an image in the student and in the source (Siméoni et al. 2025, section 4). Features stay free
+            to turn, and dense ones are held that long runs would blur.
+        start_steps: Optimizer steps before the Gram loss counts.
+        start_epochs: The same in passes over the data.
+        start_fraction: The same as a share of the run; 0.5 if none is given.
+        preserve_weight: Weight of 1 - cosine between the class tokens of student and source, from the first
+            step on; 0 for none. Ours, not DINOv3's.
+        every: Look at one global crop every so many steps, and count it as often: each look costs a
+            forward pass of the source.
+    """
+
+    weight: float = 1.0
+    start_steps: int | None = None
+    start_epochs: float | None = None
+    start_fraction: float | None = None
+    preserve_weight: float = 0.0
+    every: int = 2
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if min(self.weight, self.preserve_weight) < 0 or not (self.weight or self.preserve_weight):
+            raise ValueError(
+                'weight and preserve_weight must be at least 0 and one of them positive, got '
+                f'{self.weight} and {self.preserve_weight}'
+            )
+        if self.every < 1:
+            raise ValueError(f'every must be 1 or more, got {self.every}')
+        _ = self.start
+
+    @property
+    def start(self) -> Length:
+        """When the Gram loss starts."""
+        return Length.of(self, 'start', Length('start_fraction', 0.5))
+
+
+class GramLoss(nn.Module):
+    """Distance of a student from its source, which shares with it every tensor that does not train."""
+
+    def __init__(self, backbone: ViT, config: GramConfig) -> None:
+        """Initialize a GramLoss at a backbone as it is now.
+
+        Args:
+            backbone: Student, with the source's weights; LoRA adds nothing yet. It is not kept.
+            config: What counts, and when.
+        """
+        super().__init__()
+        self.config = config
+        self.source = Teacher(nn.ModuleDict({'backbone': backbone}))
+
+    def forward(
+        self, crops: Tensor, features: Features, times: Tensor | None, step: int, length: TrainingLength
+    ) -> dict[str, Tensor]:
+        """Weighted losses by name, none at steps without a look.
+
+        Args:
+            crops: Both global crops of B images, shape (2·B, C, H, W) or as the tokenizer says.
+            features: The student's, of these crops.
+            times: Acquisition times of the images for temporal tokenizers, shape (B, T, 3).
+            step: Optimizer steps done so far.
+            length: How long training is.
+        """
+        config = self.config
+        late = config.weight > 0 and step >= length.steps(config.start)
+        if step % config.every or not (late or config.preserve_weight):
+            return {}
+        which = step // config.every % 2
+        with torch.no_grad():
+            kept: Features = self.source.parts.eval()['backbone'](crops.chunk(2)[which], timestamps=times)
+        cls, patches = (x.chunk(2)[which].float() for x in features[:2])
+        losses = {}
+        with torch.autocast(crops.device.type, enabled=False):
+            if late:
+                mine, theirs = (_cosines(x.flatten(1, -2)) for x in (patches, kept.patches.float()))
+                losses['loss_gram'] = config.every * config.weight * F.mse_loss(mine, theirs)
+            if config.preserve_weight:
+                distance = 1 - F.cosine_similarity(cls, kept.cls.float(), dim=1).mean()
+                losses['loss_preserve'] = config.every * config.preserve_weight * distance
+        return losses
+
+
+def _cosines(patches: Tensor) -> Tensor:
+    unit = F.normalize(patches, dim=-1)
+    return unit @ unit.mT
