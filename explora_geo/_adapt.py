@@ -3,9 +3,6 @@
 import json
 import logging
 import os
-import signal
-import threading
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,11 +13,11 @@ from typing import Any, Literal
 
 import yaml
 
-from explora_geo._adapt_progress import CleanStop, Legs, ProgressBar, ScoreSoFar
-from explora_geo._adapt_report import Scoring, measure
-from explora_geo._adapt_scores import check_sample, score_on_the_way
+from explora_geo._adapt_progress import train
+from explora_geo._adapt_report import check_sample, measure, score_on_the_way
 from explora_geo._adapt_settings import (
     Length,
+    Scoring,
     Source,
     check_folder,
     choose_adaptation,
@@ -35,6 +32,7 @@ from explora_geo.checkpoints import load_backbone
 from explora_geo.configured import read_yaml
 from explora_geo.datamodules.archive import look
 from explora_geo.datamodules.labeled import LabeledTiles
+from explora_geo.reports.page import duration
 
 #: Adapted where nothing else is asked for.
 DEFAULT_WEIGHTS = 'timm/vit_small_patch14_dinov2.lvd142m'
@@ -167,9 +165,9 @@ def run(
         settings = read_yaml(file)
         measured = json.loads((folder / 'request.json').read_text(encoding='utf-8'))['measured']
         say(_plan(settings, source, notation, measured[0]['seconds']))
-        trainer = {**settings['trainer'], 'enable_progress_bar': False, 'enable_model_summary': False}
-        command = prepare({**settings, 'trainer': trainer})
-        train(command, folder, score_on_the_way(command, found, scoring.labels, measured[0]['seconds']))
+        command = prepare(settings)
+        score = score_on_the_way(command, found, scoring.labels, measured[0]['seconds'])
+        train(command, folder / 'run', score)
         page, report = measure(command, folder, found, source, notation, scoring, say)
     except (KeyboardInterrupt, SystemExit):
         last = folder / 'run' / 'last.ckpt'
@@ -197,39 +195,6 @@ def _plan(settings: dict[str, Any], source: Source, notation: str, seconds: floa
     size, steps = settings['model']['init_args']['img_size'], trainer['max_steps']
     return (
         f'{source.weights} is adapted as {notation}: {steps:,} steps of {batch} images of {size} px in '
-        f'{trainer["precision"]}, about {_duration(seconds * steps)}.\n'
+        f'{trainer["precision"]}, about {duration(seconds * steps)}.\n'
         f'Files go to {trainer["default_root_dir"]}; explora-geo fit --config reads its config.yaml.'
     )
-
-
-def _duration(seconds: float) -> str:
-    return f'{seconds:.0f} seconds' if seconds < 90 else f'{seconds / 60:.0f} minutes'
-
-
-def train(command: Any, folder: Path, score: ScoreSoFar) -> None:
-    """Train, from the last checkpoint where there is one; a finished run is not trained again.
-
-    Args:
-        command: Trainer, task and data module.
-        folder: Folder of the run.
-        score: What scores on the way.
-
-    Raises:
-        KeyboardInterrupt: If the run was stopped by Ctrl-C; it is saved.
-    """
-    last, log = (folder / 'run' / name for name in ('last.ckpt', 'metrics.csv'))
-    stop = CleanStop(last)
-    command.trainer.callbacks += [score, ProgressBar(score), Legs(folder / 'run' / 'legs.json'), stop]
-    if log.is_file():  # Lightning's logger starts it anew
-        log.rename(log.with_name(f'metrics_until_{int(time.time())}.csv'))
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        command.trainer.fit(
-            command.model, datamodule=command.datamodule, ckpt_path=last if last.is_file() else None
-        )
-    finally:
-        # Lightning would leave Ctrl-C without effect.
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, handler)
-    if stop.asked:
-        raise KeyboardInterrupt

@@ -27,58 +27,62 @@ RAPL = Path('/sys/class/powercap')
 _EVERY = 30.0
 
 
-class ProgressBar(Callback):
-    """Steps of the whole run with the time left, the loss and the score so far, and images per second."""
+def train(command: Any, folder: Path, score: 'ScoreSoFar') -> None:
+    """Train, from the last checkpoint where there is one; a finished run is not trained again.
 
-    def __init__(self, score: 'ScoreSoFar | None' = None) -> None:
-        """Initialize a ProgressBar.
+    Args:
+        command: Trainer, task and data module.
+        folder: Folder that checkpoints and logs go to.
+        score: What scores on the way.
+
+    Raises:
+        KeyboardInterrupt: If the run was stopped by Ctrl-C; it is saved.
+    """
+    last, log = folder / 'last.ckpt', folder / 'metrics.csv'
+    watch = Watch(folder, score)
+    command.trainer.callbacks += [score, watch]
+    if log.is_file():  # Lightning's logger starts it anew
+        log.rename(log.with_name(f'metrics_until_{int(time.time())}.csv'))
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        command.trainer.fit(
+            command.model, datamodule=command.datamodule, ckpt_path=last if last.is_file() else None
+        )
+    finally:
+        # Lightning would leave Ctrl-C without effect.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)
+    if watch.asked:
+        raise KeyboardInterrupt
+
+
+class Watch(Callback):
+    """Shows steps, loss, speed and score; adds up time, images and energy of each leg of a run; saves it.
+
+    Ctrl-C ends the run behind the step that is under way and saves it; a second one ends it at once.
+
+    Attributes:
+        asked: Whether Ctrl-C came.
+    """
+
+    def __init__(self, folder: Path, score: 'ScoreSoFar') -> None:
+        """Initialize a Watch.
 
         Args:
+            folder: Folder of `last.ckpt` and of `legs.json`, to which each leg is added at its end.
             score: The score to show.
         """
-        self._score = score
+        self._checkpoint, self._legs = folder / 'last.ckpt', folder / 'legs.json'
+        self._score, self.asked = score, False
+        self._meter: EnergyMeter | None = None
         columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn('{task.description}'))
         self._bar = Progress(TextColumn('steps'), *columns, transient=True)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show the steps that were done before."""
+        """Start bar and clocks, and take Ctrl-C over; who trains gives it back."""
         self._task = self._bar.add_task('', total=trainer.max_steps, completed=trainer.global_step)
         self._bar.start()
-
-    def on_train_batch_end(self, trainer: Trainer, *unused: Any) -> None:
-        """Show the step."""
-        known = trainer.callback_metrics
-        texts = [f'loss {known["train_loss"]:.3f}'] if 'train_loss' in known else []
-        texts += [f'{known["images_per_s"]:.0f} images/s'] if 'images_per_s' in known else []
-        texts += [self._score.text] if self._score is not None and self._score.text else []
-        self._bar.update(self._task, completed=trainer.global_step, description=', '.join(texts))
-
-    def on_train_end(self, *unused: Any) -> None:
-        """Take the bar away."""
-        self._bar.stop()
-
-    def on_exception(self, *unused: Any) -> None:
-        """Leave the terminal as it was."""
-        self._bar.stop()
-
-
-class CleanStop(Callback):
-    """Ctrl-C ends a run behind the step that is under way and saves it; a second one ends it at once.
-
-    Attributes:
-        asked: Whether it came.
-    """
-
-    def __init__(self, checkpoint: Path) -> None:
-        """Initialize a CleanStop.
-
-        Args:
-            checkpoint: File to save the run to.
-        """
-        self._file, self.asked = checkpoint, False
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take Ctrl-C over; whoever trains gives it back."""
+        self._start, self._step, self._meter = time.perf_counter(), trainer.global_step, EnergyMeter()
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, self._note)
 
@@ -87,22 +91,56 @@ class CleanStop(Callback):
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def on_train_batch_end(self, trainer: Trainer, *unused: Any) -> None:
-        """Save and stop, if that was asked for."""
+        """Show the step, read the meters before their counters start anew, and stop if that was asked for."""
+        known = trainer.callback_metrics
+        texts = [f'loss {known["train_loss"]:.3f}'] if 'train_loss' in known else []
+        texts += [f'{known["images_per_s"]:.0f} images/s'] if 'images_per_s' in known else []
+        texts += [self._score.text] if self._score.text else []
+        self._bar.update(self._task, completed=trainer.global_step, description=', '.join(texts))
+        assert self._meter is not None
+        self._meter.read()
         if self.asked:
-            trainer.save_checkpoint(self._file)
+            trainer.save_checkpoint(self._checkpoint)
             trainer.should_stop = True
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save what is done, so that nothing trains again if scoring is stopped."""
+        """Note the leg, and save what is done, so that nothing trains again if scoring is stopped."""
+        self._end_leg(trainer)
         if not self.asked:
-            trainer.save_checkpoint(self._file)
+            trainer.save_checkpoint(self._checkpoint)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave the terminal as it was, and note a leg that was cut off, if it had begun."""
+        if isinstance(exception, OSError):
+            self._bar.stop()
+        else:
+            self._end_leg(trainer)
+
+    def _end_leg(self, trainer: Trainer) -> None:
+        self._bar.stop()
+        steps = trainer.global_step - self._step if self._meter else 0
+        if not steps or self._meter is None:
+            return
+        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        leg = {
+            'steps': steps,
+            'images': steps * datamodule.batch_size,
+            'seconds': time.perf_counter() - self._start,
+            'watt_hours': self._meter.watt_hours,
+        }
+        with atomic_path(self._legs) as temporary:
+            temporary.write_text(json.dumps([*read_legs(self._legs), leg]), encoding='utf-8')
+
+
+def read_legs(file: Path) -> list[dict[str, Any]]:
+    """What `Watch` has noted; nothing if there is no such file."""
+    return json.loads(file.read_text(encoding='utf-8')) if file.is_file() else []
 
 
 class ScoreSoFar(Callback):
     """Scores the features a few times on the way, the source first, and logs the scores.
 
     Attributes:
-        title: What is scored, in a few words.
         text: The score so far beside that of the source, or empty.
     """
 
@@ -123,8 +161,8 @@ class ScoreSoFar(Callback):
             cost: Seconds that a score is expected to take; those of the first are measured.
             planned: Seconds of the whole run; scores take `SHARE` of it at most, two at least or none.
         """
-        self.title, self.text = title, ''
-        self._name, self._prepare = name, prepare
+        self.text = ''
+        self._name, self._title, self._prepare = name, title, prepare
         self._allowed, self._cost = SHARE * planned, cost
         self._steps: set[int] = set()
         self._first: float | None = None
@@ -138,8 +176,7 @@ class ScoreSoFar(Callback):
         self._note(trainer, pl_module)
         cost = max(time.perf_counter() - started, 1e-9)
         times = min(SCORES, int(self._allowed / cost) - 1)
-        steps = trainer.max_steps
-        self._steps = {round(steps * (i + 1) / (times + 1)) for i in range(times)}
+        self._steps = {round(trainer.max_steps * (i + 1) / (times + 1)) for i in range(times)}
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *unused: Any) -> None:
         """Score, if it is time."""
@@ -158,59 +195,13 @@ class ScoreSoFar(Callback):
     def _note(self, trainer: Trainer, pl_module: LightningModule) -> None:
         task: Any = pl_module
         # A copy: caches of the one that trains stay as they are.
-        vit = merge_lora(copy.deepcopy(task.model.final_backbone)).eval()
-        value = self._score(vit)  # type: ignore[arg-type]
+        value = self._score(merge_lora(copy.deepcopy(task.model.final_backbone)).eval())  # type: ignore[arg-type]
         if value is None:
             return
         self._first = value if self._first is None else self._first
-        self.text = f'{self.title} {value:.3f} (at first {self._first:.3f})'
+        self.text = f'{self._title} {value:.3f} (at first {self._first:.3f})'
         if trainer.logger is not None:
             trainer.logger.log_metrics({self._name: value}, step=trainer.global_step)
-
-
-class Legs(Callback):
-    """Adds up time, images and energy of a run that is stopped and goes on."""
-
-    def __init__(self, file: Path) -> None:
-        """Initialize a Legs.
-
-        Args:
-            file: JSON file of all legs, added to at the end of each.
-        """
-        self._file = file
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clocks."""
-        self._start, self._step, self._meter = time.perf_counter(), trainer.global_step, EnergyMeter()
-
-    def on_train_batch_end(self, *unused: Any) -> None:
-        """Read the meters before their counters start anew."""
-        self._meter.read()
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note the leg, unless nothing was left to train."""
-        steps = trainer.global_step - self._step
-        if not steps:
-            return
-        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
-        leg = {
-            'steps': steps,
-            'images': steps * datamodule.batch_size,
-            'seconds': time.perf_counter() - self._start,
-            'watt_hours': self._meter.watt_hours,
-        }
-        with atomic_path(self._file) as temporary:
-            temporary.write_text(json.dumps([*read_legs(self._file), leg]), encoding='utf-8')
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Note a leg that was cut off, if it had begun."""
-        if hasattr(self, '_meter') and not isinstance(exception, OSError):
-            self.on_train_end(trainer, pl_module)
-
-
-def read_legs(file: Path) -> list[dict[str, Any]]:
-    """What `Legs` has noted; nothing if there is no such file."""
-    return json.loads(file.read_text(encoding='utf-8')) if file.is_file() else []
 
 
 class EnergyMeter:

@@ -81,6 +81,61 @@ class Length:
 
 
 @dataclass(frozen=True)
+class Scoring:
+    """What source and adapted backbone are measured by; it may change between calls on the same run.
+
+    Attributes:
+        labels: Folder of labeled tiles, or None.
+        retention: Folder of labeled natural images, or None.
+        beside: Adapter file of the same weights that is scored, too, or None.
+        quick: A short run that only shows how it goes: features are scored as they are, without orientations
+            and strengths between source and adapter.
+        strength: Share of the adapter that is kept, in [0, 1]; chosen if None.
+        quoted: JSON of scores that were measured elsewhere, whose rivals the page quotes, or None.
+    """
+
+    labels: str | PathLike[str] | None = None
+    retention: str | PathLike[str] | None = None
+    beside: str | PathLike[str] | None = None
+    quick: bool = False
+    strength: float | None = None
+    quoted: str | PathLike[str] | None = None
+
+    def __post_init__(self) -> None:
+        """Check what can be checked before anything is written."""
+        if self.strength is not None and not 0 <= self.strength <= 1:
+            raise ValueError(
+                'strength must be auto, or from 0 (the source) to 1 (all of the adapter), got '
+                f'{self.strength:g}'
+            )
+        for name in ('labels', 'retention'):
+            given = getattr(self, name)
+            if given is not None and not Path(given).is_dir():
+                raise FileNotFoundError(f'no folder {given}: {name} is a folder with a folder for each class')
+        if self.quoted is not None:
+            read_quoted(Path(self.quoted))
+        if self.beside is not None and self.labels is None:
+            raise ValueError('beside is an adapter that labels score: give labels, too')
+
+
+def read_quoted(file: Path) -> dict[str, Any]:
+    """Scores that were measured elsewhere, as reports quote them.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it holds no scores.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f'no file {file}: quoted is a JSON file of scores')
+    try:
+        content = json.loads(file.read_text(encoding='utf-8'))
+        rows = [row for row in content['rows'] if row['metric']]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f'{file} holds no scores: quoted needs rows, as report.json has them') from error
+    return {'source': str(file), 'command': content.get('command'), 'rows': rows}
+
+
+@dataclass(frozen=True)
 class Source:
     """The weights that are adapted.
 
@@ -186,27 +241,24 @@ def run_settings(found: Archive, source: Source, notation: str, folder: Path) ->
         notation: What trains, by which objective.
         folder: Folder of the run.
     """
-    letter = notation.partition('-')[0]
+    kind = _CLASSES[notation.partition('-')[0]]
     arguments: dict[str, Any] = {}
     data = dict(found.settings['init_args'])
-    if letter == 'D':
+    if kind == 'DINOv2':
         data['augment'] = {'vertical_flip': True, 'quarter_turns': True}  # seen from above, no side is up
-        arguments = {
-            **SHORT_DINOV2,
-            'views': {**crop_sides(found.image_size, source.patch_size), **SHORT_VIEWS},
-        }
-    elif letter == ANCHOR:
+        views = {**crop_sides(found.image_size, source.patch_size), **SHORT_VIEWS}
+        arguments = {**SHORT_DINOV2, 'views': views}
+    elif kind == 'Anchor':
         # The objective turns images itself, and sees them whole, as they are used.
         data['augment'] = {'crop_scale': [1.0, 1.0], 'horizontal_flip': False}
-    objective = {'class_path': f'explora_geo.objectives.{_CLASSES[letter]}', 'init_args': arguments}
     task: dict[str, Any] = {
         'model': source.model.split('.')[0],
         'weights': source.weights,
         'img_size': found.image_size,
         'bands': list(found.bands),
         'adaptation': _plain(notation),
-        'objective': objective,
-        'optim': SHORT_OPTIM[_CLASSES[letter]],
+        'objective': {'class_path': f'explora_geo.objectives.{kind}', 'init_args': arguments},
+        'optim': SHORT_OPTIM[kind],
         'preset': None,
         'monitor_features': 'none',
         'adapter_dtype': 'bfloat16',
@@ -215,7 +267,6 @@ def run_settings(found: Archive, source: Source, notation: str, folder: Path) ->
         config = ExPLoRAConfig.create(_plain(notation)).with_extra(['patch_embed'])
         task |= {'adaptation': config.to_dict(), 'patch_embed_init': 'wavelength'}
     checkpoints = {'dirpath': str(folder / 'run'), 'save_last': True, 'save_top_k': 0}
-    keeper = {'class_path': 'lightning.pytorch.callbacks.ModelCheckpoint', 'init_args': checkpoints}
     log = {'save_dir': str(folder), 'name': '', 'version': 'run'}
     return {
         'seed_everything': 0,
@@ -225,7 +276,9 @@ def run_settings(found: Archive, source: Source, notation: str, folder: Path) ->
             'limit_val_batches': 0,
             'default_root_dir': str(folder),
             'logger': {'class_path': 'lightning.pytorch.loggers.CSVLogger', 'init_args': log},
-            'callbacks': [keeper],
+            'callbacks': [
+                {'class_path': 'lightning.pytorch.callbacks.ModelCheckpoint', 'init_args': checkpoints}
+            ],
         },
         'model': {'class_path': 'explora_geo.trainers.ExPLoRATask', 'init_args': task},
         'data': {**found.settings, 'init_args': data},

@@ -6,7 +6,7 @@ import os
 import statistics
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -57,18 +57,6 @@ class Trial:
         return self.batch_size / self.seconds
 
 
-@dataclass
-class _Budget:
-    """Time that is left for more trials."""
-
-    seconds: float
-    started: float = field(default_factory=time.perf_counter)
-
-    def allows(self, seconds: float) -> bool:
-        """Whether a trial of so many seconds fits."""
-        return time.perf_counter() - self.started + seconds <= self.seconds
-
-
 def settle(
     settings: dict[str, Any], stated: Mapping[str, Any], found: Archive, length: Length
 ) -> tuple[dict[str, Any], list[Trial]]:
@@ -89,23 +77,23 @@ def settle(
     trainer = {'precision': faster_precision(), **settings['trainer']}
     settings = {**settings, 'trainer': trainer}
     given = (stated.get('data') or {}).get('init_args') or {}
-    batch, workers = (
-        settings['data']['init_args'].get(k, d) for k, d in (('batch_size', 1), ('num_workers', 0))
-    )
+    init = settings['data']['init_args']
     start = time.perf_counter()
-    best = _smaller_until_it_fits(settings, batch, workers, 'batch_size' in given)
+    best = _first_that_fits(
+        settings, init.get('batch_size', 1), init.get('num_workers', 0), 'batch_size' in given
+    )
     trials = [best]
     overhead = max(0.0, time.perf_counter() - start - (TIMED + 1) * best.seconds)
     planned = trainer.get('max_steps') or length.steps(found.images, best.batch_size, best.seconds)
-    budget = _Budget(min(MOST, SHARE * planned * best.seconds))
+    end = time.perf_counter() + min(MOST, SHARE * planned * best.seconds)
     if 'batch_size' not in given:
         for larger in (b for b in BATCHES if b > best.batch_size):
             cost = overhead + (TIMED + 1) * best.seconds * larger / best.batch_size
             fits = found.images >= _BATCHES_OF_EPOCH * larger and _room_for(best, larger)
-            if not fits or not budget.allows(cost):
+            if not fits or time.perf_counter() + cost > end:
                 break
             try:
-                trials.append(try_steps(settings, larger, workers))
+                trials.append(try_steps(settings, larger, best.workers))
             except torch.OutOfMemoryError:
                 break
             if trials[-1].rate < _GAIN * best.rate:
@@ -114,7 +102,7 @@ def settle(
     readers = min(8, (os.cpu_count() or 1) // 2)
     if 'num_workers' not in given and best.waited > _WAIT and readers:
         steps = 2 * readers + TIMED  # beyond the batches that were read before the first step
-        if budget.allows(overhead + (steps + 1) * best.seconds):
+        if time.perf_counter() + overhead + (steps + 1) * best.seconds <= end:
             trials.append(try_steps(settings, best.batch_size, readers, steps))
             best = trials[-1] if trials[-1].rate > _GAIN * best.rate else best
     return _complete(settings, best, found, length), [best, *(t for t in trials if t is not best)]
@@ -133,7 +121,7 @@ def _complete(settings: dict[str, Any], best: Trial, found: Archive, length: Len
     return {**settings, 'trainer': trainer, 'data': {**data, 'init_args': init}}
 
 
-def _smaller_until_it_fits(settings: dict[str, Any], batch: int, workers: int, stated: bool) -> Trial:
+def _first_that_fits(settings: dict[str, Any], batch: int, workers: int, stated: bool) -> Trial:
     """The first trial: of the recipe's batch, or half of it as often as memory wants."""
     while True:
         try:
@@ -161,8 +149,7 @@ class _StepTimes(Callback):
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.ends.append(time.perf_counter())
-        task: Any = pl_module
-        self.waits.append(task.clock.waited)
+        self.waits.append(pl_module.clock.waited)  # type: ignore[union-attr, arg-type]
 
 
 def try_steps(settings: dict[str, Any], batch_size: int, workers: int, steps: int = TIMED) -> Trial:
@@ -174,13 +161,11 @@ def try_steps(settings: dict[str, Any], batch_size: int, workers: int, steps: in
         workers: Processes that read images.
         steps: Steps that are timed; of many, the second half counts.
     """
-    data = settings['data']
-    data = {**data, 'init_args': {**data['init_args'], 'batch_size': batch_size, 'num_workers': workers}}
+    init = {**settings['data']['init_args'], 'batch_size': batch_size, 'num_workers': workers}
     with TemporaryDirectory() as scratch:
         trainer = {**settings['trainer'], 'logger': False, 'default_root_dir': scratch, 'callbacks': []}
-        trainer |= {'max_steps': steps + 1, 'enable_progress_bar': False, 'enable_checkpointing': False}
-        trainer['enable_model_summary'] = False
-        command = prepare({**settings, 'trainer': trainer, 'data': data})
+        trainer |= {'max_steps': steps + 1, 'enable_checkpointing': False}
+        command = prepare({**settings, 'trainer': trainer, 'data': {**settings['data'], 'init_args': init}})
         clock = _StepTimes()
         command.trainer.callbacks.append(clock)
         command.trainer.fast_dev_run = True  # reports of a trial are not wanted
@@ -189,18 +174,20 @@ def try_steps(settings: dict[str, Any], batch_size: int, workers: int, steps: in
             torch.cuda.reset_peak_memory_stats()
         command.trainer.fit(command.model, datamodule=command.datamodule)
     first = 0 if steps <= TIMED else steps // 2
-    passed = clock.ends[-1] - clock.ends[first]
-    times = [b - a for a, b in itertools.pairwise(clock.ends[first:])]
-    waited = (clock.waits[-1] - clock.waits[first]) / max(passed, 1e-9)
-    return Trial(batch_size, workers, statistics.median(times), min(1.0, waited), max(0, _memory() - before))
+    ends, waits = clock.ends[first:], clock.waits[first:]
+    seconds = statistics.median(b - a for a, b in itertools.pairwise(ends))
+    waited = min(1.0, (waits[-1] - waits[0]) / max(ends[-1] - ends[0], 1e-9))
+    return Trial(batch_size, workers, seconds, waited, max(0, _memory() - before))
 
 
 def prepare(settings: dict[str, Any]) -> Any:
-    """Trainer, task and data module of settings, as `explora-geo fit` makes them."""
+    """Trainer, task and data module of settings, as `explora-geo fit` makes them, but silent."""
     from explora_geo.configured import run as lightning
 
+    trainer = {**settings['trainer'], 'enable_progress_bar': False, 'enable_model_summary': False}
     # The folder of the run has a configuration already.
-    return lightning({'subcommand': 'fit', 'fit': settings}, start=False, save_config_callback=None)
+    options = {'subcommand': 'fit', 'fit': {**settings, 'trainer': trainer}}
+    return lightning(options, start=False, save_config_callback=None)
 
 
 def to_plain(trials: list[Trial]) -> list[dict[str, Any]]:
@@ -217,11 +204,8 @@ def _memory() -> int:
 
 def _room_for(trial: Trial, batch_size: int) -> bool:
     """Whether a batch leaves half of what is free now, going by the memory of a smaller one."""
-    free = (
-        torch.cuda.mem_get_info()[0]
-        if torch.cuda.is_available()
-        else _status('/proc/meminfo', 'MemAvailable')
-    )
+    cuda = torch.cuda.is_available()
+    free = torch.cuda.mem_get_info()[0] if cuda else _status('/proc/meminfo', 'MemAvailable')
     return not free or trial.memory * batch_size / trial.batch_size <= free / 2
 
 

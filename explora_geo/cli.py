@@ -74,8 +74,7 @@ def adapt(
     --weights ViTSmall14_Weights.LVD142M_DINOV2_DEPTH6 --out runs/adapt
     """
     from explora_geo._adapt import run
-    from explora_geo._adapt_report import Scoring
-    from explora_geo._adapt_settings import Length
+    from explora_geo._adapt_settings import Length, Scoring
 
     given = {'minutes': minutes, 'steps': steps, 'epochs': epochs}
     lengths = [Length(float(n), unit) for unit, n in given.items() if n is not None]  # type: ignore[arg-type]

@@ -12,9 +12,9 @@ import yaml
 
 import explora_geo
 from explora_geo import _adapt, _adapt_report
-from explora_geo._adapt_progress import ProgressBar, read_legs
-from explora_geo._adapt_report import Scoring, Strength, choose_strength
-from explora_geo._adapt_settings import Length, find_source
+from explora_geo._adapt_progress import Watch, read_legs
+from explora_geo._adapt_report import choose_strength
+from explora_geo._adapt_settings import Length, Scoring, find_source
 from explora_geo.checkpoints import load_backbone, model_metadata, read_adapter, write_state
 from explora_geo.datamodules.archive import look
 from explora_geo.evaluation.comparison import Comparison, PairProtocol
@@ -128,7 +128,7 @@ def test_an_interrupted_run_ends_as_one_that_was_not(
     (tmp_path / 'whole.yaml').write_text(text)
     whole = adapt(tiles, weights, tmp_path / 'whole', length='4 steps', config=tmp_path / 'whole.yaml')
 
-    original = ProgressBar.on_train_batch_end
+    original = Watch.on_train_batch_end
 
     def interrupt(self: Any, trainer: Any, *rest: Any) -> None:
         original(self, trainer, *rest)
@@ -137,7 +137,7 @@ def test_an_interrupted_run_ends_as_one_that_was_not(
 
     said: list[str] = []
     with monkeypatch.context() as patch:
-        patch.setattr(ProgressBar, 'on_train_batch_end', interrupt)
+        patch.setattr(Watch, 'on_train_batch_end', interrupt)
         with pytest.raises((KeyboardInterrupt, SystemExit)):
             arguments = (tiles, tmp_path / 'cut', weights, None, '4 steps', None, config, Scoring())
             _adapt.run(*arguments, say=said.append)
@@ -278,9 +278,9 @@ def test_without_labels_the_strength_falls_where_the_label_free_score_does(small
         whole.norm.weight.zero_()  # all features alike: no crop finds its tile
     images = torch.nn.functional.interpolate(torch.randn(40, 3, 4, 4), size=32, mode='bicubic')
     assert default_score(before, images) > 2 / 40 > default_score(whole, images)
-    assert choose_strength(None, {}, before, whole, images).by == 'label-free'
-    assert choose_strength(None, {}, before, whole, images).value < 1
-    assert choose_strength(None, {}, before, better, images) == Strength(1.0, 'default')
-    assert choose_strength(None, {}, before, whole, images[:0]) == Strength(1.0, 'default')
-    assert choose_strength(None, {'chosen': 0.5}, before, whole, images) == Strength(0.5, 'labels')
-    assert choose_strength(0.3, {'chosen': 0.5}, before, whole, images) == Strength(0.3, 'request')
+    assert choose_strength(None, {}, before, whole, images)[1] == 'label-free'
+    assert choose_strength(None, {}, before, whole, images)[0] < 1
+    assert choose_strength(None, {}, before, better, images) == (1.0, 'default')
+    assert choose_strength(None, {}, before, whole, images[:0]) == (1.0, 'default')
+    assert choose_strength(None, {'chosen': 0.5}, before, whole, images) == (0.5, 'labels')
+    assert choose_strength(0.3, {'chosen': 0.5}, before, whole, images) == (0.3, 'request')

@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch.utils.flop_counter import FlopCounterMode
 
-from explora_geo import _adapt_scores, _adapt_speed
+from explora_geo import _adapt_report, _adapt_speed
 from explora_geo.adaptation import ExPLoRAConfig, explora
 from explora_geo.cli import main
 from explora_geo.datamodules.archive import look
@@ -115,7 +115,7 @@ def test_the_demonstration_takes_25_teraflop_at_most() -> None:
     objective = Anchor(explora(student, ExPLoRAConfig.parse('[L]-r32'))).train()
     batch = found.settings['init_args']['batch_size']
     trained = count(lambda: torch.stack([*objective({'image': images}, 0).values()]).sum().backward()) / 2
-    backbones, sample = 3, _adapt_scores.SAMPLE
+    backbones, sample = 3, _adapt_report.SAMPLE
     live = (int(option(command, '--steps')) + _adapt_speed.TIMED + 1) * batch * trained
     scored = backbones * len(labeled) * forward
     pictured = backbones * (sample * forward + MANY * enlarged)

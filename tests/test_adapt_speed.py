@@ -139,7 +139,6 @@ def test_a_run_is_scored_a_few_times_in_two_per_cent_of_its_time(
         return lambda vit: seen.append(vit) or 0.5 + 0.1 * len(seen)
 
     trainer = {**settings['trainer'], 'max_steps': 10, 'precision': '32-true', 'log_every_n_steps': 1}
-    trainer |= {'enable_progress_bar': False, 'enable_model_summary': False}
     settings['data']['init_args']['batch_size'] = 8
     command = _adapt_speed.prepare({**settings, 'trainer': trainer})
     score = ScoreSoFar('so_far', 'k-NN', prepare, cost, planned=1000)

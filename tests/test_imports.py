@@ -43,7 +43,7 @@ ALLOWED = {
     'configured': {'checkpoints', 'datamodules', 'datasets', 'models', 'trainers'},
     # Commands stand above everything, and nothing but the command line imports them.
     'cli': {
-        *('_adapt', '_adapt_report', '_adapt_settings', '_cli_console', '_cli_models', 'adaptation'),
+        *('_adapt', '_adapt_settings', '_cli_console', '_cli_models', 'adaptation'),
         *('configured', 'datasets', 'doctor', 'objectives'),
     },
     '_cli_models': {
@@ -55,16 +55,15 @@ ALLOWED = {
     '_adapt_settings': {
         *('adaptation', 'bands', 'checkpoints', 'datamodules', 'models', 'objectives', 'trainers')
     },
-    '_adapt_scores': {*('_adapt_progress', 'datamodules', 'datasets', 'evaluation', 'models', 'trainers')},
     '_adapt_report': {
-        *('_adapt_progress', '_adapt_scores', '_adapt_settings', '_version', 'checkpoints', 'datamodules'),
-        *('evaluation', 'models', 'objectives', 'reports'),
+        *('_adapt_progress', '_adapt_settings', '_version', 'checkpoints', 'datamodules', 'datasets'),
+        *('evaluation', 'models', 'objectives', 'reports', 'trainers'),
     },
     '_adapt_progress': {'_atomic', 'adaptation', 'models'},
     '_adapt_speed': {'_adapt_settings', 'configured', 'datamodules', 'devices'},
     # The main job is what libraries are for: it stands above them, below the command line.
     '_adapt': {
-        *('_adapt_progress', '_adapt_report', '_adapt_scores', '_adapt_settings', '_adapt_speed'),
+        *('_adapt_progress', '_adapt_report', '_adapt_settings', '_adapt_speed', 'reports'),
         *('_atomic', 'checkpoints', 'configured', 'datamodules'),
     },
     '_atomic': set(),

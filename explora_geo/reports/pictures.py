@@ -2,19 +2,19 @@
 
 import base64
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from sklearn.decomposition import PCA
 from torch import Tensor
 from torch.nn import functional as F
 
 from explora_geo.bands import canonical
-from explora_geo.evaluation.features import mean_patches
+from explora_geo.evaluation.features import evaluating, mean_patches
 from explora_geo.models.vit import ViT
 from explora_geo.objectives import MAE
 
@@ -63,34 +63,26 @@ def display_tiles(
 
 
 def compute_pictures(
-    source: ViT,
-    adapted: ViT,
+    models: Mapping[str, ViT],
     images: Tensor,
     display: Display,
-    *,
-    beside: ViT | None = None,
     names: Sequence[str] = (),
-    labels: Sequence[str] = (),
     shown: int = 12,
     neighbors: int = 5,
-    batch_size: int = 32,
 ) -> dict[str, Any]:
     """Feature pictures and nearest neighbors before and after.
 
     Args:
-        source: Backbone before.
-        adapted: Backbone after, on the same device.
+        models: Backbones by kind: `source`, `adapted` and perhaps `beside`, another adapted one.
         images: Sample of the archive, normalized, shape (M, C, H, W).
         display: What shows such tiles; see `display_tiles`.
-        beside: Another adapted backbone that is shown, too.
         names: Names of the tiles.
-        labels: Names of their classes, where known.
         shown: Tiles whose neighbors are shown, evenly spaced; features of the first eight.
         neighbors: Neighbors of each of them.
-        batch_size: Tiles per forward pass.
 
     Returns:
-        `pictures` of `write_report`.
+        `tiles`, uint8 (N, H, W, 3), and `names`; `patches_<kind>`, (N, h, w, D); `gallery`, uint8
+        (G, H, W, 3), `gallery_names`, `queries`, (Q,), `neighbors_<kind>`, (Q, k), rows of the gallery.
 
     Raises:
         ValueError: If there are fewer than two tiles.
@@ -99,35 +91,24 @@ def compute_pictures(
         raise ValueError(f'pictures need at least 2 tiles, got {len(images)}')
     queries = np.unique(np.linspace(0, len(images) - 1, shown).round().astype(int))
     few = queries[np.unique(np.linspace(0, len(queries) - 1, FEW).round().astype(int))]
-    neighbors = min(neighbors, len(images) - 1)
-    models = {'source': source, 'adapted': adapted, **({} if beside is None else {'beside': beside})}
-    ranked = {k: _nearest(v, images, queries, neighbors, batch_size) for k, v in models.items()}
+    ranked = {k: _nearest(v, images, queries, min(neighbors, len(images) - 1)) for k, v in models.items()}
     used = np.unique(np.concatenate([queries, *(r.ravel() for r in ranked.values())]))
+    named = [*names, *([''] * len(images))]
+    texts = [named[i] or f'tile {i + 1}' for i in range(len(images))]
     return {
         'tiles': display(images[few]),
-        'names': [_name(names, i) for i in few],
+        'names': [texts[i] for i in few],
         **{f'patches_{k}': _patches(v, images, few) for k, v in models.items()},
         'gallery': display(images[used]),
         'queries': np.searchsorted(used, queries),
         **{f'neighbors_{k}': np.searchsorted(used, r) for k, r in ranked.items()},
-        'gallery_names': [_name(names, i) for i in used],
-        'gallery_labels': [str(labels[i]) for i in used] if len(labels) else [],
+        'gallery_names': [texts[i] for i in used],
     }
 
 
-def _name(names: Sequence[str], index: int) -> str:
-    """Name of a tile, or its number where it has none."""
-    return (str(names[index]) if len(names) else '') or f'tile {index + 1}'
-
-
-@torch.inference_mode()
-def _nearest(
-    vit: ViT, images: Tensor, queries: NDArray[Any], neighbors: int, batch_size: int
-) -> NDArray[np.int64]:
+def _nearest(vit: ViT, images: Tensor, queries: NDArray[Any], neighbors: int) -> NDArray[np.int64]:
     """Nearest other tiles of some tiles by cosine, as k-NN sees them, shape (Q, k)."""
-    device = vit.eval().cls_token.device
-    found = torch.cat([mean_patches(vit, b.to(device)).float().cpu() for b in images.split(batch_size)])
-    found = F.normalize(found, dim=1)
+    found = F.normalize(mean_patches(vit, images, 32), dim=1)
     similarity = found[queries] @ found.T
     similarity[torch.arange(len(queries)), torch.from_numpy(queries)] = -torch.inf
     return similarity.topk(neighbors).indices.numpy()
@@ -142,7 +123,6 @@ def _patches(vit: ViT, images: Tensor, few: NDArray[Any]) -> NDArray[np.float32]
     return maps[np.searchsorted(many, few)]
 
 
-@torch.inference_mode()
 def patch_maps(vit: ViT, images: Tensor, grid: int = GRID) -> NDArray[np.float32]:
     """Patch features of tiles that are enlarged until there are enough patches to look at.
 
@@ -154,28 +134,19 @@ def patch_maps(vit: ViT, images: Tensor, grid: int = GRID) -> NDArray[np.float32
     Returns:
         Features, slots averaged, shape (N, h, w, D).
     """
-    tokenizer = vit.eval().patch_embed
+    tokenizer = vit.patch_embed
     size = tokenizer.patch_size
     scale = max(grid * size / min(images.shape[-2:]), 1)
     height, width = (max(round(side * scale / size), 1) * size for side in images.shape[-2:])
     if (height, width) != tuple(images.shape[-2:]):
         images = F.interpolate(images, (height, width), mode='bicubic', align_corners=False)
-    with _any_size(tokenizer):
-        patches = torch.cat(
-            [vit(b.to(vit.cls_token.device)).patches.mean(1).float().cpu() for b in images.split(4)]
-        )
-    return patches.unflatten(1, (height // size, width // size)).numpy()
-
-
-@contextmanager
-def _any_size(tokenizer: Any) -> Iterator[None]:
-    """Let positions be resampled for a while."""
-    before = tokenizer.dynamic_img_size
-    tokenizer.dynamic_img_size = True
+    before, tokenizer.dynamic_img_size = tokenizer.dynamic_img_size, True
     try:
-        yield
+        with evaluating(vit) as device:
+            parts = [vit(b.to(device)).patches.mean(1).float().cpu() for b in images.split(4)]
     finally:
         tokenizer.dynamic_img_size = before
+    return torch.cat(parts).unflatten(1, (height // size, width // size)).numpy()
 
 
 def reconstruct(objective: MAE, images: Tensor, display: Display, seed: int = 0) -> dict[str, Pixels]:
@@ -228,10 +199,8 @@ def feature_colors(source: NDArray[Any], *adapted: NDArray[Any]) -> tuple[Pixels
     sets = [x.reshape(-1, x.shape[-1]).astype(np.float64) for x in (source, *adapted)]
     sets = [(x - x.mean(0)) / max(float(x.std()), 1e-12) for x in sets]
     flat = np.concatenate(sets)
-    _, vectors = np.linalg.eigh(flat.T @ flat)
-    axes = vectors[:, ::-1][:, :3]
-    axes = axes * np.where(axes[np.abs(axes).argmax(0), range(axes.shape[1])] < 0, -1, 1)  # a sign to rely on
-    scores = flat @ axes
+    with np.errstate(invalid='ignore'):  # features that are all the same vary by nothing
+        scores = PCA(min(3, flat.shape[1]), svd_solver='covariance_eigh').fit_transform(flat)
     scores = np.pad(scores, ((0, 0), (0, 3 - scores.shape[1])))
     low, high = np.percentile(scores, (2, 98), axis=0)
     colors = _bytes((scores - low) / np.maximum(high - low, 1e-9))
@@ -264,21 +233,3 @@ def data_uri(pixels: NDArray[Any], side: int | None = None, quality: int | None 
         picture.save(file, 'JPEG', quality=quality, optimize=True)
     kind = 'png' if quality is None else 'jpeg'
     return f'data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}'
-
-
-def check_pictures(pictures: Mapping[str, Any]) -> None:
-    """Refuse pictures that do not belong together.
-
-    Raises:
-        ValueError: If a name is unknown or shapes do not fit.
-    """
-    known = {'tiles', 'names', 'patches_source', 'patches_adapted', 'gallery', 'queries', 'neighbors_source'}
-    known |= {'neighbors_adapted', 'gallery_names', 'gallery_labels', 'reconstructions'}
-    known |= {'patches_beside', 'neighbors_beside'}
-    if unknown := sorted(set(pictures) - known):
-        raise ValueError(f'pictures hold no {unknown[0]!r}: they may hold {", ".join(sorted(known))}')
-    stacks = {k: pictures[k] for k in ('tiles', 'gallery') if k in pictures}
-    stacks |= {f'reconstructions[{k!r}]': v for k, v in (pictures.get('reconstructions') or {}).items()}
-    for name, stack in stacks.items():
-        if stack.ndim != 4 or stack.shape[-1] != 3 or stack.dtype != np.uint8:
-            raise ValueError(f'{name} must be uint8 of shape (N, H, W, 3), got {stack.dtype} {stack.shape}')

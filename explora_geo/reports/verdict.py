@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
-from explora_geo.evaluation.comparison import MARGIN, METHODS
+from explora_geo.evaluation.comparison import MARGIN, METHODS, outcome_of
 from explora_geo.evaluation.label_free import DEFAULT_SCORE, SCORES
 
 Outcome = Literal['helps', 'no difference', 'harm', 'unmeasured']
@@ -35,15 +35,11 @@ def judge(report: Mapping[str, Any]) -> Verdict:
     """Judge an adaptation by its paired gains, or without labels by the label-free score.
 
     Args:
-        report: Content of `report.json`; see `page`. A `verdict` that it holds already is returned, and
-            `scores.outcome` is not decided again.
+        report: Content of `report.json`; see `page`.
 
     Returns:
         The verdict.
     """
-    given = report.get('verdict')
-    if given:
-        return Verdict(given['outcome'], given['text'], given.get('advice', ''))
     how, scores = report.get('adaptation') or {}, report.get('scores') or {}
     rows = [r for r in scores.get('rows', []) if r.get('gain')]
     if how.get('short') and rows and all((r.get('beside') or {}).get('gain') for r in rows):
@@ -58,7 +54,7 @@ def judge(report: Mapping[str, Any]) -> Verdict:
             why = 'validation tiles prefer it to the adapter at every strength that was tried'
         file = 'The adapter file adds nothing to it; --strength 1 with the same command writes all of it.'
         return Verdict('no difference', text, f'Keep the source: {why}. {file}')
-    return _with_labels(rows, scores.get('outcome')) if rows else _without_labels(report)
+    return _with_labels(rows) if rows else _without_labels(report)
 
 
 def _beside(rows: list[Any], how: Mapping[str, Any]) -> Verdict:
@@ -71,9 +67,9 @@ def _beside(rows: list[Any], how: Mapping[str, Any]) -> Verdict:
     return Verdict(long.outcome, text, advice)
 
 
-def _with_labels(rows: list[Any], outcome: Outcome | None = None) -> Verdict:
-    outcome = outcome or _outcome(rows)
-    up = [r for r in rows if _above(r['gain'])]
+def _with_labels(rows: list[Any]) -> Verdict:
+    outcome = outcome_of({r['metric']: r['gain'] for r in rows})
+    up = [r for r in rows if (r['gain'].get('low') or 0) > 0]
     down = [r for r in rows if r['gain']['mean'] < -MARGIN]
     if outcome == 'harm':
         also = f' It gains by {_names(up)}; use it for nothing else.' if up else ''
@@ -98,18 +94,6 @@ def _with_labels(rows: list[Any], outcome: Outcome | None = None) -> Verdict:
     )
 
 
-def _outcome(rows: list[Any]) -> Outcome:
-    if any(r['gain']['mean'] < -MARGIN for r in rows):
-        return 'harm'
-    told = any(_above(r['gain']) for r in rows if r['metric'] != 'few')
-    return 'helps' if told else 'no difference'
-
-
-def _above(gain: Mapping[str, Any]) -> bool:
-    """Whether a gain is told from chance; one without an interval is not."""
-    return gain.get('low') is not None and gain['low'] > 0
-
-
 def _without_labels(report: Mapping[str, Any]) -> Verdict:
     text = 'There were no labels to tell whether adapting helps.'
     advice = (
@@ -132,24 +116,24 @@ def _without_labels(report: Mapping[str, Any]) -> Verdict:
     return Verdict('unmeasured', text, f'{moved} {advice}')
 
 
-def name_of(row: Mapping[str, Any]) -> str:
-    """Name of a measurement in a sentence."""
+def _name(row: Mapping[str, Any]) -> str:
     title = str(row.get('title') or METHODS.get(row['metric'], row['metric']))
-    return str(row.get('name') or title[:1].lower() + title[1:])
+    return title if title == METHODS['knn'] else title[:1].lower() + title[1:]
 
 
 def _names(rows: list[Any]) -> str:
-    names = [name_of(r) for r in rows]
+    names = [_name(r) for r in rows]
     return ', '.join(names[:-1]) + ' and ' + names[-1] if len(names) > 1 else names[0]
 
 
 def _points(rows: list[Any]) -> str:
-    parts = [f'{name_of(r)} {_signed(100 * r["gain"]["mean"])}' for r in rows]
-    return ', '.join(parts) + ' points'
+    return ', '.join(f'{_name(r)} {signed(r["gain"])}' for r in rows) + ' points'
 
 
-def _signed(value: float) -> str:
-    return f'{value:+.1f}'.replace('-', '\N{MINUS SIGN}')
+def signed(score: Mapping[str, Any] | float | None) -> str:
+    """Mean of a gain, or a gain, in points."""
+    mean = score.get('mean') if isinstance(score, Mapping) else score
+    return '' if mean is None else f'{100 * mean:+.1f}'.replace('-', '\N{MINUS SIGN}')
 
 
 def _rival(rows: list[Any]) -> str:

@@ -47,10 +47,9 @@ def backbones() -> tuple[ViT, ViT]:
 def pictures(dataset: FolderDataset, sample: Tensor, backbones: tuple[ViT, ViT]) -> dict[str, Any]:
     """All pictures of a report of M."""
     numbers = range(0, 1000, 20)
-    labels = [dataset.classes[dataset.labels[i]] for i in numbers]  # type: ignore[index]
     display = display_tiles([100.0] * 3, [50.0] * 3, ('red', 'green', 'blue'))
     names = [EVIL, *(dataset.files[i].name for i in numbers[1:])]
-    found = compute_pictures(*backbones, sample, display, names=names, labels=labels)
+    found = compute_pictures(dict(zip(('source', 'adapted'), backbones, strict=True)), sample, display, names)
     objective = MAE(copy.deepcopy(backbones[1]), decoder_embed_dim=32, decoder_depth=1)
     return {**found, 'reconstructions': reconstruct(objective, sample, display)}
 
@@ -79,7 +78,6 @@ def report(sample: Tensor, backbones: tuple[ViT, ViT]) -> dict[str, Any]:
     return {
         'created': '27 November 2026',
         'version': '0.1.0',
-        'notes': ['Made by a test.'],
         'archive': {'source': TILES, 'kind': 'tiles', 'count': 2200, 'size': (64, 64), 'dtype': 'uint8'},
         'model': {'weights': f'weights/{EVIL}', 'backbone': 'vit_tiny_patch8_64', 'parameters': 5_500_000},
         'adaptation': {'notation': 'M-ExPLoRA-[L]-r32', 'objective': 'mae', 'trainable': 0.1, 'steps': 400},

@@ -14,6 +14,10 @@ from explora_geo.reports.pictures import data_uri, feature_colors, patch_maps
 RGB = ('red', 'green', 'blue')
 
 
+def named(backbones: tuple[ViT, ViT]) -> dict[str, ViT]:
+    return dict(zip(('source', 'adapted'), backbones, strict=True))
+
+
 def test_tiles_are_shown_as_they_were(sample: Tensor, pictures: dict[str, Any]) -> None:
     tile = display_tiles([100.0] * 3, [50.0] * 3, RGB)(sample[:1])[0]
     expected = (sample[0] * 50 + 100).permute(1, 2, 0).clamp(0, 255).numpy()
@@ -42,7 +46,12 @@ def test_neighbors_are_other_tiles_of_the_gallery(pictures: dict[str, Any]) -> N
 
 def test_a_copy_of_a_tile_is_its_nearest_neighbor(sample: Tensor, backbones: tuple[ViT, ViT]) -> None:
     images = torch.cat([sample[:6], sample[:6]])
-    found = compute_pictures(*backbones, images, display_tiles([0] * 3, [1] * 3, RGB), neighbors=1)
+    found = compute_pictures(
+        dict(zip(('source', 'adapted'), backbones, strict=True)),
+        images,
+        display_tiles([0] * 3, [1] * 3, RGB),
+        neighbors=1,
+    )
     assert found['neighbors_adapted'][:, 0].tolist() == [*range(6, 12), *range(6)]
     assert found['names'][0] == 'tile 1' and found['names'][-1] == 'tile 12'
 
@@ -89,7 +98,11 @@ def test_pictures_are_scaled_down_never_up(sample: Tensor) -> None:
 
 def test_a_single_tile_is_refused(sample: Tensor, backbones: tuple[ViT, ViT]) -> None:
     with pytest.raises(ValueError, match='at least 2 tiles'):
-        compute_pictures(*backbones, sample[:1], display_tiles([0] * 3, [1] * 3, RGB))
+        compute_pictures(
+            dict(zip(('source', 'adapted'), backbones, strict=True)),
+            sample[:1],
+            display_tiles([0] * 3, [1] * 3, RGB),
+        )
 
 
 def test_reconstructions_come_back_with_the_seed(pictures: dict[str, Any]) -> None:

@@ -44,12 +44,6 @@ def test_a_free_rival_that_stands_higher_is_named() -> None:
     assert 'turns' not in judge(scored(row('knn', 0.6, 0.05))).advice
 
 
-def test_the_outcome_of_the_scores_is_not_decided_again() -> None:
-    report = scored(row('knn', 0.6, 0.05))
-    report['scores']['outcome'] = 'no difference'
-    assert judge(report).outcome == 'no difference'
-
-
 def test_few_labels_alone_do_not_make_a_gain() -> None:
     found = judge(scored(row('knn', 0.6, 0.0), {**row('few', 0.6, 0.05), 'title': '10 labels a class'}))
     assert found.outcome == 'no difference' and '10 labels a class +5.0' in found.text
@@ -83,11 +77,6 @@ def test_drift_is_no_hint() -> None:
 def test_nothing_measured_is_said() -> None:
     assert judge({}).text == 'There were no labels to tell whether adapting helps.'
     assert judge(scored({'metric': 'knn', 'source': {'mean': 0.5}})).outcome == 'unmeasured'
-
-
-def test_a_given_verdict_is_kept() -> None:
-    given = {'outcome': 'harm', 'text': 'No.', 'advice': 'Keep the source.'}
-    assert judge({'verdict': given, **scored(row('knn', 0.6, 0.1))})._asdict() == given
 
 
 def test_a_short_run_is_called_short_and_the_adapter_made_beforehand_is_judged() -> None:
