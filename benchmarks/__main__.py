@@ -1,6 +1,7 @@
 """The command line `explora-bench`."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,57 +35,42 @@ for name, command in COMMANDS.items():
     app.command(name)(command)
 
 
-def _setting(*sizes: Any, precision: str) -> Any:
-    from .speed.setting import Setting
+def _measuring(measure: str, about: str) -> Callable[..., None]:
+    def command(
+        objective: _OBJECTIVE = 'mae',
+        model: _MODEL = 'vit_base_patch16_224',
+        batch: _BATCH = 8,
+        image_size: _IMAGE_SIZE = 224,
+        local_size: _LOCAL_SIZE = 96,
+        num_local: _NUM_LOCAL = 8,
+        precision: _PRECISION = '',
+        repeats: _REPEATS = 5,
+        only: _ONLY = '',
+        compiled: _COMPILED = False,
+        out: _OUT = RESULTS,
+    ) -> None:
+        from .speed import engine
+        from .speed.setting import Setting
 
-    return Setting(*sizes, precision=precision or None)  # type: ignore[arg-type]
+        sizes: Any = (model, batch, image_size, local_size, num_local)
+        setting = Setting(*sizes, precision=precision or None)  # type: ignore[arg-type]
+        file: Path = getattr(engine, measure)(out, objective, setting, repeats, only, compiled)
+        typer.echo(file.read_text())
 
-
-@app.command()
-def speed(
-    objective: _OBJECTIVE = 'mae',
-    model: _MODEL = 'vit_base_patch16_224',
-    batch: _BATCH = 8,
-    image_size: _IMAGE_SIZE = 224,
-    local_size: _LOCAL_SIZE = 96,
-    num_local: _NUM_LOCAL = 8,
-    precision: _PRECISION = '',
-    repeats: _REPEATS = 5,
-    only: _ONLY = '',
-    compiled: _COMPILED = False,
-    out: _OUT = RESULTS,
-) -> None:
-    """Time training steps beside those of PEFT, Hugging Face, lightly and TorchGeo, in turns.
-
-    Example: explora-bench speed --objective dinov2 --batch 2 --only explora_geo
-    """
-    from .speed.engine import compare_steps
-
-    setting = _setting(model, batch, image_size, local_size, num_local, precision=precision)
-    typer.echo(compare_steps(out, objective, setting, repeats, only, compiled).read_text())
+    command.__doc__ = about
+    return command
 
 
-@app.command()
-def peak(
-    objective: _OBJECTIVE = 'mae',
-    model: _MODEL = 'vit_base_patch16_224',
-    batch: _BATCH = 8,
-    image_size: _IMAGE_SIZE = 224,
-    local_size: _LOCAL_SIZE = 96,
-    num_local: _NUM_LOCAL = 8,
-    precision: _PRECISION = '',
-    only: _ONLY = '',
-    compiled: _COMPILED = False,
-    out: _OUT = RESULTS,
-) -> None:
-    """Measure the memory of a training step beside others, each in a process of its own.
+_SPEED = """Time training steps beside those of PEFT, Hugging Face, lightly and TorchGeo, in turns.
 
-    Example: explora-bench peak --objective dinov2 --model vit_large_patch16_224 --only explora_geo
-    """
-    from .speed.engine import compare_peaks
+Example: explora-bench speed --objective dinov2 --batch 2 --only explora_geo
+"""
+_PEAK = """Measure the memory of training steps beside others, each contender in a process of its own.
 
-    setting = _setting(model, batch, image_size, local_size, num_local, precision=precision)
-    typer.echo(compare_peaks(out, objective, setting, only, compiled).read_text())
+Example: explora-bench peak --objective dinov2 --model vit_large_patch16_224 --only explora_geo
+"""
+app.command('speed')(_measuring('compare_steps', _SPEED))
+app.command('peak')(_measuring('compare_peaks', _PEAK))
 
 
 @app.command('export-source')

@@ -7,6 +7,8 @@ import pandas as pd
 from explora_geo.checkpoints import read_state, write_state
 from explora_geo.checkpoints.quantize import QUANTIZATION, quantize_rows
 
+from .tables.records import markdown_table
+
 #: Left out, as DINOv2's own files leave out the heads.
 _HEADS = ('dino_head.', 'ibot_head.')
 
@@ -27,12 +29,9 @@ def export_source(run: Path, out: Path) -> str:
         knn=('val_knn', 'max'),
         gain=('val_knn_gain', 'max'),
     )
-    lines = [
-        '| epoch | steps | training loss | EuroSAT loss | EuroSAT k-NN | over random weights |',
-        '|---|---|---|---|---|---|',
-    ]
+    header = ['epoch', 'steps', 'training loss', 'EuroSAT loss', 'EuroSAT k-NN', 'over random weights']
+    lines = []
     for epoch, row in epochs.iterrows():
         measured = ['-' if pd.isna(v) else f'{v:.3f}' for v in (row.val_loss, row.knn, row.gain)]
-        numbers = [str(int(str(epoch)) + 1), str(int(row.steps) + 1), f'{row.train_loss:.3f}', *measured]
-        lines.append(f'| {" | ".join(numbers)} |')
-    return '\n'.join(lines)
+        lines.append([str(int(str(epoch)) + 1), str(int(row.steps) + 1), f'{row.train_loss:.3f}', *measured])
+    return '\n'.join(markdown_table(header, lines))

@@ -97,7 +97,7 @@ def compare_steps(
 
 
 def compare_peaks(
-    out: Path, objective: str, setting: Setting, only: str = '', compiled: bool = False
+    out: Path, objective: str, setting: Setting, repeats: int = 1, only: str = '', compiled: bool = False
 ) -> Path:
     """Measure by what the process of every contender grows, from before the model is built."""
     on_gpu = setting.device.startswith('cuda')
@@ -110,12 +110,12 @@ def compare_peaks(
 
     def measure(name: str) -> int:
         if on_gpu:  # the allocator counts its own tensors exactly
-            return step_peak(objective, name, setting)
+            return step_peak(objective, name, setting, repeats)
         # glibc: freed tensors go back to the system instead of staying with the process as gaps.
         with patch.dict('os.environ', MALLOC_MMAP_THRESHOLD_=str(128 * 1024)):
             context = multiprocessing.get_context('spawn')
             with ProcessPoolExecutor(1, mp_context=context) as pool:
-                return pool.submit(step_peak, objective, name, setting).result()
+                return pool.submit(step_peak, objective, name, setting, repeats).result()
 
     peaks, absent = for_each(find(objective, compiled), measure, only)
     full = [bytes_ for name, bytes_ in peaks.items() if 'all weights' in name]
@@ -133,8 +133,8 @@ def compare_peaks(
     )
 
 
-def step_peak(objective: str, name: str, setting: Setting) -> int:
-    """Bytes that a step needs at most with the optimizer's averages: growth of the process or the GPU."""
+def step_peak(objective: str, name: str, setting: Setting, repeats: int) -> int:
+    """Bytes that steps need at most with the optimizer's averages: growth of the process or the GPU."""
     gc.collect()
     before = torch.cuda.memory_allocated() if setting.device.startswith('cuda') else 0
     with Meter() as meter:
@@ -143,7 +143,8 @@ def step_peak(objective: str, name: str, setting: Setting) -> int:
             for parameter in group['params']:
                 parameter.grad = torch.zeros_like(parameter)
         step.optimizer.step()
-        step()
+        for _ in range(repeats):
+            step()
     return meter.peak_memory - before
 
 

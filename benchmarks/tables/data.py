@@ -109,9 +109,9 @@ def _fingerprint(dataset: Any) -> str:
         digest.update(f'{_fingerprint(dataset.dataset)}{list(dataset.indices)}'.encode())
         return digest.hexdigest()
     for file in getattr(dataset, 'files', None) or ():
-        path = Path(file) if isinstance(file, str | Path) else None
-        size = path.stat().st_size if path is not None and path.is_file() else ''
-        digest.update(f'{path.parent.name}/{path.name}|{size}\n'.encode() if path else f'{file}\n'.encode())
+        path = Path(file)
+        size = path.stat().st_size if path.is_file() else ''
+        digest.update(f'{path.parent.name}/{path.name}|{size}\n'.encode())
     labels = labels_of(dataset)
     digest.update(f'{len(dataset)}{None if labels is None else labels.tolist()}'.encode())
     return digest.hexdigest()

@@ -21,7 +21,7 @@ SETTING = Setting(
 
 
 def test_training_less_needs_less_memory(tmp_path: Path) -> None:
-    report = compare_peaks(tmp_path, 'mae', SETTING, '^explora_geo, all').read_text()
+    report = compare_peaks(tmp_path, 'mae', SETTING, only='^explora_geo, all').read_text()
     row = json.loads((tmp_path / 'speed' / 'peak.jsonl').read_text())
     ours, full = (1e9 * gigabytes for gigabytes in row['columns']['GB'].values())
     # 22 M weights that train have a gradient and two averages, of four bytes each.
@@ -31,7 +31,7 @@ def test_training_less_needs_less_memory(tmp_path: Path) -> None:
 
 
 def test_frozen_weights_in_bfloat16_leave_two_bytes_of_six(tmp_path: Path) -> None:
-    compare_peaks(tmp_path, 'mae', replace(SETTING, precision='bf16'), 'frozen in bf16')
+    compare_peaks(tmp_path, 'mae', replace(SETTING, precision='bf16'), only='frozen in bf16')
     row = json.loads((tmp_path / 'speed' / 'peak.jsonl').read_text())
     ours, lean = (1e9 * gigabytes for gigabytes in row['columns']['GB'].values())
     # Eleven of twelve blocks of width 384, and the decoder's of width 512.
