@@ -142,7 +142,11 @@ def _record(job: Job, stages: dict[str, Stage], rates: dict[str, Any]) -> record
     found = {kind: stage.record for kind, stage in stages.items()}
     adapted, last = found.get('adapted', {}), found.get('probed') or found.get('tuned') or {}
     costly = [r for r in (adapted, last) if r]
-    energy = _energy([r['energy'] for r in costly], adapted.get('energy'))
+    energy, used = None, [r['energy'] for r in costly]
+    if used and None not in used:  # every stage was measured
+        energy = {key: sum(e[key] for e in used) for key in ('kwh', 'kg')}
+        energy |= {'method': ' and '.join(dict.fromkeys(e['method'] for e in used))}
+        energy |= {'pretrain_kg': adapted['energy']['kg'] if adapted else 0.0}
     # The table of carbon shows pre-training alone, and nothing where no meter can be read.
     value = 100 * last['value'] if last else energy and energy['pretrain_kg']
     return {
@@ -175,18 +179,4 @@ def _record(job: Job, stages: dict[str, Stage], rates: dict[str, Any]) -> record
         'time': time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()),
         # Where the first of them ran, which need not be here.
         **next((r['machine'] for r in costly if 'machine' in r), describe_machine()),
-    }
-
-
-def _energy(
-    parts: Sequence[dict[str, Any] | None], pretraining: dict[str, Any] | None
-) -> dict[str, Any] | None:
-    """Energy of all stages, and the carbon of pre-training; None if a stage was not measured."""
-    known = [part for part in parts if part is not None]
-    if not known or len(known) < len(parts):
-        return None
-    return {
-        **{key: sum(e[key] for e in known) for key in ('kwh', 'kg')},
-        'method': ' and '.join(dict.fromkeys(e['method'] for e in known)),
-        'pretrain_kg': 0.0 if pretraining is None else pretraining['kg'],
     }

@@ -20,9 +20,6 @@ from explora_geo.models import ViT
 
 from .meter import Meter
 
-#: Times of steps that a checkpoint keeps: enough for their median.
-_KEPT = 200
-
 
 @contextmanager
 def quiet() -> Iterator[None]:
@@ -42,7 +39,6 @@ class Progress(Callback):
     seconds: list[float] = field(default_factory=list)  # time of each step but the first
     curve: list[tuple[int, float]] = field(default_factory=list)  # steps and accuracies
     before: float = 0.0  # seconds that the run worked before it was stopped
-    resumed: list[int] = field(default_factory=list)  # steps at which it was resumed
     _begun: float = field(default_factory=time.perf_counter)
     _last: float | None = None
     _step: int | None = None
@@ -51,21 +47,14 @@ class Progress(Callback):
         """What a resumed run must know."""
         return {
             'curve': [list(point) for point in self.curve],
-            'seconds': self.seconds[-_KEPT:],
+            'seconds': self.seconds,
             'worked': self.before + time.perf_counter() - self._begun,
-            'resumed': list(self.resumed),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Read it back."""
         self.curve = [(int(step), float(value)) for step, value in state_dict['curve']]
         self.seconds, self.before = list(state_dict['seconds']), state_dict['worked']
-        self.resumed = list(state_dict['resumed'])
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note where the run goes on."""
-        if trainer.global_step:
-            self.resumed.append(trainer.global_step)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """Close the step before; its loading and crops are done by now."""
@@ -98,10 +87,8 @@ class Progress(Callback):
 
     def costs(self, meter: Meter) -> dict[str, Any]:
         """Seconds, energy and memory of the whole run; energy is not known of one that was stopped."""
-        found = meter.to_dict() | {'resumed': self.resumed}
-        if self.before:
-            found |= {'seconds': round(self.before + meter.seconds, 2), 'energy': None}
-        return found
+        whole = {'seconds': round(self.before + meter.seconds, 2), 'energy': None}
+        return meter.to_dict() | (whole if self.before else {})
 
 
 def curve_score(module: Any, count: int) -> Callable[[ViT], float] | None:

@@ -94,8 +94,8 @@ def adapt(store: Store, job: Job, source: Stage, factor: float = 1.0, steps: int
         progress = Progress(curve_score(module, job.scale.curve), max(1, job.scale.every))
         task = _pretraining_task(job, recipe)
         trainable = trainable_summary(task.backbone)
-        clip = {'gradient_clip_val': 3.0}
-        trainer, costs = _fit(stage, job, task, module, progress, recipe.steps, accumulate, **clip)
+        options = {'accumulate_grad_batches': accumulate, 'gradient_clip_val': 3.0}
+        trainer, costs = _fit(stage, job, task, module, progress, recipe.steps, **options)
         vit: Any = merge_lora(copy.deepcopy(task.model.final_backbone)).requires_grad_(False).cpu().eval()
         vit.mask_token = None  # only pre-training uses it, and timm's models have none
         if trainer.is_global_zero:
@@ -142,15 +142,15 @@ def _pretraining_task(job: Job, recipe: Recipe) -> ExPLoRATask:
 
 
 def _fit(
-    stage: Stage, job: Job, task: Any, module: Any, progress: Progress, steps: int, accumulate: int, **kw: Any
+    stage: Stage, job: Job, task: Any, module: Any, progress: Progress, steps: int, **options: Any
 ) -> tuple[Trainer, dict[str, Any]]:
     """Fit a task silently, from its checkpoint if there is one; returns its trainer and what it cost."""
     file, saving = stage.checkpoint, []
     if 0 < job.scale.every < steps:
         kept: dict[str, Any] = {'save_on_train_epoch_end': False, 'enable_version_counter': False}
         saving = [ModelCheckpoint(file.parent, file.stem, every_n_train_steps=job.scale.every, **kept)]
-    silent = dict.fromkeys(('logger', 'enable_model_summary', 'enable_progress_bar'), False)
-    options = {'devices': 1, 'precision': faster_precision(), 'accumulate_grad_batches': accumulate, **kw}
+    options |= dict.fromkeys(('logger', 'enable_model_summary', 'enable_progress_bar'), False)
+    options |= {'devices': 1, 'precision': faster_precision(), **job.scale.trainer}
     with quiet(), Meter(world_size(job.scale)) as meter:
         trainer = Trainer(
             max_steps=steps,
@@ -158,7 +158,7 @@ def _fit(
             enable_checkpointing=bool(saving),
             limit_val_batches=0,
             callbacks=[CropLink(), progress, *saving],
-            **{**silent, **options, **job.scale.trainer},
+            **options,
         )
         resume = str(file) if file.is_file() else None
         trainer.fit(task, datamodule=module, ckpt_path=resume, weights_only=True)
@@ -264,7 +264,8 @@ def tune(
         progress = Progress(None, max(1, job.scale.every))
         task = _tuning_task(job, model, module, factor)
         trained = sum(p.numel() for p in task.model.backbone.parameters() if p.requires_grad)
-        trainer, costs = _fit(stage, job, task, module, progress, length, accumulate, max_epochs=-1)
+        options = {'accumulate_grad_batches': accumulate, 'max_epochs': -1}
+        trainer, costs = _fit(stage, job, task, module, progress, length, **options)
         with quiet(), torch.no_grad():
             found = trainer.test(task, datamodule=module, verbose=False)[0]
         metrics = {k.removeprefix('test_'): v for k, v in found.items()}

@@ -153,7 +153,7 @@ def test_a_killed_run_goes_on_at_the_step_of_its_checkpoint(
     assert [s for s, _ in record['curve']] == [0, 2, 4]
     (stage,) = store.folder.glob('adapted-*')
     found = Stage('adapted', {}, stage).record
-    assert found['resumed'] == [2] and found['seconds'] > 0
+    assert found['seconds'] > 0 and found['energy'] is None
     assert not (stage / 'resume.ckpt').exists()
     assert (stage / 'adapter.safetensors').is_file()
 
