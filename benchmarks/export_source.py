@@ -14,10 +14,7 @@ _HEADS = ('dino_head.', 'ibot_head.')
 
 
 def export_source(run: Path, out: Path) -> str:
-    """Write the quantized file of a full pre-training run: backbone, and decoder if there is one.
-
-    Returns a Markdown table of loss and k-NN accuracy by epoch, for the model card.
-    """
+    """Quantize backbone, and decoder if any, of a full run; returns loss and k-NN by epoch in Markdown."""
     state, metadata = read_state(run / 'model.safetensors')
     kept = {k: v for k, v in state.items() if not k.startswith(_HEADS)}
     write_state(out, quantize_rows(kept), {**metadata, **QUANTIZATION})

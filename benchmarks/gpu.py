@@ -155,19 +155,18 @@ def main(arguments: list[str] | None = None) -> None:
     shape = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=shape)
     commands = parser.add_subparsers(required=True)
-    for called, places in ((pack, 'data parcels'), (unpack, 'parcel root'), (run, 'root out')):
+    places = {pack: 'data parcels', unpack: 'parcel root', run: 'root out', trace: 'out', steps: 'out'}
+    for called in places:
         command = commands.add_parser(called.__name__)
         command.set_defaults(called=called)
-        for place in places.split():
+        if called in (trace, steps):
+            command.add_argument('kind', choices=KINDS)
+        for place in places[called].split():
             command.add_argument(place, type=Path)
-    command.add_argument('--seconds', type=float, default=480)
-    command.add_argument('--tiny', action='store_true')
-    for called in (trace, steps):
-        command = commands.add_parser(called.__name__)
-        command.set_defaults(called=called)
-        command.add_argument('kind', choices=KINDS)
-        command.add_argument('out', type=Path)
-        command.add_argument('--tiny', action='store_true')
+        if called is run:
+            command.add_argument('--seconds', type=float, default=480)
+        if called in (run, trace, steps):
+            command.add_argument('--tiny', action='store_true')
     given = vars(parser.parse_args(arguments))
     given.pop('called')(**given)
 

@@ -30,11 +30,7 @@ IMAGE_BANDS = {
 
 
 class SpaceNet1Dataset(TileDataset):
-    """SpaceNet 1 as samples of one size, with the black regions outside the scene marked.
-
-    TorchGeo reads images and rasterises footprints; the published test images have no labels, so the data
-    module takes parts out of the training images.
-    """
+    """SpaceNet 1 through TorchGeo's class, with the black regions outside the scene marked."""
 
     colors = ((235, 230, 220), (190, 60, 40))
 
@@ -53,9 +49,8 @@ class SpaceNet1Dataset(TileDataset):
         try:
             self.source = SpaceNet1(str(root), split, image=image)
         except DatasetNotFoundError as error:
-            raise FileNotFoundError(
-                f'There are no SpaceNet 1 images in {root}/SN1_buildings/{split}/{image}: check the path.'
-            ) from error
+            folder = Path(root, 'SN1_buildings', split, image)
+            raise FileNotFoundError(f'There are no SpaceNet 1 images in {folder}: check the path.') from error
         files = [Path(path) for path in self.source.images]
         super().__init__(root, files, None, ('other', 'building'), **kwargs)
 
@@ -94,7 +89,7 @@ class SpaceNet1Dataset(TileDataset):
 
 
 class SpaceNet1DataModule(TileDataModule):
-    """LightningDataModule for SpaceNet 1, whose labelled images are parted here: no list is published.
+    """SpaceNet 1, whose labeled images are parted here: the published test images have no labels.
 
     The split ``names`` has the paper's sizes, 5,000 images to train and 1,940 to test, by the SHA-256 of the
     files' names. Images lie side by side, so that this test has neighbors in training; the split ``blocks``

@@ -59,10 +59,10 @@ class WILDSDataModule(TileDataModule):
         root = Path(self.root)
         folders = sorted(root.glob(f'{name}_v*')) if root.is_dir() else []
         if not folders:
+            options = f"root_dir='{root}', download=True{', unlabeled=True' if 'unlabeled' in name else ''}"
+            how = f"wilds.get_dataset('{name.split('_')[0]}', {options})"
             raise FileNotFoundError(
-                f'There is no folder {name}_v* in {root}: download the data with the wilds package, for '
-                f"example python -c \"from wilds import get_dataset; get_dataset('{name.split('_')[0]}', "
-                f"root_dir='{root}', download=True{', unlabeled=True' if 'unlabeled' in name else ''})\"."
+                f'There is no folder {name}_v* in {root}: get it from the wilds package, {how}.'
             )
         file = folders[-1] / 'metadata.csv'
         if not file.is_file():
@@ -87,8 +87,7 @@ class Camelyon17DataModule(WILDSDataModule):
         """Patches of the hospitals of a part, ``id_val`` held out of the training ones."""
         name = 'camelyon17_unlabeled' if unlabelled else 'camelyon17'
         columns = ['patient', 'node', 'x_coord', 'y_coord', 'center']
-        columns += [] if unlabelled else ['split', 'tumor']
-        folder, table = self.read(name, columns)
+        folder, table = self.read(name, columns if unlabelled else [*columns, 'split', 'tumor'])
         chosen = table['center'] == {'val': 1, 'test': 2}.get(part, -1)
         if part in ('train', 'id_val'):
             chosen = ~table['center'].isin((1, 2))
@@ -112,8 +111,6 @@ class IWildCamDataModule(WILDSDataModule):
         folder, table = self.read('iwildcam', ['split', 'filename', 'y'])
         rows, names = table[table['split'] == part], [f'class {i}' for i in range(int(table['y'].max()) + 1)]
         if (file := folder / 'categories.csv').is_file():
-            categories = pd.read_csv(file)
-            for label, name in zip(categories['y'], categories['name'], strict=True):
-                if 0 <= label < len(names):
-                    names[int(label)] = str(name)
+            known = pd.read_csv(file, index_col='y')['name']
+            names = [str(known.get(i, name)) for i, name in enumerate(names)]
         return [folder / 'train' / name for name in rows['filename']], rows['y'].tolist(), names

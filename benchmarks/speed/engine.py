@@ -24,6 +24,8 @@ from ..tables.meter import Meter
 from .others import find, for_each
 from .setting import Setting
 
+_Map = Mapping[str, Any]
+
 
 def wait() -> None:
     """Wait for what the GPU was given to do."""
@@ -32,19 +34,12 @@ def wait() -> None:
 
 
 def alternate(
-    steps: Mapping[str, Callable[[], object]],
-    repeats: int,
-    warmup: int = 1,
-    clock: Callable[[], float] = time.perf_counter,
+    steps: Mapping[str, Callable[[], object]], repeats: int, warmup: int = 1, clock: Any = time.perf_counter
 ) -> dict[str, list[float]]:
-    """Seconds of steps taken in turns, fastest first: whatever slows the machine slows all of them.
-
-    Every round takes one of each in an order of its own: a step finds caches and memory as the one before
-    left them, which must not always be the same one.
-    """
+    """Seconds of steps taken in turns, fastest first: whatever slows the machine slows all of them."""
     if repeats < 1:
         raise ValueError(f'repeats must be at least 1, got {repeats}')
-    order = random.Random(0)
+    order = random.Random(0)  # another each round: a step finds caches as the one before left them
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(warmup + repeats):
         for name in order.sample(sorted(steps), len(steps)):
@@ -102,10 +97,7 @@ def compare_peaks(
     """Measure by what the process of every contender grows, from before the model is built."""
     on_gpu = setting.device.startswith('cuda')
     if compiled and not on_gpu:
-        raise ValueError(
-            'the compiler takes memory of the same process: measure compiled steps on a GPU, or leave '
-            '--compiled out'
-        )
+        raise ValueError('the compiler takes memory, too: measure compiled steps on a GPU')
     setting = replace(setting, fused=True)  # what attention keeps on a GPU; time does not matter here
 
     def measure(name: str) -> int:
@@ -139,23 +131,15 @@ def step_peak(objective: str, name: str, setting: Setting, repeats: int) -> int:
     before = torch.cuda.memory_allocated() if setting.device.startswith('cuda') else 0
     with Meter() as meter:
         step = find(objective, compiled=True)[name](setting)
-        for group in step.optimizer.param_groups:
-            for parameter in group['params']:
-                parameter.grad = torch.zeros_like(parameter)
+        for parameter in step.optimizer.param_groups[0]['params']:
+            parameter.grad = torch.zeros_like(parameter)
         step.optimizer.step()
         for _ in range(repeats):
             step()
     return meter.peak_memory - before
 
 
-def _add(
-    out: Path,
-    kind: str,
-    about: str,
-    setting: Mapping[str, Any],
-    columns: Mapping[str, Mapping[str, float]],
-    missing: Mapping[str, str],
-) -> Path:
+def _add(out: Path, kind: str, about: str, setting: _Map, columns: _Map, missing: _Map) -> Path:
     """Replace the measurement of the same setting on the same hardware, and write the table anew."""
     cpu = f'{platform.machine()} CPU, {torch.get_num_threads()} thread(s)'
     row = {

@@ -217,10 +217,9 @@ def find(objective: str, compiled: bool = False) -> Contenders:
 def for_each(
     names: Iterable[str], work: Callable[[str], Any], only: str = ''
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Do something for every contender that is installed and able; returns what came of it, and why not.
+    """Do something for the first contender and those whose name has the expression, as far as they can.
 
-    The first contender, to which the others are compared, is always done, the others where the regular
-    expression is found in their name; a `ValueError` or `ImportError` of the work says that one cannot.
+    Returns what came of it, and why others could not: a library, a `ValueError` or an `ImportError`.
     """
     found: dict[str, Any] = {}
     absent: dict[str, str] = {}

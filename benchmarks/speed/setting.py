@@ -80,18 +80,10 @@ class Setting:
 
 
 class Step:
-    """A training step: losses, backward, AdamW over what trains.
-
-    Attributes:
-        trained: Parameters that train.
-    """
+    """A training step: losses, backward, AdamW over what trains, and what follows, such as a teacher."""
 
     def __init__(
-        self,
-        setting: Setting,
-        module: nn.Module,
-        loss: Callable[[], Tensor],
-        after: Callable[[], object] = lambda: None,
+        self, setting: Setting, module: nn.Module, loss: Callable[[], Tensor], after: Callable[[], Any] = int
     ) -> None:
         """Initialize a step."""
         self.module, self.loss, self.after = module.to(setting.device).train(), loss, after

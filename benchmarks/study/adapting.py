@@ -33,13 +33,11 @@ class Source:
     model: str  # backbone by name
     weights: str | None  # name of a `WeightsEnum` or file
     size: int  # image side, pixels
-    # mean and deviation of each band that normalize images
-    stats: tuple[tuple[float, ...], tuple[float, ...]] = IMAGENET
+    stats: tuple[tuple[float, ...], tuple[float, ...]] = IMAGENET  # mean and deviation of the bands
 
 
 SOURCES = {
     'depth6': Source('vit_small_patch14_dinov2_depth6', 'ViTSmall14_Weights.LVD142M_DINOV2_DEPTH6', 112),
-    'vit_s14': Source('vit_small_patch14_dinov2', 'dinov2_s14.safetensors', 112),
     'vit_ti16': Source('vit_tiny_patch16_224', 'vit_tiny_patch16_224_natural.safetensors', 96, HALVES),
     'distilled': Source('vit_tiny_patch16_224', 'distilled.safetensors', 96),
 }
@@ -58,12 +56,7 @@ def load_source(source: Source, **options: Any) -> tuple[ViT, dict[str, Tensor]]
 
 
 def adapt(
-    source: Source,
-    recipe: Recipe,
-    domain: Domain,
-    archive: Tensor,
-    seed: int = 0,
-    adapter: Path | None = None,
+    source: Source, recipe: Recipe, domain: Domain, archive: Tensor, seed: int, adapter: Path | None = None
 ) -> tuple[ViT, dict[str, Any]]:
     """Adapt to images of a domain, at least a batch of them, given by their indices.
 

@@ -20,12 +20,8 @@ Row = Mapping[str, Any]
 METHODS = ('k-NN', 'linear probe', '10 labels a class')
 MINUTES = {640: 1, 6_400: 10, 38_400: 60}
 TITLES = {'eurosat': 'EuroSAT', 'aid': 'AID', 'natural': 'natural images', 'naip': 'NAIP places'}
-_FREE = {
-    'turns4': 'mean of 4 turns',
-    'white0.5': 'whitened by half',
-    'white1': 'whitened',
-    'white1x4': 'whitened, mean of 4 turns',
-}
+_FREE = {'turns4': 'mean of 4 turns', 'white0.5': 'whitened by half', 'white1': 'whitened'}
+_FREE |= {'white1x4': 'whitened, mean of 4 turns'}
 
 
 def read(file: Path) -> list[Row]:
@@ -105,12 +101,8 @@ def label_free(rows: list[Row]) -> dict[str, Any]:
     runs = [r for r in rows if r.get('label_free') and r['domain'] in LABELED]
     gains = np.array([[g[0] for g in r['gain']['one']] for r in runs])
     harmed = gains.min(1) < -MARGIN
-    found: dict[str, Any] = {
-        'runs': len(runs),
-        'harmed': int(harmed.sum()),
-        'chosen': DEFAULT_SCORE,
-        'scores': {},
-    }
+    found: dict[str, Any] = {'runs': len(runs), 'harmed': int(harmed.sum()), 'chosen': DEFAULT_SCORE}
+    found['scores'] = {}
     for key in SCORES:
         change = np.array([r['label_free']['adapted'][key] - r['label_free']['source'][key] for r in runs])
         fell = change <= 0

@@ -25,12 +25,8 @@ from .scoring import Hits, features, gain, score
 SAMPLE, WHITEN = 384, 4000
 #: Power of whitening, if any, and orientations that are averaged.
 VARIANTS: dict[str, tuple[float | None, int]] = {
-    'one': (None, 1),
-    'turns4': (None, 4),
-    'turns8': (None, 8),
-    'white0.5': (0.5, 1),
-    'white1': (1.0, 1),
-    'white1x4': (1.0, 4),
+    **{'one': (None, 1), 'turns4': (None, 4), 'turns8': (None, 8)},
+    **{'white0.5': (0.5, 1), 'white1': (1.0, 1), 'white1x4': (1.0, 4)},
 }
 _ADAPTED = 'one', 'turns4', 'white1', 'white1x4'
 
@@ -109,9 +105,7 @@ class Study:
         before = self.before(job.source, job.domain)
         after = self.scores(vit, job.source, job.domain, _ADAPTED)
         row: dict[str, Any] = {
-            **{k: getattr(job, k) for k in ('group', 'key', 'name', 'source', 'domain', 'views')},
-            'seed': job.seed,
-            'images': job.images,
+            **{k: getattr(job, k) for k in 'group key name source domain views seed images'.split()},
             'recipe': dict(job.values),
             **numbers,
             'before': before['one'].means,

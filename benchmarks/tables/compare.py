@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 
 from .records import Record, by_row, markdown_table, read
 from .summary import paired, score_title, summarise, text_of
@@ -18,14 +19,11 @@ def compare(one: str, two: str, results: Path) -> str:
     shared = [m for m in first[0]['scores'] if m in second[0]['scores']]
     lines = [_line('value', first, second), *(_line(score_title(m), first, second, m) for m in shared)]
     for title, (key, factor) in _COSTS.items():
-        a, b = (factor * sum(r[key] for r in rows) / len(rows) for rows in (first, second))
+        a, b = (factor * fmean(r[key] for r in rows) for rows in (first, second))
         lines.append([title, f'{a:,.2f}', f'{b:,.2f}', f'{a - b:+,.2f}'])
-    note = (
-        'Differences are the first less the second, paired by seed and draw of labels; intervals are 95 % '
-        "Student's."
-    )
     table = markdown_table(['', first[0]['name'], second[0]['name'], 'difference'], lines)
-    return '\n'.join([*table, '', note, ''])
+    note = 'Differences are the first less the second, paired by seed and draw of labels; intervals are 95 % '
+    return '\n'.join([*table, '', f"{note}Student's.", ''])
 
 
 def _find(known: Sequence[Record], name: str, results: Path) -> list[Record]:

@@ -127,15 +127,13 @@ def _published_recipe(table: Table, row: Row, scale: Scale) -> Recipe:
     if steps is None:
         data = scale.data[table.pretrain_dataset or row.dataset or table.dataset]
         if not preset.epochs or not data.images:
-            raise ValueError(
-                f'the length of {row.preset} for {_OBJECTIVES[row.objective]} is not known: give steps in '
-                f'row {row.id}, or images of the data in the scale {scale.name}'
-            )
+            missing = f'give steps in row {row.id}, or images of the data in the scale {scale.name}'
+            raise ValueError(f'the length of {row.preset} is not known: {missing}')
         steps = preset.epochs * data.images // preset.batch
     alpha, ratio = row.config.alpha or preset.adaptation.alpha, preset.adaptation.mlp_rank_ratio
     adaptation = replace(row.config, alpha=alpha, mlp_rank_ratio=ratio)
-    objective, rate = _OBJECTIVES[row.objective], preset.drop_path_rate
-    return Recipe(adaptation, preset.optim, steps, objective, arguments, preset.batch, rate)
+    rest = _OBJECTIVES[row.objective], arguments, preset.batch, preset.drop_path_rate
+    return Recipe(adaptation, preset.optim, steps, *rest)
 
 
 def world_size(scale: Scale) -> int:

@@ -1,6 +1,7 @@
 """Seconds, memory and energy of a piece of work; energy where a meter reports it, else nothing."""
 
 import platform
+import resource
 import threading
 import time
 from importlib import metadata
@@ -79,9 +80,7 @@ def _reset_peak() -> int:
 def _peak() -> int:
     if _STATUS.is_file():
         return _status('VmHWM')
-    import resource  # other systems of its kind; bytes on macOS
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
 
 
 def _status(name: str) -> int:

@@ -13,10 +13,7 @@ _SETTINGS = 'model source adaptation tuning steps batch tune_steps labels images
 
 
 def append(path: Path, record: Mapping[str, Any]) -> None:
-    """Append one JSON-ready record in one call under a lock, on disk before this returns.
-
-    What an interrupted writer left of a line is removed first.
-    """
+    """Append a JSON-ready record under a lock, on disk before this returns, in the place of a torn line."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, 'ab+', buffering=0) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -58,8 +55,7 @@ def latest(records: Iterable[Record]) -> list[Record]:
 
 
 def _settings_of(record: Record) -> list[Any]:
-    rates = record.get('learning_rates', {})
-    return [*(record.get(key) for key in _SETTINGS), sorted(record['scores']), rates]
+    return [*map(record.get, _SETTINGS), sorted(record['scores']), record.get('learning_rates', {})]
 
 
 def by_row(records: Sequence[Record], table: str) -> dict[str, list[Record]]:

@@ -60,11 +60,11 @@ def markdown(table: Table, scale: Scale, records: Sequence[Record], plots: Seque
         *([''] if table.notes else []),
         *([describe_absent(absent), ''] if absent else []),
         *_rows(table, scale, found),
+        *_findings(table, records),
+        *_cost(table, found),
+        *['', *(f'![{p.stem.replace("_", " ")}]({p.name})' for p in plots), ''],
     ]
-    lines += _findings(table, records)
-    lines += _cost(table, found)
-    lines += ['', *(f'![{p.stem.replace("_", " ")}]({p.name})' for p in plots)]
-    return '\n'.join([*lines, ''])
+    return '\n'.join(lines)
 
 
 def _setting(table: Table, scale: Scale, records: Sequence[Record]) -> str:

@@ -38,10 +38,8 @@ class Published:
             return cls()
         match = _VALUE.fullmatch(str(text))
         if match is None:
-            raise ValueError(
-                f'{where}: cannot read {text!r}: write the number, M for millions, and one of the marks '
-                f'{", ".join(MARKS)}, such as 79.09 W, or null for what is not published'
-            )
+            how = f'the number, M for millions, and one of the marks {", ".join(MARKS)}, such as 79.09 W'
+            raise ValueError(f'{where}: cannot read {text!r}: write {how}, or null where none is published')
         return cls(match['value'] + match['unit'], match['mark'])
 
     @property

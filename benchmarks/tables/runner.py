@@ -1,7 +1,7 @@
 """Runs rows of a table: source, adapted, tuned or probed, and one line of results."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from operator import itemgetter
 from pathlib import Path
@@ -29,13 +29,7 @@ class Chosen(NamedTuple):
 
 
 def run_rows(
-    table: Table,
-    rows: Sequence[Row],
-    scale: Scale,
-    seeds: int,
-    store: Store,
-    results: Path,
-    progress: _Say = str,
+    table: Table, rows: list[Row], scale: Scale, seeds: int, store: Store, results: Path, progress: _Say = str
 ) -> list[records.Record]:
     """Run rows and seeds that are not in the results yet."""
     chosen = []
@@ -117,10 +111,8 @@ def search_tuning(job: Job, store: Store, model: Stage, progress: _Say = str) ->
 
 
 def _choose(search: Search, score: Callable[[float], float]) -> Chosen:
-    """The best factor; beyond an end that is clearly best, the next one counts where it is clearly better.
-
-    Short trials are kind to high rates: a tie beyond the factors asked for may fail at full length.
-    """
+    """The best factor; beyond an end that is clearly best, the next one counts where it is clearly better."""
+    # Short trials are kind to high rates: a tie beyond the factors asked for may fail at full length.
     scores = {f: score(f) for f in search.factors}
     best = max(scores, key=scores.__getitem__)
     for _ in range(search.beyond):

@@ -75,8 +75,7 @@ class Search:
     factors: tuple[float, ...] = (0.3, 1.0, 3.0)  # factors on the learning rate, rising
     pretrain_steps: int = 100  # optimizer steps of each trial of pre-training
     tune_steps: int = 100  # the same of tuning
-    # share of the images by which an end must beat its neighbor for the next one to be tried, and taken
-    edge: float = math.inf
+    edge: float = math.inf  # share of the images by which an end must win for the next one to be tried
     beyond: int = 2  # how many may be tried beyond
 
 
@@ -88,8 +87,7 @@ class Scale:
     about: str  # one sentence
     sources: Mapping[str, Source]  # source by objective, `M` and `D`
     data: Mapping[str, Data]  # data by the tables' names
-    # values of a `Recipe` by objective; published presets if empty
-    pretrain: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    pretrain: Mapping[str, Any] = field(default_factory=dict)  # a `Recipe` by objective, if not published
     tune: Mapping[str, Tune] = field(default_factory=dict)  # tuning by its name, `lora` and `full`
     probe: Probe = Probe()  # what is measured on frozen features
     search: Search | None = None  # search of learning rates, or None

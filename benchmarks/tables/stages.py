@@ -82,14 +82,9 @@ class Store:
         return Stage(kind, content, self.folder / name, self._kept.get(name))
 
     def run(
-        self,
-        kind: str,
-        content: Mapping[str, Any],
-        work: _Work,
-        together: bool = False,
-        needs: Stage | None = None,
+        self, kind: str, content: Mapping[str, Any], work: _Work, together: bool = False, needs: Any = None
     ) -> Stage:
-        """Run a stage unless it is finished."""
+        """Run a stage unless it is finished, in all processes together or the first, once a stage is made."""
         stage = self.stage(kind, content)
         if not stage.made:
             self._works[stage.key] = work, together

@@ -130,10 +130,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def judge(finding: Finding, difference: Spread | None, p_value: float | None = None) -> str:
-    """Whether a paired difference bears a finding out: `holds`, `does not hold`, or why that is unknown.
-
-    The p-value is that of the difference from what the statement excludes, adjusted for all findings.
-    """
+    """Whether a difference, with its adjusted p-value, bears a finding out, or why that is unknown."""
     if difference is None:
         return 'not run'
     if difference.error is None:
@@ -147,10 +144,7 @@ def judge(finding: Finding, difference: Spread | None, p_value: float | None = N
 def judge_all(
     table: Table, records: Sequence[Record], key: str = 'value'
 ) -> list[tuple[Finding, Spread | None, str]]:
-    """Every finding of a table with its difference and verdict, p-values adjusted over those that ran (Holm).
-
-    Of the table of carbon, where less is better, the row put above the other is the one that emits more.
-    """
+    """Every finding with its difference and verdict, p-values adjusted over those that ran (Holm)."""
     known, found = by_row(records, table.id), []
     for finding in table.findings:
         better, worse = (known.get(name, []) for name in (finding.better, finding.worse))

@@ -46,9 +46,7 @@ def weights_sha256(weights: str) -> str:
     try:
         return state_sha256(read_weights(weights)[0])
     except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f'{error}: make the source first, or name another one in the scale (sources)'
-        ) from error
+        raise FileNotFoundError(f'{error}: make the source first, or name another in the scale') from error
 
 
 def prepare_source(store: Store, job: Job) -> Stage:
@@ -220,19 +218,12 @@ def _protocol(job: Job, depth: int, validate: bool) -> ProbeProtocol:
 def _validate_on_training(module: Any) -> None:
     """Make the held-out training images the test; settings are chosen on others of the training part."""
     if module.val_dataset is None:
-        raise ValueError(
-            'a search needs held-out training images: give the data module val_split, or search: null'
-        )
+        raise ValueError('a search needs held-out training images: give val_split, or search: null')
     module.test_dataset, module.val_dataset = module.val_dataset, None
 
 
 def tune(
-    store: Store,
-    job: Job,
-    model: Stage,
-    factor: float = 1.0,
-    steps: int | None = None,
-    validate: bool = False,
+    store: Store, job: Job, model: Stage, factor: float = 1, steps: int | None = None, validate: bool = False
 ) -> Stage:
     """Tune on labels, unless that is done; arguments and outcome as of `adapt` and `probe`."""
     settings = job.tune
@@ -258,9 +249,8 @@ def tune(
         batches = max(images // settings.batch_size, 1)
         length = settings.steps or settings.epochs * batches  # type: ignore[operator]
         length = min(length, steps or length)
-        module.batch_size, accumulate, seen = split_batch(
-            job.scale, job.data, min(settings.batch_size, images)
-        )
+        batch = min(settings.batch_size, images)
+        module.batch_size, accumulate, seen = split_batch(job.scale, job.data, batch)
         progress = Progress(None, max(1, job.scale.every))
         task = _tuning_task(job, model, module, factor)
         trained = sum(p.numel() for p in task.model.backbone.parameters() if p.requires_grad)
