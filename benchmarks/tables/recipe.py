@@ -34,6 +34,7 @@ _GROUPS: dict[str, Any] = {
     'views': ViewsConfig,
     'anchor': AnchorConfig,
 }
+_LATER = ('last_blocks', 'rank_stabilized')  # younger than the committed stages, whose names lack them
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Recipe:
             'crop_scale': (0.2, 1.0),  # of no effect, but part of the names of the committed stages
             'drop_path_rate': self.drop_path_rate,
             'arguments': {k: plain_value(v) for k, v in self.arguments.items()},
-            'adaptation': self.adaptation.to_dict(),
+            'adaptation': {k: v for k, v in self.adaptation.to_dict().items() if v or k not in _LATER},
             'optim': dict(vars(self.optim)),
         }
 

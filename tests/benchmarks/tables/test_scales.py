@@ -1,6 +1,7 @@
 """Scales, and what rows do at them."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -121,3 +122,12 @@ def test_bad_scales_are_named(scale_file: Callable[..., Path], tmp_path: Path) -
         get_scale('tiny')
     with pytest.raises(FileNotFoundError, match='no scale'):
         get_scale(str(tmp_path / 'none.yaml'))
+
+
+def test_options_that_came_later_do_not_rename_the_committed_stages(tiny: Scale) -> None:
+    recipe = build_job(get_table('3'), get_table('3').rows['l_r32'], tiny).recipe
+    assert recipe is not None
+    first = 'alpha dropout extra mlp_rank_ratio rank targets train_cls_token train_norms unfrozen_blocks'
+    assert set(recipe.to_dict()['adaptation']) == set(first.split())
+    later = replace(recipe, adaptation=replace(recipe.adaptation, rank_stabilized=True))
+    assert later.to_dict()['adaptation']['rank_stabilized'] is True
