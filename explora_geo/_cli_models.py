@@ -191,8 +191,7 @@ def map_scene(
 
 def export(
     out: Annotated[
-        Path,
-        typer.Argument(help='File: .safetensors (timm), .ckpt (TorchGeo), .pt2, .onnx; or a folder (peft).'),
+        Path, typer.Argument(help='File: .safetensors (timm), .ckpt (TorchGeo), .pt2, .onnx; or a folder.')
     ],
     weights: Annotated[
         str | None, typer.Option(help='Backbone: a file, a known name, timm/<name>, hf:<owner>/<name>.')
@@ -202,7 +201,7 @@ def export(
     tuned: Annotated[Path | None, typer.Option(help='Tuned model instead, for .pt2 and .onnx.')] = None,
     layout: Annotated[
         str,
-        typer.Option('--format', help='peft for the adapter alone, as PEFT reads it; else by the ending.'),
+        typer.Option('--format', help='Folder for peft (the adapter) or transformers; else by the ending.'),
     ] = '',
 ) -> None:
     """Export a backbone with its adapter merged, a tuned model, or an adapter for PEFT.
@@ -212,11 +211,19 @@ def export(
     from explora_geo.checkpoints import load_backbone
     from explora_geo.checkpoints.export import check_format, export_peft
     from explora_geo.checkpoints.export import export as write
+    from explora_geo.checkpoints.hugging_face import export_transformers
     from explora_geo.trainers import load_task
 
+    if layout not in ('', 'peft', 'transformers'):
+        raise ValueError(f'format is peft or transformers; all others go by the ending, got {layout}')
+    if layout == 'transformers':
+        if weights is None or tuned is not None:
+            raise ValueError('the format transformers is of weights, a backbone: give weights, and not tuned')
+        kind = export_transformers(load_backbone(model, weights, adapter), out)
+        return say(f'{out}: for {kind}.from_pretrained of transformers')
     if layout:
-        if layout != 'peft' or adapter is None or tuned is not None:
-            raise ValueError(f'the format is peft, of --adapter; all others go by the ending, got {layout}')
+        if adapter is None or tuned is not None:
+            raise ValueError('the format peft is of adapter: give adapter, and not tuned')
         bare = export_peft(adapter, out)
         return say(f'{out}: for PeftModel.from_pretrained' + (f', {", ".join(bare)} beside' if bare else ''))
     if (weights is None) == (tuned is None):

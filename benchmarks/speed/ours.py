@@ -1,5 +1,6 @@
 """Steps of this package."""
 
+import itertools
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -11,7 +12,7 @@ from explora_geo.adaptation import ExPLoRAConfig, explora, hold_frozen
 from explora_geo.devices import compile_blocks, many_graphs
 from explora_geo.models import create_vit
 from explora_geo.models.vit import ViT
-from explora_geo.objectives import MAE, DINOv2, PhaseConfig
+from explora_geo.objectives import MAE, DINOv2, GramConfig, PhaseConfig
 from explora_geo.transforms import ViewsConfig
 
 from .setting import Contenders, Setting, Step
@@ -27,6 +28,11 @@ def backbone(setting: Setting, objective: type[MAE | DINOv2], adaptation: str, *
     return vit
 
 
+def _depth(model: str) -> int:
+    with torch.device('meta'):
+        return create_vit(model).depth
+
+
 def build_step(
     setting: Setting,
     kind: type[MAE | DINOv2],
@@ -36,10 +42,14 @@ def build_step(
     compiled: bool = False,
     lean: bool = False,
     drop_path_rate: float = 0.0,
+    half: bool = False,
+    gram: bool = False,
 ) -> Step:
     """A step of an objective; MAE's decoder trains as the encoder does, DINOv2's heads in full."""
     if lean and setting.precision != 'bf16':
         raise ValueError('frozen matrices in bfloat16 go with products in bfloat16')
+    if half:  # the last half of the blocks
+        adaptation = f'{adaptation}@{_depth(setting.model) // 2}'
     vit = vit or backbone(setting, kind, adaptation, drop_path_rate=drop_path_rate)
     vit.grad_checkpointing = checkpointing
     objective: MAE | DINOv2
@@ -51,7 +61,8 @@ def build_step(
     else:
         crops = ViewsConfig(setting.image_size, setting.local_size, setting.num_local)
         phases = PhaseConfig(freeze_last_layer_steps=0, head_warmup_steps=0)
-        objective = DINOv2(vit, setting.head, views=crops, phases=phases)
+        anchored = GramConfig(start_steps=0) if gram else None
+        objective = DINOv2(vit, setting.head, views=crops, phases=phases, gram=anchored)
         views = setting.views()
         batch = {'views': views, 'image': views[0]}
     objective.set_schedule(1000, 1000)
@@ -60,9 +71,11 @@ def build_step(
     if lean:
         hold_frozen(objective, torch.bfloat16)
 
+    steps = itertools.cycle((500, 501))  # Gram anchoring looks at every second one
+
     def loss() -> Tensor:
         with many_graphs() if compiled else nullcontext():
-            return sum(objective(batch, 500).values())  # type: ignore[return-value]
+            return sum(objective(batch, next(steps)).values())  # type: ignore[return-value]
 
     return Step(setting, objective, loss, lambda: objective.after_step(500))
 
@@ -73,7 +86,10 @@ _VARIANTS: dict[str, dict[str, Any]] = {
     ', gradient checkpointing': {'checkpointing': True},
     ', frozen in bf16': {'lean': True},
     ', stochastic depth 0.3': {'drop_path_rate': 0.3},
+    ', last half of the blocks': {'half': True},
 }
+#: Of D-ExPLoRA alone.
+_DINOV2: dict[str, dict[str, Any]] = {', Gram anchoring': {'gram': True}}
 #: Those whose first step takes minutes.
 _COMPILED: dict[str, dict[str, Any]] = {
     ', compiled': {'compiled': True},
@@ -85,7 +101,8 @@ def _steps(kind: type[MAE | DINOv2], variants: dict[str, dict[str, Any]]) -> Con
     """Steps of an objective by name, the last one with all weights."""
     ours, full = (partial(build_step, kind=kind, adaptation=what) for what in ('[L]-r32', 'full'))
     name, end = f'explora_geo, {kind.letter}-ExPLoRA-[L]-r32', next(iter(variants))
-    steps = {f'{name}{suffix}': partial(ours, **options) for suffix, options in variants.items()}
+    own = _DINOV2 if kind is DINOv2 and variants is _VARIANTS else {}
+    steps = {f'{name}{suffix}': partial(ours, **options) for suffix, options in {**variants, **own}.items()}
     return {**steps, f'explora_geo, all weights{end}': partial(full, **variants[end])}
 
 

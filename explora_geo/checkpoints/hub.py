@@ -73,6 +73,16 @@ def fetch_file(name: str, wanted: Sequence[str] = (MODEL, 'pytorch_model.bin')) 
     return HubFile(path, f'{HUB}{repo}@{commit}/{file}', commit, licence, card)
 
 
+def cached_file(name: str) -> Path:
+    """Where a file of the hub lies in its cache, `hf:owner/name/file`; a path of no file if it does not."""
+    from huggingface_hub import try_to_load_from_cache
+
+    match = _NAME.fullmatch(name)
+    assert match is not None
+    found = try_to_load_from_cache(match['repo'], match['file'], revision=match['revision'])
+    return Path(found if isinstance(found, str) else name)
+
+
 def _others(repo: str, revision: str | None) -> str:
     """The weights files that a repository has, for a message."""
     from huggingface_hub import HfApi

@@ -13,7 +13,7 @@ from torch import Tensor
 from explora_geo._compat import WeightsEnum
 from explora_geo.checkpoints.download import download, file_sha256
 from explora_geo.checkpoints.files import read_state
-from explora_geo.checkpoints.hub import HUB, fetch_file
+from explora_geo.checkpoints.hub import HUB, cached_file, fetch_file
 from explora_geo.checkpoints.metadata import header_entries
 from explora_geo.models.weights import entry_meta, entry_name, find_weights
 
@@ -79,6 +79,8 @@ def fetch(url: str, meta: Mapping[str, Any]) -> Path:
     Raises:
         ValueError: If it cannot be downloaded or is another file.
     """
+    if url.startswith(HUB):
+        return fetch_file(url).path
     path = local_file(url)
     expected = meta.get('sha256')
     if urlparse(url).scheme == 'file' or path.is_file():
@@ -94,6 +96,8 @@ def fetch(url: str, meta: Mapping[str, Any]) -> Path:
 
 def local_file(url: str) -> Path:
     """Where the file of a URL lies, or will lie once it is downloaded."""
+    if url.startswith(HUB):
+        return cached_file(url)
     parts = urlparse(url)
     path = Path(unquote(parts.path))
     return path if parts.scheme == 'file' else Path(torch.hub.get_dir()) / 'checkpoints' / path.name

@@ -45,6 +45,27 @@ def _dinov2(size: str, registers: str = '') -> Weights:
     )
 
 
+def _dinov3(size: str, data: str = 'lvd1689m') -> Weights:
+    satellite = data == 'sat493m'
+    mean = (0.430, 0.411, 0.296) if satellite else (0.485, 0.456, 0.406)
+    std = (0.213, 0.156, 0.143) if satellite else (0.229, 0.224, 0.225)
+    name = {'s': 'small', 'b': 'base', 'l': 'large'}[size]
+    return _weights(
+        f'hf:facebook/dinov3-vit{size}16-pretrain-{data}/model.safetensors',
+        f'vit_{name}_patch16_dinov3',
+        publication='https://arxiv.org/abs/2508.10104',
+        dataset='SAT-493M, satellite images of 0.6 m' if satellite else 'LVD-1689M, natural images',
+        licence='DINOv3 License, to be accepted on the hub (gated)',
+        objective='D',
+        decoder=False,
+        normalization={
+            'mean': [255 * x for x in mean],
+            'std': [255 * x for x in std],
+            'value_range': (0.0, 255.0),
+        },
+    )
+
+
 def _mae(file: str, size: str, **meta: Any) -> Weights:
     return _weights(
         f'{_MAE}/{file}_vit_{size}{"_full" if meta.get("norm_pix_loss") else ""}.pth',
@@ -166,8 +187,16 @@ class ViTGiant14_Weights(WeightsEnum):
     LVD142M_DINOV2_REG4 = _dinov2('g', 'reg4_')
 
 
+class ViTSmall16_Weights(WeightsEnum):
+    """ViT-S/16 with rotary positions; DINOv3's weights are gated: accept their licence on the hub first."""
+
+    LVD1689M_DINOV3 = _dinov3('s')
+
+
 class ViTBase16_Weights(WeightsEnum):
     """ViT-B/16. `_FULL` has the decoder for normalized pixels, `_PIXELS` (visualize) that for raw ones."""
+
+    LVD1689M_DINOV3 = _dinov3('b')
 
     IMAGENET_MAE = _mae('pretrain/mae_pretrain', 'base', decoder=False)
     IMAGENET_MAE_FULL = _mae('pretrain/mae_pretrain', 'base', decoder=True, norm_pix_loss=True)
@@ -176,6 +205,9 @@ class ViTBase16_Weights(WeightsEnum):
 
 class ViTLarge16_Weights(WeightsEnum):
     """ViT-L/16. `_FULL` has the decoder for normalized pixels, `_PIXELS` (visualize) that for raw ones."""
+
+    LVD1689M_DINOV3 = _dinov3('l')
+    SAT493M_DINOV3 = _dinov3('l', 'sat493m')
 
     IMAGENET_MAE = _mae('pretrain/mae_pretrain', 'large', decoder=False)
     IMAGENET_MAE_FULL = _mae('pretrain/mae_pretrain', 'large', decoder=True, norm_pix_loss=True)

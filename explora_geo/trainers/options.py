@@ -10,6 +10,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from explora_geo.adaptation import ExPLoRAConfig
+from explora_geo.models.position import RotaryConfig
 from explora_geo.trainers.optim import OptimConfig
 
 Tuning = Literal['linear', 'lora', 'full', 'explora']
@@ -70,6 +71,7 @@ class PretrainOptions(BackboneOptions):
         learned_position: Train position codes in full pre-training; False for MAE's fixed ones.
         patch_embed_init: How patch embeddings of other bands start: at random as in the paper, or from
             the weights' filters by wavelength.
+        rotary: How the rotations of DINOv3's backbones vary in training; not at all if None.
         compile_backbone: Compile the blocks of backbone, teacher and decoder, at the first steps' cost.
         adapter_dtype: Type of the values in `adapter.safetensors`; bfloat16 halves the file.
         frozen_dtype: Type in which frozen matrices are held while training; bfloat16, for a trainer's
@@ -80,6 +82,7 @@ class PretrainOptions(BackboneOptions):
     drop_path_rate: float | None = None
     learned_position: bool = True
     patch_embed_init: Literal['random', 'wavelength'] = 'random'
+    rotary: RotaryConfig | None = None
     compile_backbone: bool = False
     adapter_dtype: Literal['float32', 'bfloat16'] = 'float32'
     frozen_dtype: Literal['float32', 'bfloat16'] = 'float32'

@@ -105,7 +105,7 @@ class ExPLoRATask(ReproducibleTask):
     def configure_models(self) -> None:
         """Build → load weights → adapt → objective, in this order."""
         name, options = self.hparams['model'], self.options
-        same = ('patch_size', 'bands', 'tokenizer', 'tokenizer_options', 'learned_position')
+        same = ('patch_size', 'bands', 'tokenizer', 'tokenizer_options', 'learned_position', 'rotary')
         vit = create_vit(
             name,
             img_size=options.img_size or task_size(name, options.patch_size),

@@ -20,9 +20,11 @@ from explora_geo.adaptation import ExPLoRAConfig, explora
 from explora_geo.checkpoints import load_backbone, merge_adapter, read_adapter, read_weights, save_adapter
 from explora_geo.checkpoints.hub import fetch_file
 from explora_geo.checkpoints.sharing import model_card, pull, push
+from explora_geo.checkpoints.sources import local_file
 from explora_geo.cli import main
 from explora_geo.models import ViT, create_vit
 from explora_geo.models.normalization import Normalization
+from explora_geo.models.weights import ViTSmall16_Weights
 
 MODEL = 'vit_tiny_patch8_32'
 REPORT = {
@@ -182,6 +184,19 @@ def model(base_state: dict[str, Tensor], tmp_path: Path) -> bytes:
 
 def readme(licence: str) -> bytes:
     return f'---\nlicense: {licence}\n---\n# Weights\n'.encode()
+
+
+def test_dinov3_comes_from_the_hub_with_its_own_normalization(
+    hub: Hub, small_names: None, tmp_path: Path
+) -> None:
+    state = create_vit('vit_small_patch16_dinov3').state_dict()
+    content = blob(state, tmp_path / 'published.safetensors')
+    hub.add('facebook/dinov3-vits16-pretrain-lvd1689m', **{'model.safetensors': content})
+    assert not local_file(ViTSmall16_Weights.LVD1689M_DINOV3.url).is_file()
+    vit = load_backbone(None, 'ViTSmall16_Weights.LVD1689M_DINOV3')
+    assert torch.equal(vit.reg_token, state['reg_token']) and 'DINOv3 License' in vit.licence
+    assert vit.normalization is not None and vit.normalization.mean[0] == pytest.approx(255 * 0.485)
+    assert local_file(ViTSmall16_Weights.LVD1689M_DINOV3.url).read_bytes() == content
 
 
 def test_a_name_means_the_newest_commit_which_is_recorded_and_can_be_asked_for(

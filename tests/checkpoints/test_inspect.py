@@ -69,7 +69,7 @@ def test_what_is_no_vit_is_refused_by_name(describe: Any, encoder_state: State, 
 def test_every_entry_says_what_a_user_must_know(name: str) -> None:
     entry = all_weights()[name]
     meta = entry.meta
-    assert entry.url.startswith(('https://', 'file://')) and meta['licence'] and meta['dataset']
+    assert entry.url.startswith(('https://', 'file://', 'hf:')) and meta['licence'] and meta['dataset']
     with torch.device('meta'):
         options = {k: meta[k] for k in ('tokenizer', 'tokenizer_options') if k in meta}
         vit = create_vit(meta['model'], bands=meta['bands'], **options)

@@ -71,5 +71,8 @@ def test_an_adapter_goes_to_peft_by_its_file_alone(
     assert 'for PeftModel.from_pretrained, cls_token beside' in ' '.join(printed.split())
     names = ['README.md', 'adapter_config.json', 'adapter_model.safetensors', 'parameters.safetensors']
     assert sorted(p.name for p in out.iterdir()) == names
-    assert 'the format is peft, of --adapter' in refuse('export', out, '--format', 'onnx', *adapter)
-    assert 'the format is peft, of --adapter' in refuse('export', out, '--format', 'peft')
+    assert 'format is peft or transformers' in refuse('export', out, '--format', 'onnx', *adapter)
+    assert 'the format peft is of adapter' in refuse('export', out, '--format', 'peft')
+    assert 'of weights, a backbone' in refuse('export', out, '--format', 'transformers', *adapter)
+    weights = ('--format', 'transformers', '--weights', base_file)
+    assert 'is for backbones of DINOv2' in refuse('export', out, *weights, '--model', 'vit_tiny_patch8_32')

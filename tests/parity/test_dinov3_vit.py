@@ -15,6 +15,7 @@ from torch.testing import assert_close
 from explora_geo.adaptation import ExPLoRAConfig, LoRALinear, explora, merge_lora
 from explora_geo.checkpoints import load_backbone, load_weights
 from explora_geo.checkpoints.convert import convert
+from explora_geo.checkpoints.hugging_face import export_transformers
 from explora_geo.checkpoints.sources import StoredWeights
 from explora_geo.models import RotaryConfig, ViT, create_vit
 
@@ -213,6 +214,16 @@ def test_hugging_faces_models_load_in_both_spellings(family: str, tmp_path: Path
         if family == 'dinov3':  # DINOv3 rescales in training alone; transformers' norms have its epsilon
             assert ours.norm.eps == 1e-5
         assert_close(tokens(ours, image), expected, atol=2e-5, rtol=1e-5)
+    kind = export_transformers(ours, tmp_path / 'exported')
+    assert kind == type(theirs).__name__
+    again, loading = type(theirs).from_pretrained(tmp_path / 'exported', output_loading_info=True)
+    assert not any(loading.values())
+    assert_close(again.eval()(image).last_hidden_state, expected, atol=2e-5, rtol=1e-5)
+
+
+def test_what_transformers_has_no_model_for_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match='format transformers is for backbones of DINOv2 and DINOv3'):
+        export_transformers(create_vit('vit_tiny_patch16_224'), tmp_path)
 
 
 @pytest.mark.parametrize('kind', ['patch16_dinov3_qkvb', 'patch14_reg4_dinov2'])
