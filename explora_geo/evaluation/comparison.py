@@ -340,7 +340,7 @@ class _Splits:
                 tested[m[(torch.arange(count) * len(m)) // count]] = True
         self.test, self.pool = tested.nonzero().flatten(), (~tested).nonzero().flatten()
         self.draws = [self._draw(seed) for seed in range(protocol.draws)]
-        sizes = map(len, (*self.draws[0], self.test, members))
+        sizes = [*map(len, self.draws[0]), len(self.test), len(members)]
         self.counts = dict(zip(('train', 'validation', 'few', 'test', 'classes'), sizes, strict=True))
 
     def _draw(self, seed: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -134,7 +134,8 @@ def extract_features(
     if not parts:
         reason = f'none of {len(skipped)} images can be used, first {skipped[0]}' if skipped else ''
         raise ValueError(reason or 'there are no images to extract features from')
-    return FeatureTable(*map(torch.cat, zip(*parts, strict=True)), tuple(skipped))
+    cls, avg, labels = (torch.cat(column) for column in zip(*parts, strict=True))
+    return FeatureTable(cls, avg, labels, tuple(skipped))
 
 
 def dataset_sha256(dataset: Dataset[Any]) -> str | None:
@@ -254,8 +255,8 @@ def cached_features(
                 write_state(file, state, {'skipped': json.dumps(part.skipped)})
         parts.append(part)
         progress(stop, total)
-    *columns, skipped = zip(*parts, strict=True)
-    return FeatureTable(*map(torch.cat, columns), tuple(text for some in skipped for text in some))
+    cls, avg, labels = (torch.cat(column) for column in zip(*(p[:3] for p in parts), strict=True))
+    return FeatureTable(cls, avg, labels, tuple(text for p in parts for text in p.skipped))
 
 
 def _or_names(collate: Callable[[list[Any]], dict[str, Any]], samples: list[Any]) -> dict[str, Any]:

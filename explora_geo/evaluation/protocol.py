@@ -202,8 +202,8 @@ def run_probes(
             result = linear_sweep(drawn, val, test, config)
             sweep.extend(result.rows if full else ())
             return result.hits, result.best.validation, result.best.setting
-        parts = [(t.arrays(protocol.last_blocks), t.label.numpy()) for t in (drawn, val, test)]
-        return logistic_hits(*parts) if method == 'logistic' else knn_hits(*parts, k=protocol.neighbours)
+        a, b, c = ((t.arrays(protocol.last_blocks), t.label.numpy()) for t in (drawn, val, test))
+        return logistic_hits(a, b, c) if method == 'logistic' else knn_hits(a, b, c, protocol.neighbours)
 
     scores = []
     for budget in protocol.budgets:
