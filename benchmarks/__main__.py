@@ -53,7 +53,7 @@ def _measuring(measure: str, about: str) -> Callable[..., None]:
         from .speed.setting import Setting
 
         sizes: Any = (model, batch, image_size, local_size, num_local)
-        setting = Setting(*sizes, precision=precision or None)  # type: ignore[arg-type]
+        setting = Setting(*sizes, precision=precision or None)  # type: ignore[misc,arg-type]
         file: Path = getattr(engine, measure)(out, objective, setting, repeats, only, compiled)
         typer.echo(file.read_text())
 

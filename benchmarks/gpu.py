@@ -109,7 +109,9 @@ def run(root: Path, out: Path, seconds: float, tiny: bool) -> None:
 
 def _setting(kind: str, tiny: bool) -> Any:
     """The work of a step of ViT-L, or of a tiny model, on random images."""
-    from .speed.setting import HeadConfig, Setting
+    from explora_geo.models.heads import HeadConfig
+
+    from .speed.setting import Setting
 
     if tiny:
         head = HeadConfig(64, 32, 16)

@@ -37,7 +37,7 @@ class SplitQKV(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Queries, keys and values side by side, (..., D) -> (..., 3D)."""
-        return torch.cat([self.q(x), self.k(x), self.v(x)], dim=-1)
+        return torch.cat([self._modules[name](x) for name in 'qkv'], dim=-1)  # type: ignore[misc]
 
 
 def peft_backbone(setting: Setting, objective: type[MAE | DINOv2]) -> Any:
@@ -145,7 +145,8 @@ def torchgeo_mae(setting: Setting) -> Step:
 
 def lightly_dinov2(setting: Setting) -> Step:
     """All weights with lightly's building blocks, and a teacher that is a whole copy."""
-    head, parts = setting.head, nn.ModuleDict()
+    parts: Any = nn.ModuleDict()
+    head = setting.head
     for name in ('student', 'teacher'):
         vit = _timm(setting, dynamic_img_size=True)
         sizes = vit.embed_dim, head.hidden_dim, head.bottleneck_dim, head.prototypes

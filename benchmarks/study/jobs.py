@@ -62,7 +62,7 @@ def read_groups(file: Path = FILE) -> dict[str, list[Job]]:
 def _expand(group: str, entry: Mapping[str, Any], known: Mapping[str, Any]) -> Iterator[Job]:
     recipes = entry['recipes']
     recipes = recipes if isinstance(recipes, dict) else {name: known[name] for name in recipes}
-    axes = (('seeds', [0]), ('sources', ['depth6']), ('views', []), ('images', [0]))
+    axes: Any = (('seeds', [0]), ('sources', ['depth6']), ('views', []), ('images', [0]))
     domains = entry.get('domains', ['eurosat', 'aid'])
     chosen = (entry.get(key, default) for key, default in axes)
     for seed, source, views, images, name, domain in product(*chosen, recipes, domains):

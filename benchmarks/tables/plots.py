@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
@@ -83,7 +84,7 @@ def _scatter(table: Table, values: _Values, found: _Found, key: str) -> Figure:
     for i, (name, value) in enumerate(values.items()):
         title, cost = table.rows[name].name, found[name][0][key] / factor
         if cost:
-            style = {'fmt': _marker(i), 'capsize': 3, 'color': f'C{i}'}
+            style: Any = {'fmt': _marker(i), 'capsize': 3, 'color': f'C{i}'}
             axis.errorbar(cost, value.mean, yerr=value.half, label=title, **style)
         else:
             axis.axhline(value.mean, color=f'C{i}', linestyle='--', label=title)

@@ -113,9 +113,10 @@ def read_scale(path: Path) -> Scale:
     """
     content, where = _content(path), path.name
     content['data'] = {k: _committed(k, v or {}) for k, v in content.get('data', {}).items()}
-    for key, kind in (('sources', Source), ('tune', Tune), ('data', Data)):
+    groups: Any = ('sources', Source), ('tune', Tune), ('data', Data)
+    for key, kind in groups:
         content[key] = {k: make(kind, v, f'{where}, {key}, {k}') for k, v in content.get(key, {}).items()}
-    for key, kind in (('probe', Probe), ('search', Search)):
+    for key, kind in {'probe': Probe, 'search': Search}.items():
         if content.get(key) is not None:
             content[key] = make(kind, content[key], f'{where}, {key}')
     scale: Scale = make(Scale, {'name': path.stem, **content}, where)

@@ -101,12 +101,13 @@ def curve_score(module: Any, count: int) -> Callable[[ViT], float] | None:
     collate = getattr(module, 'collate_fn', default_collate)
 
     def score(vit: ViT) -> float:
-        found, device = [], vit.cls_token.device
+        found: list[Any] = []
+        device = vit.cls_token.device
         for part in parts:
             loader: Any = DataLoader(part, batch_size=64, collate_fn=collate)
             batches = (module.aug(move_data_to_device(batch, device)) for batch in loader)
             table = extract_features(vit, batches, blocks=1)
             found += [table.cls[:, 0].numpy(), table.label.numpy()]
-        return knn_accuracy(*found, k=5)
+        return knn_accuracy(*found, 5)
 
     return score

@@ -63,11 +63,10 @@ def prepare_source(store: Store, job: Job) -> Stage:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(job.seed if not source.weights else 0)
             vit = create_vit(source.model, learned_position=source.learned_position, **options)
-            fresh = vit.patch_embed.fresh
-            loaded = load_weights(vit, source.weights, fresh) if source.weights else None
+            loaded = load_weights(vit, source.weights, vit.patch_embed.fresh) if source.weights else None
         write_state(stage.folder / MODEL, vit.state_dict(), model_metadata(vit, source.model))
         report, anew = (loaded.report, loaded.anew) if loaded else ('random weights', ())
-        fresh = [name for name in fresh if any(k.startswith(f'{name}.') for k in anew)]
+        fresh = [name for name in vit.patch_embed.fresh if any(k.startswith(f'{name}.') for k in anew)]
         return {'report': report, 'parameters': vit.num_parameters, 'fresh': fresh}
 
     return store.run('source', content, work)
@@ -184,8 +183,8 @@ def probe(store: Store, job: Job, model: Stage, validate: bool = False) -> Stage
             _validate_on_training(module)
         with Meter() as meter:
             tables = extract_parts(vit, module, None, progress=lambda text: None)
-            parts = [tables[part] for part in ('train', 'val', 'test')]
-            found = run_probes(*parts, _protocol(job, vit.depth, validate), classes_named(module))
+            train, val, test = (tables[part] for part in ('train', 'val', 'test'))
+            found = run_probes(train, val, test, _protocol(job, vit.depth, validate), classes_named(module))
         return {
             **meter.to_dict(),
             'value': found.scores[0].mean,
