@@ -30,8 +30,7 @@ from explora_geo._atomic import FULL, atomic_path
 from explora_geo._compat import WeightsEnum
 from explora_geo.checkpoints import load_backbone
 from explora_geo.configured import read_yaml
-from explora_geo.datamodules.archive import look
-from explora_geo.datamodules.labeled import LabeledTiles
+from explora_geo.datamodules.archive import LabeledTiles, look
 from explora_geo.reports.page import duration
 
 #: Adapted where nothing else is asked for.

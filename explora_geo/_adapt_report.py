@@ -20,9 +20,8 @@ from explora_geo._adapt_progress import ScoreSoFar, read_legs
 from explora_geo._adapt_settings import ANCHOR, Scoring, Source, read_quoted
 from explora_geo._version import __version__
 from explora_geo.checkpoints import load_backbone, read_weights, scale_adapter
-from explora_geo.datamodules.archive import Archive
-from explora_geo.datamodules.labeled import LabeledTiles
-from explora_geo.datamodules.windows import RandomWindows, whole_windows
+from explora_geo.datamodules.archive import Archive, LabeledTiles
+from explora_geo.datamodules.scenes import GridWindows, RandomWindows
 from explora_geo.datasets import SceneDataset
 from explora_geo.datasets.files import evenly_spaced
 from explora_geo.evaluation.comparison import ADAPTED, BESIDE, PairProtocol, interpolate, score_pair
@@ -66,7 +65,7 @@ def sample(datamodule: Any, device: str, most: int = SAMPLE) -> tuple[Tensor, li
     dataset, names = datamodule.train_dataset, []
     if isinstance(dataset, SceneDataset):
         # Windows at random places, always the same, about twice as many as fit side by side; a few at least.
-        beside = sum(whole_windows(dataset, i, datamodule.patch_size) for i in range(len(dataset)))
+        beside = len(GridWindows(dataset, datamodule.patch_size, whole=True))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             windows = list(RandomWindows(dataset, datamodule.patch_size, min(most, max(12, 2 * beside))))

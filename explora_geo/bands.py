@@ -30,16 +30,21 @@ ALIASES = _COLORS | {other: name for name, others in _SENTINEL2.items() for othe
 
 
 def canonical(band: str) -> str:
-    """Name a band in the one way used for comparison.
-
-    Args:
-        band: Any name, e.g. ``R``, ``Red``, ``B04`` or ``b8a``.
-
-    Returns:
-        The name in lower case without aliases, e.g. ``red`` or ``b8a``.
-    """
+    """The one name used for comparison: lower case, without aliases; `R`, `Red` and `B04` are `red`."""
     name = band.strip().lower()
     return ALIASES.get(name, name)
+
+
+def spell(names: Sequence[str]) -> tuple[str, ...]:
+    """Spell colors in one way, and leave other names as their owner wrote them."""
+    plain = [_COLORS.get(name.strip().lower(), name.strip().lower()) for name in names]
+    return tuple(p if p in RGB + GREY else n.strip() for p, n in zip(plain, names, strict=True))
+
+
+def same_bands(one: Sequence[str | None], other: Sequence[str | None]) -> bool:
+    """Whether two lists name the same bands in the same order, in any spelling."""
+    first, second = ([canonical(n or '') for n in names] for names in (one, other))
+    return first == second
 
 
 def true_color_bands(bands: Sequence[str]) -> list[int]:
@@ -78,16 +83,17 @@ def match_bands(
     return [positions[canonical(name)] for name in wanted]
 
 
-def same_bands(one: Sequence[str | None], other: Sequence[str | None]) -> bool:
-    """Whether two lists name the same bands in the same order, in any spelling."""
-    first, second = ([canonical(n or '') for n in names] for names in (one, other))
-    return first == second
+def select_bands(wanted: Sequence[str] | None, available: Sequence[str]) -> list[int]:
+    """Zero-based positions of the wanted bands in a file, in the order wanted; of all bands if None.
 
-
-def spell(names: Sequence[str]) -> tuple[str, ...]:
-    """Spell colors in one way, and leave other names as their owner wrote them."""
-    plain = [_COLORS.get(name.strip().lower(), name.strip().lower()) for name in names]
-    return tuple(p if p in RGB + GREY else n.strip() for p, n in zip(plain, names, strict=True))
+    Raises:
+        ValueError: If a wanted band is not available, or none is wanted.
+    """
+    if wanted is None:
+        return list(range(len(available)))
+    if isinstance(wanted, str) or not wanted:
+        raise ValueError(f'bands must be a list of at least one band name, got {wanted!r}.')
+    return match_bands(available, wanted, 'the files have', 'wanted are')
 
 
 def name_bands(
@@ -103,17 +109,15 @@ def name_bands(
         where: File to name in error messages.
 
     Returns:
-        One name per band; ``R``, ``G``, ``B`` become ``red``, ``green``, ``blue``.
+        One name per band; `R`, `G`, `B` become `red`, `green`, `blue`.
 
     Raises:
         ValueError: If names are missing, repeated or of the wrong number.
     """
     if file_bands is not None:
-        names = spell(file_bands)
-        origin = 'file_bands'
+        names, origin = spell(file_bands), 'file_bands'
     elif descriptions and all(descriptions):
-        names = spell([d for d in descriptions if d])
-        origin = f'the band descriptions of {where}'
+        names, origin = spell([d for d in descriptions if d]), f'the band descriptions of {where}'
     elif count == 1:
         names, origin = GREY, 'the default name'
     elif count == 3 and dtype == 'uint8':
@@ -131,23 +135,3 @@ def name_bands(
             f'and {where} has {count} bands.'
         )
     return names
-
-
-def select_bands(wanted: Sequence[str] | None, available: Sequence[str]) -> list[int]:
-    """Find wanted bands among the available ones.
-
-    Args:
-        wanted: Band names in any order and spelling; all available bands if None.
-        available: Band names in file order.
-
-    Returns:
-        Zero-based positions in the file, in the order wanted.
-
-    Raises:
-        ValueError: If a wanted band is not available, or none is wanted.
-    """
-    if wanted is None:
-        return list(range(len(available)))
-    if isinstance(wanted, str) or not wanted:
-        raise ValueError(f'bands must be a list of at least one band name, got {wanted!r}.')
-    return match_bands(available, wanted, 'the files have', 'wanted are')

@@ -222,9 +222,8 @@ def pack(
     import time
 
     from explora_geo.datasets import FolderDataset
-    from explora_geo.datasets.packed import PackedDataset
-    from explora_geo.datasets.packing import header_of
-    from explora_geo.datasets.packing import pack as write
+    from explora_geo.datasets.packed import PackedDataset, header_of
+    from explora_geo.datasets.packed import pack as write
 
     start = time.perf_counter()
     source = FolderDataset(root, bands=names(bands), file_bands=names(file_bands), size=size)

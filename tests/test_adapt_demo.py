@@ -23,8 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from explora_geo import _adapt_report, _adapt_speed
 from explora_geo.adaptation import ExPLoRAConfig, explora
 from explora_geo.cli import main
-from explora_geo.datamodules.archive import look
-from explora_geo.datamodules.labeled import LabeledTiles
+from explora_geo.datamodules.archive import LabeledTiles, look
 from explora_geo.models import create_vit
 from explora_geo.objectives import Anchor
 from explora_geo.reports.pictures import MANY, patch_maps

@@ -9,13 +9,13 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from explora_geo.bands import RGB, canonical
-from explora_geo.datamodules.base import Part, TileDataModule
-from explora_geo.datamodules.settings import Augment
+from explora_geo.datamodules.base import Augment, Part, TileDataModule
 from explora_geo.datamodules.statistics import Statistics
-from explora_geo.datasets.files import PathLike, subfolders
+from explora_geo.datasets.base import TileDataset
+from explora_geo.datasets.files import subfolders
 from explora_geo.datasets.folder import FolderDataset
 from explora_geo.datasets.images import BadTileError, readable
-from explora_geo.datasets.listed import ListedDataset
+from explora_geo.datasets.remote import PathLike
 
 
 class RESISC45DataModule(TileDataModule):
@@ -49,7 +49,7 @@ class RESISC45DataModule(TileDataModule):
         return dataset
 
 
-class NAIPLandCoverDataset(ListedDataset):
+class NAIPLandCoverDataset(TileDataset):
     """Tiles stored as NumPy arrays, (H, W, 4) uint8."""
 
     file_bands = ('red', 'green', 'blue', 'nir')
@@ -93,10 +93,13 @@ class NAIPLandCoverDataModule(TileDataModule):
         if not (folder / 'splits.npy').is_file() or len(targets) != 1:
             found = [p.name for p in targets]
             raise FileNotFoundError(f'{folder} must hold splits.npy and exactly one y*.npy, found {found}.')
-        try:
-            codes, splits = np.load(targets[0]), np.load(folder / 'splits.npy')
-        except (ValueError, OSError, EOFError) as error:
-            raise ValueError(f'the lists of {folder} cannot be read ({error}); get them again.') from error
+        lists = []
+        for path in (targets[0], folder / 'splits.npy'):
+            try:
+                lists.append(np.load(path))
+            except (ValueError, OSError, EOFError) as error:
+                raise ValueError(f'{path} cannot be read ({error}); get it again.') from error
+        codes, splits = lists
         if codes.shape != splits.shape or codes.ndim != 1:
             shapes = f'{codes.shape} and {splits.shape}'
             raise ValueError(f'{targets[0]} and splits.npy must list the same tiles, got shapes {shapes}.')

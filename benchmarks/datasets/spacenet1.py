@@ -9,18 +9,14 @@ from typing import Any, Literal
 
 import rasterio
 import torch
-from matplotlib.figure import Figure
 from torch.utils.data import Dataset, Subset
 from torchgeo.datasets import DatasetNotFoundError, SpaceNet1
 
 from explora_geo.bands import RGB
-from explora_geo.datamodules.base import Part, TileDataModule
-from explora_geo.datamodules.settings import Augment
+from explora_geo.datamodules.base import Augment, Part, TileDataModule
 from explora_geo.datasets.base import TileDataset
-from explora_geo.datasets.files import PathLike
-from explora_geo.datasets.images import BadTileError, read_header, readable, resize
-from explora_geo.datasets.masks import resize_mask
-from explora_geo.datasets.plot_masks import plot_masks
+from explora_geo.datasets.images import BadTileError, read_header, readable, resize, resize_mask
+from explora_geo.datasets.remote import PathLike
 
 #: Bands of the images by TorchGeo's name of them.
 IMAGE_BANDS = {
@@ -82,10 +78,6 @@ class SpaceNet1Dataset(TileDataset):
                 x, y = source.lnglat()
                 found[i] = f'{math.floor(x / side)}, {math.floor(y / side)}'
         return found
-
-    def plot(self, sample: dict[str, Any], show_titles: bool = True, suptitle: str | None = None) -> Figure:
-        """Plot a sample with its mask; see :meth:`TileDataset.plot`."""
-        return plot_masks(sample, self.bands, self.classes, self.colors, show_titles, suptitle)
 
 
 class SpaceNet1DataModule(TileDataModule):

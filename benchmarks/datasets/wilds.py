@@ -8,10 +8,9 @@ from typing import Any, Literal
 import pandas as pd
 from torch.utils.data import Dataset
 
-from explora_geo.datamodules.base import Part, TileDataModule
-from explora_geo.datamodules.settings import Augment
-from explora_geo.datasets.files import PathLike
-from explora_geo.datasets.listed import ListedDataset
+from explora_geo.datamodules.base import Augment, Part, TileDataModule
+from explora_geo.datasets.base import TileDataset
+from explora_geo.datasets.remote import PathLike
 
 _Listed = tuple[list[Path], list[int] | None, Sequence[str]]
 
@@ -33,7 +32,7 @@ class WILDSDataModule(TileDataModule):
         """
         if scored not in ('test', 'val'):
             raise ValueError(f'scored must be test or val, got {scored!r}.')
-        super().__init__(ListedDataset, root, **kwargs)
+        super().__init__(TileDataset, root, **kwargs)
         self.unlabelled, self.scored = unlabelled, scored
 
     @abstractmethod
@@ -48,7 +47,12 @@ class WILDSDataModule(TileDataModule):
         elif part == 'val' and self.scored == 'val':
             name = 'id_val'
         try:
-            return ListedDataset(self.root, *self.listed(name, unlabelled), **self.kwargs)
+            files, labels, classes = self.listed(name, unlabelled)
+            if files and not files[0].is_file():  # a wrong root is found at once
+                raise FileNotFoundError(
+                    f'There is no image {files[0]}, which the list of {self.root} names first.'
+                )
+            return TileDataset(self.root, files, labels, classes, **self.kwargs)
         except FileNotFoundError:
             if part == 'val' and self.unlabelled:  # where only unlabelled images were downloaded
                 return None

@@ -12,8 +12,7 @@ from pathlib import Path
 
 from explora_geo.checkpoints import load_backbone, read_adapter
 from explora_geo.datamodules import FolderDataModule, Statistics
-from explora_geo.datamodules.archive import look
-from explora_geo.datamodules.labeled import LabeledTiles
+from explora_geo.datamodules.archive import LabeledTiles, look
 from explora_geo.evaluation.comparison import score_pair
 from explora_geo.models.weights import ViTSmall14_Weights
 

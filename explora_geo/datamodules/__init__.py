@@ -1,11 +1,10 @@
 """Data modules: folders of tiles and masks, EuroSAT and fMoW, and whole scenes."""
 
-from .base import TileDataModule
+from .base import Augment, TileDataModule
 from .eurosat import EuroSATDataModule
 from .fmow import FMoWRGBDataModule, FMoWSentinelDataModule, FMoWTemporalDataModule
 from .folder import FolderDataModule, MaskFolderDataModule
 from .scenes import SceneDataModule
-from .settings import Augment
 from .statistics import Statistics
 
 __all__ = [

@@ -1,19 +1,29 @@
-"""Look at an archive of images, and choose the data module that trains on it."""
+"""Look at an archive of images, and choose the data module that trains on it; labeled tiles that fit it."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
+from torch import Tensor
 
 from ..bands import RGB, canonical, spell
-from ..datasets.band_choice import choose_bands, names_for_dataset
-from ..datasets.files import PathLike, evenly_spaced, is_remote
+from ..datasets import FolderDataset, PackedDataset, TileDataset, collate_skipping
+from ..datasets.files import evenly_spaced
 from ..datasets.folder import class_folders
-from ..datasets.packed import PackedDataset, is_pack
-from ..datasets.survey import OPENED, FileFacts, Survey, sample_values, survey
+from ..datasets.images import Header, depth
+from ..datasets.packed import is_pack
+from ..datasets.remote import PathLike
+from ..datasets.survey import (
+    OPENED,
+    Survey,
+    UnnamedBandsError,
+    choose_bands,
+    names_for_dataset,
+    sample_values,
+    survey,
+)
 from .base import TileDataModule
 from .folder import FolderDataModule
 from .scenes import SceneDataModule
@@ -24,6 +34,8 @@ LARGEST = 224
 SCENE = 448
 #: Patches on a side that small tiles are enlarged to, at most twofold.
 PATCHES = 8
+#: Labeled tiles of a class, at least.
+LEAST = 3
 
 _MODULES: dict[str, Any] = {'tiles': FolderDataModule, 'pack': FolderDataModule, 'scenes': SceneDataModule}
 
@@ -76,11 +88,7 @@ class Archive:
         return tuple(map(canonical, self.bands)) == RGB
 
     def datamodule(self, **options: Any) -> TileDataModule:
-        """Make the data module that trains on the archive.
-
-        Args:
-            **options: Arguments of the data module that replace those chosen, such as `num_workers`.
-        """
+        """Make the data module that trains on the archive; *options* replace the arguments chosen."""
         return _MODULES[self.kind](**{**self.settings['init_args'], **options})
 
     def facts(self) -> dict[str, Any]:
@@ -98,14 +106,14 @@ class Archive:
             f'{self.source}: {self.count:,} {what}{"s"[: self.count != 1]} of {size}{classes}, '
             f'{", ".join(self.bands)}{rest}, {self.dtype} from {self.low:.4g} to {self.high:.4g}.'
         )
-        place = ([self.crs] if self.crs else []) + (
-            [f'{100 * self.nodata:.1f} % nodata'] if self.nodata else []
-        )
-        second = [', '.join(place)] if place else []
+        empty = f'{100 * self.nodata:.1f} % nodata' if self.nodata else None
+        second = ', '.join(filter(None, [self.crs, empty]))
+        bad = ''
         if self.skipped:
             looked = f'{len(self.skipped)} of {self.opened} files looked at'
-            second.append(f'{looked} cannot be used, first {self.skipped[0]}')
-        return '\n'.join([first, '; '.join(second) + '.'] if second else [first])
+            bad = f'{looked} cannot be used, first {self.skipped[0]}'
+        text = '; '.join(filter(None, [second, bad]))
+        return f'{first}\n{text}.' if text else first
 
 
 def look(
@@ -143,27 +151,37 @@ def look(
             images are smaller than a patch.
     """
     path = os.fspath(archive) if isinstance(archive, str | os.PathLike) else None
-    if path is not None and not is_remote(path) and is_pack(path):
-        return _look_at_pack(path, bands, patch_size, image_size, batch_size)
-    found = survey(archive)
-    file_bands, positions = choose_bands(bands, found.usual, found.source)
-    sort = kind or _kind(found)
-    _check_kind(sort, found)
-    size = _settle_size(found.source, found.size, patch_size, image_size, sort == 'tiles')
-    values, damaged = sample_values(found, file_bands, positions)
+    pack = PackedDataset(path) if path is not None and is_pack(path) else None
+    found = survey(archive) if pack is None else _survey_pack(pack)
+    usual = found.found[0]
+    file_bands, positions = choose_bands(bands, usual, found.source)
     chosen = tuple(file_bands[i] for i in positions)
-    named = {'bands': list(chosen), 'file_bands': names_for_dataset(found.usual, file_bands)}
-    init: dict[str, Any]
-    if sort == 'tiles':
-        images = len(found.files)
-        batch = min(batch_size, images)
-        init = {'root': found.source, **named, 'image_size': size}
-    else:
+    if pack is not None and file_bands != pack.file_bands:
+        raise ValueError(f'The pack {path} names its bands: {", ".join(pack.file_bands)}; use these names.')
+    sort = 'pack' if pack is not None else kind or _kind(found)
+    _check_kind(sort, found)
+    size = _settle_size(found, patch_size, image_size, sort != 'scenes')
+    values, damaged = (
+        sample_values(found, file_bands, positions) if pack is None else _pack_values(pack, positions)
+    )
+    images = len(found.files)
+    classes: tuple[str, ...] = pack.classes if pack is not None else ()
+    init: dict[str, Any] = {'bands': list(chosen)}
+    if pack is None:
+        init['file_bands'] = names_for_dataset(usual, file_bands)
+    if sort == 'scenes':
         windows = [max(1, f.height // size) * max(1, f.width // size) for f in found.found]
-        images = max(1, round(len(found.files) * sum(windows) / (len(windows) + len(found.skipped))))
-        batch = batch_size
-        paths = path if path is not None and os.path.isdir(path) else found.files
-        init = {'paths': paths, **named, 'patch_size': size, 'length': max(images, batch_size)}
+        images = max(1, round(images * sum(windows) / (len(windows) + len(found.skipped))))
+        paths = path if path is not None and os.path.isdir(path) else [str(file) for file in found.files]
+        init = {'paths': paths, **init, 'patch_size': size, 'length': max(images, batch_size)}
+    else:
+        batch_size = min(batch_size, images)
+        init = {'root': found.source, **init, 'image_size': size}
+        if pack is None and found.root is not None:
+            classes = class_folders(found.root, map(Path, found.files))
+    # Weights of natural images were trained on these statistics; other bands and ranges have their own.
+    statistic = 'imagenet' if spell(chosen) == RGB and usual.dtype == 'uint8' else 'auto'
+    init |= {'batch_size': batch_size, 'statistics': {'mean': statistic, 'std': statistic}}
     return Archive(
         found.source,
         sort,
@@ -173,13 +191,13 @@ def look(
         found.size,
         file_bands,
         chosen,
-        found.usual.dtype,
+        usual.dtype,
         *values,
         found.crs,
-        class_folders(found.root, map(Path, found.files)) if sort == 'tiles' and found.root else (),
+        classes,
         images,
         size,
-        _settings(sort, init, batch, chosen, found.usual.dtype),
+        {'class_path': f'explora_geo.datamodules.{_MODULES[sort].__name__}', 'init_args': init},
     )
 
 
@@ -199,31 +217,25 @@ def default_size(side: int, patch_size: int, enlarge: bool = True) -> int:
     return min(largest, -(-wanted // patch_size) * patch_size)
 
 
-def _look_at_pack(
-    source: str, bands: str | Sequence[str] | None, patch_size: int, image_size: int | None, batch_size: int
-) -> Archive:
-    pack = PackedDataset(source)
+def _survey_pack(pack: PackedDataset) -> Survey:
+    """What a pack says of itself, as of an archive of its tiles."""
     count, _, height, width = pack.header.shape
-    dtype = pack.header.dtype
-    facts = FileFacts(source, pack.file_bands, True, dtype, height, width)
-    file_bands, positions = choose_bands(bands, facts, source)
-    if file_bands != pack.file_bands:
-        raise ValueError(f'The pack {source} names its bands: {", ".join(pack.file_bands)}; use these names.')
-    chosen = tuple(file_bands[i] for i in positions)
-    size = _settle_size(source, (height, width), patch_size, image_size, True)
-    sample = PackedDataset(source, chosen)
-    seen = [sample[i] for i in evenly_spaced(count, OPENED)]
-    usable = [s['image'] for s in seen if 'image' in s]
+    header = Header(pack.root, pack.header.dtype, pack.file_bands, height, width)
+    return Survey(str(pack.root), pack.root, [*pack.files], [header] * len(evenly_spaced(count, OPENED)), [])
+
+
+def _pack_values(
+    pack: PackedDataset, positions: Sequence[int]
+) -> tuple[tuple[float, float, float], list[str]]:
+    """Smallest and largest value of some tiles and no nodata; and which tiles are skipped."""
+    seen = [pack[i] for i in evenly_spaced(len(pack), OPENED)]
+    usable = [sample['image'][list(positions)] for sample in seen if 'image' in sample]
     if not usable:
-        raise ValueError(f'None of the {len(seen)} tiles looked at in {source} can be used; pack it again.')
-    low, high = (float(getattr(torch.stack([getattr(x, f)() for x in usable]), f)()) for f in ('min', 'max'))
-    skipped = tuple(s['skipped'] for s in seen if 'skipped' in s)
-    init = {'root': source, 'bands': list(chosen), 'image_size': size}
-    settings = _settings('pack', init, min(batch_size, count), chosen, dtype)
-    return Archive(
-        *(source, 'pack', count, len(seen), skipped, (height, width), file_bands, chosen, dtype),
-        *(low, high, 0.0, None, pack.classes, count, size, settings),
-    )
+        raise ValueError(
+            f'None of the {len(seen)} tiles looked at in {pack.root} can be used; pack it again.'
+        )
+    low, high = min(float(x.min()) for x in usable), max(float(x.max()) for x in usable)
+    return (low, high, 0.0), [sample['skipped'] for sample in seen if 'skipped' in sample]
 
 
 def _kind(found: Survey) -> Literal['tiles', 'scenes']:
@@ -243,26 +255,91 @@ def _check_kind(kind: str, found: Survey) -> None:
         )
 
 
-def _settle_size(
-    source: str, size: tuple[int, int], patch_size: int, wanted: int | None, enlarge: bool
-) -> int:
+def _settle_size(found: Survey, patch_size: int, wanted: int | None, enlarge: bool) -> int:
     """Side of the images, for which those of the archive are large enough."""
-    height, width = size
-    if min(size) < patch_size:
+    height, width = found.size
+    if min(height, width) < patch_size:
         raise ValueError(
-            f'The images of {source} have {height} x {width} pixels, less than a patch of {patch_size} x '
-            f'{patch_size}: give larger images, or weights of smaller patches.'
+            f'The images of {found.source} have {height} x {width} pixels, less than a patch of {patch_size} '
+            f'x {patch_size}: give larger images, or weights of smaller patches.'
         )
     if wanted is not None and (wanted < patch_size or wanted % patch_size):
         raise ValueError(f'image_size must be a multiple of the patch of {patch_size} pixels, got {wanted}.')
-    return wanted or default_size(min(size), patch_size, enlarge)
+    return wanted or default_size(min(height, width), patch_size, enlarge)
 
 
-def _settings(
-    kind: str, init: dict[str, Any], batch_size: int, bands: Sequence[str], dtype: str
-) -> dict[str, Any]:
-    """Class and arguments of the data module, as YAML takes them."""
-    # Weights of natural images were trained on these statistics; other bands and ranges have their own.
-    statistic = 'imagenet' if spell(bands) == RGB and dtype == 'uint8' else 'auto'
-    arguments = {**init, 'batch_size': batch_size, 'statistics': {'mean': statistic, 'std': statistic}}
-    return {'class_path': f'explora_geo.datamodules.{_MODULES[kind].__name__}', 'init_args': arguments}
+class LabeledTiles:
+    """Tiles in class folders, for scoring only.
+
+    Attributes:
+        dataset: The tiles, with the bands and the size of the archive.
+        classes: Names of the classes in the order of their labels.
+        indices: Tiles that are used: as many of each class, evenly spaced.
+    """
+
+    def __init__(self, folder: PathLike, archive: Archive, limit: int = 2000) -> None:
+        """Find labeled tiles that fit an archive.
+
+        Args:
+            folder: Folder with one folder per class.
+            archive: The archive that a model is adapted to.
+            limit: Most tiles to use.
+
+        Raises:
+            FileNotFoundError: If there is no such folder, or it is empty.
+            ValueError: If it has no class folders, too few tiles of a class, or other bands or another pixel
+                type than the archive.
+        """
+        try:
+            found = look(folder, archive.bands, 1, archive.image_size, kind='tiles')
+        except UnnamedBandsError:
+            # The bands of the same files, as the user has named them.
+            numbers = [f'{b}={archive.file_bands.index(b) + 1}' for b in archive.bands]
+            found = look(folder, numbers, 1, archive.image_size, kind='tiles')
+        if len(found.classes) < 2:
+            raise ValueError(
+                f'labels={found.source} needs images in at least two class folders, such as '
+                f'{os.path.join(found.source, "forest", "1.tif")}; found {len(found.classes)}.'
+            )
+        if depth(found.dtype) != depth(archive.dtype):
+            raise ValueError(
+                f'labels={found.source} has {found.dtype} pixels, the archive {archive.source} has '
+                f'{archive.dtype}: give labeled tiles of the same range.'
+            )
+        bands, size = list(found.bands), archive.image_size
+        if found.kind == 'pack':
+            self.dataset: TileDataset = PackedDataset(folder, bands, size)
+        else:
+            names = found.settings['init_args']['file_bands']
+            self.dataset = FolderDataset(folder, bands, names, labeled=True, size=size)
+        self.classes = self.dataset.classes
+        members: list[list[int]] = [[] for _ in self.classes]
+        for index, label in enumerate(self.dataset.labels or ()):
+            members[label].append(index)
+        few = min(range(len(members)), key=lambda c: len(members[c]))
+        if len(members[few]) < LEAST:
+            raise ValueError(
+                f'labels={found.source} has {len(members[few])} of {self.classes[few]}: give {LEAST} tiles '
+                'or more of each class, to train on, to choose by and to test on'
+            )
+        share = max(1, limit // len(self.classes))
+        self.indices = sorted(m[i] for m in members for i in evenly_spaced(len(m), share))
+
+    def __len__(self) -> int:
+        """Return the number of tiles that are used."""
+        return len(self.indices)
+
+    def batches(self, datamodule: TileDataModule, size: int = 64) -> Iterator[dict[str, Tensor]]:
+        """Read the tiles, normalized as the archive's.
+
+        Args:
+            datamodule: The archive's data module, set up.
+            size: Tiles in a batch.
+
+        Yields:
+            `image`, shape (B, C, H, W), and `label`, shape (B,); damaged tiles are left out.
+        """
+        for start in range(0, len(self), size):
+            samples = [self.dataset[i] for i in self.indices[start : start + size]]
+            if any('image' in sample for sample in samples):
+                yield datamodule.aug(collate_skipping(samples))

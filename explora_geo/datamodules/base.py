@@ -1,7 +1,10 @@
 """Base of all data modules: splits, statistics by band name, augmentation on the device, loaders."""
 
+import copy
+import warnings
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
@@ -13,19 +16,42 @@ from torchgeo.datamodules import BaseDataModule
 
 from ..bands import match_bands
 from ..datasets import TileDataset, collate_skipping
-from ..datasets.collate import ReplacingCollate, SkippingDataLoader
 from ..datasets.files import evenly_spaced
 from ..datasets.images import BadTileError, read_header
 from ..transforms import ClipNormalize, ViewsConfig, normalization, on_batches, training_view, training_views
-from .loader import EpochSampler, ResumableLoader
-from .settings import Augment, move_former
-from .statistics import SAMPLES, Statistics, usable
+from .loader import EpochSampler, ReplacingCollate, ResumableLoader, SkippingDataLoader
+from .statistics import SAMPLES, Statistic, Statistics, usable
 
 #: Parts of a data set.
 Part = Literal['train', 'val', 'test', 'predict']
 
 #: Images whose lowest and highest value are looked at.
 LOOKED_AT = 16
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Augmentation of training images on the device; None is the data module's own choice.
+
+    Attributes:
+        crop_scale: Smallest and largest share of an image's area in a training crop; 0.2 and 1, or 0.5 and 1
+            where images have masks.
+        horizontal_flip: Whether to mirror training images left to right; yes, but for series.
+        vertical_flip: Whether to mirror training images top to bottom; no, but with masks.
+        quarter_turns: Whether to turn training images by multiples of 90 degrees; no, but with masks.
+        views: Several crops of every training image, under the key ``views``, instead of one; objectives that
+            need several bring their own if None.
+    """
+
+    crop_scale: tuple[float, float] | None = None
+    horizontal_flip: bool | None = None
+    vertical_flip: bool | None = None
+    quarter_turns: bool | None = None
+    views: ViewsConfig | None = None
+
+    def over(self, default: 'Augment') -> 'Augment':
+        """These settings, with another's where they are None."""
+        return replace(default, **_given(vars(self)))
 
 
 class TileDataModule(BaseDataModule):
@@ -86,11 +112,12 @@ class TileDataModule(BaseDataModule):
         Raises:
             ValueError: If an argument is out of range.
         """
-        for name, value, least in (
-            ('image_size', image_size, 1),
-            ('batch_size', batch_size, 1),
-            ('num_workers', num_workers, 0),
-        ):
+        at_least = {
+            'image_size': (image_size, 1),
+            'batch_size': (batch_size, 1),
+            'num_workers': (num_workers, 0),
+        }
+        for name, (value, least) in at_least.items():
             if value < least:
                 raise ValueError(f'{name} must be at least {least}, got {value}.')
         if not 0 <= self.held_out < 1:
@@ -98,9 +125,9 @@ class TileDataModule(BaseDataModule):
         given = {'bands': bands, 'size': image_size, 'strict': strict, **(dataset or {})}
         super().__init__(dataset_class, batch_size, num_workers, **given)
         self.root, self.image_size = root, image_size
-        augment, statistics = move_former(augment, statistics, **former)
-        self.augment, self.statistics = augment.over(self.augmentation), statistics
-        self.clip = self.clip if statistics.clip is None else statistics.clip
+        augment, self.statistics = _move_former(augment, statistics, **former)
+        self.augment = augment.over(self.augmentation)
+        self.clip = self.clip if self.statistics.clip is None else self.statistics.clip
         self._views_of_objective: ViewsConfig | None = None
         self.bands: tuple[str, ...] = ()
         self._all_bands: tuple[str, ...] = ()
@@ -139,16 +166,13 @@ class TileDataModule(BaseDataModule):
     def _shared(self, dataset: Any) -> Any:
         """The data set of a part, with labels numbered as in the first part that has all its classes."""
         known: Any = [d for d in (self.dataset, self.val_dataset) if isinstance(d, TileDataset)]
-        if not isinstance(dataset, TileDataset) or not dataset.classes or not known:
-            return dataset
-        for other in known:
-            if set(dataset.classes) <= set(other.classes):
-                dataset.relabel(other.classes)
-                return dataset
-        # Labels mean the same everywhere: what training does not know is numbered after what it does.
-        first = known[0].classes
-        if first:
-            dataset.relabel([*first, *(name for name in dataset.classes if name not in first)])
+        if isinstance(dataset, TileDataset) and dataset.classes and known:
+            first, names = known[0].classes, set(dataset.classes)
+            # Labels mean the same everywhere: what training does not know is numbered after what it does.
+            merged = [*first, *(name for name in dataset.classes if name not in first)]
+            classes = next((other.classes for other in known if names <= set(other.classes)), merged)
+            if first or classes is not merged:
+                dataset.relabel(classes)
         return dataset
 
     def _samples(self, train: Any) -> Iterator[Any]:
@@ -184,34 +208,27 @@ class TileDataModule(BaseDataModule):
                 'setup() before asking for a loader.'
             )
         sampler = self._sampler(split)
-        drop_last = False
-        training = split == 'train'
-        collate: Any = self.collate_fn
-        if training:
-            order = self._in_order(RandomSampler(dataset) if sampler is None else sampler)
-            known = () if sampler is None else (order.place, len(order))
-            collate = ReplacingCollate(collate, dataset, *known)
-            sampler = order
-            # Dropping a single incomplete batch would leave nothing.
-            drop_last = len(order) > self.batch_size
-        return (ResumableLoader if training else SkippingDataLoader)(
-            dataset,
-            batch_size=self.batch_size,
-            sampler=sampler,
-            drop_last=drop_last,
-            num_workers=self.num_workers,
-            collate_fn=collate,
-            pin_memory=torch.cuda.is_available(),
-            persistent_workers=self.num_workers > 0,
-        )
-
-    def _in_order(self, sampler: Sampler[Any]) -> EpochSampler:
-        """This process's share of an order that seed and epoch determine."""
-        seed, trainer = torch.initial_seed(), self.trainer
+        options: dict[str, Any] = {
+            'batch_size': self.batch_size,
+            'num_workers': self.num_workers,
+            'pin_memory': torch.cuda.is_available(),
+            'persistent_workers': self.num_workers > 0,
+        }
+        if split != 'train':
+            return SkippingDataLoader(dataset, sampler=sampler, collate_fn=self.collate_fn, **options)
+        # This process's share of an order that seed and epoch determine.
+        drawn, seed, trainer = sampler or RandomSampler(dataset), torch.initial_seed(), self.trainer
         if trainer is None:
-            return EpochSampler(sampler, seed)
-        return EpochSampler(
-            sampler, trainer.strategy.broadcast(seed), trainer.world_size, trainer.global_rank
+            order = EpochSampler(drawn, seed)
+        else:
+            seed = trainer.strategy.broadcast(seed)
+            order = EpochSampler(drawn, seed, trainer.world_size, trainer.global_rank)
+        return ResumableLoader(
+            dataset,
+            sampler=order,
+            collate_fn=ReplacingCollate(self.collate_fn, dataset, order if sampler is not None else None),
+            drop_last=len(order) > self.batch_size,  # a single incomplete batch is kept
+            **options,
         )
 
     def _set_statistics(self, bands: Sequence[str], images: Iterable[Tensor]) -> None:
@@ -226,7 +243,7 @@ class TileDataModule(BaseDataModule):
         self.mean, self.std = mean, std
         self.bands = self._all_bands = tuple(bands)
         self._chosen = list(range(len(bands)))
-        self._own_statistics = self.mean, self.std, self.clip
+        self._own_statistics = mean, std, self.clip
         self._set_transforms()
 
     @property
@@ -254,9 +271,6 @@ class TileDataModule(BaseDataModule):
     def use_bands(self, wanted: Sequence[str]) -> None:
         """Give batches the bands of a model, in its order, by name.
 
-        Args:
-            wanted: Bands of the model.
-
         Raises:
             ValueError: If the images lack one.
         """
@@ -269,46 +283,34 @@ class TileDataModule(BaseDataModule):
         self._set_transforms()
 
     def use_normalization(self, mean: Sequence[float], std: Sequence[float], clip: bool = False) -> None:
-        """Normalize by the statistics of a model's training images.
-
-        Args:
-            mean: Mean of each band, in the order of :attr:`bands`.
-            std: Standard deviation of each band.
-            clip: Whether to cut off what lies beyond [0, 1].
-        """
+        """Normalize by a model's statistics, one value per band; *clip* cuts off what lies beyond [0, 1]."""
         self.mean, self.std, self.clip = torch.tensor(mean), torch.tensor(std), clip
         self._set_transforms()
 
-    def plot(self, *args: Any, **kwargs: Any) -> Any:
-        """Plot a sample of a batch or data set; bands that batches leave out are drawn as 0."""
-        sample, rest = args[0], args[1:]
-        image = sample['image']
-        if len(self._chosen) == image.shape[-3] and self._chosen != list(range(len(self._all_bands))):
-            whole = image.new_zeros(*image.shape[:-3], len(self._all_bands), *image.shape[-2:])
-            whole[..., self._chosen, :, :] = image
-            sample = {**sample, 'image': whole}
-        return super().plot(sample, *rest, **kwargs)
-
     def use_views(self, views: ViewsConfig | None) -> None:
-        """Give training batches several crops of every image; an objective calls this before it trains.
+        """Give training batches several crops of every image, as an objective needs them; None for one.
 
-        Views that the data module was made with come first.
-
-        Args:
-            views: What to draw from images that are normalized as for validation; None for one view of each.
+        They are drawn from images normalized as for validation. Views of the data module itself come first.
         """
         self._views_of_objective = views
         if self.bands:  # else statistics are not known yet
             self._set_transforms()
 
+    def plot(self, sample: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Plot a sample of a data set, or of a batch, which has the bands that were chosen."""
+        shown: Any = copy.copy(getattr(self.dataset, 'dataset', self.dataset))
+        if sample['image'].shape[-3] == len(self.bands):
+            shown.bands = self.bands
+        return shown.plot(sample, *args, **kwargs)
+
     def _set_transforms(self) -> None:
         """Make the transforms of batches from bands, statistics and views."""
         self.aug = self._selected(self._normalizer(self.mean, self.std))
-        views = self.augment.views or self._views_of_objective
+        views, flip, turn = self.augment.views, self.augment.vertical_flip, self.augment.quarter_turns
+        views = views or self._views_of_objective
         if views is None:
             self.train_aug = self._selected(self._single_view(self.mean, self.std))
         else:
-            flip, turn = self.augment.vertical_flip, self.augment.quarter_turns
             views = views.oriented(self.nadir or bool(flip), self.nadir or bool(turn))
             self.train_aug = training_views(views, self.bands, self.aug, self.mean, self.std)
 
@@ -333,9 +335,8 @@ class TileDataModule(BaseDataModule):
         if not self.clip:
             return self._view(mean, std)
         # As in SatMAE before the crop, whose interpolation then sees the values that count.
-        return nn.Sequential(
-            self._normalizer(mean, std), self._view(torch.zeros_like(mean), torch.ones_like(std))
-        )
+        plain = self._view(torch.zeros_like(mean), torch.ones_like(std))
+        return nn.Sequential(self._normalizer(mean, std), plain)
 
     def _view(self, mean: Tensor, std: Tensor) -> Any:
         """A training view by these statistics."""
@@ -345,11 +346,7 @@ class TileDataModule(BaseDataModule):
 
 
 def hold_out(dataset: Any, share: float) -> tuple[Any, Any | None]:
-    """Hold out an evenly spaced share of a data set for validation.
-
-    Args:
-        dataset: Any data set of a length.
-        share: Share held out, in [0, 1).
+    """Hold out an evenly spaced share, in [0, 1), of a data set for validation.
 
     Returns:
         The images to train on, and those held out; the data set itself and None if these are none.
@@ -363,4 +360,41 @@ def hold_out(dataset: Any, share: float) -> tuple[Any, Any | None]:
     kept = sorted(set(range(len(dataset))) - set(held))
     if not kept:
         raise ValueError(f'val_split={share} leaves none of {len(dataset)} images for training.')
-    return Subset(dataset, kept), Subset(dataset, held)
+    train, val = Subset(dataset, kept), Subset(dataset, held)
+    # Reports name the classes.
+    train.classes = val.classes = getattr(dataset, 'classes', ())  # type: ignore[attr-defined]
+    return train, val
+
+
+def _move_former(
+    augment: Augment | Mapping[str, Any] | None,
+    statistics: Statistics | Mapping[str, Any] | None,
+    # The command line finds former keys of YAML files here.
+    crop_scale: tuple[float, float] | None = None,
+    horizontal_flip: bool | None = None,
+    vertical_flip: bool | None = None,
+    quarter_turns: bool | None = None,
+    views: ViewsConfig | None = None,
+    mean: Statistic | None = None,
+    std: Statistic | None = None,
+    normalise: Literal['clip', 'standard'] | None = None,
+) -> tuple[Augment, Statistics]:
+    """Move former arguments into their groups, with a warning; groups may be mappings."""
+    if normalise not in (None, 'clip', 'standard'):
+        raise ValueError(f'normalise must be clip or standard, got {normalise!r}.')
+    clip = None if normalise is None else normalise == 'clip'
+    crops = _given(vars(Augment(crop_scale, horizontal_flip, vertical_flip, quarter_turns, views)))
+    numbers = _given({'mean': mean, 'std': std, 'clip': clip})
+    if crops or numbers:
+        moved = [f'augment.{name}' for name in crops] + [f'statistics.{name}' for name in numbers]
+        text = f'write {", ".join(moved)}; the old names end with the next release'
+        warnings.warn(f'arguments of data modules have moved: {text}', FutureWarning, stacklevel=4)
+    if not isinstance(augment, Augment):
+        augment = Augment(**(augment or {}))
+    if not isinstance(statistics, Statistics):
+        statistics = Statistics(**(statistics or {}))
+    return replace(augment, **crops), replace(statistics, **numbers)
+
+
+def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if value is not None}

@@ -8,7 +8,7 @@ from torchgeo.datamodules.eurosat import MEAN, STD
 
 from ..datasets import EuroSATDataset
 from ..datasets.eurosat import MS_BANDS
-from ..datasets.files import PathLike
+from ..datasets.remote import PathLike
 from .base import Part, TileDataModule
 from .statistics import Statistics
 

@@ -9,11 +9,10 @@ from torch.utils.data import Dataset
 
 from ..bands import RGB
 from ..datasets import FMoWRGB, FMoWSentinel, FMoWTemporal
-from ..datasets.files import PathLike
 from ..datasets.fmow import SENTINEL_BANDS
+from ..datasets.remote import PathLike
 from ..transforms import FramesAsChannels
-from .base import Part, TileDataModule
-from .settings import Augment
+from .base import Augment, Part, TileDataModule
 from .statistics import Statistics
 
 #: Share of the middle that SatMAE keeps of images that are not cropped at random.
@@ -22,26 +21,16 @@ EVAL_CROP = 224 / 256
 RGB_MEAN = dict(zip(RGB, (255 * x for x in (0.41820073, 0.42147991, 0.39912757)), strict=True))
 RGB_STD = dict(zip(RGB, (255 * x for x in (0.28774282, 0.27541766, 0.27640176)), strict=True))
 #: Of fMoW-Sentinel in units of the files.
-SENTINEL_MEAN = dict(
-    zip(
-        SENTINEL_BANDS,
-        (
-            *(1370.19, 1184.38, 1120.77, 1136.26, 1263.74, 1645.40, 1846.87, 1762.60, 1972.62),
-            *(582.73, 14.77, 1732.16, 1247.92),
-        ),
-        strict=True,
-    )
+_MEANS = (
+    *(1370.19, 1184.38, 1120.77, 1136.26, 1263.74, 1645.40, 1846.87, 1762.60, 1972.62),
+    *(582.73, 14.77, 1732.16, 1247.92),
 )
-SENTINEL_STD = dict(
-    zip(
-        SENTINEL_BANDS,
-        (
-            *(633.15, 650.28, 712.13, 965.23, 948.98, 1108.07, 1258.36, 1233.15, 1364.39),
-            *(472.38, 14.31, 1310.37, 1087.60),
-        ),
-        strict=True,
-    )
+_STDS = (
+    *(633.15, 650.28, 712.13, 965.23, 948.98, 1108.07, 1258.36, 1233.15, 1364.39),
+    *(472.38, 14.31, 1310.37, 1087.60),
 )
+SENTINEL_MEAN = dict(zip(SENTINEL_BANDS, _MEANS, strict=True))
+SENTINEL_STD = dict(zip(SENTINEL_BANDS, _STDS, strict=True))
 
 
 class FMoWRGBDataModule(TileDataModule):
@@ -53,7 +42,7 @@ class FMoWRGBDataModule(TileDataModule):
 
     nadir = True
     published = Statistics(RGB_MEAN, RGB_STD)
-    list_name = '{}_62classes.csv'
+    kind: type[FMoWRGB] = FMoWRGB
 
     def __init__(self, root: PathLike, **kwargs: Any) -> None:
         """Initialize a new FMoWRGBDataModule instance.
@@ -65,20 +54,19 @@ class FMoWRGBDataModule(TileDataModule):
         Raises:
             ValueError: If an argument is out of range.
         """
-        super().__init__(FMoWRGB, root, **kwargs)
+        super().__init__(self.kind, root, **kwargs)
 
     def make(self, part: Part) -> Dataset[Any] | None:
         """A split; to predict the test images, or those of validation or training."""
         if part == 'predict':
             return self.test_dataset or self.val_dataset or self.train_dataset
-        listed = (Path(self.root) / self.list_name.format(part)).is_file()
+        listed = (Path(self.root) / self.kind.list_name.format(part)).is_file()
         # Without a training list the data set says what is missing.
         return self._split(part) if listed or part == 'train' else None
 
     def _split(self, part: Part, **kwargs: Any) -> Any:
         crop_pct = 1.0 if part == 'train' else EVAL_CROP
-        kind: Any = self.dataset_class
-        return kind(self.root, part, crop_pct=crop_pct, **kwargs, **self.kwargs)
+        return self.kind(self.root, part, crop_pct=crop_pct, **kwargs, **self.kwargs)
 
 
 class FMoWSentinelDataModule(FMoWRGBDataModule):
@@ -89,7 +77,7 @@ class FMoWSentinelDataModule(FMoWRGBDataModule):
     """
 
     published = Statistics(SENTINEL_MEAN, SENTINEL_STD)
-    list_name = '{}.csv'
+    kind = FMoWSentinel
     clip = True
 
     def __init__(
@@ -111,7 +99,6 @@ class FMoWSentinelDataModule(FMoWRGBDataModule):
             ValueError: If an argument is out of range.
         """
         super().__init__(root, bands=bands, image_size=image_size, **kwargs)
-        self.dataset_class = FMoWSentinel
 
 
 class FMoWTemporalDataModule(FMoWRGBDataModule):
@@ -121,6 +108,7 @@ class FMoWTemporalDataModule(FMoWRGBDataModule):
     """
 
     augmentation = Augment((0.2, 1.0), horizontal_flip=False, vertical_flip=False, quarter_turns=False)
+    kind = FMoWTemporal
 
     def __init__(self, root: PathLike, num_frames: int = 3, **kwargs: Any) -> None:
         """Initialize a new FMoWTemporalDataModule instance.
@@ -134,16 +122,14 @@ class FMoWTemporalDataModule(FMoWRGBDataModule):
             ValueError: If an argument is out of range.
         """
         super().__init__(root, **kwargs)
-        self.dataset_class = FMoWTemporal
         self.num_frames = num_frames
 
     def _split(self, part: Part, **kwargs: Any) -> Any:
         return super()._split(part, num_frames=self.num_frames, random_frames=part == 'train')
 
     def _normalizer(self, mean: Tensor, std: Tensor) -> Any:
-        return FramesAsChannels(
-            super()._normalizer(mean.repeat(self.num_frames), std.repeat(self.num_frames))
-        )
+        frames = self.num_frames
+        return FramesAsChannels(super()._normalizer(mean.repeat(frames), std.repeat(frames)))
 
     def _view(self, mean: Tensor, std: Tensor) -> Any:
         return FramesAsChannels(super()._view(mean.repeat(self.num_frames), std.repeat(self.num_frames)))

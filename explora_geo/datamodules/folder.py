@@ -1,16 +1,16 @@
 """Data modules over folders: of images, and of images with masks."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch.utils.data import Dataset
 
-from ..datasets import FolderDataset, MaskFolderDataset, PackedDataset, TileDataset
-from ..datasets.base import former_name
-from ..datasets.files import PathLike
+from ..datasets import FolderDataset, MaskFolderDataset, PackedDataset
 from ..datasets.packed import is_pack
-from .base import Part, TileDataModule
-from .settings import Augment
+from ..datasets.plotting import Color
+from ..datasets.remote import PathLike
+from .base import Augment, Part, TileDataModule
 
 
 class FolderDataModule(TileDataModule):
@@ -62,12 +62,13 @@ class FolderDataModule(TileDataModule):
         if part == 'predict':
             return self.test_dataset or self.dataset
         root = self.roots[part]
-        return None if root is None else self._open(root)
-
-    def _open(self, root: PathLike) -> TileDataset:
-        if is_pack(root):  # says its own file bands, and its tiles passed `min_size` if they were to
+        if root is None:
+            return None
+        if self.dataset_class is FolderDataset and is_pack(root):
+            # It says its own file bands, and its tiles passed `min_size` if they were to.
             return PackedDataset(root, **{k: self.kwargs[k] for k in ('bands', 'size', 'strict')})
-        return FolderDataset(root, **self.kwargs)
+        kind: Any = self.dataset_class
+        return kind(root, **self.kwargs)
 
 
 class MaskFolderDataModule(FolderDataModule):
@@ -83,12 +84,12 @@ class MaskFolderDataModule(FolderDataModule):
         self,
         root: PathLike,
         classes: Sequence[str] = (),
-        colors: Sequence[Sequence[int]] = (),
+        colors: Sequence[Color] = (),
         mask_values: Mapping[int, int] | None = None,
         ignore_black: int | None = None,
         numbers: bool = False,
         batch_size: int = 16,
-        colours: Sequence[Sequence[int]] | None = None,
+        colours: Sequence[Color] | None = None,
         **kwargs: Any,
     ) -> None:
         """Initialize a new MaskFolderDataModule instance.
@@ -107,11 +108,13 @@ class MaskFolderDataModule(FolderDataModule):
         Raises:
             ValueError: If an argument is out of range or contradicts another.
         """
-        colors = former_name({'colours': colours}, 'colours', 'colors', colors)
+        if colours is not None:
+            warnings.warn(
+                'colours is called colors now; the former name ends with the next release',
+                FutureWarning,
+                stacklevel=2,
+            )
         super().__init__(root, batch_size=batch_size, **kwargs)
         self.dataset_class = MaskFolderDataset
-        self.kwargs |= {'classes': classes, 'colors': colors, 'mask_values': mask_values}
+        self.kwargs |= {'classes': classes, 'colors': colours or colors, 'mask_values': mask_values}
         self.kwargs |= {'ignore_black': ignore_black, 'numbers': numbers}
-
-    def _open(self, root: PathLike) -> TileDataset:
-        return MaskFolderDataset(root, **self.kwargs)

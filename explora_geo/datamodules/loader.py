@@ -1,7 +1,10 @@
-"""Reproducible, resumable order of training data."""
+"""Loaders: reproducible, resumable order of training data; batches without a usable sample."""
 
 import random
-from collections.abc import Iterator
+import warnings
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import cycle, islice
 from math import ceil
 from typing import Any, cast
@@ -9,6 +12,12 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, DistributedSampler, Sampler, Subset
+
+from ..datasets import collate_skipping
+
+Collate = Callable[[Sequence[dict[str, Any]]], dict[str, Any]]
+#: Samples tried before a training batch without a usable one is an error.
+ATTEMPTS = 64
 
 
 class EpochSampler(DistributedSampler[Any]):
@@ -35,12 +44,7 @@ class EpochSampler(DistributedSampler[Any]):
         self._drawn: list[Any] = []
 
     def draw(self, epoch: int, skip: int = 0) -> None:
-        """Draw an epoch.
-
-        Args:
-            epoch: Number of the epoch.
-            skip: Elements of this process that the next pass leaves out.
-        """
+        """Draw an epoch, of whose elements the next pass leaves out the first *skip* of this process."""
         self.skip = skip
         states = random.getstate(), np.random.get_state(), torch.get_rng_state()
         seed = int(np.random.SeedSequence((self.seed, epoch)).generate_state(1)[0])
@@ -55,8 +59,7 @@ class EpochSampler(DistributedSampler[Any]):
             torch.set_rng_state(states[2])
         total = ceil(len(every) / self.num_replicas) * self.num_replicas
         # Equally many for every process: one without a batch would leave the others waiting.
-        every = list(islice(cycle(every), total))
-        self._drawn = every[self.rank :: self.num_replicas]
+        self._drawn = list(islice(cycle(every), total))[self.rank :: self.num_replicas]
 
     def __iter__(self) -> Iterator[Any]:
         """Pass over what was drawn, or draw the current epoch."""
@@ -76,13 +79,7 @@ class ResumableLoader(DataLoader[Any]):
     """
 
     def __init__(self, dataset: Any, *args: Any, **kwargs: Any) -> None:
-        """Initialize a ResumableLoader.
-
-        Args:
-            dataset: What is loaded.
-            *args: As for a `DataLoader`.
-            **kwargs: Likewise; `sampler` is an `EpochSampler`.
-        """
+        """Initialize a ResumableLoader: arguments of a `DataLoader`, whose sampler is an `EpochSampler`."""
         super().__init__(dataset, *args, **kwargs)
         # Workers are seeded from here, not from the state that training draws from.
         self.generator = torch.Generator()
@@ -131,3 +128,62 @@ def _name(dataset: Any, index: Any) -> str:
     files: Any = getattr(dataset, 'files', None)
     known = isinstance(index, int) and isinstance(files, list | tuple) and index < len(files)
     return str(files[index]) if known else f'sample {index}'
+
+
+class ReplacingCollate:
+    """Collate for training: if every sample of a batch is skipped, draw others until one is usable.
+
+    A run of days must not end because a batch, which may be a single tile, is damaged.
+    """
+
+    def __init__(self, collate: Collate, dataset: Any, order: EpochSampler | None = None) -> None:
+        """Initialize ReplacingCollate.
+
+        Args:
+            collate: Makes a batch of samples.
+            dataset: Where more samples come from.
+            order: What draws the indices of the data set, where they are not 0, 1, 2, ...
+        """
+        self.collate, self.dataset, self.order = collate, dataset, order
+
+    def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Stack the good samples of a batch and name the others."""
+        if all('skipped' in sample for sample in samples):
+            # Seeded by the samples, so that a resumed run equals an uninterrupted one.
+            seed = zlib.crc32('\n'.join(sample['skipped'] for sample in samples).encode())
+            count = len(self.dataset if self.order is None else self.order)
+            positions = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+            for position in positions[:ATTEMPTS].tolist():
+                index = position if self.order is None else self.order.place(position)
+                samples = [*samples, self.dataset[index]]
+                if 'skipped' not in samples[-1]:
+                    break
+        return self.collate(samples)
+
+
+class SkippingDataLoader(DataLoader[Any]):
+    """DataLoader for evaluation: a batch without a usable sample is skipped with a warning."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Initialize a SkippingDataLoader; see `DataLoader`."""
+        kwargs['collate_fn'] = partial(_or_names, kwargs.get('collate_fn') or collate_skipping)
+        super().__init__(*args, **kwargs)
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        """Iterate over the batches that hold an image."""
+        found, names = False, []
+        for batch in super().__iter__():
+            if 'image' in batch:
+                found = True
+                yield batch
+            else:
+                names = batch['skipped']
+                warnings.warn(f'A batch of {len(names)} is left out, first {names[0]}.', stacklevel=2)
+        if names and not found:
+            raise ValueError(f'No image can be used, first {names[0]}; repair or remove the files.')
+
+
+def _or_names(collate: Collate, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """A batch, or the messages of the samples where none is usable."""
+    skipped = [sample['skipped'] for sample in samples if 'skipped' in sample]
+    return {'skipped': skipped} if len(skipped) == len(samples) else collate(samples)

@@ -1,15 +1,105 @@
-"""Data module over whole georeferenced scenes."""
+"""Data module over whole georeferenced scenes, and their windows.
+
+Windows are counted in whole pixels: TorchGeo's samplers compare rounded coordinates exactly.
+"""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch.utils.data import Sampler
+from torchgeo.datasets.utils import GeoSlice
 
 from ..datasets import SceneDataset
-from ..datasets.files import PathLike
+from ..datasets.files import evenly_spaced
+from ..datasets.remote import PathLike
 from .base import Part, TileDataModule
-from .windows import GridWindows, RandomWindows, sample_windows, whole_windows
+from .statistics import SAMPLES
+
+
+class RandomWindows(Sampler[GeoSlice]):
+    """Random windows of scenes that are large enough, weighted by the scenes' area."""
+
+    def __init__(self, dataset: SceneDataset, size: int, length: int | None = None) -> None:
+        """Initialize RandomWindows.
+
+        Args:
+            dataset: Scenes.
+            size: Side of a window in pixels.
+            length: Windows per epoch; as many as a grid over these scenes has if None.
+        """
+        shapes = {i: _scene_shape(dataset, i) for i in range(len(dataset))}
+        self.dataset, self.size = dataset, size
+        self.shapes = {i: shape for i, shape in shapes.items() if min(shape) >= size}
+        self.length = length or sum(-(-h // size) * -(-w // size) for h, w in self.shapes.values())
+
+    def __len__(self) -> int:
+        """Windows per epoch."""
+        return self.length
+
+    def __iter__(self) -> Iterator[GeoSlice]:
+        """Draw from torch's random state."""
+        numbers = list(self.shapes)
+        areas = torch.tensor([float(h * w) for h, w in self.shapes.values()])
+        for _ in range(len(self)):
+            number = numbers[int(torch.multinomial(areas, 1))]
+            row, column = (int(torch.randint(n - self.size + 1, ())) for n in self.shapes[number])
+            yield _window_at(self.dataset, number, self.size, row, column)
+
+
+class GridWindows(Sampler[GeoSlice]):
+    """Windows side by side, row by row over every scene, from its upper left on.
+
+    The last windows may reach over a scene's edges, or with *whole* are left out.
+    """
+
+    def __init__(self, dataset: SceneDataset, size: int, whole: bool = False) -> None:
+        """Initialize GridWindows.
+
+        Args:
+            dataset: Scenes.
+            size: Side of a window in pixels.
+            whole: Whether to leave out windows that reach over an edge.
+        """
+        self.dataset, self.size = dataset, size
+        self.places = [
+            (number, row, column)
+            for number in range(len(dataset))
+            for height, width in [_scene_shape(dataset, number)]
+            for row in range(0, height - (size - 1 if whole else 0), size)
+            for column in range(0, width - (size - 1 if whole else 0), size)
+        ]
+
+    def __len__(self) -> int:
+        """Windows of all scenes."""
+        return len(self.places)
+
+    def __getitem__(self, position: int) -> GeoSlice:
+        """One window."""
+        number, row, column = self.places[position]
+        return _window_at(self.dataset, number, self.size, row, column)
+
+    def __iter__(self) -> Iterator[GeoSlice]:
+        """Row by row, scene by scene."""
+        return (self[i] for i in range(len(self)))
+
+
+def _scene_shape(dataset: SceneDataset, number: int) -> tuple[int, int]:
+    """Rows and columns of a scene at the resolution of its dataset."""
+    xmin, ymin, xmax, ymax = dataset.index.geometry.iloc[number].bounds
+    return round((ymax - ymin) / dataset.res[1]), round((xmax - xmin) / dataset.res[0])
+
+
+def _window_at(dataset: SceneDataset, number: int, size: int, row: int, column: int) -> GeoSlice:
+    """The square window of a scene whose upper left pixel is given."""
+    xmin, _, _, ymax = dataset.index.geometry.iloc[number].bounds
+    left, top = xmin + column * dataset.res[0], ymax - row * dataset.res[1]
+    interval = dataset.index.index[number]
+    return (
+        slice(left, left + size * dataset.res[0]),
+        slice(top - size * dataset.res[1], top),
+        slice(interval.left, interval.right),
+    )
 
 
 class SceneDataModule(TileDataModule):
@@ -58,7 +148,7 @@ class SceneDataModule(TileDataModule):
         dataset = {'file_bands': file_bands, 'res': res, 'cache': cache}
         super().__init__(SceneDataset, paths, bands, image_size=patch_size, dataset=dataset, **kwargs)
         del self.kwargs['size']  # windows are cut to size by the sampler
-        self.paths = {'train': paths, 'val': val_paths, 'predict': predict_paths}
+        self.paths = {'train': paths, 'val': val_paths, 'predict': predict_paths or paths}
         self.patch_size, self.length = patch_size, length
 
     def make(self, part: Part) -> SceneDataset | None:
@@ -68,12 +158,10 @@ class SceneDataModule(TileDataModule):
             ValueError: If no scene is as large as a window.
         """
         paths = self.paths.get(part)
-        if part == 'predict' and paths is None:
-            paths = self.root
         if paths is None:
             return None
         dataset = SceneDataset(paths, **self.kwargs)
-        if not any(whole_windows(dataset, i, self.patch_size) for i in range(len(dataset))):
+        if not len(GridWindows(dataset, self.patch_size, whole=True)):
             raise ValueError(
                 f'patch_size={self.patch_size} is larger than every scene '
                 f'({list(dataset.index["filepath"])[:3]}); give a smaller patch_size.'
@@ -83,21 +171,13 @@ class SceneDataModule(TileDataModule):
     def _samples(self, train: SceneDataset) -> Iterator[dict[str, Any]]:
         # A data set of its own, as files opened here must not be inherited by workers.
         once = SceneDataset(self.root, **{**self.kwargs, 'cache': False}) if self.kwargs['cache'] else train
-        return sample_windows(once, self.patch_size)
+        windows = GridWindows(once, self.patch_size, whole=True)
+        return (once[windows[i]] for i in evenly_spaced(len(windows), SAMPLES))
 
     def transfer_batch_to_device(
         self, batch: dict[str, Any], device: torch.device, dataloader_idx: int
     ) -> dict[str, Any]:
-        """Move a batch to the device, except for its map coordinates.
-
-        Args:
-            batch: Batch with ``image``, shape (B, C, H, W), and ``bounds``, shape (B, 4).
-            device: The target device.
-            dataloader_idx: The index of the loader to which the batch belongs.
-
-        Returns:
-            The batch on the device; ``bounds`` stays, as not every device has float64.
-        """
+        """Move a batch to the device, but for ``bounds``, (B, 4): not every device has float64."""
         kept = {key: value for key, value in batch.items() if key == 'bounds'}
         moved = {key: value for key, value in batch.items() if key != 'bounds'}
         return {**super().transfer_batch_to_device(moved, device, dataloader_idx), **kept}

@@ -12,6 +12,15 @@ from ..bands import RGB, canonical, spell
 #: One value per band: by name, in the order of the bands, ImageNet's, or estimated.
 Statistic = Literal['auto', 'imagenet'] | Mapping[str, float] | Sequence[float]
 
+#: Most tiles looked at to estimate statistics.
+SAMPLES = 512
+
+#: ImageNet's statistics for pixels from 0 to 255.
+IMAGENET = {
+    'mean': {'red': 0.485 * 255, 'green': 0.456 * 255, 'blue': 0.406 * 255},
+    'std': {'red': 0.229 * 255, 'green': 0.224 * 255, 'blue': 0.225 * 255},
+}
+
 
 @dataclass(frozen=True)
 class Statistics:
@@ -51,39 +60,26 @@ class Statistics:
         Raises:
             ValueError: If values do not fit the bands, or there is no image to estimate from.
         """
-        mean, std = self.mean, self.std
-        if published is not None:
-            mean = published.mean if mean == 'auto' else mean
-            std = published.std if std == 'auto' else std
+        found: list[Tensor | None] = []
         # Check what is given before taking time to estimate the rest.
-        found_mean = None if mean == 'auto' else resolve(mean, bands, 'mean')
-        found_std = None if std == 'auto' else resolve(std, bands, 'std')
-        if found_mean is None or found_std is None:
-            estimated = estimate(images)
-            found_mean = estimated[0] if found_mean is None else found_mean
-            found_std = estimated[1] if found_std is None else found_std
-        return found_mean, found_std
+        for name in ('mean', 'std'):
+            value = getattr(self, name)
+            if value == 'auto' and published is not None:
+                value = getattr(published, name)
+            found.append(None if value == 'auto' else resolve(value, bands, name))
+        estimated = estimate(images) if None in found else (None, None)
+        mean, std = (e if f is None else f for f, e in zip(found, estimated, strict=True))
+        assert mean is not None and std is not None
+        return mean, std
 
 
-#: Most tiles looked at to estimate statistics.
-SAMPLES = 512
-
-#: ImageNet's statistics for pixels from 0 to 255.
-IMAGENET = {
-    'mean': {'red': 0.485 * 255, 'green': 0.456 * 255, 'blue': 0.406 * 255},
-    'std': {'red': 0.229 * 255, 'green': 0.224 * 255, 'blue': 0.225 * 255},
-}
-
-
-def resolve(
-    value: Mapping[str, float] | Sequence[float] | str, bands: Sequence[str], name: Literal['mean', 'std']
-) -> Tensor:
+def resolve(value: Mapping[str, float] | Sequence[float] | str, bands: Sequence[str], name: str) -> Tensor:
     """Order a given statistic by the bands.
 
     Args:
         value: Values by band name, values in the order of the bands, or ``'imagenet'``.
         bands: Names of the bands.
-        name: Which statistic it is.
+        name: Which statistic it is: ``mean`` or ``std``.
 
     Returns:
         One value per band in units of the images, float32, shape (C,).
@@ -108,27 +104,21 @@ def resolve(
                 f'{name} must have a value for every band, but {missing} are missing: '
                 f'bands {tuple(bands)}, given {tuple(value)}.'
             )
-        numbers = [known[canonical(band)] for band in bands]
-    else:
-        numbers = list(value)
-        if len(numbers) != len(bands):
-            raise ValueError(
-                f'{name} must have one value per band, got {len(numbers)} values for the '
-                f'{len(bands)} bands {tuple(bands)}.'
-            )
-    result = torch.tensor([float(number) for number in numbers])
+        value = [known[canonical(band)] for band in bands]
+    if len(value) != len(bands):
+        raise ValueError(
+            f'{name} must have one value per band, got {len(value)} values for the '
+            f'{len(bands)} bands {tuple(bands)}.'
+        )
+    result = torch.tensor([float(number) for number in value])
     if not torch.isfinite(result).all() or (name == 'std' and (result <= 0).any()):
         rule = 'positive numbers' if name == 'std' else 'finite numbers'
-        raise ValueError(f'{name} must be {rule}, got {numbers}.')
+        raise ValueError(f'{name} must be {rule}, got {list(value)}.')
     return result
 
 
 def usable(samples: Iterable[Mapping[str, Any]], where: object) -> Iterator[Tensor]:
-    """Images of the samples that can be used, each of shape (C, H, W).
-
-    Args:
-        samples: Samples of a data set.
-        where: What they come from, for the message.
+    """Images of the samples of a data set that can be used, each of shape (C, H, W).
 
     Raises:
         ValueError: After the last, if there was none.

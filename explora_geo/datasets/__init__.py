@@ -1,11 +1,9 @@
 """Datasets: folders of tiles and masks, EuroSAT and fMoW, and whole scenes."""
 
-from .base import TileDataset
-from .collate import collate_skipping
+from .base import TileDataset, collate_skipping
 from .eurosat import EuroSATDataset
 from .fmow import FMoWRGB, FMoWSentinel, FMoWTemporal
 from .folder import FolderDataset
-from .listed import ListedDataset
 from .masks import MaskFolderDataset
 from .packed import PackedDataset
 from .plotting import plot_rows
@@ -17,7 +15,6 @@ __all__ = [
     'FMoWSentinel',
     'FMoWTemporal',
     'FolderDataset',
-    'ListedDataset',
     'MaskFolderDataset',
     'PackedDataset',
     'SceneDataset',

@@ -1,6 +1,6 @@
 """Base data set of tiles: bands by name, damaged files skipped, resizing, plots, footprints."""
 
-import warnings
+import json
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -8,36 +8,23 @@ from typing import Any
 
 import geopandas as gpd
 import numpy as np
+import shapely
 import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from torch.utils.data import default_collate
 from torchgeo.datasets import NonGeoDataset
 
 from ..bands import RGB, select_bands
-from .catalog import build_catalog
-from .files import PathLike
-from .images import BadTileError, read_image, resize, skip
-from .plotting import plot_sample
+from .files import RASTER_SUFFIXES
+from .images import BadTileError, open_raster, read_image, resize
+from .plotting import Color, plot_sample
+from .remote import PathLike
 
 #: Function applied to each sample.
 Transforms = Callable[[dict[str, Any]], dict[str, Any]]
-
-
-def former_name(arguments: dict[str, Any], old: str, new: str, value: Any) -> Any:
-    """The value of an argument that had another name in earlier versions, with a warning.
-
-    Args:
-        arguments: Further arguments by name; the former one is taken out.
-        old: Former name.
-        new: Name now.
-        value: Value by the new name.
-    """
-    if arguments.get(old) is not None:
-        text = f'{old} is called {new} now; the former name ends with the next release'
-        warnings.warn(text, FutureWarning, stacklevel=3)
-        value = arguments[old]
-    arguments.pop(old, None)
-    return value
+#: Coordinates of catalogs: longitude and latitude.
+CATALOG_CRS = 'EPSG:4326'
 
 
 class TileDataset(NonGeoDataset):
@@ -53,6 +40,7 @@ class TileDataset(NonGeoDataset):
         files: Paths of the images, in the order of their indices.
         labels: Label of each file, or None if unlabeled.
         classes: Names of the classes in the order of their labels, empty if unlabeled.
+        colors: Color of each class in plots of masks, red, green and blue from 0 to 255.
         file_bands: Names of the bands in the files.
         bands: Names of the bands of a sample, in order.
         dtype: Pixel type of the files, None for any.
@@ -60,6 +48,7 @@ class TileDataset(NonGeoDataset):
     """
 
     file_bands: tuple[str, ...] = RGB
+    colors: Sequence[Color] = ()
     dtype: str | None = 'uint8'
     by_name = False
 
@@ -105,9 +94,8 @@ class TileDataset(NonGeoDataset):
             raise ValueError(
                 f'Labels of {root} must be 0 to {len(classes) - 1}, got {min(labels)} to {max(labels)}.'
             )
-        self.root, self.files = Path(root), list(files)
+        self.root, self.files, self.classes = Path(root), list(files), tuple(classes)
         self.labels = None if labels is None else list(labels)
-        self.classes = tuple(classes)
         self.size, self.min_size = size, min_size
         self.strict, self.cache, self.transforms = strict, cache, transforms
         self._positions = select_bands(bands, self.file_bands)
@@ -146,11 +134,13 @@ class TileDataset(NonGeoDataset):
 
     @cached_property
     def catalog(self) -> gpd.GeoDataFrame:
-        """One row per file with its footprint in longitude and latitude, for QGIS and geopandas."""
-        columns: dict[str, Any] = {}
-        if self.labels is not None:
-            columns = {'label': self.labels, 'category': [self.classes[label] for label in self.labels]}
-        return build_catalog(self.files, columns)
+        """One row per file with its footprint in longitude and latitude, for QGIS and geopandas.
+
+        Footprints are empty where neither a raster's header nor fMoW's JSON file beside an image tells.
+        `catalog.to_file('tiles.gpkg')` makes a layer of it.
+        """
+        columns = {'path': list(map(str, self.files)), **self._columns()}
+        return gpd.GeoDataFrame(columns, geometry=list(map(footprint, self.files)), crs=CATALOG_CRS)
 
     def relabel(self, classes: Sequence[str]) -> None:
         """Number the labels by another list of classes, e.g. that of the training folder.
@@ -172,17 +162,14 @@ class TileDataset(NonGeoDataset):
         self.classes = tuple(classes)
 
     def plot(self, sample: dict[str, Any], show_titles: bool = True, suptitle: str | None = None) -> Figure:
-        """Plot a sample.
+        """Plot a sample with its mask or ``prediction``, if any; see :func:`plot_sample`."""
+        return plot_sample(sample, self.bands, self.classes, self.colors, show_titles, suptitle)
 
-        Args:
-            sample: A sample returned by :meth:`__getitem__`, optionally with a ``prediction``.
-            show_titles: Whether to show titles, such as class names.
-            suptitle: Title of the whole figure.
-
-        Returns:
-            The figure, in true color if the bands allow it; the frames of a series side by side.
-        """
-        return plot_sample(sample, self.bands, self.classes, show_titles, suptitle)
+    def _columns(self) -> dict[str, Any]:
+        """Columns of the catalog."""
+        if self.labels is None:
+            return {}
+        return {'label': self.labels, 'category': [self.classes[label] for label in self.labels]}
 
     def _sample(self, index: int) -> dict[str, Any]:
         """A sample before transforms; raises BadTileError if it cannot be used."""
@@ -196,8 +183,8 @@ class TileDataset(NonGeoDataset):
         if index in self._cached:
             return self._cached[index]
         pixels = self._read(index)
-        if min(pixels.shape[1:]) < self.min_size:
-            height, width = pixels.shape[1:]
+        height, width = pixels.shape[1:]
+        if min(height, width) < self.min_size:
             raise BadTileError(f'its size {height}x{width} is below the minimum of {self.min_size} pixels')
         pixels = self._resize(pixels)
         if self.cache:
@@ -210,3 +197,57 @@ class TileDataset(NonGeoDataset):
 
     def _resize(self, pixels: NDArray[Any]) -> NDArray[Any]:
         return pixels if self.size is None else resize(pixels, self.size)
+
+
+def skip(message: str, strict: bool, remedy: str = 'repair or remove the file') -> dict[str, str]:
+    """The sample ``{'skipped': '<path>: <reason>'}`` in place of one that must not be used.
+
+    Raises:
+        ValueError: If *strict*.
+    """
+    if strict:
+        raise ValueError(f'{message}; {remedy}, or set strict=False to skip it.')
+    return {'skipped': message}
+
+
+def collate_skipping(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Stack the good samples of a batch and name the others.
+
+    Args:
+        samples: Samples of a dataset; one that could not be used is ``{'skipped': '<path>: <reason>'}``.
+
+    Returns:
+        The batch: ``image`` of shape (B, C, H, W), ``label`` of shape (B,) if there are labels,
+        and, only if samples were skipped, ``skipped``, the list of their messages.
+
+    Raises:
+        ValueError: If no sample is good, or the images differ in size.
+    """
+    good = [sample for sample in samples if 'skipped' not in sample]
+    skipped = [sample['skipped'] for sample in samples if 'skipped' in sample]
+    if not good:
+        raise ValueError(
+            f'A batch needs at least one usable tile, but all {len(skipped)} were skipped; '
+            f'repair or remove them, first {skipped[:1]}.'
+        )
+    shapes = sorted({tuple(sample['image'].shape) for sample in good})
+    if len(shapes) > 1:
+        raise ValueError(
+            f'Images of a batch must have one shape (C, H, W), got {shapes[:4]}; '
+            'give size to bring all tiles to one size.'
+        )
+    batch: dict[str, Any] = default_collate(good)
+    return {**batch, 'skipped': skipped} if skipped else batch
+
+
+def footprint(path: Path) -> shapely.Geometry | None:
+    """The place of an image in longitude and latitude, by its header or the JSON file beside it; or None."""
+    try:
+        if path.suffix.lower() in RASTER_SUFFIXES:
+            with open_raster(path, any_size=True) as source:
+                place = gpd.GeoSeries([shapely.box(*source.bounds)], crs=source.crs).to_crs(CATALOG_CRS)[0]
+                return place if np.isfinite(place.bounds).all() else None
+        text = json.loads(path.with_suffix('.json').read_text(encoding='utf-8'))['raw_location']
+        return shapely.from_wkt(text, on_invalid='ignore')
+    except Exception:  # readers of coordinates, text and headers raise errors of many kinds on foreign ones
+        return None

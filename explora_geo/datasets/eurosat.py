@@ -3,14 +3,14 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from torchgeo.datasets import EuroSAT
 
 from ..bands import RGB
-from .base import Transforms
-from .files import RASTER_SUFFIXES, PathLike, find_images, subfolders
+from .files import RASTER_SUFFIXES, find_images, subfolders
 from .folder import FolderDataset
+from .remote import PathLike
 
 #: Bands of the 13-band tiles in file order: B8A comes last, not after B08.
 MS_BANDS = (*(f'B{i:02d}' for i in range(1, 13)), 'B8A')
@@ -23,8 +23,8 @@ class EuroSATDataset(FolderDataset):
     split files; this class reads the JPEG set too, any subset, and any split.
 
     The layout is ``root/<Class>/<Class>_<n>.<suffix>``, ``root/<split>/<Class>/...``, or that of
-    TorchGeo's download with its split files, which can be downloaded. JPEG tiles have the bands red,
-    green and blue (0 to 255), GeoTIFF tiles B01 to B12 and B8A (reflectance x 10,000).
+    TorchGeo's download with its split files. JPEG tiles have the bands red, green and blue (0 to 255),
+    GeoTIFF tiles B01 to B12 and B8A (reflectance x 10,000).
 
     If you use this dataset in your research, please cite
     https://ieeexplore.ieee.org/document/8736785.
@@ -36,12 +36,8 @@ class EuroSATDataset(FolderDataset):
         split: Literal['train', 'val', 'test'] | None = 'train',
         bands: Sequence[str] | None = None,
         split_file: PathLike | None = None,
-        size: int | None = None,
-        strict: bool = False,
-        cache: bool = False,
-        transforms: Transforms | None = None,
         download: bool = False,
-        checksum: bool = False,
+        **kwargs: Any,
     ) -> None:
         """Initialize a new EuroSATDataset instance.
 
@@ -51,52 +47,43 @@ class EuroSATDataset(FolderDataset):
             bands: Names of the bands to return, in any order; all bands if None.
             split_file: JSON object that lists tile names by split. Names are compared without
                 their ending, so one file serves JPEG and GeoTIFF tiles.
-            size: Side of the returned images; the tiles' own size if None.
-            strict: Whether to raise on a tile that cannot be used instead of skipping it.
-            cache: Whether to keep decoded tiles in memory.
-            transforms: Function applied to each sample.
             download: Whether to get the 13-band tiles through TorchGeo if *root* does not hold them.
-            checksum: Whether to check what is downloaded (slow).
+            **kwargs: ``size``, ``strict``, ``cache`` and ``transforms`` of :class:`FolderDataset`.
 
         Raises:
             FileNotFoundError: If the folder or the split file does not exist, or no tile is found.
             ValueError: If the split cannot be told apart, or bands do not fit.
         """
-        folder = Path(root)
+        folder, members = Path(root), None
         if download and not (folder / EuroSAT.base_dir).is_dir():
             for part in EuroSAT.splits:  # each has a list of its own
-                EuroSAT(str(root), part, download=True, checksum=checksum)
-        members: frozenset[str] | None = None
-        if (folder / EuroSAT.base_dir).is_dir():
-            if split is not None and split_file is None:
-                members = _read_lines(folder / EuroSAT.split_filenames[split])
+                EuroSAT(str(root), part, download=True)
+        downloaded = (folder / EuroSAT.base_dir).is_dir()
+        if split is not None and split_file is not None:
+            members = _read_split(Path(split_file), split)
+        elif split is not None and downloaded:
+            members = _read_lines(folder / EuroSAT.split_filenames[split])
+        elif split is not None and (folder / split).is_dir():
+            folder = folder / split
+        elif split is not None and folder.is_dir():
+            raise ValueError(
+                f'split={split!r} needs a folder {folder / split} or a split_file, but there '
+                'is neither; give split_file, or split=None for all tiles.'
+            )
+        if downloaded:
             folder = folder / EuroSAT.base_dir
-        if split is not None and members is None:
-            if split_file is not None:
-                members = read_split(split_file, split)
-            elif (folder / split).is_dir():
-                folder = folder / split
-            elif folder.is_dir():
-                raise ValueError(
-                    f'split={split!r} needs a folder {folder / split} or a split_file, but there '
-                    'is neither; give split_file, or split=None for all tiles.'
-                )
         files = find_images(folder)
         multispectral = bool(files) and files[0].suffix.lower() in RASTER_SUFFIXES
         super().__init__(
             folder,
-            bands=bands,
-            file_bands=MS_BANDS if multispectral else RGB,
+            bands,
+            MS_BANDS if multispectral else RGB,
             labeled=True,
-            size=size,
-            strict=strict,
-            cache=cache,
-            transforms=transforms,
             is_valid_file=None if members is None else lambda path: path.stem in members,
+            **kwargs,
         )
         # A class without a tile in this split must not shift the labels of the others.
         self.relabel([path.name for path in subfolders(folder)])
-        self.split = split
 
 
 def _read_lines(path: Path) -> frozenset[str]:
@@ -106,21 +93,8 @@ def _read_lines(path: Path) -> frozenset[str]:
     return frozenset(Path(line.strip()).stem for line in path.read_text(encoding='utf-8').splitlines())
 
 
-def read_split(split_file: PathLike, split: str) -> frozenset[str]:
-    """Read the tile names of one split.
-
-    Args:
-        split_file: JSON object with a list of names for each split.
-        split: Name of the split.
-
-    Returns:
-        Names without their ending.
-
-    Raises:
-        FileNotFoundError: If the file does not exist.
-        ValueError: If it is no such object, or has no such split.
-    """
-    path = Path(split_file)
+def _read_split(path: Path, split: str) -> frozenset[str]:
+    """Names without their ending of a split in a JSON object of lists."""
     if not path.is_file():
         raise FileNotFoundError(f'The split file {path} does not exist; check the path.')
     try:

@@ -1,12 +1,11 @@
 """Functional Map of the World: RGB images, Sentinel-2 tiles, and series of RGB images."""
 
+import re
 import warnings
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import geopandas as gpd
 import numpy as np
 import pandas as pd
 import torch
@@ -15,15 +14,29 @@ from torch import Tensor
 from torchgeo.datasets import DatasetNotFoundError
 
 from .base import TileDataset, Transforms
-from .catalog import build_catalog
-from .files import PathLike
-from .fmow_lists import CLASSES, read_list, rgb_rows, sentinel_rows
 from .images import BadTileError, resize
+from .remote import PathLike
 
 #: Bands of fMoW-Sentinel's files in their order: B8A stands after B08, unlike in EuroSAT's files.
 SENTINEL_BANDS = (*(f'B{i:02d}' for i in range(1, 9)), 'B8A', *(f'B{i:02d}' for i in range(9, 13)))
 #: The first year that SatMAE's timestamps count from.
 FIRST_YEAR = 2002
+
+CLASSES = tuple(
+    """
+    airport airport_hangar airport_terminal amusement_park aquaculture archaeological_site barn
+    border_checkpoint burial_site car_dealership construction_site crop_field dam debris_or_rubble
+    educational_institution electric_substation factory_or_powerplant fire_station flooded_road fountain
+    gas_station golf_course ground_transportation_station helipad hospital impoverished_settlement
+    interchange lake_or_pond lighthouse military_facility multi-unit_residential nuclear_powerplant
+    office_building oil_or_gas_facility park parking_lot_or_garage place_of_worship police_station port
+    prison race_track railway_bridge recreational_facility road_bridge runway shipyard shopping_mall
+    single-unit_residential smokestack solar_farm space_facility stadium storage_tank surface_mine
+    swimming_pool toll_booth tower tunnel_opening waste_disposal water_treatment_facility wind_farm zoo
+    """.split()
+)
+# airport_hangar_12_3_rgb.jpg: category, location, image and the kind of file.
+_NAME = re.compile(r'(?P<category>.+)_(?P<location>-?\d+)_(?P<image>\d+)(?P<kind>\D.*)?')
 
 
 class FMoWRGB(TileDataset):
@@ -39,11 +52,13 @@ class FMoWRGB(TileDataset):
     If you use this dataset in your research, please cite https://arxiv.org/abs/1711.07846.
 
     Attributes:
-        table: One row per image: path, label, location_id, image_id, timestamp and series.
+        table: One row per image: path, label, location_id, image_id, timestamp and series, which images of
+            one place and kind of file share.
         missing: Files that the list names and that do not exist.
     """
 
     labels: list[int]
+    list_name = '{}_62classes.csv'
 
     def __init__(
         self,
@@ -53,7 +68,6 @@ class FMoWRGB(TileDataset):
         size: int | None = 224,
         crop_pct: float = 1.0,
         strict: bool = False,
-        checksum: str | None = None,
         transforms: Transforms | None = None,
     ) -> None:
         """Initialize a new dataset instance.
@@ -66,7 +80,6 @@ class FMoWRGB(TileDataset):
                 center cropped. Images keep their size if None.
             crop_pct: Share of the resized side that is kept; SatMAE evaluates with 224/256.
             strict: Whether to raise on missing and unusable images instead of leaving them out.
-            checksum: SHA-256 that the list must have.
             transforms: Function applied to each sample.
 
         Raises:
@@ -75,41 +88,70 @@ class FMoWRGB(TileDataset):
         """
         if not 0 < crop_pct <= 1:
             raise ValueError(f'crop_pct must be above 0 and at most 1, got {crop_pct}.')
-        self.root, self.split, self.crop_pct, self.strict = Path(root), split, crop_pct, strict
-        path = self._list_path()
+        self.root, self.split, self.crop_pct = Path(root), split, crop_pct
+        self.list_path = path = self.root / self.list_name.format(split)
         if not path.is_file():
             raise DatasetNotFoundError(self)
-        rows = self._rows(read_list(path, checksum), path)
+        try:
+            table = pd.read_csv(path)
+        except (ValueError, UnicodeDecodeError) as error:
+            raise ValueError(f'The list {path} is no CSV file ({error}).') from error
+        if table.empty:
+            raise ValueError(f'The list {path} has no rows; get the complete list.')
+        rows = self._rows(table)
         exists = np.array([file.is_file() for file in rows['path']])
         self.missing = [str(file) for file in rows['path'][~exists]]
-        self._report_missing(len(rows), path)
+        if not exists.any():
+            raise DatasetNotFoundError(self)
+        if self.missing:
+            message = (
+                f'{len(self.missing)} of {len(rows)} files in {path} do not exist, first {self.missing[0]}'
+            )
+            if strict:
+                raise ValueError(f'{message}; get them, or set strict=False to leave them out.')
+            warnings.warn(f'{message}; they are left out.', UserWarning, stacklevel=2)
         self.table: pd.DataFrame = rows[exists].reset_index(drop=True)
         files, labels = list(self.table['path']), self.table['label'].tolist()
         super().__init__(root, files, labels, CLASSES, bands, size, strict, transforms)
 
-    @cached_property
-    def catalog(self) -> gpd.GeoDataFrame:
-        """One row per image with its footprint in longitude and latitude, for QGIS and geopandas."""
-        columns = {name: list(self.table[name]) for name in ('location_id', 'image_id', 'timestamp', 'label')}
-        columns['category'] = [CLASSES[label] for label in self.table['label']]
-        polygons = list(self.table['polygon']) if 'polygon' in self.table else None
-        return build_catalog(self.table['path'], columns, polygons)
+    def _columns(self) -> dict[str, Any]:
+        names = ('location_id', 'image_id', 'timestamp')
+        return {**super()._columns(), **{name: list(self.table[name]) for name in names}}
 
-    def _list_path(self) -> Path:
-        return self.root / f'{self.split}_62classes.csv'
+    def _rows(self, table: pd.DataFrame) -> pd.DataFrame:
+        """The table out of label, path and timestamp, by place in the row; there may be no timestamps."""
+        if table.shape[1] < 2:
+            raise ValueError(
+                f'The list {self.list_path} must have label, path and timestamp, it has '
+                f'{list(table.columns)}.'
+            )
+        paths = [self.root / str(path) for path in table.iloc[:, 1]]
+        names = [_NAME.fullmatch(path.stem) for path in paths]
+        return pd.DataFrame(
+            {
+                'path': paths,
+                'label': self._labels(table.iloc[:, 0]),
+                'location_id': [int(m['location']) if m else -1 for m in names],
+                'image_id': [int(m['image']) if m else -1 for m in names],
+                'timestamp': table.iloc[:, 2].astype(str) if table.shape[1] > 2 else '',
+                # The folder is part of a series' name: a place in two splits is two series.
+                'series': [
+                    f'{path.parent}/{m["category"]}_{m["location"]}{m["kind"] or ""}' if m else str(path)
+                    for path, m in zip(paths, names, strict=True)
+                ],
+            }
+        )
 
-    def _rows(self, table: pd.DataFrame, where: Path) -> pd.DataFrame:
-        return rgb_rows(table, self.root, where)
-
-    def _report_missing(self, total: int, path: Path) -> None:
-        if not self.missing:
-            return
-        if len(self.missing) == total:
-            raise DatasetNotFoundError(self)
-        message = f'{len(self.missing)} of {total} files in {path} do not exist, first {self.missing[0]}'
-        if self.strict:
-            raise ValueError(f'{message}; get them, or set strict=False to leave them out.')
-        warnings.warn(f'{message}; they are left out.', UserWarning, stacklevel=3)
+    def _labels(self, values: pd.Series) -> list[int]:
+        """Numbers of classes out of their numbers or names."""
+        numbers = {name: i for i, name in enumerate(CLASSES)} | {str(i): i for i in range(len(CLASSES))}
+        unknown = sorted({str(v) for v in values} - set(numbers))
+        if unknown:
+            raise ValueError(
+                f'The list {self.list_path} has classes that fMoW has not, first {unknown[:3]}; classes are '
+                f'numbers from 0 to {len(CLASSES) - 1} or names from {CLASSES[0]} to {CLASSES[-1]}.'
+            )
+        return [numbers[str(value)] for value in values]
 
     def _resize(self, pixels: NDArray[Any]) -> NDArray[Any]:
         if self.size is None:
@@ -135,6 +177,7 @@ class FMoWSentinel(FMoWRGB):
 
     file_bands = SENTINEL_BANDS
     dtype = None
+    list_name = '{}.csv'
 
     def __init__(
         self,
@@ -147,18 +190,30 @@ class FMoWSentinel(FMoWRGB):
         """Initialize a new dataset instance; see :class:`FMoWRGB` for the arguments."""
         super().__init__(root, split, bands, size, **kwargs)
 
-    def _list_path(self) -> Path:
-        return self.root / f'{self.split}.csv'
-
-    def _rows(self, table: pd.DataFrame, where: Path) -> pd.DataFrame:
-        return sentinel_rows(table, self.root, self.split, where)
+    def _rows(self, table: pd.DataFrame) -> pd.DataFrame:
+        # A column `image_path` is not used: the published one does not name the files.
+        needed = ['category', 'location_id', 'image_id', 'timestamp']
+        missing = [name for name in needed if name not in table]
+        if missing:
+            raise ValueError(
+                f'The list {self.list_path} lacks the columns {missing}; it has {list(table.columns)}.'
+            )
+        rows = table[needed[1:]].copy()
+        rows['label'] = self._labels(table['category'])
+        rows['series'] = table['category'].astype(str) + '_' + table['location_id'].astype(str)
+        files = rows['series'] + '_' + table['image_id'].astype(str) + '.tif'
+        folder = self.root / 'fmow-sentinel' / self.split
+        places = zip(table['category'], rows['series'], files, strict=True)
+        rows['path'] = [folder.joinpath(*parts) for parts in places]
+        return rows.sort_values(['label', 'location_id', 'timestamp'], kind='stable', ignore_index=True)
 
 
 class FMoWTemporal(FMoWRGB):
     """Series of RGB images of one place each, as SatMAE reads them.
 
     The layout is that of :class:`FMoWRGB`; the list must have timestamps. A sample is an image and
-    others of the same place, drawn at random; a place with too few images repeats them.
+    others of the same place, drawn at random; a place with too few images repeats them. ``image`` has the
+    shape (T, C, H, W), ``timestamps``, int64 years since 2002, months since January and hours, (T, 3).
     """
 
     def __init__(
@@ -167,12 +222,7 @@ class FMoWTemporal(FMoWRGB):
         split: str = 'train',
         num_frames: int = 3,
         random_frames: bool = True,
-        bands: Sequence[str] | None = None,
-        size: int = 224,
-        crop_pct: float = 1.0,
-        strict: bool = False,
-        checksum: str | None = None,
-        transforms: Transforms | None = None,
+        **kwargs: Any,
     ) -> None:
         """Initialize a new dataset instance.
 
@@ -181,12 +231,7 @@ class FMoWTemporal(FMoWRGB):
             split: Which list: train, val or test.
             num_frames: Images of a series T.
             random_frames: Whether to draw the other images anew each time; else always the same.
-            bands: Names of the bands to return, in any order; all bands if None.
-            size: Side of the returned images; see :class:`FMoWRGB`.
-            crop_pct: Share of the resized side that is kept.
-            strict: Whether to raise on missing and unusable images instead of leaving them out.
-            checksum: SHA-256 that the list must have.
-            transforms: Function applied to each sample.
+            **kwargs: Further arguments of :class:`FMoWRGB`.
 
         Raises:
             DatasetNotFoundError: If there is no list, or none of its files.
@@ -194,19 +239,21 @@ class FMoWTemporal(FMoWRGB):
         """
         if num_frames < 1:
             raise ValueError(f'num_frames must be at least 1, got {num_frames}.')
-        self.num_frames = num_frames
-        self.random_frames = random_frames
-        super().__init__(root, split, bands, size, crop_pct, strict, checksum, transforms)
-        self.times = _parse_times(self.table['timestamp'], self._list_path())
+        self.num_frames, self.random_frames = num_frames, random_frames
+        super().__init__(root, split, **kwargs)
+        stamps = self.table['timestamp']
+        times = pd.to_datetime(stamps, utc=True, errors='coerce', format='ISO8601')
+        if times.isna().any():
+            raise ValueError(
+                f'The list {self.list_path} must state the time of every image, such as '
+                f'2016-05-03T10:24:00Z, in its third column, got {stamps[times.isna()].iloc[0]!r}.'
+            )
+        columns = [times.dt.year - FIRST_YEAR, times.dt.month - 1, times.dt.hour]
+        self.times = torch.tensor(np.stack(columns, axis=1), dtype=torch.int64)
         groups = self.table.groupby('series').indices
         self._others = [groups[name][groups[name] != i] for i, name in enumerate(self.table['series'])]
 
     def _sample(self, index: int) -> dict[str, Any]:
-        """One series, whose first image is the row asked for.
-
-        ``image`` has the shape (T, C, H, W), ``timestamps``, int64 years since 2002, months since January and
-        hours, the shape (T, 3).
-        """
         rows = [index, *self._draw(index)]
         frames: dict[int, Tensor] = {}
         for row in dict.fromkeys(rows):
@@ -215,11 +262,8 @@ class FMoWTemporal(FMoWRGB):
             except BadTileError as error:
                 error.path = self.files[row]
                 raise
-        return {
-            'image': torch.stack([frames[row] for row in rows]),
-            'timestamps': self.times[rows],
-            'label': torch.tensor(self.labels[index]),
-        }
+        image, label = torch.stack([frames[row] for row in rows]), torch.tensor(self.labels[index])
+        return {'image': image, 'timestamps': self.times[rows], 'label': label}
 
     def _draw(self, index: int) -> list[int]:
         """Rows of the other frames: all different while there are enough, else repeated."""
@@ -228,16 +272,3 @@ class FMoWTemporal(FMoWRGB):
             return [index] * wanted
         order = torch.randperm(len(others)) if self.random_frames else torch.arange(len(others))
         return [int(others[order[i % len(others)]]) for i in range(wanted)]
-
-
-def _parse_times(stamps: pd.Series, where: Path) -> Tensor:
-    """Years since 2002, months since January and hours of ISO times, shape (N, 3)."""
-    times = pd.to_datetime(stamps, utc=True, errors='coerce', format='ISO8601')
-    if times.isna().any():
-        first = stamps[times.isna()].iloc[0]
-        raise ValueError(
-            f'The list {where} must state the time of every image, such as 2016-05-03T10:24:00Z, in its '
-            f'third column, got {first!r}.'
-        )
-    columns = [times.dt.year - FIRST_YEAR, times.dt.month - 1, times.dt.hour]
-    return torch.tensor(np.stack(columns, axis=1), dtype=torch.int64)

@@ -17,30 +17,19 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageFile
 from rasterio.enums import ColorInterp
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import NodataShadowWarning, NotGeoreferencedWarning, RasterioError
+from torch import Tensor
 from torch.nn import functional as F
 
 from .._compat import CPLE_BaseError, CPLE_OutOfMemoryError
 from ..bands import RGB, canonical
-from .files import PLAIN_SUFFIXES, PathLike
+from .files import PLAIN_SUFFIXES
+from .remote import PathLike
 
-#: Beginnings of TIFF files, in either byte order, classic and big.
-TIFF_SIGNATURES = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
-PNG_SIGNATURE = b'\x89PNG'
 #: What readers raise on damaged bytes: Pillow almost any kind of plain error, GDAL and zlib their own.
 DAMAGE = (
-    ArithmeticError,
-    EOFError,
-    LookupError,
-    OSError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-    Image.DecompressionBombError,
-    CPLE_BaseError,
-    RasterioError,
-    struct.error,
-    zlib.error,
+    *(ArithmeticError, EOFError, LookupError, OSError, SyntaxError, TypeError, ValueError, struct.error),
+    *(Image.DecompressionBombError, CPLE_BaseError, RasterioError, zlib.error),
 )
 #: Errors of the machine, which say nothing about the file.
 MACHINE_FAILURES = frozenset({errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE})
@@ -56,42 +45,39 @@ class BadTileError(ValueError):
     path: Path | None = None
 
 
-def skip(message: str, strict: bool, remedy: str = 'repair or remove the file') -> dict[str, str]:
-    """Return value of a data set for a sample that must not be used.
-
-    Args:
-        message: Which file, and why: ``<path>: <reason>``.
-        strict: Whether to raise instead.
-        remedy: What to do about it.
-
-    Returns:
-        ``{'skipped': message}``, which :func:`collate_skipping` gathers.
-
-    Raises:
-        ValueError: If *strict*.
-    """
-    if strict:
-        raise ValueError(f'{message}; {remedy}, or set strict=False to skip it.')
-    return {'skipped': message}
-
-
 @dataclass(frozen=True)
 class Header:
     """Header of an image.
 
     Attributes:
-        count: Number of bands.
+        path: Path, URL or GDAL name.
         dtype: NumPy name of the pixel type.
-        descriptions: Names of the bands stored in the file, None where there is none.
+        descriptions: Name of each band that is stored in the file, None where there is none.
         height: Rows.
         width: Columns.
+        colors: Color of each band by the color interpretation of a raster; empty unless red, green and blue
+            occur once each.
+        crs: Coordinate reference system, or None.
+        nodata: Value of pixels without data, or None.
+        plain: Whether Pillow reads it.
+        palette: Whether the pixels of a raster are indices of colors, which are read instead.
     """
 
-    count: int
+    path: Path | str
     dtype: str
     descriptions: tuple[str | None, ...]
     height: int
     width: int
+    colors: tuple[str | None, ...] = ()
+    crs: str | None = None
+    nodata: float | None = None
+    plain: bool = False
+    palette: bool = False
+
+    @property
+    def count(self) -> int:
+        """Number of bands."""
+        return len(self.descriptions)
 
     @property
     def side(self) -> int:
@@ -99,11 +85,11 @@ class Header:
         return min(self.height, self.width)
 
 
-def read_header(path: Path, names: Sequence[str] | None = None) -> Header:
-    """Read band count, pixel type, band names and size of an image.
+def read_header(path: PathLike, names: Sequence[str] | None = None) -> Header:
+    """Read bands, pixel type, size and place of an image.
 
     Args:
-        path: Image file.
+        path: Image file, as `Path`, or a name that GDAL opens, as `str`.
         names: Names of the bands expected, if known.
 
     Returns:
@@ -112,16 +98,25 @@ def read_header(path: Path, names: Sequence[str] | None = None) -> Header:
     Raises:
         BadTileError: If the file is not a readable image.
     """
-    if _is_plain(path):
-        with _pillow(path) as image:
+    place = path if isinstance(path, str) else Path(path)
+    if _is_plain(place):
+        with _pillow(place) as image:
             # One pixel shows what the mode becomes.
             pixels = _plain_bands(Image.new(image.mode, (1, 1)), names)
             size = image.height, image.width
-        return Header(pixels.shape[0], pixels.dtype.name, (None,) * pixels.shape[0], *size)
-    with _raster(path) as source:
+        return Header(place, pixels.dtype.name, (None,) * len(pixels), *size, plain=True)
+    with open_raster(place, any_size=True) as source:
+        if not source.count:
+            raise BadTileError('it has no bands of its own, only sub-data sets: name one of these')
+        crs = None if source.crs is None else source.crs.to_string()
+        size = source.height, source.width
         if source.colorinterp[0] == ColorInterp.palette:
-            return Header(3, 'uint8', (None,) * 3, *source.shape)
-        return Header(source.count, source.dtypes[0], source.descriptions, *source.shape)
+            return Header(place, 'uint8', (None,) * 3, *size, (), crs, source.nodata, palette=True)
+        descriptions = tuple((text or '').strip() or None for text in source.descriptions)
+        colors = tuple(tag.name if tag.name in RGB else None for tag in source.colorinterp)
+        if sorted(filter(None, colors)) != sorted(RGB):
+            colors = ()
+        return Header(place, source.dtypes[0], descriptions, *size, colors, crs, source.nodata)
 
 
 def depth(dtype: str) -> str:
@@ -159,15 +154,14 @@ def read_image(
     """
     if _is_plain(path):
         with _pillow(path) as image:
-            pixels = _plain_bands(image, names)
-        _check_count(len(pixels), names)
-        pixels = pixels[list(positions)]
+            whole = _plain_bands(image, names)
+        _check_count(len(whole), names)
+        pixels = whole[list(positions)]
     else:
-        with _raster(path) as source:
+        with open_raster(path) as source:
             if source.colorinterp[0] == ColorInterp.palette:
-                pixels = _apply_palette(source.read(1), source.colormap(1))
-                _check_count(len(pixels), names)
-                pixels = pixels[list(positions)]
+                _check_count(3, names)
+                pixels = _apply_palette(source.read(1), source.colormap(1))[list(positions)]
             else:
                 _check_count(source.count, names)
                 if by_name:
@@ -213,14 +207,7 @@ def without_data(pixels: NDArray[Any], nodata: float) -> NDArray[np.bool_]:
 
 
 def fill_nodata(pixels: NDArray[Any], nodata: float) -> NDArray[Any]:
-    """Give pixels without data the mean of their band's others.
-
-    Args:
-        pixels: Image, shape (C, H, W).
-        nodata: What means nodata; see `without_data`.
-
-    Returns:
-        Image of the same type; the same one if all pixels are data.
+    """Give pixels without data (see `without_data`) the mean of their band's others; type and shape stay.
 
     Raises:
         BadTileError: If a band has no data.
@@ -244,13 +231,9 @@ def resize(pixels: NDArray[Any], size: int) -> NDArray[Any]:
     Returns:
         Image of the same type, shape (C, size, size); an image that has this size is not touched.
     """
-    height, width = pixels.shape[1:]
-    if min(height, width) != size:
-        scale = size / min(height, width)
-        target = (max(size, round(height * scale)), max(size, round(width * scale)))
+    if (target := _target(pixels.shape[1:], size)) is not None:
         tensor = torch.from_numpy(pixels.astype(np.float32))[None]
-        tensor = F.interpolate(tensor, target, mode='bicubic', antialias=True)
-        resized = tensor[0].numpy()
+        resized = F.interpolate(tensor, target, mode='bicubic', antialias=True)[0].numpy()
         if pixels.dtype.kind in 'iu':
             # Bicubic weights are partly negative, so sharp edges leave the range of the type.
             limits = np.iinfo(pixels.dtype)
@@ -260,20 +243,36 @@ def resize(pixels: NDArray[Any], size: int) -> NDArray[Any]:
     return np.ascontiguousarray(pixels[:, top : top + size, left : left + size])
 
 
+def resize_mask(mask: Tensor, size: int | None) -> Tensor:
+    """Resize and crop a mask, (H, W) -> (size, size), as images are, to the nearest value."""
+    if size is None:
+        return mask
+    if (target := _target(mask.shape, size)) is not None:
+        mask = F.interpolate(mask[None, None].double(), target, mode='nearest-exact')[0, 0].to(mask.dtype)
+    top, left = (mask.shape[0] - size) // 2, (mask.shape[1] - size) // 2
+    return mask[top : top + size, left : left + size].clone()
+
+
+def _target(shape: Sequence[int], size: int) -> tuple[int, int] | None:
+    """Height and width whose shorter side has a size; None if it has it already."""
+    scale = size / min(shape)
+    return None if scale == 1 else (max(size, round(shape[0] * scale)), max(size, round(shape[1] * scale)))
+
+
 def _check_count(count: int, names: Sequence[str]) -> None:
     if count != len(names):
         raise BadTileError(f'it has {count} bands instead of the {len(names)} bands {tuple(names)}')
 
 
-def _is_plain(path: Path) -> bool:
+def _is_plain(path: Path | str) -> bool:
     """Whether Pillow reads a file; it cuts 16-bit color to 8 bits and knows few kinds of TIFF."""
-    if path.suffix.lower() not in PLAIN_SUFFIXES:
+    if isinstance(path, str) or path.suffix.lower() not in PLAIN_SUFFIXES:
         return False
     with readable(path), path.open('rb') as file:
         start = file.read(25)
     # By content, as names may be wrong. Byte 24 of a PNG is its bit depth.
-    deep = start.startswith(PNG_SIGNATURE) and start[24:] == b'\x10'
-    return not deep and not start.startswith(TIFF_SIGNATURES)
+    deep = start.startswith(b'\x89PNG') and start[24:] == b'\x10'
+    return not deep and not start.startswith((b'II*\0', b'MM\0*', b'II+\0', b'MM\0+'))
 
 
 @contextmanager
@@ -310,8 +309,7 @@ def raise_machine_failure(error: Exception, path: PathLike | None = None) -> Non
     """
     cause: BaseException | None = error
     while cause is not None:
-        number = getattr(cause, 'errno', None)
-        if isinstance(number, int) and number in MACHINE_FAILURES:
+        if getattr(cause, 'errno', None) in MACHINE_FAILURES:
             raise error
         if isinstance(cause, CPLE_OutOfMemoryError):
             raise OSError(errno.ENOMEM, f'{os.strerror(errno.ENOMEM)} ({cause})', path) from error
@@ -331,7 +329,7 @@ def raise_machine_failure(error: Exception, path: PathLike | None = None) -> Non
 
 
 @contextmanager
-def _pillow(path: Path) -> Iterator[Image.Image]:
+def _pillow(path: Path | str) -> Iterator[Image.Image]:
     # Other libraries switch this on for the whole process, which would let damaged tiles pass.
     tolerant = ImageFile.LOAD_TRUNCATED_IMAGES
     ImageFile.LOAD_TRUNCATED_IMAGES = False
@@ -343,14 +341,16 @@ def _pillow(path: Path) -> Iterator[Image.Image]:
 
 
 @contextmanager
-def _raster(path: Path) -> Iterator[rasterio.DatasetReader]:
+def open_raster(path: PathLike, any_size: bool = False) -> Iterator[rasterio.DatasetReader]:
+    """Open a raster, no larger than tiles are; what goes wrong in the body is a `BadTileError`."""
     with readable(path), warnings.catch_warnings():
-        # Tiles need no georeference.
-        warnings.simplefilter('ignore', NotGeoreferencedWarning)
+        # Tiles need no georeference, and many four-band files tag near infrared as alpha.
+        for category in (NotGeoreferencedWarning, NodataShadowWarning):
+            warnings.simplefilter('ignore', category)
         with rasterio.open(path) as source:
             # Pillow's limit: a small file may unpack to any size.
             limit = 2 * (Image.MAX_IMAGE_PIXELS or np.inf)
-            if source.width * source.height > limit:
+            if source.width * source.height > limit and not any_size:
                 raise BadTileError(
                     f'its {source.width} x {source.height} pixels are more than {limit:,.0f}, those of a tile'
                 )
@@ -371,8 +371,6 @@ def _plain_bands(image: Image.Image, names: Sequence[str] | None) -> NDArray[Any
     return pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0)
 
 
-def _apply_palette(indices: NDArray[Any], colors: dict[int, tuple[int, int, int, int]]) -> NDArray[np.uint8]:
-    table = np.zeros((int(max(max(colors), indices.max())) + 1, 3), dtype=np.uint8)
-    for index, color in colors.items():
-        table[index] = color[:3]
-    return np.moveaxis(table[indices], -1, 0)
+def _apply_palette(indices: NDArray[Any], colors: dict[int, tuple[int, ...]]) -> NDArray[np.uint8]:
+    table = [colors.get(i, (0, 0, 0))[:3] for i in range(int(indices.max()) + 1)]
+    return np.moveaxis(np.array(table, np.uint8)[indices], -1, 0)

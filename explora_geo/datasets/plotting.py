@@ -1,53 +1,97 @@
-"""Plots of samples of any dataset."""
+"""Plots of samples of any dataset, with their masks and predictions."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from matplotlib import pyplot as plt
+from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from ..bands import RGB, select_bands, true_color_bands
+
+#: Red, green and blue from 0 to 255.
+Color = Sequence[int]
+
+#: Most classes a legend names.
+_SHOWN = 12
+
+
+def palette(count: int, colors: Sequence[Color] = ()) -> NDArray[np.uint8]:
+    """A color per class, (count, 3), 0 to 255: the given ones, else hues that neighbors do not share."""
+    # Steps of the golden ratio spread any number of hues; value and saturation tell close ones apart.
+    steps = np.arange(count)
+    hues = (steps * 0.618034 + 0.33) % 1
+    hsv = np.stack([hues, 0.55 + 0.3 * (steps % 2), 0.9 - 0.25 * (steps % 3 == 2)], axis=1)
+    table = np.round(255 * hsv_to_rgb(hsv)).astype(np.uint8)
+    for i, color in enumerate(colors[:count]):
+        table[i] = color
+    return table
+
+
+def paint(values: NDArray[Any], table: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Classes as colors, (H, W) -> (H, W, 3); values without a color are white."""
+    known = (values >= 0) & (values < len(table))
+    picture = np.full((*values.shape, 3), 255, dtype=np.uint8)
+    picture[known] = table[values[known].astype(int)]
+    return picture
 
 
 def plot_sample(
     sample: dict[str, Any],
     bands: Sequence[str],
     classes: Sequence[str] = (),
+    colors: Sequence[Color] = (),
     show_titles: bool = True,
     suptitle: str | None = None,
 ) -> Figure:
-    """Show an image in true color, or its first band in gray if it has none.
+    """Show an image in true color, or its first band in gray, beside its mask and prediction.
 
     Args:
-        sample: Sample with ``image`` of shape (C, H, W), or (T, C, H, W) for a series, in any units, and
-            optionally ``label`` and ``prediction``.
+        sample: Sample with ``image`` of shape (C, H, W), or (T, C, H, W) for a series, in any units;
+            optionally ``label``, ``mask`` of shape (H, W) with classes or numbers, and a ``prediction`` of
+            either.
         bands: Names of the bands of the image.
         classes: Names of the classes.
-        show_titles: Whether to show class names above the image.
+        colors: Colors of the classes of masks.
+        show_titles: Whether to show titles above the panels, such as class names.
         suptitle: Title of the whole figure.
 
     Returns:
-        The figure.
+        The figure; masks of classes have a legend of those that occur.
     """
     frames = sample['image'] if sample['image'].ndim == 4 else sample['image'][None]
-    fig, axes = plt.subplots(1, len(frames), figsize=(4 * len(frames), 4), squeeze=False)
-    for ax, frame in zip(axes[0], frames, strict=True):
-        ax.imshow(_to_rgb(frame, bands), cmap='gray')
-        ax.axis('off')
-    if show_titles:
-        titles = [
-            f'{key.capitalize()}: {_class_name(int(sample[key]), classes)}'
-            for key in ('label', 'prediction')
-            if key in sample
-        ]
-        axes[0, 0].set_title('\n'.join(titles))
+    found = {key: sample[key].detach().cpu() for key in ('label', 'mask', 'prediction') if key in sample}
+    masks = {key.capitalize(): value for key, value in found.items() if value.ndim == 2}
+    names = {key: _name(int(v), classes) for key, v in found.items() if v.ndim < 2 and v.numel() == 1}
+    count = len(frames) + len(masks)
+    figure, axes = plt.subplots(1, count, figsize=(4 * count, 4), squeeze=False, layout='constrained')
+    for axis, frame in zip(axes[0], frames, strict=False):
+        pixels = _pixels(frame, bands)
+        axis.imshow(_stretch(pixels, np.percentile(pixels, (2, 98))), cmap='gray')
+    if any(values.is_floating_point() for values in masks.values()):
+        pictures, present, table = {k: v.numpy() for k, v in masks.items()}, [], palette(0)
+    else:
+        # 255 and above mark pixels without a class.
+        occurring = sorted({int(c) for v in masks.values() for c in v.unique() if 0 <= c < 255})
+        table = palette(max([len(classes) - 1, *occurring]) + 1, colors)
+        pictures, present = {k: paint(v.numpy(), table) for k, v in masks.items()}, occurring[:_SHOWN]
+    for axis, picture in zip(axes[0, len(frames) :], pictures.values(), strict=True):
+        axis.imshow(picture, interpolation='nearest')
+    first = '\n'.join(f'{key.capitalize()}: {name}' for key, name in names.items())
+    for axis, title in zip(axes[0], [first or ('Image' if masks else ''), *masks], strict=False):
+        axis.set_title(title if show_titles else '')
+    for axis in axes[0]:
+        axis.axis('off')
+    if present:
+        entries = [Patch(color=table[c] / 255, label=_name(c, classes)) for c in present]
+        figure.legend(handles=entries, loc='outside lower center', ncols=min(len(entries), 4), frameon=False)
     if suptitle is not None:
-        fig.suptitle(suptitle)
-    return fig
+        figure.suptitle(suptitle)
+    return figure
 
 
 def plot_rows(
@@ -73,15 +117,13 @@ def plot_rows(
     Raises:
         ValueError: If a band to show is not there.
     """
-    chosen = None if shown is None else select_bands(shown, bands)
     first = next(iter(rows.values()))
-    limits = [np.percentile(_pixels(image, bands, chosen), (2, 98)) for image in first]
+    limits = [np.percentile(_pixels(image, bands, shown), (2, 98)) for image in first]
     size = (1.3 * len(first) + 1.2, 1.3 * len(rows) + 0.3)
     figure, axes = plt.subplots(len(rows), len(first), figsize=size, squeeze=False, layout='constrained')
     for line, (name, images) in zip(axes, rows.items(), strict=True):
-        for axis, image, (low, high) in zip(line, images, limits, strict=True):
-            stretched = np.clip((_pixels(image, bands, chosen) - low) / max(high - low, 1e-6), 0, 1)
-            picture = stretched[0] if len(stretched) == 1 else stretched.transpose(1, 2, 0)
+        for axis, image, limit in zip(line, images, limits, strict=True):
+            picture = _stretch(_pixels(image, bands, shown), limit)
             axis.imshow(picture, cmap='gray', interpolation='nearest', vmin=0, vmax=1)
             axis.set_xticks([])
             axis.set_yticks([])
@@ -91,21 +133,18 @@ def plot_rows(
     return figure
 
 
-def _class_name(label: int, classes: Sequence[str]) -> str:
+def _name(label: int, classes: Sequence[str]) -> str:
     return classes[label] if 0 <= label < len(classes) else str(label)
 
 
-def _to_rgb(image: Tensor, bands: Sequence[str]) -> NDArray[np.float32]:
-    """Stretch an image (C, H, W) between its 2nd and 98th percentile to (H, W, 3) or (H, W)."""
-    pixels = _pixels(image, bands)
-    low, high = np.percentile(pixels, (2, 98))
-    stretched: NDArray[np.float32] = np.clip((pixels - low) / max(high - low, 1e-6), 0, 1)
-    # (C,H,W) -> (H,W,C), or (H,W) for one band
-    return stretched[0] if len(stretched) == 1 else stretched.transpose(1, 2, 0)
-
-
-def _pixels(image: Tensor, bands: Sequence[str], chosen: Sequence[int] | None = None) -> NDArray[np.float32]:
+def _pixels(image: Tensor, bands: Sequence[str], shown: Sequence[str] | None = None) -> NDArray[np.float32]:
     """The bands of an image (C, H, W) that are shown; true color, or else the first, if None."""
-    shown = true_color_bands(bands) if chosen is None else list(chosen)
-    pixels: NDArray[np.float32] = image[shown].detach().cpu().to(torch.float32).numpy()
-    return pixels
+    chosen = true_color_bands(bands) if shown is None else select_bands(shown, bands)
+    return image[chosen].detach().cpu().float().numpy()
+
+
+def _stretch(pixels: NDArray[np.float32], limits: NDArray[Any]) -> NDArray[np.float32]:
+    """Stretch bands (C, H, W) between two values, to (H, W, 3) or (H, W)."""
+    low, high = limits
+    stretched: NDArray[np.float32] = np.clip((pixels - low) / max(high - low, 1e-6), 0, 1)
+    return stretched[0] if len(stretched) == 1 else stretched.transpose(1, 2, 0)

@@ -12,7 +12,8 @@ import rasterio
 import requests
 from torch.utils.data import get_worker_info
 
-from .files import PathLike
+#: Either spelling of a path that users may give.
+PathLike = str | os.PathLike[str]
 
 #: `/vsicurl/...`, `https://...`, and names that begin with a driver, such as `NETCDF:file.nc:band`.
 _GDAL_ONLY = re.compile(r'/vsi\w+[/?]|[a-zA-Z][\w+.-]*://|[A-Z][A-Z0-9_]+:')
@@ -34,14 +35,7 @@ _threads: dict[int, ThreadPoolExecutor] = {}
 
 
 def locate(path: PathLike) -> Path | str:
-    """A file on disk as `Path`; text that only GDAL understands as it is.
-
-    Args:
-        path: Path, URL, or name in one of GDAL's file systems.
-
-    Returns:
-        A `str` exactly if the raster is no plain file.
-    """
+    """A file on disk as `Path`; a URL or another name that only GDAL understands as `str`, as it is."""
     text = os.fspath(path)
     if text.startswith('file://'):
         return Path(unquote(urlsplit(text).path))
@@ -65,10 +59,10 @@ def identify(path: Path | str) -> dict[str, Any]:
         Name, `size` in bytes, and `changed`: the time of a file or of the archive that holds it, the
         `ETag`, or else `Last-Modified`, of a URL; None where nobody tells.
     """
-    if isinstance(path, str) and (found := _ON_THE_WEB.search(path)):
-        return {'url': path, **_ask(found[0])}
-    file = path if isinstance(path, Path) else _archive(path)
     named = {'file': path.name} if isinstance(path, Path) else {'url': path}
+    if isinstance(path, str) and (found := _ON_THE_WEB.search(path)):
+        return {**named, **_ask(found[0])}
+    file = path if isinstance(path, Path) else _archive(path)
     if file is None:
         return {**named, 'size': None, 'changed': None}
     status = file.stat()
@@ -77,20 +71,18 @@ def identify(path: Path | str) -> dict[str, Any]:
 
 def _ask(url: str) -> dict[str, Any]:
     """Size and version of a file on the web; a request for one byte also suits URLs signed for reading."""
-    nothing = {'size': None, 'changed': None}
     try:
         with requests.get(url, headers={'Range': 'bytes=0-0'}, stream=True, timeout=30) as answer:
             headers = answer.headers if answer.ok else {}
     except requests.RequestException:
-        return nothing
+        return {'size': None, 'changed': None}
     size = headers.get('Content-Range', '').rpartition('/')[2] or headers.get('Content-Length')
     return {'size': size, 'changed': headers.get('ETag') or headers.get('Last-Modified')}
 
 
 def _archive(name: str) -> Path | None:
     """The file on disk that a name such as `/vsizip/a.zip/b.tif` or `zip://a.zip!b.tif` leads into."""
-    inner = re.sub(r'^(?:/vsi\w+/|[\w+.-]+://)\{?', '', name)
-    parts = re.split(r'([/!}])', inner)
+    parts = re.split(r'([/!}])', re.sub(r'^(?:/vsi\w+/|[\w+.-]+://)\{?', '', name))
     places = (Path(''.join(parts[:end])) for end in range(len(parts), 0, -2))
     return next((place for place in places if place.is_file()), None)
 

@@ -9,20 +9,19 @@ from typing import Any
 
 import geopandas as gpd
 import pandas as pd
-import rasterio
 import torch
 from matplotlib.figure import Figure
 from pyproj import CRS
-from rasterio.errors import NodataShadowWarning, NotGeoreferencedWarning, RasterioError
+from rasterio.errors import NodataShadowWarning, RasterioError
 from torchgeo.datasets import RasterDataset
 from torchgeo.datasets.utils import GeoSlice
 
 from ..bands import name_bands, same_bands, select_bands
-from .catalog import CRS as CATALOG_CRS
-from .files import RASTER_SUFFIXES, PathLike, find_images
-from .images import BadTileError, depth, fill_nodata, raise_machine_failure, skip
+from .base import CATALOG_CRS, skip
+from .files import RASTER_SUFFIXES, find_images
+from .images import BadTileError, Header, depth, fill_nodata, raise_machine_failure, read_header
 from .plotting import plot_sample
-from .remote import locate, read_apart, remote_options
+from .remote import PathLike, locate, read_apart, remote_options
 
 #: A date such as 20170827 or 2017-08-27 that is not part of a longer number.
 DATE = re.compile(r'(?<!\d)((?:19|20)\d\d)[-_]?(0[1-9]|1[0-2])[-_]?(0[1-9]|[12]\d|3[01])(?!\d)', re.ASCII)
@@ -73,57 +72,42 @@ class SceneDataset(RasterDataset):
             ValueError: If the band names do not fit, or *strict* and a scene cannot be used.
         """
         self.strict = strict
-        usable: list[Path | str] = []
+        usable: dict[str, Header] = {}
         names: tuple[str, ...] = ()
-        range_: str | None = None
-        self._nodata: dict[str, float] = {}
         for path in _find_scenes(paths):
             try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter('ignore', NotGeoreferencedWarning)
-                    with remote_options(), rasterio.open(path) as src:
-                        count, dtype = src.count, src.dtypes[0]
-                        descriptions, has_place = src.descriptions, src.crs is not None
-                        nodata = src.nodata
-            except RasterioError as error:
-                self._leave_out(path, f'it cannot be read ({error})')
-                continue
-            if not has_place:
-                self._leave_out(path, 'it has no coordinate reference system')
-                continue
-            if not names:
-                names = name_bands(count, dtype, descriptions, file_bands, str(path))
-            elif count != len(names):
-                self._leave_out(path, f'it has {count} bands instead of {len(names)} {names}')
-                continue
-            elif file_bands is None and all(descriptions) and not same_bands(descriptions, names):
-                self._leave_out(path, f'its bands are {descriptions} instead of {names}, in this order')
-                continue
-            range_ = range_ or depth(dtype)
-            if depth(dtype) != range_:
-                self._leave_out(path, f'its pixels are {dtype}, those of the scenes before are {range_}')
-                continue
-            usable.append(path)
-            if nodata is not None:
-                self._nodata[str(path)] = nodata
+                with remote_options():
+                    header = read_header(path)
+                if not usable and header.crs is not None:
+                    names = name_bands(header.count, header.dtype, header.descriptions, file_bands, str(path))
+                _check(header, names, next(iter(usable.values()), header), file_bands is None)
+            except BadTileError as error:
+                if strict:
+                    raise ValueError(
+                        f'{path} cannot be used: {error}; repair it, or set strict=False.'
+                    ) from error
+                warnings.warn(f'{path} is left out: {error}.', UserWarning, stacklevel=2)
+            else:
+                usable[str(path)] = header
         if not usable:
             raise FileNotFoundError(
                 f'No georeferenced scene can be used in {paths}; check the path, or read images '
                 'without coordinates with FolderDataset.'
             )
         self.all_bands = names
-        self._scenes = sorted(map(str, usable))
+        self._scenes = sorted(usable)
         chosen = tuple(names[i] for i in select_bands(bands, names))
+        found = [header.path for header in usable.values()]
         with remote_options():
-            super().__init__(usable, crs, res, chosen, None, cache)
+            super().__init__(found, crs, res, chosen, None, cache)
         # Not passed to the base class, which would apply them before windows are checked.
         self._sample_transforms = transforms
         self.bands: tuple[str, ...] = chosen
         self.index.index = _intervals(self.index['filepath'])
-        self._remote = {path for path in usable if isinstance(path, str)}
-        values = {self._nodata.get(str(path)) for path in usable}
+        self._remote = {path for path in found if isinstance(path, str)}
+        self._nodata: dict[str, Any] = {path: header.nodata for path, header in usable.items()}
         #: A scene that stands for all, where they do not differ in what follows.
-        self._alike = None if self._remote or len(values) > 1 else str(usable[0])
+        self._alike = None if self._remote or len(set(self._nodata.values())) > 1 else self._scenes[0]
 
     @property
     def files(self) -> list[str]:
@@ -149,19 +133,22 @@ class SceneDataset(RasterDataset):
         files = self._files_at(query)
         remote = [file for file in files if file in self._remote]
         try:
-            image = read_apart(self._read, query) if remote else self._read(query)
-        except RasterioError as error:
-            raise_machine_failure(error)
-            if remote:
-                raise ConnectionError(f'{remote[0]} cannot be read ({error.__cause__ or error})') from error
-            return self._skip(x, y, f'it cannot be read ({error})')
-        try:
-            for nodata in {self._nodata[file] for file in files if file in self._nodata}:
+            try:
+                image = read_apart(self._read, query) if remote else self._read(query)
+            except RasterioError as error:
+                raise_machine_failure(error)
+                if remote:
+                    raise ConnectionError(
+                        f'{remote[0]} cannot be read ({error.__cause__ or error})'
+                    ) from error
+                raise BadTileError(f'it cannot be read ({error})') from error
+            for nodata in {self._nodata[file] for file in files} - {None}:
                 image = torch.from_numpy(fill_nodata(image.numpy(), nodata))
+            if not torch.isfinite(image).all():
+                raise BadTileError('it has NaN or infinite pixels')
         except BadTileError as error:
-            return self._skip(x, y, str(error))
-        if not torch.isfinite(image).all():
-            return self._skip(x, y, 'it has NaN or infinite pixels')
+            message = f'window x {x.start}:{x.stop}, y {y.start}:{y.stop}: {error}'
+            return skip(message, self.strict, 'repair the scene')
         bounds = torch.tensor([x.start, y.start, x.stop, y.stop], dtype=torch.float64)
         # The other keys of TorchGeo differ between its versions, and cannot all be stacked.
         sample: dict[str, Any] = {'image': image, 'bounds': bounds}
@@ -175,17 +162,8 @@ class SceneDataset(RasterDataset):
         return gpd.GeoDataFrame(columns, geometry=list(self.index.geometry), crs=self.crs).to_crs(CATALOG_CRS)
 
     def plot(self, sample: dict[str, Any], show_titles: bool = True, suptitle: str | None = None) -> Figure:
-        """Plot a sample.
-
-        Args:
-            sample: A sample returned by :meth:`__getitem__`.
-            show_titles: Whether to show titles above the image.
-            suptitle: Title of the whole figure.
-
-        Returns:
-            The figure, in true color if the bands allow it.
-        """
-        return plot_sample(sample, self.bands, (), show_titles, suptitle)
+        """Plot a window; see :func:`~explora_geo.datasets.plotting.plot_sample`."""
+        return plot_sample(sample, self.bands, (), (), show_titles, suptitle)
 
     def _read(self, query: GeoSlice) -> torch.Tensor:
         with warnings.catch_warnings(), remote_options():
@@ -202,26 +180,29 @@ class SceneDataset(RasterDataset):
         scenes = self.index.iloc[self.index.index.overlaps(pd.Interval(t.start, t.stop))]
         return list(map(str, scenes.cx[x.start : x.stop, y.start : y.stop]['filepath']))
 
-    def _leave_out(self, path: Path | str, reason: str) -> None:
-        if self.strict:
-            raise ValueError(f'{path} cannot be used: {reason}; repair it, or set strict=False.')
-        warnings.warn(f'{path} is left out: {reason}.', UserWarning, stacklevel=3)
 
-    def _skip(self, x: slice, y: slice, reason: str) -> dict[str, Any]:
-        message = f'window x {x.start}:{x.stop}, y {y.start}:{y.stop}: {reason}'
-        return skip(message, self.strict, 'repair the scene')
+def _check(header: Header, names: Sequence[str], first: Header, by_name: bool) -> None:
+    """Raise BadTileError if a scene has no place, or other bands or pixels than the first one."""
+    if header.crs is None:
+        raise BadTileError('it has no coordinate reference system')
+    if header.count != len(names):
+        raise BadTileError(f'it has {header.count} bands instead of {len(names)} {names}')
+    if by_name and all(header.descriptions) and not same_bands(header.descriptions, names):
+        raise BadTileError(f'its bands are {header.descriptions} instead of {names}, in this order')
+    if depth(header.dtype) != depth(first.dtype):
+        raise BadTileError(
+            f'its pixels are {header.dtype}, those of the scenes before are {depth(first.dtype)}'
+        )
 
 
 def _find_scenes(paths: PathLike | Iterable[PathLike]) -> list[Path | str]:
     """List raster files in folders; keep files and what only GDAL opens as given; drop duplicates."""
     given = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
-    found: list[Path | str] = []
+    found: set[Path | str] = set()
     for path in map(locate, given):
-        if isinstance(path, str) or path.is_file():
-            found.append(path)
-        else:
-            found.extend(find_images(path, RASTER_SUFFIXES))
-    return sorted(set(found), key=str)
+        single = isinstance(path, str) or path.is_file()
+        found.update([path] if single else find_images(path, RASTER_SUFFIXES))
+    return sorted(found, key=str)
 
 
 def _intervals(files: Iterable[str]) -> pd.IntervalIndex:

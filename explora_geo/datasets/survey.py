@@ -1,32 +1,21 @@
-"""Survey an archive by a sample of its files."""
+"""Survey an archive by a sample of its files, and choose among its bands by name, color or number."""
 
 import os
-import warnings
+import re
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import rasterio
 from numpy.typing import NDArray
-from rasterio.enums import ColorInterp
-from rasterio.errors import NodataShadowWarning, NotGeoreferencedWarning
 from rasterio.windows import Window
 
-from .files import (
-    PLAIN_SUFFIXES,
-    PathLike,
-    evenly_spaced,
-    expand,
-    is_list,
-    is_pattern,
-    is_remote,
-    locate_images,
-    read_list,
-)
-from .images import BadTileError, depth, read_header, read_image, readable, without_data
+from ..bands import GREY, RGB, canonical, same_bands
+from .files import evenly_spaced, is_list, is_pattern, locate_images
+from .images import BadTileError, Header, depth, open_raster, read_header, read_image, without_data
+from .remote import PathLike, locate
 
 #: Files opened at most, remote ones, and files of which pixels are read.
 OPENED, OPENED_REMOTE, DECODED = 200, 8, 32
@@ -37,52 +26,11 @@ PLACES = ((0.5, 0.5), (0.3, 0.3), (0.7, 0.7), (0.3, 0.7), (0.7, 0.3))
 #: Largest share of files unlike the others, which are skipped.
 ODD = 0.05
 
-_COLORS = {ColorInterp.red: 'red', ColorInterp.green: 'green', ColorInterp.blue: 'blue'}
+_BAND = re.compile(r'(?P<name>[^=]*[^=\s])\s*=\s*(?P<number>\d+)')
 
 
-class FileFacts(NamedTuple):
-    """Facts from the header of an image.
-
-    Attributes:
-        path: Path, URL or GDAL name.
-        names: Names of the bands by description or color interpretation, None where there is none.
-        stated: Whether every band has a description of its own.
-        dtype: NumPy name of the pixel type.
-        height: Rows.
-        width: Columns.
-        crs: Coordinate reference system, or None.
-        nodata: Value of pixels without data, or None.
-        plain: Whether Pillow reads it.
-    """
-
-    path: str
-    names: tuple[str | None, ...]
-    stated: bool
-    dtype: str
-    height: int
-    width: int
-    crs: str | None = None
-    nodata: float | None = None
-    plain: bool = False
-
-    @property
-    def grey(self) -> bool:
-        """Whether it may be a colorless picture of a colored set."""
-        return self.plain and len(self.names) == 1 and self.dtype == 'uint8'
-
-
-class Values(NamedTuple):
-    """Pixel values of a sample.
-
-    Attributes:
-        low: Smallest value of pixels with data.
-        high: Largest value.
-        nodata: Share of pixels without data, in [0, 1].
-    """
-
-    low: float
-    high: float
-    nodata: float
+class UnnamedBandsError(ValueError):
+    """Raised if bands must be named before they can be chosen."""
 
 
 @dataclass(frozen=True)
@@ -93,20 +41,15 @@ class Survey:
         source: The archive as it was given, for messages.
         root: Folder that holds the files, None for single files, remote ones and sequences.
         files: All files.
-        found: Headers of those looked at that are alike.
+        found: Headers of those looked at that are alike; the first is a representative one.
         skipped: Others that were looked at, `<path>: <reason>`.
     """
 
     source: str
     root: Path | None
-    files: list[str]
-    found: list[FileFacts]
+    files: list[Path | str]
+    found: list[Header]
     skipped: list[str]
-
-    @property
-    def usual(self) -> FileFacts:
-        """A representative header."""
-        return self.found[0]
 
     @property
     def size(self) -> tuple[int, int]:
@@ -117,6 +60,8 @@ class Survey:
     def crs(self) -> str | None:
         """Coordinate reference system of most files, and how many others there are."""
         (usual, _), *others = Counter(f.crs for f in self.found).most_common()
+        if usual and len(usual) > 40:  # well-known text of a whole screen
+            usual = 'a CRS of its own'
         return f'{usual} and {len(others)} others' if usual and others else usual
 
 
@@ -145,11 +90,12 @@ def survey(archive: PathLike | Sequence[PathLike]) -> Survey:
             f'{source or "The archive"} holds no image (looked for JPEG, PNG, GeoTIFF and the like, also in '
             'sub-folders); check the path.'
         )
-    found: list[FileFacts] = []
+    found: list[Header] = []
     skipped: list[str] = []
-    for index in evenly_spaced(len(files), OPENED_REMOTE if any(map(is_remote, files)) else OPENED):
+    remote = any(isinstance(file, str) for file in files)
+    for index in evenly_spaced(len(files), OPENED_REMOTE if remote else OPENED):
         try:
-            found.append(_read_facts(files[index]))
+            found.append(read_header(files[index]))
         except BadTileError as error:
             skipped.append(f'{files[index]}: {error}')
     if not found:
@@ -157,11 +103,51 @@ def survey(archive: PathLike | Sequence[PathLike]) -> Survey:
             f'None of the {len(skipped)} files looked at in {source} can be read as an image, first '
             f'{skipped[0]}; give a folder of tiles, a pack, scenes or a list of files.'
         )
-    found, odd = _alike(found, source)
-    return Survey(source, root, files, found, skipped + odd)
+    found, of_other_bands = _alike(found, source, lambda header: header.count, 'bands')
+    found, of_other_range = _alike(found, source, lambda header: depth(header.dtype), 'pixels')
+    skipped += of_other_bands + of_other_range
+    return Survey(source, root, files, sorted(found, key=_grey), skipped)
 
 
-def sample_values(survey: Survey, names: Sequence[str], positions: Sequence[int]) -> tuple[Values, list[str]]:
+def _find(archive: PathLike) -> tuple[Path | None, list[Path | str]]:
+    """The folder of an archive's files, if they may be tiles, and the files."""
+    place = locate(archive)
+    if isinstance(place, str) or (place.is_file() and not is_list(place)):
+        return None, [place]
+    if not place.exists() and not is_pattern(place):
+        raise FileNotFoundError(f'There is no archive {archive}; check the path.')
+    return locate_images(place)
+
+
+def _grey(header: Header) -> bool:
+    """Whether it may be a colorless picture of a colored set."""
+    return header.plain and header.count == 1 and header.dtype == 'uint8'
+
+
+def _alike(
+    found: list[Header], source: str, key: Callable[[Header], Any], what: str
+) -> tuple[list[Header], list[str]]:
+    """Split files into those like most and the others, `<path>: <reason>`."""
+    counts = Counter(key(header) for header in found if not _grey(header))
+    if not counts:
+        return found, []
+    usual = counts.most_common(1)[0][0]
+    # Colorless pictures among colored ones are read as such.
+    odd = [h for h in found if key(h) != usual and not (_grey(h) and usual in (3, '8-bit'))]
+    if len(odd) > ODD * len(found):
+        one = next(header for header in found if key(header) == usual)
+        first, second = (f'{key(header)} {what} ({header.path})' for header in (one, odd[0]))
+        raise ValueError(
+            f'{source} mixes files of {first} and of {second}: keep one kind, or give each a folder of '
+            'its own.'
+        )
+    skipped = [f'{header.path}: it has {key(header)} {what} instead of {usual}' for header in odd]
+    return [header for header in found if header not in odd], skipped
+
+
+def sample_values(
+    survey: Survey, names: Sequence[str], positions: Sequence[int]
+) -> tuple[tuple[float, float, float], list[str]]:
     """Read windows of 512 px of at most 32 files; several of each if there are few.
 
     Args:
@@ -170,7 +156,8 @@ def sample_values(survey: Survey, names: Sequence[str], positions: Sequence[int]
         positions: Zero-based positions of the bands to read.
 
     Returns:
-        The values, and which files are damaged, `<path>: <reason>`.
+        Smallest and largest value of pixels with data, and the share of those without, in [0, 1]; and which
+        files are damaged, `<path>: <reason>`.
 
     Raises:
         ValueError: If no pixel holds data.
@@ -180,127 +167,144 @@ def sample_values(survey: Survey, names: Sequence[str], positions: Sequence[int]
     # Rotated scenes are empty at some of these.
     places = PLACES[: max(1, DECODED // len(survey.found))]
     for index in evenly_spaced(len(survey.found), DECODED):
-        facts = survey.found[index]
+        header = survey.found[index]
         try:
-            data, without = _read_pixels(facts, names, positions, places)
+            windows = _read_windows(header, names, positions, places)
         except BadTileError as error:
-            skipped.append(f'{facts.path}: {error}')
+            skipped.append(f'{header.path}: {error}')
             continue
-        pixels, empty = pixels + without.size, empty + int(without.sum())
-        if not without.all():
-            valid = data[~without]
-            low, high = min(low, float(valid.min())), max(high, float(valid.max()))
+        for data, without in windows:
+            pixels, empty = pixels + without.size, empty + int(without.sum())
+            if not without.all():
+                valid = data[~without]
+                low, high = min(low, float(valid.min())), max(high, float(valid.max()))
     if low > high:
         reason = f'first {skipped[0]}' if skipped else 'they hold nodata only'
         raise ValueError(f'No pixel of the files looked at in {survey.source} can be used, {reason}.')
-    return Values(low, high, empty / pixels), skipped
-
-
-def _find(archive: PathLike) -> tuple[Path | None, list[str]]:
-    """The folder of an archive's files, if they may be tiles, and the files."""
-    if is_remote(archive):
-        return None, [os.fspath(archive)]
-    if is_list(archive):
-        names = read_list(archive)
-        if any(map(is_remote, names)):
-            return None, names
-    elif is_pattern(archive):
-        expand(archive)  # says that nothing matches
-    elif Path(archive).is_file():
-        return None, [os.fspath(archive)]
-    elif not Path(archive).is_dir():
-        raise FileNotFoundError(f'There is no archive {archive}; check the path.')
-    root, files = locate_images(archive)
-    return root, [str(path) for path in files]
-
-
-def _read_facts(path: str) -> FileFacts:
-    if not is_remote(path) and Path(path).suffix.lower() in PLAIN_SUFFIXES:
-        header = read_header(Path(path))
-        size = header.height, header.width
-        return FileFacts(path, header.descriptions, False, header.dtype, *size, plain=True)
-    with readable(path), warnings.catch_warnings():
-        warnings.simplefilter('ignore', NotGeoreferencedWarning)
-        with rasterio.open(path) as source:
-            shape = source.shape
-            if not source.count:
-                raise BadTileError('it has no bands of its own, only sub-data sets: name one of these')
-            crs = None if source.crs is None else source.crs.to_string()
-            if crs is not None and len(crs) > 40:  # well-known text of a whole screen
-                crs = 'a CRS of its own'
-            place: dict[str, Any] = {'crs': crs, 'nodata': source.nodata}
-            if source.colorinterp[0] == ColorInterp.palette:
-                return FileFacts(path, (None,) * 3, False, 'uint8', *shape, **place)
-            names = [(text or '').strip() for text in source.descriptions]
-            given = [name.lower() for name in names if name]
-            if len(set(given)) < len(given):  # the same text for several bands names none
-                names = [''] * source.count
-            stated = all(names)
-            colors = [_COLORS.get(tag) for tag in source.colorinterp]
-            if sorted(filter(None, colors)) == ['blue', 'green', 'red']:
-                names = [name or color or '' for name, color in zip(names, colors, strict=True)]
-            return FileFacts(path, tuple(n or None for n in names), stated, source.dtypes[0], *shape, **place)
-
-
-def _alike(found: list[FileFacts], source: str) -> tuple[list[FileFacts], list[str]]:
-    """Split files into those like most and the others, `<path>: <reason>`."""
-    skipped: list[str] = []
-    kinds: list[tuple[Callable[[FileFacts], Hashable], str]] = [
-        (lambda f: len(f.names), 'bands'),
-        (lambda f: depth(f.dtype), 'pixels'),
-    ]
-    for key, what in kinds:
-        counts = Counter(key(f) for f in found if not f.grey)
-        if not counts:
-            continue
-        usual = counts.most_common(1)[0][0]
-        # Colorless pictures among colored ones are read as such.
-        odd = [f for f in found if key(f) != usual and not (f.grey and usual in (3, '8-bit'))]
-        if len(odd) > ODD * len(found):
-            one = next(f for f in found if key(f) == usual)
-            first, second = (f'{key(f)} {what} ({f.path})' for f in (one, odd[0]))
-            raise ValueError(
-                f'{source} mixes files of {first} and of {second}: keep one kind, or give each a folder of '
-                'its own.'
-            )
-        skipped += [f'{f.path}: it has {key(f)} {what} instead of {usual}' for f in odd]
-        found = [f for f in found if f not in odd]
-    colored = [f for f in found if not f.grey]
-    return (colored + [f for f in found if f.grey] if colored else found), skipped
-
-
-def _read_pixels(
-    facts: FileFacts, names: Sequence[str], positions: Sequence[int], places: Sequence[tuple[float, float]]
-) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """Pixels of windows, shape (C, N), and where there is no data."""
-    with readable(facts.path), warnings.catch_warnings():
-        warnings.simplefilter('ignore', NotGeoreferencedWarning)
-        warnings.simplefilter('ignore', NodataShadowWarning)
-        if not facts.plain:
-            with rasterio.open(facts.path) as source:
-                if source.colorinterp[0] != ColorInterp.palette:
-                    return _read_windows(source, positions, places)
-        data = read_image(Path(facts.path), names, positions, facts.dtype)
-        return data, np.zeros(data.shape, dtype=bool)
+    return (low, high, empty / pixels), skipped
 
 
 def _read_windows(
-    source: rasterio.DatasetReader, positions: Sequence[int], places: Sequence[tuple[float, float]]
-) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    parts, empty = [], []
-    side = min(WINDOW, source.height), min(WINDOW, source.width)
-    for corner in dict.fromkeys(
-        tuple(int(share * (n - s)) for share, n, s in zip(place, source.shape, side, strict=True))
-        for place in places
-    ):
-        data = source.read([i + 1 for i in positions], window=Window(corner[1], corner[0], side[1], side[0]))
-        if np.iscomplexobj(data):
-            raise BadTileError('its pixels are complex numbers')
-        without = np.zeros(data.shape, dtype=bool)
-        if source.nodata is not None:
-            without |= without_data(data, source.nodata)
-        if data.dtype.kind == 'f':
-            without |= ~np.isfinite(data)
-        parts.append(data.reshape(len(data), -1))
-        empty.append(without.reshape(len(data), -1))
-    return np.concatenate(parts, 1), np.concatenate(empty, 1)
+    header: Header, names: Sequence[str], positions: Sequence[int], places: Sequence[tuple[float, float]]
+) -> list[tuple[NDArray[Any], NDArray[np.bool_]]]:
+    """Pixels of windows, shape (C, H, W), and where there is no data."""
+    if header.plain or header.palette:
+        data = read_image(Path(header.path), names, positions, header.dtype)
+        return [(data, np.zeros(data.shape, dtype=bool))]
+    found = []
+    with open_raster(header.path, any_size=True) as source:
+        height, width = min(WINDOW, source.height), min(WINDOW, source.width)
+        corners = [(int(y * (source.height - height)), int(x * (source.width - width))) for y, x in places]
+        for row, column in dict.fromkeys(corners):
+            window = Window(column, row, width, height)
+            data = source.read([i + 1 for i in positions], window=window)
+            if np.iscomplexobj(data):
+                raise BadTileError('its pixels are complex numbers')
+            without = np.zeros(data.shape, dtype=bool) if data.dtype.kind != 'f' else ~np.isfinite(data)
+            if source.nodata is not None:
+                without |= without_data(data, source.nodata)
+            found.append((data, without))
+    return found
+
+
+def choose_bands(
+    wanted: str | Sequence[str] | None, header: Header, source: str
+) -> tuple[tuple[str, ...], list[int]]:
+    """Name the bands of files and choose among them.
+
+    Args:
+        wanted: Names in order, as a sequence or with commas, `name=number` for a band that has another name
+            or none; None for red, green and blue, or all bands where there are no such.
+        header: What a file says.
+        source: The archive, for messages.
+
+    Returns:
+        Names of all bands in file order, and zero-based positions of the chosen ones.
+
+    Raises:
+        UnnamedBandsError: If bands without names have to be named first.
+        ValueError: If a band does not exist, or is chosen twice.
+    """
+    names = _names(header)
+    entries = wanted.split(',') if isinstance(wanted, str) else wanted
+    if entries is not None and not any(entry.strip() for entry in entries):
+        raise ValueError(f'bands must name at least one band of {source}, such as red,green,blue.')
+    chosen: list[str] = []
+    for entry in entries or ():
+        match = _BAND.fullmatch(entry.strip())
+        if match:
+            number = int(match['number'])
+            if not 1 <= number <= len(names):
+                raise ValueError(f'bands={entry}: the files of {source} have bands 1 to {len(names)}.')
+            # A name given here is taken away from any band that had it.
+            names = [None if n and _same(n, match['name']) else n for n in names]
+            names[number - 1] = match['name'].strip()
+        chosen.append(match['name'].strip() if match else entry.strip())
+    file_bands = tuple(name or f'band{i + 1}' for i, name in enumerate(names))
+    known = [name for name in names if name]
+    found = f'{len(names)} {header.dtype} bands, ' + (
+        f'named {", ".join(known)} only' if known else 'unnamed'
+    )
+    unnamed = UnnamedBandsError(
+        f'The files of {source} have {found} (looked at {header.path}): name those to use by their number, '
+        'such as bands=red=1,green=2,blue=3.'
+    )
+    if entries is None:
+        by_color = {color_of(name): i for i, name in reversed(list(enumerate(file_bands)))}
+        if all(color in by_color for color in RGB):
+            return file_bands, [by_color[color] for color in RGB]
+        if None in names:
+            raise unnamed
+        return file_bands, list(range(len(names)))
+    positions = []
+    for name in chosen:
+        matches = [i for i, band in enumerate(file_bands) if _same(band, name)]
+        if not matches and None in names:
+            raise unnamed
+        if not matches:
+            raise ValueError(f'{source} has no band {name}: its bands are {", ".join(file_bands)}.')
+        positions.append(matches[0])
+    if len(set(positions)) < len(positions):
+        raise ValueError(
+            f'bands must differ, got {", ".join(chosen)} for {", ".join(file_bands)} of {source}.'
+        )
+    return file_bands, positions
+
+
+def names_for_dataset(header: Header, names: tuple[str, ...]) -> list[str] | None:
+    """Names for the data set; None where it finds the same by itself, also in files of another order."""
+    if all(header.descriptions):
+        return None if same_bands(header.descriptions, names) else list(names)
+    default = names == GREY or (names == RGB and header.dtype == 'uint8')
+    return None if default else list(names)
+
+
+def color_of(band: str) -> str:
+    """Red, green or blue if a band's name says so (`R`, `B04`, `Red (665 nm)`), else the name."""
+    name = canonical(band)
+    words = re.findall('[a-z]+', name)
+    colors = [word for word in words if word in RGB]
+    return colors[0] if len(colors) == 1 and 'edge' not in words else name
+
+
+def _names(header: Header) -> list[str | None]:
+    """Names of the bands, None where unknown."""
+    given = [name for name in header.descriptions if name]
+    doubled = len(set(map(str.lower, given))) < len(given)  # the same text for several bands names none
+    tags = header.colors or (None,) * header.count
+    pairs = zip(header.descriptions, tags, strict=True)
+    names = [(None if doubled else name) or tag for name, tag in pairs]
+    if any(names):
+        colors = [color_of(name) if name else None for name in names]
+        # Wordy descriptions of colors become these, unless two claim one; B04 and R are names already.
+        return [
+            color if color in RGB and colors.count(color) == 1 and canonical(name or '') != color else name
+            for name, color in zip(names, colors, strict=True)
+        ]
+    if header.count == 1:
+        return [*GREY]
+    return [*RGB] if header.count == 3 and header.dtype == 'uint8' else [None] * header.count
+
+
+def _same(band: str, other: str) -> bool:
+    return canonical(band) == canonical(other) or color_of(band) == color_of(other)

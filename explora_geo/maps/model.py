@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from explora_geo.checkpoints import state_sha256
-from explora_geo.datasets.plot_masks import palette
+from explora_geo.datasets.plotting import palette
 from explora_geo.datasets.remote import read_apart
 from explora_geo.maps.grid import Box, TileGrid, blending_weights
 from explora_geo.maps.scene import Scene

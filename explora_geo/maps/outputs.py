@@ -29,7 +29,7 @@ from rasterio.windows import Window
 
 from explora_geo.bands import true_color_bands
 from explora_geo.checkpoints import atomic_path
-from explora_geo.datasets.plot_masks import paint
+from explora_geo.datasets.plotting import paint
 from explora_geo.maps.grid import Box, TileGrid
 from explora_geo.maps.scene import EQUAL_AREA, Scene
 

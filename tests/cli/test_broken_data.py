@@ -13,8 +13,7 @@ from rasterio.transform import from_origin
 
 from explora_geo.datamodules import SceneDataModule
 from explora_geo.datasets import FolderDataset, PackedDataset
-from explora_geo.datasets.packed import CHECKS, HEADER, PIXELS, REASONS, STATES
-from explora_geo.datasets.packing import pack
+from explora_geo.datasets.packed import CHECKS, HEADER, PIXELS, REASONS, STATES, pack
 from explora_geo.maps import outputs as parts
 from explora_geo.trainers import SegmentationTask, save_task
 from tests.data.broken.data import BROKEN, add, cut, pixels, raster

@@ -19,10 +19,9 @@ from rasterio.transform import from_origin
 from shapely import box
 
 from explora_geo.datamodules import FolderDataModule, SceneDataModule
-from explora_geo.datamodules.archive import default_size, look
-from explora_geo.datamodules.labeled import LabeledTiles
+from explora_geo.datamodules.archive import LabeledTiles, default_size, look
 from explora_geo.datasets import FolderDataset
-from explora_geo.datasets.packing import pack
+from explora_geo.datasets.packed import pack
 
 DATA = Path(__file__).parents[1] / 'data'
 RGB, MS, NAIP = DATA / 'eurosat_rgb', DATA / 'eurosat_ms', DATA / 'naip'

@@ -9,9 +9,9 @@ import pytest
 import torch
 from lightning.pytorch import seed_everything
 
-from explora_geo.datamodules import FolderDataModule, Statistics
+from explora_geo.datamodules import FolderDataModule, MaskFolderDataModule, Statistics
 from explora_geo.datasets import FolderDataset
-from explora_geo.datasets.packing import pack
+from explora_geo.datasets.packed import pack
 
 Record = Callable[..., dict[str, list[dict[str, Any]]]]
 RGB = Path(__file__).parents[1] / 'data' / 'eurosat_rgb'
@@ -72,6 +72,7 @@ def test_a_share_can_be_held_out_for_validation() -> None:
     train, val = datamodule.train_dataset, datamodule.val_dataset
     assert (len(train), len(val)) == (900, 100)
     assert not set(train.indices) & set(val.indices)
+    assert train.classes == val.classes == train.dataset.classes and len(val.classes) == 10
     labels = [val.dataset.labels[i] for i in val.indices]
     assert all(labels.count(label) == 10 for label in range(10))
 
@@ -100,6 +101,13 @@ def test_labels_follow_the_training_folder(small: Path, tmp_path: Path) -> None:
     datamodule = FolderDataModule(tmp_path / 'val', val_root=small, image_size=32)
     datamodule.setup('fit')
     assert datamodule.val_dataset.classes == ('River', 'Forest', 'SeaLake')
+
+
+def test_the_former_name_of_colors_still_works_with_a_warning(masks: Path) -> None:
+    with pytest.warns(FutureWarning, match='colours is called colors now'):
+        datamodule = MaskFolderDataModule(masks, colours=[(1, 2, 3)])
+    datamodule.setup('fit')
+    assert datamodule.train_dataset.colors == ((1, 2, 3),)
 
 
 def test_given_statistics_follow_the_bands(small: Path) -> None:

@@ -18,11 +18,11 @@ from matplotlib import pyplot as plt
 from rasterio.errors import RasterioIOError
 from torch.utils.data import Dataset, Subset
 
+from explora_geo.datamodules.loader import ReplacingCollate, SkippingDataLoader
 from explora_geo.datasets import FolderDataset, MaskFolderDataset, PackedDataset, images
-from explora_geo.datasets.collate import ReplacingCollate, SkippingDataLoader, collate_skipping
+from explora_geo.datasets.base import TileDataset, collate_skipping
 from explora_geo.datasets.files import find_images
-from explora_geo.datasets.listed import ListedDataset
-from explora_geo.datasets.packing import pack
+from explora_geo.datasets.packed import pack
 from tests.data.broken.data import BROKEN, ODD, add, plain, raster
 
 pytestmark = [
@@ -57,8 +57,8 @@ def masked(root: Path) -> MaskFolderDataset:
     return MaskFolderDataset(images.parent)
 
 
-def listed(root: Path) -> ListedDataset:
-    return ListedDataset(root, find_images(root), None, ())
+def listed(root: Path) -> TileDataset:
+    return TileDataset(root, find_images(root), None, ())
 
 
 DATASETS: dict[str, Callable[[Path], Dataset[Any]]] = {

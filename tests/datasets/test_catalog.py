@@ -6,16 +6,9 @@ import pytest
 import rasterio
 from rasterio.crs import CRS
 
-from explora_geo.datasets.catalog import build_catalog, footprint
+from explora_geo.datasets.base import TileDataset, footprint
 
 DATA = Path(__file__).parents[1] / 'data'
-
-
-def test_a_stated_polygon_goes_before_the_files_own() -> None:
-    tile = next((DATA / 'eurosat_ms').glob('*/*.tif'))
-    catalog = build_catalog([tile, tile], {'label': [1, 2]}, ['POINT (7 51)', None])
-    assert catalog.geometry.iloc[0].wkt == 'POINT (7 51)' and list(catalog['label']) == [1, 2]
-    assert catalog.geometry.iloc[1].geom_type == 'Polygon'
 
 
 @pytest.mark.parametrize(
@@ -24,7 +17,7 @@ def test_a_stated_polygon_goes_before_the_files_own() -> None:
 def test_a_file_that_does_not_tell_leaves_the_place_empty(tmp_path: Path, content: str) -> None:
     image = tmp_path / 'image.jpg'
     image.with_suffix('.json').write_text(content)
-    catalog = build_catalog([image], {})
+    catalog = TileDataset(tmp_path, [image]).catalog
     assert catalog.geometry.isna().all() and catalog.crs == 'EPSG:4326'
 
 

@@ -16,4 +16,4 @@ def test_a_list_starts_at_its_folder_and_leaves_urls_as_they_are(tmp_path: Path)
     lines = ['# tiles', '', 'a/1.tif', '/data/2.tif', 'https://host/3.tif', '/vsizip/4.zip/4.tif', 'a/1.tif']
     (tmp_path / 'list.txt').write_text('\n'.join(lines))
     expected = [str(tmp_path / 'a' / '1.tif'), '/data/2.tif', 'https://host/3.tif', '/vsizip/4.zip/4.tif']
-    assert read_list(tmp_path / 'list.txt') == expected
+    assert list(map(str, read_list(tmp_path / 'list.txt'))) == expected

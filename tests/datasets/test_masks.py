@@ -10,7 +10,7 @@ import torch
 from matplotlib import pyplot as plt
 from PIL import Image
 
-from explora_geo.datasets import FolderDataset, MaskFolderDataset
+from explora_geo.datasets import MaskFolderDataset
 
 pytestmark = pytest.mark.filterwarnings('ignore::rasterio.errors.NotGeoreferencedWarning')
 
@@ -108,12 +108,3 @@ def test_a_number_that_means_nodata_is_no_measurement(masks: Path) -> None:
         target.nodata = -9999
     mask = MaskFolderDataset(folder, numbers=True, strict=True)[3]['mask']
     assert mask[:, :10].isnan().all() and (mask[:, 10:] == 5).all()
-
-
-def test_names_of_earlier_versions_still_work_with_a_warning(masks: Path) -> None:
-    with pytest.warns(FutureWarning, match='colours is called colors now'):
-        assert MaskFolderDataset(masks, colours=[(1, 2, 3)]).colors == ((1, 2, 3),)
-    with pytest.warns(FutureWarning, match='labelled is called labeled now'):
-        assert FolderDataset(masks / 'images', labelled=False).classes == ()
-    with pytest.raises(TypeError, match='unknown arguments labeld'):
-        FolderDataset(masks, labeld=False)

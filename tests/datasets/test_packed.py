@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from explora_geo.datasets import FolderDataset, PackedDataset, packing
+from explora_geo.datasets import FolderDataset, PackedDataset
+from explora_geo.datasets import packed as packing_module
 from explora_geo.datasets.eurosat import MS_BANDS
-from explora_geo.datasets.packed import is_pack
-from explora_geo.datasets.packing import pack
+from explora_geo.datasets.packed import is_pack, pack
 
 MS = Path(__file__).parents[1] / 'data' / 'eurosat_ms'
 
@@ -62,7 +62,7 @@ def test_13_bands_keep_their_names_and_type(tmp_path: Path) -> None:
 def test_an_interrupted_pack_goes_on_where_it_stopped(
     make: Callable[..., Path], tiles: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(packing, 'BLOCK', 5)
+    monkeypatch.setattr(packing_module, 'BLOCK', 5)
     out = tiles.parent / 'pack'
     source = FolderDataset(tiles)
     progress = pack(source, out)

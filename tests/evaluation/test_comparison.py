@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from explora_geo.adaptation import ExPLoRAConfig, explora
-from explora_geo.datamodules.archive import look
-from explora_geo.datamodules.labeled import LabeledTiles
+from explora_geo.datamodules.archive import LabeledTiles, look
 from explora_geo.evaluation.comparison import (
     METHODS,
     Comparison,

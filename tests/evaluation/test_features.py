@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from explora_geo.datasets import FMoWRGB, FMoWTemporal, FolderDataset, PackedDataset, collate_skipping
-from explora_geo.datasets.packing import pack
+from explora_geo.datasets.packed import pack
 from explora_geo.evaluation import extract_features
 from explora_geo.evaluation import features as features_module
 from explora_geo.evaluation.features import cached_features, dataset_sha256
