@@ -43,6 +43,8 @@ OTHER = {'colors': 'Sentinel-2', 'Sentinel-2': 'letters', 'letters': 'colors'}
 OPTIM = OptimConfig(base_lr=0.02, lr_scaling='none', warmup_steps=0)
 #: Learning so slow that what is learned does not show.
 STILL = OptimConfig(base_lr=1e-12, lr_scaling='none', warmup_steps=0, weight_decay=0)
+#: Backbones with a table of positions, with registers beside it, and with rotations in its place.
+MODELS = {'table': MODEL, 'registers': 'vit_tiny_patch8_reg4_32', 'rotary': 'vit_small_patch8_dinov3'}
 #: Every pair of tokenizer, objective, names and kind of file occurs.
 CASES = [
     ('patch', 'M', 'colors', 'adapter'),
@@ -54,6 +56,11 @@ CASES = [
     ('temporal', 'D', 'colors', 'adapter'),
     ('temporal', 'M', 'Sentinel-2', 'merged'),
     ('temporal', 'D', 'letters', 'adapter'),
+    ('patch', 'D', 'colors', 'adapter', 'registers'),
+    ('group-channel', 'M', 'colors', 'merged', 'registers'),
+    ('patch', 'D', 'Sentinel-2', 'adapter', 'rotary'),
+    ('patch', 'M', 'letters', 'merged', 'rotary'),
+    ('temporal', 'D', 'colors', 'merged', 'rotary'),
 ]
 
 
@@ -82,6 +89,7 @@ class Run:
     Attributes:
         folder: Its files, `adapter.safetensors` and `last.ckpt` among them.
         base: Weights it started from.
+        model: Name of the backbone.
         tokenizer: Kind of tokenizer.
         names: Names of the bands of its data.
         files: Weights and adapter, or the merged model alone.
@@ -92,6 +100,7 @@ class Run:
 
     folder: Path
     base: Path
+    model: str
     tokenizer: str
     names: str
     files: tuple[Path, Path | None]
@@ -159,19 +168,21 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
                 (folder / name / label / path.name).symlink_to(path)
     _load('fmow').create(folder / 'fmow')
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(builders._SIZES, 'tiny', (32, 3, 2))
+        for size in ('tiny', 'small'):
+            patch.setitem(builders._SIZES, size, (32, 3, 2))
         torch.manual_seed(0)
-        vit = randomise(create_vit(MODEL))
-        mae = MAE(vit, decoder_embed_dim=16, decoder_depth=1, decoder_num_heads=2)
-        state = {**vit.state_dict(), **mae.extra_state()}
-        write_state(folder / 'base.safetensors', state, {'bands': '["red", "green", "blue"]'})
+        for kind, name in MODELS.items():
+            vit = randomise(create_vit(name, img_size=32))
+            mae = MAE(vit, decoder_embed_dim=16, decoder_depth=1, decoder_num_heads=2)
+            state = {**vit.state_dict(), **mae.extra_state()}
+            write_state(folder / f'{kind}.safetensors', state, {'bands': '["red", "green", "blue"]'})
         yield folder
 
 
 @pytest.fixture(scope='module', params=CASES, ids='-'.join)
 def run(request: pytest.FixtureRequest, shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    tokenizer, letter, names, kind = request.param
-    folder, base = tmp_path_factory.mktemp('run'), shared / 'base.safetensors'
+    tokenizer, letter, names, kind, form = (*request.param, 'table')[:5]
+    folder, base, model = tmp_path_factory.mktemp('run'), shared / f'{form}.safetensors', MODELS[form]
     bands = NAMES[names]
     options: dict[str, Any] = {
         'patch': {},
@@ -184,13 +195,14 @@ def run(request: pytest.FixtureRequest, shared: Path, tmp_path_factory: pytest.T
 
     def task(weights: Path = base, optim: OptimConfig = OPTIM) -> ExPLoRATask:
         return ExPLoRATask(
-            MODEL,
+            model,
             str(weights),
             f'{letter}-[L]-r4',
             objective=objectives[letter],
             optim=optim,
             preset=None,
             bands=bands,
+            img_size=32,
             tokenizer=tokenizer,
             tokenizer_options=options,
             monitor_features='none',
@@ -199,7 +211,7 @@ def run(request: pytest.FixtureRequest, shared: Path, tmp_path_factory: pytest.T
     torch.manual_seed(0)
     first = task()
     blank = torch.zeros(3)
-    found = Run(folder, base, tokenizer, names, (base, None), task, first.backbone, blank, blank)
+    found = Run(folder, base, model, tokenizer, names, (base, None), task, first.backbone, blank, blank)
     data = found.data(first=True)
     train(first, data, folder, 2).save_checkpoint(folder / 'last.ckpt')
     found.mean, found.std = data.mean, data.std
@@ -219,7 +231,7 @@ def test_data_of_later_stages_are_others(run: Run) -> None:
     data.setup('fit')
     assert data.bands != run.vit.patch_embed.bands
     assert (data.mean[match_bands(data.bands, RGB)] - run.mean).abs().max() > 3
-    base = load_backbone(MODEL, run.base)
+    base = load_backbone(run.model, run.base, img_size=32)
     if run.tokenizer == 'patch':
         with pytest.raises(AssertionError):  # training has changed something
             run.check(base, run.matched(opened(run)), atol=1e-3)
@@ -287,11 +299,11 @@ def test_export(run: Run, tmp_path: Path) -> None:
     path = tmp_path / 'exported.safetensors'
     if run.tokenizer != 'patch':
         with pytest.raises(ValueError, match='timm has no model with the tokenizer'):
-            export_timm(opened(run), MODEL, path)
+            export_timm(opened(run), run.model, path)
         return
-    export_timm(opened(run), MODEL, path)
+    export_timm(opened(run), run.model, path)
     vit = load_backbone(None, path)
-    assert vit.name == MODEL
+    assert vit.name == run.model
     run.check(vit, run.matched(vit))
 
 

@@ -291,3 +291,11 @@ def test_a_rank_stabilized_scale_falls_with_the_root_of_the_rank(build_vit: Call
         layer = explora(build_vit(), config).blocks[0].attn.qkv
         assert config.scale == layer.scale == expected
     assert ExPLoRAConfig(rank_stabilized=True).scale == 1
+
+
+def test_registers_are_frozen_unless_they_are_named(build_vit: Callable[..., ViT]) -> None:
+    config = ExPLoRAConfig.parse('[L]-r4')
+    for extra, expected in (((), 0), (('reg_token',), 4 * 32)):
+        vit = explora(build_vit(registers=4), config.with_extra(extra))
+        assert trainable_summary(vit).get('reg_token', 0) == expected
+        assert vit.num_parameters - build_vit().num_parameters >= 4 * 32

@@ -381,14 +381,12 @@ def test_two_steps_equal_those_written_out_with_a_whole_copied_teacher(
     assert moved.max() > 1e-3
 
 
-def test_blocks_before_all_that_trains_run_once_for_student_and_teacher(
-    build: Callable[..., DINOv2], images: Tensor
-) -> None:
+def test_frozen_first_blocks_run_once_for_both(build: Callable[..., DINOv2], images: Tensor) -> None:
     model = build('[L]-r4@2', masks=MaskConfig(probability=0.5)).train()
     assert model._shared_blocks == 1
     seen: list[int] = []
-    model.backbone.blocks[0].register_forward_hook(lambda m, args, out: seen.append(len(args[0])))
-    model.final_backbone.blocks[0].register_forward_hook(lambda m, args, out: seen.append(len(args[0])))
+    for vit in (model.backbone, model.final_backbone):
+        vit.blocks[0].register_forward_hook(lambda module, args, out: seen.append(len(args[0])))
     found = []
     for shared in (1, 0):
         copied = copy.deepcopy(model)
@@ -397,7 +395,6 @@ def test_blocks_before_all_that_trains_run_once_for_student_and_teacher(
         random.seed(1)
         losses = copied({'image': images}, 0)
         torch.stack(list(losses.values())).sum().backward()
-        gradients = [p.grad for p in copied.backbone.parameters() if p.grad is not None]
-        found.append((losses, gradients))
+        found.append((losses, [p.grad for p in copied.backbone.parameters() if p.grad is not None]))
     assert seen == [16, 8, 24, 16, 16, 24]
     torch.testing.assert_close(found[0], found[1], atol=1e-5, rtol=1e-4)
