@@ -20,6 +20,7 @@ from explora_geo.datamodules.archive import look
 from explora_geo.evaluation.comparison import Comparison, PairProtocol
 from explora_geo.evaluation.label_free import default_score
 from explora_geo.models import create_vit
+from explora_geo.objectives import MAE
 
 TILES = Path(__file__).parent / 'data' / 'eurosat_rgb'
 MODEL = 'vit_tiny_patch8_32'
@@ -156,6 +157,10 @@ def test_an_interrupted_run_ends_as_one_that_was_not(
 def test_the_papers_objectives_are_at_hand(
     tiles: Path, weights: Path, tmp_path: Path, adaptation: str
 ) -> None:
+    if adaptation[0] == 'M':  # a decoder that comes with weights is as small as they are
+        vit = create_vit(MODEL)
+        state = vit.state_dict() | MAE(vit, decoder_embed_dim=32, decoder_depth=1).extra_state()
+        write_state(weights, state, model_metadata(vit, MODEL))
     adapted = _adapt.run(
         tiles, tmp_path / 'run', weights, adaptation, '1 step', None, None, Scoring(), force=True
     )

@@ -122,7 +122,7 @@ def test_the_demonstration_takes_25_teraflop_at_most() -> None:
     assert 20e12 < live + scored + pictured + label_free <= 25e12
 
 
-@pytest.mark.slow
+@pytest.mark.group(name='commands')
 def test_the_whole_network_of_timms_hub_goes_through_the_same_command(tmp_path: Path) -> None:
     # A cache as the hub's client lays it out; weights are random.
     cache = tmp_path / 'home' / 'hub' / f'models--timm--{HUB}'

@@ -156,6 +156,7 @@ def test_a_full_disk_is_one_sentence_and_the_same_command_goes_on(
     assert (run / 'report.html').is_file()
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_by_ctrl_c_says_how_to_go_on_and_does(
     archives: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -163,7 +164,9 @@ def test_a_run_that_is_stopped_by_ctrl_c_says_how_to_go_on_and_does(
     keeper = {'dirpath': str(run / 'run'), 'save_last': True, 'save_top_k': 0, 'every_n_train_steps': 1}
     callback = {'class_path': 'lightning.pytorch.callbacks.ModelCheckpoint', 'init_args': keeper}
     config = tmp_path / 'every.yaml'
-    config.write_text(yaml.safe_dump({'trainer': {'callbacks': [callback], 'precision': '32-true'}}))
+    few = {'init_args': {'batch_size': 8}}
+    trainer = {'callbacks': [callback], 'precision': '32-true'}
+    config.write_text(yaml.safe_dump({'trainer': trainer, 'data': few}))
     command = ['adapt', str(archives / 'tiles'), '--weights', TINY, '--adaptation', 'M-ExPLoRA-[L]-r4']
     command += ['--steps', '30', '--config', str(config), '--out', str(run)]
     environment = {**os.environ, 'PYTHONPATH': str(ROOT)}

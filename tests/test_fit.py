@@ -62,7 +62,7 @@ def small(
             f'--model.init_args.weights={base_file}',
             f'--trainer.default_root_dir={tmp_path / "run"}',
             '--trainer.limit_train_batches=2',
-            '--trainer.limit_val_batches=1',
+            '--trainer.limit_val_batches=2',  # 1 would be read as 1.0, which is all
             '--trainer.max_epochs=1',
             '--trainer.logger=false',
             '--trainer.enable_progress_bar=false',
@@ -72,6 +72,8 @@ def small(
             args.append(f'--data.dict_kwargs.root={torchgeo_eurosat}')
         if 'temporal' in example.name:
             args += [f'--data.init_args.root={fmow}', '--data.init_args.batch_size=4']
+        elif 'torchgeo' not in example.name:
+            args.append('--data.init_args.batch_size=8')
         if example == FIRST:
             args += [f'--data.init_args.{name}={tiles}' for name in ('root', 'val_root')]
         return args
@@ -79,8 +81,16 @@ def small(
     return arguments
 
 
-@pytest.mark.parametrize('example', EXAMPLES, ids=lambda p: p.stem)
-@pytest.mark.parametrize('command', ['explora_geo', 'torchgeo'])
+@pytest.mark.parametrize(
+    ('command', 'example'),
+    [
+        *(pytest.param('explora_geo', example, id=f'explora_geo-{example.stem}') for example in EXAMPLES),
+        *(
+            pytest.param('torchgeo', e, id=f'torchgeo-{e.stem}', marks=[pytest.mark.slow] * (e != FIRST))
+            for e in EXAMPLES
+        ),
+    ],
+)
 def test_every_example_runs_in_our_and_in_torchgeos_command_line(
     example: Path, command: str, small: Callable[[Path], list[str]], tmp_path: Path
 ) -> None:

@@ -201,8 +201,13 @@ def test_the_wheel_holds_all_modules_and_data_files_and_nothing_else(wheel: Path
     assert held == expected and 'explora_geo/py.typed' in held
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('kind', ['wheel', 'editable'])
+@pytest.mark.parametrize(
+    'kind',
+    [
+        pytest.param('wheel', marks=pytest.mark.slow),
+        pytest.param('editable', marks=pytest.mark.group(name='commands')),
+    ],
+)
 def test_both_command_lines_work_in_an_empty_folder(
     clone: Path, wheel: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -44,9 +44,9 @@ def small(
             f'--config={example}',
             f'--trainer.default_root_dir={tmp_path / "run"}',
             '--trainer.limit_train_batches=2',
-            '--trainer.limit_val_batches=1',
-            '--trainer.limit_test_batches=1',
-            '--trainer.limit_predict_batches=1',
+            '--trainer.limit_val_batches=2',  # 1 would be read as 1.0, which is all
+            '--trainer.limit_test_batches=2',
+            '--trainer.limit_predict_batches=2',
             '--trainer.max_epochs=1',
             '--trainer.logger=false',
             '--trainer.enable_progress_bar=false',

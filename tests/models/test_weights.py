@@ -90,6 +90,7 @@ def test_six_blocks_of_dinov2_load_into_timms_model_and_give_its_features() -> N
     assert 'starting anew: mask_token' in load_weights(with_mask, DEPTH6).report
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_six_blocks_of_dinov2_know_land_cover() -> None:
     datasets = [FolderDataset(TILES / part) for part in ('train', 'test')]

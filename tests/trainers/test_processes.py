@@ -257,7 +257,7 @@ def test_sharded_parameters_learn_the_same(tmp_path: Path) -> None:
     assert_same(found, learn('mae', str(tmp_path), 8, 1, {'devices': 1, 'gradient_clip_val': None}))
 
 
-@pytest.mark.slow
+@pytest.mark.group(name='long')
 def test_two_hosts_of_torchrun_train_together(tiles: Path, tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))

@@ -137,6 +137,7 @@ def test_frozen_matrices_in_bfloat16_change_nothing_but_the_memory(objective: st
         found[lean](SETTING)
 
 
+@pytest.mark.slow
 def test_some_are_measured_beside_the_first(tmp_path: Path, small_names: None) -> None:
     compare_steps(tmp_path, 'mae', SETTING, repeats=1)
     compare_steps(tmp_path, 'mae', SETTING, repeats=1, only='checkpointing')

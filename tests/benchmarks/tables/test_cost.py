@@ -25,6 +25,7 @@ from explora_geo.models import ViT
 STATED = [(t, r) for t in read_tables().values() for r in t.rows.values() if r.trainable]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('table', read_tables().values(), ids=lambda t: t.id)
 def test_every_model_and_loader_of_the_paper_is_built_and_has_the_stated_parameters(table: Table) -> None:
     scale = get_scale('paper')
