@@ -42,14 +42,14 @@ DEFECTS = (
     Defect(
         'the teacher drops paths as in training',
         'objectives/dinov2.py',
-        'self.teacher.parts.eval()',
-        'self.teacher.parts.train()',
+        'parts = self.teacher.parts.eval()',
+        'parts = self.teacher.parts.train()',
     ),
     Defect(
         'the student sees the patches that iBOT hides',
         'objectives/dinov2.py',
-        'token_mask=mask.to(crops.device)',
-        'token_mask=None',
+        'token_mask=mask.to(crops.device),',
+        'token_mask=None,',
     ),
     Defect(
         'the center of the targets has no momentum',
@@ -111,13 +111,13 @@ DEFECTS = (
     Defect(
         'held-out images are trained on, too',
         'datamodules/base.py',
-        'return Subset(dataset, kept), Subset(dataset, held)',
-        'return dataset, Subset(dataset, held)',
+        'train, val = Subset(dataset, kept), Subset(dataset, held)',
+        'train, val = dataset, Subset(dataset, held)',
     ),
     Defect(
         'a probe does not normalize its images',
-        'evaluation/cache.py',
-        "yield moved if transform is None or 'image' not in moved else transform(moved)",
+        'evaluation/features.py',
+        "yield transform(moved) if 'image' in moved else moved",
         'yield moved',
     ),
     Defect(
@@ -128,9 +128,9 @@ DEFECTS = (
     ),
     Defect(
         'an interval leaves out one side alone',
-        'evaluation/intervals.py',
-        '[(1 - confidence) / 2, (1 + confidence) / 2]',
-        '[1 - confidence, 1]',
+        'evaluation/probes.py',
+        'np.quantile(means, [0.025, 0.975])',
+        'np.quantile(means, [0.05, 1])',
     ),
     Defect(
         'the learning rate falls from the first step on, not from the end of the warm-up',
@@ -147,7 +147,7 @@ DEFECTS = (
     Defect(
         'the report does not name skipped tiles',
         'trainers/artifacts.py',
-        "{'count': len(task.skipped), 'files': task.skipped}",
+        "{'count': len(pl_module.skipped), 'files': pl_module.skipped}",
         "{'count': 0, 'files': {}}",
     ),
     Defect(
@@ -159,8 +159,8 @@ DEFECTS = (
     Defect(
         'the tiles of a map end one pixel before the edge',
         'maps/grid.py',
-        'return [*regular, length - self.tile]',
-        'return [*regular, length - self.tile - 1]',
+        'self.stride), length - self.tile]',
+        'self.stride), length - self.tile - 1]',
     ),
 )
 
@@ -251,7 +251,7 @@ def main() -> None:
         export(commit, copy)
         for defect in DEFECTS:
             anchored(defect, copy)
-        for defect in (None, *DEFECTS):
+        for defect in (*DEFECTS, None):
             outcomes = read_page()
             what = defect.what if defect else NOTHING
             if what in outcomes.setdefault(label, {}):
