@@ -14,6 +14,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
+from explora_geo.models.builders import size_name
 from explora_geo.models.position import RotaryConfig
 
 State = dict[str, Tensor]
@@ -148,6 +149,28 @@ def _root(state: Mapping[str, Tensor]) -> str:
     roots = [k.removesuffix('cls_token') for k in state if k.split('.')[-1] == 'cls_token']
     averaged = ('teacher', 'momentum', 'ema')
     return min(roots, key=lambda root: (any(a in root for a in averaged), len(root)), default='')
+
+
+def dino_name(state: Mapping[str, Tensor]) -> str | None:
+    """Name of the backbone of DINOv2's and DINOv3's files, which never say it, by what they hold.
+
+    Args:
+        state: Tensors by name, as a file of any layout holds them.
+    """
+    if not any(k.endswith(('.ls1.gamma', '.gamma_1', '.layer_scale1.lambda1')) for k in state):
+        return None
+    try:
+        ours = convert(state).backbone
+        width, patch = ours['cls_token'].shape[-1], ours['patch_embed.proj.weight'].shape[-1]
+    except (KeyError, ValueError):  # told when the weights are loaded
+        return None
+    size = size_name(width, len({k.split('.')[1] for k in ours if k.startswith('blocks.')}))
+    if size is None:
+        return None
+    if 'pos_embed' not in ours:
+        return f'vit_{size}_patch{patch}_dinov3{"_qkvb" if "blocks.0.attn.q_bias" in ours else ""}'
+    registers = f'reg{ours["reg_token"].shape[1]}_' if 'reg_token' in ours else ''
+    return f'vit_{size}_patch{patch}_{registers}dinov2'
 
 
 def from_trainer(state: State) -> State:

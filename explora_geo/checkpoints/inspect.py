@@ -67,10 +67,8 @@ def _name(state: Mapping[str, Tensor], width: int, depth: int, patch: int, size:
     name = size_name(width, depth)
     if name is None:
         return 'of a size without a name'
-    if 'blocks.0.gamma_1' in state:
-        return f'vit_{name}_patch{patch}_dinov3' + ('_qkvb' if 'blocks.0.attn.q_bias' in state else '')
     registers = f'reg{state["reg_token"].shape[1]}_' if 'reg_token' in state else ''
-    return f'vit_{name}_patch{patch}_{registers}' + ('dinov2' if 'blocks.0.ls1.gamma' in state else str(size))
+    return f'vit_{name}_patch{patch}_{registers}{size}'
 
 
 def _tokenizer(state: Mapping[str, Tensor], width: int, counts: Sequence[int]) -> str:

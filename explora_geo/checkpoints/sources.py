@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from explora_geo._compat import WeightsEnum
+from explora_geo.checkpoints.convert import dino_name
 from explora_geo.checkpoints.download import download, file_sha256
 from explora_geo.checkpoints.files import read_state
 from explora_geo.checkpoints.hub import HUB, cached_file, fetch_file
@@ -64,11 +65,13 @@ def read_weights(weights: WeightsEnum | str | Path | StoredWeights, values: bool
     if text.startswith(HUB):
         file = fetch_file(text)
         state, found = read_state(file.path, values)
-        facts = {'licence': file.licence, **found, 'base': file.name}
+        facts = {'licence': file.licence, 'backbone': dino_name(state), **found, 'base': file.name}
         return StoredWeights(state, header_entries(facts), file.name)
     state, found = read_state(text, values)
     base = f'{Path(text).name}, made of {found["base"]}' if 'base' in found else Path(text).name
-    return StoredWeights(state, {**found, 'base': base}, text)
+    return StoredWeights(
+        state, {**header_entries({'backbone': dino_name(state)}), **found, 'base': base}, text
+    )
 
 
 def fetch(url: str, meta: Mapping[str, Any]) -> Path:

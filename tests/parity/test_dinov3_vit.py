@@ -14,7 +14,7 @@ from torch.testing import assert_close
 
 from explora_geo.adaptation import ExPLoRAConfig, LoRALinear, explora, merge_lora
 from explora_geo.checkpoints import load_backbone, load_weights
-from explora_geo.checkpoints.convert import convert
+from explora_geo.checkpoints.convert import convert, dino_name
 from explora_geo.checkpoints.export import export_timm
 from explora_geo.checkpoints.hugging_face import export_transformers
 from explora_geo.checkpoints.sources import StoredWeights
@@ -90,6 +90,7 @@ def test_metas_file_of_dinov3_gives_timms_tokens(tmp_path: Path) -> None:
     theirs = timm_vit('vit_small_patch16_dinov3_qkvb')
     state = meta_names(theirs)
     assert convert(state).layout == 'dinov3'
+    assert dino_name(state) is None  # two blocks have no name
     ours = from_state('vit_small_patch16_dinov3_qkvb_depth2', state, tmp_path, mask_token=True)
     image = torch.randn(2, 3, 48, 64)
     assert_close(tokens(ours, image), theirs.forward_features(image), atol=1e-5, rtol=1e-5)
@@ -247,6 +248,20 @@ def test_lora_acts_and_merges_in_each_family(kind: str) -> None:
         assert (adapted - before).norm() > 0.01 * before.norm()
         assert_close(tokens(merge_lora(vit), image), adapted, atol=1e-4, rtol=1e-4)
     assert not vit.reg_token.requires_grad and vit.cls_token.requires_grad
+
+
+@pytest.mark.parametrize(
+    'name', ['small_patch16_dinov3', 'base_patch16_dinov3_qkvb', 'large_patch14_reg4_dinov2']
+)
+def test_files_of_whole_networks_need_no_name(name: str) -> None:
+    with torch.device('meta'):
+        state = timm.create_model(f'vit_{name}', num_classes=0).state_dict()
+    assert dino_name(state) == f'vit_{name}'
+    metas = {
+        k.replace('gamma_1', 'ls1.gamma').replace('reg_token', 'storage_tokens'): v for k, v in state.items()
+    }
+    assert dino_name(metas) == f'vit_{name}'
+    assert dino_name({k: v for k, v in state.items() if 'cls' not in k}) is None
 
 
 def test_coordinates_vary_in_training_alone() -> None:
