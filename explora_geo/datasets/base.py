@@ -8,7 +8,6 @@ from typing import Any
 
 import geopandas as gpd
 import numpy as np
-import shapely
 import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -240,14 +239,16 @@ def collate_skipping(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {**batch, 'skipped': skipped} if skipped else batch
 
 
-def footprint(path: Path) -> shapely.Geometry | None:
-    """The place of an image in longitude and latitude, by its header or the JSON file beside it; or None."""
+def footprint(path: Path) -> Any:
+    """The place of an image, a geometry of longitude and latitude, by its header or the JSON file beside it; or None."""
     try:
         if path.suffix.lower() in RASTER_SUFFIXES:
             with open_raster(path, any_size=True) as source:
-                place = gpd.GeoSeries([shapely.box(*source.bounds)], crs=source.crs).to_crs(CATALOG_CRS)[0]
+                left, bottom, right, top = source.bounds
+                ring = f'{left} {bottom}, {right} {bottom}, {right} {top}, {left} {top}, {left} {bottom}'
+                place = gpd.GeoSeries.from_wkt([f'POLYGON (({ring}))'], crs=source.crs).to_crs(CATALOG_CRS)[0]
                 return place if np.isfinite(place.bounds).all() else None
         text = json.loads(path.with_suffix('.json').read_text(encoding='utf-8'))['raw_location']
-        return shapely.from_wkt(text, on_invalid='ignore')
+        return gpd.GeoSeries.from_wkt([text], on_invalid='ignore')[0]
     except Exception:  # readers of coordinates, text and headers raise errors of many kinds on foreign ones
         return None
