@@ -240,7 +240,7 @@ def collate_skipping(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def footprint(path: Path) -> Any:
-    """The place of an image in longitude and latitude, a geometry, by its header or the JSON beside it; or None."""
+    """The place of an image in longitude and latitude, by its header or the JSON beside it; or None."""
     try:
         if path.suffix.lower() in RASTER_SUFFIXES:
             with open_raster(path, any_size=True) as source:
