@@ -108,6 +108,7 @@ def curve_score(module: Any, count: int) -> Callable[[ViT], float] | None:
             batches = (module.aug(move_data_to_device(batch, device)) for batch in loader)
             table = extract_features(vit, batches, blocks=1)
             found += [table.cls[:, 0].numpy(), table.label.numpy()]
-        return knn_accuracy(*found, k=5)
+        features, labels, others, expected = found
+        return knn_accuracy(features, labels, others, expected, k=5)
 
     return score
