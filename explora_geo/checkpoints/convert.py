@@ -160,17 +160,33 @@ def dino_name(state: Mapping[str, Tensor]) -> str | None:
     if not any(k.endswith(('.ls1.gamma', '.gamma_1', '.layer_scale1.lambda1')) for k in state):
         return None
     try:
-        ours = convert(state).backbone
-        width, patch = ours['cls_token'].shape[-1], ours['patch_embed.proj.weight'].shape[-1]
-    except (KeyError, ValueError):  # told when the weights are loaded
+        return backbone_name(convert({k: v.to('meta') for k, v in state.items()}).backbone)
+    except ValueError:  # told when the weights are loaded
         return None
-    size = size_name(width, len({k.split('.')[1] for k in ours if k.startswith('blocks.')}))
-    if size is None:
+
+
+def backbone_name(state: Mapping[str, Tensor]) -> str | None:
+    """Name of a backbone by its tensors, if its size has one.
+
+    Args:
+        state: Tensors with our keys.
+    """
+    filters = next((v for k, v in state.items() if k.startswith('patch_embed.proj') and v.ndim == 4), None)
+    size = None if filters is None else size_name(filters.shape[0], depth_of(state))
+    if filters is None or size is None:
         return None
-    if 'pos_embed' not in ours:
-        return f'vit_{size}_patch{patch}_dinov3{"_qkvb" if "blocks.0.attn.q_bias" in ours else ""}'
-    registers = f'reg{ours["reg_token"].shape[1]}_' if 'reg_token' in ours else ''
-    return f'vit_{size}_patch{patch}_{registers}dinov2'
+    patch, position = filters.shape[-1], state.get('pos_embed')
+    if position is None:
+        return f'vit_{size}_patch{patch}_dinov3{"_qkvb" if "blocks.0.attn.q_bias" in state else ""}'
+    registers = f'reg{state["reg_token"].shape[1]}_' if 'reg_token' in state else ''
+    scaled = 'blocks.0.ls1.gamma' in state
+    side = isqrt(position.shape[1] - 1) * patch
+    return f'vit_{size}_patch{patch}_{registers}{"dinov2" if scaled else side}'
+
+
+def depth_of(state: Mapping[str, Tensor], prefix: str = 'blocks.') -> int:
+    """Number of blocks whose names start so."""
+    return len({k.removeprefix(prefix).split('.')[0] for k in state if k.startswith(prefix)})
 
 
 def from_trainer(state: State) -> State:

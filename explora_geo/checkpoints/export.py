@@ -95,14 +95,23 @@ def _timm_state(vit: ViT) -> dict[str, Tensor]:
     tokenizer = vit.patch_embed
     if tokenizer.kind != 'patch':
         raise ValueError(_no_timm(tokenizer.kind))
-    state = {k: v.detach().cpu().clone() for k, v in vit.state_dict().items()}
+    state = plain_state(vit)
     state.pop('mask_token', None)  # only pre-training reads it
     if 'reg_token' in state and 'pos_embed' in state:  # there the class token has its position in itself
-        state['cls_token'] += state['pos_embed'][:, :1]
+        state['cls_token'] = state['cls_token'] + state['pos_embed'][:, :1]
         state['pos_embed'] = state['pos_embed'][:, 1:]
-    lora = [k for k in state if '.lora_' in k]
-    if lora:
-        raise ValueError(f'the backbone carries LoRA ({lora[0]}): merge it first')
+    return state
+
+
+def plain_state(vit: ViT) -> dict[str, Tensor]:
+    """Tensors of a backbone on the CPU.
+
+    Raises:
+        ValueError: If it carries LoRA.
+    """
+    state = {k: v.detach().cpu() for k, v in vit.state_dict().items()}
+    if lora := next((k for k in state if '.lora_' in k), ''):
+        raise ValueError(f'the backbone carries LoRA ({lora}): merge it first')
     return state
 
 

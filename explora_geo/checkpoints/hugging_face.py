@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from explora_geo.checkpoints.export import plain_state
 from explora_geo.checkpoints.files import atomic_path, write_state
 from explora_geo.models.vit import ViT
 
@@ -52,15 +53,13 @@ def export_transformers(vit: ViT, out: str | Path) -> str:
     Raises:
         ValueError: If transformers has no such model.
     """
-    state = {k: v.detach().cpu() for k, v in vit.state_dict().items()}
+    state = plain_state(vit)
     scaled = any(k.endswith(('.ls1.gamma', '.gamma_1')) for k in state)
     if vit.patch_embed.kind != 'patch' or not scaled or 'norm.weight' not in state:
         raise ValueError(
             'the format transformers is for backbones of DINOv2 and DINOv3 that read patches: write '
             '.safetensors for timm, or a program, .pt2 or .onnx'
         )
-    if lora := next((k for k in state if '.lora_' in k), ''):
-        raise ValueError(f'the backbone carries LoRA ({lora}): merge it first')
     name, config = _config(vit, state)
     gated = config.get('use_swiglu_ffn', False)
     shape = (1, 1, -1) if vit.rope is not None else (1, -1)

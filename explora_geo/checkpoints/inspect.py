@@ -8,10 +8,9 @@ from pathlib import Path
 from torch import Tensor
 
 from explora_geo._compat import WeightsEnum
-from explora_geo.checkpoints.convert import convert
+from explora_geo.checkpoints.convert import backbone_name, convert, depth_of
 from explora_geo.checkpoints.metadata import stated_bands
 from explora_geo.checkpoints.sources import read_weights
-from explora_geo.models.builders import size_name
 
 
 def describe_weights(weights: WeightsEnum | str | Path) -> dict[str, str]:
@@ -39,13 +38,13 @@ def describe_weights(weights: WeightsEnum | str | Path) -> dict[str, str]:
     if not filters or not (rotary or table):
         raise ValueError(f'{source} has no patch embedding or no positions, so it is no whole ViT')
     width, patch = filters[0][1].shape[0], filters[0][1].shape[-1]
-    depth, counts = _depth(state), [v.shape[1] for _, v in filters]
+    depth, counts = depth_of(state), [v.shape[1] for _, v in filters]
     side = isqrt(position.shape[1] - 1) if position is not None and table else 0
     registers = state['reg_token'].shape[1] if 'reg_token' in state else 0
     others = Counter(k.split('.')[0] for k in parts if not k.startswith('decoder.'))
     rows = {
         'layout': layout,
-        'backbone': meta.get('backbone') or _name(state, width, depth, patch, side * patch),
+        'backbone': meta.get('backbone') or backbone_name(state) or 'of a size without a name',
         'tokenizer': meta.get('tokenizer') or _tokenizer(state, width, counts),
         'bands': ', '.join(stated_bands(meta, source) or ()) or f'{sum(counts)}, names not stated',
         'patch': f'{patch} px',
@@ -56,19 +55,6 @@ def describe_weights(weights: WeightsEnum | str | Path) -> dict[str, str]:
         'beside': ', '.join(f'{k} ({n})' for k, n in others.items()) or 'nothing',
     }
     return rows | {key: meta[key] for key in ('licence', 'publication', 'dataset', 'base') if key in meta}
-
-
-def _depth(state: Mapping[str, Tensor], prefix: str = 'blocks.') -> int:
-    return len({k.removeprefix(prefix).split('.')[0] for k in state if k.startswith(prefix)})
-
-
-def _name(state: Mapping[str, Tensor], width: int, depth: int, patch: int, size: int) -> str:
-    """Name of the backbone, if its size has one."""
-    name = size_name(width, depth)
-    if name is None:
-        return 'of a size without a name'
-    registers = f'reg{state["reg_token"].shape[1]}_' if 'reg_token' in state else ''
-    return f'vit_{name}_patch{patch}_{registers}{size}'
 
 
 def _tokenizer(state: Mapping[str, Tensor], width: int, counts: Sequence[int]) -> str:
@@ -82,4 +68,4 @@ def _decoder(parts: Mapping[str, Tensor]) -> str:
     embed = parts.get('decoder.embed.weight')
     if embed is None or embed.ndim != 2:
         return 'none'
-    return f'width {embed.shape[0]}, {_depth(parts, "decoder.blocks.")} blocks'
+    return f'width {embed.shape[0]}, {depth_of(parts, "decoder.blocks.")} blocks'

@@ -64,14 +64,20 @@ def read_weights(weights: WeightsEnum | str | Path | StoredWeights, values: bool
         return _read_timm(text)
     if text.startswith(HUB):
         file = fetch_file(text)
-        state, found = read_state(file.path, values)
-        facts = {'licence': file.licence, 'backbone': dino_name(state), **found, 'base': file.name}
+        state, found = _read(file.path, values)
+        facts = {'licence': file.licence, **found, 'base': file.name}
         return StoredWeights(state, header_entries(facts), file.name)
-    state, found = read_state(text, values)
+    state, found = _read(text, values)
     base = f'{Path(text).name}, made of {found["base"]}' if 'base' in found else Path(text).name
-    return StoredWeights(
-        state, {**header_entries({'backbone': dino_name(state)}), **found, 'base': base}, text
-    )
+    return StoredWeights(state, {**found, 'base': base}, text)
+
+
+def _read(path: str | Path, values: bool) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """A file's tensors and metadata, with the backbone's name where what it holds tells it."""
+    state, found = read_state(path, values)
+    if 'backbone' not in found and (name := dino_name(state)):
+        found = {**found, 'backbone': name}
+    return state, found
 
 
 def fetch(url: str, meta: Mapping[str, Any]) -> Path:

@@ -47,10 +47,13 @@ class RotaryAttention(nn.Module):
         """
         parts = list(self.qkv(x).chunk(3, dim=-1))
         if self.q_bias is not None:
-            parts[0] = parts[0] + self.q_bias.to(x.dtype)
-            parts[2] = parts[2] + self.v_bias.to(x.dtype)  # type: ignore[union-attr]
+            parts[0] = parts[0] + self.q_bias.to(parts[0].dtype)  # of autocast, where x is not
+            parts[2] = parts[2] + self.v_bias.to(parts[2].dtype)  # type: ignore[union-attr]
         q, k, v = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in parts)
-        return (q, k, v) if rope is None else (rotate(q, rope), rotate(k, rope), v)
+        if rope is None:
+            return q, k, v
+        rope = rope.to(q.dtype)
+        return rotate(q, rope), rotate(k, rope), v
 
     def forward(self, x: Tensor, rope: Tensor | None = None, **unused: Any) -> Tensor:
         """Attend, shape (B, N, D) -> (B, N, D); see `heads`."""

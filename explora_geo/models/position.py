@@ -170,8 +170,8 @@ def rotate(x: Tensor, rotation: Tensor) -> Tensor:
 
     Args:
         x: Queries or keys, shape (B, heads, N, head_dim).
-        rotation: Sines and cosines, shape (2, N, head_dim) or (2, B, 1, N, head_dim).
+        rotation: Sines and cosines of the type of `x`, shape (2, N, head_dim) or (2, B, 1, N, head_dim).
     """
-    sin, cos = rotation.to(x.dtype)
+    sin, cos = rotation
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat([-second, first], dim=-1) * sin

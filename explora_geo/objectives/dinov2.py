@@ -257,7 +257,6 @@ class DINOv2(Objective):
         count = self._shared_blocks
         if not count:
             return None
-        self.teacher.parts.eval()
         return self.final_backbone.begin(crops, count, timestamps=_repeat(times, 2), embedded=embedded)
 
     def _mask_begun(
