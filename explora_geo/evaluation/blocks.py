@@ -18,21 +18,13 @@ from explora_geo.models.vit import ViT
 
 
 class BlockRow(NamedTuple):
-    """One block's patch tokens, through the final norm.
+    """One block's patch tokens, through the final norm; accuracies are of linear classifiers, in [0, 1]."""
 
-    Attributes:
-        block: Number of the block, from 1.
-        eigenvalue_mean: Mean of the eigenvalues of their covariance.
-        eigenvalue_variance: Variance of these eigenvalues.
-        position: Accuracy of a linear classifier of a patch's place in its image, in [0, 1].
-        label: Accuracy of a linear classifier of the image's class from one patch, in [0, 1].
-    """
-
-    block: int
-    eigenvalue_mean: float
+    block: int  # from 1
+    eigenvalue_mean: float  # of the covariance of the tokens
     eigenvalue_variance: float
-    position: float
-    label: float
+    position: float  # accuracy by which a patch tells its place in its image
+    label: float  # accuracy by which a patch tells the class of its image
 
 
 def analyse_blocks(
@@ -50,9 +42,6 @@ def analyse_blocks(
         test: Batches on which they are measured.
         patches: Patches drawn of each image; the same places for every block.
         seed: Seed of the draw.
-
-    Returns:
-        A row per block.
     """
     tokens, *known = _tokens(vit, train, patches, seed)
     others, *wanted = _tokens(vit, test, patches, seed)

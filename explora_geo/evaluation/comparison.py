@@ -2,18 +2,17 @@
 
 import copy
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from explora_geo.adaptation import merge_lora
 from explora_geo.evaluation.features import evaluating, tokens_of
-from explora_geo.evaluation.probes import Budget, Choice, bootstrap_interval, knn_hits, logistic_hits
+from explora_geo.evaluation.probes import Budget, bootstrap_interval, knn_hits, logistic_hits
 from explora_geo.models.turns import check_turns
 from explora_geo.models.vit import ViT
 from explora_geo.models.whitening import whitening_matrix
@@ -21,7 +20,6 @@ from explora_geo.models.whitening import whitening_matrix
 Outcome = Literal['helps', 'no difference', 'harm']
 #: Batches that can be read more than once, or a function that makes them anew.
 Batches = Iterable[Mapping[str, Any]] | Callable[[], Iterable[Mapping[str, Any]]]
-Sets = dict[str, NDArray[Any]]
 
 #: Measurements by key, as reports name them.
 METHODS = {'knn': 'k-NN', 'linear': 'Linear probe', 'few': 'Few labels'}
@@ -34,8 +32,10 @@ RULE = (
 )
 SOURCE, ADAPTED, BESIDE = 'source', 'adapted', 'beside'
 BEST_BLOCK, TURNS, WHITENED = 'best_block', 'turns', 'whitened'
-#: What costs nothing but passes, and must be beaten.
-RIVALS = (BEST_BLOCK, f'{TURNS}_{SOURCE}', WHITENED)
+#: k of k-NN, at most the mean number of tiles of a class; labels per class of the measurement with few.
+NEIGHBORS, FEW = 20, 10
+#: Share of each class that is tested on, and share of the others that chooses settings.
+TEST_SHARE, VAL_SHARE = 0.5, 0.2
 
 
 def outcome_of(gains: Mapping[str, Mapping[str, Any]]) -> Outcome:
@@ -51,24 +51,16 @@ class PairProtocol:
     """How mean patch tokens are scored; the same draws for every model.
 
     Attributes:
-        neighbors: k of k-NN, at most the mean number of tiles of a class.
         penalties: Inverse regularization strengths, of which validation chooses one.
-        few: Labels per class of the measurement with few labels.
         draws: Draws of training and validation tiles.
-        test_share: Share of each class that is tested on, where no test tiles are given.
-        val_share: Share of the other tiles of each class that choose settings.
         turns: Orientations that rivals are averaged over: 4, 8, or 1 for no such rival.
         whitening: Powers of `whitening_matrix` of which validation chooses one for the whitened source;
             the tiles that are not tested on give its covariance. None for no such rival.
         resamples: Bootstrap samples of an interval.
     """
 
-    neighbors: int = 20
     penalties: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3)
-    few: int = 10
     draws: int = 5
-    test_share: float = 0.5
-    val_share: float = 0.2
     turns: int = 4
     whitening: tuple[float, ...] = (0.25, 0.5, 1.0)
     resamples: int = 1000
@@ -76,26 +68,16 @@ class PairProtocol:
     def __post_init__(self) -> None:
         """Check the values."""
         check_turns(self.turns)
-        for name in ('neighbors', 'few', 'draws', 'resamples'):
-            if getattr(self, name) < 1:
-                raise ValueError(f'{name} must be at least 1, got {getattr(self, name)}')
-        for name in ('test_share', 'val_share'):
-            if not 0 < getattr(self, name) < 1:
-                raise ValueError(f'{name} must be between 0 and 1, got {getattr(self, name)}')
+        if self.draws < 1 or self.resamples < 1:
+            raise ValueError(f'draws and resamples must be at least 1, got {self.draws} and {self.resamples}')
 
 
 class Measured(NamedTuple):
-    """One measurement of one model.
+    """One measurement of one model."""
 
-    Attributes:
-        hits: Whether each test tile is right under each draw, shape (draws, M).
-        validations: Validation accuracy of what was chosen, one per draw.
-        settings: What was chosen, one per draw.
-    """
-
-    hits: NDArray[np.bool_]
-    validations: tuple[float, ...]
-    settings: tuple[str, ...]
+    hits: NDArray[np.bool_]  # whether each test tile is right under each draw, shape (draws, M)
+    validations: tuple[float, ...]  # validation accuracy of what was chosen, one per draw
+    settings: tuple[str, ...]  # what was chosen, one per draw
 
 
 @dataclass(frozen=True)
@@ -118,13 +100,13 @@ class Comparison:
     labels: dict[str, int]
     protocol: PairProtocol
 
-    def score(self, model: str, method: str) -> dict[str, float]:
-        """Mean accuracy in [0, 1], the ends of its 95 % interval, and half of its width."""
+    def score(self, model: str, method: str) -> dict[str, Any]:
+        """Mean accuracy in [0, 1], and the ends of its 95 % interval."""
         return self._interval(self.models[model][method].hits)
 
-    def gain(self, model: str, method: str, over: str = SOURCE) -> dict[str, float]:
-        """Paired gain over another model on the same draws and test tiles, with its 95 % interval."""
-        after, before = (self.models[name][method].hits.astype(np.float32) for name in (model, over))
+    def gain(self, model: str, method: str) -> dict[str, Any]:
+        """Paired gain over the source on the same draws and test tiles, with its 95 % interval."""
+        after, before = (self.models[name][method].hits.astype(np.float32) for name in (model, SOURCE))
         return self._interval(after - before)
 
     def outcome(self, model: str | None = None) -> Outcome:
@@ -132,34 +114,27 @@ class Comparison:
         return outcome_of({method: self.gain(model or self.adapted[0], method) for method in METHODS})
 
     def rows(self, model: str | None = None) -> list[dict[str, Any]]:
-        """One row per method for reports: source, adapted, rivals and paired gains; JSON-ready.
+        """One row per method for reports, of one adapted model, the first one if None; JSON-ready.
 
-        Args:
-            model: Name of the adapted model; the first one if None.
-
-        Returns:
-            Rows with `metric`, `title`, and the scores `source`, `adapted`, `gain`, `best_block`,
-            `turns_source`, `turns_adapted`, `whitened` and, of a model with that name, `beside` with
-            its own `gain`; `over` holds the gains over the rivals.
+        A row has `metric`, `title`, and the scores `source`, `adapted`, `gain`, `best_block`, `turns_source`,
+        `turns_adapted`, `whitened` and, of a model with that name, `beside` with its own `gain`.
         """
         name = model or self.adapted[0]
-        shown = {key: key for key in (SOURCE, *RIVALS)}
+        shown = {key: key for key in (SOURCE, BEST_BLOCK, f'{TURNS}_{SOURCE}', WHITENED)}
         shown |= {ADAPTED: name, f'{TURNS}_{ADAPTED}': f'{TURNS}_{name}'}
         shown |= {BESIDE: BESIDE} if name != BESIDE else {}
         rows = []
         for method, title in METHODS.items():
             row = {key: self.score(known, method) for key, known in shown.items() if known in self.models}
-            row['gain'] = self.gain(name, method)
             if BESIDE in row:
-                row[BESIDE] |= {'gain': self.gain(BESIDE, method)}  # type: ignore[dict-item]
+                row[BESIDE]['gain'] = self.gain(BESIDE, method)
             settings = self.models[BEST_BLOCK][method].settings
             chosen = max(settings, key=settings.count)
             row[BEST_BLOCK]['block'] = int(chosen.split(',')[0].removeprefix('block '))
             for key in (k for k in row if k.startswith(TURNS)):
                 row[key]['turns'] = self.protocol.turns
-            over = {key: self.gain(name, method, key) for key in RIVALS if key in self.models}
-            title = f'{self.protocol.few} labels a class' if method == 'few' else title
-            rows.append({'metric': method, 'title': title, **row, 'over': over})
+            title = f'{FEW} labels a class' if method == 'few' else title
+            rows.append({'metric': method, 'title': title, **row, 'gain': self.gain(name, method)})
         return rows
 
     def curve(self) -> dict[str, Any]:
@@ -170,13 +145,13 @@ class Comparison:
         """
         if not self.strengths:
             return {}
-        names = [self._at(s) for s in self.strengths]
-        valid = np.array([[np.mean(self.models[n][m].validations) for m in METHODS] for n in names])
+        models = [self.models[self._at(s)] for s in self.strengths]
+        valid = np.array([[np.mean(model[m].validations) for m in METHODS] for model in models])
         safe = (valid >= valid[0] - MARGIN).all(1)
         return {
             'x': list(self.strengths),
             'series': [
-                {'title': title, 'y': [self.score(name, method)['mean'] for name in names]}
+                {'title': title, 'y': [float(model[method].hits.mean()) for model in models]}
                 for method, title in METHODS.items()
             ],
             'chosen': self.strengths[int(np.where(safe, valid.mean(1), -1).argmax())],
@@ -221,36 +196,30 @@ class Comparison:
     def _at(self, strength: float) -> str:
         return {0.0: SOURCE, 1.0: self.adapted[0]}.get(strength, f'strength {strength:g}')
 
-    def _interval(self, values: NDArray[Any]) -> dict[str, float]:
+    def _interval(self, values: NDArray[Any]) -> dict[str, Any]:
         low, high = bootstrap_interval(values, draws=self.protocol.resamples)
-        return {'mean': float(values.mean()), 'low': low, 'high': high, 'half': (high - low) / 2}
+        return {'mean': float(values.mean()), 'low': low, 'high': high}
 
 
 def score_pair(
     before: ViT,
     after: ViT | Mapping[str, ViT],
     batches: Batches,
-    test: Batches | None = None,
     *,
     strengths: Sequence[float] = (),
     protocol: PairProtocol | None = None,
 ) -> Comparison:
     """Score a source and what was adapted from it on labeled tiles, with the same draws for all.
 
-    Every setting is chosen on validation tiles and reported on test tiles, which are the same for all draws.
-    Each model sees each tile once, or once per orientation.
+    Half of the tiles of each class are tested on; every setting is chosen on validation tiles drawn from the
+    others. Each model sees each tile once, or once per orientation.
 
     Args:
         before: Source.
         after: Adapted model, or several by name.
-        batches: Normalized `image`, shape (B, C, H, W), and `label`, shape (B,): training and validation
-            tiles, and test tiles where there are no others. They must come in the same order every time.
-        test: Batches of test tiles.
+        batches: Normalized `image`, shape (B, C, H, W), and `label`, shape (B,), always in the same order.
         strengths: Also score weights between the source (0) and the first adapted model (1).
         protocol: How to score; the defaults if None.
-
-    Returns:
-        The comparison.
 
     Raises:
         ValueError: If there are no labeled tiles or too few of a class, batches differ between readings, a
@@ -265,22 +234,18 @@ def score_pair(
         raise ValueError(f'a strength is from 0 (source) to 1 (adapted), got {outside[0]:g}')
     first = next(iter(adapted.values()))
     mixed = ((f'strength {s:g}', interpolate(before, first, s)) for s in between)
-    reread = [_again(b) for b in (batches, test) if b is not None]
     splits: _Splits | None = None
     found: dict[str, dict[str, Measured]] = {}
     for name, vit in itertools.chain({SOURCE: before, **adapted}.items(), mixed):
         known = name == SOURCE or name in adapted
         blocks, turns = vit.depth if name == SOURCE else 1, protocol.turns if known else 1
-        parts = [_extract(vit, make(), blocks, turns) for make in reread]
-        features, turned, labels = zip(*parts, strict=True)
-        splits = splits or _Splits(labels, protocol)
-        if not all(torch.equal(a, b) for a, b in zip(splits.labels, labels, strict=True)):
+        read, turned, label = _extract(vit, batches() if callable(batches) else batches, blocks, turns)
+        splits = splits or _Splits(label, protocol)
+        if not np.array_equal(splits.label, label):
             raise ValueError('batches must hold the same tiles in the same order every time they are read')
-        read = torch.cat(features).numpy()
         found[name] = splits.measure({'last block': read[:, -1]})
         if turns > 1:
-            sets = {f'last block, {turns} turns': torch.cat(turned).numpy()}
-            found[f'{TURNS}_{name}'] = splits.measure(sets)
+            found[f'{TURNS}_{name}'] = splits.measure({f'last block, {turns} turns': turned})
         if name == SOURCE:
             # From the last one on, which wins where validation cannot tell.
             sets = {f'block {i + 1}': read[:, i] for i in reversed(range(vit.depth))}
@@ -293,15 +258,10 @@ def score_pair(
 
 
 def interpolate(before: ViT, after: ViT, strength: float) -> ViT:
-    """A copy of a model whose weights lie between source and adapted ones.
-
-    Args:
-        before: Source, strength 0.
-        after: Adapted model, strength 1; LoRA is merged in the copy.
-        strength: Share of the difference, in [0, 1].
+    """A copy of a model whose weights lie between source (0) and adapted model (1), whose LoRA is merged.
 
     Raises:
-        ValueError: If the strength is out of range, or the models have other weights.
+        ValueError: If the strength is not in [0, 1], or the models have other weights.
     """
     if not 0 <= strength <= 1:
         raise ValueError(f'a strength is from 0 (source) to 1 (adapted), got {strength:g}')
@@ -319,74 +279,59 @@ def interpolate(before: ViT, after: ViT, strength: float) -> ViT:
 
 
 class _Splits:
-    """Training, validation and test tiles of every draw, as indices into the tiles that were read."""
+    """Test tiles, and training, validation and few training tiles of every draw, as indices."""
 
-    def __init__(self, labels: Sequence[Tensor], protocol: PairProtocol) -> None:
-        self.labels, self.protocol, self.label = labels, protocol, torch.cat(tuple(labels))
-        known = labels[0]
-        tested = torch.arange(len(self.label)) >= len(known)
-        members = [(known == c).nonzero().flatten() for c in known.unique()]
-        least, few = 2 if len(labels) == 2 else 3, min(map(len, members), default=0)
-        if len(members) < 2 or few < least:
+    def __init__(self, label: NDArray[Any], protocol: PairProtocol) -> None:
+        self.label, self.protocol = label, protocol
+        members = [np.flatnonzero(label == c) for c in np.unique(label)]
+        fewest = min(map(len, members), default=0)
+        if len(members) < 2 or fewest < 3:
             raise ValueError(
-                f'scores need at least two classes of {least} labeled tiles or more, got {len(members)} '
-                f'classes and {few} tiles of the smallest'
+                f'scores need at least two classes of 3 labeled tiles or more, got {len(members)} classes '
+                f'and {fewest} tiles of the smallest'
             )
-        if unknown := set(self.label[tested].tolist()) - set(known.tolist()):
-            raise ValueError(f'test tiles have the classes {sorted(unknown)}, which no training tile has')
-        if len(labels) == 1:
-            for m in members:
-                count = min(max(round(protocol.test_share * len(m)), 1), len(m) - 2)
-                tested[m[(torch.arange(count) * len(m)) // count]] = True
-        self.test, self.pool = tested.nonzero().flatten(), (~tested).nonzero().flatten()
+        counts = [min(max(round(TEST_SHARE * len(m)), 1), len(m) - 2) for m in members]
+        spaced = [m[np.arange(n) * len(m) // n] for m, n in zip(members, counts, strict=True)]
+        self.test = np.sort(np.concatenate(spaced))
+        self.pool = np.setdiff1d(np.arange(len(label)), self.test)
         self.draws = [self._draw(seed) for seed in range(protocol.draws)]
         sizes = [*map(len, self.draws[0]), len(self.test), len(members)]
         self.counts = dict(zip(('train', 'validation', 'few', 'test', 'classes'), sizes, strict=True))
 
-    def _draw(self, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Training, validation and few training tiles."""
-        held = Budget(share=self.protocol.val_share).draw(self.label[self.pool], seed)
-        kept = torch.ones(len(self.pool), dtype=torch.bool)
-        kept[held] = False
-        train = self.pool[kept]
-        few = Budget(per_class=self.protocol.few).draw(self.label[train], seed)
+    def _draw(self, seed: int) -> tuple[NDArray[Any], ...]:
+        held = Budget(share=VAL_SHARE).draw(torch.from_numpy(self.label[self.pool]), seed).numpy()
+        train = np.delete(self.pool, held)
+        few = Budget(per_class=FEW).draw(torch.from_numpy(self.label[train]), seed).numpy()
         return train, self.pool[held], train[few]
 
-    def whitened(self, features: NDArray[Any]) -> Sets:
+    def whitened(self, features: NDArray[Any]) -> dict[str, NDArray[Any]]:
         """Features whitened by the tiles that are not tested on, one set for each power."""
-        pool = self.pool.numpy()
-        centered = torch.from_numpy(features - features[pool].mean(0))
-        covariance = centered[pool].T.cov(correction=0)
+        centered = torch.from_numpy(features - features[self.pool].mean(0))
+        covariance = centered[self.pool].T.cov(correction=0)
         return {
             f'whitened {power:g}': (centered @ whitening_matrix(covariance, power)).numpy()
             for power in self.protocol.whitening
         }
 
-    def measure(self, sets: Sets) -> dict[str, Measured]:
+    def measure(self, sets: dict[str, NDArray[Any]]) -> dict[str, Measured]:
         """Score feature sets, one of which validation chooses."""
-        found: dict[str, list[Choice]] = {method: [] for method in METHODS}
+        choices = []
         for indices in self.draws:
             train, val, few, test = (
-                ({name: values[i] for name, values in sets.items()}, self.label[i].numpy())
+                ({name: values[i] for name, values in sets.items()}, self.label[i])
                 for i in (*indices, self.test)
             )
-            k = max(1, min(self.protocol.neighbors, len(indices[0]) // self.counts['classes']))
-            found['knn'].append(knn_hits(train, val, test, k))
-            found['linear'].append(logistic_hits(train, val, test, self.protocol.penalties))
-            found['few'].append(logistic_hits(few, val, test, self.protocol.penalties))
-        columns = {method: list(zip(*choices, strict=True)) for method, choices in found.items()}
-        return {method: Measured(np.stack(hits), *rest) for method, (hits, *rest) in columns.items()}
+            k = max(1, min(NEIGHBORS, len(indices[0]) // self.counts['classes']))
+            linear = (logistic_hits(part, val, test, self.protocol.penalties) for part in (train, few))
+            choices.append((knn_hits(train, val, test, k), *linear))
+        columns = [list(zip(*column, strict=True)) for column in zip(*choices, strict=True)]
+        measured = [Measured(np.stack(hits), *rest) for hits, *rest in columns]
+        return dict(zip(METHODS, measured, strict=True))
 
 
-def _again(batches: Batches) -> Callable[[], Iterable[Mapping[str, Any]]]:
-    """A function that gives the batches anew."""
-    if callable(batches):
-        return batches
-    kept = list(batches) if isinstance(batches, Iterator) else batches
-    return lambda: kept
-
-
-def _extract(vit: ViT, batches: Iterable[Mapping[str, Any]], blocks: int, turns: int) -> tuple[Tensor, ...]:
+def _extract(
+    vit: ViT, batches: Iterable[Mapping[str, Any]], blocks: int, turns: int
+) -> tuple[NDArray[Any], ...]:
     """Features of the last blocks, (N, blocks, D), the last one averaged over turns, (N, D); labels, (N,)."""
     parts = []
     with evaluating(vit):
@@ -397,4 +342,4 @@ def _extract(vit: ViT, batches: Iterable[Mapping[str, Any]], blocks: int, turns:
             parts.append((seen[0].cpu(), turned.cpu(), batch['label'].cpu()))
     if not parts:
         raise ValueError('there are no labeled tiles to score features on')
-    return tuple(map(torch.cat, zip(*parts, strict=True)))
+    return tuple(torch.cat(column).numpy() for column in zip(*parts, strict=True))

@@ -49,10 +49,9 @@ class FeatureTable(NamedTuple):
         return self._replace(cls=self.cls[index], avg=self.avg[index], label=self.label[index])
 
     def stacked(self, blocks: int) -> Tensor:
-        """One vector per image, shape (N, (1 + blocks)·D).
+        """One vector per image, shape (N, (1 + blocks)·D), of which every variant of the sweep is a slice.
 
-        The mean patch token of the last block comes first, then class tokens from the last block backwards,
-        so that every variant of the sweep is a slice.
+        The mean patch token of the last block comes first, then class tokens from the last block backwards.
         """
         return torch.cat([self.avg[:, -1], self.cls[:, -blocks:].flip(1).flatten(1)], dim=1)
 
@@ -64,6 +63,12 @@ class FeatureTable(NamedTuple):
         if last_blocks == 1:
             return {kind: getattr(self, kind)[:, -1].float().numpy() for kind in ('cls', 'avg')}
         return {f'cls of {last_blocks} blocks': self.cls[:, -last_blocks:].flatten(1).float().numpy()}
+
+    @staticmethod
+    def joined(parts: Sequence['FeatureTable']) -> 'FeatureTable':
+        """The rows of several tables."""
+        cls, avg, label = (torch.cat(column) for column in zip(*(p[:3] for p in parts), strict=True))
+        return FeatureTable(cls, avg, label, tuple(text for part in parts for text in part.skipped))
 
 
 @contextmanager
@@ -116,7 +121,7 @@ def extract_features(
     """
     check_turns(turns)
     skipped: list[str] = []
-    parts: list[tuple[Tensor, ...]] = []
+    parts: list[FeatureTable] = []
     with evaluating(vit):
         for batch in batches:
             skipped.extend(batch.get('skipped', ()))
@@ -130,30 +135,30 @@ def extract_features(
                     'folders, or a data module whose batches carry label of shape (B,)'
                 )
             seen = [torch.stack(tokens_of(vit, batch, range(-blocks, 0), n)) for n in range(turns)]
-            parts.append((*torch.stack(seen).mean(0).cpu(), label.cpu()))
+            cls, avg = torch.stack(seen).mean(0).cpu()
+            parts.append(FeatureTable(cls, avg, label.cpu()))
     if not parts:
         reason = f'none of {len(skipped)} images can be used, first {skipped[0]}' if skipped else ''
         raise ValueError(reason or 'there are no images to extract features from')
-    cls, avg, labels = (torch.cat(column) for column in zip(*parts, strict=True))
-    return FeatureTable(cls, avg, labels, tuple(skipped))
+    return FeatureTable.joined(parts)._replace(skipped=tuple(skipped))
 
 
 def dataset_sha256(dataset: Dataset[Any]) -> str | None:
     """Hash of the images of a data set: their files by name, size and time of change, and their labels.
 
-    Args:
-        dataset: Any data set; `Subset` and `ConcatDataset` are looked into.
-
-    Returns:
-        Hexadecimal SHA-256; None if the data set lists no files or draws its images at random.
+    `Subset` and `ConcatDataset` are looked into. None if a data set lists no files, in `files` or `samples`,
+    or draws its images at random.
     """
     if isinstance(dataset, Subset):
         whole = dataset_sha256(dataset.dataset)
-        return whole and hashlib.sha256(f'{whole}{list(dataset.indices)}'.encode()).hexdigest()
+        return whole and _sha256(f'{whole}{list(dataset.indices)}')
     if isinstance(dataset, ConcatDataset):
         parts = [dataset_sha256(part) for part in dataset.datasets]
-        return None if None in parts else hashlib.sha256(str(parts).encode()).hexdigest()
-    files = _files(dataset)
+        return None if None in parts else _sha256(str(parts))
+    lists = (getattr(dataset, name, None) for name in ('files', 'samples'))  # the latter are torchvision's
+    entries = next((e for e in lists if isinstance(e, Sequence) and e), ())
+    paths = (entry[0] if isinstance(entry, tuple) else entry for entry in entries)
+    files = [Path(path) for path in paths if isinstance(path, str | Path)]
     if not files or getattr(dataset, 'random_frames', False):
         return None
     root = Path(getattr(dataset, 'root', '/'))
@@ -167,16 +172,7 @@ def dataset_sha256(dataset: Dataset[Any]) -> str | None:
         except OSError:  # skipped when it is read, or of a pack, which has files of its own
             version = 'missing'
         lines.append(f'{path.relative_to(root) if path.is_relative_to(root) else path}|{version}\n')
-    lines.append(f'{getattr(dataset, "classes", "")}{getattr(dataset, "labels", "")}')
-    return hashlib.sha256(''.join(lines).encode()).hexdigest()
-
-
-def _files(dataset: Dataset[Any]) -> list[Path]:
-    """The image files of a data set of ours or of torchvision's and TorchGeo's folder kind."""
-    lists = (getattr(dataset, name, None) for name in ('files', 'samples', 'imgs'))
-    entries = next((e for e in lists if isinstance(e, Sequence) and e and not isinstance(e, str)), ())
-    paths = (entry[0] if isinstance(entry, tuple) else entry for entry in entries)
-    return [Path(path) for path in paths if isinstance(path, str | Path)]
+    return _sha256(''.join(lines) + f'{getattr(dataset, "classes", "")}{getattr(dataset, "labels", "")}')
 
 
 def cached_features(
@@ -234,9 +230,8 @@ def cached_features(
         first, again = (_batch_sha256(next(batches(0, min(_FIRST, total), _FIRST))) for _ in range(2))
         described = {'version': _VERSION, 'weights': state_sha256(vit.state_dict()), 'data': data}
         described |= {'transform': first, 'blocks': blocks, 'turns': turns, 'shard': SHARD}
-        key = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
         if data is not None and first == again:
-            entry = Path(folder) / key[:20]
+            entry = Path(folder) / _sha256(json.dumps(described, sort_keys=True))[:20]
         else:
             text = 'Features are not cached: the data set lists no files, or draws images at random '
             warnings.warn(f'{text}(random_frames).', stacklevel=2)
@@ -255,8 +250,7 @@ def cached_features(
                 write_state(file, state, {'skipped': json.dumps(part.skipped)})
         parts.append(part)
         progress(stop, total)
-    cls, avg, labels = (torch.cat(column) for column in zip(*(p[:3] for p in parts), strict=True))
-    return FeatureTable(cls, avg, labels, tuple(text for p in parts for text in p.skipped))
+    return FeatureTable.joined(parts)
 
 
 def _or_names(collate: Callable[[list[Any]], dict[str, Any]], samples: list[Any]) -> dict[str, Any]:
@@ -274,15 +268,19 @@ def _batch_sha256(batch: Mapping[str, Any]) -> str:
     return digest.hexdigest()
 
 
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def extract_parts(
     vit: ViT,
     datamodule: Any,
     cache: Path | None,
     progress: Callable[[str], None] = lambda text: None,
     statistics: Literal['model', 'data'] | None = None,
-    **kwargs: Any,
+    **options: Any,
 ) -> dict[str, FeatureTable]:
-    """Cached features of the training, validation and test part of a data module.
+    """Cached features of the parts `train`, `val` and `test` of a data module.
 
     Without a validation part a tenth of the training images is held out, evenly spaced within each class.
 
@@ -292,10 +290,7 @@ def extract_parts(
         cache: Folder of the cache.
         progress: Told what is done next.
         statistics: Whose mean and standard deviation normalize; see `match_data`.
-        **kwargs: Further arguments of `cached_features`.
-
-    Returns:
-        Feature tables of `train`, `val` and `test`.
+        **options: Further arguments of `cached_features`.
 
     Raises:
         ValueError: If there is no test part, or the data do not fit the backbone.
@@ -303,8 +298,7 @@ def extract_parts(
     for stage in ('fit', 'test'):
         datamodule.setup(stage)
     match_data(datamodule, vit, statistics)
-    if hasattr(datamodule, 'collate_fn'):
-        kwargs['collate'] = datamodule.collate_fn
+    options['collate'] = getattr(datamodule, 'collate_fn', default_collate)
     tables = {}
     for part in ('train', 'val', 'test'):
         dataset = getattr(datamodule, f'{part}_dataset', None)
@@ -319,9 +313,8 @@ def extract_parts(
             progress(f'features of {part} images: {done:,} of {total:,}')
 
         report(0, len(dataset))
-        tables[part] = cached_features(
-            cache, vit, dataset, transform=datamodule.aug, progress=report, **kwargs
-        )
+        options |= {'transform': datamodule.aug, 'progress': report}
+        tables[part] = cached_features(cache, vit, dataset, **options)
     if 'val' not in tables:
         whole = tables['train']
         tables['train'], tables['val'] = (whole.take(part) for part in hold_out(whole.label))

@@ -20,16 +20,10 @@ Array = NDArray[np.float64]
 
 
 class ScoreInfo(NamedTuple):
-    """What readers must know of a score.
-
-    Attributes:
-        title: Name in tables.
-        better: Which way is up: `higher`, `lower`, or `neither` where a change alone says nothing.
-        meaning: One sentence.
-    """
+    """What readers must know of a score."""
 
     title: str
-    better: Literal['higher', 'lower', 'neither']
+    better: Literal['higher', 'neither']  # the latter where a change alone says nothing
     meaning: str
 
 
@@ -138,15 +132,12 @@ def cka_drift(source: ArrayLike, adapted: ArrayLike) -> float:
 def crop_views(
     images: Tensor, seed: int = 0, area: tuple[float, float] = (0.4, 0.8)
 ) -> tuple[Tensor, Tensor]:
-    """Two views of each tile, cropped, turned and mirrored independently.
+    """Two views of each tile, cropped, turned and mirrored independently, of the tiles' own size.
 
     Args:
         images: Normalized tiles, shape (N, C, H, W).
         seed: Seed of the draws; the same tiles get the same views before and after.
         area: Smallest and largest share of a tile in a view, in (0, 1].
-
-    Returns:
-        Two stacks of views of the tiles' own size, each of shape (N, C, H, W).
     """
     generator = np.random.default_rng(seed)
     height, width = images.shape[-2:]
@@ -194,11 +185,9 @@ def compare_backbones(
         raise ValueError(f'label-free scores need at least 3 tiles, got {len(images)}')
     neighbors = min(neighbors, len(images) - 2)
     stacks = (images, *crop_views(images, seed))
-    start: Tensor | None = None
-    found: dict[str, dict[str, float]] = {}
-    for name, vit in (('source', source), ('adapted', adapted)):
-        whole, first, second = (mean_patches(vit, stack, batch_size) for stack in stacks)
-        start = whole if start is None else start
+    features = [[mean_patches(vit, stack, batch_size) for stack in stacks] for vit in (source, adapted)]
+    start, found = features[0][0], {}
+    for name, (whole, first, second) in zip(('source', 'adapted'), features, strict=True):
         found[name] = {
             'effective_rank': effective_rank(whole),
             'centered_rank': effective_rank(whole, centered=True),

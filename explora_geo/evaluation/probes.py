@@ -41,11 +41,7 @@ class Budget:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read `all`, a share such as `1%`, or a number per class such as `10`.
-
-        Raises:
-            ValueError: If the text is none of these.
-        """
+        """Read `all`, a share such as `1%`, or a number per class such as `10`; else a ValueError."""
         match = _BUDGET.fullmatch(text.strip())
         share = float(match['share']) / 100 if match and match['share'] else 1.0
         count = int(match['count']) if match and match['count'] else None
@@ -67,24 +63,8 @@ class Budget:
         """Whether every label is used, so that seeds draw the same."""
         return self.per_class is None and self.share == 1
 
-    @property
-    def partition(self) -> str:
-        """torchgeo-bench's name of the part of the training set."""
-        if self.per_class is not None:
-            return f'{self.per_class}_per_class'
-        digits = '.2f' if round(self.share, 2) == self.share else 'g'  # shares apart have names apart
-        return 'default' if self.full else f'{self.share:{digits}}x_train'
-
     def draw(self, label: Tensor, seed: int) -> Tensor:
-        """Indices of a random draw with the same share, or number, of each class, at least one.
-
-        Args:
-            label: Classes, shape (N,).
-            seed: Seed of the draw.
-
-        Returns:
-            Indices in ascending order.
-        """
+        """Ascending indices of a random draw from `label`, shape (N,): of each class at least one."""
         generator = torch.Generator().manual_seed(seed)
         drawn = []
         for c in label.unique():
@@ -96,13 +76,9 @@ class Budget:
 
 
 def hold_out(label: Tensor) -> tuple[Tensor, Tensor]:
-    """Part images into those to train on and a tenth of each class, evenly spaced, to validate on.
+    """Ascending indices to train on, and of a tenth of each class, evenly spaced, to validate on.
 
-    Args:
-        label: Classes, shape (N,).
-
-    Returns:
-        Indices of both parts in ascending order; of every class at least one image is held out.
+    Of every class in `label`, shape (N,), at least one image is held out.
     """
     held = torch.zeros(len(label), dtype=torch.bool)
     for c in label.unique():
@@ -112,31 +88,15 @@ def hold_out(label: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Choice(NamedTuple):
-    """The setting that was best on validation.
+    """The setting that was best on validation."""
 
-    Attributes:
-        hits: Whether each test image is right, shape (M,).
-        validation: Validation accuracy, in [0, 1].
-        setting: Text that names feature set and setting.
-    """
-
-    hits: NDArray[np.bool_]
-    validation: float
-    setting: str
+    hits: NDArray[np.bool_]  # whether each test image is right, shape (M,)
+    validation: float  # accuracy in [0, 1]
+    setting: str  # names feature set and setting
 
 
 def logistic_hits(train: Part, val: Part, test: Part, strengths: Sequence[float] = STRENGTHS) -> Choice:
-    """Which test images a logistic regression classifies correctly.
-
-    Args:
-        train: Features to fit.
-        val: Features that choose one of the sets and one of the strengths; nothing else sees them.
-        test: Features to report.
-        strengths: Inverse regularization strengths.
-
-    Returns:
-        What validation chose.
-    """
+    """Which test images a logistic regression gets right; validation chooses feature set and strength."""
     candidates = (
         (f'{name}, C={strength:g}', _logistic(strength).fit(features, train[1]), name)
         for name, features in train[0].items()
@@ -153,30 +113,18 @@ def knn_hits(train: Part, val: Part, test: Part, k: int = 5) -> Choice:
 
 def _choose(candidates: Iterable[tuple[str, Any, str]], val: Part, test: Part) -> Choice:
     """Of fitted models `(setting, model, feature set)`, the first that is best on validation."""
-    best: tuple[float, str, Any, str] = (-1.0, '', None, '')
     # Threads of a small fit wait for one another: on a busy machine one is many times faster than two.
     small = max(values.size for values in val[0].values()) < _LARGE
     with threadpool_limits(1 if small else None, user_api='blas'):
-        for setting, model, name in candidates:
-            score = float(model.score(val[0][name], val[1]))
-            if score > best[0]:
-                best = score, setting, model, name
-        score, setting, model, name = best
+        scored = ((float(m.score(val[0][name], val[1])), text, m, name) for text, m, name in candidates)
+        score, setting, model, name = max(scored, key=lambda s: s[0])
         return Choice(model.predict(test[0][name]) == test[1], score, setting)
 
 
 def knn_accuracy(train: Array, train_labels: Array, test: Array, test_labels: Array, k: int = 10) -> float:
-    """Accuracy of k nearest neighbours by cosine distance, weighted by nearness.
+    """Accuracy in [0, 1] of k nearest neighbours by cosine distance, weighted by nearness.
 
-    Args:
-        train: Features with known labels, shape (N, F).
-        train_labels: Labels, shape (N,).
-        test: Features to classify, shape (M, F).
-        test_labels: Their labels, shape (M,).
-        k: Neighbours; at most N.
-
-    Returns:
-        Accuracy in [0, 1].
+    Features `train`, (N, F), with labels, (N,), classify `test`, (M, F); of fewer than k images all vote.
     """
     return float(_knn(k, train, train_labels).score(test, test_labels))
 
@@ -184,16 +132,13 @@ def knn_accuracy(train: Array, train_labels: Array, test: Array, test_labels: Ar
 def cross_validated_accuracy(
     features: Array, labels: Array, method: str = 'knn', folds: int = 5
 ) -> float | None:
-    """Mean accuracy of a probe over folds of one labeled set.
+    """Mean accuracy in [0, 1] of a probe over folds of one labeled set.
 
     Args:
         features: Features, shape (N, F).
         labels: Classes, shape (N,).
         method: `knn`, of at most 20 neighbours, or `linear`, a logistic regression.
-        folds: Folds; fewer where the rarest class has fewer images.
-
-    Returns:
-        Accuracy in [0, 1]; None where there are fewer than two classes or images of a class.
+        folds: Folds; fewer where the rarest class has fewer images, and None without two of each.
     """
     classes, counts = np.unique(labels, return_counts=True)
     folds = min(folds, int(counts.min()))
@@ -216,15 +161,9 @@ def bootstrap_interval(
     Both are drawn with replacement: a few seeds alone would give too narrow an interval.
 
     Args:
-        hits: Whether each test image is right under each seed, shape (seeds, M).
+        hits: Whether each test image is right under each seed, shape (seeds, M), with M above 0.
         draws: Bootstrap samples.
         seed: Seed of the draws.
-
-    Returns:
-        Lower and upper end in [0, 1].
-
-    Raises:
-        ValueError: If there is no seed or no image.
     """
     table = np.atleast_2d(np.asarray(hits)).astype(np.float32)
     if table.size == 0:

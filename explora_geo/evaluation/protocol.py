@@ -1,6 +1,5 @@
 """The whole protocol of frozen features, methods x label budgets x seeds, and its reports."""
 
-import io
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -9,25 +8,15 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import pandas as pd
-from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
 from explora_geo.checkpoints import atomic_path
 from explora_geo.evaluation.features import FeatureTable, extract_parts
-from explora_geo.evaluation.probes import Budget, bootstrap_interval, knn_hits, logistic_hits
+from explora_geo.evaluation.probes import Budget, Choice, bootstrap_interval, knn_hits, logistic_hits
 from explora_geo.evaluation.sweep import SweepConfig, SweepRow, linear_sweep
 from explora_geo.models.vit import ViT
 
 #: Methods by the name that options and reports use.
 METHODS = ('linear', 'logistic', 'knn')
-#: Columns of torchgeo-bench's result files, as far as frozen classification has them.
-BENCH_COLUMNS = (
-    *('dataset', 'method', 'metric_name', 'metric_value', 'ci_lower', 'ci_upper', 'feature_dim', 'best_c'),
-    *('best_lr', 'best_batch_size', 'n_train', 'n_val', 'n_test', 'seed', 'model', 'name', 'normalization'),
-    *('image_size', 'interpolation', 'partition', 'bands', 'c_range_start', 'c_range_stop', 'c_range_num'),
-    *('merge_val', 'bootstrap'),
-)
 
 
 @dataclass(frozen=True)
@@ -62,27 +51,22 @@ class ProbeProtocol:
             if getattr(self, name) < 1:
                 raise ValueError(f'{name} must be at least 1, got {getattr(self, name)}')
 
+    def sweep_of(self, budget: Budget) -> SweepConfig:
+        """The sweep with as many labels: shorter with few."""
+        least = min(self.sweep.iterations, self.few_iterations)
+        return self.sweep if budget.full else replace(self.sweep, iterations=least)
+
 
 class ProbeScore(NamedTuple):
-    """Test accuracy of one method with one label budget.
-
-    Attributes:
-        method: Name of the method.
-        budget: Label budget.
-        accuracies: One per seed, in [0, 1].
-        interval: Bootstrap interval over seeds and test images, lower and upper end.
-        settings: What validation chose, one per seed.
-        validations: Validation accuracy of it, one per seed.
-        labels: Training labels used.
-    """
+    """Test accuracy of one method with one label budget; accuracies are in [0, 1]."""
 
     method: str
     budget: Budget
-    accuracies: list[float]
-    interval: tuple[float, float]
-    settings: list[str]
-    validations: list[float]
-    labels: int
+    accuracies: list[float]  # one per seed
+    interval: tuple[float, float]  # 95 % bootstrap over seeds and test images
+    settings: list[str]  # what validation chose, one per seed
+    validations: list[float]  # validation accuracy of it, one per seed
+    labels: int  # training labels used
 
     @property
     def mean(self) -> float:
@@ -111,7 +95,7 @@ class ProbeOutcome(NamedTuple):
 
     scores: list[ProbeScore]
     sweep: list[SweepRow]
-    absent: dict[str, dict[str, int]] = {}  # noqa: RUF012 - never changed in place
+    absent: dict[str, dict[str, int]]
 
 
 def probe(
@@ -121,10 +105,8 @@ def probe(
     cache: Path | None = None,
     *,
     statistics: Literal['model', 'data'] | None = None,
-    turns: int = 1,
-    batch_size: int = 128,
-    num_workers: int = 0,
     progress: Callable[[str], None] = lambda text: None,
+    **options: Any,
 ) -> tuple[ProbeOutcome, dict[str, FeatureTable]]:
     """Measure the frozen features of a backbone on a data module.
 
@@ -134,10 +116,8 @@ def probe(
         protocol: What is measured.
         cache: Folder of cached features; None keeps none.
         statistics: Whose mean and standard deviation normalize; see `match_data`.
-        turns: Orientations of a tile that features are averaged over: 1, 4 or 8.
-        batch_size: Images per forward pass.
-        num_workers: Processes that read images.
         progress: Told what is done next.
+        **options: `turns`, `batch_size` and `num_workers` of `cached_features`.
 
     Returns:
         What was measured, and the features of `train`, `val` and `test`.
@@ -145,7 +125,6 @@ def probe(
     Raises:
         ValueError: If there is no test part, or the data do not fit the backbone.
     """
-    options = {'turns': turns, 'batch_size': batch_size, 'num_workers': num_workers}
     tables = extract_parts(vit, datamodule, cache, progress, statistics, **options)
     classes = tuple(getattr(datamodule.train_dataset, 'classes', ()))
     outcome = run_probes(tables['train'], tables['val'], tables['test'], protocol, classes, progress)
@@ -186,44 +165,9 @@ def run_probes(
         classes: Names of the classes, for messages.
         progress: Told what is done next.
 
-    Returns:
-        Scores, and the sweep's configurations.
-
     Raises:
         ValueError: If the training images have one class only.
     """
-    absent = _absent_classes(train, {'validation': val, 'test': test}, classes)
-    sweep: list[SweepRow] = []
-
-    def measure(method: str, drawn: FeatureTable, full: bool) -> tuple[NDArray[np.bool_], float, str]:
-        if method == 'linear':
-            least = min(protocol.sweep.iterations, protocol.few_iterations)
-            config = protocol.sweep if full else replace(protocol.sweep, iterations=least)
-            result = linear_sweep(drawn, val, test, config)
-            sweep.extend(result.rows if full else ())
-            return result.hits, result.best.validation, result.best.setting
-        a, b, c = ((t.arrays(protocol.last_blocks), t.label.numpy()) for t in (drawn, val, test))
-        return logistic_hits(a, b, c) if method == 'logistic' else knn_hits(a, b, c, protocol.neighbours)
-
-    scores = []
-    for budget in protocol.budgets:
-        for method in protocol.methods:
-            outcomes, labels = [], 0
-            for seed in range(1 if budget.full else protocol.seeds):
-                progress(f'{method}, {budget} labels, seed {seed}')
-                drawn = train.take(budget.draw(train.label, seed))
-                labels = len(drawn.label)
-                outcomes.append(measure(method, drawn, budget.full))
-            hits, validations, settings = (list(column) for column in zip(*outcomes, strict=True))
-            accuracies, interval = [float(np.mean(h)) for h in hits], bootstrap_interval(hits)
-            scores.append(ProbeScore(method, budget, accuracies, interval, settings, validations, labels))
-    return ProbeOutcome(scores, sweep, absent)
-
-
-def _absent_classes(
-    train: FeatureTable, others: Mapping[str, FeatureTable], classes: Sequence[str]
-) -> dict[str, dict[str, int]]:
-    """Number of images by class and part, of classes that no training image has."""
     present = set(train.label.tolist())
     if len(present) < 2:
         raise ValueError(
@@ -231,12 +175,34 @@ def _absent_classes(
             'of several classes'
         )
     absent: dict[str, dict[str, int]] = {}
-    for part, table in others.items():
+    for part, table in {'validation': val, 'test': test}.items():
         for label, count in sorted(Counter(table.label.tolist()).items()):
             if label not in present:
                 name = classes[label] if label < len(classes) else str(label)
                 absent.setdefault(name, {})[part] = count
-    return absent
+    sweep: list[SweepRow] = []
+
+    def measure(method: str, drawn: FeatureTable, budget: Budget) -> Choice:
+        if method == 'linear':
+            result = linear_sweep(drawn, val, test, protocol.sweep_of(budget))
+            sweep.extend(result.rows if budget.full else ())
+            return Choice(result.hits, result.best.validation, result.best.setting)
+        a, b, c = ((t.arrays(protocol.last_blocks), t.label.numpy()) for t in (drawn, val, test))
+        return logistic_hits(a, b, c) if method == 'logistic' else knn_hits(a, b, c, protocol.neighbours)
+
+    scores = []
+    for budget in protocol.budgets:
+        for method in protocol.methods:
+            choices = []
+            for seed in range(1 if budget.full else protocol.seeds):
+                progress(f'{method}, {budget} labels, seed {seed}')
+                drawn = train.take(budget.draw(train.label, seed))
+                choices.append(measure(method, drawn, budget))
+            hits, validations, settings = (list(column) for column in zip(*choices, strict=True))
+            accuracies, interval = [float(np.mean(h)) for h in hits], bootstrap_interval(hits)
+            labels = len(drawn.label)
+            scores.append(ProbeScore(method, budget, accuracies, interval, settings, validations, labels))
+    return ProbeOutcome(scores, sweep, absent)
 
 
 def describe_absent(absent: Mapping[str, Mapping[str, int]]) -> str:
@@ -252,26 +218,26 @@ def describe_absent(absent: Mapping[str, Mapping[str, int]]) -> str:
 def write_reports(
     folder: str | Path, outcome: ProbeOutcome, protocol: ProbeProtocol, about: Mapping[str, Any]
 ) -> list[Path]:
-    """Write every report: `probe.json`, `.csv`, `.md`, `.png`, and torchgeo-bench's rows.
+    """Write `probe.json` and `probe.md`.
 
     Args:
         folder: Folder to write.
         outcome: What was measured.
         protocol: How.
-        about: What was measured: `name`, `dataset`, `weights`, `bands`, `image_size`, `feature_dim`,
-            `images` (number by part), `skipped`.
+        about: What was measured: `name`, `dataset`, `images` (number by part), `skipped`, and what else is to
+            stand in the JSON.
 
     Returns:
         The files.
     """
-    sweep = protocol.sweep
+    sweep, few = protocol.sweep, protocol.sweep_of(Budget(per_class=1))
     content = {
         **about,
         'protocol': {
             'learning_rates': list(sweep.learning_rates),
             'blocks': list(sweep.blocks),
             'steps': sweep.epochs * sweep.iterations,
-            'steps_few_labels': sweep.epochs * min(sweep.iterations, protocol.few_iterations),
+            'steps_few_labels': few.epochs * few.iterations,
             'batch_size': sweep.batch_size,
             'neighbours': protocol.neighbours,
             'seeds': protocol.seeds,
@@ -280,21 +246,15 @@ def write_reports(
         'sweep': [{'setting': r.setting, **r._asdict()} for r in outcome.sweep],
         'absent_classes': outcome.absent,
     }
-    files = {
-        'probe.json': json.dumps(content, indent=1).encode(),
-        'probe.csv': _csv(outcome.scores).encode(),
-        'probe.md': markdown(outcome, about).encode(),
-        'torchgeo_bench.csv': bench_csv(outcome.scores, protocol, about).encode(),
-        'probe.png': _plot(outcome.scores, f'{about["name"]} on {about["dataset"]}'),
-    }
-    for name, data in files.items():
+    files = {'probe.json': json.dumps(content, indent=1), 'probe.md': _markdown(outcome, about)}
+    for name, text in files.items():
         with atomic_path(Path(folder) / name) as temporary:
-            temporary.write_bytes(data)
+            temporary.write_text(text, encoding='utf-8')
     return [Path(folder) / name for name in files]
 
 
-def markdown(outcome: ProbeOutcome, about: Mapping[str, Any]) -> str:
-    """Tables of scores and of the sweep's best configurations."""
+def _markdown(outcome: ProbeOutcome, about: Mapping[str, Any]) -> str:
+    """Tables of scores and of the sweep's configurations, the best first."""
     images = ', '.join(f'{count} {part}' for part, count in about['images'].items())
     lines = [
         f'# Frozen features of {about["name"]} on {about["dataset"]}',
@@ -320,75 +280,3 @@ def markdown(outcome: ProbeOutcome, about: Mapping[str, Any]) -> str:
     if about.get('skipped'):
         lines += ['', 'Skipped: ' + '; '.join(about['skipped'])]
     return '\n'.join([*lines, ''])
-
-
-def _csv(scores: Sequence[ProbeScore]) -> str:
-    columns = ['budget', 'labels', 'method', 'seed', 'test_accuracy', 'validation_accuracy', 'setting']
-    rows = [
-        (str(score.budget), score.labels, score.method, seed, accuracy, validation, setting)
-        for score in scores
-        for seed, (accuracy, validation, setting) in enumerate(
-            zip(score.accuracies, score.validations, score.settings, strict=True)
-        )
-    ]
-    return pd.DataFrame(rows, columns=columns).to_csv(index=False, float_format='%.6f', lineterminator='\n')
-
-
-def bench_csv(scores: Sequence[ProbeScore], protocol: ProbeProtocol, about: Mapping[str, Any]) -> str:
-    """torchgeo-bench's rows; what has no counterpart here stays empty."""
-    # Its `linear` is a logistic regression.
-    names = {'knn': f'knn{protocol.neighbours}', 'logistic': 'linear', 'linear': 'linear_sgd'}
-    bands = list(about['bands'])
-    same = {
-        'dataset': about['dataset'],
-        'metric_name': 'accuracy',
-        'feature_dim': about['feature_dim'],
-        'n_val': about['images']['val'],
-        'n_test': about['images']['test'],
-        'seed': about.get('seed', 0),
-        'model': 'explora_geo.models.ViT',
-        'name': about['name'],
-        'normalization': 'dataset',
-        'image_size': about['image_size'],
-        'bands': 'rgb' if bands == ['red', 'green', 'blue'] else '+'.join(bands),
-        'merge_val': False,
-        'bootstrap': 1000,
-    }
-    rows = []
-    for score in scores:
-        setting, linear = score.settings[0], score.method == 'linear'
-        own = {
-            'method': names[score.method],
-            'metric_value': score.mean,
-            'ci_lower': score.interval[0],
-            'ci_upper': score.interval[1],
-            'best_c': setting.rpartition('C=')[2] if score.method == 'logistic' else '',
-            'best_lr': setting.rpartition('lr ')[2] if linear else '',
-            'best_batch_size': protocol.sweep.batch_size if linear else '',
-            'n_train': score.labels,
-            'partition': score.budget.partition,
-        }
-        rows.append({**same, **own})
-    return pd.DataFrame(rows, columns=BENCH_COLUMNS).to_csv(index=False, lineterminator='\n')
-
-
-def _plot(scores: Sequence[ProbeScore], title: str) -> bytes:
-    """Accuracy over the number of labels, a line per method, with intervals, as PNG."""
-    figure = Figure(figsize=(7, 4.2), layout='constrained')
-    axis = figure.subplots()
-    for method in dict.fromkeys(s.method for s in scores):
-        rows = sorted((s for s in scores if s.method == method), key=lambda s: s.labels)
-        means = np.array([100 * s.mean for s in rows])
-        low, high = 100 * np.array([s.interval for s in rows]).T
-        # A percentile interval may lie beside the mean by rounding.
-        errors = np.maximum([means - low, high - means], 0)
-        axis.errorbar([s.labels for s in rows], means, yerr=errors, marker='o', capsize=3, label=method)
-    axis.set_xscale('log')
-    axis.set(xlabel='training labels', ylabel='test accuracy, %')
-    axis.set_title(title, fontsize=10, loc='left')
-    axis.spines[['top', 'right']].set_visible(False)
-    axis.grid(alpha=0.3)
-    axis.legend(frameon=False)
-    file = io.BytesIO()
-    figure.savefig(file, dpi=120, format='png')
-    return file.getvalue()

@@ -51,21 +51,13 @@ class SweepConfig:
 
 
 class SweepRow(NamedTuple):
-    """One configuration.
+    """One configuration."""
 
-    Attributes:
-        blocks: Last blocks whose class tokens are read.
-        average: Whether the mean patch token of the last block is appended.
-        lr: Learning rate at a batch of 256.
-        validation: Validation accuracy in [0, 1].
-        test: Test accuracy in [0, 1].
-    """
-
-    blocks: int
-    average: bool
-    lr: float
-    validation: float
-    test: float
+    blocks: int  # last blocks whose class tokens are read
+    average: bool  # whether the mean patch token of the last block is appended
+    lr: float  # learning rate at a batch of 256
+    validation: float  # accuracy in [0, 1]
+    test: float  # accuracy in [0, 1]
 
     @property
     def setting(self) -> str:
@@ -76,33 +68,20 @@ class SweepRow(NamedTuple):
 
 
 class SweepResult(NamedTuple):
-    """Outcome of a sweep.
-
-    Attributes:
-        rows: Every configuration.
-        best: The one with the highest validation accuracy.
-        hits: Whether each test image is classified correctly by the best one, shape (M,).
-    """
+    """Outcome of a sweep."""
 
     rows: list[SweepRow]
-    best: SweepRow
-    hits: NDArray[np.bool_]
+    best: SweepRow  # that of the highest validation accuracy
+    hits: NDArray[np.bool_]  # whether each test image is classified correctly by it, shape (M,)
 
 
 class Segment(NamedTuple):
-    """Columns of the features that the same variants read.
-
-    Attributes:
-        columns: The columns.
-        users: Variants that read them.
-        weight: The classifiers' weights by column, shape (P, C/P, V'·R·K).
-        velocity: Decayed sum of gradients of SGD with momentum, same shape.
-    """
+    """Columns of the features that the same variants read."""
 
     columns: slice
-    users: slice
-    weight: Tensor
-    velocity: Tensor
+    users: slice  # variants that read them
+    weight: Tensor  # the classifiers' weights by column, shape (C, V'·R·K)
+    velocity: Tensor  # decayed sum of gradients of SGD with momentum, same shape
 
 
 class BatchedLinear:
@@ -110,8 +89,7 @@ class BatchedLinear:
 
     The variants are slices of one vector `(average, class token of the last block, of the one before, …)`.
     Each column is multiplied once for all variants and learning rates that read it: few wide products
-    take two thirds of the time of many narrow ones. Columns are in P pieces, one product each: a thread
-    that multiplies a piece updates its weights too, so that they stay in its core's cache.
+    take two thirds of the time of many narrow ones.
 
     Attributes:
         variants: Blocks, and whether the average is read, by variant.
@@ -139,18 +117,16 @@ class BatchedLinear:
         # Every second variant reads the average; later variants read tokens of earlier blocks.
         users = [slice(1, None, 2), *(slice(2 * i, None) for i in range(len(counts)))]
         self.segments = []
-        pieces = math.gcd(dim, torch.get_num_threads())
         for (start, stop), used in zip(cuts, users, strict=True):
             weight = 0.01 * torch.randn(self.bias[used].numel(), stop - start, generator=generator)
-            weight = weight.T.contiguous().unflatten(0, (pieces, -1))
+            weight = weight.T.contiguous()
             self.segments.append(Segment(slice(start, stop), used, weight, torch.zeros_like(weight)))
 
     def __call__(self, features: Tensor) -> Tensor:
         """Scores of all classifiers by variant, (B, F) -> (B, V, R, K)."""
         scores = self.bias.expand(len(features), *self.bias.shape).clone()
         for columns, users, weight, _ in self.segments:
-            part = (_pieces(features[:, columns], weight) @ weight).sum(0)
-            scores[:, users] += part.unflatten(1, (-1, *self.bias.shape[1:]))
+            scores[:, users] += (features[:, columns] @ weight).unflatten(1, (-1, *self.bias.shape[1:]))
         return scores
 
     def step(
@@ -175,17 +151,10 @@ class BatchedLinear:
         gradient[torch.arange(len(target)), ..., target] -= 1
         gradient *= (rates / len(target)).unsqueeze(1)
         for columns, users, weight, velocity in self.segments:
-            inputs = _pieces(features[:, columns], weight)
-            output = gradient[:, users].flatten(1).expand(len(weight), -1, -1)
-            velocity.baddbmm_(inputs.mT, output, beta=momentum)
+            velocity.addmm_(features[:, columns].T, gradient[:, users].flatten(1), beta=momentum)
             weight.sub_(velocity, alpha=factor)
         self._bias_velocity.mul_(momentum).add_(gradient.sum(0))
         self.bias.sub_(self._bias_velocity, alpha=factor)
-
-
-def _pieces(features: Tensor, weight: Tensor) -> Tensor:
-    """Features by pieces of columns as the weight has them, (B, C) -> (P, B, C/P)."""
-    return features.unflatten(1, (len(weight), -1)).transpose(0, 1)
 
 
 def linear_sweep(
@@ -208,22 +177,17 @@ def linear_sweep(
     Raises:
         ValueError: If the features hold fewer blocks than the sweep reads, or one class only.
     """
-    available = train.cls.shape[1]
-    if max(config.blocks) > available:
-        raise ValueError(
-            f'the sweep reads the last {max(config.blocks)} blocks, the features hold {available}'
-        )
+    available, count = train.cls.shape[1], max(config.blocks)
+    if count > available:
+        raise ValueError(f'the sweep reads the last {count} blocks, the features hold {available}')
     known = train.label.unique()  # ascending; an image of any other class is wrong whatever is predicted
     if len(known) < 2:
         raise ValueError('a probe needs at least two classes among the training labels, got one')
     generator = torch.Generator().manual_seed(config.seed)
-    count = max(config.blocks)
-    model = BatchedLinear(
-        train.cls.shape[2], len(known), config.blocks, len(config.learning_rates), generator
-    )
+    width, rates = train.cls.shape[2], torch.tensor(config.learning_rates)
+    model = BatchedLinear(width, len(known), config.blocks, len(rates), generator)
     batch = min(config.batch_size, len(train.label))
     steps = config.epochs * config.iterations
-    rates = torch.tensor(config.learning_rates) * batch / 256
     inputs, target = train.stacked(count), torch.searchsorted(known, train.label)
     position = len(inputs)
     for step in range(steps):
@@ -234,17 +198,14 @@ def linear_sweep(
         # A sixth of the time of `inputs[index]`.
         drawn = inputs.index_select(0, index).float()
         factor = (1 + math.cos(math.pi * step / steps)) / 2
-        model.step(drawn, target[index], rates, factor, MOMENTUM)
-    hits = {}
-    for name, table in (('val', val), ('test', test)):
+        model.step(drawn, target[index], rates * batch / 256, factor, MOMENTUM)
+    hits = []
+    for table in (val, test):
         parts = zip(table.stacked(count).split(4096), table.label.split(4096), strict=True)
         right = [(known[model(x.float()).argmax(-1)] == y[:, None, None]).flatten(1) for x, y in parts]
-        hits[name] = torch.cat(right).T  # (V·R, N)
-    accuracy = {name: found.float().mean(1).tolist() for name, found in hits.items()}
+        hits.append(torch.cat(right).T)  # (V·R, N)
     settings = [(*variant, lr) for variant in model.variants for lr in config.learning_rates]
-    rows = [
-        SweepRow(*setting, validation, score)
-        for setting, validation, score in zip(settings, accuracy['val'], accuracy['test'], strict=True)
-    ]
+    validation, tested = (found.float().mean(1).tolist() for found in hits)
+    rows = [SweepRow(*s, v, t) for s, v, t in zip(settings, validation, tested, strict=True)]
     chosen = max(range(len(rows)), key=lambda i: rows[i].validation)
-    return SweepResult(rows, rows[chosen], hits['test'][chosen].numpy())
+    return SweepResult(rows, rows[chosen], hits[1][chosen].numpy())

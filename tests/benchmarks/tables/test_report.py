@@ -222,6 +222,9 @@ def test_a_probed_row_becomes_rows_of_torchgeo_bench(tiny: Scale, tmp_path: Path
     assert rows[0]['dataset'] == '24 tiles' and rows[0]['n_test'] == '24' and rows[0]['seed'] == '0'
     assert torchgeo_bench([]).count('\n') == 1
     assert to_csv(found).count('\n') == 2
+    found[0]['details'] = [{**found[0]['details'][0], 'budget': b} for b in ('1%', '2.5%', '5', 'all')]
+    parts = [r['partition'] for r in csv.DictReader(io.StringIO(torchgeo_bench(found)))]
+    assert parts == ['0.01x_train', '0.025x_train', '5_per_class', 'default']
 
 
 def test_rows_and_files_are_compared_by_seed(ablation: list[dict], tmp_path: Path) -> None:
