@@ -56,14 +56,6 @@ def smp_decoder(name: str) -> Any:
     return getattr(module, name)
 
 
-def attention_scores(attention: Any, x: Tensor, queries: int = 1) -> Tensor:
-    """Attention of the first tokens, normed, shape (B, N, D), to all, shape (B, heads, queries, N)."""
-    q, k, _ = attention.qkv(x).unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
-    scores = attention.q_norm(q[:, :, :queries]) @ attention.k_norm(k).transpose(-2, -1)
-    weights: Tensor = (scores * attention.scale).softmax(dim=-1)
-    return weights
-
-
 def unfuse_attention(module: nn.Module) -> None:
     """Do without the fused attention of torch in all of timm's blocks."""
     for part in module.modules():

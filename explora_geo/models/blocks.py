@@ -1,50 +1,71 @@
-"""How timm's blocks run: with rotated queries and keys (DINOv3), and without computing what is dropped."""
+"""How timm's blocks run: their attention, rotated or not, and without computing what is dropped."""
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from timm.models.eva import EvaBlock
+from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from explora_geo._compat import attention_scores
 from explora_geo.models.position import rotate
 
 #: Rate of stochastic depth above which it is worth to compute only what is kept, as in DINOv2.
 SUBSET_RATE = 0.1
 
 
-class RotaryAttention(nn.Module):
-    """Multi-head self-attention with rotary position; the keys are those of timm's `EvaAttention`.
+class Attention(nn.Module):
+    """Multi-head self-attention; the keys are those of timm's `Attention`."""
+
+    def __init__(self, dim: int, num_heads: int, qkv_bias: bool = True) -> None:
+        """Initialize an Attention.
+
+        Args:
+            dim: Token width D.
+            num_heads: Attention heads.
+            qkv_bias: Whether queries, keys and values have a bias.
+        """
+        super().__init__()
+        self.num_heads, self.scale = num_heads, (dim // num_heads) ** -0.5
+        self.fused_attn = True
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = nn.Linear(dim, dim)
+
+    def heads(self, x: Tensor, rope: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Queries, keys and values, each of shape (B, heads, N, head_dim).
+
+        Args:
+            x: Normed tokens, shape (B, N, D).
+            rope: Rotations of the tokens, which `RotaryAttention` alone takes.
+        """
+        return self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind()
+
+    def forward(self, x: Tensor, rope: Tensor | None = None, **unused: Any) -> Tensor:
+        """Attend, shape (B, N, D) -> (B, N, D); see `heads`."""
+        q, k, v = self.heads(x, rope)
+        if self.fused_attn:
+            seen = _attend(q, k, v)
+        else:
+            seen = (self.scale * q @ k.transpose(-2, -1)).softmax(dim=-1) @ v
+        return self.proj(seen.transpose(1, 2).flatten(2))
+
+
+class RotaryAttention(Attention):
+    """Self-attention with rotary position; the keys are those of timm's `EvaAttention`.
 
     The bias of queries and values stands beside `qkv`, and keys have none: a bias of keys, which rotation
     makes count, was masked in DINOv3. The matrix itself is called as a module, so that LoRA may replace it.
     """
 
     def __init__(self, dim: int, num_heads: int, qkv_bias: bool = True) -> None:
-        """Initialize a RotaryAttention.
-
-        Args:
-            dim: Token width D.
-            num_heads: Attention heads.
-            qkv_bias: Whether queries and values have a bias.
-        """
-        super().__init__()
-        self.num_heads, self.scale = num_heads, (dim // num_heads) ** -0.5
-        self.fused_attn = True
-        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        """Initialize a RotaryAttention; `qkv_bias` says whether queries and values have a bias."""
+        super().__init__(dim, num_heads, qkv_bias=False)
         self.q_bias = nn.Parameter(torch.zeros(dim)) if qkv_bias else None
         self.v_bias = nn.Parameter(torch.zeros(dim)) if qkv_bias else None
-        self.proj = nn.Linear(dim, dim)
 
-    def heads(self, x: Tensor, rope: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Rotated queries, rotated keys, and values, each of shape (B, heads, N, head_dim).
-
-        Args:
-            x: Normed tokens, shape (B, N, D).
-            rope: Rotations of the tokens, see `rotate`; None for none.
-        """
+    def heads(self, x: Tensor, rope: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Rotated queries, rotated keys, and values; see `rotate` for rotations, of which None are none."""
         parts = list(self.qkv(x).chunk(3, dim=-1))
         if self.q_bias is not None:
             parts[0] = parts[0] + self.q_bias.to(parts[0].dtype)  # of autocast, where x is not
@@ -55,14 +76,26 @@ class RotaryAttention(nn.Module):
         rope = rope.to(q.dtype)
         return rotate(q, rope), rotate(k, rope), v
 
-    def forward(self, x: Tensor, rope: Tensor | None = None, **unused: Any) -> Tensor:
-        """Attend, shape (B, N, D) -> (B, N, D); see `heads`."""
-        q, k, v = self.heads(x, rope)
-        if self.fused_attn:
-            seen = F.scaled_dot_product_attention(q, k, v)
-        else:
-            seen = (self.scale * q @ k.transpose(-2, -1)).softmax(dim=-1) @ v
-        return self.proj(seen.transpose(1, 2).flatten(2))
+
+def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Scaled dot-product attention, in float32 where a CPU would go back through it in bfloat16."""
+    if q.device.type != 'cpu' or q.dtype != torch.bfloat16 or not q.requires_grad:
+        return F.scaled_dot_product_attention(q, k, v)
+    with torch.autocast('cpu', enabled=False):  # torch's backward pass takes up to seven times as long
+        return F.scaled_dot_product_attention(q.float(), k.float(), v.float()).to(q.dtype)
+
+
+def table_block(dim: int, num_heads: int, **options: Any) -> Block:
+    """Timm's block with our attention.
+
+    Args:
+        dim: Token width D.
+        num_heads: Attention heads.
+        **options: Further arguments of timm's `Block`.
+    """
+    block: Any = Block(dim, num_heads, **options)
+    block.attn = Attention(dim, num_heads)
+    return block
 
 
 def rotary_block(dim: int, num_heads: int, qkv_bias: bool, **options: Any) -> EvaBlock:
@@ -88,8 +121,6 @@ def scores(attention: Any, x: Tensor, rope: Tensor | None, queries: int = 1) -> 
         rope: Rotations of the tokens, where the ViT has rotary position.
         queries: Tokens that attend.
     """
-    if not isinstance(attention, RotaryAttention):
-        return attention_scores(attention, x, queries)
     q, k, _ = attention.heads(x, rope)
     return (attention.scale * q[:, :, :queries] @ k.transpose(-2, -1)).softmax(dim=-1)
 

@@ -1,10 +1,10 @@
 """The light decoder of masked autoencoders."""
 
 import torch
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from explora_geo.models.blocks import table_block
 from explora_geo.models.tokenizers import Tokenizer
 from explora_geo.models.vit import LayerNorm, init_transformer
 
@@ -42,7 +42,7 @@ class MAEDecoder(nn.Module):
         self.embed = nn.Linear(in_dim, embed_dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.blocks = nn.ModuleList(
-            Block(embed_dim, num_heads, mlp_ratio=mlp_ratio, qkv_bias=True, norm_layer=LayerNorm)
+            table_block(embed_dim, num_heads, mlp_ratio=mlp_ratio, norm_layer=LayerNorm)
             for _ in range(depth)
         )
         self.norm = LayerNorm(embed_dim)

@@ -8,12 +8,11 @@ from typing import Any, NamedTuple
 import torch
 from lightly.models.utils import get_at_index
 from timm.layers.mlp import SwiGLUPacked
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from explora_geo.models.blocks import rotary_block, run_block
+from explora_geo.models.blocks import rotary_block, run_block, table_block
 from explora_geo.models.normalization import Normalization
 from explora_geo.models.position import RotaryConfig, RotaryPosition, sincos_2d
 from explora_geo.models.tokenizers import Tokenizer
@@ -350,7 +349,7 @@ def _block(dim: int, num_heads: int, trunk: TrunkConfig, norm: Any, drop_path: f
     if trunk.rotary:
         return rotary_block(dim, num_heads, trunk.qkv_bias, **options)
     gated: dict[str, Any] = {'mlp_layer': SwiGLUPacked, 'act_layer': nn.SiLU} if trunk.swiglu else {}
-    return Block(dim, num_heads, qkv_bias=True, **options, **gated)
+    return table_block(dim, num_heads, **options, **gated)
 
 
 def init_transformer(module: nn.Module) -> None:
