@@ -15,7 +15,7 @@ from torchgeo.datasets import DatasetNotFoundError, SpaceNet1
 from explora_geo.bands import RGB
 from explora_geo.datamodules.base import Augment, Part, TileDataModule
 from explora_geo.datasets.base import TileDataset
-from explora_geo.datasets.images import BadTileError, read_header, readable, resize, resize_mask
+from explora_geo.datasets.images import BadTileError, read_header, readable, resize
 from explora_geo.datasets.remote import PathLike
 
 #: Bands of the images by TorchGeo's name of them.
@@ -60,14 +60,13 @@ class SpaceNet1Dataset(TileDataset):
             found = self.source[index]
         pixels = found['image'].numpy()
         black = (pixels == 0).all(0)
-        if self.size is not None:
-            pixels = resize(pixels, self.size)
+        pixels = resize(pixels, self.size)
         sample: dict[str, Any] = {'image': torch.from_numpy(pixels[self._positions].copy())}
         if 'mask' in found:
             mask = found['mask'].long().clamp(max=1)
             if self.ignore_black is not None:
                 mask[torch.from_numpy(black)] = self.ignore_black
-            sample['mask'] = resize_mask(mask, self.size)
+            sample['mask'] = torch.from_numpy(resize(mask.numpy()[None], self.size, nearest=True)[0])
         return sample
 
     def blocks(self, side: float) -> list[str]:

@@ -308,7 +308,7 @@ class LabeledTiles:
             )
         bands, size = list(found.bands), archive.image_size
         if found.kind == 'pack':
-            self.dataset: TileDataset = PackedDataset(folder, bands, size)
+            self.dataset: TileDataset = PackedDataset(folder, bands, size=size)
         else:
             names = found.settings['init_args']['file_bands']
             self.dataset = FolderDataset(folder, bands, names, labeled=True, size=size)

@@ -3,16 +3,17 @@
 import copy
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler, Subset
-from torchgeo.datamodules import BaseDataModule
+from torch.utils.data import Dataset, RandomSampler, Sampler, Subset
+from torchgeo.datamodules import NonGeoDataModule
 
 from ..bands import match_bands
 from ..datasets import TileDataset, collate_skipping
@@ -54,7 +55,7 @@ class Augment:
         return replace(default, **_given(vars(self)))
 
 
-class TileDataModule(BaseDataModule):
+class TileDataModule(NonGeoDataModule):
     """Base class of all data modules: sub-classes make the data set of each part.
 
     Images are normalized and augmented in batches on the device, by TorchGeo's ``on_after_batch_transfer``.
@@ -81,7 +82,7 @@ class TileDataModule(BaseDataModule):
 
     def __init__(
         self,
-        dataset_class: type[Dataset[Any]],
+        dataset_class: type[Any],
         root: Any,
         bands: Sequence[str] | None = None,
         image_size: int = 224,
@@ -132,7 +133,7 @@ class TileDataModule(BaseDataModule):
         self.bands: tuple[str, ...] = ()
         self._all_bands: tuple[str, ...] = ()
         self._chosen: list[int] = []
-        self.collate_fn = collate_skipping
+        self.collate_fn: Any = collate_skipping
         # Checked before, not after, a long scan of the archive.
         training_view(torch.zeros(1), torch.ones(1), image_size, self._crop_scale)
 
@@ -180,28 +181,15 @@ class TileDataModule(BaseDataModule):
         given = self.published or 'auto' not in (self.statistics.mean, self.statistics.std)
         return (train[i] for i in evenly_spaced(len(train), LOOKED_AT if given else SAMPLES))
 
-    def train_dataloader(self) -> DataLoader[Any]:
-        """Make the loader of training images, shuffled."""
-        return self._loader('train')
-
-    def val_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
-        """Make the loader of validation images, or no loader if there are none."""
-        return self._loader('val') if self.val_dataset is not None else []
-
-    def test_dataloader(self) -> DataLoader[Any]:
-        """Make the loader of test images."""
-        return self._loader('test')
-
-    def predict_dataloader(self) -> DataLoader[Any]:
-        """Make the loader of images to predict on, in order."""
-        return self._loader('predict')
-
     def _sampler(self, split: str) -> Sampler[Any] | None:
         """Choose how to index the dataset of a split; by position if None."""
         return None
 
-    def _loader(self, split: str) -> DataLoader[Any]:
+    def _dataloader_factory(self, split: str) -> Any:
+        """Make the loader of a split: shuffled to train, in order else; none where nothing validates."""
         dataset = getattr(self, f'{split}_dataset')
+        if dataset is None and split == 'val':
+            return []
         if dataset is None:
             raise ValueError(
                 f'{type(self).__name__} has no {split} images; give it a {split} folder, and call '
@@ -217,12 +205,11 @@ class TileDataModule(BaseDataModule):
         if split != 'train':
             return SkippingDataLoader(dataset, sampler=sampler, collate_fn=self.collate_fn, **options)
         # This process's share of an order that seed and epoch determine.
-        drawn, seed, trainer = sampler or RandomSampler(dataset), torch.initial_seed(), self.trainer
-        if trainer is None:
-            order = EpochSampler(drawn, seed)
-        else:
-            seed = trainer.strategy.broadcast(seed)
-            order = EpochSampler(drawn, seed, trainer.world_size, trainer.global_rank)
+        seed, world = torch.initial_seed(), (1, 0)
+        if self.trainer is not None:
+            seed = self.trainer.strategy.broadcast(seed)
+            world = self.trainer.world_size, self.trainer.global_rank
+        order = EpochSampler(sampler or RandomSampler(dataset), seed, *world)
         return ResumableLoader(
             dataset,
             sampler=order,
@@ -249,7 +236,7 @@ class TileDataModule(BaseDataModule):
     @property
     def given_statistics(self) -> bool:
         """Whether mean and std were given, and not left to the data module."""
-        return self.statistics.given
+        return (self.statistics.mean, self.statistics.std) != ('auto', 'auto')
 
     @property
     def _crop_scale(self) -> tuple[float, float]:
@@ -262,10 +249,9 @@ class TileDataModule(BaseDataModule):
         dataset: Any = self.train_dataset
         while isinstance(dataset, Subset):
             dataset = dataset.dataset
-        files = getattr(dataset, 'files', None) or ()
         try:
-            return read_header(Path(files[0])).side if files else None
-        except (BadTileError, OSError, TypeError):  # of a pack, or skipped when it is read
+            return read_header(Path(dataset.files[0])).side
+        except (BadTileError, OSError, TypeError, AttributeError):  # not set up, of a pack, or skipped
             return None
 
     def use_bands(self, wanted: Sequence[str]) -> None:
@@ -305,44 +291,38 @@ class TileDataModule(BaseDataModule):
 
     def _set_transforms(self) -> None:
         """Make the transforms of batches from bands, statistics and views."""
-        self.aug = self._selected(self._normalizer(self.mean, self.std))
+        self.aug = self._transform(self._normalizer)
         views, flip, turn = self.augment.views, self.augment.vertical_flip, self.augment.quarter_turns
         views = views or self._views_of_objective
         if views is None:
-            self.train_aug = self._selected(self._single_view(self.mean, self.std))
+            self.train_aug = self._transform(self._view)
         else:
             views = views.oriented(self.nadir or bool(flip), self.nadir or bool(turn))
             self.train_aug = training_views(views, self.bands, self.aug, self.mean, self.std)
 
-    def _selected(self, transform: Any) -> Any:
-        """A transform of the bands that are chosen."""
-        if self._chosen == list(range(len(self._all_bands))):
-            return transform
-        chosen = self._chosen
+    def _transform(self, make: Callable[[Tensor, Tensor], Any]) -> Any:
+        """A transform of the chosen bands, made from their statistics."""
+        made, chosen = self._make_transform(make, self.mean, self.std), self._chosen
+        if chosen == list(range(len(self._all_bands))):
+            return made
+        return lambda batch: made({**batch, 'image': batch['image'][..., chosen, :, :]})
 
-        def select(batch: dict[str, Any]) -> dict[str, Any]:
-            found: dict[str, Any] = transform({**batch, 'image': batch['image'][..., chosen, :, :]})
-            return found
-
-        return select
+    def _make_transform(self, make: Callable[[Tensor, Tensor], Any], mean: Tensor, std: Tensor) -> Any:
+        return make(mean, std)
 
     def _normalizer(self, mean: Tensor, std: Tensor) -> Any:
         """Normalization alone, by these statistics."""
         return on_batches(ClipNormalize(mean, mean + std)) if self.clip else normalization(mean, std)
 
-    def _single_view(self, mean: Tensor, std: Tensor) -> Any:
-        """One view of each training image."""
-        if not self.clip:
-            return self._view(mean, std)
-        # As in SatMAE before the crop, whose interpolation then sees the values that count.
-        plain = self._view(torch.zeros_like(mean), torch.ones_like(std))
-        return nn.Sequential(self._normalizer(mean, std), plain)
-
     def _view(self, mean: Tensor, std: Tensor) -> Any:
-        """A training view by these statistics."""
+        """One view of each training image, by these statistics."""
         names = ('horizontal_flip', 'vertical_flip', 'quarter_turns')
-        flips = (bool(getattr(self.augment, name)) for name in names)
-        return training_view(mean, std, self.image_size, self._crop_scale, *flips)
+        flips: dict[str, Any] = {name: bool(getattr(self.augment, name)) for name in names}
+        view: Any = partial(training_view, image_size=self.image_size, crop_scale=self._crop_scale, **flips)
+        if not self.clip:
+            return view(mean, std)
+        # As in SatMAE before the crop, whose interpolation then sees the values that count.
+        return nn.Sequential(self._normalizer(mean, std), view(torch.zeros_like(mean), torch.ones_like(std)))
 
 
 def hold_out(dataset: Any, share: float) -> tuple[Any, Any | None]:

@@ -1,6 +1,6 @@
 """Data modules for Functional Map of the World: RGB, Sentinel-2, and series of RGB images."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -127,9 +127,5 @@ class FMoWTemporalDataModule(FMoWRGBDataModule):
     def _split(self, part: Part, **kwargs: Any) -> Any:
         return super()._split(part, num_frames=self.num_frames, random_frames=part == 'train')
 
-    def _normalizer(self, mean: Tensor, std: Tensor) -> Any:
-        frames = self.num_frames
-        return FramesAsChannels(super()._normalizer(mean.repeat(frames), std.repeat(frames)))
-
-    def _view(self, mean: Tensor, std: Tensor) -> Any:
-        return FramesAsChannels(super()._view(mean.repeat(self.num_frames), std.repeat(self.num_frames)))
+    def _make_transform(self, make: Callable[[Tensor, Tensor], Any], mean: Tensor, std: Tensor) -> Any:
+        return FramesAsChannels(make(mean.repeat(self.num_frames), std.repeat(self.num_frames)))

@@ -39,11 +39,6 @@ class Statistics:
     std: Statistic = 'auto'
     clip: bool | None = None
 
-    @property
-    def given(self) -> bool:
-        """Whether mean and standard deviation were given, and not left to the data."""
-        return not (self.mean == 'auto' and self.std == 'auto')
-
     def settle(
         self, bands: Sequence[str], images: Iterable[Tensor], published: 'Statistics | None' = None
     ) -> tuple[Tensor, Tensor]:
@@ -60,16 +55,14 @@ class Statistics:
         Raises:
             ValueError: If values do not fit the bands, or there is no image to estimate from.
         """
-        found: list[Tensor | None] = []
+        settled: list[Any] = []
         # Check what is given before taking time to estimate the rest.
         for name in ('mean', 'std'):
             value = getattr(self, name)
-            if value == 'auto' and published is not None:
-                value = getattr(published, name)
-            found.append(None if value == 'auto' else resolve(value, bands, name))
-        estimated = estimate(images) if None in found else (None, None)
-        mean, std = (e if f is None else f for f, e in zip(found, estimated, strict=True))
-        assert mean is not None and std is not None
+            value = getattr(published, name, 'auto') if value == 'auto' else value
+            settled.append(None if value == 'auto' else resolve(value, bands, name))
+        estimated: Any = estimate(images) if None in settled else (None, None)
+        mean, std = (e if s is None else s for s, e in zip(settled, estimated, strict=True))
         return mean, std
 
 
@@ -98,8 +91,7 @@ def resolve(value: Mapping[str, float] | Sequence[float] | str, bands: Sequence[
         value = IMAGENET[name]
     if isinstance(value, Mapping):
         known = {canonical(band): number for band, number in value.items()}
-        missing = [band for band in bands if canonical(band) not in known]
-        if missing:
+        if missing := [band for band in bands if canonical(band) not in known]:
             raise ValueError(
                 f'{name} must have a value for every band, but {missing} are missing: '
                 f'bands {tuple(bands)}, given {tuple(value)}.'
@@ -123,16 +115,16 @@ def usable(samples: Iterable[Mapping[str, Any]], where: object) -> Iterator[Tens
     Raises:
         ValueError: After the last, if there was none.
     """
-    found, reasons = False, []
+    found, skipped = False, []
     for sample in samples:
         if 'image' in sample:
             found = True
             yield sample['image']
         else:
-            reasons.append(sample['skipped'])
-    if reasons and not found:
+            skipped.append(sample['skipped'])
+    if skipped and not found:
         raise ValueError(
-            f'None of the {len(reasons)} images looked at in {where} can be used, first {reasons[0]}; repair '
+            f'None of the {len(skipped)} images looked at in {where} can be used, first {skipped[0]}; repair '
             'or remove them.'
         )
 
@@ -150,13 +142,11 @@ def estimate(images: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: If there is no image.
     """
-    count = 0
-    total = square = torch.zeros(1, dtype=torch.float64)
+    count, total, square = 0, torch.zeros(1).double(), torch.zeros(1).double()
     for image in images:
         pixels = image.double().flatten(1)
         count += pixels.shape[1]
-        total = total + pixels.sum(1)
-        square = square + pixels.square().sum(1)
+        total, square = total + pixels.sum(1), square + pixels.square().sum(1)
     if count == 0:
         raise ValueError(
             "mean or std 'auto' needs at least one readable tile, but none of those looked at can "

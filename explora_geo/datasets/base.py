@@ -195,7 +195,7 @@ class TileDataset(NonGeoDataset):
         return read_image(self.files[index], self.file_bands, self._positions, self.dtype, self.by_name)
 
     def _resize(self, pixels: NDArray[Any]) -> NDArray[Any]:
-        return pixels if self.size is None else resize(pixels, self.size)
+        return resize(pixels, self.size)
 
 
 def skip(message: str, strict: bool, remedy: str = 'repair or remove the file') -> dict[str, str]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchgeo.datasets import DatasetNotFoundError
 
-from .base import TileDataset, Transforms
+from .base import TileDataset
 from .images import BadTileError, resize
 from .remote import PathLike
 
@@ -68,7 +68,7 @@ class FMoWRGB(TileDataset):
         size: int | None = 224,
         crop_pct: float = 1.0,
         strict: bool = False,
-        transforms: Transforms | None = None,
+        **kwargs: Any,
     ) -> None:
         """Initialize a new dataset instance.
 
@@ -76,11 +76,10 @@ class FMoWRGB(TileDataset):
             root: Folder of the lists.
             split: Which list: train, val or test.
             bands: Names of the bands to return, in any order; all bands if None.
-            size: Side of the returned images, which differ in size: the shorter side is resized and the
-                center cropped. Images keep their size if None.
+            size: Side of the returned images, which differ in size; as they are if None.
             crop_pct: Share of the resized side that is kept; SatMAE evaluates with 224/256.
             strict: Whether to raise on missing and unusable images instead of leaving them out.
-            transforms: Function applied to each sample.
+            **kwargs: ``transforms``, ``min_size`` and ``cache`` of :class:`TileDataset`.
 
         Raises:
             DatasetNotFoundError: If there is no list, or none of its files.
@@ -112,7 +111,7 @@ class FMoWRGB(TileDataset):
             warnings.warn(f'{message}; they are left out.', UserWarning, stacklevel=2)
         self.table: pd.DataFrame = rows[exists].reset_index(drop=True)
         files, labels = list(self.table['path']), self.table['label'].tolist()
-        super().__init__(root, files, labels, CLASSES, bands, size, strict, transforms)
+        super().__init__(root, files, labels, CLASSES, bands, size, strict, **kwargs)
 
     def _columns(self) -> dict[str, Any]:
         names = ('location_id', 'image_id', 'timestamp')
@@ -258,7 +257,7 @@ class FMoWTemporal(FMoWRGB):
         frames: dict[int, Tensor] = {}
         for row in dict.fromkeys(rows):
             try:
-                frames[row] = torch.from_numpy(self._load(row).astype(np.float32))
+                frames[row] = super()._sample(row)['image']
             except BadTileError as error:
                 error.path = self.files[row]
                 raise

@@ -3,11 +3,12 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from ..bands import name_bands, spell
-from .base import TileDataset, Transforms
-from .files import evenly_spaced, find_images, locate_images, subfolders
-from .images import BadTileError, Header, depth, read_header
+from .base import TileDataset
+from .files import find_images, locate_images, subfolders
+from .images import Header, depth, read_headers
 from .remote import PathLike
 
 #: Files opened to tell a folder of gray images from a color one with some gray images.
@@ -31,12 +32,8 @@ class FolderDataset(TileDataset):
         bands: Sequence[str] | None = None,
         file_bands: Sequence[str] | None = None,
         labeled: bool | None = None,
-        size: int | None = None,
-        min_size: int = 1,
-        strict: bool = False,
-        cache: bool = False,
-        transforms: Transforms | None = None,
         is_valid_file: Callable[[Path], bool] | None = None,
+        **kwargs: Any,
     ) -> None:
         """Initialize a new FolderDataset instance.
 
@@ -48,12 +45,9 @@ class FolderDataset(TileDataset):
                 in the files, or red, green and blue for 8-bit images of three bands.
             labeled: Whether sub-folders are classes; if None, they are if every image lies in
                 one.
-            size: Side of the returned images; see :class:`TileDataset`.
-            min_size: Images with a shorter side below this, before resizing, are not used.
-            strict: Whether to raise on a tile that cannot be used instead of skipping it.
-            cache: Whether to keep decoded tiles in memory.
-            transforms: Function applied to each sample.
             is_valid_file: Function that tells whether a file belongs to the dataset.
+            **kwargs: ``size``, ``min_size``, ``strict``, ``cache`` and ``transforms``; see
+                :class:`TileDataset`.
 
         Raises:
             FileNotFoundError: If the folder does not exist or holds no image.
@@ -77,7 +71,7 @@ class FolderDataset(TileDataset):
             header.count, header.dtype, header.descriptions, file_bands, str(header.path)
         )
         self.dtype, self.by_name = header.dtype, file_bands is None
-        super().__init__(folder, files, labels, classes, bands, size, strict, transforms, min_size, cache)
+        super().__init__(folder, files, labels, classes, bands, **kwargs)
 
 
 def _find_classes(root: Path, files: Sequence[Path], labeled: bool | None) -> tuple[str, ...]:
@@ -101,27 +95,15 @@ def _find_classes(root: Path, files: Sequence[Path], labeled: bool | None) -> tu
 
 
 def _representative(root: Path, files: Sequence[Path], names: tuple[str, ...] | None) -> Header:
-    """Header of a representative file, with the bands named if there is one."""
-    found: list[Header] = []
-    reasons = []
-    for index in evenly_spaced(len(files), PROBES):
-        try:
-            found.append(read_header(files[index], names))
-        except BadTileError as error:
-            reasons.append(f'{files[index]}: {error}')
-    if not found:
-        raise ValueError(
-            f'None of the {len(reasons)} images looked at in {root} can be read '
-            f'(first {reasons[0]}); check that they are complete image files.'
-        )
+    """Header of a file like most, with the bands named if there is one."""
+    found, _ = read_headers(files, PROBES, root, names)
     if names is not None:
         settled = [header for header in found if header.count == len(names)]
     else:
         # Gray images may be the colorless ones of a color set.
         settled = [header for header in found if header.count != 1 or header.dtype != 'uint8']
     settled = settled or found
-    # The usual range is that of most images, whichever comes first.
-    usual = Counter(depth(header.dtype) for header in settled).most_common(1)[0][0]
+    usual, _ = Counter(depth(header.dtype) for header in settled).most_common(1)[0]
     return next(header for header in settled if depth(header.dtype) == usual)
 
 

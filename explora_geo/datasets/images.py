@@ -18,12 +18,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile
 from rasterio.enums import ColorInterp
 from rasterio.errors import NodataShadowWarning, NotGeoreferencedWarning, RasterioError
-from torch import Tensor
 from torch.nn import functional as F
 
 from .._compat import CPLE_BaseError, CPLE_OutOfMemoryError
 from ..bands import RGB, canonical
-from .files import PLAIN_SUFFIXES
+from .files import PLAIN_SUFFIXES, evenly_spaced
 from .remote import PathLike
 
 #: What readers raise on damaged bytes: Pillow almost any kind of plain error, GDAL and zlib their own.
@@ -59,8 +58,7 @@ class Header:
             occur once each.
         crs: Coordinate reference system, or None.
         nodata: Value of pixels without data, or None.
-        plain: Whether Pillow reads it.
-        palette: Whether the pixels of a raster are indices of colors, which are read instead.
+        whole: Whether it is read as a whole: plain images, and rasters of indices of colors.
     """
 
     path: Path | str
@@ -71,8 +69,7 @@ class Header:
     colors: tuple[str | None, ...] = ()
     crs: str | None = None
     nodata: float | None = None
-    plain: bool = False
-    palette: bool = False
+    whole: bool = False
 
     @property
     def count(self) -> int:
@@ -104,14 +101,14 @@ def read_header(path: PathLike, names: Sequence[str] | None = None) -> Header:
             # One pixel shows what the mode becomes.
             pixels = _plain_bands(Image.new(image.mode, (1, 1)), names)
             size = image.height, image.width
-        return Header(place, pixels.dtype.name, (None,) * len(pixels), *size, plain=True)
+        return Header(place, pixels.dtype.name, (None,) * len(pixels), *size, whole=True)
     with open_raster(place, any_size=True) as source:
         if not source.count:
             raise BadTileError('it has no bands of its own, only sub-data sets: name one of these')
         crs = None if source.crs is None else source.crs.to_string()
         size = source.height, source.width
         if source.colorinterp[0] == ColorInterp.palette:
-            return Header(place, 'uint8', (None,) * 3, *size, (), crs, source.nodata, palette=True)
+            return Header(place, 'uint8', (None,) * 3, *size, (), crs, source.nodata, whole=True)
         descriptions = tuple((text or '').strip() or None for text in source.descriptions)
         colors = tuple(tag.name if tag.name in RGB else None for tag in source.colorinterp)
         if sorted(filter(None, colors)) != sorted(RGB):
@@ -154,16 +151,16 @@ def read_image(
     """
     if _is_plain(path):
         with _pillow(path) as image:
-            whole = _plain_bands(image, names)
-        _check_count(len(whole), names)
-        pixels = whole[list(positions)]
+            pixels = _plain_bands(image, names)
+        _check_count(len(pixels), names)
+        pixels = pixels[list(positions)]
     else:
         with open_raster(path) as source:
-            if source.colorinterp[0] == ColorInterp.palette:
-                _check_count(3, names)
+            indexed = source.colorinterp[0] == ColorInterp.palette
+            _check_count(3 if indexed else source.count, names)
+            if indexed:
                 pixels = _apply_palette(source.read(1), source.colormap(1))[list(positions)]
             else:
-                _check_count(source.count, names)
                 if by_name:
                     positions = _own_positions(source.descriptions, names, positions)
                 pixels = source.read([i + 1 for i in positions])
@@ -176,6 +173,11 @@ def read_image(
     if dtype is not None and depth(dtype) != depth(pixels.dtype.name):
         raise BadTileError(f'its pixels are {pixels.dtype.name} instead of {dtype}')
     return np.ascontiguousarray(pixels)
+
+
+def _check_count(count: int, names: Sequence[str]) -> None:
+    if count != len(names):
+        raise BadTileError(f'it has {count} bands instead of the {len(names)} bands {tuple(names)}')
 
 
 def _own_positions(
@@ -221,47 +223,63 @@ def fill_nodata(pixels: NDArray[Any], nodata: float) -> NDArray[Any]:
     return np.where(empty, np.rint(mean) if pixels.dtype.kind in 'iu' else mean, pixels).astype(pixels.dtype)
 
 
-def resize(pixels: NDArray[Any], size: int) -> NDArray[Any]:
+def read_headers(
+    files: Sequence[PathLike], most: int, where: object, names: Sequence[str] | None = None
+) -> tuple[list[Header], list[str]]:
+    """Read the headers of evenly spaced files.
+
+    Args:
+        files: Image files.
+        most: Files to read at most.
+        where: What they belong to, for messages.
+        names: Names of the bands expected, if known.
+
+    Returns:
+        What they say, and which cannot be read, `<path>: <reason>`.
+
+    Raises:
+        ValueError: If none can.
+    """
+    found, skipped = list[Header](), list[str]()
+    for index in evenly_spaced(len(files), most):
+        try:
+            found.append(read_header(files[index], names))
+        except BadTileError as error:
+            skipped.append(f'{files[index]}: {error}')
+    if not found:
+        raise ValueError(
+            f'None of the {len(skipped)} files looked at in {where} can be read as an image, first '
+            f'{skipped[0]}; give complete image files: a folder of tiles, a pack, scenes or a list.'
+        )
+    return found, skipped
+
+
+def resize(pixels: NDArray[Any], size: int | None, nearest: bool = False) -> NDArray[Any]:
     """Resize the shorter side and crop the center square, as in appendix D.1 of the paper.
 
     Args:
         pixels: Image, shape (C, H, W).
-        size: Side of the result.
+        size: Side of the result; None leaves the image as it is.
+        nearest: Whether pixels take the nearest value, as those of masks, instead of a bicubic mean.
 
     Returns:
         Image of the same type, shape (C, size, size); an image that has this size is not touched.
     """
-    if (target := _target(pixels.shape[1:], size)) is not None:
-        tensor = torch.from_numpy(pixels.astype(np.float32))[None]
-        resized = F.interpolate(tensor, target, mode='bicubic', antialias=True)[0].numpy()
+    if size is None:
+        return pixels
+    scale = size / min(pixels.shape[1:])
+    if scale != 1:
+        shape = [max(size, round(side * scale)) for side in pixels.shape[1:]]
+        how: dict[str, Any] = {'mode': 'nearest-exact'} if nearest else {'mode': 'bicubic', 'antialias': True}
+        tensor = torch.from_numpy(pixels.astype(np.float64 if nearest else np.float32))
+        resized = F.interpolate(tensor[None], shape, **how)[0].double().numpy()
         if pixels.dtype.kind in 'iu':
             # Bicubic weights are partly negative, so sharp edges leave the range of the type.
             limits = np.iinfo(pixels.dtype)
-            resized = np.clip(np.rint(resized.astype(np.float64)), limits.min, limits.max)
+            resized = np.clip(np.rint(resized), limits.min, limits.max)
         pixels = resized.astype(pixels.dtype)
     top, left = (pixels.shape[1] - size) // 2, (pixels.shape[2] - size) // 2
     return np.ascontiguousarray(pixels[:, top : top + size, left : left + size])
-
-
-def resize_mask(mask: Tensor, size: int | None) -> Tensor:
-    """Resize and crop a mask, (H, W) -> (size, size), as images are, to the nearest value."""
-    if size is None:
-        return mask
-    if (target := _target(mask.shape, size)) is not None:
-        mask = F.interpolate(mask[None, None].double(), target, mode='nearest-exact')[0, 0].to(mask.dtype)
-    top, left = (mask.shape[0] - size) // 2, (mask.shape[1] - size) // 2
-    return mask[top : top + size, left : left + size].clone()
-
-
-def _target(shape: Sequence[int], size: int) -> tuple[int, int] | None:
-    """Height and width whose shorter side has a size; None if it has it already."""
-    scale = size / min(shape)
-    return None if scale == 1 else (max(size, round(shape[0] * scale)), max(size, round(shape[1] * scale)))
-
-
-def _check_count(count: int, names: Sequence[str]) -> None:
-    if count != len(names):
-        raise BadTileError(f'it has {count} bands instead of the {len(names)} bands {tuple(names)}')
 
 
 def _is_plain(path: Path | str) -> bool:

@@ -7,11 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from .files import IMAGE_SUFFIXES
 from .folder import FolderDataset
-from .images import BadTileError, open_raster, resize_mask, without_data
+from .images import BadTileError, open_raster, resize, without_data
 from .plotting import Color
 from .remote import PathLike
 
@@ -27,8 +26,6 @@ class MaskFolderDataset(FolderDataset):
     def __init__(
         self,
         root: PathLike,
-        bands: Sequence[str] | None = None,
-        file_bands: Sequence[str] | None = None,
         classes: Sequence[str] = (),
         colors: Sequence[Color] = (),
         mask_values: Mapping[int, int] | None = None,
@@ -40,16 +37,13 @@ class MaskFolderDataset(FolderDataset):
 
         Args:
             root: Folder that holds ``images`` and ``masks``.
-            bands: Names of the bands to return, in any order; all bands if None.
-            file_bands: Names of all bands in file order, see :class:`FolderDataset`.
             classes: Names of the classes in the order of their values, for plots and maps.
             colors: Color of each class, red, green and blue from 0 to 255.
             mask_values: Class of each value in the files, such as ``{0: 0, 255: 1}``; values are classes if
                 None. Values that are not listed are an error.
             ignore_black: Value of the mask where every band of the image is 0 (outside the scene).
             numbers: Whether masks hold numbers to regress instead of classes.
-            **kwargs: ``size``, ``strict``, ``cache`` and ``transforms`` of :class:`FolderDataset`; masks are
-                resized without mixing classes.
+            **kwargs: Bands and images; see :class:`FolderDataset`. Masks are resized to the nearest value.
 
         Raises:
             FileNotFoundError: If one of the folders does not exist or holds no image.
@@ -59,27 +53,22 @@ class MaskFolderDataset(FolderDataset):
         for folder in (images, self.mask_root):
             if not folder.is_dir():
                 raise FileNotFoundError(f'There is no folder {folder}: put images and masks there.')
-        super().__init__(images, bands, file_bands, labeled=False, **kwargs)
+        super().__init__(images, labeled=False, **kwargs)
         self.classes, self.colors = tuple(classes), tuple(colors)
         self.mask_values = None if mask_values is None else {int(k): int(v) for k, v in mask_values.items()}
         self.ignore_black, self.numbers = ignore_black, numbers
 
     def _sample(self, index: int) -> dict[str, Any]:
-        sample = super()._sample(index)
-        return {**sample, 'mask': self._mask(self.files[index], sample['image'])}
-
-    def _mask(self, file: Path, image: Tensor) -> Tensor:
+        sample, file = super()._sample(index), self.files[index]
         path = self._mask_path(file)
-        values = self._read_mask(path)
-        shape, hole = self._original(file)
+        values, (shape, hole) = self._read_mask(path), self._original(file)
         if values.shape != shape:
             raise BadTileError(
                 f'its mask {path.name} has {values.shape[0]}x{values.shape[1]} pixels, the image '
                 f'{shape[0]}x{shape[1]}'
             )
         if self.mask_values is not None:
-            unknown = sorted(set(np.unique(values).tolist()) - set(self.mask_values))
-            if unknown:
+            if unknown := sorted(set(np.unique(values).tolist()) - set(self.mask_values)):
                 raise BadTileError(
                     f'its mask holds the values {unknown[:5]}, which mask_values does not list'
                 )
@@ -87,13 +76,13 @@ class MaskFolderDataset(FolderDataset):
             for value, label in self.mask_values.items():
                 table[values == value] = label
             values = table
-        dtype = np.float32 if self.numbers else np.int64
-        mask = resize_mask(torch.from_numpy(values.astype(dtype)), self.size)
+        values = values.astype(np.float32 if self.numbers else np.int64)
+        mask = torch.from_numpy(resize(values[None], self.size, nearest=True)[0])
         if self.ignore_black is not None:
-            mask[(image == 0).all(0)] = self.ignore_black
+            mask[(sample['image'] == 0).all(0)] = self.ignore_black
             if hole is not None:  # the image has other values there
-                mask[resize_mask(torch.from_numpy(hole), self.size)] = self.ignore_black
-        return mask
+                mask[torch.from_numpy(resize(hole[None], self.size, nearest=True)[0])] = self.ignore_black
+        return {**sample, 'mask': mask}
 
     def _mask_path(self, image: Path) -> Path:
         same = self.mask_root / image.relative_to(self.root)

@@ -1,9 +1,9 @@
 """Packs: all tiles of an archive in one memory-mapped file, written in blocks, resumable, verified."""
 
-import io
 import json
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from explora_geo._atomic import atomic_path
 
-from .base import TileDataset, Transforms
+from .base import TileDataset
 from .images import BadTileError
 from .remote import PathLike
 
@@ -55,18 +55,16 @@ class PackHeader:
         """Size of all pixels."""
         return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
 
-    def check(self) -> None:
+    def __post_init__(self) -> None:
         """Raise ValueError if the parts do not agree."""
-        counts = len(self.shape), self.shape[0], self.shape[1]
-        sides = all(type(side) is int and side > 0 for side in self.shape)
-        if counts != (4, len(self.files), len(self.bands)) or not sides:
+        if any(type(side) is not int or side < 1 for side in self.shape) or (
+            (len(self.files), len(self.bands)) != self.shape[:-2]
+        ):
             raise ValueError(f'shape {self.shape} for {len(self.files)} files of {len(self.bands)} bands')
         if np.dtype(self.dtype).kind not in 'iuf':
             raise ValueError(f'pixels of type {self.dtype}')
-        labels = self.labels
-        if labels is not None and (
-            len(labels) != len(self.files) or not set(labels) <= {*range(len(self.classes))}
-        ):
+        labels = (0,) * len(self.files) if self.labels is None else self.labels
+        if len(labels) != len(self.files) or not set(labels) <= {0, *range(len(self.classes))}:
             raise ValueError(f'labels that do not fit {len(self.classes)} classes')
 
 
@@ -76,30 +74,21 @@ class PackedDataset(TileDataset):
     Pixels are mapped into memory, so that workers share them and no file is decoded.
     """
 
-    def __init__(
-        self,
-        root: PathLike,
-        bands: Sequence[str] | None = None,
-        size: int | None = None,
-        strict: bool = False,
-        transforms: Transforms | None = None,
-    ) -> None:
+    def __init__(self, root: PathLike, bands: Sequence[str] | None = None, **kwargs: Any) -> None:
         """Initialize a new PackedDataset instance.
 
         Args:
             root: Folder of the pack.
             bands: Names of the bands to return, in any order; all bands if None.
-            size: Side of the returned images; that of the pack if None.
-            strict: Whether to raise on a tile that could not be packed instead of skipping it.
-            transforms: Function applied to each sample.
+            **kwargs: ``size``, ``strict`` and ``transforms`` of :class:`TileDataset`.
 
         Raises:
             FileNotFoundError: If there is no pack.
-            ValueError: If it is not complete, or bands do not fit.
+            ValueError: If it is damaged or not complete, or bands do not fit.
         """
         root = Path(root)
         self.header = header = read_header(root)
-        self._states = _read_array(root, STATES, header)
+        self._pixels, self._states, _, self._reasons = _open(root, header)
         missing = int((self._states == OPEN).sum())
         if missing:
             raise ValueError(
@@ -107,10 +96,7 @@ class PackedDataset(TileDataset):
                 'pack command again to finish it.'
             )
         self.file_bands = header.bands
-        files = [Path(name) for name in header.files]
-        super().__init__(root, files, header.labels, header.classes, bands, size, strict, transforms)
-        self._reasons = _read_reasons(root)
-        self._pixels = _open_pixels(root, header)
+        super().__init__(root, list(map(Path, header.files)), header.labels, header.classes, bands, **kwargs)
 
     @property
     def skipped_count(self) -> int:
@@ -129,7 +115,7 @@ class PackedDataset(TileDataset):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Open the memory map again."""
         self.__dict__.update(state)
-        self._pixels = _open_pixels(self.root, self.header)
+        self._pixels = _open(self.root, self.header)[0]
 
 
 def is_pack(root: PathLike) -> bool:
@@ -154,11 +140,21 @@ def pack(dataset: TileDataset, out: PathLike) -> Iterator[tuple[int, int]]:
         ValueError: If the folder holds the pack of other tiles, bands or sizes, or a tile does not come
             back from the disk as it was written.
     """
-    out = Path(out)
-    header = header_of(dataset)
-    _start(out, header)
-    states, checks = (_read_array(out, name, header) for name in (STATES, CHECKS))
-    reasons, pixels = _read_reasons(out), _open_pixels(out, header, 'r+')
+    out, header = Path(out), header_of(dataset)
+    if is_pack(out):
+        found = asdict(read_header(out))
+        if different := [name for name, value in asdict(header).items() if value != found[name]]:
+            raise ValueError(
+                f'{out} holds the pack of other {", ".join(different)}; give another folder, or remove it.'
+            )
+    else:
+        count = header.shape[0]
+        _save(out, {}, np.zeros(count, np.uint32), np.zeros(count, np.uint8))
+        with (out / PIXELS).open('wb') as file:
+            file.truncate(header.nbytes)
+        with atomic_path(out / HEADER) as temporary:  # last: it makes the folder a pack
+            temporary.write_text(json.dumps(asdict(header)), encoding='utf-8')
+    pixels, states, checks, reasons = _open(out, header, 'r+')
     todo = np.flatnonzero(states == OPEN)
     for start in range(0, len(todo), BLOCK):
         block = todo[start : start + BLOCK]
@@ -171,17 +167,12 @@ def pack(dataset: TileDataset, out: PathLike) -> Iterator[tuple[int, int]]:
                         f'{header.shape[1:]}'
                     )
             except BadTileError as error:
-                states[index] = SKIPPED
-                reasons[header.files[index]] = str(error)
-                continue
-            pixels[index] = tile
-            checks[index] = zlib.crc32(tile.tobytes())
-            states[index] = DONE
-        pixels.flush()  # type: ignore[attr-defined]
+                states[index], reasons[header.files[index]] = SKIPPED, str(error)
+            else:
+                pixels[index], checks[index], states[index] = tile, zlib.crc32(tile.tobytes()), DONE
+        pixels.flush()
         _compare(out, header, checks, block[states[block] == DONE])
-        _write(out / REASONS, json.dumps(reasons).encode())
-        _write(out / CHECKS, _npy(checks))
-        _write(out / STATES, _npy(states))  # last: it says that the rest is on the disk
+        _save(out, reasons, checks, states)
         yield int((states != OPEN).sum()), len(states)
     if not len(todo):
         _compare(out, header, checks, np.flatnonzero(states == DONE))
@@ -195,19 +186,16 @@ def header_of(dataset: TileDataset) -> PackHeader:
         ValueError: If no tile can be used.
     """
     for index in range(len(dataset)):
-        try:
+        with suppress(BadTileError):
             first = dataset._load(index)
-        except BadTileError:
-            continue
-        channels, height, width = first.shape
-        return PackHeader(
-            (len(dataset), channels, height, width),
-            str(first.dtype),
-            dataset.bands,
-            tuple(str(path.relative_to(dataset.root)) for path in dataset.files),
-            dataset.classes,
-            None if dataset.labels is None else tuple(dataset.labels),
-        )
+            return PackHeader(
+                (len(dataset), *first.shape),
+                str(first.dtype),
+                dataset.bands,
+                tuple(str(path.relative_to(dataset.root)) for path in dataset.files),
+                dataset.classes,
+                None if dataset.labels is None else tuple(dataset.labels),
+            )
     raise ValueError(f'None of the {len(dataset)} images in {dataset.root} can be used.')
 
 
@@ -222,11 +210,10 @@ def read_header(root: Path) -> PackHeader:
     if not path.is_file():
         raise FileNotFoundError(f'{root} is no pack: there is no {path}.')
     try:
-        fields = json.loads(path.read_text(encoding='utf-8'))
-        known: dict[str, Any] = {name: fields[name] for name in PackHeader.__dataclass_fields__}
-        known = {k: tuple(v) if isinstance(v, list) else v for k, v in known.items()}
-        header = PackHeader(**known)
-        header.check()
+        known = json.loads(path.read_text(encoding='utf-8'))
+        values = {name: known[name] for name in PackHeader.__dataclass_fields__}
+        tuples: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        header = PackHeader(**tuples)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f'The header {path} is damaged ({error}); pack the archive again.') from error
     if header.format != FORMAT:
@@ -234,80 +221,35 @@ def read_header(root: Path) -> PackHeader:
     return header
 
 
-def _start(out: Path, header: PackHeader) -> None:
-    """Start a pack, or check that an existing one has the same tiles."""
-    if is_pack(out):
-        found = asdict(read_header(out))
-        different = [k for k, v in asdict(header).items() if v != found[k]]
-        if different:
-            raise ValueError(
-                f'{out} holds the pack of other {", ".join(different)}; give another folder, or remove it.'
-            )
-        return
-    out.mkdir(parents=True, exist_ok=True)
-    _write(out / REASONS, b'{}')
-    _write(out / STATES, _npy(np.zeros(header.shape[0], np.uint8)))
-    _write(out / CHECKS, _npy(np.zeros(header.shape[0], np.uint32)))
-    with (out / PIXELS).open('wb') as file:
-        file.truncate(header.nbytes)
-    _write(out / HEADER, json.dumps(asdict(header)).encode())  # last: it makes the folder a pack
+def _open(root: Path, header: PackHeader, mode: Literal['r', 'r+'] = 'r') -> tuple[Any, Any, Any, Any]:
+    """Memory-mapped pixels, (N, C, H, W), states and checksums, (N,), and reasons of skipping by file."""
+    try:
+        size = (root / PIXELS).stat().st_size
+        if size != header.nbytes:
+            raise ValueError(f'its pixels have {size:,} bytes instead of {header.nbytes:,}')
+        states, checks = np.load(root / STATES), np.load(root / CHECKS)
+        if not states.shape == checks.shape == header.shape[:1]:
+            raise ValueError(f'{len(states)} states and {len(checks)} checksums of {header.shape[0]} tiles')
+        reasons = dict(json.loads((root / REASONS).read_text(encoding='utf-8')))
+    except (ValueError, TypeError, EOFError) as error:
+        raise ValueError(f'The pack {root} is damaged ({error}); remove it and make it again.') from error
+    return np.memmap(root / PIXELS, header.dtype, mode, shape=header.shape), states, checks, reasons
+
+
+def _save(out: Path, reasons: dict[str, str], checks: NDArray[Any], states: NDArray[Any]) -> None:
+    """Write what is known of the tiles; the states last, which say that the rest is on the disk."""
+    with atomic_path(out / REASONS) as temporary:
+        temporary.write_text(json.dumps(reasons), encoding='utf-8')
+    for name, values in ((CHECKS, checks), (STATES, states)):
+        with atomic_path(out / name) as temporary, temporary.open('wb') as file:
+            np.save(file, values)
 
 
 def _compare(out: Path, header: PackHeader, checks: NDArray[Any], indices: NDArray[Any]) -> None:
-    stored = _open_pixels(out, header)
+    stored = _open(out, header)[0]
     for index in indices:
         if zlib.crc32(stored[index].tobytes()) != checks[index]:
             raise ValueError(
                 f'{header.files[index]} in {out / PIXELS} differs from what was written; check the disk, '
                 'remove the pack and make it again.'
             )
-
-
-def _open_pixels(root: Path, header: PackHeader, mode: Literal['r', 'r+'] = 'r') -> NDArray[Any]:
-    """Memory-map the pixels of a pack, shape (N, C, H, W)."""
-    path = root / PIXELS
-    size = path.stat().st_size
-    if size != header.nbytes:
-        raise ValueError(
-            f'{path} has {size:,} bytes instead of {header.nbytes:,}; remove the pack and make it again.'
-        )
-    return np.memmap(path, header.dtype, mode, shape=header.shape)
-
-
-def _read_array(root: Path, name: str, header: PackHeader) -> NDArray[Any]:
-    """Read an array with one value per tile of a pack, shape (N,)."""
-    path = root / name
-    try:
-        found = np.load(path)
-    except (ValueError, EOFError) as error:
-        raise _damaged(path, error) from error
-    if not isinstance(found, np.ndarray) or found.shape != header.shape[:1]:
-        raise _damaged(path, f'shape {np.shape(found)} for {header.shape[0]} tiles')
-    return found
-
-
-def _read_reasons(root: Path) -> dict[str, str]:
-    """Read why tiles of a pack were skipped, by file."""
-    path = root / REASONS
-    try:
-        found = json.loads(path.read_text(encoding='utf-8'))
-    except ValueError as error:
-        raise _damaged(path, error) from error
-    if not isinstance(found, dict):
-        raise _damaged(path, 'no mapping')
-    return found
-
-
-def _damaged(path: Path, why: object) -> ValueError:
-    return ValueError(f'{path} is damaged ({why}); remove the pack and make it again.')
-
-
-def _write(path: Path, content: bytes) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(content)
-
-
-def _npy(array: NDArray[Any]) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, array)
-    return buffer.getvalue()

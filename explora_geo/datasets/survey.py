@@ -14,7 +14,7 @@ from rasterio.windows import Window
 
 from ..bands import GREY, RGB, canonical, same_bands
 from .files import evenly_spaced, is_list, is_pattern, locate_images
-from .images import BadTileError, Header, depth, open_raster, read_header, read_image, without_data
+from .images import BadTileError, Header, depth, open_raster, read_headers, read_image, without_data
 from .remote import PathLike, locate
 
 #: Files opened at most, remote ones, and files of which pixels are read.
@@ -90,19 +90,8 @@ def survey(archive: PathLike | Sequence[PathLike]) -> Survey:
             f'{source or "The archive"} holds no image (looked for JPEG, PNG, GeoTIFF and the like, also in '
             'sub-folders); check the path.'
         )
-    found: list[Header] = []
-    skipped: list[str] = []
     remote = any(isinstance(file, str) for file in files)
-    for index in evenly_spaced(len(files), OPENED_REMOTE if remote else OPENED):
-        try:
-            found.append(read_header(files[index]))
-        except BadTileError as error:
-            skipped.append(f'{files[index]}: {error}')
-    if not found:
-        raise ValueError(
-            f'None of the {len(skipped)} files looked at in {source} can be read as an image, first '
-            f'{skipped[0]}; give a folder of tiles, a pack, scenes or a list of files.'
-        )
+    found, skipped = read_headers(files, OPENED_REMOTE if remote else OPENED, source)
     found, of_other_bands = _alike(found, source, lambda header: header.count, 'bands')
     found, of_other_range = _alike(found, source, lambda header: depth(header.dtype), 'pixels')
     skipped += of_other_bands + of_other_range
@@ -121,7 +110,7 @@ def _find(archive: PathLike) -> tuple[Path | None, list[Path | str]]:
 
 def _grey(header: Header) -> bool:
     """Whether it may be a colorless picture of a colored set."""
-    return header.plain and header.count == 1 and header.dtype == 'uint8'
+    return header.whole and header.count == 1 and header.dtype == 'uint8'
 
 
 def _alike(
@@ -188,7 +177,7 @@ def _read_windows(
     header: Header, names: Sequence[str], positions: Sequence[int], places: Sequence[tuple[float, float]]
 ) -> list[tuple[NDArray[Any], NDArray[np.bool_]]]:
     """Pixels of windows, shape (C, H, W), and where there is no data."""
-    if header.plain or header.palette:
+    if header.whole:
         data = read_image(Path(header.path), names, positions, header.dtype)
         return [(data, np.zeros(data.shape, dtype=bool))]
     found = []

@@ -328,7 +328,7 @@ def test_an_empty_class_folder_is_named(tmp_path: Path) -> None:
 
 def test_a_folder_of_unreadable_files_says_so(tmp_path: Path) -> None:
     (tmp_path / 'a.jpg').write_bytes(b'no image')
-    with pytest.raises(ValueError, match='None of the 1 images'):
+    with pytest.raises(ValueError, match='None of the 1 files looked at'):
         FolderDataset(tmp_path)
     with pytest.raises(ValueError, match=r'a\.jpg'):
         FolderDataset(tmp_path, strict=True)
