@@ -6,15 +6,14 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import yaml
 
 from explora_geo._adapt_progress import train
-from explora_geo._adapt_report import check_sample, measure, score_on_the_way
+from explora_geo._adapt_report import LEAST, measure, score_on_the_way
 from explora_geo._adapt_settings import (
     Length,
     Scoring,
@@ -25,7 +24,7 @@ from explora_geo._adapt_settings import (
     merge_settings,
     run_settings,
 )
-from explora_geo._adapt_speed import prepare, settle, to_plain
+from explora_geo._adapt_speed import prepare, settle
 from explora_geo._atomic import FULL, atomic_path
 from explora_geo._compat import WeightsEnum
 from explora_geo.checkpoints import load_backbone
@@ -37,21 +36,13 @@ from explora_geo.reports.page import duration
 DEFAULT_WEIGHTS = 'timm/vit_small_patch14_dinov2.lvd142m'
 
 
-@dataclass(frozen=True)
-class Adapted:
-    """What an adaptation left behind.
+class Adapted(NamedTuple):
+    """What an adaptation left behind."""
 
-    Attributes:
-        folder: Folder of the run.
-        adapter: The adapter file.
-        page: The report, to open in a browser.
-        report: Content of `report.json`; `report['verdict']` says whether it helped.
-    """
-
-    folder: Path
-    adapter: Path
-    page: Path
-    report: dict[str, Any]
+    folder: Path  # of the run
+    adapter: Path  # the adapter file
+    page: Path  # the report, to open in a browser
+    report: dict[str, Any]  # content of `report.json`; `report['verdict']` says whether it helped
 
 
 def adapt(
@@ -59,7 +50,7 @@ def adapt(
     out: str | PathLike[str] = 'runs/adapt',
     weights: WeightsEnum | str | PathLike[str] = DEFAULT_WEIGHTS,
     adaptation: str | None = None,
-    length: str | Length = '30 minutes',
+    length: str = '30 minutes',
     bands: str | Sequence[str] | None = None,
     labels: str | PathLike[str] | None = None,
     retention: str | PathLike[str] | None = None,
@@ -118,7 +109,7 @@ def run(
     out: Any,
     weights: Any,
     adaptation: str | None,
-    length: str | Length,
+    length: str,
     bands: Any,
     config: Any,
     scoring: Scoring,
@@ -127,21 +118,24 @@ def run(
 ) -> Adapted:
     """`adapt`, telling what it does; `force` adapts against advice."""
     folder = Path(out)
-    length = Length.parse(length)
+    wanted = Length.parse(length)
     source = find_source(weights)
     notation = choose_adaptation(source, adaptation, force)
     request: dict[str, Any] = {
         'archive': [str(a) for a in archive] if isinstance(archive, list | tuple) else str(archive),
         'weights': source.weights,
         'adaptation': notation,
-        'length': str(length),
+        'length': str(wanted),
         'bands': bands if bands is None or isinstance(bands, str) else ','.join(bands),
         'config': None if config is None else read_yaml(Path(config)),
     }
     check_folder(folder, request)
     found = look(archive, bands, source.patch_size)
     # Says now, and not after training, what does not fit.
-    check_sample(found)
+    if found.kind != 'scenes' and found.images < LEAST:  # scenes are cut anew as often as it takes
+        raise ValueError(
+            f'{found.source} holds {found.images} image{"s"[: found.images != 1]}: give {LEAST} or more'
+        )
     if scoring.strength not in (None, 1) and not source.embeds(found.bands):
         raise ValueError(
             f'strength must be 1 for the bands {", ".join(found.bands)}: {source.weights} read '
@@ -158,8 +152,11 @@ def run(
         if not file.is_file():
             stated = request['config'] or {}
             settings = merge_settings(run_settings(found, source, notation, folder), stated)
-            settings, trials = settle(settings, stated, found, length)
-            _write(folder / 'request.json', json.dumps({**request, 'measured': to_plain(trials)}, indent=1))
+            settings, trials = settle(settings, stated, found, wanted)
+            _write(
+                folder / 'request.json',
+                json.dumps({**request, 'measured': [t.to_dict() for t in trials]}, indent=1),
+            )
             _write(file, yaml.safe_dump(settings, sort_keys=False))
         settings = read_yaml(file)
         measured = json.loads((folder / 'request.json').read_text(encoding='utf-8'))['measured']

@@ -19,8 +19,6 @@ from explora_geo._atomic import atomic_path
 from explora_geo.adaptation import merge_lora
 from explora_geo.models.vit import ViT
 
-#: Share of a run that scores on the way may take, and how many there are at most after the source's.
-SHARE, SCORES = 0.02, 4
 #: RAPL counters of processors, whole packages.
 RAPL = Path('/sys/class/powercap')
 # Seconds between readings of the meters: a counter of RAPL starts anew after half an hour and more.
@@ -59,24 +57,17 @@ def train(command: Any, folder: Path, score: 'ScoreSoFar') -> None:
 class Watch(Callback):
     """Shows steps, loss, speed and score; adds up time, images and energy of each leg of a run; saves it.
 
-    Ctrl-C ends the run behind the step that is under way and saves it; a second one ends it at once.
-
-    Attributes:
-        asked: Whether Ctrl-C came.
+    Ctrl-C, which sets `asked`, ends the run behind the step that is under way and saves it; a second one ends
+    it at once.
     """
 
     def __init__(self, folder: Path, score: 'ScoreSoFar') -> None:
-        """Initialize a Watch.
-
-        Args:
-            folder: Folder of `last.ckpt` and of `legs.json`, to which each leg is added at its end.
-            score: The score to show.
-        """
+        """Save to `last.ckpt` in a folder, and add each leg at its end to `legs.json`; show a score."""
         self._checkpoint, self._legs = folder / 'last.ckpt', folder / 'legs.json'
         self._score, self.asked = score, False
-        self._meter: EnergyMeter | None = None
         columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn('{task.description}'))
         self._bar = Progress(TextColumn('steps'), *columns, transient=True)
+        self._meter: EnergyMeter | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start bar and clocks, and take Ctrl-C over; who trains gives it back."""
@@ -111,17 +102,15 @@ class Watch(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave the terminal as it was, and note a leg that was cut off, if it had begun."""
-        if isinstance(exception, OSError):
-            self._bar.stop()
-        else:
+        self._bar.stop()
+        if not isinstance(exception, OSError):  # a full disk
             self._end_leg(trainer)
 
     def _end_leg(self, trainer: Trainer) -> None:
         self._bar.stop()
-        steps = trainer.global_step - self._step if self._meter else 0
-        if not steps or self._meter is None:
+        if self._meter is None or trainer.global_step == self._step:
             return
-        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        steps, datamodule = trainer.global_step - self._step, trainer.datamodule  # type: ignore[attr-defined]
         leg = {
             'steps': steps,
             'images': steps * datamodule.batch_size,
@@ -145,12 +134,7 @@ class ScoreSoFar(Callback):
     """
 
     def __init__(
-        self,
-        name: str,
-        title: str,
-        prepare: Callable[[], Callable[[ViT], float | None]],
-        cost: float,
-        planned: float,
+        self, name: str, title: str, prepare: Callable[[], Callable[[ViT], float | None]], times: int
     ) -> None:
         """Initialize a ScoreSoFar.
 
@@ -158,25 +142,20 @@ class ScoreSoFar(Callback):
             name: Name in the log.
             title: What is scored, in a few words.
             prepare: Called once when training begins; what it returns scores a backbone.
-            cost: Seconds that a score is expected to take; those of the first are measured.
-            planned: Seconds of the whole run; scores take `SHARE` of it at most, two at least or none.
+            times: How often, after the source.
         """
         self.text = ''
-        self._name, self._title, self._prepare = name, title, prepare
-        self._allowed, self._cost = SHARE * planned, cost
+        self._name, self._title, self._prepare, self._times = name, title, prepare, times
         self._steps: set[int] = set()
         self._first: float | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Score the source, and see how often there is time for more."""
-        if 2 * self._cost > self._allowed:
-            return
-        started = time.perf_counter()
-        self._score = self._prepare()
-        self._note(trainer, pl_module)
-        cost = max(time.perf_counter() - started, 1e-9)
-        times = min(SCORES, int(self._allowed / cost) - 1)
-        self._steps = {round(trainer.max_steps * (i + 1) / (times + 1)) for i in range(times)}
+        """Score the source, if there is time for more."""
+        if self._times > 0:
+            self._score = self._prepare()
+            self._note(trainer, pl_module)
+            parts = self._times + 1
+            self._steps = {round(trainer.max_steps * i / parts) for i in range(1, parts)}
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *unused: Any) -> None:
         """Score, if it is time."""
@@ -224,17 +203,12 @@ class EnergyMeter:
         self._joules, self._read = 0.0, time.perf_counter()
 
     def read(self, force: bool = False) -> None:
-        """Read the meters, if it is time.
-
-        Args:
-            force: Read them in any case.
-        """
-        if not self._meters or (not force and time.perf_counter() - self._read < _EVERY):
-            return
-        now = [meter() for meter, _ in self._meters]
-        for before, after, (_, size) in zip(self._last, now, self._meters, strict=True):
-            self._joules += (after - before) % size if size else after - before
-        self._last, self._read = now, time.perf_counter()
+        """Read the meters, if it is time, or in any case."""
+        if force or time.perf_counter() - self._read > _EVERY:
+            now = [meter() for meter, _ in self._meters]
+            for before, after, (_, size) in zip(self._last, now, self._meters, strict=True):
+                self._joules += (after - before) % size if size else after - before
+            self._last, self._read = now, time.perf_counter()
 
     @property
     def watt_hours(self) -> float | None:
@@ -248,18 +222,17 @@ Meter = tuple[Callable[[], float], float]
 
 
 def _rapl_meters() -> list[Meter]:
-    """Meters of the processors' packages that this user may read."""
+    """Meters of the processors' packages that this user may read; parts of packages have two colons."""
     found: list[Meter] = []
     for folder in sorted(RAPL.glob('intel-rapl:[0-9]*')):
-        if folder.name.count(':') > 1:  # a part of a package
-            continue
         counter = folder / 'energy_uj'
         try:
             size = int((folder / 'max_energy_range_uj').read_text()) / 1e6
             int(counter.read_text())
         except (OSError, ValueError):
             continue
-        found.append((lambda counter=counter: int(counter.read_text()) / 1e6, size))  # type: ignore[misc]
+        if folder.name.count(':') == 1:
+            found.append((lambda counter=counter: int(counter.read_text()) / 1e6, size))  # type: ignore[misc]
     return found
 
 

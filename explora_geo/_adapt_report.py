@@ -10,20 +10,21 @@ from dataclasses import replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor
 
 from explora_geo._adapt_progress import ScoreSoFar, read_legs
-from explora_geo._adapt_settings import ANCHOR, Scoring, Source, read_quoted
+from explora_geo._adapt_settings import CLASSES, Scoring, Source, read_quoted
 from explora_geo._version import __version__
 from explora_geo.checkpoints import load_backbone, read_weights, scale_adapter
 from explora_geo.datamodules.archive import Archive, LabeledTiles
 from explora_geo.datamodules.scenes import GridWindows, RandomWindows
 from explora_geo.datasets import SceneDataset
 from explora_geo.datasets.files import evenly_spaced
+from explora_geo.devices import pick_device
 from explora_geo.evaluation.comparison import ADAPTED, BESIDE, PairProtocol, interpolate, score_pair
 from explora_geo.evaluation.features import mean_patches
 from explora_geo.evaluation.label_free import DEFAULT_SCORE, SCORES, WORTH, compare_backbones, default_score
@@ -41,6 +42,8 @@ _RETENTION = PairProtocol(draws=2, penalties=(0.1,), turns=1)
 SAMPLE, LEAST = 300, 3
 #: Labeled tiles that a run is scored on while it trains; half as many without labels.
 ON_THE_WAY = 150
+#: Share of a run that scores on the way may take, and how many there are at most after the source's.
+SHARE, MOST = 0.02, 4
 # Scores on the way by their names in the log.
 _SO_FAR = {
     'knn_so_far': 'k-NN accuracy on some labeled tiles',
@@ -48,19 +51,7 @@ _SO_FAR = {
 }
 
 
-def check_sample(found: Archive) -> None:
-    """Refuse an archive that is too small for a report.
-
-    Raises:
-        ValueError: If it is.
-    """
-    if found.kind != 'scenes' and found.images < LEAST:  # scenes are cut anew as often as it takes
-        raise ValueError(
-            f'{found.source} holds {found.images} image{"s"[: found.images != 1]}: give {LEAST} or more'
-        )
-
-
-def sample(datamodule: Any, device: str, most: int = SAMPLE) -> tuple[Tensor, list[str]]:
+def sample(datamodule: Any, most: int = SAMPLE) -> tuple[Tensor, list[str]]:
     """Evenly spaced images of the archive as they are scored, shape (N, C, H, W), and their names."""
     dataset, names = datamodule.train_dataset, []
     if isinstance(dataset, SceneDataset):
@@ -78,21 +69,17 @@ def sample(datamodule: Any, device: str, most: int = SAMPLE) -> tuple[Tensor, li
     if len(usable) < LEAST:
         raise ValueError(f'a report needs {LEAST} usable images, the archive gave {len(usable)}')
     batch = {'image': torch.stack([s['image'].float() for s in usable])}
-    return datamodule.aug(batch)['image'].to(device), names
+    return datamodule.aug(batch)['image'].to(pick_device()), names
 
 
 def score_on_the_way(
     command: Any, found: Archive, labels: str | PathLike[str] | None, seconds: float
 ) -> ScoreSoFar:
-    """What scores a run while it trains: k-NN on some labeled tiles, or without labels the label-free score.
+    """What scores a run, of so many seconds a step, while it trains, in `SHARE` of its time.
 
-    Args:
-        command: Trainer, task and data module.
-        found: The archive.
-        labels: Folder of labeled tiles, or None.
-        seconds: What a step takes.
+    It is k-NN on some labeled tiles, or without labels the label-free score.
     """
-    datamodule, device = command.datamodule, 'cuda' if torch.cuda.is_available() else 'cpu'
+    datamodule = command.datamodule
 
     def with_labels() -> Callable[[ViT], float | None]:
         batches = list(LabeledTiles(labels or '', found, ON_THE_WAY).batches(datamodule))
@@ -106,42 +93,37 @@ def score_on_the_way(
         return score
 
     def without() -> Callable[[ViT], float | None]:
-        images, _ = sample(datamodule, device, ON_THE_WAY // 2)
-        return lambda vit: default_score(vit, images)
+        images, _ = sample(datamodule, ON_THE_WAY // 2)
+        return partial(default_score, images=images)
 
     # A step sees each of its images three times at least: forward, and backward; two crops of each without.
     cost, planned = ON_THE_WAY * seconds / datamodule.batch_size / 3, seconds * command.trainer.max_steps
+    times = min(MOST, int(SHARE * planned / cost) - 1)
     if labels is not None:
-        return ScoreSoFar('knn_so_far', 'k-NN', with_labels, cost, planned)
-    return ScoreSoFar('label_free_so_far', SCORES[DEFAULT_SCORE].title.lower(), without, cost, planned)
+        return ScoreSoFar('knn_so_far', 'k-NN', with_labels, times)
+    return ScoreSoFar('label_free_so_far', SCORES[DEFAULT_SCORE].title.lower(), without, times)
 
 
 def choose_strength(
-    asked: float | None, curve: Mapping[str, Any], before: ViT, whole: ViT, images: Tensor
-) -> tuple[float, Literal['request', 'labels', 'label-free', 'default']]:
+    asked: float | None, curve: Mapping[str, Any], score: Callable[[float], float] | None
+) -> tuple[float, str]:
     """Choose how much of an adapter is kept, as a share of what it adds to the source, in [0, 1].
 
     Args:
         asked: What the user wants, or None.
         curve: `Comparison.curve` on labeled tiles, of which validation chooses; empty without labels.
-        before: Source.
-        whole: Adapted backbone at strength 1.
-        images: Normalized sample of the archive, by which the label-free score falls or not, shape
-            (N, C, H, W); with too few of them all is kept.
+        score: Label-free score at a strength; None where it tells nothing, and all is kept.
 
     Returns:
-        The strength, and who chose it: `label-free` only where that score fell.
+        The strength, and who chose it: `request`, `labels`, `default`, or `label-free` where that score fell.
     """
     if asked is not None:
         return asked, 'request'
     if curve:
         return curve['chosen'], 'labels'
-    if len(images) < LEAST:
+    if score is None or score(1.0) >= (source := score(0.0)):
         return 1.0, 'default'
-    scores = {0.0: default_score(before, images)}
-    if default_score(whole, images) >= scores[0.0]:
-        return 1.0, 'default'
-    scores |= {s: default_score(interpolate(before, whole, s), images) for s in STRENGTHS[:-1]}
+    scores = {0.0: source} | {s: score(s) for s in STRENGTHS[:-1]}
     return max(scores, key=lambda s: scores[s]), 'label-free'
 
 
@@ -168,43 +150,60 @@ def measure(
     Returns:
         The page, and the content of `report.json`.
     """
-    task, datamodule = command.model, command.datamodule
-    started = time.perf_counter()
+    task, datamodule, trainer = command.model, command.datamodule, command.trainer
+    started, device = time.perf_counter(), pick_device()
     trained, adapter = folder / 'run' / 'adapter.safetensors', folder / 'adapter.safetensors'
-    device = 'cuda' if torch.cuda.is_available() else 'cpu'
     weights = read_weights(source.weights)  # once, for up to four backbones
 
     def adapted(file: PathLike[str] | str) -> ViT:
         shape: dict[str, Any] = {'img_size': found.image_size, 'bands': found.bands}
         return load_backbone(task.hparams['model'], weights, Path(file), **shape).to(device)
 
+    def labeled(tiles: PathLike[str] | str) -> Callable[[], Any]:
+        return partial(LabeledTiles(tiles, found).batches, datamodule)
+
     before, whole = source.backbone(found).to(device), adapted(trained)
-    images, names = sample(datamodule, device)
+    images, names = sample(datamodule)
     # A patch embedding of other bands than the source's is no difference from the source.
     scalable = source.embeds(found.bands)
-    comparison, models = None, {ADAPTED: whole}
+    models, more = {ADAPTED: whole}, {}
     if scoring.labels is not None:
         say(f'Scoring source and adapted features on {scoring.labels}.')
         if scoring.beside is not None:
             models[BESIDE] = adapted(scoring.beside)
         protocol = replace(PROTOCOL, turns=1) if scoring.quick else PROTOCOL
         tried = {*((1.0,) if scoring.quick else STRENGTHS), scoring.strength or 0.0} if scalable else ()
-        read = partial(LabeledTiles(scoring.labels, found).batches, datamodule)
-        comparison = score_pair(before, models, read, strengths=sorted(tried), protocol=protocol)
-    curve = comparison.curve() if comparison is not None else {}
+        comparison = score_pair(
+            before, models, labeled(scoring.labels), strengths=sorted(tried), protocol=protocol
+        )
+        more['strength'] = comparison.curve()
     strength, by = 1.0, 'default'
     if scalable:
         # What the label-free score is worth was not measured for masked autoencoding.
-        told = images[:0] if notation.startswith('M') else images
-        strength, by = choose_strength(scoring.strength, curve, before, whole, told)
+        told = (
+            None
+            if notation.startswith('M')
+            else lambda s: default_score(interpolate(before, whole, s), images)
+        )
+        strength, by = choose_strength(scoring.strength, more.get('strength', {}), told)
     scale_adapter(trained, before, adapter, strength)
     after = models[ADAPTED] = whole if strength == 1 else adapted(adapter)
+    if scoring.labels is not None:
+        scores = more['scores'] = comparison.at(strength).to_dict()
+        scores['labels']['source'] = str(scoring.labels)
+        more['strength'] |= {'chosen': strength} if more['strength'] else {}
+        if scoring.quoted is not None:
+            more['quoted'] = read_quoted(Path(scoring.quoted))
+    if scoring.retention is not None:
+        say(f'Scoring what is still known of {scoring.retention}.')
+        row = score_pair(before, after, labeled(scoring.retention), protocol=_RETENTION).rows()[0]
+        row = {k: row[k] for k in ('metric', 'title', 'source', 'adapted', 'gain')}
+        more['retention'] = {'source': str(scoring.retention), 'row': row}
     high = 255.0 if found.dtype == 'uint8' else None
     display = display_tiles(datamodule.mean, datamodule.std, found.bands, high)
     pictures = compute_pictures({'source': before, **models}, images, display, names)
     if isinstance(task.model, MAE):
         pictures['reconstructions'] = reconstruct(task.model.cpu(), images[:8].cpu(), display)
-    steps = command.trainer.global_step
     report: dict[str, Any] = {
         'created': time.strftime('%Y-%m-%d %H:%M'),
         'version': __version__,
@@ -217,13 +216,13 @@ def measure(
         },
         'adaptation': {
             'notation': notation,
-            'objective': {'D': 'dinov2', 'M': 'mae', ANCHOR: ANCHOR}[notation.partition('-')[0]],
+            'objective': CLASSES[notation.partition('-')[0]].lower(),
             'trainable': task.trainable_share,
-            'steps': steps,
+            'steps': trainer.global_step,
             'batch_size': datamodule.batch_size,
-            'views': steps * datamodule.batch_size,
+            'views': trainer.global_step * datamodule.batch_size,
             'image_size': task.hparams['img_size'],
-            'precision': str(command.trainer.precision),
+            'precision': str(trainer.precision),
             'seed': 0,
             'stopped': task.stopped,
             'strength': strength,
@@ -231,6 +230,7 @@ def measure(
             'short': scoring.quick,
             'measured': json.loads((folder / 'request.json').read_text(encoding='utf-8'))['measured'],
         },
+        **{name: part for name, part in more.items() if part},
         'label_free': {
             **compare_backbones(before, after, images),
             'tiles': len(images),
@@ -239,23 +239,9 @@ def measure(
         },
         'curves': _curves(sorted((folder / 'run').glob('metrics*.csv'))),
         'skipped': [f'{path}: {reason}' for path, reason in task.skipped.items()],
-        'next': _next(folder, source, scoring),
+        'next': _next(adapter, source, scoring),
+        'cost': _cost(read_legs(folder / 'run' / 'legs.json'), adapter, started),
     }
-    if comparison is not None:
-        report['scores'] = comparison.at(strength).to_dict()
-        report['scores']['labels']['source'] = str(scoring.labels)
-        if scoring.quoted is not None:
-            report['quoted'] = read_quoted(Path(scoring.quoted))
-        if curve:
-            report['strength'] = {**curve, 'chosen': strength}
-    if scoring.retention is not None:
-        say(f'Scoring what is still known of {scoring.retention}.')
-        read = partial(LabeledTiles(scoring.retention, found).batches, datamodule)
-        row = score_pair(before, after, read, protocol=_RETENTION).rows()[0]
-        row = {k: row[k] for k in ('metric', 'title', 'source', 'adapted', 'gain')}
-        report['retention'] = {'source': str(scoring.retention), 'row': row}
-    legs, seconds = read_legs(folder / 'run' / 'legs.json'), time.perf_counter() - started
-    report['cost'] = _cost(legs, adapter, seconds)
     page = write_report(folder, report, pictures)
     return page, json.loads((folder / 'report.json').read_text(encoding='utf-8'))
 
@@ -275,11 +261,11 @@ def _curves(logs: list[Path]) -> list[dict[str, Any]]:
     return found
 
 
-def _cost(legs: list[dict[str, Any]], adapter: Path, scoring: float) -> dict[str, Any]:
+def _cost(legs: list[dict[str, Any]], adapter: Path, started: float) -> dict[str, Any]:
     trained, images = (sum(leg[k] for leg in legs) for k in ('seconds', 'images'))
     energies, threads = [leg['watt_hours'] for leg in legs], torch.get_num_threads()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
-    cuda = torch.cuda.is_available()
+    cuda, scoring = torch.cuda.is_available(), time.perf_counter() - started
     return {
         'seconds': {**({'training': trained} if trained else {}), 'scoring': scoring},
         'images_per_second': images / trained if trained else None,
@@ -290,12 +276,11 @@ def _cost(legs: list[dict[str, Any]], adapter: Path, scoring: float) -> dict[str
     }
 
 
-def _next(folder: Path, source: Source, scoring: Scoring) -> list[str]:
-    given = (folder / 'adapter.safetensors', folder / 'merged.safetensors', source.weights)
+def _next(made: Path, source: Source, scoring: Scoring) -> list[str]:
+    """Commands that go on from here."""
+    given = (scoring.beside or made, made.with_name('merged.safetensors'), source.weights)
     adapter, merged, weights = (shlex.quote(str(text)) for text in given)
-    tiles = shlex.quote(str(scoring.labels)) if scoring.labels is not None else 'LABELED_TILES'
-    if scoring.beside is not None:
-        adapter = shlex.quote(str(scoring.beside))
+    tiles = shlex.quote(str(scoring.labels or 'LABELED_TILES'))
     longer = f'explora-geo adapt YOUR_TILES --weights {weights} --minutes 30 --out runs/mine'
     return [
         *([longer] if scoring.quick else []),

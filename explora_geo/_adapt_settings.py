@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, NamedTuple, Self
 
 import torch
 
@@ -25,59 +25,41 @@ from explora_geo.trainers.presets import weights_objective
 
 #: The objective of ours, by which strong sources are adapted unless D or M is asked for.
 ANCHOR = 'anchor'
-_CLASSES = {'D': 'DINOv2', 'M': 'MAE', ANCHOR: 'Anchor'}
+#: Classes of objectives by what begins a notation.
+CLASSES = {'D': 'DINOv2', 'M': 'MAE', ANCHOR: 'Anchor'}
 
 
-@dataclass(frozen=True)
-class Length:
-    """How long to adapt.
-
-    Attributes:
-        amount: Number of units, positive.
-        unit: `minutes`, which become steps once the machine is known, `steps` or `epochs`.
-    """
+class Length(NamedTuple):
+    """How long to adapt."""
 
     amount: float
-    unit: Literal['minutes', 'steps', 'epochs']
-
-    def __post_init__(self) -> None:
-        """Check the values."""
-        if not (math.isfinite(self.amount) and self.amount > 0):
-            raise ValueError(f'{self.unit} must be above 0, got {self.amount:g}')
-        if self.unit == 'steps' and self.amount != int(self.amount):
-            raise ValueError(f'steps must be a whole number, got {self.amount:g}')
+    unit: str  # `minutes`, which become steps once the machine is known, `steps` or `epochs`
 
     @classmethod
-    def parse(cls, text: 'str | Length') -> 'Length':
-        """Read `30 minutes`, `600 steps` or `2 epochs`.
-
-        Raises:
-            ValueError: If the text is something else.
-        """
-        if isinstance(text, Length):
-            return text
-        match = re.fullmatch(r'(-?[0-9.]+)\s*(minute|step|epoch)s?', text.strip())
+    def parse(cls, text: str) -> Self:
+        """Read `30 minutes`, `600 steps` or `2 epochs`; a ValueError if the text is something else."""
+        match = re.fullmatch(r'(-?(?:[\d.]+(?:e[+-]?\d+)?|inf)|nan)\s*(minute|step|epoch)s?', text.strip())
         if match is None:
             raise ValueError(f'length must be such as "30 minutes", "600 steps" or "2 epochs", got {text!r}')
-        return cls(float(match[1]), f'{match[2]}s')  # type: ignore[arg-type]
+        amount, unit = float(match[1]), f'{match[2]}s'
+        if not 0 < amount < math.inf:
+            raise ValueError(f'{unit} must be above 0, got {amount:g}')
+        if unit == 'steps' and amount != int(amount):
+            raise ValueError(f'steps must be a whole number, got {amount:g}')
+        return cls(amount, unit)
 
     def __str__(self) -> str:
         """Text that `parse` reads."""
         return f'{self.amount:g} {self.unit}'
 
     def steps(self, images: int, batch_size: int, seconds: float) -> int:
-        """Optimizer steps, at least one.
-
-        Args:
-            images: Images of one pass over the archive.
-            batch_size: Images of a step.
-            seconds: What a step takes.
-        """
+        """Optimizer steps, at least one, where a pass has so many images and a step takes so many seconds."""
         if self.unit == 'steps':
             return int(self.amount)
-        if self.unit == 'epochs':
-            return max(1, round(self.amount * images / batch_size))
-        return max(1, int(60 * self.amount / seconds))
+        passes = images / batch_size
+        return max(
+            1, round(self.amount * passes) if self.unit == 'epochs' else int(60 * self.amount / seconds)
+        )
 
 
 @dataclass(frozen=True)
@@ -119,12 +101,7 @@ class Scoring:
 
 
 def read_quoted(file: Path) -> dict[str, Any]:
-    """Scores that were measured elsewhere, as reports quote them.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it holds no scores.
-    """
+    """Scores that were measured elsewhere, as reports quote them; an error names the file without any."""
     if not file.is_file():
         raise FileNotFoundError(f'no file {file}: quoted is a JSON file of scores')
     try:
@@ -135,23 +112,14 @@ def read_quoted(file: Path) -> dict[str, Any]:
     return {'source': str(file), 'command': content.get('command'), 'rows': rows}
 
 
-@dataclass(frozen=True)
-class Source:
-    """The weights that are adapted.
+class Source(NamedTuple):
+    """The weights that are adapted."""
 
-    Attributes:
-        weights: Name, path or `timm/<name>`.
-        model: Name of the backbone.
-        objective: `M` or `D` where the weights say which objective made them, else nothing.
-        patch_size: Patch side, pixels.
-        bands: Names of the bands that the weights read.
-    """
-
-    weights: str
-    model: str
-    objective: str
-    patch_size: int
-    bands: tuple[str, ...] = RGB
+    weights: str  # name, path or `timm/<name>`
+    model: str  # name of the backbone
+    objective: str  # `M` or `D` where the weights say which objective made them, else nothing
+    patch_size: int  # pixels
+    bands: tuple[str, ...]  # that the weights read
 
     def embeds(self, bands: Sequence[str]) -> bool:
         """Whether the patch embedding reads these bands; else one starts from its filters by wavelength."""
@@ -166,9 +134,6 @@ class Source:
 
 def find_source(weights: WeightsEnum | str | PathLike[str]) -> Source:
     """Look at the weights that are to be adapted.
-
-    Args:
-        weights: A `WeightsEnum` or its name, a file, or `timm/<name>`.
 
     Raises:
         FileNotFoundError: If a file does not exist.
@@ -200,48 +165,36 @@ def find_source(weights: WeightsEnum | str | PathLike[str]) -> Source:
 def choose_adaptation(source: Source, adaptation: str | None, force: bool) -> str:
     """Notation of what trains, by which objective: `D-...`, `M-...` or `anchor-...`.
 
-    Args:
-        source: The weights.
-        adaptation: What was asked for, or None.
-        force: Do what does harm.
-
-    Raises:
-        ValueError: If the notation names no objective, or one that destroys such weights.
+    A ValueError if what was asked for names no objective, or one that destroys such weights without `force`.
     """
+    masked = source.objective == 'M'
     if adaptation is None:
-        return 'M-ExPLoRA-[L]-r32' if source.objective == 'M' else f'{ANCHOR}-[L]-r32'
+        return 'M-ExPLoRA-[L]-r32' if masked else f'{ANCHOR}-[L]-r32'
     letter = adaptation.strip().partition('-')[0]
-    if letter not in _CLASSES or ExPLoRAConfig.create(_plain(adaptation)).full:
+    if letter not in CLASSES or ExPLoRAConfig.create(_plain(adaptation)).full:
         raise ValueError(
             f'adaptation must name objective and blocks, as D-ExPLoRA-[L]-r32, M-ExPLoRA-[L]-r32 or '
             f'{ANCHOR}-[L]-r32, got {adaptation!r}'
         )
     with torch.device('meta'):
         explora(create_vit(source.model), ExPLoRAConfig.create(_plain(adaptation)))  # names blocks that exist
-    if letter == 'D' and source.objective == 'M' and not force:
-        raise ValueError(
-            f'{source.weights} were made by masked autoencoding, which M-ExPLoRA-[L]-r32 goes on with: leave '
-            '--adaptation out, or insist with explora-geo adapt --force'
+    harm = None
+    if letter == 'D' and masked:
+        harm = 'were made by masked autoencoding, which M-ExPLoRA-[L]-r32 goes on with'
+    if letter == 'M' and not masked:
+        harm = (
+            'were not made by masked autoencoding, which would undo them within minutes (linear probe on '
+            'EuroSAT from 0.88 to 0.70)'
         )
-    if letter == 'M' and source.objective != 'M' and not force:
-        raise ValueError(
-            f'{source.weights} were not made by masked autoencoding, which would undo them within minutes '
-            '(linear probe on EuroSAT from 0.88 to 0.70): leave --adaptation out, or insist with '
-            'explora-geo adapt --force'
-        )
+    if harm and not force:
+        advice = 'leave --adaptation out, or insist with explora-geo adapt --force'
+        raise ValueError(f'{source.weights} {harm}: {advice}')
     return adaptation.strip()
 
 
 def run_settings(found: Archive, source: Source, notation: str, folder: Path) -> dict[str, Any]:
-    """Settings of the run, as `explora-geo fit --config` reads them; its length is settled later.
-
-    Args:
-        found: The archive.
-        source: The weights.
-        notation: What trains, by which objective.
-        folder: Folder of the run.
-    """
-    kind = _CLASSES[notation.partition('-')[0]]
+    """Settings of the run, as `explora-geo fit --config` reads them; its length is settled later."""
+    kind = CLASSES[notation.partition('-')[0]]
     arguments: dict[str, Any] = {}
     data = dict(found.settings['init_args'])
     if kind == 'DINOv2':
@@ -289,19 +242,13 @@ def merge_settings(base: dict[str, Any], other: dict[str, Any]) -> dict[str, Any
     """Settings with the entries of others in their place, level by level."""
     merged = dict(base)
     for key, value in other.items():
-        mine = merged.get(key)
-        merged[key] = (
-            merge_settings(mine, value) if isinstance(mine, dict) and isinstance(value, dict) else value
-        )
+        both = isinstance(base.get(key), dict) and isinstance(value, dict)
+        merged[key] = merge_settings(base[key], value) if both else value
     return merged
 
 
 def check_folder(folder: Path, request: dict[str, Any]) -> None:
-    """Refuse a folder that holds something else than this very run.
-
-    Raises:
-        ValueError: If it does.
-    """
+    """Refuse, by a ValueError, a folder that holds something else than this very run."""
     file = folder / 'request.json'
     if file.is_file():
         other = json.loads(file.read_text(encoding='utf-8'))

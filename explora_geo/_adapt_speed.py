@@ -6,20 +6,19 @@ import os
 import statistics
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from explora_geo._adapt_settings import Length
+from explora_geo.configured import run as lightning
 from explora_geo.datamodules.archive import Archive
 from explora_geo.devices import faster_precision
 
-#: Batches that are tried, upward as long as the step before gained; the first is the recipes' own.
+#: Batches that are tried on a GPU, upward as long as the step before gained; the first is the recipes' own.
 BATCHES = (64, 128, 256)
 #: Share of the run, and seconds, that measuring more than its first steps may take.
 SHARE, MOST = 0.05, 60.0
@@ -33,28 +32,23 @@ TIMED = 3
 _BATCHES_OF_EPOCH = 4
 
 
-@dataclass(frozen=True)
-class Trial:
-    """Some real steps of a model that is thrown away.
-
-    Attributes:
-        batch_size: Images of a step.
-        workers: Processes that read images.
-        seconds: Median of a step.
-        waited: Share of them spent waiting for images, in [0, 1].
-        memory: Bytes that were taken at most, as far as the system tells.
-    """
+class Trial(NamedTuple):
+    """Some real steps of a model that is thrown away."""
 
     batch_size: int
-    workers: int
-    seconds: float
-    waited: float
-    memory: int
+    workers: int  # processes that read images
+    seconds: float  # median of a step
+    waited: float  # share of them spent waiting for images, in [0, 1]
+    memory: float = 0.0  # share of the GPU's memory that was taken at most; 0 without a GPU
 
     @property
     def rate(self) -> float:
         """Images per second."""
         return self.batch_size / self.seconds
+
+    def to_dict(self) -> dict[str, Any]:
+        """Fields as JSON-ready values."""
+        return {**self._asdict(), 'images_per_second': self.rate}
 
 
 def settle(
@@ -62,8 +56,8 @@ def settle(
 ) -> tuple[dict[str, Any], list[Trial]]:
     """Choose by measurement what the user does not state; runs that are too short for that keep the recipe's.
 
-    A batch grows while that gains a tenth in images per second, as long as memory, the archive and the time
-    allow. Processes that read are tried where training waits for images.
+    On a GPU a batch grows while that gains a tenth in images per second, as long as memory, the archive and
+    the time allow. Processes that read are tried where training waits for images.
 
     Args:
         settings: Settings of the run.
@@ -77,20 +71,17 @@ def settle(
     trainer = {'precision': faster_precision(), **settings['trainer']}
     settings = {**settings, 'trainer': trainer}
     given = (stated.get('data') or {}).get('init_args') or {}
-    init = settings['data']['init_args']
     start = time.perf_counter()
-    best = _first_that_fits(
-        settings, init.get('batch_size', 1), init.get('num_workers', 0), 'batch_size' in given
-    )
+    best = _first_that_fits(settings, 'batch_size' in given)
     trials = [best]
     overhead = max(0.0, time.perf_counter() - start - (TIMED + 1) * best.seconds)
     planned = trainer.get('max_steps') or length.steps(found.images, best.batch_size, best.seconds)
     end = time.perf_counter() + min(MOST, SHARE * planned * best.seconds)
-    if 'batch_size' not in given:
+    if 'batch_size' not in given and torch.cuda.is_available():
         for larger in (b for b in BATCHES if b > best.batch_size):
-            cost = overhead + (TIMED + 1) * best.seconds * larger / best.batch_size
-            fits = found.images >= _BATCHES_OF_EPOCH * larger and _room_for(best, larger)
-            if not fits or time.perf_counter() + cost > end:
+            times = larger / best.batch_size
+            late = time.perf_counter() + overhead + (TIMED + 1) * best.seconds * times > end
+            if late or found.images < _BATCHES_OF_EPOCH * larger or best.memory * times > 0.5:
                 break
             try:
                 trials.append(try_steps(settings, larger, best.workers))
@@ -113,19 +104,21 @@ def _complete(settings: dict[str, Any], best: Trial, found: Archive, length: Len
     trainer, data = dict(settings['trainer']), settings['data']
     init = {**data['init_args'], 'batch_size': best.batch_size, 'num_workers': best.workers}
     steps = trainer.get('max_steps') or length.steps(found.images, best.batch_size, best.seconds)
-    keeper = next((c for c in trainer['callbacks'] if c['class_path'].endswith('ModelCheckpoint')), None)
-    if keeper is not None:  # about every minute, so that little is lost
-        every = max(1, min(steps // 4, int(60 / best.seconds)))
-        keeper['init_args'].setdefault('every_n_train_steps', every)
+    for callback in trainer['callbacks']:
+        if callback['class_path'].endswith('ModelCheckpoint'):  # about every minute, so that little is lost
+            every = max(1, min(steps // 4, int(60 / best.seconds)))
+            callback['init_args'].setdefault('every_n_train_steps', every)
     trainer |= {'max_steps': steps, 'log_every_n_steps': max(1, min(50, steps // 40))}
     return {**settings, 'trainer': trainer, 'data': {**data, 'init_args': init}}
 
 
-def _first_that_fits(settings: dict[str, Any], batch: int, workers: int, stated: bool) -> Trial:
+def _first_that_fits(settings: dict[str, Any], stated: bool) -> Trial:
     """The first trial: of the recipe's batch, or half of it as often as memory wants."""
+    init = settings['data']['init_args']
+    batch = init.get('batch_size', 1)
     while True:
         try:
-            return try_steps(settings, batch, workers)
+            return try_steps(settings, batch, init.get('num_workers', 0))
         except torch.OutOfMemoryError as error:
             if stated or batch == 1:
                 raise ValueError(
@@ -162,6 +155,7 @@ def try_steps(settings: dict[str, Any], batch_size: int, workers: int, steps: in
         steps: Steps that are timed; of many, the second half counts.
     """
     init = {**settings['data']['init_args'], 'batch_size': batch_size, 'num_workers': workers}
+    cuda = torch.cuda.is_available()
     with TemporaryDirectory() as scratch:
         trainer = {**settings['trainer'], 'logger': False, 'default_root_dir': scratch, 'callbacks': []}
         trainer |= {'max_steps': steps + 1, 'enable_checkpointing': False}
@@ -169,50 +163,20 @@ def try_steps(settings: dict[str, Any], batch_size: int, workers: int, steps: in
         clock = _StepTimes()
         command.trainer.callbacks.append(clock)
         command.trainer.fast_dev_run = True  # reports of a trial are not wanted
-        before = _memory()
-        if torch.cuda.is_available():
+        if cuda:
             torch.cuda.reset_peak_memory_stats()
         command.trainer.fit(command.model, datamodule=command.datamodule)
+    memory = torch.cuda.max_memory_allocated() / torch.cuda.mem_get_info()[1] if cuda else 0.0
     first = 0 if steps <= TIMED else steps // 2
     ends, waits = clock.ends[first:], clock.waits[first:]
     seconds = statistics.median(b - a for a, b in itertools.pairwise(ends))
     waited = min(1.0, (waits[-1] - waits[0]) / max(ends[-1] - ends[0], 1e-9))
-    return Trial(batch_size, workers, seconds, waited, max(0, _memory() - before))
+    return Trial(batch_size, workers, seconds, waited, memory)
 
 
 def prepare(settings: dict[str, Any]) -> Any:
     """Trainer, task and data module of settings, as `explora-geo fit` makes them, but silent."""
-    from explora_geo.configured import run as lightning
-
     trainer = {**settings['trainer'], 'enable_progress_bar': False, 'enable_model_summary': False}
     # The folder of the run has a configuration already.
     options = {'subcommand': 'fit', 'fit': {**settings, 'trainer': trainer}}
     return lightning(options, start=False, save_config_callback=None)
-
-
-def to_plain(trials: list[Trial]) -> list[dict[str, Any]]:
-    """What was tried as JSON-ready values."""
-    return [{**asdict(t), 'images_per_second': t.rate} for t in trials]
-
-
-def _memory() -> int:
-    """Bytes of the highest use so far: of the GPU, else of the process; 0 where the system does not tell."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    return _status('/proc/self/status', 'VmHWM')
-
-
-def _room_for(trial: Trial, batch_size: int) -> bool:
-    """Whether a batch leaves half of what is free now, going by the memory of a smaller one."""
-    cuda = torch.cuda.is_available()
-    free = torch.cuda.mem_get_info()[0] if cuda else _status('/proc/meminfo', 'MemAvailable')
-    return not free or trial.memory * batch_size / trial.batch_size <= free / 2
-
-
-def _status(file: str, name: str) -> int:
-    """Bytes of a line in one of the system's tables; 0 without it."""
-    try:
-        lines = Path(file).read_text(encoding='utf-8').splitlines()
-    except OSError:
-        return 0
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f'{name}:')), 0)

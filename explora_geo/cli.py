@@ -74,13 +74,13 @@ def adapt(
     --weights ViTSmall14_Weights.LVD142M_DINOV2_DEPTH6 --out runs/adapt
     """
     from explora_geo._adapt import run
-    from explora_geo._adapt_settings import Length, Scoring
+    from explora_geo._adapt_settings import Scoring
 
     given = {'minutes': minutes, 'steps': steps, 'epochs': epochs}
-    lengths = [Length(float(n), unit) for unit, n in given.items() if n is not None]  # type: ignore[arg-type]
+    lengths = [f'{n} {unit}' for unit, n in given.items() if n is not None]
     if len(lengths) > 1:
         raise ValueError('give one of --minutes, --steps and --epochs')
-    length = lengths[0] if lengths else Length(30, 'minutes')
+    length = lengths[0] if lengths else '30 minutes'
     scoring = Scoring(labels, retention, beside, quick, _share(strength), quoted)
     scenes = archive[0] if len(archive) == 1 else archive
     adapted = run(scenes, out, weights, adaptation, length, bands, config, scoring, force, say)

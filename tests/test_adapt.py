@@ -17,7 +17,7 @@ from explora_geo._adapt_report import choose_strength
 from explora_geo._adapt_settings import Length, Scoring, find_source
 from explora_geo.checkpoints import load_backbone, model_metadata, read_adapter, write_state
 from explora_geo.datamodules.archive import look
-from explora_geo.evaluation.comparison import Comparison, PairProtocol
+from explora_geo.evaluation.comparison import Comparison, PairProtocol, interpolate
 from explora_geo.evaluation.label_free import default_score
 from explora_geo.models import create_vit
 from explora_geo.objectives import MAE
@@ -273,19 +273,22 @@ def test_lengths_become_steps_once() -> None:
     assert Length.parse('1 minute').steps(images=100, batch_size=8, seconds=0.5) == 120
     assert Length.parse('7 steps').steps(images=100, batch_size=8, seconds=0.5) == 7
     assert str(Length.parse('30 minutes')) == '30 minutes'
+    assert str(Length.parse('1000000.0 epochs')) == str(Length.parse('1e+06 epochs')) == '1e+06 epochs'
 
 
 def test_without_labels_the_strength_falls_where_the_label_free_score_does(small_names: None) -> None:
     torch.manual_seed(0)
     before = create_vit('vit_tiny_patch8_32').eval()
-    whole, better = copy.deepcopy(before), copy.deepcopy(before)
+    whole = copy.deepcopy(before)
     with torch.no_grad():
         whole.norm.weight.zero_()  # all features alike: no crop finds its tile
     images = torch.nn.functional.interpolate(torch.randn(40, 3, 4, 4), size=32, mode='bicubic')
-    assert default_score(before, images) > 2 / 40 > default_score(whole, images)
-    assert choose_strength(None, {}, before, whole, images)[1] == 'label-free'
-    assert choose_strength(None, {}, before, whole, images)[0] < 1
-    assert choose_strength(None, {}, before, better, images) == (1.0, 'default')
-    assert choose_strength(None, {}, before, whole, images[:0]) == (1.0, 'default')
-    assert choose_strength(None, {'chosen': 0.5}, before, whole, images) == (0.5, 'labels')
-    assert choose_strength(0.3, {'chosen': 0.5}, before, whole, images) == (0.3, 'request')
+    worse, same = (
+        lambda s, vit=vit: default_score(interpolate(before, vit, s), images) for vit in (whole, before)
+    )
+    assert worse(0) == default_score(before, images) > 2 / 40 > worse(1)
+    strength, by = choose_strength(None, {}, worse)
+    assert strength < 1 and by == 'label-free'
+    assert choose_strength(None, {}, same) == choose_strength(None, {}, None) == (1.0, 'default')
+    assert choose_strength(None, {'chosen': 0.5}, worse) == (0.5, 'labels')
+    assert choose_strength(0.3, {'chosen': 0.5}, worse) == (0.3, 'request')

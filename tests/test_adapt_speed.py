@@ -1,6 +1,7 @@
 """What `adapt` chooses by measurement, and what it adds up while it trains."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,8 +10,9 @@ from lightning.pytorch import Trainer
 
 from explora_geo import _adapt_progress, _adapt_speed
 from explora_geo._adapt_progress import EnergyMeter, ScoreSoFar
+from explora_geo._adapt_report import score_on_the_way
 from explora_geo._adapt_settings import Length, find_source, run_settings
-from explora_geo._adapt_speed import Trial, settle, to_plain, try_steps
+from explora_geo._adapt_speed import Trial, settle, try_steps
 from explora_geo.datamodules.archive import Archive, look
 
 TILES = Path(__file__).parent / 'data' / 'eurosat_rgb' / 'train'
@@ -34,10 +36,6 @@ def settings(found: Archive, base_file: Path, tmp_path: Path) -> dict[str, Any]:
     return run_settings(found, source, 'anchor-[L]-r4', tmp_path / 'run')
 
 
-def trial(batch: int, workers: int, rate: float, waited: float = 0.0, memory: int = 0) -> Trial:
-    return Trial(batch, workers, batch / rate, waited, memory)
-
-
 class Machine:
     """A machine whose speed is known: images per second by batch and reading processes."""
 
@@ -46,10 +44,10 @@ class Machine:
 
     def __call__(self, settings: Any, batch: int, workers: int, steps: int = 3) -> Trial:
         self.tried.append((batch, workers))
-        rate, waited, memory = (*self.rates[batch, workers], 0.0, 0)[:3]
+        rate, waited, memory = (*self.rates[batch, workers], 0.0, 0.0)[:3]
         if not rate:
             raise torch.OutOfMemoryError
-        return trial(batch, workers, rate, waited, memory)
+        return Trial(batch, workers, batch / rate, waited, memory)
 
 
 @pytest.mark.parametrize(
@@ -58,8 +56,8 @@ class Machine:
         # A larger batch is taken as long as it gains a tenth.
         ({(64, 0): (1000,), (128, 0): (1500,), (256, 0): (1550,)}, '30 minutes', {}, (128, 0), 3),
         ({(64, 0): (1000,), (128, 0): (1050,)}, '30 minutes', {}, (64, 0), 2),
-        # What a larger one would take is more than half of what is free.
-        ({(64, 0): (1000, 0.0, 1 << 50)}, '30 minutes', {}, (64, 0), 1),
+        # What a larger one would take is more than half of the memory.
+        ({(64, 0): (1000, 0.0, 0.3)}, '30 minutes', {}, (64, 0), 1),
         ({(64, 0): (1000,), (128, 0): (0,)}, '30 minutes', {}, (64, 0), 2),
         # What does not fit is halved until it does.
         ({(64, 0): (0,), (32, 0): (0,), (16, 0): (500,)}, '3 steps', {}, (16, 0), 3),
@@ -86,13 +84,16 @@ def test_batch_and_reading_processes_are_chosen_by_measurement(
     machine = Machine(rates)
     monkeypatch.setattr(_adapt_speed, 'try_steps', machine)
     monkeypatch.setattr(_adapt_speed.os, 'cpu_count', lambda: 8)
+    monkeypatch.setattr(_adapt_speed, 'faster_precision', lambda: 'bf16-mixed')
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'empty_cache', lambda: None)
     settled, trials = settle(settings, {'data': {'init_args': stated}}, found, Length.parse(length))
     init = settled['data']['init_args']
     assert (init['batch_size'], init['num_workers']) == chosen
     assert len(machine.tried) == tried and (trials[0].batch_size, trials[0].workers) == chosen
     if length == '30 minutes':
         assert settled['trainer']['max_steps'] == int(1800 / trials[0].seconds)
-    assert to_plain(trials)[0]['images_per_second'] == trials[0].rate
+    assert trials[0].to_dict()['images_per_second'] == trials[0].rate
 
 
 def test_a_batch_that_the_user_states_and_memory_does_not_hold_is_one_sentence(
@@ -129,9 +130,9 @@ def test_meters_are_added_up_across_the_end_of_a_counter(
     assert meter.watt_hours == pytest.approx(108 / 3600)
 
 
-@pytest.mark.parametrize(('cost', 'scored'), [(0.0, 5), (30.0, 0)])
-def test_a_run_is_scored_a_few_times_in_two_per_cent_of_its_time(
-    settings: dict[str, Any], tmp_path: Path, cost: float, scored: int
+@pytest.mark.parametrize('times', [0, 4])
+def test_a_run_is_scored_a_few_times_after_the_source(
+    settings: dict[str, Any], tmp_path: Path, times: int
 ) -> None:
     seen = []
 
@@ -141,14 +142,25 @@ def test_a_run_is_scored_a_few_times_in_two_per_cent_of_its_time(
     trainer = {**settings['trainer'], 'max_steps': 10, 'precision': '32-true', 'log_every_n_steps': 1}
     settings['data']['init_args']['batch_size'] = 8
     command = _adapt_speed.prepare({**settings, 'trainer': trainer})
-    score = ScoreSoFar('so_far', 'k-NN', prepare, cost, planned=1000)
+    score = ScoreSoFar('so_far', 'k-NN', prepare, times)
     command.trainer.callbacks.append(score)
     command.trainer.fit(command.model, datamodule=command.datamodule)
-    assert len(seen) == scored
-    if scored:
+    assert len(seen) == (1 + times if times else 0)
+    if times:
         assert score.text == 'k-NN 1.000 (at first 0.600)'
         # Copies are scored, and what trains goes on training.
         assert all(vit is not command.model.backbone for vit in seen) and not seen[0].training
         log = (tmp_path / 'run' / 'run' / 'metrics.csv').read_text().splitlines()
         assert 'so_far' in log[0]
     assert isinstance(command.trainer, Trainer) and command.trainer.global_step == 10
+
+
+@pytest.mark.parametrize(('steps', 'times'), [(10, 0), (160, 1), (100_000, 4)])
+@pytest.mark.parametrize('labels', [TILES, None])
+def test_scores_on_the_way_take_two_per_cent_of_the_time(
+    found: Archive, labels: Path | None, steps: int, times: int
+) -> None:
+    trainer, datamodule = SimpleNamespace(max_steps=steps), SimpleNamespace(batch_size=32)
+    command = SimpleNamespace(trainer=trainer, datamodule=datamodule)
+    score = score_on_the_way(command, found, labels, seconds=2.0)
+    assert max(score._times, 0) == times

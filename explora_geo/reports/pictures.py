@@ -43,9 +43,6 @@ def display_tiles(
         bands: Names of the bands, in order.
         high: Value shown as white, with 0 as black; None stretches every stack of tiles between its 2nd and
             98th percentile.
-
-    Returns:
-        From normalized tiles, shape (N, C, H, W), to pixels, shape (N, H, W, 3).
     """
     names = [canonical(band) for band in bands]
     triples = [[names.index(b) for b in triple] for triple in _RED_GREEN_BLUE if set(triple) <= set(names)]
@@ -74,7 +71,7 @@ def compute_pictures(
 
     Args:
         models: Backbones by kind: `source`, `adapted` and perhaps `beside`, another adapted one.
-        images: Sample of the archive, normalized, shape (M, C, H, W).
+        images: Sample of the archive, normalized, shape (M, C, H, W), M from 2 on.
         display: What shows such tiles; see `display_tiles`.
         names: Names of the tiles.
         shown: Tiles whose neighbors are shown, evenly spaced; features of the first eight.
@@ -83,14 +80,11 @@ def compute_pictures(
     Returns:
         `tiles`, uint8 (N, H, W, 3), and `names`; `patches_<kind>`, (N, h, w, D); `gallery`, uint8
         (G, H, W, 3), `gallery_names`, `queries`, (Q,), `neighbors_<kind>`, (Q, k), rows of the gallery.
-
-    Raises:
-        ValueError: If there are fewer than two tiles.
     """
     if len(images) < 2:
         raise ValueError(f'pictures need at least 2 tiles, got {len(images)}')
-    queries = np.unique(np.linspace(0, len(images) - 1, shown).round().astype(int))
-    few = queries[np.unique(np.linspace(0, len(queries) - 1, FEW).round().astype(int))]
+    queries = _spaced(len(images), shown)
+    few = queries[_spaced(len(queries), FEW)]
     ranked = {k: _nearest(v, images, queries, min(neighbors, len(images) - 1)) for k, v in models.items()}
     used = np.unique(np.concatenate([queries, *(r.ravel() for r in ranked.values())]))
     named = [*names, *([''] * len(images))]
@@ -106,6 +100,11 @@ def compute_pictures(
     }
 
 
+def _spaced(count: int, most: int) -> NDArray[np.int64]:
+    """Evenly spaced indices, the first and the last among them."""
+    return np.unique(np.linspace(0, count - 1, most).round().astype(int))
+
+
 def _nearest(vit: ViT, images: Tensor, queries: NDArray[Any], neighbors: int) -> NDArray[np.int64]:
     """Nearest other tiles of some tiles by cosine, as k-NN sees them, shape (Q, k)."""
     found = F.normalize(mean_patches(vit, images, 32), dim=1)
@@ -116,7 +115,7 @@ def _nearest(vit: ViT, images: Tensor, queries: NDArray[Any], neighbors: int) ->
 
 def _patches(vit: ViT, images: Tensor, few: NDArray[Any]) -> NDArray[np.float32]:
     """Patch features of some tiles without what each place has in all of them, which is its position."""
-    many = np.union1d(few, np.linspace(0, len(images) - 1, MANY).round().astype(int))
+    many = np.union1d(few, _spaced(len(images), MANY))
     maps = patch_maps(vit, images[many])
     if len(many) >= MANY // 2:  # the mean of a few tiles would be these tiles
         maps = maps - maps.mean(0)
@@ -124,15 +123,12 @@ def _patches(vit: ViT, images: Tensor, few: NDArray[Any]) -> NDArray[np.float32]
 
 
 def patch_maps(vit: ViT, images: Tensor, grid: int = GRID) -> NDArray[np.float32]:
-    """Patch features of tiles that are enlarged until there are enough patches to look at.
+    """Patch features, shape (N, h, w, D), of tiles enlarged until there are enough patches to look at.
 
     Args:
-        vit: Backbone.
+        vit: Backbone; slots are averaged.
         images: Normalized tiles, shape (N, C, H, W).
         grid: Patches along the shorter side, at least.
-
-    Returns:
-        Features, slots averaged, shape (N, h, w, D).
     """
     tokenizer = vit.patch_embed
     size = tokenizer.patch_size
@@ -150,16 +146,13 @@ def patch_maps(vit: ViT, images: Tensor, grid: int = GRID) -> NDArray[np.float32
 
 
 def reconstruct(objective: MAE, images: Tensor, display: Display, seed: int = 0) -> dict[str, Pixels]:
-    """What a masked autoencoder makes of tiles.
+    """What a masked autoencoder makes of tiles: `reconstructions` of the pictures.
 
     Args:
         objective: Objective with its backbone and decoder.
         images: Normalized tiles, shape (N, C, H, W).
         display: What shows such tiles.
         seed: Seed of the masks.
-
-    Returns:
-        `reconstructions` of the pictures: pixels by title, each of shape (N, H, W, 3).
     """
     images = images[:FEW]
     with torch.random.fork_rng():
@@ -179,17 +172,8 @@ def feature_colors(source: NDArray[Any], *adapted: NDArray[Any]) -> tuple[Pixels
     """The first three principal components of patch features as red, green and blue.
 
     Each set is centered and scaled by itself, then one PCA is fitted to all, so that equal colors mean equal
-    directions; limits are shared, too.
-
-    Args:
-        source: Features before, shape (N, h, w, D).
-        *adapted: Features after, each of shape (N, h, w, D).
-
-    Returns:
-        Colors before and after, each of shape (N, h, w, 3).
-
-    Raises:
-        ValueError: If the shapes differ.
+    directions; limits are shared, too. From features, each of the same shape (N, h, w, D), else a ValueError,
+    to colors, each of shape (N, h, w, 3).
     """
     for other in adapted:
         if source.shape != other.shape or source.ndim != 4:
@@ -213,23 +197,10 @@ def _bytes(values: NDArray[Any]) -> Pixels:
 
 
 def data_uri(pixels: NDArray[Any], side: int | None = None, quality: int | None = None) -> str:
-    """A picture as a data URI: JPEG with a quality, otherwise PNG.
-
-    Args:
-        pixels: Pixels, shape (H, W, 3).
-        side: Longer side at most, pixels.
-        quality: Quality of JPEG, 1 to 95.
-
-    Returns:
-        `data:image/...;base64,...`
-    """
+    """Pixels, shape (H, W, 3), scaled down to a side: JPEG with a quality (1 to 95), otherwise PNG."""
     picture = Image.fromarray(np.ascontiguousarray(pixels, dtype=np.uint8))
     if side is not None:
         picture.thumbnail((side, side), Image.Resampling.LANCZOS)
-    file = io.BytesIO()
-    if quality is None:
-        picture.save(file, 'PNG', optimize=True)
-    else:
-        picture.save(file, 'JPEG', quality=quality, optimize=True)
-    kind = 'png' if quality is None else 'jpeg'
+    file, kind = io.BytesIO(), 'png' if quality is None else 'jpeg'
+    picture.save(file, kind, optimize=True, **({} if quality is None else {'quality': quality}))
     return f'data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}'

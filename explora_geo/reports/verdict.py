@@ -18,28 +18,15 @@ _RIVALS = {
 
 
 class Verdict(NamedTuple):
-    """The first lines of a report.
+    """The first lines of a report."""
 
-    Attributes:
-        outcome: What labels say, by `comparison.RULE`; or that there were none.
-        text: The first line.
-        advice: What to do.
-    """
-
-    outcome: Outcome
+    outcome: Outcome  # what labels say, by `comparison.RULE`; or that there were none
     text: str
     advice: str
 
 
 def judge(report: Mapping[str, Any]) -> Verdict:
-    """Judge an adaptation by its paired gains, or without labels by the label-free score.
-
-    Args:
-        report: Content of `report.json`; see `page`.
-
-    Returns:
-        The verdict.
-    """
+    """Judge an adaptation, of which `report.json` tells, by its paired gains, or by the label-free score."""
     how, scores = report.get('adaptation') or {}, report.get('scores') or {}
     rows = [r for r in scores.get('rows', []) if r.get('gain')]
     if how.get('short') and rows and all((r.get('beside') or {}).get('gain') for r in rows):
@@ -59,39 +46,30 @@ def judge(report: Mapping[str, Any]) -> Verdict:
 
 def _beside(rows: list[Any], how: Mapping[str, Any]) -> Verdict:
     """Of a short run what it is, and of the adapter made beforehand whether it helps."""
-    made = [{**r, 'gain': r['beside']['gain'], 'adapted': r['beside']} for r in rows]
-    long = _with_labels(made)
+    long = _with_labels([{**r, 'gain': r['beside']['gain'], 'adapted': r['beside']} for r in rows])
     steps = f'{how["steps"]} steps' if how.get('steps') else 'a few steps'
-    text = long.text.replace('Adapting', 'The adapter made beforehand', 1)
     advice = f'This run was short, {steps}, and only shows how it goes: {_points(rows)}. {long.advice}'
-    return Verdict(long.outcome, text, advice)
+    return long._replace(text=long.text.replace('Adapting', 'The adapter made beforehand', 1), advice=advice)
 
 
 def _with_labels(rows: list[Any]) -> Verdict:
     outcome = outcome_of({r['metric']: r['gain'] for r in rows})
     up = [r for r in rows if (r['gain'].get('low') or 0) > 0]
-    down = [r for r in rows if r['gain']['mean'] < -MARGIN]
     if outcome == 'harm':
-        also = f' It gains by {_names(up)}; use it for nothing else.' if up else ''
-        return Verdict(
-            'harm',
-            f'Adapting does harm: {_points(down or rows)}.',
+        text = f'does harm: {_points([r for r in rows if r["gain"]["mean"] < -MARGIN])}'
+        advice = (
             'Keep the source and leave this adapter alone. A longer run, a lower strength or another recipe '
-            f'may do better; this one did not.{also}',
+            'may do better; this one did not.'
         )
-    if outcome == 'no difference':
-        return Verdict(
-            'no difference',
-            f'Adapting makes no difference that can be told from chance: {_points(rows)}.',
-            f'Keep the source: it is as good and simpler.{_rival(rows)}',
-        )
-    rest = [r for r in rows if r not in up]
-    also = f'; {_names(rest)} within chance' if rest else ''
-    return Verdict(
-        'helps',
-        f'Adapting helps: {_points(up or rows)}{also}.',
-        f'Use the adapted features; the commands below do.{_rival(rows)}',
-    )
+        advice += f' It gains by {_names(up)}; use it for nothing else.' if up else ''
+    elif outcome == 'no difference':
+        text = f'makes no difference that can be told from chance: {_points(rows)}'
+        advice = f'Keep the source: it is as good and simpler.{_rival(rows)}'
+    else:
+        rest = [r for r in rows if r not in up]
+        text = f'helps: {_points(up)}' + (f'; {_names(rest)} within chance' if rest else '')
+        advice = f'Use the adapted features; the commands below do.{_rival(rows)}'
+    return Verdict(outcome, f'Adapting {text}.', advice)
 
 
 def _without_labels(report: Mapping[str, Any]) -> Verdict:
@@ -109,9 +87,10 @@ def _without_labels(report: Mapping[str, Any]) -> Verdict:
     change = (after - before) / max(abs(before), 1e-12)
     hint = 'no hint either way'
     if abs(change) >= _MOVED and info.better != 'neither':
-        gained = change > 0 if info.better == 'higher' else change < 0
         hint = 'a hint, no proof'
-        text = f'A hint of {"a gain" if gained else "harm"}, but no labels to tell whether adapting helps.'
+        text = (
+            f'A hint of {"a gain" if change > 0 else "harm"}, but no labels to tell whether adapting helps.'
+        )
     moved = f'{info.title}: from {before:.3g} to {after:.3g}, {hint}.'
     return Verdict('unmeasured', text, f'{moved} {advice}')
 
@@ -145,8 +124,6 @@ def _rival(rows: list[Any]) -> str:
             if r.get(name) and r[name]['mean'] > max(r[v]['mean'] for v in ('source', 'adapted') if r.get(v))
         ]
         if better and len(better) >= len(rows) / 2:
-            what = f' For no training at all, {title} stands higher by {_names(better)}'
-            if name == 'turns_source':
-                return f'{what}: add --turns {better[0][name].get("turns", 4)}.'
-            return f'{what}.'
+            turns = f': add --turns {better[0][name].get("turns", 4)}' if name == 'turns_source' else ''
+            return f' For no training at all, {title} stands higher by {_names(better)}{turns}.'
     return ''
