@@ -96,6 +96,11 @@ def select_bands(wanted: Sequence[str] | None, available: Sequence[str]) -> list
     return match_bands(available, wanted, 'the files have', 'wanted are')
 
 
+def default_bands(count: int, dtype: str) -> tuple[str, ...]:
+    """Names of the bands of a file that states none: grey, or the colors of 8-bit images; else nothing."""
+    return GREY if count == 1 else RGB if (count, dtype) == (3, 'uint8') else ()
+
+
 def name_bands(
     count: int, dtype: str, descriptions: Sequence[str | None], file_bands: Sequence[str] | None, where: str
 ) -> tuple[str, ...]:
@@ -114,19 +119,17 @@ def name_bands(
     Raises:
         ValueError: If names are missing, repeated or of the wrong number.
     """
-    if file_bands is not None:
-        names, origin = spell(file_bands), 'file_bands'
-    elif descriptions and all(descriptions):
-        names, origin = spell([d for d in descriptions if d]), f'the band descriptions of {where}'
-    elif count == 1:
-        names, origin = GREY, 'the default name'
-    elif count == 3 and dtype == 'uint8':
-        names, origin = RGB, 'the default names'
-    else:
-        raise ValueError(
-            f'Bands are used by name, but {where} has {count} unnamed {dtype} bands; '
-            'give file_bands, the name of every band in file order.'
-        )
+    stated = [d for d in descriptions if d]
+    names, origin = spell(file_bands or ()), 'file_bands'
+    if file_bands is None and stated and len(stated) == len(descriptions):
+        names, origin = spell(stated), f'the band descriptions of {where}'
+    elif file_bands is None:
+        names = default_bands(count, dtype)
+        if not names:
+            raise ValueError(
+                f'Bands are used by name, but {where} has {count} unnamed {dtype} bands; '
+                'give file_bands, the name of every band in file order.'
+            )
     if len({canonical(n) for n in names}) != len(names):
         raise ValueError(f'Band names must differ, but {origin} gives {names}; rename the doubles.')
     if len(names) != count:

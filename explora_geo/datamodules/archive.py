@@ -9,7 +9,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from ..bands import RGB, canonical, spell
-from ..datasets import FolderDataset, PackedDataset, TileDataset, collate_skipping
+from ..datasets import PackedDataset, collate_skipping
 from ..datasets.files import evenly_spaced
 from ..datasets.folder import class_folders
 from ..datasets.images import Header, depth
@@ -27,6 +27,7 @@ from ..datasets.survey import (
 from .base import TileDataModule
 from .folder import FolderDataModule
 from .scenes import SceneDataModule
+from .statistics import usable
 
 #: Side of the largest image by default.
 LARGEST = 224
@@ -107,12 +108,10 @@ class Archive:
             f'{", ".join(self.bands)}{rest}, {self.dtype} from {self.low:.4g} to {self.high:.4g}.'
         )
         empty = f'{100 * self.nodata:.1f} % nodata' if self.nodata else None
-        second = ', '.join(filter(None, [self.crs, empty]))
-        bad = ''
+        text = ', '.join(filter(None, [self.crs, empty]))
         if self.skipped:
             looked = f'{len(self.skipped)} of {self.opened} files looked at'
-            bad = f'{looked} cannot be used, first {self.skipped[0]}'
-        text = '; '.join(filter(None, [second, bad]))
+            text += f'{"; " * bool(text)}{looked} cannot be used, first {self.skipped[0]}'
         return f'{first}\n{text}.' if text else first
 
 
@@ -156,19 +155,20 @@ def look(
     usual = found.found[0]
     file_bands, positions = choose_bands(bands, usual, found.source)
     chosen = tuple(file_bands[i] for i in positions)
-    if pack is not None and file_bands != pack.file_bands:
+    init: dict[str, Any] = {'bands': list(chosen)}
+    if pack is None:
+        sort: Any = _choose_kind(found, kind)
+        classes = class_folders(found.root, map(Path, found.files)) if sort == 'tiles' and found.root else ()
+        init['file_bands'] = names_for_dataset(usual, file_bands)
+    elif file_bands == pack.file_bands:
+        sort, classes = 'pack', pack.classes
+    else:
         raise ValueError(f'The pack {path} names its bands: {", ".join(pack.file_bands)}; use these names.')
-    sort = 'pack' if pack is not None else kind or _kind(found)
-    _check_kind(sort, found)
-    size = _settle_size(found, patch_size, image_size, sort != 'scenes')
+    size = _choose_size(found, patch_size, image_size, sort != 'scenes')
     values, damaged = (
         sample_values(found, file_bands, positions) if pack is None else _pack_values(pack, positions)
     )
     images = len(found.files)
-    classes: tuple[str, ...] = pack.classes if pack is not None else ()
-    init: dict[str, Any] = {'bands': list(chosen)}
-    if pack is None:
-        init['file_bands'] = names_for_dataset(usual, file_bands)
     if sort == 'scenes':
         windows = [max(1, f.height // size) * max(1, f.width // size) for f in found.found]
         images = max(1, round(images * sum(windows) / (len(windows) + len(found.skipped))))
@@ -177,8 +177,6 @@ def look(
     else:
         batch_size = min(batch_size, images)
         init = {'root': found.source, **init, 'image_size': size}
-        if pack is None and found.root is not None:
-            classes = class_folders(found.root, map(Path, found.files))
     # Weights of natural images were trained on these statistics; other bands and ranges have their own.
     statistic = 'imagenet' if spell(chosen) == RGB and usual.dtype == 'uint8' else 'auto'
     init |= {'batch_size': batch_size, 'statistics': {'mean': statistic, 'std': statistic}}
@@ -221,7 +219,7 @@ def _survey_pack(pack: PackedDataset) -> Survey:
     """What a pack says of itself, as of an archive of its tiles."""
     count, _, height, width = pack.header.shape
     header = Header(pack.root, pack.header.dtype, pack.file_bands, height, width)
-    return Survey(str(pack.root), pack.root, [*pack.files], [header] * len(evenly_spaced(count, OPENED)), [])
+    return Survey(str(pack.root), pack.root, [*pack.files], [header] * min(count, OPENED), [])
 
 
 def _pack_values(
@@ -229,21 +227,14 @@ def _pack_values(
 ) -> tuple[tuple[float, float, float], list[str]]:
     """Smallest and largest value of some tiles and no nodata; and which tiles are skipped."""
     seen = [pack[i] for i in evenly_spaced(len(pack), OPENED)]
-    usable = [sample['image'][list(positions)] for sample in seen if 'image' in sample]
-    if not usable:
-        raise ValueError(
-            f'None of the {len(seen)} tiles looked at in {pack.root} can be used; pack it again.'
-        )
-    low, high = min(float(x.min()) for x in usable), max(float(x.max()) for x in usable)
+    images = [image[list(positions)] for image in usable(seen, pack.root)]
+    low, high = min(float(x.min()) for x in images), max(float(x.max()) for x in images)
     return (low, high, 0.0), [sample['skipped'] for sample in seen if 'skipped' in sample]
 
 
-def _kind(found: Survey) -> Literal['tiles', 'scenes']:
+def _choose_kind(found: Survey, wanted: Literal['tiles', 'scenes'] | None) -> Literal['tiles', 'scenes']:
     large = found.crs is not None and min(found.size) >= SCENE
-    return 'scenes' if large or found.root is None else 'tiles'
-
-
-def _check_kind(kind: str, found: Survey) -> None:
+    kind = wanted or ('scenes' if large or found.root is None else 'tiles')
     if kind == 'scenes' and found.crs is None:
         raise ValueError(
             f'{found.source} has no coordinate reference system and is no scene: give a folder of tiles, or '
@@ -253,9 +244,10 @@ def _check_kind(kind: str, found: Survey) -> None:
         raise ValueError(
             f'{found.source} are tiles: give their folder, a pattern, or a text file that lists them.'
         )
+    return kind
 
 
-def _settle_size(found: Survey, patch_size: int, wanted: int | None, enlarge: bool) -> int:
+def _choose_size(found: Survey, patch_size: int, wanted: int | None, enlarge: bool) -> int:
     """Side of the images, for which those of the archive are large enough."""
     height, width = found.size
     if min(height, width) < patch_size:
@@ -306,15 +298,10 @@ class LabeledTiles:
                 f'labels={found.source} has {found.dtype} pixels, the archive {archive.source} has '
                 f'{archive.dtype}: give labeled tiles of the same range.'
             )
-        bands, size = list(found.bands), archive.image_size
-        if found.kind == 'pack':
-            self.dataset: TileDataset = PackedDataset(folder, bands, size=size)
-        else:
-            names = found.settings['init_args']['file_bands']
-            self.dataset = FolderDataset(folder, bands, names, labeled=True, size=size)
+        self.dataset: Any = found.datamodule().make('train')
         self.classes = self.dataset.classes
         members: list[list[int]] = [[] for _ in self.classes]
-        for index, label in enumerate(self.dataset.labels or ()):
+        for index, label in enumerate(self.dataset.labels):
             members[label].append(index)
         few = min(range(len(members)), key=lambda c: len(members[c]))
         if len(members[few]) < LEAST:

@@ -3,7 +3,7 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
-from ..bands import GREY, RGB, canonical, same_bands
+from ..bands import RGB, canonical, default_bands, same_bands
 from .files import evenly_spaced, is_list, is_pattern, locate_images
 from .images import BadTileError, Header, depth, open_raster, read_headers, read_image, without_data
 from .remote import PathLike, locate
@@ -72,9 +72,6 @@ def survey(archive: PathLike | Sequence[PathLike]) -> Survey:
         archive: Folder, file, pattern, list of files (see :func:`~.files.read_list`), anything that GDAL
             opens, or a sequence of these.
 
-    Returns:
-        What they say.
-
     Raises:
         FileNotFoundError: If there is no such archive, or it is empty.
         ValueError: If none of the files can be read, or more than one in twenty is unlike the others.
@@ -92,9 +89,9 @@ def survey(archive: PathLike | Sequence[PathLike]) -> Survey:
         )
     remote = any(isinstance(file, str) for file in files)
     found, skipped = read_headers(files, OPENED_REMOTE if remote else OPENED, source)
-    found, of_other_bands = _alike(found, source, lambda header: header.count, 'bands')
-    found, of_other_range = _alike(found, source, lambda header: depth(header.dtype), 'pixels')
-    skipped += of_other_bands + of_other_range
+    for what, key in (('bands', lambda h: h.count), ('pixels', lambda h: depth(h.dtype))):
+        found, odd = _alike(found, source, key, what)
+        skipped += odd
     return Survey(source, root, files, sorted(found, key=_grey), skipped)
 
 
@@ -117,10 +114,10 @@ def _alike(
     found: list[Header], source: str, key: Callable[[Header], Any], what: str
 ) -> tuple[list[Header], list[str]]:
     """Split files into those like most and the others, `<path>: <reason>`."""
-    counts = Counter(key(header) for header in found if not _grey(header))
-    if not counts:
+    colored = [header for header in found if not _grey(header)]
+    if not colored:
         return found, []
-    usual = counts.most_common(1)[0][0]
+    usual = Counter(map(key, colored)).most_common(1)[0][0]
     # Colorless pictures among colored ones are read as such.
     odd = [h for h in found if key(h) != usual and not (_grey(h) and usual in (3, '8-bit'))]
     if len(odd) > ODD * len(found):
@@ -158,7 +155,8 @@ def sample_values(
     for index in evenly_spaced(len(survey.found), DECODED):
         header = survey.found[index]
         try:
-            windows = _read_windows(header, names, positions, places)
+            # A generator would raise after the first windows were counted.
+            windows = list(_read_windows(header, names, positions, places))
         except BadTileError as error:
             skipped.append(f'{header.path}: {error}')
             continue
@@ -175,25 +173,23 @@ def sample_values(
 
 def _read_windows(
     header: Header, names: Sequence[str], positions: Sequence[int], places: Sequence[tuple[float, float]]
-) -> list[tuple[NDArray[Any], NDArray[np.bool_]]]:
+) -> Iterator[tuple[NDArray[Any], NDArray[np.bool_]]]:
     """Pixels of windows, shape (C, H, W), and where there is no data."""
     if header.whole:
         data = read_image(Path(header.path), names, positions, header.dtype)
-        return [(data, np.zeros(data.shape, dtype=bool))]
-    found = []
+        yield data, np.zeros(data.shape, dtype=bool)
+        return
     with open_raster(header.path, any_size=True) as source:
         height, width = min(WINDOW, source.height), min(WINDOW, source.width)
         corners = [(int(y * (source.height - height)), int(x * (source.width - width))) for y, x in places]
         for row, column in dict.fromkeys(corners):
-            window = Window(column, row, width, height)
-            data = source.read([i + 1 for i in positions], window=window)
+            data = source.read([i + 1 for i in positions], window=Window(column, row, width, height))
             if np.iscomplexobj(data):
                 raise BadTileError('its pixels are complex numbers')
-            without = np.zeros(data.shape, dtype=bool) if data.dtype.kind != 'f' else ~np.isfinite(data)
+            without = ~np.isfinite(data)
             if source.nodata is not None:
                 without |= without_data(data, source.nodata)
-            found.append((data, without))
-    return found
+            yield data, without
 
 
 def choose_bands(
@@ -221,38 +217,34 @@ def choose_bands(
     chosen: list[str] = []
     for entry in entries or ():
         match = _BAND.fullmatch(entry.strip())
+        chosen.append(match['name'].strip() if match else entry.strip())
         if match:
             number = int(match['number'])
             if not 1 <= number <= len(names):
                 raise ValueError(f'bands={entry}: the files of {source} have bands 1 to {len(names)}.')
             # A name given here is taken away from any band that had it.
-            names = [None if n and _same(n, match['name']) else n for n in names]
-            names[number - 1] = match['name'].strip()
-        chosen.append(match['name'].strip() if match else entry.strip())
+            names = [None if n and _same(n, chosen[-1]) else n for n in names]
+            names[number - 1] = chosen[-1]
     file_bands = tuple(name or f'band{i + 1}' for i, name in enumerate(names))
-    known = [name for name in names if name]
-    found = f'{len(names)} {header.dtype} bands, ' + (
-        f'named {", ".join(known)} only' if known else 'unnamed'
-    )
-    unnamed = UnnamedBandsError(
-        f'The files of {source} have {found} (looked at {header.path}): name those to use by their number, '
-        'such as bands=red=1,green=2,blue=3.'
-    )
     if entries is None:
         by_color = {color_of(name): i for i, name in reversed(list(enumerate(file_bands)))}
-        if all(color in by_color for color in RGB):
+        if set(RGB) <= set(by_color):
             return file_bands, [by_color[color] for color in RGB]
-        if None in names:
-            raise unnamed
-        return file_bands, list(range(len(names)))
-    positions = []
-    for name in chosen:
-        matches = [i for i, band in enumerate(file_bands) if _same(band, name)]
-        if not matches and None in names:
-            raise unnamed
-        if not matches:
-            raise ValueError(f'{source} has no band {name}: its bands are {", ".join(file_bands)}.')
-        positions.append(matches[0])
+        found = [None if name is None else i for i, name in enumerate(names)]
+    else:
+        found = [next((i for i, n in enumerate(file_bands) if _same(n, name)), None) for name in chosen]
+    if None in names and None in found:
+        known = ', '.join(filter(None, names))
+        named = f'named {known} only' if known else 'unnamed'
+        raise UnnamedBandsError(
+            f'The files of {source} have {len(names)} {header.dtype} bands, '
+            f'{named} (looked at {header.path}): name those to use by their number, such as '
+            'bands=red=1,green=2,blue=3.'
+        )
+    if None in found:
+        missing = chosen[found.index(None)]
+        raise ValueError(f'{source} has no band {missing}: its bands are {", ".join(file_bands)}.')
+    positions = [i for i in found if i is not None]
     if len(set(positions)) < len(positions):
         raise ValueError(
             f'bands must differ, got {", ".join(chosen)} for {", ".join(file_bands)} of {source}.'
@@ -262,10 +254,9 @@ def choose_bands(
 
 def names_for_dataset(header: Header, names: tuple[str, ...]) -> list[str] | None:
     """Names for the data set; None where it finds the same by itself, also in files of another order."""
-    if all(header.descriptions):
-        return None if same_bands(header.descriptions, names) else list(names)
-    default = names == GREY or (names == RGB and header.dtype == 'uint8')
-    return None if default else list(names)
+    stated = all(header.descriptions)
+    own = header.descriptions if stated else default_bands(header.count, header.dtype)
+    return None if same_bands(own, names) else list(names)
 
 
 def color_of(band: str) -> str:
@@ -278,21 +269,18 @@ def color_of(band: str) -> str:
 
 def _names(header: Header) -> list[str | None]:
     """Names of the bands, None where unknown."""
-    given = [name for name in header.descriptions if name]
-    doubled = len(set(map(str.lower, given))) < len(given)  # the same text for several bands names none
+    given = [name.lower() for name in header.descriptions if name]
+    doubled = len(set(given)) < len(given)  # the same text for several bands names none
     tags = header.colors or (None,) * header.count
-    pairs = zip(header.descriptions, tags, strict=True)
-    names = [(None if doubled else name) or tag for name, tag in pairs]
-    if any(names):
-        colors = [color_of(name) if name else None for name in names]
-        # Wordy descriptions of colors become these, unless two claim one; B04 and R are names already.
-        return [
-            color if color in RGB and colors.count(color) == 1 and canonical(name or '') != color else name
-            for name, color in zip(names, colors, strict=True)
-        ]
-    if header.count == 1:
-        return [*GREY]
-    return [*RGB] if header.count == 3 and header.dtype == 'uint8' else [None] * header.count
+    names = [tag if doubled else name or tag for name, tag in zip(header.descriptions, tags, strict=True)]
+    if not any(names):
+        return [*default_bands(header.count, header.dtype)] or names
+    colors = [color_of(name) if name else None for name in names]
+    # Wordy descriptions of colors become these, unless two claim one; B04 and R are names already.
+    return [
+        color if color in RGB and colors.count(color) == 1 and canonical(name or '') != color else name
+        for name, color in zip(names, colors, strict=True)
+    ]
 
 
 def _same(band: str, other: str) -> bool:

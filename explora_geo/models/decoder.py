@@ -42,8 +42,7 @@ class MAEDecoder(nn.Module):
         self.embed = nn.Linear(in_dim, embed_dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.blocks = nn.ModuleList(
-            table_block(embed_dim, num_heads, mlp_ratio=mlp_ratio, norm_layer=LayerNorm)
-            for _ in range(depth)
+            table_block(embed_dim, num_heads, mlp_ratio=mlp_ratio, norm_layer=LayerNorm) for _ in range(depth)
         )
         self.norm = LayerNorm(embed_dim)
         self.pred = tokenizer.build_prediction(embed_dim)
