@@ -25,15 +25,12 @@ class RESISC45DataModule(TileDataModule):
     names of a split; TorchGeo's own class downloads both (https://doi.org/10.1109/jproc.2017.2675998).
     """
 
+    kind = FolderDataset
     nadir = True
     published = Statistics(
         dict(zip(RGB, (93.89391792, 97.11226906, 87.56775284), strict=True)),
         dict(zip(RGB, (51.84919672, 47.2365918, 47.06308786), strict=True)),
     )
-
-    def __init__(self, root: PathLike, **kwargs: Any) -> None:
-        """Initialize a new RESISC45DataModule instance; see :class:`TileDataModule`."""
-        super().__init__(FolderDataset, root, **kwargs)
 
     def make(self, part: Part) -> Dataset[Any]:
         """One of the published splits; the test part to predict."""
@@ -73,6 +70,7 @@ class NAIPLandCoverDataModule(TileDataModule):
     (https://arxiv.org/abs/2011.09980).
     """
 
+    kind = NAIPLandCoverDataset
     nadir = True
     augmentation = Augment((0.2, 1.0), horizontal_flip=True, vertical_flip=True, quarter_turns=True)
     published: Statistics | None = Statistics(
@@ -82,7 +80,7 @@ class NAIPLandCoverDataModule(TileDataModule):
 
     def __init__(self, root: PathLike, bands: Sequence[str] | None = RGB, **kwargs: Any) -> None:
         """Initialize a new NAIPLandCoverDataModule instance; see :class:`TileDataModule`."""
-        super().__init__(NAIPLandCoverDataset, root, bands, **kwargs)
+        super().__init__(root, bands, **kwargs)
         if bands is None or not {canonical(b) for b in bands} <= set(RGB):
             self.published = None
 

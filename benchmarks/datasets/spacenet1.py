@@ -90,6 +90,7 @@ class SpaceNet1DataModule(TileDataModule):
     #: Training images of the paper's 6,940, and the side of a block of ground, degrees.
     share, block = 5000 / 6940, 0.01
 
+    kind = SpaceNet1Dataset
     nadir = True
     augmentation = Augment((0.5, 1.0), horizontal_flip=True, vertical_flip=True, quarter_turns=True)
 
@@ -117,8 +118,8 @@ class SpaceNet1DataModule(TileDataModule):
             raise ValueError(f'split must be names or blocks, got {split!r}.')
         if not 0 <= val_split < 1:
             raise ValueError(f'val_split must be in [0, 1), got {val_split}.')
-        dataset = {'image': image, 'ignore_black': ignore_black}
-        super().__init__(SpaceNet1Dataset, root, dataset=dataset, **kwargs)
+        super().__init__(root, **kwargs)
+        self.kwargs |= {'image': image, 'ignore_black': ignore_black}
         self.split, self.val_split = split, val_split
 
     def make(self, part: Part) -> Dataset[Any] | None:

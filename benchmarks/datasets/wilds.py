@@ -32,7 +32,7 @@ class WILDSDataModule(TileDataModule):
         """
         if scored not in ('test', 'val'):
             raise ValueError(f'scored must be test or val, got {scored!r}.')
-        super().__init__(TileDataset, root, **kwargs)
+        super().__init__(root, **kwargs)
         self.unlabelled, self.scored = unlabelled, scored
 
     @abstractmethod

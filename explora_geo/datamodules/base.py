@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset, RandomSampler, Sampler, Subset
+from torch.utils.data import RandomSampler, Sampler, Subset
 from torchgeo.datamodules import NonGeoDataModule
 
 from ..bands import match_bands
@@ -61,6 +61,7 @@ class TileDataModule(NonGeoDataModule):
     Images are normalized and augmented in batches on the device, by TorchGeo's ``on_after_batch_transfer``.
 
     Attributes:
+        kind: Class of the data sets.
         augmentation: What training images go through unless *augment* says otherwise.
         published: Mean and standard deviation by band for 'auto', or None to estimate them.
         held_out: Share of the training images that validates instead, evenly spaced.
@@ -73,6 +74,7 @@ class TileDataModule(NonGeoDataModule):
             turned and mirrored in all ways, unless their views say otherwise.
     """
 
+    kind: type[Any] = TileDataset
     augmentation = Augment((0.2, 1.0), horizontal_flip=True, vertical_flip=False, quarter_turns=False)
     published: Statistics | None = None
     nadir = False
@@ -82,7 +84,6 @@ class TileDataModule(NonGeoDataModule):
 
     def __init__(
         self,
-        dataset_class: type[Any],
         root: Any,
         bands: Sequence[str] | None = None,
         image_size: int = 224,
@@ -91,13 +92,12 @@ class TileDataModule(NonGeoDataModule):
         augment: Augment | None = None,
         statistics: Statistics | None = None,
         strict: bool = False,
-        dataset: Mapping[str, Any] | None = None,
+        cache: bool = False,
         **former: Any,
     ) -> None:
         """Initialize a new TileDataModule instance.
 
         Args:
-            dataset_class: Class used to make datasets.
             root: Folder of the data set.
             bands: Names of the bands to use, in any order; all bands if None.
             image_size: Side of the images, pixels: the shorter side is resized and the center cropped;
@@ -107,24 +107,24 @@ class TileDataModule(NonGeoDataModule):
             augment: Crops, flips and turns of training images.
             statistics: Mean and standard deviation by which images are normalized.
             strict: Whether to raise on an image that cannot be used instead of skipping it.
-            dataset: Further arguments of the datasets.
+            cache: Whether to keep decoded tiles in memory, or the files of scenes open; each worker its own.
             **former: Arguments of earlier versions, which are part of *augment* and *statistics* now.
 
         Raises:
             ValueError: If an argument is out of range.
         """
-        at_least = {
-            'image_size': (image_size, 1),
-            'batch_size': (batch_size, 1),
-            'num_workers': (num_workers, 0),
-        }
-        for name, (value, least) in at_least.items():
+        least_values = (
+            ('image_size', image_size, 1),
+            ('batch_size', batch_size, 1),
+            ('num_workers', num_workers, 0),
+        )
+        for name, value, least in least_values:
             if value < least:
                 raise ValueError(f'{name} must be at least {least}, got {value}.')
         if not 0 <= self.held_out < 1:
             raise ValueError(f'val_split must be at least 0 and below 1, got {self.held_out}.')
-        given = {'bands': bands, 'size': image_size, 'strict': strict, **(dataset or {})}
-        super().__init__(dataset_class, batch_size, num_workers, **given)
+        given = {'bands': bands, 'size': image_size, 'strict': strict, 'cache': cache}
+        super().__init__(self.kind, batch_size, num_workers, **given)
         self.root, self.image_size = root, image_size
         augment, self.statistics = _move_former(augment, statistics, **former)
         self.augment = augment.over(self.augmentation)
@@ -138,7 +138,7 @@ class TileDataModule(NonGeoDataModule):
         training_view(torch.zeros(1), torch.ones(1), image_size, self._crop_scale)
 
     @abstractmethod
-    def make(self, part: Part) -> Dataset[Any] | None:
+    def make(self, part: Part) -> Any:
         """Make the data set of a part, or return None if there is none."""
 
     def setup(self, stage: str) -> None:

@@ -1,6 +1,5 @@
 """Data module for EuroSAT, as JPEG or 13-band tiles."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from torch.utils.data import Dataset
@@ -21,16 +20,15 @@ class EuroSATDataModule(TileDataModule):
     not given are TorchGeo's for 13-band tiles, and estimated for JPEG.
     """
 
+    kind = EuroSATDataset
     nadir = True
 
     def __init__(
         self,
         root: PathLike,
         split_file: PathLike | None = None,
-        bands: Sequence[str] | None = None,
         image_size: int = 64,
         val_split: float = 0.1,
-        cache: bool = False,
         **kwargs: Any,
     ) -> None:
         """Initialize a new EuroSATDataModule instance.
@@ -38,18 +36,16 @@ class EuroSATDataModule(TileDataModule):
         Args:
             root: Folder of class folders, or of the folders ``train`` and ``test``.
             split_file: JSON object that lists tile names under ``train`` and ``test``.
-            bands: Names of the bands to use, in any order; all bands if None.
             image_size: Side of the images, pixels; tiles have 64.
             val_split: Share of the training tiles held out for validation, evenly spaced.
-            cache: Whether to keep decoded tiles in memory; each worker keeps its own.
-            **kwargs: Loading, augmentation and statistics; see :class:`TileDataModule`.
+            **kwargs: Images, loading, augmentation and statistics; see :class:`TileDataModule`.
 
         Raises:
             ValueError: If an argument is out of range.
         """
         self.held_out = val_split
-        dataset = {'split_file': split_file, 'cache': cache}
-        super().__init__(EuroSATDataset, root, bands, image_size=image_size, dataset=dataset, **kwargs)
+        super().__init__(root, image_size=image_size, **kwargs)
+        self.kwargs['split_file'] = split_file
 
     def make(self, part: Part) -> Dataset[Any] | None:
         """Training or test tiles; the latter also to predict."""

@@ -44,18 +44,6 @@ class FMoWRGBDataModule(TileDataModule):
     published = Statistics(RGB_MEAN, RGB_STD)
     kind: type[FMoWRGB] = FMoWRGB
 
-    def __init__(self, root: PathLike, **kwargs: Any) -> None:
-        """Initialize a new FMoWRGBDataModule instance.
-
-        Args:
-            root: Folder of the lists.
-            **kwargs: Images, loading, augmentation and statistics; see :class:`TileDataModule`.
-
-        Raises:
-            ValueError: If an argument is out of range.
-        """
-        super().__init__(self.kind, root, **kwargs)
-
     def make(self, part: Part) -> Dataset[Any] | None:
         """A split; to predict the test images, or those of validation or training."""
         if part == 'predict':

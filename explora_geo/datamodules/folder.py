@@ -21,16 +21,16 @@ class FolderDataModule(TileDataModule):
     the training folder's classes wherever those include the classes of the other folder.
     """
 
+    kind: type[Any] = FolderDataset
+
     def __init__(
         self,
         root: PathLike,
         val_root: PathLike | None = None,
         test_root: PathLike | None = None,
-        bands: Sequence[str] | None = None,
         file_bands: Sequence[str] | None = None,
         val_split: float = 0.0,
         min_size: int = 1,
-        cache: bool = False,
         **kwargs: Any,
     ) -> None:
         """Initialize a new FolderDataModule instance.
@@ -40,12 +40,10 @@ class FolderDataModule(TileDataModule):
                 (text, CSV or Parquet) or a pattern such as ``tiles/*/*.tif``.
             val_root: Folder of validation images.
             test_root: Folder of test images, also used to predict; *root* is used if None.
-            bands: Names of the bands to use, in any order; all bands if None.
             file_bands: Names of all bands in file order, see :class:`FolderDataset`.
             val_split: Share of the training images held out for validation, evenly spaced; only
                 without *val_root*.
             min_size: Images with a shorter side below this, pixels, are not used.
-            cache: Whether to keep decoded tiles in memory; each worker keeps its own.
             **kwargs: Images, loading, augmentation and statistics; see :class:`TileDataModule`.
 
         Raises:
@@ -54,8 +52,8 @@ class FolderDataModule(TileDataModule):
         if val_split and val_root is not None:
             raise ValueError(f'Give either val_root or val_split, got {val_root} and {val_split}.')
         self.held_out, self.roots = val_split, {'train': root, 'val': val_root, 'test': test_root}
-        dataset = {'file_bands': file_bands, 'min_size': min_size, 'cache': cache}
-        super().__init__(FolderDataset, root, bands, dataset=dataset, **kwargs)
+        super().__init__(root, **kwargs)
+        self.kwargs |= {'file_bands': file_bands, 'min_size': min_size}
 
     def make(self, part: Part) -> Dataset[Any] | None:
         """The folder of a part; that of tests to predict, or else that of training."""
@@ -64,11 +62,10 @@ class FolderDataModule(TileDataModule):
         root = self.roots[part]
         if root is None:
             return None
-        if self.dataset_class is FolderDataset and is_pack(root):
+        if self.kind is FolderDataset and is_pack(root):
             # It says its own file bands, and its tiles passed `min_size` if they were to.
             return PackedDataset(root, **{k: self.kwargs[k] for k in ('bands', 'size', 'strict')})
-        kind: Any = self.dataset_class
-        return kind(root, **self.kwargs)
+        return self.kind(root, **self.kwargs)
 
 
 class MaskFolderDataModule(FolderDataModule):
@@ -78,6 +75,7 @@ class MaskFolderDataModule(FolderDataModule):
     reads the images only.
     """
 
+    kind = MaskFolderDataset
     augmentation = Augment((0.5, 1.0), horizontal_flip=True, vertical_flip=True, quarter_turns=True)
 
     def __init__(
@@ -115,6 +113,5 @@ class MaskFolderDataModule(FolderDataModule):
                 stacklevel=2,
             )
         super().__init__(root, batch_size=batch_size, **kwargs)
-        self.dataset_class = MaskFolderDataset
         self.kwargs |= {'classes': classes, 'colors': colours or colors, 'mask_values': mask_values}
         self.kwargs |= {'ignore_black': ignore_black, 'numbers': numbers}

@@ -110,6 +110,7 @@ class SceneDataModule(TileDataModule):
     predicted can be put back on the map.
     """
 
+    kind = SceneDataset
     nadir = True
 
     def __init__(
@@ -118,12 +119,10 @@ class SceneDataModule(TileDataModule):
         paths: Sequence[PathLike] | PathLike,
         val_paths: Sequence[PathLike] | PathLike | None = None,
         predict_paths: Sequence[PathLike] | PathLike | None = None,
-        bands: Sequence[str] | None = None,
         file_bands: Sequence[str] | None = None,
         patch_size: int = 224,
         length: int | None = None,
         res: float | None = None,
-        cache: bool = False,
         **kwargs: Any,
     ) -> None:
         """Initialize a new SceneDataModule instance.
@@ -132,22 +131,20 @@ class SceneDataModule(TileDataModule):
             paths: Folders or files of the training scenes, or whatever GDAL opens, such as a URL.
             val_paths: The same for validation.
             predict_paths: The same for prediction; *paths* if None.
-            bands: Names of the bands to use, in any order; all bands if None.
             file_bands: Names of all bands in file order, e.g. red, green, blue, nir.
             patch_size: Side of a window, pixels.
             length: Windows per training epoch; as many as fit side by side if None.
             res: Size of a pixel in units of the scenes' coordinates; as in the first scene if None.
-            cache: Whether to keep files open between windows.
-            **kwargs: Loading, augmentation and statistics; see :class:`TileDataModule`.
+            **kwargs: Images, loading, augmentation and statistics; see :class:`TileDataModule`.
 
         Raises:
             ValueError: If an argument is out of range.
         """
         if length is not None and length < 1:
             raise ValueError(f'length must be at least 1 window, got {length}.')
-        dataset = {'file_bands': file_bands, 'res': res, 'cache': cache}
-        super().__init__(SceneDataset, paths, bands, image_size=patch_size, dataset=dataset, **kwargs)
+        super().__init__(paths, image_size=patch_size, **kwargs)
         del self.kwargs['size']  # windows are cut to size by the sampler
+        self.kwargs |= {'file_bands': file_bands, 'res': res}
         self.paths = {'train': paths, 'val': val_paths, 'predict': predict_paths or paths}
         self.patch_size, self.length = patch_size, length
 
