@@ -136,19 +136,9 @@ def measure(
     scoring: Scoring,
     say: Callable[[str], None],
 ) -> tuple[Path, dict[str, Any]]:
-    """Measure source and adapted backbone, write the adapter at the strength that is kept, and the report.
+    """Measure source and adapted backbone of a finished run, and write the adapter at the strength to keep.
 
-    Args:
-        command: The finished run, with `trainer`, `model` and `datamodule`.
-        folder: Its folder.
-        found: The archive.
-        source: The weights.
-        notation: What trained, by which objective.
-        scoring: What to measure by.
-        say: Told what is done.
-
-    Returns:
-        The page, and the content of `report.json`.
+    Writes the report, too; returns the page and the content of `report.json`.
     """
     task, datamodule, trainer = command.model, command.datamodule, command.trainer
     started, device = time.perf_counter(), pick_device()
@@ -166,32 +156,30 @@ def measure(
     images, names = sample(datamodule)
     # A patch embedding of other bands than the source's is no difference from the source.
     scalable = source.embeds(found.bands)
-    models, more = {ADAPTED: whole}, {}
+    models, more, curve, comparison = {ADAPTED: whole}, {}, {}, None
     if scoring.labels is not None:
         say(f'Scoring source and adapted features on {scoring.labels}.')
         if scoring.beside is not None:
             models[BESIDE] = adapted(scoring.beside)
         protocol = replace(PROTOCOL, turns=1) if scoring.quick else PROTOCOL
         tried = {*((1.0,) if scoring.quick else STRENGTHS), scoring.strength or 0.0} if scalable else ()
-        comparison = score_pair(
-            before, models, labeled(scoring.labels), strengths=sorted(tried), protocol=protocol
-        )
-        more['strength'] = comparison.curve()
-    strength, by = 1.0, 'default'
-    if scalable:
-        # What the label-free score is worth was not measured for masked autoencoding.
-        told = (
-            None
-            if notation.startswith('M')
-            else lambda s: default_score(interpolate(before, whole, s), images)
-        )
-        strength, by = choose_strength(scoring.strength, more.get('strength', {}), told)
+        tiles = labeled(scoring.labels)
+        comparison = score_pair(before, models, tiles, strengths=sorted(tried), protocol=protocol)
+        curve = comparison.curve()
+
+    def told(strength: float) -> float:
+        return default_score(interpolate(before, whole, strength), images)
+
+    # What the label-free score is worth was not measured for masked autoencoding.
+    score = told if scalable and not notation.startswith('M') else None
+    strength, by = choose_strength(scoring.strength, curve, score)
     scale_adapter(trained, before, adapter, strength)
     after = models[ADAPTED] = whole if strength == 1 else adapted(adapter)
-    if scoring.labels is not None:
-        scores = more['scores'] = comparison.at(strength).to_dict()
-        scores['labels']['source'] = str(scoring.labels)
-        more['strength'] |= {'chosen': strength} if more['strength'] else {}
+    if comparison is not None:
+        more['scores'] = comparison.to_dict(comparison.at(strength))
+        more['scores']['labels']['source'] = str(scoring.labels)
+        if curve:
+            more['strength'] = more['scores'].pop('strength') | {'chosen': strength}
         if scoring.quoted is not None:
             more['quoted'] = read_quoted(Path(scoring.quoted))
     if scoring.retention is not None:
@@ -230,7 +218,7 @@ def measure(
             'short': scoring.quick,
             'measured': json.loads((folder / 'request.json').read_text(encoding='utf-8'))['measured'],
         },
-        **{name: part for name, part in more.items() if part},
+        **more,
         'label_free': {
             **compare_backbones(before, after, images),
             'tiles': len(images),

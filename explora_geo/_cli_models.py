@@ -21,7 +21,7 @@ def probe(
     ],
     adapter: Annotated[Path | None, typer.Option(help='Adapter file made on these weights.')] = None,
     model: Annotated[str | None, typer.Option(help='Backbone name, if the file does not state it.')] = None,
-    out: Annotated[Path, typer.Option(help='Folder of the reports.')] = Path('runs/probe'),
+    out: Annotated[Path, typer.Option(help='Folder of probe.json.')] = Path('runs/probe'),
     cache: Annotated[Path, typer.Option(help='Folder of cached features.')] = Path('runs/features'),
     name: Annotated[str, typer.Option(help='Name of the backbone in reports.')] = '',
     image_size: Annotated[int | None, typer.Option(help='Image side, pixels; from the model.')] = None,
@@ -52,7 +52,7 @@ def probe(
     from explora_geo.devices import pick_device
     from explora_geo.evaluation import Budget, ProbeProtocol, SweepConfig
     from explora_geo.evaluation import probe as measure
-    from explora_geo.evaluation.protocol import describe_plan, write_reports
+    from explora_geo.evaluation.protocol import describe_absent, describe_plan, write_report
     from explora_geo.models.turns import check_turns
 
     if not 0 < val_split < 1:
@@ -104,14 +104,16 @@ def probe(
         'images': {part: len(table.label) for part, table in tables.items()},
         'skipped': [text for table in tables.values() for text in table.skipped],
     }
-    files = write_reports(out, outcome, protocol, about)
+    write_report(out / 'probe.json', outcome, protocol, about)
     table = Table('labels', 'method', 'test accuracy, %', '95 % interval', 'chosen', title=str(about['name']))
     for score in outcome.scores:
         low, high = score.interval
         interval = f'{100 * low:.1f} to {100 * high:.1f}'
         table.add_row(str(score.labels), score.method, f'{100 * score.mean:.1f}', interval, score.chosen)
     console.print(table)
-    return say('\n'.join(str(f) for f in files))
+    if outcome.absent:
+        say(describe_absent(outcome.absent))
+    return say(str(out / 'probe.json'))
 
 
 def map_scene(

@@ -1,11 +1,10 @@
-"""What the blocks of a backbone know (the paper's block-wise analysis, ICML version), and where they look."""
+"""What the blocks of a backbone know (the paper's block-wise analysis, ICML version)."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from einops import rearrange
 from numpy.typing import NDArray
 from sklearn.linear_model import RidgeClassifier
 from sklearn.pipeline import make_pipeline
@@ -13,7 +12,6 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from explora_geo.evaluation.features import evaluating
-from explora_geo.models.blocks import scores
 from explora_geo.models.vit import ViT
 
 
@@ -87,25 +85,3 @@ def _tokens(
             places.append(chosen.flatten())
             labels.append(batch['label'].repeat_interleave(chosen.shape[1]))
     return [torch.cat(x).numpy() for x in tokens], torch.cat(places).numpy(), torch.cat(labels).numpy()
-
-
-def class_attention(vit: ViT, image: Tensor, block: int = -1, timestamps: Tensor | None = None) -> Tensor:
-    """How much the class token of a block attends to each patch.
-
-    Args:
-        vit: Backbone.
-        image: Normalized image, shape (B, C, H, W), or as the tokenizer says.
-        block: Index of the block, counted from 0; negative ones from the end.
-        timestamps: Acquisition times for temporal tokenizers, shape (B, T, 3).
-
-    Returns:
-        Attention by head, shape (B, heads, S, L); with that to the class token and registers it sums to one.
-    """
-    index = range(vit.depth)[block]
-    with evaluating(vit):
-        x, slots, rope = vit.embed(image, timestamps)
-        for before in vit.blocks[:index]:
-            x = before(x) if rope is None else before(x, rope)
-        layer: Any = vit.blocks[index]
-        weights = scores(layer.attn, layer.norm1(x), rope)
-    return rearrange(weights[:, :, 0, vit.num_prefix_tokens :], 'b h (s l) -> b h s l', s=slots[0])

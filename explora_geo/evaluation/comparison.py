@@ -3,7 +3,7 @@
 import copy
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -117,7 +117,8 @@ class Comparison:
         """One row per method for reports, of one adapted model, the first one if None; JSON-ready.
 
         A row has `metric`, `title`, and the scores `source`, `adapted`, `gain`, `best_block`, `turns_source`,
-        `turns_adapted`, `whitened` and, of a model with that name, `beside` with its own `gain`.
+        `turns_adapted`, `whitened` and, of a model with that name, `beside` with its own `gain`. Strengths
+        between source and adapted model were not averaged over orientations.
         """
         name = model or self.adapted[0]
         shown = {key: key for key in (SOURCE, BEST_BLOCK, f'{TURNS}_{SOURCE}', WHITENED)}
@@ -145,7 +146,7 @@ class Comparison:
         """
         if not self.strengths:
             return {}
-        models = [self.models[self._at(s)] for s in self.strengths]
+        models = [self.models[self.at(s)] for s in self.strengths]
         valid = np.array([[np.mean(model[m].validations) for m in METHODS] for model in models])
         safe = (valid >= valid[0] - MARGIN).all(1)
         return {
@@ -157,24 +158,16 @@ class Comparison:
             'chosen': self.strengths[int(np.where(safe, valid.mean(1), -1).argmax())],
         }
 
-    def at(self, strength: float) -> 'Comparison':
-        """The same with the first adapted model at one of the strengths that were scored; without the curve.
+    def at(self, strength: float) -> str:
+        """Name of the first adapted model at one of the strengths that were scored."""
+        return {0.0: SOURCE, 1.0: self.adapted[0]}.get(strength, f'strength {strength:g}')
 
-        Only the whole model and the source were averaged over orientations.
-        """
-        name, first = self._at(strength), self.adapted[0]
-        models = {**self.models, first: self.models[name]}
-        models.pop(f'{TURNS}_{first}', None)
-        if f'{TURNS}_{name}' in self.models:
-            models[f'{TURNS}_{first}'] = self.models[f'{TURNS}_{name}']
-        return replace(self, models=models, strengths=())
-
-    def to_dict(self) -> dict[str, Any]:
-        """All of it as JSON-ready values; `labels` and `rows` are what reports show."""
+    def to_dict(self, model: str | None = None) -> dict[str, Any]:
+        """All of it as JSON-ready values, with `rows` and `outcome` of one adapted model."""
         return {
             'labels': self.labels,
-            'rows': self.rows(),
-            'outcome': self.outcome(),
+            'rows': self.rows(model),
+            'outcome': self.outcome(model),
             'rule': RULE,
             **({'strength': self.curve()} if self.strengths else {}),
             'models': {
@@ -192,9 +185,6 @@ class Comparison:
             },
             'protocol': asdict(self.protocol),
         }
-
-    def _at(self, strength: float) -> str:
-        return {0.0: SOURCE, 1.0: self.adapted[0]}.get(strength, f'strength {strength:g}')
 
     def _interval(self, values: NDArray[Any]) -> dict[str, Any]:
         low, high = bootstrap_interval(values, draws=self.protocol.resamples)

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, default_collate
 
 from explora_geo.checkpoints import read_state, state_sha256, write_state
@@ -72,15 +72,15 @@ class FeatureTable(NamedTuple):
 
 
 @contextmanager
-def evaluating(vit: ViT) -> Iterator[torch.device]:
-    """A backbone in evaluation mode without gradients, and afterwards as it was; gives its device."""
-    training = vit.training
-    vit.eval()
+def evaluating(model: nn.Module) -> Iterator[torch.device]:
+    """A model in evaluation mode without gradients, and afterwards as it was; gives its device."""
+    training = model.training
+    model.eval()
     try:
         with torch.no_grad():
-            yield vit.cls_token.device
+            yield next(model.parameters()).device
     finally:
-        vit.train(training)
+        model.train(training)
 
 
 def tokens_of(

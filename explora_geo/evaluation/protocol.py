@@ -1,4 +1,4 @@
-"""The whole protocol of frozen features, methods x label budgets x seeds, and its reports."""
+"""The whole protocol of frozen features, methods x label budgets x seeds, and its report."""
 
 import json
 from collections import Counter
@@ -215,21 +215,10 @@ def describe_absent(absent: Mapping[str, Mapping[str, int]]) -> str:
     return sentence if absent else ''
 
 
-def write_reports(
-    folder: str | Path, outcome: ProbeOutcome, protocol: ProbeProtocol, about: Mapping[str, Any]
-) -> list[Path]:
-    """Write `probe.json` and `probe.md`.
-
-    Args:
-        folder: Folder to write.
-        outcome: What was measured.
-        protocol: How.
-        about: What was measured: `name`, `dataset`, `images` (number by part), `skipped`, and what else is to
-            stand in the JSON.
-
-    Returns:
-        The files.
-    """
+def write_report(
+    file: Path, outcome: ProbeOutcome, protocol: ProbeProtocol, about: Mapping[str, Any]
+) -> None:
+    """Write as JSON what was measured, how, and `about` what."""
     sweep, few = protocol.sweep, protocol.sweep_of(Budget(per_class=1))
     content = {
         **about,
@@ -246,37 +235,5 @@ def write_reports(
         'sweep': [{'setting': r.setting, **r._asdict()} for r in outcome.sweep],
         'absent_classes': outcome.absent,
     }
-    files = {'probe.json': json.dumps(content, indent=1), 'probe.md': _markdown(outcome, about)}
-    for name, text in files.items():
-        with atomic_path(Path(folder) / name) as temporary:
-            temporary.write_text(text, encoding='utf-8')
-    return [Path(folder) / name for name in files]
-
-
-def _markdown(outcome: ProbeOutcome, about: Mapping[str, Any]) -> str:
-    """Tables of scores and of the sweep's configurations, the best first."""
-    images = ', '.join(f'{count} {part}' for part, count in about['images'].items())
-    lines = [
-        f'# Frozen features of {about["name"]} on {about["dataset"]}',
-        '',
-        f'Images: {images}. Settings are chosen on validation and reported on test; intervals are 95 % '
-        'percentile bootstraps over label draws and test images.',
-        '',
-        '| labels | number | method | test accuracy, % | interval | seeds | chosen setting |',
-        '|---|---|---|---|---|---|---|',
-    ]
-    for score in outcome.scores:
-        low, high = score.interval
-        lines.append(
-            f'| {score.budget} | {score.labels} | {score.method} | {100 * score.mean:.2f} | '
-            f'{100 * low:.2f} to {100 * high:.2f} | {len(score.accuracies)} | {score.chosen} |'
-        )
-    if outcome.sweep:
-        lines += ['', '| configuration, all labels | validation, % | test, % |', '|---|---|---|']
-        ranked = sorted(outcome.sweep, key=lambda r: -r.validation)
-        lines += [f'| {r.setting} | {100 * r.validation:.2f} | {100 * r.test:.2f} |' for r in ranked]
-    if outcome.absent:
-        lines += ['', describe_absent(outcome.absent)]
-    if about.get('skipped'):
-        lines += ['', 'Skipped: ' + '; '.join(about['skipped'])]
-    return '\n'.join([*lines, ''])
+    with atomic_path(file) as temporary:
+        temporary.write_text(json.dumps(content, indent=1), encoding='utf-8')

@@ -155,12 +155,9 @@ def reconstruct(objective: MAE, images: Tensor, display: Display, seed: int = 0)
         seed: Seed of the masks.
     """
     images = images[:FEW]
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), evaluating(objective) as device:
         torch.manual_seed(seed)
-        training = objective.training
-        objective.eval()
-        found = objective.pictures(images.to(objective.backbone.cls_token.device))
-        objective.train(training)
+        found = objective.pictures(images.to(device))
     return {
         'tile': display(images),
         'masked': display(found['masked']),

@@ -56,7 +56,7 @@ def test_a_folder_of_tiles_is_probed(
     report = json.loads((tmp_path / 'out' / 'probe.json').read_text())
     assert report['images'] == {'train': 16, 'val': 2, 'test': 6}
     assert len(report['scores']) == 9 and len(report['sweep']) == 28
-    assert 'logistic' in printed and 'probe.md' in printed
+    assert 'logistic' in printed and 'probe.json' in printed
 
 
 def test_adapter_and_merged_file_give_the_same_features(

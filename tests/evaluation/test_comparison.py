@@ -114,10 +114,8 @@ def test_the_curve_begins_at_the_source_and_ends_at_the_adapted_model(vit: ViT, 
         ends = [found.score(name, method)['mean'] for name in ('source', 'adapted')]
         assert [series['y'][0], series['y'][-1]] == ends and ends[1] < 0.15
     for strength, name in ((0.0, 'source'), (0.5, 'strength 0.5'), (1.0, 'adapted')):
-        assert found.at(strength).score('adapted', 'knn') == found.score(name, 'knn')
-        assert ('turns_adapted' in found.at(strength).models) == (
-            strength != 0.5 and 'turns_adapted' in found.models
-        )
+        assert found.at(strength) == name and found.at(strength) in found.models
+        assert found.rows(name)[0]['adapted'] == found.score(name, 'knn')
     assert score_pair(vit, blind, batches, protocol=QUICK).curve() == {}
 
 
