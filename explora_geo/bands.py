@@ -59,16 +59,13 @@ def match_bands(
     given_by: str = 'the data has',
     wanted_by: str = 'the model reads',
 ) -> list[int]:
-    """Find wanted bands among those given, by name: the one rule of the package.
+    """Positions of wanted bands among those given, by name in any spelling: the one rule of the package.
 
     Args:
-        given: Names of the bands that are there, in order and any spelling.
-        wanted: Names of the bands that are read, in order and any spelling.
+        given: Names of the bands that are there, in order.
+        wanted: Names of the bands that are read, in order.
         given_by: Who has the bands, for the message.
         wanted_by: Who reads them, for the message.
-
-    Returns:
-        Position of each wanted band among *given*: 0, 1, ... where the order is the same.
 
     Raises:
         ValueError: If a wanted band is not there; the message names both lists.
@@ -104,7 +101,7 @@ def default_bands(count: int, dtype: str) -> tuple[str, ...]:
 def name_bands(
     count: int, dtype: str, descriptions: Sequence[str | None], file_bands: Sequence[str] | None, where: str
 ) -> tuple[str, ...]:
-    """Name the bands of a file, in file order.
+    """Name the bands of a file, in file order: `R`, `G`, `B` become `red`, `green`, `blue`.
 
     Args:
         count: Number of bands in the file.
@@ -112,9 +109,6 @@ def name_bands(
         descriptions: Band descriptions stored in the file, None where there is none.
         file_bands: Names given by the user, which win over everything else.
         where: File to name in error messages.
-
-    Returns:
-        One name per band; `R`, `G`, `B` become `red`, `green`, `blue`.
 
     Raises:
         ValueError: If names are missing, repeated or of the wrong number.

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch.utils.data import DataLoader, DistributedSampler, Sampler, Subset
 
 from ..datasets import collate_skipping
@@ -30,14 +31,7 @@ class EpochSampler(DistributedSampler[Any]):
     """
 
     def __init__(self, sampler: Sampler[Any], seed: int, num_replicas: int = 1, rank: int = 0) -> None:
-        """Initialize an EpochSampler.
-
-        Args:
-            sampler: What is drawn from, of a known length.
-            seed: Seed of all epochs.
-            num_replicas: Processes that share the draw.
-            rank: Number of this process.
-        """
+        """Initialize an EpochSampler for a process, number *rank* of those that share the draw."""
         super().__init__(cast(Any, sampler), num_replicas, rank, shuffle=True, seed=seed)
         self.sampler = sampler
         self.skip = 0
@@ -46,17 +40,12 @@ class EpochSampler(DistributedSampler[Any]):
     def draw(self, epoch: int, skip: int = 0) -> None:
         """Draw an epoch, of whose elements the next pass leaves out the first *skip* of this process."""
         self.skip = skip
-        states = random.getstate(), np.random.get_state(), torch.get_rng_state()
         seed = int(np.random.SeedSequence((self.seed, epoch)).generate_state(1)[0])
-        random.seed(seed)
-        np.random.seed(seed)
-        torch.default_generator.manual_seed(seed)
-        try:
+        with isolate_rng(include_cuda=False):
+            random.seed(seed)
+            np.random.seed(seed)
+            torch.default_generator.manual_seed(seed)
             every = list(self.sampler)
-        finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])
-            torch.set_rng_state(states[2])
         total = ceil(len(every) / self.num_replicas) * self.num_replicas
         # Equally many for every process: one without a batch would leave the others waiting.
         self._drawn = list(islice(cycle(every), total))[self.rank :: self.num_replicas]
@@ -137,13 +126,7 @@ class ReplacingCollate:
     """
 
     def __init__(self, collate: Collate, dataset: Any, order: EpochSampler | None = None) -> None:
-        """Initialize ReplacingCollate.
-
-        Args:
-            collate: Makes a batch of samples.
-            dataset: Where more samples come from.
-            order: What draws the indices of the data set, where they are not 0, 1, 2, ...
-        """
+        """Initialize a ReplacingCollate; *order* draws indices of the data set that are not 0, 1, 2, ..."""
         self.collate, self.dataset, self.order = collate, dataset, order
 
     def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:

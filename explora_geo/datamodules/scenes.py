@@ -39,10 +39,9 @@ class RandomWindows(Sampler[GeoSlice]):
 
     def __iter__(self) -> Iterator[GeoSlice]:
         """Draw from torch's random state."""
-        numbers = list(self.shapes)
         areas = torch.tensor([float(h * w) for h, w in self.shapes.values()])
-        for _ in range(len(self)):
-            number = numbers[int(torch.multinomial(areas, 1))]
+        for _ in range(self.length):
+            number = list(self.shapes)[int(torch.multinomial(areas, 1))]
             row, column = (int(torch.randint(n - self.size + 1, ())) for n in self.shapes[number])
             yield _window_at(self.dataset, number, self.size, row, column)
 
@@ -54,20 +53,15 @@ class GridWindows(Sampler[GeoSlice]):
     """
 
     def __init__(self, dataset: SceneDataset, size: int, whole: bool = False) -> None:
-        """Initialize GridWindows.
-
-        Args:
-            dataset: Scenes.
-            size: Side of a window in pixels.
-            whole: Whether to leave out windows that reach over an edge.
-        """
+        """Initialize GridWindows of *size* pixels a side."""
         self.dataset, self.size = dataset, size
+        beyond = size - 1 if whole else 0
         self.places = [
             (number, row, column)
             for number in range(len(dataset))
             for height, width in [_scene_shape(dataset, number)]
-            for row in range(0, height - (size - 1 if whole else 0), size)
-            for column in range(0, width - (size - 1 if whole else 0), size)
+            for row in range(0, height - beyond, size)
+            for column in range(0, width - beyond, size)
         ]
 
     def __len__(self) -> int:

@@ -42,15 +42,12 @@ class Statistics:
     def settle(
         self, bands: Sequence[str], images: Iterable[Tensor], published: 'Statistics | None' = None
     ) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation as numbers.
+        """Mean and standard deviation in units of the images, float32, each of shape (C,).
 
         Args:
             bands: Names of the bands of the images.
             images: Images to estimate from, each of shape (C, H, W); read only if needed.
             published: Values that replace ``'auto'``.
-
-        Returns:
-            Mean and standard deviation in units of the images, float32, each of shape (C,).
 
         Raises:
             ValueError: If values do not fit the bands, or there is no image to estimate from.
@@ -67,15 +64,7 @@ class Statistics:
 
 
 def resolve(value: Mapping[str, float] | Sequence[float] | str, bands: Sequence[str], name: str) -> Tensor:
-    """Order a given statistic by the bands.
-
-    Args:
-        value: Values by band name, values in the order of the bands, or ``'imagenet'``.
-        bands: Names of the bands.
-        name: Which statistic it is: ``mean`` or ``std``.
-
-    Returns:
-        One value per band in units of the images, float32, shape (C,).
+    """Order a given ``mean`` or ``std``, whichever *name* says, by the bands: float32, shape (C,).
 
     Raises:
         ValueError: If values are missing, of the wrong number, or not positive for ``std``.
@@ -130,14 +119,11 @@ def usable(samples: Iterable[Mapping[str, Any]], where: object) -> Iterator[Tens
 
 
 def estimate(images: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """Estimate mean and standard deviation of each band over the pixels of images.
-
-    Args:
-        images: Images of one band list, each of shape (C, H, W).
+    """Mean and standard deviation of each band over the pixels of images, each of shape (C, H, W).
 
     Returns:
-        Mean and standard deviation in units of the images, float32, each of shape (C,). A band
-        that is constant gets the standard deviation 1, which leaves it at zero.
+        Both in units of the images, float32, shape (C,). A constant band gets the standard deviation 1, which
+        leaves it at zero.
 
     Raises:
         ValueError: If there is no image.

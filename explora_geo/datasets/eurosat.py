@@ -55,14 +55,12 @@ class EuroSATDataset(FolderDataset):
             ValueError: If the split cannot be told apart, or bands do not fit.
         """
         folder, members = Path(root), None
-        if download and not (folder / EuroSAT.base_dir).is_dir():
-            for part in EuroSAT.splits:  # each has a list of its own
-                EuroSAT(str(root), part, download=True)
+        download = download and not (folder / EuroSAT.base_dir).is_dir()
+        for part in EuroSAT.splits if download else ():  # each has a list of its own
+            EuroSAT(str(root), part, download=True)
         downloaded = (folder / EuroSAT.base_dir).is_dir()
-        if split is not None and split_file is not None:
-            members = _read_split(Path(split_file), split)
-        elif split is not None and downloaded:
-            members = _read_lines(folder / EuroSAT.split_filenames[split])
+        if split is not None and (split_file is not None or downloaded):
+            members = _read_split(Path(split_file or folder / EuroSAT.split_filenames[split]), split)
         elif split is not None and (folder / split).is_dir():
             folder = folder / split
         elif split is not None and folder.is_dir():
@@ -86,19 +84,17 @@ class EuroSATDataset(FolderDataset):
         self.relabel([path.name for path in subfolders(folder)])
 
 
-def _read_lines(path: Path) -> frozenset[str]:
-    """Names without their ending in TorchGeo's list of a split."""
-    if not path.is_file():
-        raise FileNotFoundError(f"TorchGeo's split file {path} does not exist; set download=True.")
-    return frozenset(Path(line.strip()).stem for line in path.read_text(encoding='utf-8').splitlines())
-
-
 def _read_split(path: Path, split: str) -> frozenset[str]:
-    """Names without their ending of a split in a JSON object of lists."""
+    """Names without their ending of a split in a JSON object of lists, or in TorchGeo's list of it."""
     if not path.is_file():
-        raise FileNotFoundError(f'The split file {path} does not exist; check the path.')
+        raise FileNotFoundError(
+            f'The split file {path} does not exist; check the path, or set download=True.'
+        )
+    text = path.read_text(encoding='utf-8')
+    if path.name in EuroSAT.split_filenames.values():
+        return frozenset(Path(line.strip()).stem for line in text.splitlines())
     try:
-        splits = json.loads(path.read_text(encoding='utf-8'))
+        splits = json.loads(text)
     except ValueError as error:
         raise ValueError(f'The split file {path} is not JSON ({error}).') from error
     if not isinstance(splits, dict) or not isinstance(splits.get(split), list):

@@ -17,17 +17,10 @@ _PATH_COLUMNS = ('path', 'location', 'filename', 'filepath', 'file_path', 'file'
 
 
 def find_images(root: PathLike, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> list[Path]:
-    """Find all images below a folder.
+    """Find all images below a folder, sorted, by the ending of their names.
 
     Hidden files and folders are ignored, and so is `__MACOSX`. Symbolic links are followed, but no folder is
     entered twice, so a loop ends. A link that leads nowhere counts as an image.
-
-    Args:
-        root: Folder to search.
-        suffixes: File name endings to accept, in lower case.
-
-    Returns:
-        Paths, sorted, so that the order is the same on every machine.
 
     Raises:
         FileNotFoundError: If the folder does not exist.
@@ -60,10 +53,7 @@ def find_images(root: PathLike, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> li
 
 
 def locate_images(root: PathLike) -> tuple[Path | None, list[Path | str]]:
-    """Find images wherever a user says they are.
-
-    Args:
-        root: Folder, list of files (see `read_list`), or pattern such as `tiles/*/*.tif`.
+    """Find the images of a folder, a list of files, or a pattern such as `tiles/*/*.tif`.
 
     Returns:
         The folder that holds all images, None if some are no files on disk, and the images: sorted, or in the
@@ -102,15 +92,13 @@ def is_list(root: PathLike) -> bool:
 
 
 def read_list(path: PathLike) -> list[Path | str]:
-    """Read a list of files.
+    """Read a list of files, in its order, without doubles.
+
+    Relative paths start at the list's folder; URLs and GDAL's `/vsi` names stay as they are.
 
     Args:
         path: Text file with one path a line, where lines that begin with `#` are left out, or a table (CSV,
             Parquet or GeoParquet) with a column such as `path`, `location` or `filename`.
-
-    Returns:
-        Files in the list's order, without doubles. Relative paths start at the list's folder; URLs and GDAL's
-        `/vsi` names stay as they are.
 
     Raises:
         ValueError: If the list cannot be read, names nothing or has no such column.

@@ -1,13 +1,13 @@
 """Any folder of images as a dataset."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..bands import name_bands, spell
 from .base import TileDataset
-from .files import find_images, locate_images, subfolders
+from .files import locate_images
 from .images import Header, depth, read_headers
 from .remote import PathLike
 
@@ -63,7 +63,13 @@ class FolderDataset(TileDataset):
                 f'{folder} holds no image{which} (looked for JPEG, PNG, GeoTIFF and the like, '
                 'also in sub-folders); check the path.'
             )
-        classes = _find_classes(folder, files, labeled)
+        loose = [path for path in files if path.parent == folder]
+        if labeled and loose:
+            raise ValueError(
+                f'labeled=True needs every image in a class folder, but {len(loose)} lie directly '
+                f'in {folder}, first {loose[0].name}; move them.'
+            )
+        classes = () if labeled is False else class_folders(folder, files, () if labeled else PARTS)
         number = {name: i for i, name in enumerate(classes)}
         labels = [number[path.relative_to(folder).parts[0]] for path in files] if classes else None
         header = _representative(folder, files, None if file_bands is None else spell(file_bands))
@@ -72,26 +78,6 @@ class FolderDataset(TileDataset):
         )
         self.dtype, self.by_name = header.dtype, file_bands is None
         super().__init__(folder, files, labels, classes, bands, **kwargs)
-
-
-def _find_classes(root: Path, files: Sequence[Path], labeled: bool | None) -> tuple[str, ...]:
-    """Name the classes, or return nothing if the folder is unlabeled."""
-    if not labeled:
-        return () if labeled is False else class_folders(root, files)
-    loose = [path for path in files if path.parent == root]
-    if loose:
-        raise ValueError(
-            f'labeled=True needs every image in a class folder, but {len(loose)} lie directly '
-            f'in {root}, first {loose[0].name}; move them.'
-        )
-    classes = sorted({path.relative_to(root).parts[0] for path in files})
-    empty = [p.name for p in subfolders(root) if p.name not in classes and not find_images(p)]
-    if empty:
-        raise ValueError(
-            f'labeled=True needs images in every class folder, but {empty} in {root} '
-            'hold none; fill or remove them.'
-        )
-    return tuple(classes)
 
 
 def _representative(root: Path, files: Sequence[Path], names: tuple[str, ...] | None) -> Header:
@@ -107,13 +93,13 @@ def _representative(root: Path, files: Sequence[Path], names: tuple[str, ...] | 
     return next(header for header in settled if depth(header.dtype) == usual)
 
 
-def class_folders(root: Path, files: Iterable[Path]) -> tuple[str, ...]:
+def class_folders(root: Path, files: Iterable[Path], parts: Collection[str] = PARTS) -> tuple[str, ...]:
     """Name the classes of images, one per folder below the root, sorted.
 
     There are none if an image lies in the root, or the folders are parts of a data set.
     """
     below = [path.relative_to(root).parts for path in files]
-    names = {parts[0] for parts in below}
-    if any(len(parts) == 1 for parts in below) or PARTS.issuperset(name.lower() for name in names):
+    names = {inner[0] for inner in below}
+    if any(len(inner) == 1 for inner in below) or all(name.lower() in parts for name in names):
         return ()
     return tuple(sorted(names))

@@ -35,7 +35,7 @@ MACHINE_FAILURES = frozenset({errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOME
 
 
 class BadTileError(ValueError):
-    """Raised for an image file that must not be used; the message says why.
+    """An image file that must not be used; the message says why.
 
     Attributes:
         path: The file, where it is another than that of the sample.
@@ -83,14 +83,11 @@ class Header:
 
 
 def read_header(path: PathLike, names: Sequence[str] | None = None) -> Header:
-    """Read bands, pixel type, size and place of an image.
+    """Bands, pixel type, size and place of what :func:`read_image` returns.
 
     Args:
         path: Image file, as `Path`, or a name that GDAL opens, as `str`.
         names: Names of the bands expected, if known.
-
-    Returns:
-        The header of what :func:`read_image` would return for these names.
 
     Raises:
         BadTileError: If the file is not a readable image.
@@ -129,7 +126,7 @@ def read_image(
     dtype: str | None = None,
     by_name: bool = False,
 ) -> NDArray[Any]:
-    """Read chosen bands of an image in the file's own type and units.
+    """Read chosen bands of an image in the file's own type and units, shape (C, H, W).
 
     A grey plain image is repeated to three bands where red, green and blue are expected, as
     writers of JPEG store colorless pictures so. Pixels without data become the mean of the others.
@@ -139,11 +136,7 @@ def read_image(
         names: Names of all bands the file should have, in file order.
         positions: Zero-based positions of the bands to return.
         dtype: Pixel type of the other images, if known.
-        by_name: Whether bands are looked for by the names that the file states, if it does, as they may be
-            in another order than in the other images.
-
-    Returns:
-        Pixels, shape (C, H, W).
+        by_name: Whether bands are looked for by the names that the file states, if it does.
 
     Raises:
         BadTileError: If the file is damaged, has other bands or pixels of another range, holds nodata only,
@@ -196,12 +189,9 @@ def _own_positions(
 
 
 def without_data(pixels: NDArray[Any], nodata: float) -> NDArray[np.bool_]:
-    """Where an image has no data, shape (C, H, W).
+    """Where an image, shape (C, H, W), has no data: NaN, or else *nodata* in every band.
 
-    Args:
-        pixels: Image, shape (C, H, W).
-        nodata: What means nodata: a value that a pixel has in every band of the image (those that were
-            selected), as a dark pixel of one band is no hole, or NaN in any.
+    A dark pixel of one band is no hole.
     """
     if np.isnan(nodata):
         return np.isnan(pixels)
@@ -209,11 +199,7 @@ def without_data(pixels: NDArray[Any], nodata: float) -> NDArray[np.bool_]:
 
 
 def fill_nodata(pixels: NDArray[Any], nodata: float) -> NDArray[Any]:
-    """Give pixels without data (see `without_data`) the mean of their band's others; type and shape stay.
-
-    Raises:
-        BadTileError: If a band has no data.
-    """
+    """Give pixels without data the mean of their band's others; raises BadTileError if there are none."""
     empty = without_data(pixels, nodata)
     if not empty.any():
         return pixels
@@ -226,19 +212,10 @@ def fill_nodata(pixels: NDArray[Any], nodata: float) -> NDArray[Any]:
 def read_headers(
     files: Sequence[PathLike], most: int, where: object, names: Sequence[str] | None = None
 ) -> tuple[list[Header], list[str]]:
-    """Read the headers of evenly spaced files.
-
-    Args:
-        files: Image files.
-        most: Files to read at most.
-        where: What they belong to, for messages.
-        names: Names of the bands expected, if known.
-
-    Returns:
-        What they say, and which cannot be read, `<path>: <reason>`.
+    """Headers of at most *most* evenly spaced files, and which cannot be read, `<path>: <reason>`.
 
     Raises:
-        ValueError: If none can.
+        ValueError: If none can; the message names *where*.
     """
     found, skipped = list[Header](), list[str]()
     for index in evenly_spaced(len(files), most):
@@ -259,11 +236,8 @@ def resize(pixels: NDArray[Any], size: int | None, nearest: bool = False) -> NDA
 
     Args:
         pixels: Image, shape (C, H, W).
-        size: Side of the result; None leaves the image as it is.
+        size: Side of the result, whose type stays; None, or the side that an image has, leaves it as it is.
         nearest: Whether pixels take the nearest value, as those of masks, instead of a bicubic mean.
-
-    Returns:
-        Image of the same type, shape (C, size, size); an image that has this size is not touched.
     """
     if size is None:
         return pixels
@@ -295,15 +269,9 @@ def _is_plain(path: Path | str) -> bool:
 
 @contextmanager
 def readable(path: PathLike, *damage: type[Exception]) -> Iterator[None]:
-    """Turn errors that damaged bytes cause in a reader into BadTileError.
+    """Turn errors that damaged bytes cause in a reader, and *damage*, into BadTileError.
 
-    Args:
-        path: File that is read.
-        *damage: Further errors that damage raises in a reader.
-
-    Raises:
-        BadTileError: If the file is damaged, missing, or may not be read.
-        OSError: If the machine fails: no memory, too many open files, a disk or a network drive.
+    An OSError of the machine passes: no memory, too many open files, a disk or a network drive.
     """
     try:
         yield
@@ -316,14 +284,9 @@ def readable(path: PathLike, *damage: type[Exception]) -> Iterator[None]:
 
 
 def raise_machine_failure(error: Exception, path: PathLike | None = None) -> None:
-    """Raise an error that the machine caused, not the file.
+    """Raise an OSError that the machine caused, not the file.
 
-    Args:
-        error: What a reader raised.
-        path: File that it read, if it is a local one: GDAL keeps no error number, reading it again tells.
-
-    Raises:
-        OSError: If so.
+    GDAL keeps no error number: reading a local file again tells.
     """
     cause: BaseException | None = error
     while cause is not None:

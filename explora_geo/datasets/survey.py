@@ -68,10 +68,6 @@ class Survey:
 def survey(archive: PathLike | Sequence[PathLike]) -> Survey:
     """Read the headers of at most 200 evenly spaced files, 8 if they are remote.
 
-    Args:
-        archive: Folder, file, pattern, list of files (see :func:`~.files.read_list`), anything that GDAL
-            opens, or a sequence of these.
-
     Raises:
         FileNotFoundError: If there is no such archive, or it is empty.
         ValueError: If none of the files can be read, or more than one in twenty is unlike the others.
@@ -134,7 +130,7 @@ def _alike(
 def sample_values(
     survey: Survey, names: Sequence[str], positions: Sequence[int]
 ) -> tuple[tuple[float, float, float], list[str]]:
-    """Read windows of 512 px of at most 32 files; several of each if there are few.
+    """Look at windows of 512 px of at most 32 files; at several of each if there are few.
 
     Args:
         survey: Headers of the files.

@@ -318,14 +318,6 @@ def test_missing_empty_and_wrong_folders_say_so(tmp_path: Path, tiles: Path) -> 
         FolderDataset(tiles, size=0)
 
 
-def test_an_empty_class_folder_is_named(tmp_path: Path) -> None:
-    shutil.copytree(RGB / 'Forest', tmp_path / 'Forest')
-    (tmp_path / 'Nothing').mkdir()
-    assert FolderDataset(tmp_path).classes == ('Forest',)
-    with pytest.raises(ValueError, match=r"every class folder, but \['Nothing'\]"):
-        FolderDataset(tmp_path, labeled=True)
-
-
 def test_a_folder_of_unreadable_files_says_so(tmp_path: Path) -> None:
     (tmp_path / 'a.jpg').write_bytes(b'no image')
     with pytest.raises(ValueError, match='None of the 1 files looked at'):
