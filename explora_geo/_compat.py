@@ -56,12 +56,12 @@ def smp_decoder(name: str) -> Any:
     return getattr(module, name)
 
 
-def unfuse_attention(module: nn.Module) -> None:
-    """Do without the fused attention of torch in all of timm's blocks."""
+def fuse_attention(module: nn.Module, fused: bool) -> None:
+    """Use torch's fused attention in all blocks, timm's and ours, or do without."""
     for part in module.modules():
         if hasattr(part, 'fused_attn'):
             attention: Any = part
-            attention.fused_attn = False
+            attention.fused_attn = fused
 
 
 def log_hparams(task: 'LightningModule', values: dict[str, Any]) -> None:

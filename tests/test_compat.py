@@ -100,8 +100,9 @@ def tensors_are_copied(folder: Path) -> bool:
 
 def attention_is_timms(folder: Path) -> bool:
     attention = Attention(8, num_heads=2)
-    _compat.unfuse_attention(attention)
-    return not attention.fused_attn
+    before = attention.fused_attn
+    _compat.fuse_attention(attention, not before)
+    return attention.fused_attn is not before
 
 
 def decoders_are_classes(folder: Path) -> bool:

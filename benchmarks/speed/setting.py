@@ -9,7 +9,7 @@ import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
-from explora_geo._compat import unfuse_attention
+from explora_geo._compat import fuse_attention
 from explora_geo.bands import RGB
 from explora_geo.devices import faster_precision
 from explora_geo.models.heads import HeadConfig
@@ -91,8 +91,7 @@ class Step:
         self.trained = sum(p.numel() for p in trained)
         self.optimizer = torch.optim.AdamW(trained, lr=1e-6, fused=True)
         self.kind, self.bf16 = torch.device(setting.device).type, setting.precision == 'bf16'
-        if setting.plain_attention:
-            unfuse_attention(module)
+        fuse_attention(module, not setting.plain_attention)
 
     def __call__(self) -> float:
         """Take the step; returns the loss."""

@@ -28,7 +28,7 @@ class Attention(nn.Module):
         """
         super().__init__()
         self.num_heads, self.scale = num_heads, (dim // num_heads) ** -0.5
-        self.fused_attn = True
+        self.fused_attn: bool | None = None  # torch's fused attention, where it is the faster one if None
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
 
@@ -44,8 +44,10 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, rope: Tensor | None = None, **unused: Any) -> Tensor:
         """Attend, shape (B, N, D) -> (B, N, D); see `heads`."""
         q, k, v = self.heads(x, rope)
-        if self.fused_attn:
-            seen = _attend(q, k, v)
+        # In bfloat16 a CPU's backward pass of the fused one takes longer than all products of a block.
+        slow = q.requires_grad and q.device.type == 'cpu' and q.dtype == torch.bfloat16
+        if not slow if self.fused_attn is None else self.fused_attn:
+            seen = F.scaled_dot_product_attention(q, k, v)
         else:
             seen = (self.scale * q @ k.transpose(-2, -1)).softmax(dim=-1) @ v
         return self.proj(seen.transpose(1, 2).flatten(2))
@@ -75,14 +77,6 @@ class RotaryAttention(Attention):
             return q, k, v
         rope = rope.to(q.dtype)
         return rotate(q, rope), rotate(k, rope), v
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Scaled dot-product attention, in float32 where a CPU would go back through it in bfloat16."""
-    if q.device.type != 'cpu' or q.dtype != torch.bfloat16 or not q.requires_grad:
-        return F.scaled_dot_product_attention(q, k, v)
-    with torch.autocast('cpu', enabled=False):  # torch's backward pass takes up to seven times as long
-        return F.scaled_dot_product_attention(q.float(), k.float(), v.float()).to(q.dtype)
 
 
 def table_block(dim: int, num_heads: int, **options: Any) -> Block:

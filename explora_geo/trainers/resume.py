@@ -23,14 +23,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
-from explora_geo._compat import (
-    BaseTask,
-    BatchNorm,
-    copy_tensors,
-    data_fetcher,
-    slurm_requeue_signal,
-    unfuse_attention,
-)
+from explora_geo._compat import BaseTask, BatchNorm, copy_tensors, data_fetcher, slurm_requeue_signal
 from explora_geo.adaptation.frozen import convert_each_time
 from explora_geo.checkpoints.files import atomic_path
 from explora_geo.devices import many_graphs
@@ -128,15 +121,12 @@ class ReproducibleTask(BaseTask):
         return [RunScope(), Artifacts()]
 
     def setup(self, stage: str) -> None:
-        """Have checkpoints written in one piece, and choose the faster kernels."""
+        """Have checkpoints written in one piece."""
         strategy = self.trainer.strategy
         if type(strategy.checkpoint_io) is TorchCheckpointIO:  # else it was given another
             strategy.checkpoint_io = AtomicCheckpointIO()
         if isinstance(strategy, FSDPStrategy | ModelParallelStrategy):
             convert_each_time(self)
-        # There the backward pass of torch's fused attention takes longer than all products of a step.
-        if str(self.trainer.precision).startswith('bf16') and strategy.root_device.type == 'cpu':
-            unfuse_attention(self)
         # Lightning tells that our hook is the one that counts, as it is meant.
         warnings.filterwarnings('ignore', message='You have overridden `on_before_batch_transfer`')
 

@@ -1,7 +1,8 @@
-"""Attention of blocks: timm's numbers, and the precision in which a CPU goes back through it."""
+"""Attention of blocks: timm's numbers, and the form in which a CPU goes back through it."""
 
 from typing import Any
 
+import pytest
 import timm.layers
 import torch
 from torch.testing import assert_close
@@ -31,29 +32,35 @@ def test_attention_and_its_gradients_are_timms() -> None:
     assert_close(mine.proj(seen.transpose(1, 2).flatten(2)), mine(x))
 
 
-class _Dtypes(TorchDispatchMode):
-    """Precisions in which fused attention ran."""
+class _Fused(TorchDispatchMode):
+    """Counts calls of fused attention."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[torch.dtype] = []
+    calls = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if 'attention' in str(func):
-            self.seen.append(args[0].dtype)
+        self.calls += 'attention' in str(func)
         return func(*args, **(kwargs or {}))
 
 
-def test_a_cpu_goes_back_through_attention_in_float32() -> None:
+@pytest.mark.parametrize(
+    ('bf16', 'learns', 'fused', 'calls'),
+    # Forward alone, and in float32, a CPU's fused attention is the faster one.
+    [(True, True, None, 0), (True, False, None, 1), (False, True, None, 2), (True, True, True, 2)],
+)
+def test_a_cpu_goes_back_through_bfloat16_without_fused_attention(
+    bf16: bool, learns: bool, fused: bool | None, calls: int
+) -> None:
     torch.manual_seed(0)
     attention, x = Attention(48, 3), torch.randn(2, 7, 48)
+    attention.fused_attn = fused
     exact = attention(x)
-    with _Dtypes() as during, torch.autocast('cpu', torch.bfloat16):
+    with (
+        _Fused() as during,
+        torch.autocast('cpu', torch.bfloat16, enabled=bf16),
+        torch.set_grad_enabled(learns),
+    ):
         found = attention(x)
-        found.float().square().sum().backward()
-    assert during.seen == [torch.float32] * 2 and found.dtype == torch.bfloat16
+        if learns:
+            found.float().square().sum().backward()
+    assert during.calls == calls
     assert_close(found.float(), exact, atol=0.02, rtol=0.02)
-    assert attention.qkv.weight.grad is not None
-    with _Dtypes() as before, torch.autocast('cpu', torch.bfloat16), torch.no_grad():
-        attention(x)
-    assert before.seen == [torch.bfloat16]  # forward alone it is as fast

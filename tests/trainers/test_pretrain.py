@@ -295,17 +295,6 @@ def test_two_runs_of_one_seed_are_equal(build_task: Task, build_data: Data, buil
     assert all(torch.equal(v, trained[1][k]) for k, v in trained[0].items())
 
 
-@pytest.mark.parametrize(('precision', 'fused'), [('bf16-mixed', False), ('32-true', True)])
-def test_attention_on_the_cpu_is_unfused_in_bfloat16_only(
-    build_task: Task, build_data: Data, build_trainer: Run, precision: Any, fused: bool
-) -> None:
-    task = build_task()
-    build_trainer(max_steps=2, precision=precision).fit(task, datamodule=build_data())
-    blocks = [*task.backbone.blocks, *task.model.decoder.blocks]
-    assert {block.attn.fused_attn for block in blocks} == {fused}
-    assert torch.isfinite(task.trainer.callback_metrics['train_loss'])
-
-
 def test_prediction_gives_the_features_of_images(
     build_task: Task, build_data: Data, build_trainer: Run
 ) -> None:

@@ -67,19 +67,6 @@ def test_exactly_what_the_mode_names_changes(
     assert backbone == (names if trained is None else trained)
 
 
-@pytest.mark.parametrize(('precision', 'fused'), [('bf16-mixed', False), ('32-true', True)])
-def test_attention_on_the_cpu_is_unfused_in_bfloat16_only(
-    build: Build,
-    build_data: Callable[..., FolderDataModule],
-    build_trainer: Callable[..., Trainer],
-    precision: Any,
-    fused: bool,
-) -> None:
-    task = build(tuning='lora')
-    build_trainer(max_steps=1, precision=precision).fit(task, datamodule=build_data())
-    assert {block.attn.fused_attn for block in task.model.backbone.blocks} == {fused}
-
-
 def test_layer_decay_slows_early_blocks(build: Build, build_trainer: Callable[..., Trainer]) -> None:
     from explora_geo.trainers.optim import build_optimizer
 
