@@ -34,11 +34,13 @@ class Source:
     weights: str | None  # name of a `WeightsEnum` or file
     size: int  # image side, pixels
     stats: tuple[tuple[float, ...], tuple[float, ...]] = IMAGENET  # mean and deviation of the bands
+    beside: str = ''  # the source that it is compared with, if not itself
 
 
 SOURCES = {
     'depth6': Source('vit_small_patch14_dinov2_depth6', 'ViTSmall14_Weights.LVD142M_DINOV2_DEPTH6', 112),
     'vit_ti16': Source('vit_tiny_patch16_224', 'vit_tiny_patch16_224_natural.safetensors', 96, HALVES),
+    'scratch': Source('vit_tiny_patch16_224', None, 96, HALVES, beside='vit_ti16'),
     'distilled': Source('vit_tiny_patch16_224', 'distilled.safetensors', 96),
 }
 
@@ -79,10 +81,10 @@ def adapt(
     for step in range(steps):
         if len(order) < batch:
             order = torch.cat([order, torch.randperm(len(archive))])
-        rows, order = archive[order[:batch].to(device)], order[batch:]
-        image = read(rows)
+        place, order = order[:batch].to(device), order[batch:]
+        image = read(archive[place])
         with torch.autocast(device.type, torch.bfloat16):
-            found = objective({'image': image}, step)
+            found = objective({'image': image, 'place': place}, step)
         loss = torch.stack([x.float() for x in found.values()]).sum()
         optimizer.zero_grad()
         loss.backward()

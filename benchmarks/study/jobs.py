@@ -11,9 +11,17 @@ import yaml
 from explora_geo.objectives.short_runs import SHORT_DINOV2, SHORT_OPTIM, SHORT_VIEWS, crop_sides
 
 from ..tables.files import laid_over
-from ..tables.recipe import Recipe, read_recipe
+from ..tables.recipe import OBJECTIVES, Recipe, read_recipe
 from .domains import LABELED
+from .rivals import RIVALS
 
+OBJECTIVES.update(RIVALS)
+#: Power of whitening, if any, and orientations that are averaged.
+VARIANTS: dict[str, tuple[float | None, int]] = {
+    **{'one': (None, 1), 'turns4': (None, 4), 'turns8': (None, 8)},
+    **{'white0.5': (0.5, 1), 'white1': (1.0, 1), 'white1x4': (1.0, 4)},
+}
+ADAPTED = 'one', 'turns4', 'white1', 'white1x4'
 FILE = Path(__file__).parents[1] / 'conf' / 'study.yaml'
 _VIEWS = {**SHORT_VIEWS, 'vertical_flip': True, 'quarter_turns': True}
 _DINOV2 = {**SHORT_DINOV2, 'phases': {'head_warmup_fraction': 0.0}, 'views': _VIEWS}
@@ -33,16 +41,25 @@ class Job:
     images: int = 0  # adapt to so many images of the archive, all if 0
     transfer: tuple[str, ...] = ()  # also score the other domains
     save: bool = False  # keep the adapter
+    variants: tuple[str, ...] = ADAPTED  # how features are read, keys of `VARIANTS`
+    extras: tuple[str, ...] = ('label_free',)  # of this, and `attention`, `blocks`
+    budgets: tuple[int, ...] = ()  # labels a class of further linear probes, all if 0
+    tuned: bool = False  # also tune LoRA-r8 with each of them
+
+    @property
+    def model(self) -> str:
+        """Name of the adapted model, which jobs of several groups may score."""
+        images = f'-n{self.images}' if self.images else ''
+        return f'{self.name}.{self.source}.{self.domain}.{self.views}{images}.{self.seed}'
 
     @property
     def key(self) -> str:
         """Name of the job."""
-        images = f'-n{self.images}' if self.images else ''
-        return f'{self.name}.{self.source}.{self.domain}.{self.views}{images}.{self.seed}'
+        return f'{self.model}.labels' if self.budgets else self.model
 
     def recipe(self, archive: int, side: int, patch: int) -> Recipe:
         """The recipe for an archive of so many images of a side in patches, pixels."""
-        base: dict[str, Any] = dict(SHORT_OPTIM[self.values['objective']])
+        base: dict[str, Any] = dict(SHORT_OPTIM.get(self.values['objective'], SHORT_OPTIM['Anchor']))
         if self.values['objective'] == 'DINOv2':
             base['arguments'] = laid_over(_DINOV2, {'views': crop_sides(side, patch)})
         batch = min(self.values['batch_size'], archive)
@@ -64,10 +81,14 @@ def _expand(group: str, entry: Mapping[str, Any], known: Mapping[str, Any]) -> I
     recipes = recipes if isinstance(recipes, dict) else {name: known[name] for name in recipes}
     axes: Any = (('seeds', [0]), ('sources', ['depth6']), ('views', []), ('images', [0]))
     domains = entry.get('domains', ['eurosat', 'aid'])
+    others = LABELED if entry.get('transfer') is True else entry.get('transfer', ())
     chosen = (entry.get(key, default) for key, default in axes)
     for seed, source, views, images, name, domain in product(*chosen, recipes, domains):
         yield Job(
             *(group, name, source, domain, recipes[name], views, seed, images),
-            transfer=tuple(d for d in LABELED if d != domain) if entry.get('transfer') else (),
-            save=entry.get('save', False),
+            transfer=tuple(d for d in others if d != domain),
+            variants=tuple(entry.get('variants', ADAPTED)),
+            budgets=tuple(entry.get('budgets', ())),
+            extras=tuple(entry.get('extras', ('label_free',))),
+            **{k: entry[k] for k in ('save', 'tuned') if k in entry},
         )

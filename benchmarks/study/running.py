@@ -2,7 +2,7 @@
 
 import fcntl
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -11,24 +11,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from explora_geo.evaluation.blocks import analyse_blocks
 from explora_geo.evaluation.label_free import compare_backbones
+from explora_geo.models import create_vit
 from explora_geo.models.vit import ViT
 from explora_geo.models.whitening import whitening_matrix
 
 from ..tables import records
+from ..tables.recipe import OBJECTIVES
 from .adapting import SOURCES, Source, adapt, load_source, reader
-from .domains import load
-from .jobs import Job
-from .scoring import Hits, features, gain, score
+from .attention import attention_hits
+from .domains import Domain, load
+from .jobs import VARIANTS, Job
+from .scoring import Hits, budget_hits, features, gain, patches, score, validate
+from .tuning import tune
 
 #: Images of the archive that label-free scores and whitening read.
 SAMPLE, WHITEN = 384, 4000
-#: Power of whitening, if any, and orientations that are averaged.
-VARIANTS: dict[str, tuple[float | None, int]] = {
-    **{'one': (None, 1), 'turns4': (None, 4), 'turns8': (None, 8)},
-    **{'white0.5': (0.5, 1), 'white1': (1.0, 1), 'white1x4': (1.0, 4)},
-}
-_ADAPTED = 'one', 'turns4', 'white1', 'white1x4'
 
 
 def _drawn(index: Tensor, count: int, seed: int) -> Tensor:
@@ -39,6 +38,64 @@ def _gains(before: Hits, after: Hits) -> list[list[float]]:
     return [gain(a, b) for a, b in zip(before, after, strict=True)]
 
 
+class Reading:
+    """Features of a model on a domain, each read once."""
+
+    def __init__(self, vit: ViT, source: Source, domain: Domain) -> None:
+        """Initialize a Reading."""
+        self.vit, self.source, self.domain = vit, source, domain
+        self.read = reader(source, domain)
+        self.features = cache(self._features)
+
+    def _features(self, part: str, turns: int = 1, block: int = -1) -> Tensor:
+        return features(self.vit, self.read, getattr(self.domain, part), turns, block)
+
+    def rows(self, index: Tensor) -> Tensor:
+        """Features of images given by their indices."""
+        return features(self.vit, self.read, index)
+
+    def parts(self, turns: int = 1, block: int = -1) -> list[Tensor]:
+        """Features of the parts that fit, choose and test."""
+        return [self.features(part, turns, block) for part in ('train', 'val', 'test')]
+
+    def scores(self, variant: str) -> Hits:
+        """Hits by a key of `VARIANTS`, or of `block3`."""
+        power, turns = VARIANTS.get(variant, (None, 1))
+        sets = self.parts(turns, -1 if variant in VARIANTS else int(variant.removeprefix('block')))
+        if power is not None:
+            drawn = _drawn(torch.arange(len(self.domain.archive)), WHITEN, 0)
+            seen = features(self.vit, self.read, self.domain.archive[drawn], turns)
+            mean = seen.mean(0)
+            matrix = whitening_matrix((seen - mean).T.cov(), power)
+            sets = [(x - mean) @ matrix for x in sets]
+        return score(self.domain, *sets)
+
+    def labeled(self, budget: int) -> Tensor:
+        """Hits of a linear probe with so many labels a class, all if 0; the share of draws, shape (M,)."""
+        _, val, test = self.parts()
+        return budget_hits(self.domain, self.features('archive'), val, test, budget)
+
+    def attended(self) -> Tensor:
+        """Hits of a probe that attends to patches, shape (M,)."""
+        domain = self.domain
+        rows = [domain.train, domain.val, domain.test]
+        parts = [patches(self.vit, self.read, i) for i in rows]
+        return attention_hits(parts, [domain.label[i] for i in rows])
+
+    def blocks(self) -> list[list[float]]:
+        """The paper's analysis of every block, on 200 images that fit and as many that test."""
+        batches = []
+        for index in (self.domain.train, self.domain.test):
+            rows = _drawn(index.cpu(), 200, 0).to(index.device)
+            batches.append([{'image': self.read(i), 'label': self.domain.label[i]} for i in rows.split(50)])
+        fit, test = batches
+        return [[round(float(x), 4) for x in row] for row in analyse_blocks(self.vit, fit, test)]
+
+    def tuned(self, budget: int, seed: int) -> Tensor:
+        """Hits after LoRA-r8 tuning with so many labels a class, shape (M,)."""
+        return tune(self.vit, self.read, self.domain, budget, seed)
+
+
 class Study:
     """What jobs share in a process."""
 
@@ -47,7 +104,9 @@ class Study:
         self.data, self.cached, self.out, self.device = data, cached, out, device
         self.domain = cache(lambda name: load(name, data, cached).to(device))
         self.source = cache(lambda name: load_source(self.named(name))[0].to(device).eval())
-        self.before = cache(self.source_scores)
+        self.of_source = cache(
+            lambda source, name: Reading(self.source(source), self.named(source), self.domain(name))
+        )
 
     def named(self, name: str) -> Source:
         """A source, whose weights lie beside the data where they are a file."""
@@ -55,77 +114,95 @@ class Study:
         file = self.data / (source.weights or '')
         return replace(source, weights=str(file)) if file.is_file() else source
 
-    def scores(self, vit: ViT, source: str, name: str, variants: Iterable[str]) -> dict[str, Hits]:
-        """Hits on a domain by variant: keys of `VARIANTS`, or `block3`."""
-        domain, found = self.domain(name), {}
-        read = reader(self.named(source), domain)
-
-        @cache
-        def parts(turns: int, block: int) -> Sequence[Tensor]:
-            known = (domain.train, domain.val, domain.test)
-            return [features(vit, read, i, turns, block) for i in known]
-
-        for variant in variants:
-            power, turns = VARIANTS.get(variant, (None, 1))
-            sets = parts(turns, -1 if variant in VARIANTS else int(variant.removeprefix('block')))
-            if power is not None:
-                sample = _drawn(domain.archive, WHITEN, 0).to(self.device)
-                seen = features(vit, read, sample, turns)
-                mean = seen.mean(0)
-                matrix = whitening_matrix((seen - mean).T.cov(), power)
-                sets = [(x - mean) @ matrix for x in sets]
-            found[variant] = score(domain, *sets)
-        return found
-
-    def source_scores(self, source: str, name: str) -> dict[str, Hits]:
-        """Hits of a source on a domain, computed once for all processes."""
-        file = self.cached / f'source_{source}_{name}.pt'
+    def before(self, source: str, name: str, what: str, *arguments: Any) -> Any:
+        """What a method of `Reading` says of a source, computed once for all processes."""
+        source = SOURCES[source].beside or source
+        key = '_'.join(map(str, (source, name, what, *arguments)))
+        file = self.cached / 'sources' / f'{key}.pt'
+        file.parent.mkdir(parents=True, exist_ok=True)
         with open(file.with_suffix('.lock'), 'w') as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not file.is_file():
-                vit = self.source(source)
-                blocks = [f'block{i}' for i in range(vit.depth)] if name in ('eurosat', 'aid') else []
-                found = self.scores(vit, source, name, (*VARIANTS, *blocks))
-                torch.save({k: tuple(h.cpu() for h in v) for k, v in found.items()}, file)
-                means = {k: v.means for k, v in found.items()}
-                records.append(self.out, {'group': 'source', 'key': f'{source}.{name}', 'scores': means})
+                found = getattr(self.of_source(source, name), what)(*arguments)
+                torch.save(tuple(found) if isinstance(found, Hits) else found, file)
         held = torch.load(file, map_location=self.device, weights_only=True)
-        return {k: Hits(*v) for k, v in held.items()}
+        return Hits(*held) if isinstance(held, tuple) else held
+
+    def adapted(self, job: Job) -> tuple[ViT, dict[str, Any]]:
+        """The model of a job and numbers of its run, from the cache where it is there."""
+        domain, held = self.domain(job.domain), self.named(job.source)
+        if not job.views:
+            return self.source(job.source), {}
+        archive = domain.archive.cpu()
+        archive = _drawn(archive, job.images, 1) if job.images else archive
+        file = self.cached / 'models' / f'{job.model}.pt'
+        patch = self.source(job.source).patch_embed.patch_size
+        recipe = job.recipe(len(archive), held.size, patch)
+        if file.is_file():
+            content = torch.load(file, map_location=self.device, weights_only=True)
+            vit = create_vit(held.model, img_size=held.size, **OBJECTIVES[recipe.objective].backbone_options)
+            vit.mask_token = None
+            vit.load_state_dict(content['state'])
+            return vit.to(self.device).eval(), content['numbers']
+        start = time.time()
+        adapter = self.out.parent / f'{job.key}.safetensors' if job.save else None
+        vit, numbers = adapt(held, recipe, domain, archive, job.seed, adapter)
+        numbers['train_seconds'] = round(time.time() - start, 1)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        torch.save({'state': vit.state_dict(), 'numbers': numbers}, file.with_suffix('.part'))
+        file.with_suffix('.part').rename(file)
+        return vit, numbers
 
     def run(self, job: Job) -> dict[str, Any]:
         """Adapt and score."""
         start = time.time()
-        domain, held, source = self.domain(job.domain), self.named(job.source), self.source(job.source)
-        archive = domain.archive.cpu()
-        archive = _drawn(archive, job.images, 1) if job.images else archive
-        file = self.out.parent / f'{job.key}.safetensors' if job.save else None
-        recipe = job.recipe(len(archive), held.size, source.patch_embed.patch_size)
-        vit, numbers = adapt(held, recipe, domain, archive, job.seed, file)
-        trained = time.time() - start
-        before = self.before(job.source, job.domain)
-        after = self.scores(vit, job.source, job.domain, _ADAPTED)
+        domain, held = self.domain(job.domain), self.named(job.source)
+        vit, numbers = self.adapted(job)
+        reading = Reading(vit, held, domain)
+        before = self.before(job.source, job.domain, 'scores', 'one')
+        after = {k: reading.scores(k) for k in job.variants}
         row: dict[str, Any] = {
             **{k: getattr(job, k) for k in 'group key name source domain views seed images'.split()},
             'recipe': dict(job.values),
             **numbers,
-            'before': before['one'].means,
+            'before': before.means,
             'after': {k: v.means for k, v in after.items()},
-            'gain': {k: _gains(before['one'], v) for k, v in after.items()},
-            'over_turns4': _gains(before['turns4'], after['one']),
-            'train_seconds': round(trained, 1),
+            'gain': {k: _gains(before, v) for k, v in after.items()},
+            'validated': validate(domain, reading.rows, *reading.parts()[:2]),
         }
+        for budget in job.budgets:
+            row.setdefault('labels', {})[budget] = self._labels(job, reading, budget)
         for other in job.transfer:
-            first = self.before(job.source, other)['one']
-            second = self.scores(vit, job.source, other, ['one'])['one']
+            first = self.before(job.source, other, 'scores', 'one')
+            second = Reading(vit, held, self.domain(other)).scores('one')
             told = {'before': first.means, 'after': second.means, 'gain': _gains(first, second)}
             row.setdefault('transfer', {})[other] = told
-        rows = _drawn(archive, SAMPLE, 2).to(self.device)
-        images = reader(held, domain)(rows)
-        row['label_free'] = {
-            side: {k: round(v, 5) for k, v in told.items()}
-            for side, told in compare_backbones(source, vit, images, batch_size=256).items()
-        }
+        if 'attention' in job.extras:
+            row['attention'] = self._pair(job, reading, 'attended')
+        if 'blocks' in job.extras:
+            row['blocks'] = reading.blocks()
+        if 'label_free' in job.extras:
+            images = reading.read(_drawn(domain.archive.cpu(), SAMPLE, 2).to(self.device))
+            row['label_free'] = {
+                side: {k: round(v, 5) for k, v in told.items()}
+                for side, told in compare_backbones(
+                    self.source(job.source), vit, images, batch_size=256
+                ).items()
+            }
         return {**row, 'seconds': round(time.time() - start, 1)}
+
+    def _labels(self, job: Job, reading: Reading, budget: int) -> dict[str, Any]:
+        """By linear probe and by tuning; see `_pair`."""
+        found = {'linear': self._pair(job, reading, 'labeled', budget)}
+        if job.tuned:
+            found['tuned'] = self._pair(job, reading, 'tuned', budget, job.seed)
+        return found
+
+    def _pair(self, job: Job, reading: Reading, what: str, *arguments: int) -> list[float]:
+        """Accuracy before and after, gain and half of its interval by a method of `Reading`."""
+        first: Tensor = self.before(job.source, job.domain, what, *arguments)
+        second: Tensor = getattr(reading, what)(*arguments) if job.views else first
+        return [*(round(float(h.float().mean()), 5) for h in (first, second)), *gain(first, second)]
 
 
 def work(study: Study, jobs: list[Job], until: float, say: Callable[[str], None] = print) -> None:
@@ -153,7 +230,7 @@ def _do(study: Study, job: Job, say: Callable[[str], None]) -> None:
         return
     records.append(study.out, row)
     first, last = row['before'], row['after']['one']
-    say(f'{job.key}: {first} -> {last} in {row["train_seconds"]} of {row["seconds"]} s')
+    say(f'{job.key}: {first} -> {last} in {row.get("train_seconds", 0)} and {row["seconds"]} s')
 
 
 def take_part(rank: int, data: Path, cached: Path, out: Path, jobs: list[Job], until: float) -> None:

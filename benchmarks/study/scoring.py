@@ -14,6 +14,7 @@ from .domains import Domain
 
 PENALTIES = (0.003, 0.01, 0.03, 0.1, 0.3)
 FEW, DRAWS, NEIGHBORS = 10, 5, 20
+CHOOSE = 2_000  # images that rates and lengths are chosen on
 
 
 class Hits(NamedTuple):
@@ -52,6 +53,17 @@ def features(
                 (found,) = vit.intermediate(turn(image, number), [block])
             total = total + found.patches.float().flatten(1, 2).mean(1) / turns
         rows.append(total)
+    return torch.cat(rows)
+
+
+@torch.inference_mode()
+def patches(vit: ViT, read: Callable[[Tensor], Tensor], index: Tensor) -> Tensor:
+    """Patch tokens of images, read by their indices, shape (N, L, D), in half precision."""
+    vit.eval()
+    rows = []
+    for part in index.split(512):
+        with torch.autocast(index.device.type, torch.bfloat16):
+            rows.append(vit(read(part)).patches.flatten(1, 2).half())
     return torch.cat(rows)
 
 
@@ -121,3 +133,37 @@ def gain(before: Tensor, after: Tensor) -> list[float]:
     difference = after.float() - before.float()
     half = 1.96 * float(difference.std()) / len(difference) ** 0.5
     return [round(float(difference.mean()), 5), round(half, 5)]
+
+
+def draw_labels(domain: Domain, budget: int, seed: int) -> Tensor:
+    """Positions in the archive of so many labeled images a class, all if 0; none of them chooses settings."""
+    free = ~torch.isin(domain.archive, domain.val)
+    y = domain.label[domain.archive]
+    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed)).to(y.device)
+    order = order[free[order]]
+    return torch.cat([order[y[order] == c][: budget or None] for c in y.unique()])
+
+
+def budget_hits(domain: Domain, archive: Tensor, val: Tensor, test: Tensor, budget: int) -> Tensor:
+    """Share of the draws of labels in which a linear probe is right on each test image, shape (M,)."""
+    y, *others = (domain.label[i] for i in (domain.archive, domain.val, domain.test))
+    draws = [draw_labels(domain, budget, seed) for seed in range(DRAWS if budget else 1)]
+    hits = [_linear(archive[rows], val, test, y[rows], *others).float() for rows in draws]
+    return torch.stack(hits).mean(0)
+
+
+def validate(domain: Domain, archive: Callable[[Tensor], Tensor], train: Tensor, val: Tensor) -> list[float]:
+    """k-NN and linear probe on images of the archive that fit nothing and choose no penalty.
+
+    Archives that are used up (AID's) validate on the images that choose the penalty.
+    """
+    known = torch.cat([domain.train, domain.val])
+    rows = domain.archive[~torch.isin(domain.archive, known)]
+    rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:CHOOSE]]
+    found = archive(rows) if len(rows) else val
+    y, chosen, wanted = (
+        domain.label[i] for i in (domain.train, domain.val, rows if len(rows) else domain.val)
+    )
+    near = knn_hits(train, y, found, wanted, NEIGHBORS)
+    right = _linear(train, val, found, y, chosen, wanted)
+    return [round(float(h.float().mean()), 5) for h in (near, right)]

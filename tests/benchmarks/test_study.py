@@ -1,6 +1,7 @@
 """The study of short adaptations: its solver, its runs, and what the committed ones say."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,13 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from benchmarks.study import adapting, running
+from benchmarks.study import adapting, attention, running
 from benchmarks.study.adapting import Source
 from benchmarks.study.domains import Domain
 from benchmarks.study.jobs import Job, read_groups
 from benchmarks.study.report import combined, harm, label_free, main, read, where
-from benchmarks.study.scoring import gain, logistic, score
+from benchmarks.study.rivals import RIVALS
+from benchmarks.study.scoring import draw_labels, gain, logistic, score
 from explora_geo.evaluation.comparison import MARGIN
 from explora_geo.evaluation.label_free import DEFAULT_SCORE, SCORES, WORTH
 
@@ -87,6 +89,49 @@ def test_jobs_leave_a_line_each_and_go_on(
     assert len(told) == 3  # nothing is done twice
 
 
+def test_models_are_kept_and_scored_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_names: None
+) -> None:
+    source = Source('vit_tiny_patch8_32', None, 32)
+    monkeypatch.setitem(adapting.SOURCES, 'depth6', source)
+    monkeypatch.setitem(adapting.SOURCES, 'other', replace(source, beside='depth6'))
+    monkeypatch.setattr(attention, 'STEPS', 20)
+    study = running.Study(tmp_path, tmp_path, tmp_path / 'out.jsonl', torch.device('cpu'))
+    monkeypatch.setattr(study, 'domain', lambda name: domain())
+    values = {'objective': 'Anchor', 'adaptation': '[L]-r2', 'batch_size': 8}
+    job = Job('t', 'a', 'other', 'eurosat', values, 16, variants=('one',), extras=())
+    first = study.run(job)
+    assert first['steps'] == 2 and 'label_free' not in first
+    monkeypatch.setattr(running, 'adapt', None)  # nothing is adapted twice
+    again = study.run(
+        replace(job, budgets=(5, 0), tuned=True, extras=('attention', 'blocks'), transfer=('aid',))
+    )
+    assert again['after'] == first['after'] and again['key'] == f'{first["key"]}.labels'
+    for part in again['labels'].values():
+        for before, after, mean, half in part.values():
+            assert 0 <= before <= 1 and mean == pytest.approx(after - before, abs=1e-4) and half >= 0
+    assert len(again['blocks']) == study.source('other').depth and len(again['attention']) == 4
+    assert again['before'] == study.before('depth6', 'eurosat', 'scores', 'one').means  # not a random one's
+
+
+@pytest.mark.parametrize('name', RIVALS)
+def test_rivals_learn(name: str, small_names: None) -> None:
+    held = domain()
+    values = {'objective': name, 'adaptation': '[L]-r2', 'batch_size': 16, 'base_lr': 3e-3}
+    values |= {'arguments': {'images': 60}} if name == 'Diet' else {}
+    recipe = Job('t', name, 'x', 'eurosat', values, 16 * 60).recipe(60, 32, 8)
+    _, numbers = adapting.adapt(Source('vit_tiny_patch8_32', None, 32), recipe, held, held.archive, 0)
+    assert numbers['loss'][1] < numbers['loss'][0]
+
+
+def test_labels_are_drawn_by_class_and_never_those_that_choose() -> None:
+    held = domain()
+    held = replace(held, archive=torch.arange(60))  # of which 40 to 59 choose
+    rows = held.archive[draw_labels(held, 5, seed=1)]
+    assert held.label[rows].bincount().tolist() == [5, 5, 5] and not torch.isin(rows, held.val).any()
+    assert sorted(draw_labels(held, 0, 0).tolist()) == list(range(40))
+
+
 def test_scores_of_features_that_tell_classes_apart_are_high() -> None:
     held = domain()
     apart = [
@@ -99,7 +144,7 @@ def test_scores_of_features_that_tell_classes_apart_are_high() -> None:
 
 def test_every_job_has_a_name_of_its_own() -> None:
     jobs = [job for group in read_groups().values() for job in group]
-    assert len({job.key for job in jobs}) == len(jobs) == 381
+    assert len({job.key for job in jobs}) == len(jobs) == 459
     for values in {str(job.values): job for job in jobs}.values():  # every recipe can be built
         assert values.recipe(10_000, 112, 14).steps >= 10
 
