@@ -22,7 +22,7 @@ ALLOWED = {
     'models.tokenizers': {'models.position', 'models.tokenizers'},
     'models.blocks': {'models.position'},
     'models.vit': {'models.blocks', 'models.normalization', 'models.position', 'models.tokenizers'},
-    'models.decoder': {'models.tokenizers', 'models.vit'},
+    'models.decoder': {'models.blocks', 'models.tokenizers', 'models.vit'},
     'models.heads': set(),
     'models.weights': set(),
     'models.builders': {'models.position', 'models.tokenizers', 'models.vit'},

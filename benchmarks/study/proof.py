@@ -26,7 +26,7 @@ HEAD = """# The paper's rows from a supervised ViT-Ti/16
 
 `python -m benchmarks.study DATA CACHE runs.jsonl GROUP...` made `runs.jsonl`, each job on one core of an AMD
 EPYC with AVX-512-bf16, beside other work; `python -m benchmarks.study.proof runs.jsonl .` makes this page.
-The source is the ViT-Ti/16 of natural images with labels (see ../../conf/scales/small_vit_tiny16.yaml), at 96 px.
+The source is the ViT-Ti/16 of natural images with labels (../../conf/scales/small_vit_tiny16.yaml), at 96 px.
 Adaptations see 200 batches of 32 unlabeled training images at the rates that were searched for table 3. Test
 accuracy in %, gains over the source in points with 95 % intervals over test images and, where there are
 several, seeds. Probes read the mean patch of the last block.
