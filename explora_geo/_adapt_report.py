@@ -219,12 +219,7 @@ def measure(
             'measured': json.loads((folder / 'request.json').read_text(encoding='utf-8'))['measured'],
         },
         **more,
-        'label_free': {
-            **compare_backbones(before, after, images),
-            'tiles': len(images),
-            'chosen': DEFAULT_SCORE,
-            'worth': WORTH,
-        },
+        'label_free': {**compare_backbones(before, after, images), 'tiles': len(images), 'worth': WORTH},
         'curves': _curves(sorted((folder / 'run').glob('metrics*.csv'))),
         'skipped': [f'{path}: {reason}' for path, reason in task.skipped.items()],
         'next': _next(adapter, source, scoring),

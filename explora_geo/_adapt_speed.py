@@ -20,8 +20,8 @@ from explora_geo.devices import faster_precision
 
 #: Batches that are tried on a GPU, upward as long as the step before gained; the first is the recipes' own.
 BATCHES = (64, 128, 256)
-#: Share of the run, and seconds, that measuring more than its first steps may take.
-SHARE, MOST = 0.05, 60.0
+#: Share of the run, and seconds, that the steps of each further trial may take.
+SHARE, MOST = 0.02, 20.0
 # Gain in images per second that is worth a larger batch, or processes that read.
 _GAIN = 1.1
 # Share of the time spent waiting for images that processes that read could win back.
@@ -71,16 +71,14 @@ def settle(
     trainer = {'precision': faster_precision(), **settings['trainer']}
     settings = {**settings, 'trainer': trainer}
     given = (stated.get('data') or {}).get('init_args') or {}
-    start = time.perf_counter()
     best = _first_that_fits(settings, 'batch_size' in given)
     trials = [best]
-    overhead = max(0.0, time.perf_counter() - start - (TIMED + 1) * best.seconds)
     planned = trainer.get('max_steps') or length.steps(found.images, best.batch_size, best.seconds)
-    end = time.perf_counter() + min(MOST, SHARE * planned * best.seconds)
+    allowed = min(MOST, SHARE * planned * best.seconds)
     if 'batch_size' not in given and torch.cuda.is_available():
         for larger in (b for b in BATCHES if b > best.batch_size):
             times = larger / best.batch_size
-            late = time.perf_counter() + overhead + (TIMED + 1) * best.seconds * times > end
+            late = (TIMED + 1) * best.seconds * times > allowed
             if late or found.images < _BATCHES_OF_EPOCH * larger or best.memory * times > 0.5:
                 break
             try:
@@ -93,7 +91,7 @@ def settle(
     readers = min(8, (os.cpu_count() or 1) // 2)
     if 'num_workers' not in given and best.waited > _WAIT and readers:
         steps = 2 * readers + TIMED  # beyond the batches that were read before the first step
-        if time.perf_counter() + overhead + (steps + 1) * best.seconds <= end:
+        if (steps + 1) * best.seconds <= allowed:
             trials.append(try_steps(settings, best.batch_size, readers, steps))
             best = trials[-1] if trials[-1].rate > _GAIN * best.rate else best
     return _complete(settings, best, found, length), [best, *(t for t in trials if t is not best)]

@@ -208,10 +208,7 @@ def cached_features(
         progress: Told the images done and their number.
 
     Returns:
-        The features, in the order of the data set, in half precision.
-
-    Raises:
-        ValueError: If there is no image, images carry no class each, or `turns` is another number.
+        The features, in the order of the data set, in half precision; errors are those of `extract_features`.
     """
     total: int = len(dataset)  # type: ignore[arg-type]
     if not total:

@@ -177,9 +177,6 @@ def compare_backbones(
     Returns:
         `source` and `adapted`: the scores named in `SCORES`, with those of a comparison (drift, neighbors
         kept) 0, 0 and 1 for the source itself.
-
-    Raises:
-        ValueError: If there are fewer than three tiles.
     """
     if len(images) < 3:
         raise ValueError(f'label-free scores need at least 3 tiles, got {len(images)}')

@@ -87,28 +87,15 @@ class Segment(NamedTuple):
 class BatchedLinear:
     """One linear classifier per feature variant and learning rate.
 
-    The variants are slices of one vector `(average, class token of the last block, of the one before, …)`.
-    Each column is multiplied once for all variants and learning rates that read it: few wide products
-    take two thirds of the time of many narrow ones.
-
-    Attributes:
-        variants: Blocks, and whether the average is read, by variant.
-        segments: Columns that the same variants read, with the weights.
-        bias: Biases, shape (V, R, K).
+    The `variants`, blocks and whether the average is read, are slices of one vector `(average, class token of
+    the last block, of the one before, …)`. Each column is multiplied once for all variants and learning rates
+    that read it: few wide products take two thirds of the time of many narrow ones.
     """
 
     def __init__(
         self, dim: int, classes: int, blocks: Sequence[int], rates: int, generator: torch.Generator
     ) -> None:
-        """Initialize with normal weights of deviation 0.01, as DINOv2.
-
-        Args:
-            dim: Width D of a token.
-            classes: Number of classes K.
-            blocks: Last blocks whose class tokens are read, one variant without and one with average.
-            rates: Classifiers per variant R.
-            generator: Source of the weights.
-        """
+        """Initialize with normal weights of deviation 0.01, as DINOv2, and biases of shape (V, R, K)."""
         counts = sorted(set(blocks))
         self.variants = [(n, average) for n in counts for average in (False, True)]
         self.bias = torch.zeros(len(self.variants), rates, classes)
@@ -135,14 +122,8 @@ class BatchedLinear:
         """Take a step of SGD on the mean cross-entropy of each classifier.
 
         The gradient with respect to the scores is softmax minus target, so no graph is needed; the product
-        that makes the gradient of a weight adds it to the velocity.
-
-        Args:
-            features: Input, shape (B, F).
-            target: Classes, shape (B,).
-            rates: Learning rates, shape (R,).
-            factor: Factor of the schedule on the learning rates.
-            momentum: Share of the velocity that is kept.
+        that makes the gradient of a weight adds it to the velocity. Features are (B, F), classes (B,), rates
+        (R,), the factor that of the schedule.
         """
         scores = self(features)
         # Several times faster than `softmax` along an axis as short as the classes.

@@ -8,7 +8,6 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -102,53 +101,17 @@ def curve_chart(curve: Mapping[str, Any], points: Sequence[tuple[float, float]],
         axis.axhline(start, color=_COLORS['source'], linestyle=(0, (1, 2)), linewidth=1.6)
         place = {'transform': axis.get_yaxis_transform(), 'ha': 'right', 'va': 'bottom'}
         axis.text(1, start, 'source', color=_COLORS['source'], **place)
-    _plain(axis, str(curve.get('x_label', 'step')), '')
+    axis.set_xlabel(str(curve.get('x_label', 'step')))
+    axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axis.yaxis.set_major_locator(MaxNLocator(5))
+    axis.grid(axis='y')
     return _svg(figure, key, f'{curve["title"]} from {y[0]:.3g} to {y[-1]:.3g}')
-
-
-@matplotlib.rc_context(_STYLE)
-def strength_chart(strength: Mapping[str, Any], key: str) -> str:
-    """Scores over the strength of the adapter, from the source (0) to all of it (1), as SVG.
-
-    Args:
-        strength: `strength`; see `page`.
-        key: Prefix of the ids.
-    """
-    figure, axis = _figure(2.6)
-    styles = zip(('adapted', 'turns', 'block', 'few'), 'os^D', strict=True)
-    texts = []
-    for series, (name, marker) in zip(strength['series'], styles, strict=False):
-        y, color = [100 * v for v in series['y']], _COLORS[name]
-        axis.plot(strength['x'], y, f'-{marker}', color=color, linewidth=1.8, markersize=5)
-        axis.text(strength['x'][-1] + 0.03, y[-1], series['title'], color=color, va='center')
-        texts.append(f'{series["title"]} from {y[0]:.1f} to {y[-1]:.1f} %')
-    chosen = strength.get('chosen')
-    if chosen is not None:
-        axis.axvline(chosen, color=_COLORS['muted'], linestyle=(0, (3, 3)), linewidth=1, zorder=0)
-        side, shift = ('right', -0.015) if chosen > 0.5 else ('left', 0.015)
-        place = {'transform': axis.get_xaxis_transform(), 'ha': side}
-        axis.text(chosen + shift, 0.03, 'chosen', color=_COLORS['muted'], **place)
-    low, high = axis.get_ylim()
-    if high - low < SPAN / 2:
-        axis.set_ylim((low + high - SPAN / 2) / 2, (low + high + SPAN / 2) / 2)
-    _plain(axis, 'strength of the adapter', '%')
-    axis.set_xlim(-0.04, 1.22)  # room for the names of the lines
-    axis.set_xticks([0, 0.25, 0.5, 0.75, 1])
-    axis.xaxis.set_major_formatter('{x:g}')
-    return _svg(figure, key, 'Scores by strength: ' + '; '.join(texts))
 
 
 def _figure(height: float) -> tuple[Figure, Any]:
     """A drawing as wide as a phone, so that text is as large as the page's."""
     figure = Figure(figsize=(5.0, height), layout='constrained')
     return figure, figure.subplots()
-
-
-def _plain(axis: Axes, x: str, y: str) -> None:
-    axis.set(xlabel=x, ylabel=y)
-    axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    axis.yaxis.set_major_locator(MaxNLocator(5))
-    axis.grid(axis='y')
 
 
 def _svg(figure: Figure, key: str, text: str) -> str:

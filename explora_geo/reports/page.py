@@ -17,8 +17,7 @@ of its 95 % interval optional:
 - `scores`: what `Comparison.to_dict` gives: `labels` `{"source", "train", "validation", "test", "classes"}`,
   `rule`, and `rows`, each with `metric`, `title` and scores by variant; `beside` was made beforehand.
 - `quoted`: rivals that were measured elsewhere: `source` (a file), `command` and `rows`, as in `scores`.
-- `label_free`: output of `evaluation.compare_backbones` (`source`, `adapted`), `tiles`, `chosen` (a key of
-  `label_free.SCORES`), `worth` (a sentence).
+- `label_free`: output of `evaluation.compare_backbones` (`source`, `adapted`), `tiles`, `worth` (a sentence).
 - `retention`: `source` of the images and `row`, as in `scores`: what the model still knows.
 - `strength`: `x` in [0, 1], `series` `[{"title", "y" (shares)}]`, `chosen`.
 - `curves`: `[{"title", "x", "y", "x_label", "start" (value of the source)}]`.
@@ -42,7 +41,7 @@ from rich.filesize import decimal
 from explora_geo._atomic import atomic_path
 from explora_geo.evaluation.comparison import METHODS
 from explora_geo.evaluation.label_free import DEFAULT_SCORE, SCORES
-from explora_geo.reports.charts import VARIANTS, curve_chart, score_chart, strength_chart, variant
+from explora_geo.reports.charts import VARIANTS, curve_chart, score_chart, variant
 from explora_geo.reports.pictures import data_uri, feature_colors
 from explora_geo.reports.verdict import judge, signed
 
@@ -99,7 +98,7 @@ def _render(report: Mapping[str, Any], pictures: Mapping[str, Any]) -> str:
         _titled({**_rivals(quoted.get(row['metric'], {})), **row}, short)
         for row in (report.get('scores') or {}).get('rows', ())
     ]
-    retention, strength = report.get('retention') or {}, report.get('strength') or {}
+    retention = report.get('retention') or {}
     curves = []
     for number, curve in enumerate(report.get('curves') or ()):
         points = [(x, y) for x, y in zip(curve['x'], curve['y'], strict=True) if y is not None]
@@ -115,8 +114,6 @@ def _render(report: Mapping[str, Any], pictures: Mapping[str, Any]) -> str:
         retention=_titled(retention['row'], short) if retention.get('row') else None,
         label_free_scores=SCORES,
         default_score=DEFAULT_SCORE,
-        # Two points are no curve, and are in the table.
-        strength=strength_chart(strength, 'k') if len(strength.get('x', ())) > 2 else None,
         curves=curves,
         after=names['adapted'],
         kinds=kinds,

@@ -13,7 +13,7 @@ from sklearn.decomposition import PCA
 from torch import Tensor
 from torch.nn import functional as F
 
-from explora_geo.bands import canonical
+from explora_geo.bands import true_color_bands
 from explora_geo.evaluation.features import evaluating, mean_patches
 from explora_geo.models.vit import ViT
 from explora_geo.objectives import MAE
@@ -26,7 +26,6 @@ Display = Callable[[Tensor], Pixels]
 GRID = 14
 #: Tiles whose features and reconstructions are shown, and those that tell what every place has in common.
 FEW, MANY = 8, 40
-_RED_GREEN_BLUE = (('red', 'green', 'blue'), ('b04', 'b03', 'b02'))
 
 
 def display_tiles(
@@ -44,9 +43,7 @@ def display_tiles(
         high: Value shown as white, with 0 as black; None stretches every stack of tiles between its 2nd and
             98th percentile.
     """
-    names = [canonical(band) for band in bands]
-    triples = [[names.index(b) for b in triple] for triple in _RED_GREEN_BLUE if set(triple) <= set(names)]
-    shown = triples[0] if triples else [0, 0, 0]
+    shown = (3 * true_color_bands(bands))[:3]
     center, scale = (
         torch.as_tensor(x, dtype=torch.float32).flatten()[shown].view(3, 1, 1) for x in (mean, std)
     )

@@ -79,20 +79,14 @@ def _without_labels(report: Mapping[str, Any]) -> Verdict:
         'choice.'
     )
     scores = report.get('label_free') or {}
-    name = scores.get('chosen', DEFAULT_SCORE)
-    before, after = ((scores.get(k) or {}).get(name) for k in ('source', 'adapted'))
-    if before is None or after is None:
-        return Verdict('unmeasured', text, advice)
-    info = SCORES[name]
-    change = (after - before) / max(abs(before), 1e-12)
-    hint = 'no hint either way'
-    if abs(change) >= _MOVED and info.better != 'neither':
-        hint = 'a hint, no proof'
-        text = (
-            f'A hint of {"a gain" if change > 0 else "harm"}, but no labels to tell whether adapting helps.'
-        )
-    moved = f'{info.title}: from {before:.3g} to {after:.3g}, {hint}.'
-    return Verdict('unmeasured', text, f'{moved} {advice}')
+    before, after = ((scores.get(k) or {}).get(DEFAULT_SCORE) for k in ('source', 'adapted'))
+    if before is not None and after is not None:
+        hint = 'no hint either way'
+        if abs(after - before) >= _MOVED * abs(before):
+            what, hint = 'a gain' if after > before else 'harm', 'a hint, no proof'
+            text = f'A hint of {what}, but no labels to tell whether adapting helps.'
+        advice = f'{SCORES[DEFAULT_SCORE].title}: from {before:.3g} to {after:.3g}, {hint}. {advice}'
+    return Verdict('unmeasured', text, advice)
 
 
 def _name(row: Mapping[str, Any]) -> str:
@@ -109,10 +103,9 @@ def _points(rows: list[Any]) -> str:
     return ', '.join(f'{_name(r)} {signed(r["gain"])}' for r in rows) + ' points'
 
 
-def signed(score: Mapping[str, Any] | float | None) -> str:
-    """Mean of a gain, or a gain, in points."""
-    mean = score.get('mean') if isinstance(score, Mapping) else score
-    return '' if mean is None else f'{100 * mean:+.1f}'.replace('-', '\N{MINUS SIGN}')
+def signed(gain: Mapping[str, Any]) -> str:
+    """Mean of a gain in points."""
+    return f'{100 * gain["mean"]:+.1f}'.replace('-', '\N{MINUS SIGN}')
 
 
 def _rival(rows: list[Any]) -> str:

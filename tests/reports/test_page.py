@@ -78,7 +78,7 @@ def test_every_picture_has_a_text(written: Page) -> None:
     images = [a for tag, a in written.elements if tag == 'img']
     assert len(images) > 100 and all((a.get('alt') or '').strip() for a in images)
     charts = [a for tag, a in written.elements if tag == 'svg']
-    assert len(charts) == 3 + 1 + 2 and all((a.get('aria-label') or '').strip() for a in charts)
+    assert len(charts) == 3 + 2 and all((a.get('aria-label') or '').strip() for a in charts)
     assert 'k-NN: Source 69.0 %, Source, best block (5) 70.0 %' in (charts[0]['aria-label'] or '')
 
 
