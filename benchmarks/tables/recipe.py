@@ -14,6 +14,7 @@ from explora_geo.objectives import (
     Anchor,
     AnchorConfig,
     DINOv2,
+    LossConfig,
     MaskConfig,
     Objective,
     PhaseConfig,
@@ -31,6 +32,7 @@ _GROUPS: dict[str, Any] = {
     'teacher': TeacherConfig,
     'phases': PhaseConfig,
     'masks': MaskConfig,
+    'losses': LossConfig,
     'views': ViewsConfig,
     'anchor': AnchorConfig,
 }
@@ -60,7 +62,8 @@ class Recipe:
         kind = OBJECTIVES[self.objective]
         try:
             arguments = {k: _GROUPS[k](**v) if k in _GROUPS else v for k, v in self.arguments.items()}
-            inspect.signature(kind).bind_partial(**arguments)
+            if unknown := arguments.keys() - inspect.signature(kind).parameters.keys() - kind.flat_keys:
+                raise TypeError(f"got an unexpected keyword argument '{min(unknown)}'")
         except TypeError as error:
             raise ValueError(f'{self.objective} cannot take {dict(self.arguments)}: {error}') from error
         return partial(kind, **arguments)

@@ -19,6 +19,7 @@ class HeadConfig:
         bottleneck_dim: Width before the prototypes (DINOv2: 256).
         num_layers: Layers before the prototypes (DINOv2: 3).
         train_gain: Train the gain of each prototype, as DINOv2 does; at 1 short runs are steadier.
+        load: Start from the heads of the weights, if they carry heads of these sizes.
     """
 
     prototypes: int = 4096
@@ -26,6 +27,7 @@ class HeadConfig:
     bottleneck_dim: int = 256
     num_layers: int = 3
     train_gain: bool = False
+    load: bool = True
 
     def __post_init__(self) -> None:
         """Check the sizes."""

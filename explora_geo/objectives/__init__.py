@@ -2,7 +2,7 @@
 
 from explora_geo.objectives.anchor import Anchor, AnchorConfig
 from explora_geo.objectives.base import Objective, objective_class
-from explora_geo.objectives.dinov2 import DINOv2
+from explora_geo.objectives.dinov2 import DINOv2, LossConfig
 from explora_geo.objectives.gram import GramConfig
 from explora_geo.objectives.mae import MAE
 from explora_geo.objectives.masking import MaskConfig
@@ -15,6 +15,7 @@ __all__ = [
     'AnchorConfig',
     'DINOv2',
     'GramConfig',
+    'LossConfig',
     'MaskConfig',
     'Objective',
     'PhaseConfig',

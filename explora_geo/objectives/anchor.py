@@ -67,16 +67,17 @@ class AnchorLoss(nn.Module):
         metrics: Cosines of the last batch, by name.
     """
 
-    def __init__(self, backbone: ViT, config: AnchorConfig) -> None:
-        """Initialize an anchor at a backbone as it is now.
+    def __init__(self, source: Teacher, config: AnchorConfig) -> None:
+        """Initialize an AnchorLoss.
 
         Args:
-            backbone: Student, with the source's weights; LoRA adds nothing yet. It is not kept.
+            source: The backbone as the run starts, by the name `backbone`.
             config: What to ask for.
         """
         super().__init__()
         self.config = config
-        self.source = Teacher(nn.ModuleDict({'backbone': backbone}))
+        self.source = source
+        backbone: Any = source.parts['backbone']
         self.archive = ArchiveStatistics(backbone.embed_dim)
         self.metrics: dict[str, Tensor] = {}
 
@@ -135,36 +136,21 @@ class Anchor(Objective):
     2025), whose objectives are `DINOv2` (D) and `MAE` (M).
     """
 
-    def __init__(
-        self,
-        backbone: ViT,
-        turns: int = 4,
-        whitening: float = 0.5,
-        ridge: float = 0.02,
-        patch_weight: float = 0.5,
-        centered_weight: float = 2.0,
-        mean_weight: float = 2.0,
-        oriented: bool = False,
-    ) -> None:
+    flat_keys = frozenset(AnchorConfig.__dataclass_fields__)
+
+    def __init__(self, backbone: ViT, **config: Any) -> None:
         """Initialize an Anchor objective.
 
         Args:
             backbone: Student, with the source's weights; LoRA adds nothing yet.
-            turns: See `AnchorConfig`, as the rest.
-            whitening: Power of the inverse standard deviation of each direction, in [0, 1].
-            ridge: Added to each standard deviation, as a share of the largest.
-            patch_weight: Weight of the patches.
-            centered_weight: Weight of the mean patch, minus the archive's mean.
-            mean_weight: Weight of the mean patch as it is.
-            oriented: Whether the orientation of images tells something, so that none is turned.
+            **config: Arguments of `AnchorConfig`.
 
         Raises:
-            ValueError: If `turns` is none of 1, 4, 8, `whitening` not in [0, 1], `ridge` not positive, or a
-                weight negative or all zero.
+            ValueError: If `AnchorConfig` refuses a value.
         """
         super().__init__(backbone)
-        config = AnchorConfig(turns, whitening, ridge, patch_weight, centered_weight, mean_weight, oriented)
-        self.anchor = AnchorLoss(backbone, config)
+        source = Teacher(nn.ModuleDict({'backbone': backbone}))
+        self.anchor = AnchorLoss(source, AnchorConfig(**config))
 
     @staticmethod
     def pool(features: Features) -> Tensor:

@@ -18,6 +18,7 @@ class Objective(nn.Module, ABC):
         backbone: The ViT that is trained and later kept.
         letter: How the paper's notation names weights of this objective (`M`, `D`).
         backbone_options: Arguments of `create_vit` that the objective needs.
+        flat_keys: Arguments that the class takes beside those of its signature.
         views: Crops that the objective learns from, or None for the image itself.
         metrics: Numbers of the last batch that are worth a look but not minimised, by name.
         watched: Features of the last training batch in which a collapse would show, shape (N, D), or None.
@@ -26,6 +27,7 @@ class Objective(nn.Module, ABC):
 
     letter: str = ''
     backbone_options: ClassVar[Mapping[str, Any]] = {}
+    flat_keys: ClassVar[frozenset[str]] = frozenset()
     views: ViewsConfig | None = None
 
     def __init__(self, backbone: ViT) -> None:

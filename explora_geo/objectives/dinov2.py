@@ -1,8 +1,9 @@
 """DINOv2's self-distillation (Oquab et al. 2024) on an adapted backbone: D-ExPLoRA."""
 
+import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, TypedDict, Unpack
 
 import torch
 import torch.distributed as dist
@@ -24,7 +25,53 @@ from explora_geo.transforms.multicrop import MultiCrop, ViewsConfig
 _HEADS = ('dino_head', 'ibot_head')
 
 
-MASKS = MaskConfig()
+@dataclass(frozen=True)
+class LossConfig:
+    """What DINOv2 compares, and how much each loss counts.
+
+    Attributes:
+        student_temperature: Temperature of the student's predictions.
+        ibot_weight: Weight of the masked-patch loss.
+        koleo_weight: Weight of KoLeo, which spreads the class tokens of a batch.
+        token: What is compared between crops: the class token (DINOv2), or the mean patch token, for
+            trunks whose class token is unfinished.
+    """
+
+    student_temperature: float = 0.1
+    ibot_weight: float = 1.0
+    koleo_weight: float = 0.1
+    token: Literal['cls', 'avg'] = 'cls'
+
+    def __post_init__(self) -> None:
+        """Check the token."""
+        if self.token not in ('cls', 'avg'):
+            raise ValueError(f'token must be cls or avg, got {self.token!r}')
+
+
+class _Moved(TypedDict, total=False):
+    """Arguments of earlier versions, which groups hold now."""
+
+    student_temperature: float | None
+    ibot_weight: float | None
+    koleo_weight: float | None
+    token: Literal['cls', 'avg'] | None
+    load_heads: bool | None
+    freeze_last_layer: float | None
+    head_warmup: float | None
+
+
+def _regroup(name: str, value: Any) -> tuple[str, dict[str, Any]]:
+    """Group that holds an argument of earlier versions, and what changes there; with a warning."""
+    if name not in _Moved.__annotations__:
+        raise TypeError(f"DINOv2 got an unexpected keyword argument '{name}'")
+    if name in ('freeze_last_layer', 'head_warmup'):
+        return 'phases', rename_length(name, value, 'phases.')
+    group, key = ('head', 'load') if name == 'load_heads' else ('losses', name)
+    warnings.warn(f'{name}: {value} is deprecated, write {group}.{key}: {value}', FutureWarning, stacklevel=3)
+    return group, {key: value}
+
+
+MASKS, LOSSES = MaskConfig(), LossConfig()
 
 
 class DINOv2(Objective):
@@ -40,6 +87,7 @@ class DINOv2(Objective):
         'dynamic_img_size': True,
         'uniform_drop_path': True,
     }
+    flat_keys = frozenset(_Moved.__annotations__)
 
     def __init__(
         self,
@@ -48,17 +96,12 @@ class DINOv2(Objective):
         ibot_head: HeadConfig | None = None,
         teacher: TeacherConfig | None = None,
         masks: MaskConfig = MASKS,
-        student_temperature: float = 0.1,
-        ibot_weight: float = 1.0,
-        koleo_weight: float = 0.1,
+        losses: LossConfig = LOSSES,
         phases: PhaseConfig | None = None,
         views: ViewsConfig | None = None,
-        token: Literal['cls', 'avg'] = 'cls',
         anchor: AnchorConfig | None = None,
         gram: GramConfig | None = None,
-        load_heads: bool = True,
-        freeze_last_layer: float | None = None,
-        head_warmup: float | None = None,
+        **moved: Unpack[_Moved],
     ) -> None:
         """Initialize a DINOv2 objective.
 
@@ -72,18 +115,12 @@ class DINOv2(Objective):
             ibot_head: Size of a separate head of masked tokens.
             teacher: How the teacher follows.
             masks: What the student does not see.
-            student_temperature: Temperature of the student's predictions.
-            ibot_weight: Weight of the masked-patch loss.
-            koleo_weight: Weight of KoLeo, which spreads the class tokens of a batch.
+            losses: What is compared, and how much each loss counts.
             phases: How long the prototypes stay as they are, and the heads train alone.
             views: Crops; DINOv2's in proportion to the backbone's image size if None.
-            token: What is compared between crops: the class token (DINOv2), or the mean patch token, for
-                trunks whose class token is unfinished.
             anchor: Also keep to what the source sees, see `AnchorConfig`; ours, not the paper's.
             gram: Hold on to the patch similarities of the source (DINOv3), and to its class tokens.
-            load_heads: Start from the heads of the weights, if they carry heads of these sizes.
-            freeze_last_layer: Deprecated, see `phases`: a share of the run if below 1, else epochs.
-            head_warmup: Deprecated, as `freeze_last_layer`.
+            **moved: Deprecated: keys of `losses` and `phases`, and `load_heads`; a warning names the new key.
 
         Raises:
             ValueError: If the backbone lacks a mask token, or a crop is no multiple of the patch.
@@ -94,18 +131,18 @@ class DINOv2(Objective):
                 'DINOv2 hides patches and takes crops of two sizes: build the backbone with '
                 'mask_token=True and dynamic_img_size=True'
             )
-        head, teacher = head or HeadConfig(), teacher or TeacherConfig()
+        groups: dict[str, Any] = {'losses': losses, 'phases': phases or PhaseConfig()}
+        groups['head'] = head or HeadConfig()
+        for name, value in moved.items():
+            if value is not None:
+                group, changes = _regroup(name, value)
+                groups[group] = replace(groups[group], **changes)
+        self.losses, self.phases, head = (groups[name] for name in ('losses', 'phases', 'head'))
+        teacher = teacher or TeacherConfig()
+        self.load_heads = head.load
         self._given_views = views
         self.views = self._fit_views(views)
         self.masks, self.targets = masks, teacher
-        self.student_temperature = student_temperature
-        self.ibot_weight, self.koleo_weight = ibot_weight, koleo_weight
-        self.phases = phases or PhaseConfig()
-        for name, value in (('freeze_last_layer', freeze_last_layer), ('head_warmup', head_warmup)):
-            if value is not None:
-                renamed: dict[str, Any] = rename_length(name, value, 'phases.')
-                self.phases = replace(self.phases, **renamed)
-        self.load_heads = load_heads
         self.horizon = TrainingLength()
         self.koleo = KoLeoLoss()
         self.dino_head = ProjectionHead(backbone.embed_dim, head)
@@ -121,11 +158,10 @@ class DINOv2(Objective):
         self._shared_blocks = frozen_blocks(backbone) if self._shares_embedding and not varied else 0
         self.teacher = Teacher(self.student)
         self._multi_crop = MultiCrop(self.views, backbone.patch_embed.bands)
-        if token not in ('cls', 'avg'):
-            raise ValueError(f'token must be cls or avg, got {token!r}')
-        self.token = token
-        self.anchor = AnchorLoss(backbone, anchor) if anchor else None
-        self.gram = GramLoss(backbone, gram) if gram else None
+        # Both look at the same frozen source.
+        source = Teacher(nn.ModuleDict({'backbone': backbone})) if anchor or gram else None
+        self.anchor = AnchorLoss(source, anchor) if source and anchor else None
+        self.gram = GramLoss(source, gram) if source and gram else None
 
     def cap_views(self, largest: int) -> None:
         """Keep crops that were not given from being larger than the images, in whole patches."""
@@ -197,7 +233,7 @@ class DINOv2(Objective):
         else:
             views = self._multi_crop(batch['image'], local=self.training)
         crops, local = views[0], views[1] if len(views) > 1 else None
-        times = batch.get('timestamps')
+        times, config = batch.get('timestamps'), self.losses
         images = len(crops) // 2
         embedded = self.backbone.patch_embed(crops)
         tokens, grid = embedded
@@ -223,7 +259,7 @@ class DINOv2(Objective):
             masked = features.patches.flatten(0, 2)[rows]
             logits = self.ibot_head(masked) if self.ibot_head else self.dino_head(masked, prototypes)
             with torch.autocast(crops.device.type, enabled=False):
-                loss_ibot = ibot_loss(of_patches, logits, mask, self.student_temperature)
+                loss_ibot = ibot_loss(of_patches, logits, mask, config.student_temperature)
             del of_patches, logits
         cls = [self.pool(features)]
         if local is not None:
@@ -234,16 +270,16 @@ class DINOv2(Objective):
         with torch.autocast(crops.device.type, enabled=False):
             dino = dino.unflatten(0, (-1, images))  # (2·B + n·B,K) -> (2 + n,B,K)
             loss_global, loss_local = dino_losses(
-                targets, dino[:2], dino[2:] if local is not None else None, self.student_temperature
+                targets, dino[:2], dino[2:] if local is not None else None, config.student_temperature
             )
             losses = {'loss_dino_global': loss_global}
             if loss_local is not None:
                 losses['loss_dino_local'] = loss_local
             if loss_ibot is not None:
-                losses['loss_ibot'] = self.ibot_weight * loss_ibot
-            if self.koleo_weight and images > 1:  # a single image has no neighbour
+                losses['loss_ibot'] = config.ibot_weight * loss_ibot
+            if config.koleo_weight and images > 1:  # a single image has no neighbour
                 spread = [self.koleo(x) for x in cls[0].float().chunk(2)]
-                losses['loss_koleo'] = self.koleo_weight * torch.stack(spread).sum()
+                losses['loss_koleo'] = config.koleo_weight * torch.stack(spread).sum()
         if self.gram is not None:
             losses |= self.gram(crops, features, times, step, self.horizon)
         if self.anchor is not None:
@@ -278,7 +314,7 @@ class DINOv2(Objective):
 
     def pool(self, features: Features) -> Tensor:  # type: ignore[override]
         """What is compared between crops: class token or mean patch token, shape (B, D)."""
-        return features.cls if self.token == 'cls' else features.patches.flatten(1, -2).mean(1)
+        return features.cls if self.losses.token == 'cls' else features.patches.flatten(1, -2).mean(1)
 
     @torch.no_grad()
     def _teacher_targets(

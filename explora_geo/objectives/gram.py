@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from explora_geo.models.vit import Features, ViT
+from explora_geo.models.vit import Features
 from explora_geo.objectives.schedules import Length, TrainingLength
 from explora_geo.objectives.teacher import Teacher
 
@@ -55,16 +55,16 @@ class GramConfig:
 class GramLoss(nn.Module):
     """Distance of a student from its source, which shares with it every tensor that does not train."""
 
-    def __init__(self, backbone: ViT, config: GramConfig) -> None:
-        """Initialize a GramLoss at a backbone as it is now.
+    def __init__(self, source: Teacher, config: GramConfig) -> None:
+        """Initialize a GramLoss.
 
         Args:
-            backbone: Student, with the source's weights; LoRA adds nothing yet. It is not kept.
+            source: The backbone as the run starts, by the name `backbone`.
             config: What counts, and when.
         """
         super().__init__()
         self.config = config
-        self.source = Teacher(nn.ModuleDict({'backbone': backbone}))
+        self.source = source
 
     def forward(
         self, crops: Tensor, features: Features, times: Tensor | None, step: int, length: TrainingLength

@@ -233,8 +233,8 @@ class CollapseGuard(Callback):
         if not sound and not task.stopped:
             task.stopped = (
                 f'the features collapsed at step {trainer.global_step}: {what}; the run is stopped and what '
-                f'was learned by step {self._kept_step} is kept: lower optim.base_lr, raise koleo_weight or '
-                'lengthen phases.head_warmup_steps'
+                f'was learned by step {self._kept_step} is kept: lower optim.base_lr, raise '
+                'losses.koleo_weight or lengthen phases.head_warmup_steps'
             )
             logger.warning(task.stopped)
             trainer.should_stop = True

@@ -10,7 +10,7 @@ from explora_geo.adaptation import ExPLoRAConfig, explora
 from explora_geo.models import ViT, create_vit
 from explora_geo.models.heads import HeadConfig
 from explora_geo.models.turns import turn
-from explora_geo.objectives import Anchor, DINOv2
+from explora_geo.objectives import Anchor, DINOv2, LossConfig
 from explora_geo.objectives.anchor import AnchorConfig, ArchiveStatistics
 
 
@@ -145,7 +145,7 @@ def test_the_anchor_stands_beside_and_the_mean_patch_can_be_compared(small_names
     torch.manual_seed(0)
     vit = create_vit('vit_tiny_patch8_32', **DINOv2.backbone_options)
     explora(vit, ExPLoRAConfig.parse('[L]-r4'))
-    objective = DINOv2(vit, head=HeadConfig(32, 16, 8), token='avg', anchor=AnchorConfig())
+    objective = DINOv2(vit, head=HeadConfig(32, 16, 8), losses=LossConfig(token='avg'), anchor=AnchorConfig())
     batch = {'image': torch.randn(4, 3, 32, 32)}
     losses = objective(batch, 0)
     assert {'loss_dino_global', 'loss_ibot', 'loss_patch', 'loss_centered', 'loss_mean'} <= losses.keys()
@@ -157,7 +157,7 @@ def test_the_anchor_stands_beside_and_the_mean_patch_can_be_compared(small_names
     copied = sum(p.numel() for p in objective.anchor.parameters() if id(p) not in own)
     assert copied == sum(p.numel() for p in vit.parameters() if p.requires_grad)
     with pytest.raises(ValueError, match="token must be cls or avg, got 'mean'"):
-        DINOv2(vit, token='mean')
+        LossConfig(token='mean')
 
 
 @pytest.mark.parametrize(

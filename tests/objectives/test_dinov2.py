@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from explora_geo.adaptation import ExPLoRAConfig, explora
 from explora_geo.models import ViT
 from explora_geo.models.heads import HeadConfig
-from explora_geo.objectives import DINOv2, MaskConfig, PhaseConfig, TeacherConfig, dinov2
+from explora_geo.objectives import DINOv2, LossConfig, MaskConfig, PhaseConfig, TeacherConfig, dinov2
 from explora_geo.objectives.masking import block_masks
 from explora_geo.objectives.teacher import Teacher
 from explora_geo.transforms import ViewsConfig
@@ -68,7 +68,7 @@ def test_the_losses_are_the_four_of_dinov2(build: Callable[..., DINOv2], images:
 def test_a_student_learns_what_a_still_teacher_says(
     build: Callable[..., DINOv2], images: Tensor, centering: Any
 ) -> None:
-    model = build(teacher=TeacherConfig(momentum=1.0, centering=centering), koleo_weight=0)
+    model = build(teacher=TeacherConfig(momentum=1.0, centering=centering), losses=LossConfig(koleo_weight=0))
     sums = train(model, images, 60, lr=5e-3)
     assert sum(sums[-10:]) < sum(sums[10:20])
 
@@ -94,9 +94,8 @@ def test_the_average_moves_what_trains_and_nothing_else(build: Callable[..., DIN
 
 
 def test_the_local_crops_and_the_mask_may_be_left_out(build: Callable[..., DINOv2], images: Tensor) -> None:
-    model = build(
-        views=ViewsConfig(global_size=32, num_local=0), masks=MaskConfig(probability=0), koleo_weight=0
-    )
+    views, losses = ViewsConfig(global_size=32, num_local=0), LossConfig(koleo_weight=0)
+    model = build(views=views, masks=MaskConfig(probability=0), losses=losses)
     losses = model({'image': images}, 0)
     assert list(losses) == ['loss_dino_global']
     assert math.isfinite(float(losses['loss_dino_global'].detach()))
@@ -168,12 +167,15 @@ def test_old_lengths_work_and_name_the_new_keys(build: Callable[..., DINOv2]) ->
     with pytest.warns(FutureWarning) as said:
         model = build(phases=None, freeze_last_layer=3, head_warmup=0.2)
     assert model.phases == PhaseConfig(freeze_last_layer_epochs=3, head_warmup_fraction=0.2)
+    new = ('phases.freeze_last_layer_epochs: 3', 'phases.head_warmup_fraction: 0.2')
     assert [str(w.message) for w in said] == [
-        'freeze_last_layer: 3 is deprecated, write phases.freeze_last_layer_epochs: 3 '
-        '(or phases.freeze_last_layer_steps)',
-        'head_warmup: 0.2 is deprecated, write phases.head_warmup_fraction: 0.2 '
-        '(or phases.head_warmup_steps)',
+        f'freeze_last_layer: 3 is deprecated, write {new[0]} (or phases.freeze_last_layer_steps)',
+        f'head_warmup: 0.2 is deprecated, write {new[1]} (or phases.head_warmup_steps)',
     ]
+    with pytest.warns(FutureWarning, match='load_heads: False is deprecated, write head.load: False'):
+        assert not build(load_heads=False).load_heads
+    with pytest.raises(TypeError, match="unexpected keyword argument 'ibot'"):
+        build(ibot=1)
     with pytest.warns(FutureWarning, match='write temperature_warmup_epochs: 30'):
         assert TeacherConfig(temperature_warmup=30) == TeacherConfig(temperature_warmup_epochs=30)
 
@@ -239,7 +241,7 @@ def test_a_separate_head_of_masked_tokens(build: Callable[..., DINOv2], images: 
 def test_heads_are_taken_unless_told_otherwise(build: Callable[..., DINOv2]) -> None:
     heads = build().extra_state()
     for load_heads in (True, False):
-        model = build(load_heads=load_heads)
+        model = build(head=replace(HEAD, load=load_heads))
         assert model.load_pretrained(heads).startswith('dino_head loaded') == load_heads
         weight = model.teacher.parts['dino_head'].mlp[0].weight
         assert torch.equal(weight, heads['dino_head.mlp.0.weight']) == load_heads
@@ -247,12 +249,8 @@ def test_heads_are_taken_unless_told_otherwise(build: Callable[..., DINOv2]) -> 
 
 def test_heads_of_another_size_are_not_taken(build: Callable[..., DINOv2]) -> None:
     other = build(head=HeadConfig(prototypes=10, hidden_dim=16, bottleneck_dim=8)).extra_state()
-    model = build()
-    assert (
-        model.load_pretrained(other)
-        == model.load_pretrained({})
-        == ('the heads start random and train in full')
-    )
+    for state in (other, {}):
+        assert build().load_pretrained(state) == 'the heads start random and train in full'
 
 
 def test_losses_in_bfloat16_are_near_those_in_float32(

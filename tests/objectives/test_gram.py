@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
@@ -13,6 +13,7 @@ from explora_geo.models import ViT
 from explora_geo.objectives import GramConfig
 from explora_geo.objectives.gram import GramLoss
 from explora_geo.objectives.schedules import TrainingLength
+from explora_geo.objectives.teacher import Teacher
 
 LENGTH = TrainingLength(10, 5)
 
@@ -20,7 +21,7 @@ LENGTH = TrainingLength(10, 5)
 def moved(build_vit: Callable[..., ViT], config: GramConfig) -> tuple[ViT, GramLoss]:
     """A student whose last block has moved away from the source."""
     vit = explora(build_vit(), ExPLoRAConfig.parse('[L]-r4'))
-    loss = GramLoss(vit, config)
+    loss = GramLoss(Teacher(nn.ModuleDict({'backbone': vit})), config)
     with torch.no_grad():
         vit.blocks[-1].mlp.fc2.weight += 0.5 * torch.randn_like(vit.blocks[-1].mlp.fc2.weight)
     return vit, loss

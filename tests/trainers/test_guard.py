@@ -15,7 +15,7 @@ from torch import Tensor
 from explora_geo.checkpoints import read_adapter
 from explora_geo.datamodules import FolderDataModule
 from explora_geo.models.heads import HeadConfig
-from explora_geo.objectives import DINOv2, MaskConfig, PhaseConfig, TeacherConfig
+from explora_geo.objectives import DINOv2, LossConfig, MaskConfig, PhaseConfig, TeacherConfig
 from explora_geo.trainers import ExPLoRATask, GuardConfig, OptimConfig
 from explora_geo.trainers.guard import CollapseGuard
 from explora_geo.transforms import ViewsConfig
@@ -67,7 +67,7 @@ def test_self_distillation_made_to_collapse_is_stopped(
         **SMALL,
         'teacher': TeacherConfig(momentum=0.0, center_momentum=0.999),
         'masks': MaskConfig(probability=0),
-        'koleo_weight': 0,
+        'losses': LossConfig(koleo_weight=0),
     }
     task = build_task(
         weights=None,

@@ -14,7 +14,7 @@ from explora_geo.configured import run
 from explora_geo.models import create_vit
 from explora_geo.models.heads import HeadConfig
 from explora_geo.models.weights import ViTLarge14_Weights, ViTLarge16_Weights, ViTTiny8_Weights
-from explora_geo.objectives import MAE, DINOv2, Objective, TeacherConfig
+from explora_geo.objectives import MAE, AnchorConfig, DINOv2, LossConfig, Objective, TeacherConfig
 from explora_geo.objectives.schedules import TrainingLength
 from explora_geo.trainers import PRESETS, ExPLoRATask
 from explora_geo.trainers.presets import Preset, choose, get_preset
@@ -139,7 +139,8 @@ def test_a_preset_builds_dinov2s_objective_and_crops() -> None:
     # DINOv2's code applies the complements of 1, 0.1 and 0.5.
     assert (model.views.blur, model.views.blur_sigma) == ((0.0, 0.9, 0.5), (0.1, 2.0))
     assert (model.masks.ratio, model.masks.probability) == ((0.1, 0.5), 0.5)
-    assert (model.student_temperature, model.koleo_weight, model.ibot_head) == (0.1, 0.1, None)
+    losses = model.losses
+    assert (losses.student_temperature, losses.koleo_weight, model.ibot_head) == (0.1, 0.1, None)
 
 
 def test_norms_and_the_class_token_train_in_every_recipe() -> None:
@@ -268,18 +269,29 @@ def test_a_yaml_file_that_names_the_class_gets_the_preset(tmp_path: Path) -> Non
     assert found[0][0]['LoRA'] == 2 * 4 * 128 * 8 and found[0][1].alpha == 1
 
 
+def test_a_yaml_file_gives_the_anchor_its_settings_flat(tmp_path: Path) -> None:
+    task = build_from_yaml(
+        tmp_path,
+        'adaptation: "[L]-r32", objective: {class_path: explora_geo.objectives.Anchor, '
+        'init_args: {turns: 8, whitening: 0.25}}',
+    )
+    assert task.model.anchor.config == AnchorConfig(turns=8, whitening=0.25)
+
+
 def test_yaml_files_with_the_old_keys_work(tmp_path: Path) -> None:
     with pytest.warns(FutureWarning) as said:
         task = build_from_yaml(
             tmp_path,
             'adaptation: "D-[L]-r32", optim: {base_lr: 1.0e-3, warmup: 0.1}, objective: {class_path: '
             'explora_geo.objectives.DINOv2, init_args: {head: {prototypes: 24}, head_warmup: 0.2, '
+            'ibot_weight: 0.5, token: avg, '
             'teacher: {temperature_warmup: 2}, views: {global_size: 64, flips: false}}}',
         )
     assert task.optim.warmup_length == ('warmup_fraction', 0.1)
     assert task.model.phases.head_warmup == ('head_warmup_fraction', 0.2)
     assert task.model.phases.freeze_last_layer == ('freeze_last_layer_steps', 1250)  # the preset's
+    assert task.model.losses == LossConfig(ibot_weight=0.5, token='avg')
     assert task.model.targets.warmup_length == ('temperature_warmup_epochs', 2)
     assert (task.model.views.horizontal_flip, task.model.views.vertical_flip) == (False, False)
     names = {str(w.message).split(':')[0] for w in said if w.category is FutureWarning}
-    assert names >= {'warmup', 'head_warmup', 'temperature_warmup', 'flips'}
+    assert names >= {'warmup', 'head_warmup', 'temperature_warmup', 'flips', 'ibot_weight', 'token'}
