@@ -211,9 +211,8 @@ def export(
     Example: explora-geo export model.safetensors --weights base.safetensors --adapter adapter.safetensors
     """
     from explora_geo.checkpoints import load_backbone
-    from explora_geo.checkpoints.export import check_format, export_peft
+    from explora_geo.checkpoints.export import check_format, export_peft, export_transformers
     from explora_geo.checkpoints.export import export as write
-    from explora_geo.checkpoints.hugging_face import export_transformers
     from explora_geo.trainers import load_task
 
     if layout not in ('', 'peft', 'transformers'):

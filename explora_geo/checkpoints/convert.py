@@ -19,27 +19,45 @@ from explora_geo.models.position import RotaryConfig
 
 State = dict[str, Tensor]
 
-# Hugging Face's names, as in published files and as in transformers 5, and ours.
-_HUGGING_FACE = (
-    (r'^vit\.embeddings\.patch_embeddings\.(?:projection\.)?', 'patch_embed.proj.'),
-    (r'^vit\.embeddings\.position_embeddings$', 'pos_embed'),
-    (r'^vit\.embeddings\.', ''),
-    (r'^vit\.(?:encoder\.layer|layers|(?:model\.)?layer)\.', 'blocks.'),
-    (r'^vit\.(?:layer)?norm\.', 'norm.'),
-    (r'^decoder\.decoder_layers\.', 'decoder.decoder_blocks.'),
-    (r'\.attention\.attention\.query\.', '.attn.q_proj.'),
-    (r'\.attention\.attention\.key\.', '.attn.k_proj.'),
-    (r'\.attention\.attention\.value\.', '.attn.v_proj.'),
-    (r'\.attention\.(?:output\.dense|o_proj)\.', '.attn.proj.'),
-    (r'\.attention\.', '.attn.'),
-    (r'\.intermediate\.dense\.', '.mlp.fc1.'),
-    (r'\.output\.dense\.', '.mlp.fc2.'),
-    (r'\.mlp\.(?:weights_in|gate_proj)\.', '.mlp.w12.'),
-    (r'\.mlp\.(?:weights_out|down_proj)\.', '.mlp.w3.'),
-    (r'\.layer_scale([12])\.lambda1$', r'.ls\1.gamma'),
-    (r'\.layernorm_before\.', '.norm1.'),
-    (r'\.layernorm_after\.', '.norm2.'),
-)
+# Hugging Face's names by those of the authors; names that start with a dot replace parts of others.
+_DINOV2 = {
+    **{token: f'embeddings.{token}' for token in ('cls_token', 'mask_token')},
+    'reg_token': 'embeddings.register_tokens',
+    'pos_embed': 'embeddings.position_embeddings',
+    'patch_embed.proj.': 'embeddings.patch_embeddings.projection.',
+    'blocks.': 'encoder.layer.',
+    'norm.': 'layernorm.',
+    '.attn.q_proj.': '.attention.attention.query.',
+    '.attn.k_proj.': '.attention.attention.key.',
+    '.attn.v_proj.': '.attention.attention.value.',
+    '.attn.proj.': '.attention.output.dense.',
+    '.ls1.gamma': '.layer_scale1.lambda1',
+    '.ls2.gamma': '.layer_scale2.lambda1',
+}
+_GATED = {'.mlp.fc1.': '.mlp.weights_in.', '.mlp.fc2.': '.mlp.weights_out.'}
+_DINOV3 = {
+    **{k: v for k, v in _DINOV2.items() if k.endswith(('_token', '.gamma'))},
+    'patch_embed.proj.': 'embeddings.patch_embeddings.',
+    'blocks.': 'layer.',
+    '.attn.proj.': '.attention.o_proj.',
+    **{f'.attn.{part}_proj.': f'.attention.{part}_proj.' for part in 'qkv'},
+    '.mlp.fc1.': '.mlp.up_proj.',
+    '.mlp.fc2.': '.mlp.down_proj.',
+}
+# What ViTMAE and later versions of transformers write besides.
+_SPELLINGS = {
+    'embeddings.': '',
+    'layers.': 'blocks.',
+    'model.layer.': 'blocks.',
+    'decoder.decoder_layers.': 'decoder.decoder_blocks.',
+    '.attention.': '.attn.',
+    '.intermediate.dense.': '.mlp.fc1.',
+    '.output.dense.': '.mlp.fc2.',
+    '.mlp.gate_proj.': '.mlp.fc1.',
+    '.layernorm_before.': '.norm1.',
+    '.layernorm_after.': '.norm2.',
+}
+_READ = {theirs: ours for names in (_DINOV2, _GATED, _DINOV3) for ours, theirs in names.items()} | _SPELLINGS
 _SPLIT = re.compile(r'(?P<attn>.*\.attn\.)(?P<part>[qkv])_proj\.(?P<kind>weight|bias)')
 
 
@@ -69,9 +87,7 @@ def convert(state: Mapping[str, Tensor]) -> Converted:
     Raises:
         ValueError: If the file is of a kind that cannot be a backbone.
     """
-    refused = _refusal(state)
-    if refused:
-        raise ValueError(refused)
+    _check_kind(state)
     ours = dict(state)
     try:
         layout = recognize(state)
@@ -88,9 +104,6 @@ def convert(state: Mapping[str, Tensor]) -> Converted:
 
 def recognize(state: Mapping[str, Tensor]) -> str:
     """Name of the layout of a state dict.
-
-    Args:
-        state: Tensors by name.
 
     Returns:
         `timm`, which encoder-only files of MAE and ExPLoRA share, or `dinov2`, `dinov3`, `mae`,
@@ -123,19 +136,18 @@ def _recognize_plain(state: Mapping[str, Tensor], whole: Mapping[str, Tensor]) -
     return 'dinov2' if 'mask_token' in state or 'register_tokens' in state else 'timm'
 
 
-def _refusal(state: Mapping[str, Tensor]) -> str:
-    """Why this cannot be a backbone, or an empty string."""
+def _check_kind(state: Mapping[str, Tensor]) -> None:
+    """Check that this can be a backbone."""
     if any('lora_a' in k.lower() or 'lora_b' in k.lower() for k in state):
-        return (
+        raise ValueError(
             'the file holds LoRA updates that are not merged: merge them first (explora-geo adapter merge), '
             'or give the starting weights and the adapter file'
         )
     if not any(k.endswith('cls_token') for k in state):
-        return (
+        raise ValueError(
             'the file holds no class token, so it is no ViT that can be read; its first tensors are '
             + ', '.join(list(state)[:3])
         )
-    return ''
 
 
 def _is_backbone(key: str) -> bool:
@@ -152,11 +164,7 @@ def _root(state: Mapping[str, Tensor]) -> str:
 
 
 def dino_name(state: Mapping[str, Tensor]) -> str | None:
-    """Name of the backbone of DINOv2's and DINOv3's files, which never say it, by what they hold.
-
-    Args:
-        state: Tensors by name, as a file of any layout holds them.
-    """
+    """Name of the backbone of DINOv2's and DINOv3's files of any layout, which never say it."""
     if not any(k.endswith(('.ls1.gamma', '.gamma_1', '.layer_scale1.lambda1')) for k in state):
         return None
     try:
@@ -166,11 +174,7 @@ def dino_name(state: Mapping[str, Tensor]) -> str | None:
 
 
 def backbone_name(state: Mapping[str, Tensor]) -> str | None:
-    """Name of a backbone by its tensors, if its size has one.
-
-    Args:
-        state: Tensors with our keys.
-    """
+    """Name of a backbone by its tensors with our keys, if its size has one."""
     filters = next((v for k, v in state.items() if k.startswith('patch_embed.proj') and v.ndim == 4), None)
     size = None if filters is None else size_name(filters.shape[0], depth_of(state))
     if filters is None or size is None:
@@ -251,12 +255,7 @@ def from_dinov3(state: State) -> State:
 
 
 def fit_bias(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> State:
-    """Bring the bias of queries and values to a model that has one, or has none, where both are the same.
-
-    Args:
-        state: Tensors with our keys.
-        own: Those of the model.
-    """
+    """Bring the bias of queries and values to a model, `own`, that has one or has none, if that is the same."""
     bias = ('.attn.q_bias', '.attn.v_bias')
     zeros = {k: torch.zeros(v.shape) for k, v in own.items() if k.endswith(bias) and k not in state}
     extra = {k: v for k, v in state.items() if k.endswith(bias) and k not in own}
@@ -335,25 +334,50 @@ def from_satmae(state: State) -> State:
 
 
 def from_hugging_face(state: State) -> State:
-    """ViTMAE, Dinov2 and DINOv3 of Hugging Face's transformers, in either spelling, to the authors' names."""
+    """ViTMAE, Dinov2 and DINOv3 of Hugging Face's transformers, in any spelling, to the authors' names."""
     if not any(k.endswith('embeddings.cls_token') for k in state):
         return state
     gated = any(k.endswith('.mlp.gate_proj.weight') for k in state)
     renamed: State = {}
     for key, value in state.items():
-        if '.mlp.up_proj.' in key:
-            if gated:  # joined with the gate
-                continue
-            key = key.replace('.up_proj.', '.fc1.')
-        elif '.mlp.gate_proj.' in key:
+        if gated and '.mlp.up_proj.' in key:  # joined with the gate
+            continue
+        if '.mlp.gate_proj.' in key:
             value = torch.cat([value, state[key.replace('gate_proj', 'up_proj')]])
-        key = key if key.startswith(('vit.', 'decoder.')) else f'vit.{key}'  # files of the encoder alone
-        for pattern, ours in _HUGGING_FACE:
-            key = re.sub(pattern, ours, key)
-        renamed[key] = value
+        renamed[_rename(key.removeprefix('vit.'), _READ)] = value
     if 'mask_token' in renamed and 'decoder.mask_token' not in renamed:
         renamed['mask_token'] = renamed['mask_token'].reshape(1, -1)
     return renamed
+
+
+def to_hugging_face(state: Mapping[str, Tensor], gated: bool = False) -> State:
+    """Our names and fused attention to those of Dinov2, or of DINOv3 where there is no table of positions.
+
+    Args:
+        state: Tensors of a backbone with our keys.
+        gated: Whether the MLPs of a Dinov2 are gated.
+    """
+    names = (_DINOV2 | (_GATED if gated else {})) if 'pos_embed' in state else _DINOV3
+    renamed: State = {}
+    for key, value in state.items():
+        key = re.sub(r'\.gamma_([12])$', r'.ls\1.gamma', key)
+        key = re.sub(r'\.([qv])_bias$', r'.\1_proj.bias', key)
+        parts = {key: value}
+        if '.attn.qkv.' in key:
+            split = [key.replace('qkv', f'{part}_proj') for part in 'qkv']
+            parts = dict(zip(split, value.chunk(3), strict=True))
+        renamed |= {_rename(k, names): v.contiguous() for k, v in parts.items()}
+    return renamed
+
+
+def _rename(key: str, names: Mapping[str, str]) -> str:
+    """Replace the longest names first: those from a dot on anywhere, others at the start."""
+    for old in sorted(names, key=len, reverse=True):
+        if old.startswith('.'):
+            key = key.replace(old, names[old])
+        elif key.startswith(old):
+            key = names[old] + key.removeprefix(old)
+    return key
 
 
 _STEPS = (from_hugging_face, from_trainer, from_dinov2, fuse_qkv, from_dinov3, from_mae, from_satmae)

@@ -1,4 +1,4 @@
-"""Files that other libraries load: of timm, TorchGeo and PEFT, and exported programs."""
+"""Files that other libraries load: of timm, TorchGeo, transformers and PEFT, and exported programs."""
 
 import importlib.util
 import json
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from explora_geo.adaptation import LoRALinear, explora
 from explora_geo.checkpoints.adapter import AdapterHeader, read_adapter
+from explora_geo.checkpoints.convert import to_hugging_face
 from explora_geo.checkpoints.files import atomic_path, write_state
 from explora_geo.checkpoints.metadata import model_metadata
 from explora_geo.checkpoints.sharing import model_card
@@ -113,6 +114,69 @@ def plain_state(vit: ViT) -> dict[str, Tensor]:
     if lora := next((k for k in state if '.lora_' in k), ''):
         raise ValueError(f'the backbone carries LoRA ({lora}): merge it first')
     return state
+
+
+def export_transformers(vit: ViT, out: str | Path) -> str:
+    """Write a backbone as `config.json` and `model.safetensors` of Hugging Face's transformers.
+
+    Args:
+        vit: Backbone of DINOv2 or DINOv3 without LoRA.
+        out: Folder to write; `from_pretrained(out)` of the class takes it.
+
+    Returns:
+        The class of transformers that loads it.
+
+    Raises:
+        ValueError: If transformers has no such model.
+    """
+    state = plain_state(vit)
+    scaled = any(k.endswith(('.ls1.gamma', '.gamma_1')) for k in state)
+    if vit.patch_embed.kind != 'patch' or not scaled or 'norm.weight' not in state:
+        raise ValueError(
+            'the format transformers is for backbones of DINOv2 and DINOv3 that read patches: write '
+            '.safetensors for timm, or a program, .pt2 or .onnx'
+        )
+    name, config = _transformers_config(vit, state)
+    shape = (1, 1, -1) if vit.rope is not None else (1, -1)
+    state['mask_token'] = state.get('mask_token', torch.zeros(vit.embed_dim)).reshape(shape)
+    named = to_hugging_face(state, config.get('use_swiglu_ffn', False))
+    folder = Path(out)
+    write_state(folder / 'model.safetensors', named, {'format': 'pt'})
+    with atomic_path(folder / 'config.json') as temporary:
+        temporary.write_text(json.dumps(config, indent=1), encoding='utf-8')
+    return name
+
+
+def _transformers_config(vit: ViT, state: dict[str, Tensor]) -> tuple[str, dict[str, Any]]:
+    """Class of transformers, and what its configuration says."""
+    tokenizer, block = vit.patch_embed, vit.blocks[0]
+    config: dict[str, Any] = {
+        'hidden_size': vit.embed_dim,
+        'num_hidden_layers': vit.depth,
+        'num_attention_heads': block.attn.num_heads,  # type: ignore[union-attr]
+        'image_size': tokenizer.img_size,
+        'patch_size': tokenizer.patch_size,
+        'num_channels': len(tokenizer.bands),
+        'layer_norm_eps': vit.norm.eps,
+    }
+    registers = vit.num_prefix_tokens - 1
+    if vit.rope is not None:
+        name, kind = 'DINOv3ViTModel', 'dinov3_vit'
+        bias = 'blocks.0.attn.q_bias' in state
+        config |= {
+            'intermediate_size': len(state['blocks.0.mlp.fc1.bias']),
+            'rope_theta': vit.rope.config.base,
+        }
+        config |= {'query_bias': bias, 'key_bias': False, 'value_bias': bias}
+    else:
+        name, kind = (
+            ('Dinov2WithRegistersModel', 'dinov2_with_registers') if registers else ('Dinov2Model', 'dinov2')
+        )
+        hidden = state['blocks.0.mlp.fc2.weight'].shape[1]
+        config |= {'use_swiglu_ffn': hidden != len(state['blocks.0.mlp.fc1.bias']), 'mlp_ratio': 4}
+    if registers:
+        config['num_register_tokens'] = registers
+    return name, {'architectures': [name], 'model_type': kind, **config}
 
 
 class _Outputs(nn.Module):

@@ -15,8 +15,7 @@ from torch.testing import assert_close
 from explora_geo.adaptation import ExPLoRAConfig, LoRALinear, explora, merge_lora
 from explora_geo.checkpoints import load_backbone, load_weights
 from explora_geo.checkpoints.convert import convert, dino_name
-from explora_geo.checkpoints.export import export_timm
-from explora_geo.checkpoints.hugging_face import export_transformers
+from explora_geo.checkpoints.export import export_timm, export_transformers
 from explora_geo.checkpoints.sources import StoredWeights
 from explora_geo.models import RotaryConfig, ViT, create_vit
 
