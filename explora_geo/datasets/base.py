@@ -35,10 +35,6 @@ class TileDataset(NonGeoDataset):
     samples hold more than image and label :meth:`_sample`.
 
     Attributes:
-        root: Folder of the data set.
-        files: Paths of the images, in the order of their indices.
-        labels: Label of each file, or None if unlabeled.
-        classes: Names of the classes in the order of their labels, empty if unlabeled.
         colors: Color of each class in plots of masks, red, green and blue from 0 to 255.
         file_bands: Names of the bands in the files.
         bands: Names of the bands of a sample, in order.
@@ -101,20 +97,12 @@ class TileDataset(NonGeoDataset):
         self.bands = tuple(self.file_bands[i] for i in self._positions)
         self._cached: dict[int, NDArray[Any]] = {}
 
-    @property
-    def class_to_idx(self) -> dict[str, int]:
-        """Label of each class."""
-        return {name: i for i, name in enumerate(self.classes)}
-
     def __len__(self) -> int:
         """Return the number of files, whether or not they can be read."""
         return len(self.files)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Return one sample.
-
-        Args:
-            index: Position in :attr:`files`.
 
         Returns:
             ``image``, float32 in the file's own units (8-bit: 0 to 255), shape (C, H, W), ``label``, int64,
@@ -144,20 +132,16 @@ class TileDataset(NonGeoDataset):
     def relabel(self, classes: Sequence[str]) -> None:
         """Number the labels by another list of classes, e.g. that of the training folder.
 
-        Args:
-            classes: Names of classes in the order of their labels.
-
         Raises:
             ValueError: If a class of this dataset is not in the list.
         """
-        missing = [name for name in self.classes if name not in classes]
-        if missing:
+        if missing := [name for name in self.classes if name not in classes]:
             raise ValueError(
                 f'Class folders {missing} of {self.root} are not among the classes '
                 f'{list(classes)}; rename the folders or remove them.'
             )
-        numbers = [list(classes).index(name) for name in self.classes]
-        self.labels = None if self.labels is None else [numbers[label] for label in self.labels]
+        names = [self.classes[label] for label in self.labels or ()]
+        self.labels = None if self.labels is None else [list(classes).index(name) for name in names]
         self.classes = tuple(classes)
 
     def plot(self, sample: dict[str, Any], show_titles: bool = True, suptitle: str | None = None) -> Figure:
@@ -211,9 +195,6 @@ def skip(message: str, strict: bool, remedy: str = 'repair or remove the file') 
 
 def collate_skipping(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Stack the good samples of a batch and name the others.
-
-    Args:
-        samples: Samples of a dataset; one that could not be used is ``{'skipped': '<path>: <reason>'}``.
 
     Returns:
         The batch: ``image`` of shape (B, C, H, W), ``label`` of shape (B,) if there are labels,

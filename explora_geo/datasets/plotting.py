@@ -56,12 +56,9 @@ def plot_sample(
             either.
         bands: Names of the bands of the image.
         classes: Names of the classes.
-        colors: Colors of the classes of masks.
+        colors: Colors of the classes of masks, which have a legend of those that occur.
         show_titles: Whether to show titles above the panels, such as class names.
         suptitle: Title of the whole figure.
-
-    Returns:
-        The figure; masks of classes have a legend of those that occur.
     """
     frames = sample['image'] if sample['image'].ndim == 4 else sample['image'][None]
     found = {key: sample[key].detach().cpu() for key in ('label', 'mask', 'prediction') if key in sample}

@@ -43,14 +43,6 @@ def test_the_kind_of_tiles_decides_the_bands() -> None:
     assert ms[0]['image'].shape == (13, 64, 64)
 
 
-def test_bands_come_in_any_order_by_name() -> None:
-    dataset = EuroSATDataset(MS, None, bands=('B04', 'B03', 'B02', 'B8A'))
-    for index in (0, 59, 119):
-        with rasterio.open(dataset.files[index]) as file:
-            expected = file.read([4, 3, 2, 13]).astype(np.float32)
-        assert np.array_equal(dataset[index]['image'].numpy(), expected)
-
-
 def test_a_split_file_serves_tif_and_jpeg_names(split_file: Path, tmp_path: Path) -> None:
     train = EuroSATDataset(MS, 'train', split_file=split_file)
     test = EuroSATDataset(MS, 'test', split_file=split_file)

@@ -9,7 +9,6 @@ import pandas as pd
 import pytest
 import rasterio
 import torch
-from matplotlib import pyplot as plt
 from PIL import Image
 from torchgeo.datasets import DatasetNotFoundError, NonGeoDataset
 
@@ -135,25 +134,6 @@ def test_rows_without_a_file_are_left_out_and_counted(build: Build, root: Path) 
 
 
 @KINDS
-def test_an_unreadable_image_is_skipped_by_name_or_raises(build: Build, root: Path) -> None:
-    dataset = build(root)
-    path = dataset.table['path'][0]
-    path.write_bytes(path.read_bytes()[:200])
-    assert dataset[0]['skipped'].startswith(f'{path}: it cannot be read')
-    assert 'image' in dataset[len(dataset) - 1]
-    with pytest.raises(ValueError, match=f'{path.name}: it cannot be read'):
-        build(root, strict=True)[0]
-
-
-def test_a_tile_with_one_empty_band_is_skipped(fmow_sentinel: Path) -> None:
-    dataset = FMoWSentinel(fmow_sentinel)
-    profile = {'driver': 'GTiff', 'count': 1, 'dtype': 'uint16', 'height': 4, 'width': 4}
-    with rasterio.open(dataset.table['path'][2], 'w', **profile) as target:
-        target.write(np.zeros((1, 4, 4), np.uint16))
-    assert 'it has 1 bands instead of the 13' in dataset[2]['skipped']
-
-
-@KINDS
 def test_what_is_not_there_is_reported_in_torchgeos_way(build: Build, root: Path, tmp_path: Path) -> None:
     for place in (tmp_path / 'nowhere', root.parent):
         with pytest.raises(DatasetNotFoundError, match='Dataset not found in `root='):
@@ -219,17 +199,3 @@ def test_wrong_arguments_are_refused(fmow: Path, change: dict[str, Any], sentenc
         FMoWRGB(fmow, **change)
     with pytest.raises(ValueError, match='num_frames must be at least 1'):
         FMoWTemporal(fmow, num_frames=0)
-
-
-@KINDS
-def test_samples_can_be_plotted(build: Build, root: Path) -> None:
-    dataset = build(root)
-    figure = dataset.plot(dataset[0], suptitle='a place')
-    assert len(figure.axes) == (3 if build is FMoWTemporal else 1)
-    assert 'Label: airport' in figure.axes[0].get_title()
-    plt.close(figure)
-
-
-def test_transforms_get_the_whole_sample(fmow: Path) -> None:
-    dataset = FMoWTemporal(fmow, transforms=lambda sample: {'keys': sorted(sample)})
-    assert dataset[0] == {'keys': ['image', 'label', 'timestamps']}

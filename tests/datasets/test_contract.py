@@ -8,6 +8,7 @@ import resource
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,21 @@ import numpy as np
 import pytest
 import torch
 from matplotlib import pyplot as plt
+from PIL import ImageFile
 from rasterio.errors import RasterioIOError
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Subset
 
 from explora_geo.datamodules.loader import ReplacingCollate, SkippingDataLoader
-from explora_geo.datasets import FolderDataset, MaskFolderDataset, PackedDataset, images
+from explora_geo.datasets import (
+    EuroSATDataset,
+    FMoWRGB,
+    FMoWSentinel,
+    FMoWTemporal,
+    FolderDataset,
+    MaskFolderDataset,
+    PackedDataset,
+    images,
+)
 from explora_geo.datasets.base import TileDataset, collate_skipping
 from explora_geo.datasets.files import find_images
 from explora_geo.datasets.packed import pack
@@ -61,44 +72,106 @@ def listed(root: Path) -> TileDataset:
     return TileDataset(root, find_images(root), None, ())
 
 
-DATASETS: dict[str, Callable[[Path], Dataset[Any]]] = {
+#: Data sets of four tiles in a folder, then those of a layout of their own, by its fixture.
+DATASETS: dict[str, Callable[..., Any]] = {
     'folder': FolderDataset,
     'pack': packed,
     'masks': masked,
     'list': listed,
 }
+LAYOUTS: dict[str, Callable[..., Any]] = {
+    'fmow': FMoWRGB,
+    'fmow_sentinel': FMoWSentinel,
+    'fmow temporal': FMoWTemporal,
+    'tiles': partial(EuroSATDataset, split=None),
+}
 
 
 @pytest.mark.parametrize('kind', BROKEN)
 @pytest.mark.parametrize('name', DATASETS)
-def test_a_broken_file_is_named_and_the_others_are_returned(flat: Path, name: str, kind: str) -> None:
+def test_a_broken_file_is_named_and_the_others_are_returned(
+    flat: Path, name: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Other libraries set this, and then Pillow fills what is missing with grey.
+    monkeypatch.setattr(ImageFile, 'LOAD_TRUNCATED_IMAGES', True)
     broken = add(flat, kind)
-    dataset: Any = DATASETS[name](flat)
+    dataset = DATASETS[name](flat)
     samples = [dataset[i] for i in range(len(dataset))]
     (named,) = [sample['skipped'] for sample in samples if 'skipped' in sample]
     path, reason = named.split(': ', 1)
     assert Path(path).name == broken.name and re.search(BROKEN[kind][2], reason) and '\n' not in reason
     sound = [sample['image'] for sample in samples if 'image' in sample]
     assert len(sound) == 4 and all(torch.isfinite(image).all() for image in sound)
+    dataset.strict = True
+    with pytest.raises(
+        ValueError, match=f'{re.escape(named)}; repair or remove the file, or set strict=False'
+    ):
+        dataset[samples.index({'skipped': named})]
+    assert ImageFile.LOAD_TRUNCATED_IMAGES
 
 
-@pytest.mark.parametrize('name', DATASETS)
-def test_every_data_set_is_a_sequence_of_tensors_that_workers_can_take(flat: Path, name: str) -> None:
-    dataset: Any = DATASETS[name](flat)
+def test_small_images_are_not_used(flat: Path) -> None:
+    path = raster(flat / 'z.tif', np.zeros((3, 20, 64), dtype=np.uint8))
+    dataset = FolderDataset(flat, min_size=32)
+    assert dataset[4] == {'skipped': f'{path}: its size 20x64 is below the minimum of 32 pixels'}
+
+
+@pytest.fixture(params=[*DATASETS, *LAYOUTS])
+def dataset(request: pytest.FixtureRequest) -> Any:
+    if request.param in DATASETS:
+        return DATASETS[request.param](request.getfixturevalue('flat'))
+    return LAYOUTS[request.param](request.getfixturevalue(request.param.split()[0]))
+
+
+def test_every_data_set_is_a_sequence_of_tensors_that_workers_can_take(dataset: Any) -> None:
     dataset.transforms = mark
+    last = len(dataset) - 1
     for found in (dataset, pickle.loads(pickle.dumps(dataset))):
-        assert len(found) == len(found.files) == 4 and found.bands == ('red', 'green', 'blue')
-        assert found[-1]['image'].dtype == torch.float32 and found[-1]['marked']
-        assert torch.equal(found[-1]['image'], found[3]['image'])
+        assert len(found) == len(found.files) >= 4 and found[-1]['marked']
+        assert found[-1]['image'].dtype == torch.float32
+        assert found[-1]['image'].shape[-3] == len(found.bands)
+        for key, value in found[last].items():
+            assert key in ('marked', 'timestamps') or torch.equal(value, dataset[-1][key]) or value.ndim == 4
         with pytest.raises(IndexError):
-            found[4]
-    assert list(dataset.catalog['path']) == [str(path) for path in dataset.files]
-    assert dataset.plot(dataset[0], suptitle='A tile').get_suptitle() == 'A tile'
+            found[last + 1]
+    catalog = dataset.catalog
+    assert list(catalog['path']) == [str(path) for path in dataset.files] and catalog.crs == 'EPSG:4326'
+    figure = dataset.plot({**dataset[0], 'prediction': torch.tensor(1)}, suptitle='A tile')
+    titles = [axis.get_title() for axis in figure.axes]
+    assert figure.get_suptitle() == 'A tile' and 'Prediction: ' in titles[0]
+    if dataset.labels is not None:
+        assert titles[0].startswith(f'Label: {dataset.classes[0]}')
+        assert catalog['category'][0] == dataset.classes[0] and dataset[0]['label'].dtype == torch.int64
     plt.close('all')
 
 
 def mark(sample: dict[str, Any]) -> dict[str, Any]:
     return {**sample, 'marked': True}
+
+
+@pytest.mark.parametrize('name', LAYOUTS)
+def test_an_image_cut_short_is_named_in_every_layout(name: str, request: pytest.FixtureRequest) -> None:
+    dataset = LAYOUTS[name](request.getfixturevalue(name.split()[0]))
+    path = dataset.files[0]
+    path.write_bytes(path.read_bytes()[:200])
+    assert (
+        dataset[0]['skipped'].startswith(f'{path}: it cannot be read')
+        and 'image' in dataset[len(dataset) - 1]
+    )
+    dataset.strict = True
+    with pytest.raises(ValueError, match=f'{path.name}: it cannot be read'):
+        dataset[0]
+
+
+def test_batches_leave_out_what_is_skipped_and_say_what_they_cannot_hold() -> None:
+    good, bad = {'image': torch.ones(3, 8, 8), 'label': torch.tensor(1)}, {'skipped': 'a: bad'}
+    assert set(collate_skipping([good] * 2)) == {'image', 'label'}
+    batch = collate_skipping([good, bad, good])
+    assert len(batch['image']) == 2 and batch['skipped'] == ['a: bad']
+    with pytest.raises(ValueError, match='all 2 were skipped'):
+        collate_skipping([bad, bad])
+    with pytest.raises(ValueError, match='give size'):
+        collate_skipping([good, {'image': torch.ones(3, 9, 9)}])
 
 
 @pytest.mark.parametrize('kind', ODD)
@@ -159,33 +232,23 @@ class Failing:
 
 
 @pytest.mark.parametrize('suffix', ['.jpg', '.tif'])
-@pytest.mark.parametrize('number', [errno.ENOMEM, errno.EMFILE, errno.EIO, errno.ESTALE])
+@pytest.mark.parametrize('number', [errno.ENOMEM, errno.EMFILE, errno.EIO, errno.ESTALE, None])
 def test_trouble_of_the_machine_is_no_damaged_tile(
-    flat: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, number: int
+    flat: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, number: int | None
 ) -> None:
     if suffix == '.tif':
         raster(flat / 'y.tif', np.zeros((3, 64, 64), dtype=np.uint8))
     dataset = FolderDataset(flat)
     index = [path.suffix for path in dataset.files].index(suffix)
-    monkeypatch.setattr(images.Image, 'open', Failing(OSError(number, os.strerror(number))))
+    text = '' if number is None else os.strerror(number)
+    own: Exception = MemoryError() if number is None else OSError(number, text)
+    monkeypatch.setattr(images.Image, 'open', Failing(own))
     # GDAL keeps the text alone.
-    monkeypatch.setattr(images.rasterio, 'open', Failing(RasterioIOError(f'y.tif: {os.strerror(number)}')))
-    with pytest.raises(OSError, match=os.strerror(number)) as caught:
+    gdal = MemoryError() if number is None else RasterioIOError(f'y.tif: {text}')
+    monkeypatch.setattr(images.rasterio, 'open', Failing(gdal))
+    with pytest.raises(type(own), match=text) as caught:
         dataset[index]
-    assert caught.value.errno == number
-
-
-@pytest.mark.parametrize('suffix', ['.jpg', '.tif'])
-def test_a_lack_of_memory_is_no_damaged_tile(
-    flat: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
-) -> None:
-    if suffix == '.tif':
-        raster(flat / 'y.tif', np.zeros((3, 64, 64), dtype=np.uint8))
-    dataset = FolderDataset(flat)
-    monkeypatch.setattr(images.Image, 'open', Failing(MemoryError()))
-    monkeypatch.setattr(images.rasterio, 'open', Failing(MemoryError()))
-    with pytest.raises(MemoryError):
-        dataset[[path.suffix for path in dataset.files].index(suffix)]
+    assert number is None or caught.value.errno == number
 
 
 @pytest.mark.parametrize('suffix', ['.jpg', '.tif'])
