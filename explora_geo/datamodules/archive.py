@@ -6,9 +6,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from torch import Tensor
 
-from ..bands import RGB, canonical, spell
+from ..bands import RGB, spell
 from ..datasets import PackedDataset, collate_skipping
 from ..datasets.files import evenly_spaced
 from ..datasets.folder import class_folders
@@ -82,11 +83,6 @@ class Archive:
     images: int
     image_size: int
     settings: dict[str, Any] = field(repr=False)
-
-    @property
-    def rgb(self) -> bool:
-        """Whether the bands to train on are red, green and blue, in this order."""
-        return tuple(map(canonical, self.bands)) == RGB
 
     def datamodule(self, **options: Any) -> TileDataModule:
         """Make the data module that trains on the archive; *options* replace the arguments chosen."""
@@ -200,13 +196,10 @@ def look(
 
 
 def default_size(side: int, patch_size: int, enlarge: bool = True) -> int:
-    """Side of images that suits tiles: a multiple of the patch, at most 224 px.
+    """Side of images that suits tiles of a shorter *side*: a multiple of the patch, at most 224 px.
 
-    Args:
-        side: Shorter side of the tiles, or of scenes, pixels.
-        patch_size: Patch side, pixels.
-        enlarge: Whether images may be larger than the tiles: up to the next multiple, and small tiles up to
-            twofold where they have less than 8 x 8 patches.
+    With *enlarge* they may be larger than the tiles: up to the next multiple, and small tiles up to twofold
+    where they have less than 8 x 8 patches.
     """
     largest = max(LARGEST // patch_size, 1) * patch_size
     if not enlarge:
@@ -300,9 +293,8 @@ class LabeledTiles:
             )
         self.dataset: Any = found.datamodule().make('train')
         self.classes = self.dataset.classes
-        members: list[list[int]] = [[] for _ in self.classes]
-        for index, label in enumerate(self.dataset.labels):
-            members[label].append(index)
+        labels = np.array(self.dataset.labels)
+        members = [np.flatnonzero(labels == number).tolist() for number in range(len(self.classes))]
         few = min(range(len(members)), key=lambda c: len(members[c]))
         if len(members[few]) < LEAST:
             raise ValueError(

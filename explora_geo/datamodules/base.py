@@ -131,8 +131,7 @@ class TileDataModule(NonGeoDataModule):
         self.clip = self.clip if self.statistics.clip is None else self.statistics.clip
         self._views_of_objective: ViewsConfig | None = None
         self.bands: tuple[str, ...] = ()
-        self._all_bands: tuple[str, ...] = ()
-        self._chosen: list[int] = []
+        self._chosen: list[int] | None = None
         self.collate_fn: Any = collate_skipping
         # Checked before, not after, a long scan of the archive.
         training_view(torch.zeros(1), torch.ones(1), image_size, self._crop_scale)
@@ -142,10 +141,7 @@ class TileDataModule(NonGeoDataModule):
         """Make the data set of a part, or return None if there is none."""
 
     def setup(self, stage: str) -> None:
-        """Set up datasets, and the statistics of the bands.
-
-        Args:
-            stage: Either 'fit', 'validate', 'test', or 'predict'.
+        """Set up datasets, and the statistics of the bands; *stage* is fit, validate, test or predict.
 
         Raises:
             ValueError: If there is no training image, or none can be used.
@@ -227,10 +223,8 @@ class TileDataModule(NonGeoDataModule):
         mean, std = self.statistics.settle(bands, chain(seen, images), self.published)
         if self.clip:  # (x - mean) / std is the position in the range
             mean, std = mean - 2 * std, 4 * std
-        self.mean, self.std = mean, std
-        self.bands = self._all_bands = tuple(bands)
-        self._chosen = list(range(len(bands)))
-        self._own_statistics = mean, std, self.clip
+        self.mean, self.std, self.bands = mean, std, tuple(bands)
+        self._whole = self.bands, mean, std, self.clip
         self._set_transforms()
 
     @property
@@ -262,10 +256,10 @@ class TileDataModule(NonGeoDataModule):
         """
         if not self.bands:  # not set up, or by a class that says nothing of its bands
             return
-        self._chosen = match_bands(self._all_bands, wanted)
-        self.bands = tuple(self._all_bands[i] for i in self._chosen)
-        mean, std, self.clip = self._own_statistics
-        self.mean, self.std = mean[self._chosen], std[self._chosen]
+        bands, mean, std, self.clip = self._whole
+        chosen = match_bands(bands, wanted)
+        self.mean, self.std, self.bands = mean[chosen], std[chosen], tuple(bands[i] for i in chosen)
+        self._chosen = None if self.bands == bands else chosen
         self._set_transforms()
 
     def use_normalization(self, mean: Sequence[float], std: Sequence[float], clip: bool = False) -> None:
@@ -303,7 +297,7 @@ class TileDataModule(NonGeoDataModule):
     def _transform(self, make: Callable[[Tensor, Tensor], Any]) -> Any:
         """A transform of the chosen bands, made from their statistics."""
         made, chosen = self._make_transform(make, self.mean, self.std), self._chosen
-        if chosen == list(range(len(self._all_bands))):
+        if chosen is None:
             return made
         return lambda batch: made({**batch, 'image': batch['image'][..., chosen, :, :]})
 
@@ -369,10 +363,8 @@ def _move_former(
         moved = [f'augment.{name}' for name in crops] + [f'statistics.{name}' for name in numbers]
         text = f'write {", ".join(moved)}; the old names end with the next release'
         warnings.warn(f'arguments of data modules have moved: {text}', FutureWarning, stacklevel=4)
-    if not isinstance(augment, Augment):
-        augment = Augment(**(augment or {}))
-    if not isinstance(statistics, Statistics):
-        statistics = Statistics(**(statistics or {}))
+    augment = augment if isinstance(augment, Augment) else Augment(**(augment or {}))
+    statistics = statistics if isinstance(statistics, Statistics) else Statistics(**(statistics or {}))
     return replace(augment, **crops), replace(statistics, **numbers)
 
 

@@ -108,9 +108,6 @@ def plot_rows(
         titles: Titles of the columns.
         shown: Three bands to show as red, green and blue, or one; true color if None.
 
-    Returns:
-        The figure.
-
     Raises:
         ValueError: If a band to show is not there.
     """

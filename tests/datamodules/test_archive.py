@@ -59,7 +59,7 @@ def tiles(tmp_path: Path) -> Path:
 def test_real_tiles_are_described_and_trained_on(tiles: Path) -> None:
     archive = look(tiles, patch_size=8)
     assert (archive.kind, archive.count, archive.size, archive.image_size) == ('tiles', 20, (64, 64), 64)
-    assert archive.rgb and archive.bands == archive.file_bands == ('red', 'green', 'blue')
+    assert archive.bands == archive.file_bands == ('red', 'green', 'blue')
     assert archive.classes == ('Forest', 'River') and archive.dtype == 'uint8' and archive.skipped == ()
     assert 0 <= archive.low < archive.high <= 255
     text = archive.sentences()
@@ -80,7 +80,13 @@ def test_what_is_found_can_be_written_as_json_and_yaml_of_fit(tiles: Path) -> No
 
 def test_bands_of_sentinel_2_are_numbered_by_the_user_and_scaled_by_their_own_statistics() -> None:
     archive = look(MS, COLORS)
-    assert archive.rgb and archive.file_bands[:5] == ('band1', 'blue', 'green', 'red', 'band5')
+    assert archive.bands == ('red', 'green', 'blue') and archive.file_bands[:5] == (
+        'band1',
+        'blue',
+        'green',
+        'red',
+        'band5',
+    )
     assert archive.dtype == 'uint16' and archive.high > 255 and 'of 13 bands' in archive.sentences()
     datamodule = archive.datamodule()
     datamodule.setup('fit')
@@ -153,7 +159,7 @@ def test_a_pattern_names_tiles(tiles: Path) -> None:
 def test_a_pack_says_what_is_in_it(tiles: Path) -> None:
     list(pack(FolderDataset(tiles), tiles.parent / 'pack'))
     archive = look(tiles.parent / 'pack', patch_size=8)
-    assert (archive.kind, archive.count, archive.size) == ('pack', 20, (64, 64)) and archive.rgb
+    assert (archive.kind, archive.count, archive.size) == ('pack', 20, (64, 64))
     archive.datamodule().setup('fit')
     with pytest.raises(ValueError, match=r'names its bands: red, green, blue; use these names\.'):
         look(tiles.parent / 'pack', 'nir=3')
