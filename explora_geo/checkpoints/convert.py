@@ -255,7 +255,7 @@ def from_dinov3(state: State) -> State:
 
 
 def fit_bias(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> State:
-    """Bring the bias of queries and values to a model, `own`, that has one or has none, if that is the same."""
+    """Bring the bias of queries and values to a model, `own`, with or without, where both are the same."""
     bias = ('.attn.q_bias', '.attn.v_bias')
     zeros = {k: torch.zeros(v.shape) for k, v in own.items() if k.endswith(bias) and k not in state}
     extra = {k: v for k, v in state.items() if k.endswith(bias) and k not in own}

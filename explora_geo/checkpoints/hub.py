@@ -97,34 +97,33 @@ def hub_errors(repo: str, revision: str | None = None) -> Iterator[None]:
     """Say in one sentence what the hub's client raises about a repository, and what to do."""
     from huggingface_hub import constants, errors
 
-    cause: Exception
     try:
         yield
     except errors.GatedRepoError as error:
         terms = f'{constants.ENDPOINT}/{repo}'
-        reason, cause = f'{repo} is gated: accept its terms at {terms}, and set HF_TOKEN to your token', error
+        raise ValueError(
+            f'{repo} is gated: accept its terms at {terms}, and set HF_TOKEN to your token'
+        ) from error
     except errors.RepositoryNotFoundError as error:
-        reason = (
+        raise ValueError(
             f'the hub shows no repository {repo}: check the name; a private one needs a token in HF_TOKEN'
-        )
-        cause = error
+        ) from error
     except errors.RevisionNotFoundError as error:
-        reason, cause = f'{repo} has no revision {revision}', error
+        raise ValueError(f'{repo} has no revision {revision}') from error
     except errors.HfHubHTTPError as error:
-        reason, cause = f'the hub refuses {repo} ({_first(error)}): try again later', error
         if error.response.status_code in (401, 403):
-            reason = (
-                f'the hub does not let you into {repo}: set HF_TOKEN to a token that may read or write it'
-            )
+            what = f'does not let you into {repo}: set HF_TOKEN to a token that may read or write it'
+        else:
+            what = f'refuses {repo} ({_first(error)}): try again later'
+        raise ValueError(f'the hub {what}') from error
     except ValueError:
         raise
     except Exception as error:  # of the network there are many kinds, of several packages
         why = 'HF_HUB_OFFLINE is set' if constants.HF_HUB_OFFLINE else _first(error.__cause__ or error)
-        reason = f'{repo} is not in the cache, and the hub cannot be reached ({why}): check the network, or '
-        reason, cause = reason + 'give the path of a file', error
-    else:
-        return
-    raise ValueError(reason) from cause
+        raise ValueError(
+            f'{repo} is not in the cache, and the hub cannot be reached ({why}): check the network, or give '
+            'the path of a file'
+        ) from error
 
 
 def _first(error: BaseException) -> str:

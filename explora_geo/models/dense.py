@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from explora_geo._compat import smp_decoder
 from explora_geo.models.pooling import Slots
-from explora_geo.models.pyramid import STRIDES, FeaturePyramid, empty_levels, resample, to_map
+from explora_geo.models.pyramid import STRIDES, FeaturePyramid, resample, to_map
 from explora_geo.models.vit import Features
 
 #: Width of pyramid levels and decoders.
@@ -102,7 +102,8 @@ class _Pyramid(nn.Module):
                 'a shorter last batch (drop_last), or take the head linear, fpn, psp or dpt'
             )
         levels = self.pyramid(maps[-len(self.strides) :], size)
-        return self.scores(self.decoder([*empty_levels(levels[0]), *levels]))
+        unread = levels[0].new_empty(0)  # decoders list the full and half resolution, too
+        return self.scores(self.decoder([unread, unread, *levels]))
 
 
 class _FPN(_Pyramid):

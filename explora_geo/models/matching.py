@@ -29,8 +29,12 @@ def match_data(datamodule: Any, vit: ViT, statistics: Literal['model', 'data'] |
     bands = vit.patch_embed.bands
     if hasattr(datamodule, 'use_bands'):
         datamodule.use_bands(bands)
-    elif getattr(datamodule, 'bands', None):
-        check_order(datamodule.bands, bands)
+    elif given := getattr(datamodule, 'bands', None):  # nothing can reorder them
+        if match_bands(given, bands, 'the data has') != list(range(len(given))):
+            raise ValueError(
+                f'the model reads the bands {", ".join(bands)}, the data has {", ".join(given)}: select the '
+                'same bands in the same order'
+            )
     stated, own = vit.normalization, normalization_of(datamodule, bands)
     if stated is None or own is None or statistics == 'data':
         return
@@ -49,24 +53,6 @@ def match_data(datamodule: Any, vit: ViT, statistics: Literal['model', 'data'] |
             f'{describe(stated, bands)}: '
             + ('leave out mean and std to take those of the weights, or set' if ours else 'set')
             + ' statistics to data to keep those of the data'
-        )
-
-
-def check_order(given: Sequence[str], wanted: Sequence[str], given_by: str = 'the data has') -> None:
-    """Refuse bands that are not those of a model in its order, where nothing can reorder them.
-
-    Args:
-        given: Names of the bands that are there.
-        wanted: Bands of the model.
-        given_by: Who has them, for the message.
-
-    Raises:
-        ValueError: If a band is missing or at another place.
-    """
-    if match_bands(given, wanted, given_by) != list(range(len(given))):
-        raise ValueError(
-            f'the model reads the bands {", ".join(wanted)}, {given_by} {", ".join(given)}: select the same '
-            'bands in the same order'
         )
 
 

@@ -1,7 +1,7 @@
 """How the images that a backbone learned from were normalized."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
@@ -79,14 +79,7 @@ class Normalization:
 
 
 def describe(normalization: Normalization, bands: Sequence[str]) -> str:
-    """Mean and standard deviation by band, for messages.
-
-    Args:
-        normalization: The statistics.
-        bands: Names of its bands.
-    """
-    rows: Mapping[str, tuple[float, float]] = dict(
-        zip(bands, zip(normalization.mean, normalization.std, strict=True), strict=True)
-    )
-    shown = ', '.join(f'{band} {mean:.4g} ± {std:.4g}' for band, (mean, std) in rows.items())
+    """Mean and standard deviation by band, for messages; `bands` names its bands."""
+    rows = zip(bands, normalization.mean, normalization.std, strict=True)
+    shown = ', '.join(f'{band} {mean:.4g} ± {std:.4g}' for band, mean, std in rows)
     return f'{shown}, cut off to [0, 1]' if normalization.clip else shown

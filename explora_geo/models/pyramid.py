@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -69,9 +68,7 @@ class FeaturePyramid(nn.Module):
             x = level(x)
             if x.shape[-2] > target[0] or x.shape[-1] > target[1]:
                 x = F.adaptive_max_pool2d(x, target)
-            elif tuple(x.shape[-2:]) != target:
-                x = F.interpolate(x, target, mode='bilinear', align_corners=False)
-            found.append(x)
+            found.append(resample(x, target))
         return found
 
 
@@ -80,8 +77,3 @@ def resample(x: Tensor, size: tuple[int, int]) -> Tensor:
     if tuple(x.shape[-2:]) == size:
         return x
     return F.interpolate(x, size, mode='bilinear', align_corners=False)
-
-
-def empty_levels(like: Tensor) -> list[Tensor]:
-    """Stand-ins for the full and half resolution, which decoders list but do not read."""
-    return [torch.empty(0, device=like.device)] * 2

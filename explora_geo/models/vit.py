@@ -280,30 +280,18 @@ class ViT(nn.Module):
             x = self._run(block, x, begun.rope)
         return self._features(x, begun.slots)
 
-    def begin(
-        self,
-        image: Tensor,
-        blocks: int,
-        *,
-        timestamps: Tensor | None = None,
-        token_mask: Tensor | None = None,
-        keep: Tensor | None = None,
-        embedded: Embedded | None = None,
-    ) -> Begun:
+    def begin(self, image: Tensor, blocks: int, **options: Any) -> Begun:
         """Run the first blocks alone.
 
         Args:
-            image: See `forward`, as the rest.
+            image: Normalized image, as `forward` takes it.
             blocks: How many.
-            timestamps: Acquisition times for temporal tokenizers, shape (B, T, 3).
-            token_mask: True where the mask token replaces a patch, shape (B, S, L) or (B, S·L).
-            keep: Indices into the N = S·L tokens to run, shape (B, K).
-            embedded: What `patch_embed(image)` gave, where it was asked already.
+            **options: `timestamps`, `token_mask`, `keep` and `embedded`, as `forward` takes them.
         """
-        x, slots, rope = self.embed(image, timestamps, token_mask, keep, embedded)
+        x, slots, rope = self.embed(image, **options)
         for block in self.blocks[:blocks]:
             x = self._run(block, x, rope)
-        return Begun(x, None if keep is not None else slots, rope, blocks)
+        return Begun(x, None if options.get('keep') is not None else slots, rope, blocks)
 
     def intermediate(
         self, image: Tensor, blocks: Sequence[int], *, timestamps: Tensor | None = None

@@ -75,12 +75,7 @@ class ViewsConfig:
         if self.flips is not None:
             new = f'horizontal_flip: {self.flips} and vertical_flip: {self.flips}'
             warnings.warn(f'flips: {self.flips} is deprecated, write {new}', FutureWarning, stacklevel=3)
-            for name, value in (
-                ('horizontal_flip', self.flips),
-                ('vertical_flip', self.flips),
-                ('flips', None),
-            ):
-                object.__setattr__(self, name, value)
+            vars(self).update(horizontal_flip=self.flips, vertical_flip=self.flips, flips=None)
         for name, least in (('global_size', 2), ('local_size', 2), ('num_local', 0)):
             value = getattr(self, name)
             if value is not None and value < least:

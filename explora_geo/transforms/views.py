@@ -7,6 +7,7 @@ import kornia.augmentation as K
 from torch import Tensor
 
 from .multicrop import MultiCrop, ViewsConfig
+from .spectral import dihedral_flips
 
 Transform = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -65,13 +66,8 @@ def training_view(
             cropping_mode='slice',
         )
     ]
-    if horizontal_flip:
-        steps.append(K.RandomHorizontalFlip())
-    if vertical_flip:
-        steps.append(K.RandomVerticalFlip())
-    if quarter_turns:
-        # Satellites look straight down, so that no direction is up.
-        steps.append(K.RandomRotation90(times=(0, 3), p=1.0))
+    asked = (horizontal_flip, vertical_flip, quarter_turns)
+    steps += [step for step, given in zip(dihedral_flips(), asked, strict=True) if given]
     steps.append(K.Normalize(mean=mean, std=std))
     return K.AugmentationSequential(*steps, data_keys=None, keepdim=True)
 
