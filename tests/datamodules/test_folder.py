@@ -61,9 +61,6 @@ def test_skipped_tiles_reach_the_task_by_name(small: Path, workers: int, record:
     for batch in record(datamodule, max_epochs=2)['train']:
         assert len(batch['image']) == len(batch['label']) == 12
         assert len(batch['skipped']) == 1 and batch['skipped'][0].startswith(str(torn))
-    strict = FolderDataModule(small, image_size=32, strict=True)
-    with pytest.raises(ValueError, match=r'torn\.jpg'):
-        strict.setup('fit')
 
 
 def test_a_share_can_be_held_out_for_validation() -> None:
@@ -143,11 +140,8 @@ def test_one_image_is_enough(tmp_path: Path, small: Path, record: Record) -> Non
     assert 'label' not in batches['train'][0]
 
 
-def test_a_pack_takes_the_place_of_its_folder(
-    tiles: Path, tmp_path: Path, record: Callable[..., dict[str, list[dict[str, Any]]]]
-) -> None:
-    for _ in pack(FolderDataset(tiles), tmp_path / 'pack'):
-        pass
+def test_a_pack_takes_the_place_of_its_folder(tiles: Path, tmp_path: Path, record: Record) -> None:
+    list(pack(FolderDataset(tiles), tmp_path / 'pack'))
     values = []
     for root in (tiles, tmp_path / 'pack'):
         datamodule = FolderDataModule(root, val_root=root, image_size=32, batch_size=24, num_workers=1)

@@ -54,22 +54,15 @@ def test_class_folders_give_labels_in_sorted_order() -> None:
         assert np.array_equal(sample['image'].permute(1, 2, 0).numpy(), np.array(image))
 
 
-def test_a_flat_folder_has_no_labels(tiles: Path) -> None:
-    dataset = FolderDataset(tiles)
-    assert dataset.classes == ()
-    assert dataset.labels is None
-    assert set(dataset[0]) == {'image'}
-    assert len(FolderDataset(RGB, labeled=False)) == 1000
+def test_only_class_folders_give_labels(tiles: Path) -> None:
     assert 'label' not in FolderDataset(RGB, labeled=False)[0]
-
-
-def test_loose_images_beside_folders_are_all_read_without_labels(tiles: Path) -> None:
-    shutil.copytree(RGB / 'Forest', tiles / 'Forest')
-    dataset = FolderDataset(tiles)
-    assert len(dataset) == 105
-    assert dataset.labels is None
-    with pytest.raises(ValueError, match=r'labeled=True .* 5 lie directly in'):
-        FolderDataset(tiles, labeled=True)
+    for count in (5, 105):  # a flat folder, and loose images beside a folder
+        dataset = FolderDataset(tiles)
+        assert (len(dataset), dataset.classes, dataset.labels) == (count, (), None)
+        assert set(dataset[0]) == {'image'}
+        with pytest.raises(ValueError, match=r'labeled=True .* 5 lie directly in'):
+            FolderDataset(tiles, labeled=True)
+        shutil.copytree(RGB / 'Forest', tiles / 'Forest', dirs_exist_ok=True)
 
 
 def test_bands_are_found_by_name_on_a_real_tile_whose_last_band_is_b8a() -> None:
