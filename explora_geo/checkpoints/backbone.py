@@ -15,7 +15,7 @@ from explora_geo.adaptation import merge_lora
 from explora_geo.bands import same_bands
 from explora_geo.checkpoints.adapter import AdapterHeader, check_architecture, put_adapter, read_adapter
 from explora_geo.checkpoints.convert import Converted, convert, fit_bias
-from explora_geo.checkpoints.files import check_values, write_state
+from explora_geo.checkpoints.files import check_values, differences, write_state
 from explora_geo.checkpoints.metadata import (
     MAX_GRID,
     model_metadata,
@@ -274,7 +274,8 @@ def _match(
         anew.append('mask_token')
     random = [k for k in anew if k not in state]
     notes += [f'starting anew: {", ".join(random)}'] if random else []
-    _check(state, own, [*fixed, *random], source, vit, parts)
+    kept = [*fixed, *random]
+    _check(state, {k: v for k, v in own.items() if k not in kept}, source, vit, parts)
     notes += [f'left out: {_summary(left_out)}'] if left_out else []
     paired = getattr(vit.patch_embed, 'satmae_band_pairing', True)
     if layout.endswith('satmae group-channel') and 'decoder.pred.0.weight' in parts and not paired:
@@ -283,7 +284,7 @@ def _match(
     if vit.pos_embed is None or stored is None or 'pos_embed' not in state:
         stored = None if vit.pos_embed is None else torch.empty(0)
     parts = {k: v for k, v in parts.items() if k.startswith(_OBJECTIVES)}
-    return BackboneWeights(state, parts, '; '.join([report, *notes]), tuple(anew), stored), [*fixed, *random]
+    return BackboneWeights(state, parts, '; '.join([report, *notes]), tuple(anew), stored), kept
 
 
 def _check_family(state: Mapping[str, Tensor], vit: ViT, source: str) -> None:
@@ -345,32 +346,25 @@ def _fit_position(state: dict[str, Tensor], vit: ViT, source: str) -> list[str]:
 
 
 def _check(
-    state: Mapping[str, Tensor],
-    own: Mapping[str, Tensor],
-    kept: Sequence[str],
-    source: str,
-    vit: ViT,
-    parts: Mapping[str, Tensor],
+    state: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str, vit: ViT, parts: Mapping[str, Tensor]
 ) -> None:
-    """Check that every tensor matches."""
-    missing = [k for k in own if k not in state and k not in kept]
-    unexpected = [k for k in state if k not in own]
+    """Check that every tensor matches those that are to be loaded."""
+    missing, unknown, reshaped = differences(state, own)
     if 'norm.weight' in missing and any(k.endswith('fc_norm.weight') for k in parts):
         raise ValueError(
             f'{source} was tuned on the average of its patches, with a norm after and none before: build '
             'the backbone with final_norm=False and give fc_norm to its head'
         )
-    if missing or unexpected:
+    if missing or unknown:
         shown = [f'misses {", ".join(missing[:3])}'] if missing else []
-        shown += [f'has the unknown {", ".join(unexpected[:3])}'] if unexpected else []
-        counts = f'{len(missing)} missing, {len(unexpected)} unknown of {len(own)} tensors'
+        shown += [f'has the unknown {", ".join(unknown[:3])}'] if unknown else []
+        counts = f'{len(missing)} missing, {len(unknown)} unknown of {len(own)} tensors'
         raise ValueError(
             f'{source} does not fit a ViT of width {vit.embed_dim} and {vit.depth} blocks: '
             f'it {" and ".join(shown)} ({counts})'
         )
-    for name, tensor in state.items():
-        if tensor.shape != own[name].shape:
-            raise ValueError(
-                f'{source} holds {name} of shape {tuple(tensor.shape)}, the model needs '
-                f'{tuple(own[name].shape)}: give the backbone, patch size and bands of the weights'
-            )
+    for name in reshaped:
+        raise ValueError(
+            f'{source} holds {name} of shape {tuple(state[name].shape)}, the model needs '
+            f'{tuple(own[name].shape)}: give the backbone, patch size and bands of the weights'
+        )

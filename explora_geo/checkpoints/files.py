@@ -107,24 +107,30 @@ def check_values(state: Mapping[str, Tensor], source: str | Path) -> None:
             raise ValueError(f'{source} holds values that are not finite in {name}')
 
 
+def differences(
+    state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]
+) -> tuple[list[str], list[str], list[str]]:
+    """Names of wanted tensors that are missing, of unknown ones, and of those of another shape."""
+    missing, unknown = ([k for k in a if k not in b] for a, b in ((wanted, state), (state, wanted)))
+    return missing, unknown, [k for k, v in state.items() if k in wanted and v.shape != wanted[k].shape]
+
+
 def check_exact(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: str | Path) -> None:
     """Check that a file holds exactly the tensors of the model that its header describes.
 
     Raises:
         ValueError: If a name or shape differs, or a tensor is no weights; counters may be integers.
     """
-    missing = [k for k in wanted if k not in state]
-    unknown = [k for k in state if k not in wanted]
+    missing, unknown, reshaped = differences(state, wanted)
     if missing or unknown:
         what = f'lacks {missing[0]}' if missing else f'holds the unknown {unknown[0]}'
         raise ValueError(
             f'{path} {what} ({len(missing)} missing, {len(unknown)} unknown): the file is incomplete'
         )
-    for name, tensor in state.items():
-        if tensor.shape != wanted[name].shape:
-            raise ValueError(
-                f'{path} holds {name} of shape {tuple(tensor.shape)}, expected {tuple(wanted[name].shape)}'
-            )
+    for name in reshaped:
+        raise ValueError(
+            f'{path} holds {name} of shape {tuple(state[name].shape)}, expected {tuple(wanted[name].shape)}'
+        )
     check_values({k: v for k, v in state.items() if v.dtype != wanted[k].dtype or v.dtype in _FLOATS}, path)
 
 
