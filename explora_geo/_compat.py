@@ -96,10 +96,13 @@ def copy_tensors(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
     torch._foreach_copy_(list(targets), list(sources))
 
 
-def compile_limit(graphs: int) -> AbstractContextManager[None]:
-    """Let `torch.compile` write at least so many graphs of a function, where it would give up after a few."""
+def many_graphs() -> AbstractContextManager[None]:
+    """Let compiled blocks have as many graphs as they need, where torch would give up after a few.
+
+    With LoRA, in full, crops of two sizes, a teacher, every rate of stochastic depth: 128 of a block.
+    """
     config: Any = torch._dynamo.config
-    changed: AbstractContextManager[None] = config.patch(recompile_limit=max(config.recompile_limit, graphs))
+    changed: AbstractContextManager[None] = config.patch(recompile_limit=max(config.recompile_limit, 128))
     return changed
 
 

@@ -4,7 +4,7 @@ import json
 import os
 import sys
 import webbrowser
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
@@ -27,6 +27,7 @@ app = typer.Typer(
 _PASS_ON = {'allow_extra_args': True, 'ignore_unknown_options': True, 'help_option_names': []}
 
 
+@app.command(rich_help_panel='Start')
 def adapt(
     archive: Annotated[list[str], typer.Argument(help='Folder of tiles, pack, list of files, or scenes.')],
     weights: Annotated[
@@ -115,6 +116,7 @@ def _share(text: str) -> float | None:
         raise ValueError(f'strength must be auto or a number from 0 to 1, got {text!r}') from None
 
 
+@app.command(rich_help_panel='Start')
 def doctor(
     as_json: Annotated[bool, typer.Option('--json', help='Print JSON for bug reports and scripts.')] = False,
 ) -> None:
@@ -158,6 +160,7 @@ def doctor(
     console.print('Nothing needs mending.')
 
 
+@app.command(rich_help_panel='Plan and prepare')
 def params(
     adaptation: Annotated[str, typer.Argument(help='Notation such as "D-ExPLoRA-[L]-r32" or full.')],
     backbone: Annotated[str, typer.Option(help='Backbone by timm name.')] = 'vit_large_patch14_dinov2',
@@ -200,6 +203,7 @@ def params(
     say(f'{count.trained:,} of {count.total:,} parameters train ({share:.1%}): {count.trained / 1e6:.3f}M')
 
 
+@app.command(rich_help_panel='Plan and prepare')
 def pack(
     root: Annotated[Path, typer.Argument(help='Folder of tiles, with one sub-folder per class or without.')],
     out: Annotated[Path, typer.Argument(help='Folder of the pack.')],
@@ -246,55 +250,42 @@ def pack(
     )
 
 
+@app.command(context_settings=_PASS_ON, rich_help_panel='Train')
 def fit(context: typer.Context) -> None:
     """Pre-train or tune by a YAML file (LightningCLI); --dry-run shows the plan and trains nothing.
 
     Example: explora-geo fit --config tests/conf/pretrain_mae_folder.yaml --dry-run
     """
     if '--dry-run' not in context.args:
-        return _run(context)
+        return lightning(context)
     from explora_geo.configured import plan
 
     rows = plan(['fit', *(a for a in context.args if a != '--dry-run')])
     return show('Plan, nothing was trained', rows)
 
 
-def _lightning(name: str, about: str) -> Callable[..., None]:
-    """A command whose options LightningCLI reads itself."""
-
-    def command(context: typer.Context) -> None:
-        _run(context)
-
-    command.__doc__ = f"""{about}
-
-    Example: explora-geo {name} --config run.yaml --ckpt_path last.ckpt
-    """
-    return command
-
-
-def _run(context: typer.Context) -> None:
+def lightning(context: typer.Context) -> None:
+    """Run the subcommand of LightningCLI that has the name of the command."""
     from explora_geo.configured import run
 
     run([str(context.info_name), *context.args])
 
 
-#: `explora-geo --help` as a table of contents, in the order in which a project goes.
-_CONTENTS: dict[str, tuple[tuple[str, Callable[..., None]], ...]] = {
-    'Start': (('adapt', adapt), ('doctor', doctor)),
-    'Plan and prepare': (('params', params), ('pack', pack)),
-    'Train': (
-        ('fit', fit),
-        ('validate', _lightning('validate', 'Evaluate a checkpoint on validation data.')),
-        ('test', _lightning('test', 'Measure a tuned model on test data.')),
-        ('predict', _lightning('predict', 'Predict with a tuned model.')),
-    ),
-    'Measure and map': (('probe', probe), ('map', map_scene)),
-    'Files': (('export', export), ('push', push), ('pull', pull)),
-}
-for _panel, _commands in _CONTENTS.items():
-    for _name, _command in _commands:
-        _settings = _PASS_ON if _panel == 'Train' else None
-        app.command(_name, context_settings=_settings, rich_help_panel=_panel)(_command)
+for _name, _about in (
+    ('validate', 'Evaluate a checkpoint on validation data.'),
+    ('test', 'Measure a tuned model on test data.'),
+    ('predict', 'Predict with a tuned model.'),
+):
+    _help = f'{_about}\n\nExample: explora-geo {_name} --config run.yaml --ckpt_path last.ckpt'
+    app.command(_name, help=_help, context_settings=_PASS_ON, rich_help_panel='Train')(lightning)
+for _name, _panel, _command in (
+    ('probe', 'Measure and map', probe),
+    ('map', 'Measure and map', map_scene),
+    ('export', 'Files', export),
+    ('push', 'Files', push),
+    ('pull', 'Files', pull),
+):
+    app.command(_name, rich_help_panel=_panel)(_command)
 app.add_typer(adapter_app, name='adapter', rich_help_panel='Files')
 app.add_typer(weights_app, name='weights', rich_help_panel='Files')
 

@@ -2,15 +2,12 @@
 
 import functools
 import timeit
-from contextlib import AbstractContextManager
 from functools import partial
 from typing import Literal
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-
-from explora_geo._compat import compile_limit
 
 
 def pick_device(name: str = 'auto') -> torch.device:
@@ -51,19 +48,11 @@ def faster_precision() -> Literal['bf16-mixed', '32-true']:
     return 'bf16-mixed' if 1.3 * seconds[torch.bfloat16] < seconds[torch.float32] else '32-true'
 
 
-def many_graphs() -> AbstractContextManager[None]:
-    """Let compiled blocks have as many graphs as they need, where torch would give up after a few.
-
-    With LoRA, in full, crops of two sizes, a teacher, every rate of stochastic depth: 128 of a block.
-    """
-    return compile_limit(128)
-
-
 def compile_blocks(module: nn.Module) -> None:
     """Have `torch.compile` write the kernels of all transformer blocks of a model, in place.
 
     Blocks that are alike share them, so that compiling takes as long for 24 blocks as for one. Names of
-    tensors stay as they are. The model runs within `many_graphs`, as tasks do.
+    tensors stay as they are. The model runs within `_compat.many_graphs`, as tasks do.
 
     Args:
         module: A backbone or an objective; a teacher and a decoder are parts of it.

@@ -79,10 +79,13 @@ def fused_optimizers_are_clipped(folder: Path) -> bool:
 
 
 def graphs_are_limited(folder: Path) -> bool:
-    before = torch._dynamo.config.recompile_limit
-    with _compat.compile_limit(before + 100):
-        raised = torch._dynamo.config.recompile_limit
-    return raised == before + 100 and torch._dynamo.config.recompile_limit == before
+    found = []
+    for before in (8, 200):
+        with torch._dynamo.config.patch(recompile_limit=before):
+            with _compat.many_graphs():
+                found.append(torch._dynamo.config.recompile_limit)
+            found.append(torch._dynamo.config.recompile_limit)
+    return found == [128, 8, 200, 200]
 
 
 def weights_are_normed(folder: Path) -> bool:

@@ -9,8 +9,9 @@ from lightning.pytorch import Trainer
 from torch._dynamo.utils import counters
 
 from explora_geo import devices
+from explora_geo._compat import many_graphs
 from explora_geo.adaptation import ExPLoRAConfig, explora
-from explora_geo.devices import compile_blocks, faster_precision, many_graphs, pick_device
+from explora_geo.devices import compile_blocks, faster_precision, pick_device
 from explora_geo.models import create_vit
 from explora_geo.objectives import MAE
 

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from explora_geo._compat import many_graphs
 from explora_geo.adaptation import ExPLoRAConfig, explora, hold_frozen
-from explora_geo.devices import compile_blocks, many_graphs
+from explora_geo.devices import compile_blocks
 from explora_geo.models import create_vit
 from explora_geo.models.vit import ViT
 from explora_geo.objectives import MAE, DINOv2, GramConfig, PhaseConfig

@@ -23,10 +23,16 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
-from explora_geo._compat import BaseTask, BatchNorm, copy_tensors, data_fetcher, slurm_requeue_signal
+from explora_geo._compat import (
+    BaseTask,
+    BatchNorm,
+    copy_tensors,
+    data_fetcher,
+    many_graphs,
+    slurm_requeue_signal,
+)
 from explora_geo.adaptation.frozen import convert_each_time
 from explora_geo.checkpoints.files import atomic_path
-from explora_geo.devices import many_graphs
 from explora_geo.trainers.artifacts import Artifacts, AtomicCheckpointIO, run_folder
 
 logger = logging.getLogger(__name__)

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import lightning.pytorch  # noqa: F401 - its log handler keeps the stream of whatever test imports it first
 import pytest
 import torch
 

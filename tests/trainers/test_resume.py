@@ -16,9 +16,9 @@ from lightning.pytorch.strategies import ModelParallelStrategy, SingleDeviceStra
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
+from explora_geo._compat import many_graphs
 from explora_geo.adaptation.frozen import FrozenLinear
 from explora_geo.datamodules import FolderDataModule
-from explora_geo.devices import many_graphs
 from explora_geo.trainers import ClassificationTask, ExPLoRATask
 from explora_geo.trainers.resume import ReproducibleTask, seed_all
 from tests.trainers.steady_run import fit
