@@ -106,19 +106,6 @@ def rotary_block(dim: int, num_heads: int, qkv_bias: bool, **options: Any) -> Ev
     return block
 
 
-def scores(attention: Any, x: Tensor, rope: Tensor | None, queries: int = 1) -> Tensor:
-    """Attention of the first tokens to all tokens, shape (B, heads, queries, N).
-
-    Args:
-        attention: Attention of a block of a `ViT`.
-        x: Normed tokens, shape (B, N, D).
-        rope: Rotations of the tokens, where the ViT has rotary position.
-        queries: Tokens that attend.
-    """
-    q, k, _ = attention.heads(x, rope)
-    return (attention.scale * q[:, :, :queries] @ k.transpose(-2, -1)).softmax(dim=-1)
-
-
 def run_block(block: Any, x: Tensor, rope: Tensor | None = None) -> Tensor:
     """Run a block; with much stochastic depth its branches see a part of the batch only.
 
