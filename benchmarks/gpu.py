@@ -32,7 +32,10 @@ WHEELS = ('torchgeo', 'kornia', 'kornia_rs', 'lightly', 'timm', 'jsonargparse')
 #: Bytes of a parcel.
 PARCEL = 60_000_000
 KINDS = ('mae', 'dinov2')
-DATA = ('EuroSAT_RGB.zip', 'presto_train_test_split.json', 'AID_128.zip', 'tiny_imagenet_202x100.zip')
+DATA = (
+    *('EuroSAT_RGB.zip', 'presto_train_test_split.json', 'AID_128.zip', 'tiny_imagenet_202x100.zip'),
+    'weights/vit_tiny_patch16_224_natural.safetensors',
+)
 _ROOT = Path(__file__).parents[1]
 # The task needs TorchGeo's readers, which need GDAL; the queue uses parts below the task.
 _EMPTY = 'explora_geo/trainers/__init__.py'
@@ -44,7 +47,9 @@ def queue(root: Path, out: Path, tiny: bool) -> dict[str, tuple[int, list[str]]]
     study = [f'{__package__}.study', str(root / 'data'), str(root / 'cache'), str(out / 'runs.jsonl')]
     processes = ['--processes', '1' if tiny else '8', '--seconds', '1' if tiny else '440']
     this, size = f'{__package__}.gpu', ['--tiny'] if tiny else []
+    rows = 'headline forget more m-lengths d-lengths few-images capacity rivals ratios'.split()
     return {
+        'rows': (480, [*study, *rows, *processes]),
         'long': (480, [*study, 'long', *processes]),
         'harm': (480, [*study, 'harm', 'search', *processes]),
         **{f'trace_{kind}': (120, [this, 'trace', kind, str(out), *size]) for kind in KINDS},

@@ -4,23 +4,21 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 
 from explora_geo.checkpoints import atomic_path
 
 from ..tables.records import markdown_table
+from .figures import ARMS, BUDGETS, by_labels, by_length, default_by_length, gain_against_loss
 from .report import METHODS, TITLES, Row, read, where
 
-ARMS = {
-    'explora': 'ExPLoRA [L]-r32',
-    'lora': 'LoRA-r32 only',
-    'unfreeze': 'unfreezing [L] only',
-    'full': 'full training',
-    'scratch': 'from scratch, ten times the steps',
+FORGETTING = {
+    'anchor': 'the anchor, [L]-r32',
+    'anchor-w0': 'the anchor without whitening, [L]-r32',
+    'anchor-full': 'the anchor, all weights',
+    'D-alone': 'D-ExPLoRA [L]-r32',
+    'D-full': 'D, all weights',
 }
-COLORS = {'explora': '#1f7a8c', 'lora': '#e08e45', 'unfreeze': '#8d6a9f', 'full': '#40434e'}
-BUDGETS = {'eurosat': {22: '1 %', 216: '10 %', 0: 'all'}, 'aid': {5: '5 a class', 25: '25 a class', 0: 'all'}}
 #: What stands above the tables.
 HEAD = """# The paper's rows from a supervised ViT-Ti/16
 
@@ -90,24 +88,17 @@ def lengths(rows: list[Row], letter: str) -> list[str]:
     return markdown_table(['row', 'seeds', *METHODS], lines)
 
 
-def draw_lengths(rows: list[Row], letter: str, file: Path) -> None:
-    """Gain against length, a line for what trains."""
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout='constrained', sharex=True)
-    for key, color in COLORS.items():
-        mine = where(rows, name=f'{letter}-{key}', domain='eurosat', images=0)
-        steps = sorted({r['steps'] for r in mine})
-        for axis, method in zip(axes, (0, 1), strict=True):
-            points = [[100 * r['gain']['one'][method][0] for r in where(mine, steps=n)] for n in steps]
-            axis.plot(steps, [np.mean(p) for p in points], 'o-', color=color, label=ARMS[key])
-    for axis, method in zip(axes, (0, 1), strict=True):
-        axis.axhline(0, color='gray', lw=0.8)
-        axis.set(xscale='log', xlabel='steps of 32 tiles', ylabel=f'gain by {METHODS[method]}, points')
-        axis.spines[['top', 'right']].set_visible(False)
-        axis.grid(alpha=0.3)
-    axes[0].legend(frameon=False, fontsize=8)
-    with atomic_path(file) as part:
-        figure.savefig(part, dpi=110, format='png')
-    plt.close(figure)
+def forgetting(rows: dict[str, list[Row]]) -> list[str]:
+    """What was gained on EuroSAT, on AID, and on natural images, which the source was made of."""
+    lines = []
+    for title, mine in rows.items():
+        if mine:
+            other = ('aid', 'natural')
+            found = [[r['gain']['one'], *(r['transfer'][d]['gain'] for d in other)] for r in mine]
+            cells = [' / '.join(gained(r[d][m] for r in found) for m in range(3)) for d in range(3)]
+            lines.append([title, str(len(mine)), *cells])
+    header = ['row, adapted to EuroSAT', 'seeds', *(TITLES[d] for d in ('eurosat', 'aid', 'natural'))]
+    return markdown_table(header, lines)
 
 
 def attention(rows: list[Row]) -> list[str]:
@@ -122,23 +113,17 @@ def attention(rows: list[Row]) -> list[str]:
     return markdown_table(['row', 'seeds', 'linear', 'gain', 'attention', 'gain'], lines)
 
 
-def costs(rows: list[Row]) -> list[str]:
-    """What a run of each row took."""
-    names = {f'D-{key}': title for key, title in ARMS.items()} | {'anchor-small': 'the anchor, [L]-r32'}
-    lines = []
-    for name, title in names.items():
-        mine = [r for r in where(rows, name=name, images=0) if r.get('labels') and 'train_seconds' in r]
-        if mine:
-            seconds = [r['train_seconds'] / r['steps'] for r in mine]
-            cells = [f'{mine[0]["trained"] / 1e3:,.0f} k', str(mine[0]['steps']), f'{np.median(seconds):.2f}']
-            lines.append([title, *cells])
-    return markdown_table(['row', 'trains', 'steps of 32', 'seconds a step'], lines)
-
-
 def main(file: Path, folder: Path) -> None:
     """Write the tables and figures."""
-    rows = read(file)
-    draw_lengths(rows, 'M', folder / 'lengths_m.png')
+    rows, short = read(file), read(file.parents[1] / 'study' / 'runs.jsonl')
+    carried = {
+        title: where([*short, *rows], name=name, source='depth6', domain='eurosat', views=6_400)
+        for name, title in FORGETTING.items()
+    }
+    default_by_length(short, folder / 'default.png')
+    by_labels(rows, folder / 'labels.png')
+    by_length(rows, 'M', folder / 'lengths_m.png')
+    gain_against_loss(carried, folder / 'forgetting.png')
     images = {'D-explora': ARMS['explora'], 'D-full': ARMS['full']}
     capacity = {
         **{f'D-lora-r{n}': f'LoRA-r{n} only' for n in (4, 8)},
@@ -164,12 +149,12 @@ def main(file: Path, folder: Path) -> None:
         'Headline: AID': headline(rows, 'aid'),
         'Length: M on EuroSAT': ['![Gain by length](lengths_m.png)', '', *lengths(rows, 'M')],
         'Length: D on EuroSAT': lengths(rows, 'D'),
+        'Gain against loss, from the six blocks': forgetting(carried),
         'Few unlabeled images': gains(d200, images, lambda r: f', {r["images"] or "all 21,600"} images'),
         'Trained weights': gains(whole, capacity),
         "LoRA's rate over the block's": gains(whole, ratios),
         'Simpler objectives, [L]-r32': gains(whole, simpler),
         'A probe that attends': attention(rows),
-        'What a run costs': costs(rows),
     }
     text = HEAD
     for title, table in sections.items():

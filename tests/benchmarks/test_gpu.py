@@ -22,8 +22,9 @@ def test_what_is_packed_comes_back_whole_in_any_order(
     for name in ('a.zip', 'b.zip'):
         with zipfile.ZipFile(data / name, 'w') as held:
             held.writestr('pixels', content)
-    (data / 'c.json').write_text('{}')
-    monkeypatch.setattr(gpu, 'DATA', ('a.zip', 'b.zip', 'c.json'))
+    (data / 'weights').mkdir()
+    (data / 'weights/c.json').write_text('{}')
+    monkeypatch.setattr(gpu, 'DATA', ('a.zip', 'b.zip', 'weights/c.json'))
     monkeypatch.setattr(gpu, 'PARCEL', 1_000_000)
     gpu.main(['pack', str(data), str(tmp_path / 'parcels')])
     parcels = sorted((tmp_path / 'parcels').iterdir())
@@ -32,7 +33,7 @@ def test_what_is_packed_comes_back_whole_in_any_order(
     for parcel in reversed(parcels):
         gpu.main(['unpack', str(parcel), str(root)])
     for name in gpu.DATA:
-        assert (root / 'data' / name).read_bytes() == (data / name).read_bytes()
+        assert (root / 'data' / Path(name).name).read_bytes() == (data / name).read_bytes()
     assert (root / 'code/benchmarks/gpu.py').is_file() and not (root / 'code' / gpu._EMPTY).read_text()
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from benchmarks.study import adapting, attention, running
+from benchmarks.study import adapting, attention, proof, running
 from benchmarks.study.adapting import Source
 from benchmarks.study.domains import Domain
 from benchmarks.study.jobs import Job, read_groups
@@ -156,6 +156,14 @@ def test_the_committed_tables_are_those_of_the_committed_runs(tmp_path: Path) ->
     main(RESULTS / 'runs.jsonl', tmp_path)
     for name in ('README.md', 'label_free.json'):
         assert (tmp_path / name).read_text() == (RESULTS / name).read_text(), name
+
+
+def test_the_committed_page_of_the_papers_rows_is_that_of_its_runs(tmp_path: Path) -> None:
+    folder = RESULTS.parent / 'proof'
+    proof.main(folder / 'runs.jsonl', tmp_path)
+    assert (tmp_path / 'README.md').read_text() == (folder / 'README.md').read_text()
+    figures = {path.name for path in folder.glob('*.png')}
+    assert figures == {path.name for path in tmp_path.glob('*.png')}
 
 
 def test_the_default_harmed_on_none_of_three_domains() -> None:

@@ -1,0 +1,108 @@
+"""Figures of the study: what adapting gains, by length, labels and images, and what it forgets."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from explora_geo.checkpoints import atomic_path
+
+from .report import METHODS, MINUTES, TITLES, Row, combined, where
+
+ARMS = {
+    'explora': 'ExPLoRA [L]-r32',
+    'lora': 'LoRA-r32 only',
+    'unfreeze': 'unfreezing [L] only',
+    'full': 'full training',
+    'scratch': 'from scratch, ten times the steps',
+}
+COLORS = {
+    'explora': '#1f7a8c',
+    'lora': '#e08e45',
+    'unfreeze': '#8d6a9f',
+    'full': '#40434e',
+    'scratch': '#b23a48',
+}
+BUDGETS = {'eurosat': {22: '1 %', 216: '10 %', 0: 'all'}, 'aid': {5: '5 a class', 25: '25 a class', 0: 'all'}}
+
+
+def _panels(count: int) -> tuple[Figure, Sequence[Axes]]:
+    figure, axes = plt.subplots(1, count, figsize=(4.4 * count, 3.4), layout='constrained', squeeze=False)
+    for axis in axes[0]:
+        axis.axhline(0, color='gray', lw=0.8)
+        axis.spines[['top', 'right']].set_visible(False)
+        axis.grid(alpha=0.3)
+    return figure, axes[0]
+
+
+def _save(figure: Figure, file: Path) -> None:
+    with atomic_path(file) as part:
+        figure.savefig(part, dpi=100, format='png')
+    plt.close(figure)
+
+
+def default_by_length(rows: list[Row], file: Path) -> None:
+    """What the default of `adapt` gains after 1, 10 and 60 minutes, a panel for each domain."""
+    domains = ('eurosat', 'aid', 'natural')
+    figure, axes = _panels(len(domains))
+    for axis, domain in zip(axes, domains, strict=True):
+        for method, (name, color) in enumerate(zip(METHODS, list(COLORS.values())[:3], strict=True)):
+            of = [where(rows, name='anchor', source='depth6', domain=domain, views=v) for v in MINUTES]
+            points = 100 * np.array([combined(part, method)[:2] for part in of])
+            axis.errorbar(list(MINUTES.values()), *points.T, fmt='o-', color=color, capsize=3, label=name)
+        axis.set(title=TITLES[domain], xscale='log', xlabel='minutes of two cores', ylabel='gain, points')
+        axis.set_xticks(list(MINUTES.values()), [str(m) for m in MINUTES.values()])
+        axis.minorticks_off()
+    axes[0].legend(frameon=False, fontsize=8)
+    _save(figure, file)
+
+
+def by_labels(rows: list[Row], file: Path) -> None:
+    """What each row gains over the source with few and with all labels, tuned by LoRA-r8."""
+    figure, axes = _panels(2)
+    for axis, (domain, budgets) in zip(axes, BUDGETS.items(), strict=True):
+        for key, color in COLORS.items():
+            mine = [r for r in where(rows, name=f'D-{key}', domain=domain) if r.get('labels')]
+            for how, line in (('tuned', 'o-'), ('linear', 'o:')):
+                if mine:
+                    points = [100 * np.mean([r['labels'][str(n)][how][2] for r in mine]) for n in budgets]
+                    label = ARMS[key] if how == 'tuned' else None
+                    axis.plot(list(budgets.values()), points, line, color=color, label=label)
+        axis.set(title=TITLES[domain], xlabel='labels', ylabel='gain, points')
+    axes[0].legend(frameon=False, fontsize=8, title='LoRA-r8; dotted: linear probe', title_fontsize=8)
+    _save(figure, file)
+
+
+def by_length(rows: list[Row], letter: str, file: Path) -> None:
+    """Gain against length, a line for what trains."""
+    figure, axes = _panels(2)
+    for key, color in COLORS.items():
+        mine = where(rows, name=f'{letter}-{key}', domain='eurosat', images=0)
+        steps = sorted({r['steps'] for r in mine})
+        for axis, method in zip(axes, (0, 1), strict=True):
+            points = [[100 * r['gain']['one'][method][0] for r in where(mine, steps=n)] for n in steps]
+            if len(steps) > 1:
+                axis.plot(steps, [np.mean(p) for p in points], 'o-', color=color, label=ARMS[key])
+    for axis, method in zip(axes, (0, 1), strict=True):
+        axis.set(xscale='log', xlabel='steps of 32 tiles', ylabel=f'gain by {METHODS[method]}, points')
+    axes[0].legend(frameon=False, fontsize=8)
+    _save(figure, file)
+
+
+def gain_against_loss(rows: Mapping[str, list[Row]], file: Path) -> None:
+    """Mean gain on the adapted domain against the change on natural images, a point for each row."""
+    figure, (axis,) = _panels(1)
+    axis.axvline(0, color='gray', lw=0.8)
+    for i, (title, mine) in enumerate(rows.items()):
+        found: Any = [[r['gain']['one'], r['transfer']['natural']['gain']] for r in mine]
+        if found:
+            x, y = 100 * np.array(found)[..., 0].mean((0, 2))
+            axis.plot(y, x, 'o', color=f'C{i}')
+            axis.annotate(title, (y, x), xytext=(5, 4), textcoords='offset points', fontsize=8)
+    axis.set(xlabel='change on natural images, points', ylabel='gain on EuroSAT, points')
+    axis.margins(0.25)
+    _save(figure, file)
