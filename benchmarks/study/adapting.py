@@ -1,6 +1,7 @@
 """Sources, and a lean loop that adapts them to images in memory, with the package's own parts."""
 
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from explora_geo.adaptation import explora, trainable_names
 from explora_geo.adaptation.lora import merge_lora
-from explora_geo.checkpoints import load_weights
+from explora_geo.checkpoints import atomic_path, load_weights
 from explora_geo.models import create_vit
 from explora_geo.models.vit import ViT
 from explora_geo.trainers.optim import build_optimizer, build_schedule
@@ -24,6 +25,7 @@ from .scoring import prepare
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALVES = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+KEPT = 200  # steps after which a run is kept
 
 
 @dataclass(frozen=True)
@@ -57,13 +59,43 @@ def load_source(source: Source, **options: Any) -> tuple[ViT, dict[str, Tensor]]
     return vit, load_weights(vit, source.weights).parts if source.weights else {}
 
 
+def _keep(file: Path, step: int, states: Sequence[Any], *tensors: Tensor) -> None:
+    """Write where a run is."""
+    numbers = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+    drawn = random.getstate(), torch.get_rng_state(), numbers
+    content = {'step': step, 'states': [s.state_dict() for s in states], 'drawn': drawn, 'tensors': tensors}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(file) as part:
+        torch.save(content, part)
+
+
+def _go_on(file: Path, states: Sequence[Any]) -> tuple[int, Tensor, Tensor]:
+    """Take a run up where `_keep` left it; returns its step and tensors."""
+    content = torch.load(file, map_location='cpu', weights_only=True)
+    for state, values in zip(states, content['states'], strict=True):
+        state.load_state_dict(values)
+    drawn, numbers, on_device = content['drawn']
+    random.setstate(drawn)
+    torch.set_rng_state(numbers)
+    if on_device is not None:
+        torch.cuda.set_rng_state(on_device)
+    return content['step'], *content['tensors']
+
+
 def adapt(
-    source: Source, recipe: Recipe, domain: Domain, archive: Tensor, seed: int, adapter: Path | None = None
+    source: Source,
+    recipe: Recipe,
+    domain: Domain,
+    archive: Tensor,
+    seed: int,
+    adapter: Path | None = None,
+    kept: Path | None = None,
 ) -> tuple[ViT, dict[str, Any]]:
     """Adapt to images of a domain, at least a batch of them, given by their indices.
 
     Returns what the run leaves behind, with LoRA merged in, and numbers of the run. What trained goes to the
-    adapter's file, if one is given, as bfloat16 in safetensors under the backbone's own names.
+    adapter's file, if one is given, as bfloat16 in safetensors under the backbone's own names. A run that was
+    stopped goes on from the file in which it is kept.
     """
     seed_everything(seed, verbose=False)
     device, batch, steps = domain.image.device, recipe.batch_size, recipe.steps
@@ -76,9 +108,15 @@ def adapt(
     objective.set_schedule(steps, steps / epochs)
     optimizer = build_optimizer(objective, recipe.optim, batch, 'bf16-mixed')
     schedule = build_schedule(optimizer, recipe.optim, steps, epochs, batch)
-    losses: list[Tensor] = []
-    order = torch.empty(0, dtype=torch.long)
-    for step in range(steps):
+    losses = torch.zeros(steps)
+    order, start = torch.empty(0, dtype=torch.long), 0
+    states = objective, optimizer, schedule
+    if kept is not None and kept.is_file():
+        start, order, losses = _go_on(kept, states)
+    losses = losses.to(device)
+    for step in range(start, steps):
+        if kept is not None and step % KEPT == 0 and step > start:
+            _keep(kept, step, states, order, losses.cpu())
         if len(order) < batch:
             order = torch.cat([order, torch.randperm(len(archive))])
         place, order = order[:batch].to(device), order[batch:]
@@ -94,11 +132,11 @@ def adapt(
         optimizer.step()
         objective.after_step(step + 1)
         schedule.step()
-        losses.append(loss.detach())
-    told, count = torch.stack(losses), max(1, steps // 20)
+        losses[step] = loss.detach()
+    count = max(1, steps // 20)
     numbers = {
         'steps': steps,
-        'loss': [round(float(end.mean()), 4) for end in (told[:count], told[-count:])],
+        'loss': [round(float(end.mean()), 4) for end in (losses[:count], losses[-count:])],
         'trained': sum(p.numel() for p in vit.parameters() if p.requires_grad),
     }
     final = objective.final_backbone

@@ -146,11 +146,13 @@ class Study:
             return vit.to(self.device).eval(), content['numbers']
         start = time.time()
         adapter = self.out.parent / f'{job.key}.safetensors' if job.save else None
-        vit, numbers = adapt(held, recipe, domain, archive, job.seed, adapter)
+        kept = file.with_suffix('.kept')
+        vit, numbers = adapt(held, recipe, domain, archive, job.seed, adapter, kept)
         numbers['train_seconds'] = round(time.time() - start, 1)
         file.parent.mkdir(parents=True, exist_ok=True)
         torch.save({'state': vit.state_dict(), 'numbers': numbers}, file.with_suffix('.part'))
         file.with_suffix('.part').rename(file)
+        kept.unlink(missing_ok=True)
         return vit, numbers
 
     def run(self, job: Job) -> dict[str, Any]:

@@ -2,15 +2,17 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import rasterio
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from benchmarks.study import adapting, attention, proof, running
+from benchmarks.study import adapting, attention, proof, running, spatial
 from benchmarks.study.adapting import Source
 from benchmarks.study.domains import Domain
 from benchmarks.study.jobs import Job, read_groups
@@ -114,6 +116,34 @@ def test_models_are_kept_and_scored_again(
     assert again['before'] == study.before('depth6', 'eurosat', 'scores', 'one').means  # not a random one's
 
 
+@pytest.mark.parametrize('name', ['DINOv2', 'MAE', 'Anchor'])
+def test_a_run_that_was_stopped_ends_as_one_that_was_not(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_names: None
+) -> None:
+    monkeypatch.setattr(adapting, 'KEPT', 2)
+    held, kept = domain(), tmp_path / 'a.kept'
+    values = {'objective': name, 'adaptation': '[L]-r2', 'batch_size': 16}
+    recipe = Job('t', name, 'x', 'eurosat', values, 16 * 7).recipe(60, 32, 8)
+    run = partial(adapting.adapt, Source('vit_tiny_patch8_32', None, 32), recipe, held, held.archive, 0)
+    whole, numbers = run()
+    with monkeypatch.context() as patch:
+        step = partial(_stop, adapting._keep, 4)
+        patch.setattr(adapting, '_keep', step)
+        with pytest.raises(KeyboardInterrupt):
+            run(kept=kept)
+    again, same = run(kept=kept)
+    assert same == numbers
+    for key, value in whole.state_dict().items():
+        assert torch.equal(value, again.state_dict()[key]), key
+
+
+def _stop(keep: Any, last: int, file: Path, step: int, *content: Any) -> None:
+    """Keep a run, and be stopped soon after."""
+    keep(file, step, *content)
+    if step == last:
+        raise KeyboardInterrupt
+
+
 @pytest.mark.parametrize('name', RIVALS)
 def test_rivals_learn(name: str, small_names: None) -> None:
     held = domain()
@@ -132,6 +162,19 @@ def test_labels_are_drawn_by_class_and_never_those_that_choose() -> None:
     assert sorted(draw_labels(held, 0, 0).tolist()) == list(range(40))
 
 
+def test_zones_of_tiles_are_compared_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    folder = tmp_path / 'EuroSAT_MS' / 'River'
+    folder.mkdir(parents=True)
+    for number, zone in {1: 32632, 2: 32632, 10: 32633, 11: 32633}.items():
+        about = {'width': 1, 'height': 1, 'count': 1, 'dtype': 'uint8', 'crs': f'EPSG:{zone}'}
+        transform = rasterio.Affine(10, 0, 0, 0, -10, 0)
+        with rasterio.open(folder / f'River_{number}.tif', 'w', transform=transform, **about) as tile:
+            tile.write(np.zeros((1, 1, 1), np.uint8))
+    assert spatial.main(tmp_path) == (
+        '3 pairs that follow one another: 67 % in the same UTM zone; drawn at random: 33 %'
+    )
+
+
 def test_scores_of_features_that_tell_classes_apart_are_high() -> None:
     held = domain()
     apart = [
@@ -144,7 +187,7 @@ def test_scores_of_features_that_tell_classes_apart_are_high() -> None:
 
 def test_every_job_has_a_name_of_its_own() -> None:
     jobs = [job for group in read_groups().values() for job in group]
-    assert len({job.key for job in jobs}) == len(jobs) == 459
+    assert len({job.key for job in jobs}) == len(jobs) == 462
     for values in {str(job.values): job for job in jobs}.values():  # every recipe can be built
         assert values.recipe(10_000, 112, 14).steps >= 10
 
