@@ -21,7 +21,7 @@ def probe(
     ],
     adapter: Annotated[Path | None, typer.Option(help='Adapter file made on these weights.')] = None,
     model: Annotated[str | None, typer.Option(help='Backbone name, if the file does not state it.')] = None,
-    out: Annotated[Path, typer.Option(help='Folder of probe.json.')] = Path('runs/probe'),
+    out: Annotated[Path, typer.Option(help='Folder of the reports.')] = Path('runs/probe'),
     cache: Annotated[Path, typer.Option(help='Folder of cached features.')] = Path('runs/features'),
     name: Annotated[str, typer.Option(help='Name of the backbone in reports.')] = '',
     image_size: Annotated[int | None, typer.Option(help='Image side, pixels; from the model.')] = None,
@@ -52,7 +52,7 @@ def probe(
     from explora_geo.devices import pick_device
     from explora_geo.evaluation import Budget, ProbeProtocol, SweepConfig
     from explora_geo.evaluation import probe as measure
-    from explora_geo.evaluation.protocol import describe_absent, describe_plan, write_report
+    from explora_geo.evaluation.protocol import describe_absent, describe_plan, write_reports
     from explora_geo.models.turns import check_turns
 
     if not 0 < val_split < 1:
@@ -104,7 +104,7 @@ def probe(
         'images': {part: len(table.label) for part, table in tables.items()},
         'skipped': [text for table in tables.values() for text in table.skipped],
     }
-    write_report(out / 'probe.json', outcome, protocol, about)
+    files = write_reports(out, outcome, protocol, about)
     table = Table('labels', 'method', 'test accuracy, %', '95 % interval', 'chosen', title=str(about['name']))
     for score in outcome.scores:
         low, high = score.interval
@@ -113,7 +113,7 @@ def probe(
     console.print(table)
     if outcome.absent:
         say(describe_absent(outcome.absent))
-    return say(str(out / 'probe.json'))
+    return say('\n'.join(map(str, files)))
 
 
 def map_scene(

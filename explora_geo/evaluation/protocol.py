@@ -1,4 +1,4 @@
-"""The whole protocol of frozen features, methods x label budgets x seeds, and its report."""
+"""The whole protocol of frozen features, methods x label budgets x seeds, and its reports."""
 
 import json
 from collections import Counter
@@ -215,10 +215,38 @@ def describe_absent(absent: Mapping[str, Mapping[str, int]]) -> str:
     return sentence if absent else ''
 
 
-def write_report(
-    file: Path, outcome: ProbeOutcome, protocol: ProbeProtocol, about: Mapping[str, Any]
-) -> None:
-    """Write as JSON what was measured, how, and `about` what."""
+def markdown(outcome: ProbeOutcome, about: Mapping[str, Any]) -> str:
+    """Scores, classes without training images, and damaged images as Markdown."""
+    images = ', '.join(f'{count} {part}' for part, count in about['images'].items())
+    lines = [
+        f'# Frozen features of {about["name"]} on {about["dataset"]}',
+        '',
+        f'Images: {images}. Settings are chosen on validation and scored on test; intervals are 95 % '
+        'percentile bootstraps over label draws and test images.',
+        '',
+        '| labels | method | test accuracy, % | interval | chosen |',
+        '|---|---|---|---|---|',
+    ]
+    for score in outcome.scores:
+        low, high = (100 * end for end in score.interval)
+        cells = (
+            score.labels,
+            score.method,
+            f'{100 * score.mean:.2f}',
+            f'{low:.2f} to {high:.2f}',
+            score.chosen,
+        )
+        lines.append('|' + ''.join(f' {cell} |' for cell in cells))
+    skipped = 'Skipped: ' + '; '.join(about['skipped']) if about['skipped'] else ''
+    for sentence in filter(None, (describe_absent(outcome.absent), skipped)):
+        lines += ['', sentence]
+    return '\n'.join([*lines, ''])
+
+
+def write_reports(
+    folder: Path, outcome: ProbeOutcome, protocol: ProbeProtocol, about: Mapping[str, Any]
+) -> list[Path]:
+    """Write what was measured, how, and `about` what; returns `probe.json` and `probe.md`."""
     sweep, few = protocol.sweep, protocol.sweep_of(Budget(per_class=1))
     content = {
         **about,
@@ -235,5 +263,8 @@ def write_report(
         'sweep': [{'setting': r.setting, **r._asdict()} for r in outcome.sweep],
         'absent_classes': outcome.absent,
     }
-    with atomic_path(file) as temporary:
-        temporary.write_text(json.dumps(content, indent=1), encoding='utf-8')
+    texts = {'probe.json': json.dumps(content, indent=1), 'probe.md': markdown(outcome, about)}
+    for name, text in texts.items():
+        with atomic_path(folder / name) as temporary:
+            temporary.write_text(text, encoding='utf-8')
+    return [folder / name for name in texts]

@@ -8,7 +8,7 @@ import pytest
 
 from explora_geo.evaluation import FeatureTable, ProbeProtocol, SweepConfig, run_probes
 from explora_geo.evaluation.probes import Budget
-from explora_geo.evaluation.protocol import describe_absent, write_report
+from explora_geo.evaluation.protocol import describe_absent, write_reports
 
 Table = Callable[..., FeatureTable]
 SHORT = SweepConfig(epochs=1, iterations=30)
@@ -71,14 +71,15 @@ def test_unknown_methods_are_refused() -> None:
         protocol(seeds=0)
 
 
-def test_the_report_holds_what_was_measured(table: Table, tmp_path: Path) -> None:
+def test_reports_hold_what_was_measured(table: Table, tmp_path: Path) -> None:
     plan = protocol(budgets=(Budget.parse('10%'), Budget()), seeds=2)
     outcome = run_probes(table(60, 0), table(30, 1), table(30, 2), plan)
     about = {'name': 'ViT', 'dataset': 'tiles', 'images': {'train': 60, 'val': 30, 'test': 30}}
-    write_report(tmp_path / 'probe.json', outcome, plan, {**about, 'skipped': ['a.jpg: torn']})
-    content = json.loads((tmp_path / 'probe.json').read_text())
+    files = write_reports(tmp_path, outcome, plan, {**about, 'skipped': ['a.jpg: torn']})
+    content, text = json.loads(files[0].read_text()), files[1].read_text()
     assert [len(content['scores']), len(content['sweep'])] == [6, 28]
     assert (content['protocol']['steps'], content['protocol']['steps_few_labels']) == (30, 20)
     first = content['scores'][0]
     assert first['accuracies'] == outcome.scores[0].accuracies and first['mean'] == outcome.scores[0].mean
     assert content['skipped'] == ['a.jpg: torn']
+    assert f'{100 * first["mean"]:.2f}' in text and 'a.jpg: torn' in text
