@@ -45,6 +45,7 @@ class ExPLoRATask(ReproducibleTask):
     """
 
     ignore: Sequence[str] | str | None = ('objective', 'weights')
+    _resumed = False
     monitor = 'val_loss'
 
     def __init__(
@@ -286,8 +287,9 @@ class ExPLoRATask(ReproducibleTask):
         self.features.gather(getattr(self.trainer.val_dataloaders, 'sampler', None))
         score = self.features.latest = self.features.score()
         kind, checking = self.features.kind, self.trainer.sanity_checking
-        if checking:
-            self.features.starting = score if checks_all(self.trainer) else None
+        if checking:  # which Lightning may do to a resumed run, too
+            if not self._resumed:
+                self.features.starting = score if checks_all(self.trainer) else None
         elif score is not None:
             self.log(f'val_{kind}', score, prog_bar=True)
             if self.features.starting is not None:
@@ -318,7 +320,7 @@ class ExPLoRATask(ReproducibleTask):
                 f'the checkpoint is of {letter}-ExPLoRA and the task of {own}-ExPLoRA: '
                 f'give the same objective, or adaptation as {self.config.notation(letter)!r}'
             )
-        self.features.starting = checkpoint.get('starting_score')
+        self.features.starting, self._resumed = checkpoint.get('starting_score'), True
         frozen = checkpoint.get('frozen')
         if frozen is None:
             return
