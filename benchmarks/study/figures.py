@@ -104,5 +104,5 @@ def gain_against_loss(rows: Mapping[str, list[Row]], file: Path) -> None:
             axis.plot(y, x, 'o', color=f'C{i}')
             axis.annotate(title, (y, x), xytext=(5, 4), textcoords='offset points', fontsize=8)
     axis.set(xlabel='change on natural images, points', ylabel='gain on EuroSAT, points')
-    axis.margins(0.25)
+    axis.margins(0.45)
     _save(figure, file)

@@ -12,11 +12,14 @@ from ..tables.records import markdown_table
 from .figures import ARMS, BUDGETS, by_labels, by_length, default_by_length, gain_against_loss
 from .report import METHODS, TITLES, Row, read, where
 
+D_ROWS = {f'D-{key}': title for key, title in ARMS.items()} | {'anchor-small': 'the anchor (not the paper)'}
+M_ROWS = {'M-explora-64': ARMS['explora'], 'M-full-64': ARMS['full'], 'M-scratch': ARMS['scratch']}
 FORGETTING = {
-    'anchor': 'the anchor, [L]-r32',
-    'anchor-w0': 'the anchor without whitening, [L]-r32',
+    'anchor': 'the anchor',
+    'anchor-w0': 'without whitening',
+    'anchor-w1': 'wholly whitened',
     'anchor-full': 'the anchor, all weights',
-    'D-alone': 'D-ExPLoRA [L]-r32',
+    'D-alone': 'D-ExPLoRA',
     'D-full': 'D, all weights',
 }
 #: What stands above the tables.
@@ -39,13 +42,11 @@ def gained(pairs: Iterable[Sequence[float]]) -> str:
     return f'{100 * values[:, 0].mean():+.1f} ± {100 * np.hypot(values[:, 1].mean(), seeds):.1f}'
 
 
-def headline(rows: list[Row], domain: str) -> list[str]:
+def headline(rows: list[Row], domain: str, names: dict[str, str] | None = None) -> list[str]:
     """What each row gains by linear probe and LoRA-r8 tuning with few and with all labels."""
     found = [r for r in where(rows, domain=domain) if r.get('labels')]
     cells = [(str(n), how) for how in ('linear', 'tuned') for n in BUDGETS[domain]]
-    names = {f'D-{key}': title for key, title in ARMS.items()}
-    names['anchor-small'] = 'the anchor, [L]-r32 (not the paper)'
-    lines = []
+    names, lines = names or D_ROWS, []
     if found:
         first = [np.mean([r['labels'][n][how][0] for r in found if r['seed'] == 0]) for n, how in cells]
         lines.append(['source as it is', '', *(f'{100 * x:.1f}' for x in first)])
@@ -123,7 +124,6 @@ def main(file: Path, folder: Path) -> None:
     }
     default_by_length(short, folder / 'default.png')
     by_labels(rows, folder / 'labels.png')
-    by_length(rows, 'M', folder / 'lengths_m.png')
     gain_against_loss(carried, folder / 'forgetting.png')
     images = {'D-explora': ARMS['explora'], 'D-full': ARMS['full']}
     capacity = {
@@ -147,8 +147,9 @@ def main(file: Path, folder: Path) -> None:
     whole = [r for r in d200 if not r['images'] or r['name'] == 'Diet']
     sections = {
         'Headline: EuroSAT': headline(rows, 'eurosat'),
+        'Headline: EuroSAT, M': headline(rows, 'eurosat', M_ROWS),
         'Headline: AID': headline(rows, 'aid'),
-        'Length: M on EuroSAT': ['![Gain by length](lengths_m.png)', '', *lengths(rows, 'M')],
+        'Length: M on EuroSAT': lengths(rows, 'M'),
         'Length: D on EuroSAT': lengths(rows, 'D'),
         'Gain against loss, from the six blocks': forgetting(carried),
         'Few unlabeled images': gains(d200, images, lambda r: f', {r["images"] or "all 21,600"} images'),
@@ -157,6 +158,8 @@ def main(file: Path, folder: Path) -> None:
         'Simpler objectives, [L]-r32': gains(whole, simpler),
         'A probe that attends': attention(rows),
     }
+    if len(sections['Length: M on EuroSAT']) > 3:
+        by_length(rows, 'M', folder / 'lengths_m.png')
     text = HEAD
     for title, table in sections.items():
         if len(table) > 3:  # a line of a table alone compares nothing
