@@ -53,7 +53,8 @@ def default_by_length(rows: list[Row], file: Path) -> None:
         for method, (name, color) in enumerate(zip(METHODS, list(COLORS.values())[:3], strict=True)):
             of = [where(rows, name='anchor', source='depth6', domain=domain, views=v) for v in MINUTES]
             points = 100 * np.array([combined(part, method)[:2] for part in of])
-            axis.errorbar(list(MINUTES.values()), *points.T, fmt='o-', color=color, capsize=3, label=name)
+            mean, half = points.T
+            axis.errorbar(list(MINUTES.values()), mean, half, fmt='o-', color=color, capsize=3, label=name)
         axis.set(title=TITLES[domain], xscale='log', xlabel='minutes of two cores', ylabel='gain, points')
         axis.set_xticks(list(MINUTES.values()), [str(m) for m in MINUTES.values()])
         axis.minorticks_off()
