@@ -162,7 +162,7 @@ def main(file: Path, folder: Path) -> None:
         by_length(rows, 'M', folder / 'lengths_m.png')
     text = HEAD
     for title, table in sections.items():
-        if len(table) > 3:  # a line of a table alone compares nothing
+        if len(table) > 3:  # a line alone compares nothing
             text += '\n'.join([f'\n## {title}', '', *table, ''])
     with atomic_path(folder / 'README.md') as part:
         part.write_text(text, encoding='utf-8')
