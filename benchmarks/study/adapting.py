@@ -20,7 +20,7 @@ from explora_geo.models.vit import ViT
 from explora_geo.trainers.optim import build_optimizer, build_schedule
 
 from ..tables.recipe import OBJECTIVES, Recipe
-from .domains import Domain
+from .domains import Domain, take
 from .scoring import prepare
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -117,9 +117,8 @@ def adapt(
     for step in range(start, steps):
         if kept is not None and step % KEPT == 0 and step > start:
             _keep(kept, step, states, order, losses.cpu())
-        if len(order) < batch:
-            order = torch.cat([order, torch.randperm(len(archive))])
-        place, order = order[:batch].to(device), order[batch:]
+        place, order = take(order, len(archive), batch)
+        place = place.to(device)
         image = read(archive[place])
         with torch.autocast(device.type, torch.bfloat16):
             found = objective({'image': image, 'place': place}, step)

@@ -66,6 +66,13 @@ def load(name: str, folder: Path, cache: Path) -> Domain:
     return Domain(name, image, label, pool, train, val, test)
 
 
+def take(order: Tensor, count: int, size: int) -> tuple[Tensor, Tensor]:
+    """The next so many of an order of `count` images, drawn anew as it ends, and what is left of it."""
+    while len(order) < size:
+        order = torch.cat([order, torch.randperm(count)])
+    return order[:size], order[size:]
+
+
 Read = tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]
 
 

@@ -10,7 +10,7 @@ from explora_geo.checkpoints import atomic_path
 
 from ..tables.records import markdown_table
 from .figures import ARMS, BUDGETS, by_labels, by_length, default_by_length, gain_against_loss
-from .report import METHODS, TITLES, Row, read, where
+from .report import METHODS, TITLES, Row, pooled, read, where
 
 D_ROWS = {f'D-{key}': title for key, title in ARMS.items()} | {'anchor-small': 'the anchor (not the paper)'}
 M_ROWS = {'M-explora-64': ARMS['explora'], 'M-full-64': ARMS['full'], 'M-scratch': ARMS['scratch']}
@@ -36,10 +36,9 @@ block.
 
 
 def gained(pairs: Iterable[Sequence[float]]) -> str:
-    """Mean gain in points of several seeds, and half of its 95 % interval over images and seeds."""
-    values = np.array(list(pairs))
-    seeds = 1.96 * values[:, 0].std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else 0.0
-    return f'{100 * values[:, 0].mean():+.1f} ± {100 * np.hypot(values[:, 1].mean(), seeds):.1f}'
+    """Gains of several seeds in points; see `pooled`."""
+    mean, half, _ = pooled(pairs)
+    return f'{100 * mean:+.1f} ± {100 * half:.1f}'
 
 
 def headline(rows: list[Row], domain: str, names: dict[str, str] | None = None) -> list[str]:

@@ -34,11 +34,16 @@ def where(rows: Iterable[Row], **values: Any) -> list[Row]:
     return [r for r in rows if all(r.get(k) == v for k, v in values.items())]
 
 
-def combined(rows: Iterable[Row], method: int, variant: str = 'one') -> tuple[float, float, float]:
-    """Mean gain over seeds, half of its 95 % interval over test images and seeds, and the worst seed."""
-    gains = np.array([r['gain'][variant][method] for r in rows])
+def pooled(pairs: Iterable[Sequence[float]]) -> tuple[float, float, float]:
+    """Mean of gains of several seeds, half of its 95 % interval over test images and seeds, and the worst."""
+    gains = np.array(list(pairs))
     seeds = 1.96 * gains[:, 0].std(ddof=1) / len(gains) ** 0.5 if len(gains) > 1 else 0.0
     return float(gains[:, 0].mean()), float(np.hypot(gains[:, 1].mean(), seeds)), float(gains[:, 0].min())
+
+
+def combined(rows: Iterable[Row], method: int, variant: str = 'one') -> tuple[float, float, float]:
+    """`pooled` gains of rows by a method."""
+    return pooled(r['gain'][variant][method] for r in rows)
 
 
 def harm(rows: list[Row], name: str = 'anchor', source: str = 'depth6') -> list[str]:

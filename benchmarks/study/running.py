@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from explora_geo.checkpoints import atomic_path
 from explora_geo.evaluation.blocks import analyse_blocks
 from explora_geo.evaluation.label_free import compare_backbones
-from explora_geo.models import create_vit
 from explora_geo.models.vit import ViT
 from explora_geo.models.whitening import whitening_matrix
 
@@ -124,7 +124,8 @@ class Study:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not file.is_file():
                 found = getattr(self.of_source(source, name), what)(*arguments)
-                torch.save(tuple(found) if isinstance(found, Hits) else found, file)
+                with atomic_path(file) as part:
+                    torch.save(tuple(found) if isinstance(found, Hits) else found, part)
         held = torch.load(file, map_location=self.device, weights_only=True)
         return Hits(*held) if isinstance(held, tuple) else held
 
@@ -140,7 +141,8 @@ class Study:
         recipe = job.recipe(len(archive), held.size, patch)
         if file.is_file():
             content = torch.load(file, map_location=self.device, weights_only=True)
-            vit = create_vit(held.model, img_size=held.size, **OBJECTIVES[recipe.objective].backbone_options)
+            options = OBJECTIVES[recipe.objective].backbone_options
+            vit = load_source(replace(held, weights=None), **options)[0]
             vit.mask_token = None
             vit.load_state_dict(content['state'])
             return vit.to(self.device).eval(), content['numbers']
@@ -150,8 +152,8 @@ class Study:
         vit, numbers = adapt(held, recipe, domain, archive, job.seed, adapter, kept)
         numbers['train_seconds'] = round(time.time() - start, 1)
         file.parent.mkdir(parents=True, exist_ok=True)
-        torch.save({'state': vit.state_dict(), 'numbers': numbers}, file.with_suffix('.part'))
-        file.with_suffix('.part').rename(file)
+        with atomic_path(file) as part:
+            torch.save({'state': vit.state_dict(), 'numbers': numbers}, part)
         kept.unlink(missing_ok=True)
         return vit, numbers
 

@@ -15,12 +15,12 @@ from explora_geo.models.turns import turn
 from explora_geo.models.vit import ViT
 from explora_geo.trainers.options import ADAPTATIONS
 
-from .domains import Domain
+from .domains import Domain, take
 from .scoring import draw_labels
 
 #: Batch, and learning rate of LoRA and of the head, chosen on validation images for the source as it is.
 BATCH, RATE = 32, 3e-3
-#: Optimizer steps by labels a class; more do not help fewer labels.
+#: Optimizer steps by labels a class, and with more of them.
 STEPS = {5: 60, 22: 100, 25: 120}
 LONGEST = 200
 
@@ -46,9 +46,8 @@ def tune(
     schedule = OneCycleLR(optimizer, rate, steps, pct_start=0.1, cycle_momentum=False)
     order = torch.empty(0, dtype=torch.long)
     for _ in range(steps):
-        while len(order) < BATCH:
-            order = torch.cat([order, torch.randperm(len(rows))])
-        batch, order = rows[order[:BATCH].to(device)], order[BATCH:]
+        place, order = take(order, len(rows), BATCH)
+        batch = rows[place.to(device)]
         image = turn(read(batch), int(torch.randint(8, ())))
         with torch.autocast(device.type, torch.bfloat16):
             found = model(image)
