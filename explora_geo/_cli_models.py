@@ -53,7 +53,7 @@ def probe(
     from explora_geo.evaluation import Budget, ProbeProtocol, SweepConfig
     from explora_geo.evaluation import probe as measure
     from explora_geo.evaluation.protocol import describe_absent, describe_plan, write_reports
-    from explora_geo.models.turns import check_turns
+    from explora_geo.models.readout import check_turns
 
     if not 0 < val_split < 1:
         raise ValueError(f'val_split must be between 0 and 1, as probes are chosen on it, got {val_split}')

@@ -25,7 +25,7 @@ ALLOWED = {
     'models.decoder': {'models.blocks', 'models.tokenizers', 'models.vit'},
     'models.heads': set(),
     'models.weights': set(),
-    'models.builders': {'models.position', 'models.tokenizers', 'models.vit'},
+    'models.builders': {'models.blocks', 'models.position', 'models.tokenizers', 'models.vit'},
     'models.matching': {'bands', 'models'},
     'models': {'models'},
     'checkpoints': {'_atomic', 'adaptation', 'bands', 'models', 'checkpoints'},

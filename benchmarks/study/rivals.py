@@ -9,7 +9,7 @@ from lightly.loss import LeJEPALoss, PatchKernelAlignmentLoss
 from torch import Tensor, nn
 
 from explora_geo.bands import RGB
-from explora_geo.models.turns import turn
+from explora_geo.models.readout import turn
 from explora_geo.models.vit import Features, ViT
 from explora_geo.objectives import DINOv2, Objective
 from explora_geo.objectives.short_runs import SHORT_VIEWS

@@ -14,8 +14,8 @@ from torch import Tensor
 from explora_geo.checkpoints import atomic_path
 from explora_geo.evaluation.blocks import analyse_blocks
 from explora_geo.evaluation.label_free import compare_backbones
+from explora_geo.models.readout import whitening_matrix
 from explora_geo.models.vit import ViT
-from explora_geo.models.whitening import whitening_matrix
 
 from ..tables import records
 from ..tables.recipe import OBJECTIVES

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from explora_geo.models.turns import turn
+from explora_geo.models.readout import turn
 from explora_geo.models.vit import ViT
 
 from .domains import Domain

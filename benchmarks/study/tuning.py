@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from explora_geo.adaptation import explora
 from explora_geo.models.predictor import ImagePredictor
-from explora_geo.models.turns import turn
+from explora_geo.models.readout import turn
 from explora_geo.models.vit import ViT
 from explora_geo.trainers.options import ADAPTATIONS
 

@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 from explora_geo.adaptation import merge_lora
 from explora_geo.evaluation.features import evaluating, tokens_of
 from explora_geo.evaluation.probes import Budget, bootstrap_interval, knn_hits, logistic_hits
-from explora_geo.models.turns import check_turns
+from explora_geo.models.readout import check_turns, whitening_matrix
 from explora_geo.models.vit import ViT
-from explora_geo.models.whitening import whitening_matrix
 
 Outcome = Literal['helps', 'no difference', 'harm']
 #: Batches that can be read more than once, or a function that makes them anew.

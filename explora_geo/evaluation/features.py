@@ -18,7 +18,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, default
 from explora_geo.checkpoints import read_state, state_sha256, write_state
 from explora_geo.evaluation.probes import hold_out
 from explora_geo.models.matching import match_data
-from explora_geo.models.turns import check_turns, turn
+from explora_geo.models.readout import check_turns, turn
 from explora_geo.models.vit import ViT
 
 #: Images per file of the cache: what an interruption can cost.

@@ -18,7 +18,7 @@ from explora_geo.datasets.plotting import palette
 from explora_geo.datasets.remote import read_apart
 from explora_geo.maps.grid import Box, TileGrid, blending_weights
 from explora_geo.maps.scene import Scene
-from explora_geo.models.pyramid import to_map
+from explora_geo.models.readout import to_map
 from explora_geo.models.vit import ViT
 from explora_geo.trainers import ClassificationTask, RegressionTask, SegmentationTask, load_task
 

@@ -24,7 +24,7 @@ from explora_geo.maps.outputs import (
     polygonise,
 )
 from explora_geo.maps.scene import Scene, UnreadableError
-from explora_geo.models.turns import average_maps, check_turns
+from explora_geo.models.readout import average_maps, check_turns
 
 #: What GDAL may keep of the scene in memory, bytes: rasterio hands the number on as it is.
 CACHE = 256 << 20

@@ -5,11 +5,12 @@ S slots (1 for RGB, channel groups for multi-spectral, frames for time series), 
 N = S·L tokens, K kept tokens, D width, r rank.
 """
 
+from explora_geo.models.blocks import TrunkConfig
 from explora_geo.models.builders import create_vit
 from explora_geo.models.decoder import MAEDecoder
 from explora_geo.models.position import RotaryConfig
 from explora_geo.models.tokenizers import GroupChannelTokenizer, PatchTokenizer, TemporalTokenizer, Tokenizer
-from explora_geo.models.vit import Features, TrunkConfig, ViT
+from explora_geo.models.vit import Features, ViT
 from explora_geo.models.weights import ViTTiny8_Weights
 
 __all__ = [

@@ -1,18 +1,45 @@
 """How timm's blocks run: their attention, rotated or not, and without computing what is dropped."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
+from timm.layers.mlp import SwiGLUPacked
 from timm.models.eva import EvaBlock
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
-from explora_geo.models.position import rotate
+from explora_geo.models.position import RotaryConfig, rotate
 
 #: Rate of stochastic depth above which it is worth to compute only what is kept, as in DINOv2.
 SUBSET_RATE = 0.1
+
+
+@dataclass(frozen=True)
+class TrunkConfig:
+    """How the blocks of a ViT are made, which its weights decide.
+
+    Attributes:
+        mlp_ratio: Hidden width of the MLP over D; with `swiglu` it counts both halves.
+        swiglu: Gated MLPs (DINOv2's ViT-g).
+        init_values: Start of LayerScale (DINOv2 and 3), or None for no LayerScale.
+        norm_eps: Epsilon of all norms: 1e-6, or 1e-5 of DINOv3.
+        registers: Register tokens R beside the class token (Darcet et al. 2024).
+        rotary: Rotations of queries and keys (DINOv3) instead of a table of positions.
+        qkv_bias: With `rotary`, whether queries and values have a bias; otherwise they do.
+    """
+
+    mlp_ratio: float = 4
+    swiglu: bool = False
+    init_values: float | None = None
+    norm_eps: float = 1e-6
+    registers: int = 0
+    rotary: RotaryConfig | None = None
+    qkv_bias: bool = True
 
 
 class Attention(nn.Module):
@@ -79,34 +106,26 @@ class RotaryAttention(Attention):
         return rotate(q, rope), rotate(k, rope), v
 
 
-def table_block(dim: int, num_heads: int, **options: Any) -> Block:
-    """Timm's block with our attention.
-
-    Args:
-        dim: Token width D.
-        num_heads: Attention heads.
-        **options: Further arguments of timm's `Block`.
-    """
-    block: Any = Block(dim, num_heads, **options)
+def build_block(dim: int, num_heads: int, trunk: TrunkConfig, drop_path: float = 0.0) -> nn.Module:
+    """Timm's block with our attention, which LoRA can adapt; a rotary one passes rotations on."""
+    options: dict[str, Any] = {
+        'mlp_ratio': trunk.mlp_ratio,
+        'init_values': trunk.init_values,
+        'drop_path': drop_path,
+        'norm_layer': partial(nn.LayerNorm, eps=trunk.norm_eps),
+    }
+    block: Any
+    if trunk.rotary:
+        block = EvaBlock(dim, num_heads, qkv_bias=False, **options)
+        block.attn = RotaryAttention(dim, num_heads, trunk.qkv_bias)
+        return block
+    gated: dict[str, Any] = {'mlp_layer': SwiGLUPacked, 'act_layer': nn.SiLU} if trunk.swiglu else {}
+    block = Block(dim, num_heads, **options, **gated)
     block.attn = Attention(dim, num_heads)
     return block
 
 
-def rotary_block(dim: int, num_heads: int, qkv_bias: bool, **options: Any) -> EvaBlock:
-    """Timm's block that passes rotations on, with attention that LoRA can adapt.
-
-    Args:
-        dim: Token width D.
-        num_heads: Attention heads.
-        qkv_bias: Whether queries and values have a bias.
-        **options: Further arguments of timm's `EvaBlock`.
-    """
-    block: Any = EvaBlock(dim, num_heads, qkv_bias=False, **options)
-    block.attn = RotaryAttention(dim, num_heads, qkv_bias)
-    return block
-
-
-def run_block(block: Any, x: Tensor, rope: Tensor | None = None) -> Tensor:
+def run_block(block: Any, x: Tensor, rope: Tensor | None = None, recompute: bool = False) -> Tensor:
     """Run a block; with much stochastic depth its branches see a part of the batch only.
 
     Each branch runs for as many images as are kept on average, drawn anew, and counts for the others: the
@@ -117,7 +136,10 @@ def run_block(block: Any, x: Tensor, rope: Tensor | None = None) -> Tensor:
         block: Block of a `ViT`.
         x: Tokens, shape (B, N, D).
         rope: Rotations, where positions are rotary; see `rotate`.
+        recompute: Keep no activations for the backward pass.
     """
+    if recompute and torch.is_grad_enabled():
+        return checkpoint(run_block, block, x, rope, use_reentrant=False)
     rate = getattr(block.drop_path1, 'drop_prob', 0.0) or 0.0
     compiled = getattr(block, '_compiled_call_impl', None) is not None
     if not block.training or rate <= SUBSET_RATE or len(x) == 1 or compiled:

@@ -4,9 +4,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from explora_geo.models.blocks import TrunkConfig
 from explora_geo.models.position import RotaryConfig
 from explora_geo.models.tokenizers import TOKENIZERS, build_tokenizer
-from explora_geo.models.vit import TrunkConfig, ViT
+from explora_geo.models.vit import ViT
 
 # Width, blocks, heads.
 _SIZES = {

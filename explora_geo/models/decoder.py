@@ -2,11 +2,10 @@
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from explora_geo.models.blocks import table_block
+from explora_geo.models.blocks import TrunkConfig, build_block, run_block
 from explora_geo.models.tokenizers import Tokenizer
-from explora_geo.models.vit import LayerNorm, init_transformer
+from explora_geo.models.vit import init_transformer
 
 
 class MAEDecoder(nn.Module):
@@ -41,10 +40,9 @@ class MAEDecoder(nn.Module):
         self.grad_checkpointing = False
         self.embed = nn.Linear(in_dim, embed_dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
-        self.blocks = nn.ModuleList(
-            table_block(embed_dim, num_heads, mlp_ratio=mlp_ratio, norm_layer=LayerNorm) for _ in range(depth)
-        )
-        self.norm = LayerNorm(embed_dim)
+        trunk = TrunkConfig(mlp_ratio=mlp_ratio)
+        self.blocks = nn.ModuleList(build_block(embed_dim, num_heads, trunk) for _ in range(depth))
+        self.norm = nn.LayerNorm(embed_dim, eps=trunk.norm_eps)
         self.pred = tokenizer.build_prediction(embed_dim)
         # Sine-cosine codes are computed; a checkpoint may hold them rounded, and then its own are right.
         self.pos_embed: Tensor | None
@@ -86,7 +84,6 @@ class MAEDecoder(nn.Module):
         )
         position = position.to(x).expand(-1, slots, -1, -1).flatten(1, 2)  # (·,S,L,D) -> (·,N,D)
         x = torch.cat([x[:, :1] + cls_position.to(x), tokens + position], dim=1)
-        recompute = self.grad_checkpointing and torch.is_grad_enabled()
         for block in self.blocks:
-            x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
+            x = run_block(block, x, recompute=self.grad_checkpointing)
         return self.pred(self.norm(x)[:, 1:].unflatten(1, (slots, patches)))

@@ -1,25 +1,18 @@
 """Dense heads by name: from a ViT's patch tokens to a score per pixel."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from explora_geo._compat import smp_decoder
-from explora_geo.models.pooling import Slots
-from explora_geo.models.pyramid import STRIDES, FeaturePyramid, resample, to_map
+from explora_geo.models.readout import Slots, to_map
 from explora_geo.models.vit import Features
-
-#: Width of pyramid levels and decoders.
-CHANNELS = 256
 
 
 class DenseHead(nn.Module):
-    """Scores per pixel from the features of some blocks.
-
-    Decoders are segmentation-models-pytorch's; what they expect of a convolutional encoder a
-    `FeaturePyramid` makes of the blocks.
-    """
+    """Scores per pixel from the features of some blocks, by a decoder of segmentation-models-pytorch."""
 
     def __init__(
         self,
@@ -29,7 +22,7 @@ class DenseHead(nn.Module):
         outputs: int,
         num_slots: int = 1,
         slots: Slots = 'mean',
-        channels: int = CHANNELS,
+        channels: int = 256,
     ) -> None:
         """Initialize a DenseHead.
 
@@ -62,9 +55,80 @@ class DenseHead(nn.Module):
 
         Returns:
             Scores, shape (B, outputs, H, W).
+
+        Raises:
+            ValueError: If the head does not take images of this size or batches of one image.
         """
+        if self.name in ('fpn', 'dpt') and (size[0] % 32 or size[1] % 32):
+            raise ValueError(
+                f'the head {self.name} needs image sides that are multiples of 32, got {size[0]}x{size[1]}: '
+                'choose another image size or the head upernet'
+            )
+        if self.name == 'pan' and min(size) < 128:  # its attention halves the map at 1/16 three times
+            raise ValueError(f'the head pan needs images of at least 128 pixels, got {size[0]}x{size[1]}')
+        if self.name in ('upernet', 'pan') and self.training and len(features[0].cls) == 1:
+            raise ValueError(  # a batch norm would see one value an image
+                'the heads upernet and pan need batches of two images or more: raise batch_size, leave out '
+                'a shorter last batch (drop_last), or take the head linear, fpn, psp or dpt'
+            )
         maps = [to_map(f, grid, self.slots) for f in features]
         return resample(self.decoder(maps, size), size)
+
+
+class FeaturePyramid(nn.Module):
+    """Maps at several scales from one (Li et al. 2022, section 3), as convolutional decoders expect them.
+
+    Finer maps come from transposed convolutions, coarser ones from max pooling; what a patch side leaves
+    (14 is no power of two) is interpolated.
+    """
+
+    def __init__(
+        self, in_channels: int, channels: int, patch_size: int, strides: Sequence[int] = (4, 8, 16, 32)
+    ) -> None:
+        """Initialize a FeaturePyramid.
+
+        Args:
+            in_channels: Width of the input maps.
+            channels: Width of the levels.
+            patch_size: Patch side, pixels.
+            strides: Pixels of the image per cell of each level.
+        """
+        super().__init__()
+        self.strides = tuple(strides)
+        self.levels = nn.ModuleList()
+        for stride in self.strides:
+            steps: list[nn.Module] = [nn.Conv2d(in_channels, channels, 1)]
+            factor = patch_size / stride
+            while factor >= 2:
+                steps += [nn.GELU(), nn.ConvTranspose2d(channels, channels, 2, stride=2)]
+                factor /= 2
+            self.levels.append(nn.Sequential(*steps))
+
+    def forward(self, maps: Sequence[Tensor], size: tuple[int, int]) -> list[Tensor]:
+        """Make the levels.
+
+        Args:
+            maps: One map per level, each of shape (B, D, h, w).
+            size: Height and width of the image, pixels.
+
+        Returns:
+            Maps of shape (B, channels, H / stride, W / stride), finest first; at least one cell.
+        """
+        found = []
+        for stride, level, x in zip(self.strides, self.levels, maps, strict=True):
+            target = (max(size[0] // stride, 1), max(size[1] // stride, 1))
+            x = level(x)
+            if x.shape[-2] > target[0] or x.shape[-1] > target[1]:
+                x = F.adaptive_max_pool2d(x, target)
+            found.append(resample(x, target))
+        return found
+
+
+def resample(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear resampling of a map, shape (B, K, h, w) -> (B, K, *size)."""
+    if tuple(x.shape[-2:]) == size:
+        return x
+    return F.interpolate(x, size, mode='bilinear', align_corners=False)
 
 
 class _Linear(nn.Module):
@@ -82,9 +146,7 @@ class _Linear(nn.Module):
 class _Pyramid(nn.Module):
     """Pyramid, a decoder of segmentation-models-pytorch, and a layer of scores."""
 
-    strides: tuple[int, ...] = STRIDES
-    # Whether a batch norm sees one value an image.
-    pools = True
+    strides: tuple[int, ...] = (4, 8, 16, 32)
 
     def __init__(self, width: int, patch_size: int, outputs: int, channels: int) -> None:
         super().__init__()
@@ -96,25 +158,14 @@ class _Pyramid(nn.Module):
         return smp_decoder('UPerNetDecoder')([0, 0, *[channels] * 4], decoder_channels=channels)
 
     def forward(self, maps: list[Tensor], size: tuple[int, int]) -> Tensor:
-        if self.pools and self.training and len(maps[0]) == 1:
-            raise ValueError(
-                'the heads upernet and pan need batches of two images or more: raise batch_size, leave out '
-                'a shorter last batch (drop_last), or take the head linear, fpn, psp or dpt'
-            )
         levels = self.pyramid(maps[-len(self.strides) :], size)
         unread = levels[0].new_empty(0)  # decoders list the full and half resolution, too
         return self.scores(self.decoder([unread, unread, *levels]))
 
 
 class _FPN(_Pyramid):
-    pools = False
-
     def build(self, channels: int) -> nn.Module:
         return smp_decoder('FPNDecoder')([0, 0, *[channels] * 4], pyramid_channels=channels)
-
-    def forward(self, maps: list[Tensor], size: tuple[int, int]) -> Tensor:
-        _check_multiple('fpn', size)
-        return super().forward(maps, size)
 
 
 class _PAN(_Pyramid):
@@ -123,17 +174,11 @@ class _PAN(_Pyramid):
     def build(self, channels: int) -> nn.Module:
         return smp_decoder('PANDecoder')([0, 0, *[channels] * 3], 4, channels)
 
-    def forward(self, maps: list[Tensor], size: tuple[int, int]) -> Tensor:
-        if min(size) < 128:  # its attention halves the map at 1/16 three times
-            raise ValueError(f'the head pan needs images of at least 128 pixels, got {size[0]}x{size[1]}')
-        return super().forward(maps, size)
-
 
 class _PSP(_Pyramid):
     """Pyramid pooling on the map at 1/8, the scale of PSPNet and PSANet."""
 
     strides = (8,)
-    pools = False
 
     def build(self, channels: int) -> nn.Module:
         return smp_decoder('PSPDecoder')([channels], out_channels=channels)
@@ -160,18 +205,8 @@ class _DPT(nn.Module):
         self.scores = smp_decoder('DPTSegmentationHead')(channels, outputs)
 
     def forward(self, maps: list[Tensor], size: tuple[int, int]) -> Tensor:
-        _check_multiple('dpt', size)
         target = (size[0] // self.stride, size[1] // self.stride)
-        maps = [resample(x, target) for x in maps]
-        return self.scores(self.decoder(maps, [None] * 4))
-
-
-def _check_multiple(name: str, size: tuple[int, int]) -> None:
-    if size[0] % 32 or size[1] % 32:
-        raise ValueError(
-            f'the head {name} needs image sides that are multiples of 32, got {size[0]}x{size[1]}: choose '
-            'another image size or the head upernet'
-        )
+        return self.scores(self.decoder([resample(x, target) for x in maps], [None] * 4))
 
 
 #: Decoders by name.

@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from explora_geo.models.dense import DenseHead
-from explora_geo.models.pooling import Slots, Tokens, pool
-from explora_geo.models.pyramid import spread
+from explora_geo.models.readout import Slots, Tokens, evenly_spaced, pool
 from explora_geo.models.vit import Features, ViT
 
 
@@ -106,7 +105,7 @@ class DensePredictor(Predictor):
             slots: How slots are reduced.
             channels: Width of the head.
         """
-        super().__init__(backbone, spread(backbone.depth))
+        super().__init__(backbone, evenly_spaced(backbone.depth))
         tokenizer = backbone.patch_embed
         self.head = DenseHead(
             head, backbone.embed_dim, tokenizer.patch_size, outputs, tokenizer.num_slots, slots, channels

@@ -1,24 +1,17 @@
 """The one vision transformer: a tokenizer, class and register tokens, and timm blocks."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from lightly.models.utils import get_at_index
-from timm.layers.mlp import SwiGLUPacked
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
-from explora_geo.models.blocks import rotary_block, run_block, table_block
+from explora_geo.models.blocks import TrunkConfig, build_block, run_block
 from explora_geo.models.normalization import Normalization
-from explora_geo.models.position import RotaryConfig, RotaryPosition, sincos_2d
+from explora_geo.models.position import RotaryPosition, sincos_2d
 from explora_geo.models.tokenizers import Tokenizer
-
-# timm's models, MAE's and DINOv2's all use this; timm's `Block` alone has had other defaults.
-LayerNorm: Any = partial(nn.LayerNorm, eps=1e-6)
 
 #: Tokens without position, shape (B, S, L, D), and the patch grid: output of a tokenizer.
 Embedded = tuple[Tensor, tuple[int, int]]
@@ -52,34 +45,6 @@ class Features(NamedTuple):
     cls: Tensor
     patches: Tensor
     registers: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class TrunkConfig:
-    """How the blocks of a ViT are made, which its weights decide.
-
-    Attributes:
-        mlp_ratio: Hidden width of the MLP over D; with `swiglu` it counts both halves.
-        swiglu: Gated MLPs (DINOv2's ViT-g).
-        init_values: Start of LayerScale (DINOv2 and 3), or None for no LayerScale.
-        norm_eps: Epsilon of all norms: 1e-6, or 1e-5 of DINOv3.
-        registers: Register tokens R beside the class token, 0 to 8 (Darcet et al. 2024).
-        rotary: Rotations of queries and keys (DINOv3) instead of a table of positions.
-        qkv_bias: With `rotary`, whether queries and values have a bias; otherwise they do.
-    """
-
-    mlp_ratio: float = 4
-    swiglu: bool = False
-    init_values: float | None = None
-    norm_eps: float = 1e-6
-    registers: int = 0
-    rotary: RotaryConfig | None = None
-    qkv_bias: bool = True
-
-    def __post_init__(self) -> None:
-        """Check the number of registers."""
-        if not 0 <= self.registers <= 8:
-            raise ValueError(f'registers must be 0 to 8, got {self.registers}')
 
 
 class ViT(nn.Module):
@@ -155,13 +120,12 @@ class ViT(nn.Module):
             self.pos_embed = nn.Parameter(position)
         else:  # what is fixed is a buffer, so that nothing can train it
             self.register_buffer('pos_embed', None if self.rope else position)
-        norm: Any = partial(nn.LayerNorm, eps=trunk.norm_eps)
         rates = torch.linspace(0, drop_path_rate, depth, device='cpu').tolist()
         self.blocks = nn.ModuleList(
-            _block(embed_dim, num_heads, trunk, norm, drop_path_rate if uniform_drop_path else rate)
+            build_block(embed_dim, num_heads, trunk, drop_path_rate if uniform_drop_path else rate)
             for rate in rates
         )
-        self.norm = norm(embed_dim) if final_norm else nn.Identity()
+        self.norm = nn.LayerNorm(embed_dim, eps=trunk.norm_eps) if final_norm else nn.Identity()
         if not self.cls_token.is_meta:  # models built only to be counted hold no numbers
             self._init_weights(learned_position)
 
@@ -277,7 +241,7 @@ class ViT(nn.Module):
             )
         x = begun.x
         for block in self.blocks[begun.blocks :]:
-            x = self._run(block, x, begun.rope)
+            x = run_block(block, x, begun.rope, self.grad_checkpointing)
         return self._features(x, begun.slots)
 
     def begin(self, image: Tensor, blocks: int, **options: Any) -> Begun:
@@ -290,7 +254,7 @@ class ViT(nn.Module):
         """
         x, slots, rope = self.embed(image, **options)
         for block in self.blocks[:blocks]:
-            x = self._run(block, x, rope)
+            x = run_block(block, x, rope, self.grad_checkpointing)
         return Begun(x, None if options.get('keep') is not None else slots, rope, blocks)
 
     def intermediate(
@@ -310,15 +274,10 @@ class ViT(nn.Module):
         x, slots, rope = self.embed(image, timestamps)
         found = {}
         for i, block in enumerate(self.blocks[: max(wanted) + 1]):
-            x = self._run(block, x, rope)
+            x = run_block(block, x, rope, self.grad_checkpointing)
             if i in wanted:
                 found[i] = self._features(x, slots)
         return [found[i] for i in wanted]
-
-    def _run(self, block: nn.Module, x: Tensor, rope: Tensor | None) -> Tensor:
-        if self.grad_checkpointing and torch.is_grad_enabled():
-            return checkpoint(run_block, block, x, rope, use_reentrant=False)
-        return run_block(block, x, rope)
 
     def _features(self, x: Tensor, slots: tuple[int, int] | None) -> Features:
         x = self.norm(x)
@@ -327,21 +286,8 @@ class ViT(nn.Module):
         return Features(x[:, 0], patches, None if self.reg_token is None else prefix[:, 1:])
 
 
-def _block(dim: int, num_heads: int, trunk: TrunkConfig, norm: Any, drop_path: float) -> nn.Module:
-    options: dict[str, Any] = {
-        'mlp_ratio': trunk.mlp_ratio,
-        'init_values': trunk.init_values,
-        'drop_path': drop_path,
-        'norm_layer': norm,
-    }
-    if trunk.rotary:
-        return rotary_block(dim, num_heads, trunk.qkv_bias, **options)
-    gated: dict[str, Any] = {'mlp_layer': SwiGLUPacked, 'act_layer': nn.SiLU} if trunk.swiglu else {}
-    return table_block(dim, num_heads, **options, **gated)
-
-
 def init_transformer(module: nn.Module) -> None:
-    """Initialise matrices as MAE does: Xavier-uniform, convolutions as the matrices they are."""
+    """Initialize matrices as MAE does: Xavier-uniform, convolutions as the matrices they are."""
     for layer in module.modules():
         if isinstance(layer, nn.Linear | nn.Conv2d):
             nn.init.xavier_uniform_(layer.weight.view(layer.weight.shape[0], -1))

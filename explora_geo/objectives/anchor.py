@@ -9,9 +9,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from explora_geo.models.turns import average_maps, check_turns, turn
+from explora_geo.models.readout import average_maps, check_turns, turn, whitening_matrix
 from explora_geo.models.vit import Features, ViT
-from explora_geo.models.whitening import whitening_matrix
 from explora_geo.objectives.base import Objective
 from explora_geo.objectives.teacher import Teacher
 

@@ -21,8 +21,8 @@ from explora_geo.checkpoints import load_backbone, write_state
 from explora_geo.models import create_vit
 from explora_geo.models.builders import DINOV2_SIZE, task_size
 from explora_geo.models.matching import describe_data, describe_enlarging, match_data
-from explora_geo.models.pooling import Slots
 from explora_geo.models.predictor import DensePredictor, ImagePredictor, Predictor
+from explora_geo.models.readout import Slots
 from explora_geo.trainers.artifacts import note_skipped
 from explora_geo.trainers.optim import OptimConfig, optimization
 from explora_geo.trainers.options import (

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from explora_geo.adaptation import ExPLoRAConfig, explora
 from explora_geo.models import ViT, create_vit
 from explora_geo.models.heads import HeadConfig
-from explora_geo.models.turns import turn
+from explora_geo.models.readout import turn
 from explora_geo.objectives import Anchor, DINOv2, LossConfig
 from explora_geo.objectives.anchor import AnchorConfig, ArchiveStatistics
 

@@ -1,7 +1,10 @@
 """Tokenizers turn images into tokens with a slot axis, (B, S, L, D): the only code that knows bands."""
 
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from explora_geo.models.tokenizers.base import RGB, Tokenizer
-from explora_geo.models.tokenizers.build import TOKENIZERS, build_tokenizer
 from explora_geo.models.tokenizers.group_channel import CHANNEL_GROUPS, SENTINEL2, GroupChannelTokenizer
 from explora_geo.models.tokenizers.patch import PatchTokenizer
 from explora_geo.models.tokenizers.temporal import TemporalTokenizer
@@ -17,3 +20,50 @@ __all__ = [
     'Tokenizer',
     'build_tokenizer',
 ]
+
+#: Tokenizers by the name that configurations and file headers use.
+TOKENIZERS: dict[str, type[Tokenizer]] = {
+    cls.kind: cls for cls in (PatchTokenizer, GroupChannelTokenizer, TemporalTokenizer)
+}
+_COMMON = ('self', 'embed_dim', 'img_size', 'patch_size', 'bands', 'dynamic_img_size')
+
+
+def build_tokenizer(
+    kind: str,
+    embed_dim: int,
+    img_size: int,
+    patch_size: int,
+    bands: Sequence[str] | None = None,
+    dynamic_img_size: bool = False,
+    options: Mapping[str, Any] | None = None,
+) -> Tokenizer:
+    """Build a tokenizer by name.
+
+    Args:
+        kind: `patch`, `group-channel` or `temporal`.
+        embed_dim: Token width D.
+        img_size: Nominal image side, pixels.
+        patch_size: Patch side, pixels.
+        bands: Band names in image order; the class's own, or those of the groups that are given, if None.
+        dynamic_img_size: Accept other image sizes.
+        options: Further arguments of the class.
+
+    Raises:
+        ValueError: If the name or an option is unknown, or values do not fit.
+    """
+    if kind not in TOKENIZERS:
+        raise ValueError(f'unknown tokenizer {kind!r}: use {", ".join(TOKENIZERS)}')
+    cls: Any = TOKENIZERS[kind]
+    options = dict(options or {})
+    known = [name for name in inspect.signature(cls).parameters if name not in _COMMON]
+    for name in options:
+        if name not in known:
+            raise ValueError(
+                f'the tokenizer {kind} has no option {name!r}: it has {", ".join(known) or "none"}'
+            )
+    if bands is None and 'channel_groups' in options:
+        bands = [band for group in options['channel_groups'] for band in group]
+    if bands is not None:
+        options['bands'] = bands
+    tokenizer: Tokenizer = cls(embed_dim, img_size, patch_size, dynamic_img_size=dynamic_img_size, **options)
+    return tokenizer

@@ -15,9 +15,8 @@ RGB = ('red', 'green', 'blue')
 class Tokenizer(nn.Module, ABC):
     """What a ViT asks of its input side.
 
-    A token's position is a spatial code next to a code of its slot. The ViT stores the spatial one,
-    `pos_embed`, of width D - `slot_dim`; the tokenizer joins both, so that slots (channel groups,
-    frames) are no business of the trunk.
+    A token's position is a spatial code next to a code of its slot (channel group, frame). The ViT stores the
+    spatial one, `pos_embed`, of width D - `slot_dim`; the tokenizer joins both.
 
     Attributes:
         kind: Name of the tokenizer in configurations.
@@ -36,6 +35,7 @@ class Tokenizer(nn.Module, ABC):
     slot_dim: int = 0
     slot_step: int = 0
     fresh: tuple[str, ...] = ()
+    axes = 'B, {}, H, W'
 
     def __init__(self, img_size: int, patch_size: int, bands: Sequence[str], dynamic_img_size: bool) -> None:
         """Check and keep what all tokenizers share.
@@ -59,16 +59,32 @@ class Tokenizer(nn.Module, ABC):
         self.patch_size = patch_size
         self.grid_size = (img_size // patch_size, img_size // patch_size)
         self.dynamic_img_size = dynamic_img_size
+        self._widths: dict[str, int] = {}
+
+    def _set_slots(self, count: int, embed_dim: int, slot_dim: int | None, decoder: int | None) -> None:
+        """Set the number of slots and the widths of their codes, SatMAE's shares where None is given."""
+        given = {'slot_dim': slot_dim, 'decoder_slot_dim': decoder}
+        self._widths = {name: width for name, width in given.items() if width is not None}
+        for name, width in self._widths.items():
+            if width < 1 or width % self.slot_step:
+                raise ValueError(f'{name} must be a positive multiple of {self.slot_step}, got {width}')
+        self.num_slots = count
+        self.slot_dim = self.slot_width(embed_dim) if slot_dim is None else slot_dim
+        if self.slot_dim > embed_dim:
+            raise ValueError(f'slot_dim must be at most the width {embed_dim}, got {self.slot_dim}')
 
     @abstractmethod
     def forward(self, image: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Embed an image.
 
         Args:
-            image: Normalized image, shape (B, C, H, W) or as the tokenizer says.
+            image: Normalized image, shape (B, C, H, W), or (B, T, C, H, W) of series.
 
         Returns:
             Tokens without position, shape (B, S, L, D), and the patch grid (height, width).
+
+        Raises:
+            ValueError: If the image does not fit the bands, the patch size or the nominal size.
         """
 
     @abstractmethod
@@ -82,24 +98,29 @@ class Tokenizer(nn.Module, ABC):
     def unpatchify(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
         """Inverse of `patchify`."""
 
-    @abstractmethod
     def build_prediction(self, dim: int) -> nn.Module:
         """The last layer of an MAE decoder: tokens (B, S, L, dim) to patches (B, S, L, `target_dim`)."""
-
-    @property
-    @abstractmethod
-    def target_dim(self) -> int:
-        """Numbers per patch of the largest slot."""
+        return nn.Linear(dim, self.target_dim)
 
     @property
     def target_sizes(self) -> tuple[int, ...]:
         """Numbers per patch of each slot, or one number for all slots."""
-        return (self.target_dim,)
+        return (len(self.bands) * self.patch_size**2,)
+
+    @property
+    def target_dim(self) -> int:
+        """Numbers per patch of the largest slot."""
+        return max(self.target_sizes)
 
     @property
     def options(self) -> dict[str, Any]:
         """What the constructor got beyond sizes and bands, as JSON-ready values."""
-        return {}
+        return dict(self._widths)
+
+    @staticmethod
+    def slot_width(dim: int) -> int:
+        """Width of slot codes beside tokens of width `dim`, where none is given."""
+        return 0
 
     def slot_codes(self, timestamps: Tensor | None) -> Tensor:
         """Slot codes in the ViT, class token first, shape (1 or B, 1 + S, `slot_dim`)."""
@@ -124,11 +145,10 @@ class Tokenizer(nn.Module, ABC):
             Class token position, shape (1 or B, 1, D), and patch positions, broadcastable to
             (B, S, L, D); without a spatial code `slot_dim` wide.
         """
+        codes = self.slot_codes(timestamps)
         if stored is None:
-            codes = self.slot_codes(timestamps)
             return codes[:, :1], codes[:, 1:, None]
-        patches = resample_position(stored[:, 1:], self.grid_size, grid)
-        return _join(stored[:, :1], patches, self.slot_codes(timestamps))
+        return _join(stored[:, :1], resample_position(stored[:, 1:], self.grid_size, grid), codes)
 
     def decoder_position(
         self,
@@ -139,7 +159,7 @@ class Tokenizer(nn.Module, ABC):
         slot_embed: Tensor | None = None,
         device: torch.device | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Fixed position codes at any width, for decoders.
+        """Fixed position codes of width `dim`, for decoders; returns what `position` does.
 
         Args:
             dim: Width of the decoder.
@@ -148,9 +168,6 @@ class Tokenizer(nn.Module, ABC):
             pos_embed: Spatial codes of a checkpoint, class token first, used at its own grid.
             slot_embed: Slot codes of a checkpoint, class token first, shape (1, 1 + S, ·).
             device: Where the tokens are, so that no code waits for a copy; the CPU if None.
-
-        Returns:
-            As `position`, of width `dim`.
         """
         slots = self.decoder_slot_codes(dim, timestamps) if slot_embed is None else slot_embed
         width = dim - slots.shape[-1]
@@ -159,7 +176,7 @@ class Tokenizer(nn.Module, ABC):
         return _join(slots.new_zeros(1, 1, width), sincos_2d(width, grid, device)[None], slots)
 
     def target_statistics(self, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and variance that normalise targets (`norm_pix_loss`): of each patch by itself.
+        """Mean and variance that normalize targets (`norm_pix_loss`): of each patch by itself.
 
         Args:
             target: Output of `patchify`.
@@ -178,11 +195,11 @@ class Tokenizer(nn.Module, ABC):
         """Patches L per slot at the nominal image size."""
         return self.grid_size[0] * self.grid_size[1]
 
-    def _check(self, image: Tensor, axes: str = 'B, {}, H, W') -> None:
+    def _check(self, image: Tensor) -> None:
         """Refuse an image that does not fit the bands, the patch size or the nominal size."""
-        if image.ndim != axes.count(',') + 1 or image.shape[-3] != len(self.bands):
+        if image.ndim != self.axes.count(',') + 1 or image.shape[-3] != len(self.bands):
             raise ValueError(
-                f'the model reads images of shape ({axes.format(len(self.bands))}) with bands '
+                f'the model reads images of shape ({self.axes.format(len(self.bands))}) with bands '
                 f'{", ".join(self.bands)}, got shape {tuple(image.shape)}'
             )
         height, width = image.shape[-2:]

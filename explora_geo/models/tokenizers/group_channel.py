@@ -69,15 +69,8 @@ class GroupChannelTokenizer(Tokenizer):
                 f'{", ".join(self.bands)}'
             )
         self.indices = tuple(tuple(self.bands.index(b) for b in group) for group in self.channel_groups)
-        self.num_slots = len(self.channel_groups)
-        self.slot_dim = _channel_width(embed_dim) if slot_dim is None else slot_dim
-        for name, width in (('slot_dim', self.slot_dim), ('decoder_slot_dim', decoder_slot_dim)):
-            if width is not None and (width < 2 or width % 2):
-                raise ValueError(f'{name} must be positive and even, got {width}')
-        if self.slot_dim > embed_dim:
-            raise ValueError(f'slot_dim must be at most the width {embed_dim}, got {self.slot_dim}')
+        self._set_slots(len(self.channel_groups), embed_dim, slot_dim, decoder_slot_dim)
         self.satmae_band_pairing = satmae_band_pairing
-        self._options = {'slot_dim': slot_dim, 'decoder_slot_dim': decoder_slot_dim}
         self.proj = nn.ModuleList(
             nn.Conv2d(len(group), embed_dim, patch_size, stride=patch_size) for group in self.channel_groups
         )
@@ -87,22 +80,17 @@ class GroupChannelTokenizer(Tokenizer):
         self.register_buffer('channel_embed', codes[None].to(next(self.parameters()).device))
 
     def forward(self, image: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """Embed an image.
-
-        Args:
-            image: Normalized image, shape (B, C, H, W).
-
-        Returns:
-            Tokens, shape (B, G, L, D), and the patch grid.
-
-        Raises:
-            ValueError: If the image does not fit the bands, the patch size or the nominal size.
-        """
+        """Embed an image, shape (B, C, H, W): tokens (B, G, L, D) and the patch grid."""
         self._check(image)
         tokens = torch.stack(
             [proj(image[:, list(bands)]) for proj, bands in zip(self.proj, self.indices, strict=True)], dim=1
         )
         return rearrange(tokens, 'b g d h w -> b g (h w) d'), self.grid(image)
+
+    @staticmethod
+    def slot_width(dim: int) -> int:
+        """256 as in SatMAE, or a quarter of a smaller model."""
+        return 256 if dim >= 768 else max(4, dim // 16 * 4)
 
     def slot_codes(self, timestamps: Tensor | None) -> Tensor:
         """Zeros for the class token, then a code per group, shape (1, 1 + G, `slot_dim`)."""
@@ -110,7 +98,7 @@ class GroupChannelTokenizer(Tokenizer):
 
     def decoder_slot_codes(self, dim: int, timestamps: Tensor | None) -> Tensor:
         """Codes at a decoder's width; there the class token has a place of its own, after the groups."""
-        width = self._options['decoder_slot_dim'] or _channel_width(dim)
+        width = self._widths.get('decoder_slot_dim', self.slot_width(dim))
         places = torch.arange(-1, self.num_slots)
         return sincos_1d(width, torch.where(places < 0, self.num_slots, places))[None]
 
@@ -148,16 +136,11 @@ class GroupChannelTokenizer(Tokenizer):
         return tuple(len(group) * self.patch_size**2 for group in self.channel_groups)
 
     @property
-    def target_dim(self) -> int:
-        """Numbers per patch of the largest group."""
-        return max(self.target_sizes)
-
-    @property
     def options(self) -> dict[str, Any]:
         """Groups, and what differs from the defaults."""
-        found: dict[str, Any] = {'channel_groups': [list(group) for group in self.channel_groups]}
-        found |= {k: v for k, v in self._options.items() if v is not None}
-        return {**found, 'satmae_band_pairing': True} if self.satmae_band_pairing else found
+        groups = [list(group) for group in self.channel_groups]
+        pairing = {'satmae_band_pairing': True} if self.satmae_band_pairing else {}
+        return {'channel_groups': groups, **self._widths, **pairing}
 
     def _stack(self, parts: list[Tensor]) -> Tensor:
         """Bring the groups' patches, each (B, L, ·), to one width and stack them, (B, G, L, ·)."""
@@ -168,12 +151,7 @@ class GroupPrediction(nn.ModuleList):
     """One linear layer per group of bands; the keys are `0.weight`, `1.weight`, ... as SatMAE's."""
 
     def __init__(self, dim: int, tokenizer: GroupChannelTokenizer) -> None:
-        """Initialize a GroupPrediction.
-
-        Args:
-            dim: Width of the decoder.
-            tokenizer: Says the groups and how predictions are paired with bands.
-        """
+        """Initialize a GroupPrediction for a decoder of width `dim`."""
         super().__init__(nn.Linear(dim, width) for width in tokenizer.target_sizes)
         # Held in a tuple: the tokenizer belongs to the encoder and must not be registered twice.
         self._tokenizer = (tokenizer,)
@@ -186,8 +164,3 @@ class GroupPrediction(nn.ModuleList):
             bands = torch.cat(parts, dim=-1).unflatten(-1, (len(tokenizer.bands), -1))
             parts = [bands[:, :, list(chosen)].flatten(2) for chosen in tokenizer.indices]
         return tokenizer._stack(parts)
-
-
-def _channel_width(dim: int) -> int:
-    """Width of the group code: 256 as in SatMAE, or a quarter of a smaller model."""
-    return 256 if dim >= 768 else max(4, dim // 16 * 4)

@@ -19,7 +19,8 @@ class TemporalTokenizer(Tokenizer):
     """
 
     kind = 'temporal'
-    slot_step = 6
+    slot_step = 6  # sines and cosines of year, month and hour
+    axes = 'B, T, {}, H, W'
 
     def __init__(
         self,
@@ -51,31 +52,19 @@ class TemporalTokenizer(Tokenizer):
         super().__init__(img_size, patch_size, bands, dynamic_img_size)
         if num_frames < 1:
             raise ValueError(f'num_frames must be at least 1, got {num_frames}')
-        self.num_slots = num_frames
-        self.slot_dim = _time_width(embed_dim) if slot_dim is None else slot_dim
-        self._options = {'slot_dim': slot_dim, 'decoder_slot_dim': decoder_slot_dim}
-        for name, width in (('slot_dim', self.slot_dim), ('decoder_slot_dim', decoder_slot_dim)):
-            if width is not None and (width < 6 or width % 6):
-                raise ValueError(f'{name} must be a positive multiple of 6 (year, month, hour), got {width}')
-        if self.slot_dim > embed_dim:
-            raise ValueError(f'slot_dim must be at most the width {embed_dim}, got {self.slot_dim}')
+        self._set_slots(num_frames, embed_dim, slot_dim, decoder_slot_dim)
         self.proj = nn.Conv2d(len(bands), embed_dim, patch_size, stride=patch_size)
 
     def forward(self, image: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """Embed a series.
-
-        Args:
-            image: Normalized frames, shape (B, T, C, H, W).
-
-        Returns:
-            Tokens, shape (B, T, L, D), and the patch grid.
-
-        Raises:
-            ValueError: If the frames do not fit the bands, the patch size or the nominal size.
-        """
-        self._check(image, 'B, T, {}, H, W')
+        """Embed a series, shape (B, T, C, H, W): tokens (B, T, L, D) and the patch grid."""
+        self._check(image)
         tokens = rearrange(self.proj(image.flatten(0, 1)), '(b t) d h w -> b t (h w) d', b=len(image))
         return tokens, self.grid(image)
+
+    @staticmethod
+    def slot_width(dim: int) -> int:
+        """384 as in SatMAE, or three eighths of a smaller model."""
+        return 384 if dim >= 768 else max(12, 3 * dim // 8 // 12 * 12)
 
     def slot_codes(self, timestamps: Tensor | None) -> Tensor:
         """Zeros for the class token, then the code of each frame's time, shape (B, 1 + T, `slot_dim`)."""
@@ -83,11 +72,11 @@ class TemporalTokenizer(Tokenizer):
 
     def decoder_slot_codes(self, dim: int, timestamps: Tensor | None) -> Tensor:
         """The same for a decoder of width `dim`."""
-        return _time_codes(self._options['decoder_slot_dim'] or _time_width(dim), timestamps)
+        return _time_codes(self._widths.get('decoder_slot_dim', self.slot_width(dim)), timestamps)
 
     def patchify(self, image: Tensor) -> Tensor:
         """Pixels of each patch, (B, T, C, H, W) -> (B, T, L, C·P·P)."""
-        self._check(image, 'B, T, {}, H, W')
+        self._check(image)
         size = self.patch_size
         return rearrange(image, 'b t c (h p) (w q) -> b t (h w) (c p q)', p=size, q=size)
 
@@ -96,24 +85,10 @@ class TemporalTokenizer(Tokenizer):
         size = self.patch_size
         return rearrange(patches, 'b t (h w) (c p q) -> b t c (h p) (w q)', h=grid[0], p=size, q=size)
 
-    def build_prediction(self, dim: int) -> nn.Module:
-        """One linear layer, shared by the frames."""
-        return nn.Linear(dim, self.target_dim)
-
-    @property
-    def target_dim(self) -> int:
-        """C·P·P numbers per patch."""
-        return len(self.bands) * self.patch_size**2
-
     @property
     def options(self) -> dict[str, Any]:
         """Frames, and widths that were given."""
-        return {'num_frames': self.num_slots, **{k: v for k, v in self._options.items() if v is not None}}
-
-
-def _time_width(dim: int) -> int:
-    """Width of the time code: 384 as in SatMAE, or three eighths of a smaller model."""
-    return 384 if dim >= 768 else max(12, 3 * dim // 8 // 12 * 12)
+        return {'num_frames': self.num_slots, **self._widths}
 
 
 def _time_codes(dim: int, timestamps: Tensor | None) -> Tensor:

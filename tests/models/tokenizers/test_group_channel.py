@@ -119,9 +119,9 @@ def test_group_codes_are_fixed_and_paper_wide() -> None:
         ({'channel_groups': (*GROUPS, ())}, 'must hold every band once'),
         ({'bands': (*BANDS, 'B12')}, 'the bands B02, B04, B05, B08, B11, B12'),
         ({'bands': ('B02', 'B02')}, 'bands must be distinct'),
-        ({'slot_dim': 5}, 'slot_dim must be positive and even, got 5'),
+        ({'slot_dim': 5}, 'slot_dim must be a positive multiple of 2, got 5'),
         ({'slot_dim': 18}, 'slot_dim must be at most the width 16'),
-        ({'decoder_slot_dim': 3}, 'decoder_slot_dim must be positive and even'),
+        ({'decoder_slot_dim': 3}, 'decoder_slot_dim must be a positive multiple of 2, got 3'),
         ({'img_size': 20}, 'img_size=20, patch_size=8'),
     ],
 )

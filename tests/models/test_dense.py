@@ -2,11 +2,8 @@
 
 import pytest
 import torch
-from einops import rearrange
-from torch.testing import assert_close
 
-from explora_geo.models import Features
-from explora_geo.models.pyramid import FeaturePyramid, spread, to_map
+from explora_geo.models.dense import FeaturePyramid
 
 
 @pytest.mark.parametrize(
@@ -25,15 +22,3 @@ def test_each_level_comes_from_its_own_block() -> None:
         level.sum().backward(retain_graph=True)
         assert [m.grad is not None for m in maps] == [j == i for j in range(4)]
         maps[i].grad = None
-
-
-def test_blocks_are_spread_over_the_depth() -> None:
-    assert spread(12) == [2, 5, 8, 11]
-    assert spread(24) == [5, 11, 17, 23]
-    assert spread(2) == [0, 0, 0, 1]
-
-
-def test_patches_keep_their_place_on_the_map() -> None:
-    patches = torch.randn(1, 2, 6, 3)
-    found = to_map(Features(torch.zeros(1, 3), patches), (2, 3), 'mean')
-    assert_close(found, rearrange(patches.mean(1), 'b (h w) d -> b d h w', h=2, w=3))
