@@ -126,8 +126,8 @@ def map_scene(
     adapter: Annotated[Path | None, typer.Option(help='Adapter file made on these weights.')] = None,
     probabilities: Annotated[Path | None, typer.Option(help='Probability of each class (.tif).')] = None,
     vectors: Annotated[Path | None, typer.Option(help='Polygons (.gpkg, .parquet, .geojson).')] = None,
-    classes: Annotated[str, typer.Option(help='Classes to polygonise, comma-separated; all.')] = '',
-    min_area: Annotated[float, typer.Option(help='Smallest polygon, square metres.')] = 0.0,
+    classes: Annotated[str, typer.Option(help='Classes to polygonize, comma-separated; all.')] = '',
+    min_area: Annotated[float, typer.Option(help='Smallest polygon, square meters.')] = 0.0,
     embeddings: Annotated[Path | None, typer.Option(help='Features per patch (.tif, .parquet).')] = None,
     quicklook: Annotated[Path | None, typer.Option(help='Picture of scene and map (.png).')] = None,
     file_bands: Annotated[str, typer.Option(help='Names of all bands in file order.')] = '',
@@ -163,31 +163,17 @@ def map_scene(
     if model is not None:
         found = open_model(model, where)
     else:
-        found = open_features(load_backbone(None, weights, adapter, largest=DINOV2_SIZE), where)
-    source = str(model or weights)
-    options = MapOptions(
-        overlap=overlap,
-        block=block,
-        turns=turns,
-        batch_size=batch_size,
-        workers=workers,
-        device=where,
-        statistics=statistics or ('model' if 'mean' in found.data else 'scene'),  # type: ignore[arg-type]
-    )
+        found = open_features(load_backbone(None, weights, adapter, largest=DINOV2_SIZE), where, weights)
+    used: Any = statistics or ('model' if 'mean' in found.data else 'scene')
+    options = MapOptions(overlap, block, batch_size, workers, where, used, turns)
     opened = Scene(scene, found.bands, names(file_bands))
-    wanted: dict[str, Any] = {
-        'probabilities': probabilities,
-        'vectors': vectors,
-        'vector_classes': tuple(names(classes) or ()),
-        'min_area': min_area,
-        'embeddings': embeddings,
-        'quicklook': quicklook,
-    }
-    Outputs(out, **wanted).check(opened, found, source)
+    chosen = tuple(names(classes) or ())
+    outputs = Outputs(out, probabilities, vectors, chosen, min_area, embeddings, quicklook)
+    outputs.check(opened, found)
     if dry_run:
         return say(describe_plan(opened, found, options))
     with bars() as progress:
-        files = make_map(opened, found, source, out, options, **wanted, progress=progress)
+        files = make_map(opened, found, outputs, options, progress)
     return say('\n'.join(f'{kind}: {file}' for kind, file in files.items()))
 
 

@@ -24,7 +24,7 @@ from explora_geo.checkpoints import load_backbone, merge_adapter, read_adapter, 
 from explora_geo.checkpoints.export import export_timm
 from explora_geo.datamodules import FMoWTemporalDataModule, FolderDataModule, Statistics
 from explora_geo.evaluation.features import cached_features
-from explora_geo.maps import MapOptions, make_map
+from explora_geo.maps import MapOptions, Outputs, make_map
 from explora_geo.maps.model import open_features
 from explora_geo.maps.scene import Scene
 from explora_geo.models import ViT, builders, create_vit
@@ -286,7 +286,7 @@ def test_map(run: Run, tmp_path: Path) -> None:
     scene = Scene(path, vit.patch_embed.bands, data.val_dataset.bands)
     model = open_features(vit)
     assert model.data['mean'] == pytest.approx(run.mean.tolist())
-    make_map(scene, model, 'm', None, MapOptions(statistics='model'), embeddings=tmp_path / 'e.tif')
+    make_map(scene, model, Outputs(embeddings=tmp_path / 'e.tif'), MapOptions(statistics='model'))
     image = (raw[match_bands(data.val_dataset.bands, RGB)] - run.mean.view(3, 1, 1)) / run.std.view(3, 1, 1)
     with torch.no_grad():
         expected = run.vit(image[None]).patches[0].mean(0)

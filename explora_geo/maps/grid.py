@@ -1,7 +1,7 @@
 """Which tiles cover a scene, how they blend, and which blocks of the output are worked on."""
 
 from dataclasses import dataclass
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,49 +30,36 @@ class Box(NamedTuple):
 
 @dataclass(frozen=True)
 class TileGrid:
-    """Overlapping tiles over a scene, the same wherever a computation starts.
+    """Overlapping tiles over a scene of whole cells, the same wherever a computation starts.
 
     Attributes:
         height: Height of the scene, pixels.
         width: Width of the scene, pixels.
         tile: Side of a tile, pixels.
-        stride: Distance of tiles, pixels; the last one of each direction is moved to end at the edge.
+        overlap: Share of a tile that the next one covers again, in [0, 1).
         block: Side of the blocks that are finished one by one, pixels.
-        cell: Side of a cell of the output, pixels; everything starts at its multiples.
+        cell: Side of a cell of the output, pixels: 1, or the patch side for features of patches.
     """
 
     height: int
     width: int
     tile: int
-    stride: int
+    overlap: float
     block: int
     cell: int = 1
 
-    @classmethod
-    def create(cls, height: int, width: int, tile: int, overlap: float, block: int, cell: int = 1) -> Self:
-        """Make a grid, of sizes that are multiples of a cell.
-
-        Args:
-            height: Height of the scene, pixels.
-            width: Width of the scene, pixels.
-            tile: Side of a tile, pixels.
-            overlap: Share of a tile that the next one covers again, in [0, 1).
-            block: Side of a block, pixels.
-            cell: Side of a cell of the output, pixels: 1, or the patch side for features of patches.
-
-        Raises:
-            ValueError: If the scene is smaller than a tile, or a value is out of range.
-        """
-        if not 0 <= overlap < 1:
-            raise ValueError(f'overlap must be at least 0 and below 1, got {overlap}')
-        if min(height, width) < tile:
+    def __post_init__(self) -> None:
+        """Check the values, and cut off what is no whole cell."""
+        if not 0 <= self.overlap < 1:
+            raise ValueError(f'overlap must be at least 0 and below 1, got {self.overlap}')
+        if min(self.height, self.width) < self.tile:
             raise ValueError(
-                f'the scene of {height}x{width} pixels is smaller than a tile of {tile} pixels: give a '
-                'larger scene, or a model for smaller images'
+                f'the scene of {self.height}x{self.width} pixels is smaller than a tile of {self.tile} '
+                'pixels: give a larger scene, or a model for smaller images'
             )
-        stride = max(round(tile * (1 - overlap)) // cell * cell, cell)
-        height, width = height // cell * cell, width // cell * cell
-        return cls(height, width, tile, stride, max(block // cell * cell, cell), cell)
+        for name, least in (('height', 0), ('width', 0), ('block', self.cell)):
+            whole = getattr(self, name) // self.cell * self.cell
+            object.__setattr__(self, name, max(whole, least))
 
     def cells(self, box: Box) -> Box:
         """The cells of a box of pixels."""
@@ -93,8 +80,9 @@ class TileGrid:
         return [Box(row, column, row + self.tile, column + self.tile) for row in rows for column in columns]
 
     def _starts(self, length: int, first: int, end: int) -> list[int]:
-        """First pixels, along one direction, of the tiles that reach into a range."""
-        every = [*range(0, length - self.tile, self.stride), length - self.tile]
+        """First pixels of the tiles that reach into a range of rows or columns; the last ends at the edge."""
+        stride = max(round(self.tile * (1 - self.overlap)) // self.cell * self.cell, self.cell)
+        every = [*range(0, length - self.tile, stride), length - self.tile]
         return [start for start in every if start < end and start + self.tile > first]
 
 

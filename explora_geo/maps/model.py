@@ -18,6 +18,7 @@ from explora_geo.datasets.plotting import palette
 from explora_geo.datasets.remote import read_apart
 from explora_geo.maps.grid import Box, TileGrid, blending_weights
 from explora_geo.maps.scene import Scene
+from explora_geo.models.normalization import Normalization
 from explora_geo.models.readout import to_map
 from explora_geo.models.vit import ViT
 from explora_geo.trainers import ClassificationTask, RegressionTask, SegmentationTask, load_task
@@ -27,29 +28,26 @@ Function = Callable[[Tensor], Tensor]
 
 
 class MapModel(NamedTuple):
-    """What a map needs of a model.
+    """What a map needs of a model."""
 
-    Attributes:
-        function: From normalized tiles to values per pixel, shape (B, K, T, T); None for a backbone alone.
-        backbone: The ViT, for features of patches.
-        outputs: Values per pixel K.
-        classes: Names of the classes; empty for numbers.
-        colours: Their colours.
-        bands: Names of the bands, in order.
-        tile: Side of its images, pixels.
-        data: What is known of its training images.
-        sha256: Hash of its weights.
-    """
+    source: str  # its file or name, for messages and tags
+    sha256: str  # of its weights
+    backbone: ViT  # for features of patches
+    data: Mapping[str, Any]  # what is known of its training images
+    function: Function | None = None  # to values per pixel, shape (B, K, T, T); None for a backbone alone
+    outputs: int = 0  # values per pixel K
+    classes: tuple[str, ...] = ()  # none for numbers
+    colors: tuple[tuple[int, ...], ...] = ()  # of the classes
 
-    function: Function | None
-    backbone: ViT
-    outputs: int
-    classes: tuple[str, ...]
-    colours: tuple[tuple[int, ...], ...]
-    bands: tuple[str, ...]
-    tile: int
-    data: Mapping[str, Any]
-    sha256: str
+    @property
+    def bands(self) -> tuple[str, ...]:
+        """Names of the bands that it reads, in order."""
+        return self.backbone.patch_embed.bands
+
+    @property
+    def tile(self) -> int:
+        """Side of its images, pixels."""
+        return self.backbone.patch_embed.grid_size[0] * self.backbone.patch_embed.patch_size
 
 
 def open_model(path: str | Path, device: torch.device | str = 'cpu') -> MapModel:
@@ -82,34 +80,25 @@ def open_model(path: str | Path, device: torch.device | str = 'cpu') -> MapModel
             found = torch.cat([1 - found, found], dim=1)
         return found if task.dense else found[..., None, None].expand(-1, -1, *image.shape[-2:])
 
-    found = open_features(task.model.backbone, device)
-    colours = tuple(tuple(map(int, c)) for c in palette(len(classes), task.data.get('colours', ())))
-    return found._replace(
-        function=function,
-        outputs=len(classes) or task.outputs,
-        classes=classes,
-        colours=colours,
-        data=task.data,
-        sha256=state_sha256(task.model.state_dict()),
+    colors = tuple(tuple(map(int, c)) for c in palette(len(classes), task.data.get('colours', ())))
+    vit, sha256, outputs = (
+        task.model.backbone,
+        state_sha256(task.model.state_dict()),
+        len(classes) or task.outputs,
     )
+    return MapModel(str(path), sha256, vit, task.data, function, outputs, classes, colors)
 
 
-def open_features(vit: ViT, device: torch.device | str = 'cpu') -> MapModel:
-    """A backbone without a head, for features of patches alone."""
-    vit.to(device)
-    tile = vit.patch_embed.grid_size[0] * vit.patch_embed.patch_size
+def open_features(vit: ViT, device: torch.device | str = 'cpu', source: str | None = None) -> MapModel:
+    """A backbone without a head, for features of patches alone, and where it is from."""
+    vit.to(device).eval()
     data = {} if vit.normalization is None else vit.normalization.to_dict()
-    return MapModel(None, vit, 0, (), (), vit.patch_embed.bands, tile, data, state_sha256(vit.state_dict()))
+    return MapModel(source or vit.name, state_sha256(vit.state_dict()), vit, data)
 
 
 def patch_features(vit: ViT) -> Function:
     """Features of patches as a map, shape (B, D, T / P, T / P); slots are averaged."""
-
-    @torch.no_grad()
-    def function(image: Tensor) -> Tensor:
-        return to_map(vit(image), vit.patch_embed.grid(image), 'mean')
-
-    return function
+    return torch.no_grad()(lambda image: to_map(vit(image), vit.patch_embed.grid(image), 'mean'))
 
 
 class _Tiles(Dataset[tuple[Tensor, Tensor]]):
@@ -141,9 +130,7 @@ class Blend:
         scene: The scene.
         grid: Its tiles.
         function: The model.
-        mean: Mean of each band, shape (C,).
-        std: Standard deviation of each band, shape (C,).
-        clip: Whether these are start and length of a range (mean - 2 std and 4 std), which is cut off.
+        normalization: What it reads pixels by.
         batch_size: Tiles per call.
         workers: Processes that read tiles.
         device: Where the model is.
@@ -152,9 +139,7 @@ class Blend:
     scene: Scene
     grid: TileGrid
     function: Function
-    mean: Tensor
-    std: Tensor
-    clip: bool = False
+    normalization: Normalization
     batch_size: int = 16
     workers: int = 0
     device: torch.device | str = 'cpu'
@@ -176,8 +161,7 @@ class Blend:
         total = np.zeros((rows, columns), dtype=np.float32)
         sums: NDArray[np.float32] | None = None
         boxes, here = self.grid.tiles(block), self.grid.cells(block)
-        tiles = _Tiles(self.scene, boxes, None if self.workers else source)
-        with closing(tiles):
+        with closing(_Tiles(self.scene, boxes, None if self.workers else source)) as tiles:
             loader: Any = DataLoader(tiles, self.batch_size, num_workers=self.workers)
             for number, (pixels, data) in enumerate(loader):
                 kept = data.flatten(1).any(1)
@@ -199,8 +183,10 @@ class Blend:
 
     def _run(self, pixels: Tensor, data: Tensor) -> NDArray[np.float32]:
         """The model on normalized tiles, in which nodata is the mean of its band."""
-        image = (pixels - self.mean.view(-1, 1, 1)) / self.std.view(-1, 1, 1)
-        if self.clip:
+        used = self.normalization
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (used.mean, used.std))
+        image = (pixels - mean) / std
+        if used.clip:
             image = image.clamp(0, 1)
-        image = image.where(data[:, None], torch.tensor(0.5 if self.clip else 0.0))
+        image = image.where(data[:, None], torch.tensor(0.5 if used.clip else 0.0))
         return self.function(image.to(self.device)).float().cpu().numpy()

@@ -1,7 +1,6 @@
 """What a map leaves: finished blocks, from which it goes on, and the raster, polygons and picture of them."""
 
 import hashlib
-import importlib.util
 import json
 import os
 import shutil
@@ -10,7 +9,7 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +34,6 @@ from explora_geo.maps.scene import EQUAL_AREA, Scene
 
 #: Value of pixels without data in a map of classes.
 NODATA = 255
-#: Endings of vector files.
-VECTORS = ('.gpkg', '.parquet', '.geojson')
 #: Longer side of a panel of a quick-look, pixels.
 SIDE = 900
 
@@ -87,24 +84,24 @@ class Parts:
 
 @dataclass(frozen=True)
 class Layer:
-    """A raster that is assembled of finished blocks: classes (uint8) if they have colours, else float32.
+    """A raster that is assembled of finished blocks: classes (uint8) if they have colors, else float32."""
 
-    Attributes:
-        path: Cloud-Optimized GeoTIFF to write.
-        count: Bands.
-        names: Description of each band.
-        colours: Colour of each class.
-        tags: Text entries of the file.
-    """
+    path: Path  # Cloud-Optimized GeoTIFF to write
+    count: int  # bands
+    names: Sequence[str]  # description of each band, if there are some
+    tags: Mapping[str, str]  # text entries of the file
+    colors: Sequence[Sequence[int]] = ()  # of the classes
 
-    path: Path
-    count: int
-    names: Sequence[str] = ()
-    colours: Sequence[Sequence[int]] = ()
-    tags: Mapping[str, str] = field(default_factory=dict)
+    def finish(self, values: NDArray[np.float32] | None, valid: NDArray[np.bool_]) -> NDArray[Any]:
+        """What is kept of a block of values (K, h, w): themselves, or the class of the largest."""
+        if self.colors:
+            best = np.zeros(valid.shape) if values is None else values.argmax(0)
+            return np.where(valid, best, NODATA).astype(np.uint8)[None]
+        known = np.zeros((self.count, 1, 1)) if values is None else values
+        return np.where(valid, known, np.nan).astype(np.float32)
 
     def write(self, scene: Scene, grid: TileGrid, parts: Parts, key: str) -> None:
-        """Write the file of the arrays of a key, shape (K, h, w), one block in memory at a time.
+        """Write the file of the arrays of a key, one block in memory at a time.
 
         Raises:
             OSError: If the disk is full.
@@ -112,60 +109,53 @@ class Layer:
         """
         t, cell = scene.transform, grid.cell
         whole = grid.cells(Box(0, 0, grid.height, grid.width))
-        kind = (
-            {'dtype': 'uint8', 'nodata': NODATA} if self.colours else {'dtype': 'float32', 'nodata': np.nan}
-        )
-        place = {
-            'crs': scene.crs,
-            'transform': Affine(t.a * cell, t.b * cell, t.c, t.d * cell, t.e * cell, t.f),
+        profile: dict[str, Any] = {
+            'driver': 'GTiff',
+            'tiled': True,
+            'compress': 'deflate',
+            'interleave': 'band',  # GDAL's cache then holds blocks of single bands
+            'bigtiff': 'if_safer',
+            'count': self.count,
             'height': whole.bottom,
             'width': whole.right,
+            'crs': scene.crs,
+            'transform': Affine(t.a * cell, t.b * cell, t.c, t.d * cell, t.e * cell, t.f),
+            'dtype': 'uint8' if self.colors else 'float32',
+            'nodata': NODATA if self.colors else np.nan,
         }
-        # GDAL's cache then holds blocks of single bands.
-        settings = {'driver': 'GTiff', 'tiled': True, 'interleave': 'band', 'compress': 'deflate'}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f'.{self.path.name}.', dir=self.path.parent) as folder:
-            plain, optimised = Path(folder) / 'plain.tif', Path(folder) / 'optimised.tif'
+            plain, optimized = Path(folder) / 'plain.tif', Path(folder) / 'optimized.tif'
             try:
-                with rasterio.open(
-                    plain, 'w', count=self.count, bigtiff='if_safer', **settings, **kind, **place
-                ) as target:
+                with rasterio.open(plain, 'w', **profile) as target:
                     for number, block in enumerate(map(grid.cells, grid.blocks())):
                         window = Window(block.left, block.top, block.shape[1], block.shape[0])
                         target.write(parts.read(number, key), window=window)
-                    if self.colours:
-                        target.write_colormap(1, {i: (*c, 255) for i, c in enumerate(self.colours)})
+                    if self.colors:
+                        target.write_colormap(1, {i: (*c, 255) for i, c in enumerate(self.colors)})
                     for i, name in enumerate(self.names, start=1):
                         target.set_band_description(i, name)
                     target.update_tags(**self.tags)
                 copy_raster(
                     plain,
-                    optimised,
+                    optimized,
                     driver='COG',
                     compress='deflate',
                     blocksize=512 if self.count <= 16 else 128,  # a pixel costs a block of all bands
-                    overview_resampling='mode' if self.colours else 'average',
-                    predictor='no' if self.colours else 'yes',
+                    overview_resampling='mode' if self.colors else 'average',
+                    predictor='no' if self.colors else 'yes',
                     bigtiff='if_safer',
                 )
             except RasterioError as error:
                 if shutil.disk_usage(self.path.parent).free < 1e7:
                     raise OSError(f'No space left on the device of {self.path}') from error
                 raise ValueError(f'{self.path} cannot be written ({error})') from error
-            os.replace(optimised, self.path)
+            os.replace(optimized, self.path)
 
 
-def check_vector_path(path: Path) -> None:
-    """Refuse an unknown ending (`ValueError`), or one whose package is not there (`ImportError`)."""
-    if path.suffix not in VECTORS:
-        raise ValueError(f'cannot write {path.name}: vector files end in {", ".join(VECTORS)}')
-    if path.suffix == '.parquet' and importlib.util.find_spec('pyarrow') is None:
-        raise ImportError(f'{path.name} needs pyarrow: pip install "explora_geo[parquet]", or write .gpkg')
-
-
-def polygonise(
+def polygonize(
     raster: Path, out: Path, classes: Sequence[str], wanted: Sequence[str] = (), min_area: float = 0.0
-) -> int:
+) -> None:
     """Write the regions of a map of classes as polygons with the columns `class`, `name` and `area_m2`.
 
     Args:
@@ -174,12 +164,8 @@ def polygonise(
             and latitude).
         classes: Names of the classes.
         wanted: Classes to write; all if empty.
-        min_area: Smallest area of a region, square metres.
-
-    Returns:
-        Number of polygons.
+        min_area: Smallest area of a region, square meters.
     """
-    check_vector_path(out)
     kept = {i for i, name in enumerate(classes) if not wanted or name in wanted}
     with rasterio.open(raster) as source:
         # Of the band itself, not of an array, so that GDAL reads line by line.
@@ -200,27 +186,19 @@ def polygonise(
             driver = 'GPKG' if out.suffix == '.gpkg' else 'GeoJSON'
             placed = frame if driver == 'GPKG' else frame.to_crs('EPSG:4326')
             placed.to_file(temporary, layer=out.stem, driver=driver, engine='pyogrio')
-    return len(frame)
 
 
-def embedding_points(raster: Path, out: Path, cells: int = 1 << 18) -> int:
-    """Write features of patches as one point per patch, with the features as a list.
-
-    Rows of the raster are read and written a few at a time, so that memory does not grow with the scene.
+def embedding_points(raster: Path, out: Path, cells: int = 1 << 18) -> None:
+    """Write features of patches as one point per patch, with the features as a list (GeoParquet 1.0).
 
     Args:
         raster: Features as bands; NaN where there are none.
-        out: `.parquet` file to write (GeoParquet 1.0).
-        cells: Patches in memory at once.
-
-    Returns:
-        Number of points.
+        out: `.parquet` file to write.
+        cells: Patches in memory at once, however large the scene.
     """
-    check_vector_path(out)
     import pyarrow as pa
     from pyarrow.parquet import ParquetWriter
 
-    count = 0
     with rasterio.open(raster) as source, atomic_path(out) as temporary:
         crs = pyproj.CRS.from_wkt(source.crs.to_wkt()).to_json_dict()
         points = {'encoding': 'WKB', 'geometry_types': ['Point'], 'crs': crs}
@@ -237,27 +215,31 @@ def embedding_points(raster: Path, out: Path, cells: int = 1 << 18) -> int:
                 places = gpd.GeoSeries.from_xy(x, y).to_wkb().tolist()
                 features = list(values[:, row, column].T)
                 writer.write_table(pa.table({'embedding': features, 'geometry': places}, schema))
-                count += len(places)
-    return count
 
 
 def draw(
-    path: Path, scene: Scene, raster: Path, classes: Sequence[str], colours: Sequence[Any], title: str
+    path: Path, scene: Scene, raster: Path, classes: Sequence[str], colors: Sequence[Any], title: str
 ) -> None:
     """Draw a scene beside its map as PNG, with a legend of the classes, if there are some, by share."""
     scale = min(1.0, SIDE / max(scene.height, scene.width))
     small = max(round(scene.height * scale), 1), max(round(scene.width * scale), 1)
-    figure, axes = plt.subplots(1, 2, figsize=(12, 6.4), layout='constrained')
-    axes[0].imshow(_true_colour(scene, small), interpolation='nearest', cmap='gray')
+    with scene.open() as source:
+        pixels, valid = scene.read(source, Box(0, 0, scene.height, scene.width), small)
     with rasterio.open(raster) as source:
         values = source.read(1, out_shape=small)
+    data = pixels[true_color_bands(scene.bands)]
+    low, high = np.percentile(data[:, valid], (2, 98)) if valid.any() else (0, 1)
+    picture = np.where(valid, np.clip((data - low) / max(high - low, 1e-6), 0, 1), 1).transpose(1, 2, 0)
+    figure, axes = plt.subplots(1, 2, figsize=(12, 6.4), layout='constrained')
+    axes[0].imshow(picture, interpolation='nearest', cmap='gray')
     if classes:
-        table = np.asarray(colours, dtype=np.uint8)
+        table = np.asarray(colors, dtype=np.uint8)
         axes[1].imshow(paint(values, table), interpolation='nearest')
         counts = np.bincount(values[values < len(classes)].ravel(), minlength=len(classes))
-        shares = counts / max(counts.sum(), 1)
         present = [i for i in np.argsort(-counts) if counts[i]][:12]
-        entries = [Patch(color=table[i] / 255, label=f'{classes[i]} {shares[i]:.0%}') for i in present]
+        entries = [
+            Patch(color=table[i] / 255, label=f'{classes[i]} {counts[i] / counts.sum():.0%}') for i in present
+        ]
         columns = min(6, max(len(entries), 1))
         figure.legend(handles=entries, loc='outside lower center', ncols=columns, frameon=False)
     else:
@@ -269,14 +251,3 @@ def draw(
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=110, format='png')
     plt.close(figure)
-
-
-def _true_colour(scene: Scene, size: tuple[int, int]) -> NDArray[Any]:
-    """Red, green and blue stretched between percentiles, or the first band in grey; nodata is white."""
-    with scene.open() as source:
-        pixels, valid = scene.read(source, Box(0, 0, scene.height, scene.width), size)
-    data = pixels[true_color_bands(scene.bands)]
-    low, high = np.percentile(data[:, valid], (2, 98)) if valid.any() else (0, 1)
-    picture = np.clip((data - low) / max(high - low, 1e-6), 0, 1)
-    picture[:, ~valid] = 1
-    return picture[0] if len(picture) == 1 else picture.transpose(1, 2, 0)

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from rasterio.windows import Window
 from explora_geo.bands import name_bands, select_bands
 from explora_geo.datasets.remote import identify, locate, remote_options, short_name
 from explora_geo.maps.grid import Box
+from explora_geo.models.normalization import Normalization
 
 #: Equal areas all over the Earth, in metres (EASE-Grid 2.0).
 EQUAL_AREA = 'EPSG:6933'
@@ -30,14 +32,10 @@ class Scene:
     """A georeferenced raster whose bands are used by name.
 
     Attributes:
-        path: The file, or as text what GDAL reads it by, such as a URL.
-        name: Its last part.
-        height: Height, pixels.
-        width: Width, pixels.
-        crs: Coordinate reference system.
-        transform: From pixels to coordinates.
-        bands: Names of the bands that `read` returns.
-        indices: Their positions in the file, counted from 1.
+        path: The file, or as text what GDAL reads it by, such as a URL; `name` is its last part.
+        height, width: Pixels.
+        crs, transform: Coordinate reference system, and from pixels to its coordinates.
+        bands: Names of the bands that `read` returns; `indices` are their positions in the file, from 1.
         identity: What tells this scene from a changed one, JSON-ready; `changed` is None if nothing does.
     """
 
@@ -146,8 +144,12 @@ class Scene:
                 f'({self.crs.to_string()[:60]}): polygons need the right one, assign it'
             )
 
-    def statistics(self) -> dict[str, list[float]]:
-        """`mean` and `std` of each band over the data in 64 evenly spaced windows of 256 pixels.
+    def statistics(self, clip: bool = False) -> Normalization:
+        """What normalizes each band by its data in 64 evenly spaced windows of 256 pixels.
+
+        Args:
+            clip: Whether results are cut off, as SatMAE's: from two standard deviations below the mean to two
+                above it.
 
         Raises:
             ValueError: If no window has data.
@@ -158,14 +160,15 @@ class Scene:
         )
         count, sums = 0, np.zeros((2, len(self.bands)))
         with self.open() as source:
-            for top in tops:
-                for left in lefts:
-                    pixels, valid = self.read(source, Box(top, left, top + size, left + size))
-                    data = pixels[:, valid].astype(np.float64)
-                    count += data.shape[1]
-                    sums += data.sum(1), (data**2).sum(1)
+            for top, left in product(tops, lefts):
+                pixels, valid = self.read(source, Box(top, left, top + size, left + size))
+                data = pixels[:, valid].astype(np.float64)
+                count += data.shape[1]
+                sums += data.sum(1), (data**2).sum(1)
         if not count:
             raise ValueError(f'{self.path} holds nodata only where it was looked at')
         mean, square = sums / count
         std = np.sqrt(np.maximum(square - mean**2, 0))
-        return {'mean': mean.tolist(), 'std': np.where(std > 0, std, 1).tolist()}
+        std = np.where(std > 0, std, 1)
+        start, length = (mean - 2 * std, 4 * std) if clip else (mean, std)
+        return Normalization(tuple(start.tolist()), tuple(length.tolist()), clip)

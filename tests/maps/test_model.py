@@ -39,7 +39,7 @@ def test_binary_models_have_two_classes(save: Save) -> None:
 
 def test_a_model_of_whole_images_gives_every_pixel_its_tiles_prediction(save: Save) -> None:
     model = open_model(save(ClassificationTask, num_classes=4))
-    assert model.classes == ('class 0', 'class 1', 'class 2', 'class 3') and len(set(model.colours)) == 4
+    assert model.classes == ('class 0', 'class 1', 'class 2', 'class 3') and len(set(model.colors)) == 4
     assert model.function is not None
     found = model.function(torch.randn(2, 3, 32, 32))
     assert found.shape == (2, 4, 32, 32)

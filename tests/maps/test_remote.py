@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import rasterio
 
-from explora_geo.maps import MapOptions, make_map
+from explora_geo.maps import MapOptions, Outputs, make_map
 from explora_geo.maps.grid import Box
 from explora_geo.maps.model import MapModel
 from explora_geo.maps.scene import Scene, UnreadableError
@@ -17,7 +17,7 @@ OPTIONS = MapOptions(overlap=0.25, block=64, batch_size=16)
 
 
 def mapped(path: str | Path, model: MapModel, out: Path, options: MapOptions = OPTIONS) -> np.ndarray:
-    files = make_map(Scene(path, model.bands), model, 'm', out, options)
+    files = make_map(Scene(path, model.bands), model, Outputs(out), options)
     with rasterio.open(files['map']) as source:
         return source.read()
 
@@ -73,7 +73,7 @@ def test_a_server_that_dies_loses_no_finished_block(server: Ranges, local: MapMo
             server.fail_after(0)
 
     with pytest.raises(UnreadableError, match=r'large\.tif cannot be read .*It was block \d+ of 16: the fin'):
-        make_map(Scene(url, local.bands), local, 'm', out, options, progress=die)
+        make_map(Scene(url, local.bands), local, Outputs(out), options, progress=die)
     blocks = {p.name: p.stat().st_mtime_ns for p in (tmp_path / '.map.tif.parts').glob('*.npz')}
     assert 6 <= len(blocks) < 16 and not out.exists()
     server.fail_after(None)
@@ -82,7 +82,7 @@ def test_a_server_that_dies_loses_no_finished_block(server: Ranges, local: MapMo
     def look(what: str, done: int, total: int) -> None:
         kept.update({p.name: p.stat().st_mtime_ns for p in (tmp_path / '.map.tif.parts').glob('*.npz')})
 
-    make_map(Scene(url, local.bands), local, 'm', out, options, progress=look)
+    make_map(Scene(url, local.bands), local, Outputs(out), options, progress=look)
     assert kept.items() > blocks.items() and len(kept) == 16
     expected = mapped(server.folder / 'large.tif', local, tmp_path / 'expected.tif', options)
     with rasterio.open(out) as source:
@@ -97,7 +97,7 @@ def interrupt(url: str, model: MapModel, out: Path) -> list[int]:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        make_map(Scene(url, model.bands), model, 'm', out, OPTIONS, progress=stop)
+        make_map(Scene(url, model.bands), model, Outputs(out), OPTIONS, progress=stop)
     return [int(p.stem) for p in out.with_name(f'.{out.name}.parts').glob('*.npz')]
 
 
@@ -125,5 +125,5 @@ def test_a_changed_scene_is_begun_anew(server: Ranges, local: MapModel, tmp_path
     def look(what: str, number: int, total: int) -> None:
         done.append(len(list((tmp_path / '.map.tif.parts').glob('*.npz'))))
 
-    make_map(Scene(url, local.bands), local, 'm', out, OPTIONS, progress=look)
+    make_map(Scene(url, local.bands), local, Outputs(out), OPTIONS, progress=look)
     assert done[0] == 0

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from explora_geo.maps import MapOptions, make_map
+from explora_geo.maps import MapOptions, Outputs, make_map
 from explora_geo.maps import outputs as parts_module
 from explora_geo.maps import run as run_module
 from explora_geo.maps.grid import TileGrid, blending_weights
@@ -34,9 +34,9 @@ def read(path: Path) -> np.ndarray:
 def mapped(
     scene: Path, model: MapModel, tmp_path: Path, options: MapOptions = SMALL, **kwargs: Any
 ) -> dict[str, Path]:
-    return make_map(
-        Scene(scene, model.bands), model, 'model.safetensors', tmp_path / 'map.tif', options, **kwargs
-    )
+    progress = {k: kwargs.pop(k) for k in ('progress',) if k in kwargs}
+    outputs = Outputs(tmp_path / 'map.tif', **kwargs)
+    return make_map(Scene(scene, model.bands), model, outputs, options, **progress)
 
 
 def counted(model: MapModel) -> tuple[MapModel, list[int]]:
@@ -97,7 +97,7 @@ def test_blocks_do_not_show_in_the_blend_of_all_tiles(
     files = mapped(path, model, tmp_path, options, probabilities=tmp_path / 'p.tif')
     pixels = torch.from_numpy(read(path).astype(np.float32))
     mean, std = (torch.tensor(model.data[k]).view(-1, 1, 1) for k in ('mean', 'std'))
-    grid = TileGrid.create(100, 132, 32, options.overlap, 10**6)
+    grid = TileGrid(100, 132, 32, options.overlap, 10**6)
     sums, total, weights = (
         torch.zeros(3, 100, 132),
         torch.zeros(100, 132),
@@ -167,7 +167,7 @@ def test_an_interrupted_map_goes_on_with_the_missing_blocks(
     assert not (tmp_path / 'map.tif').exists() and len(list(tmp_path.glob('.map.tif.parts/*.npz'))) == 4
     calls.clear()
     assert np.array_equal(read(mapped(path, counting, tmp_path)['map']), expected)
-    grid = TileGrid.create(100, 132, 32, 0.5, 50)
+    grid = TileGrid(100, 132, 32, 0.5, 50)
     assert before + sum(calls) == sum(len(grid.tiles(b)) for b in grid.blocks())
     assert not list(tmp_path.glob('.*'))
 
@@ -182,7 +182,7 @@ def test_a_map_whose_polygons_failed_is_not_computed_again(
 
     path = write_scene()
     with monkeypatch.context() as patched:
-        patched.setattr(run_module, 'polygonise', full)
+        patched.setattr(run_module, 'polygonize', full)
         with pytest.raises(OSError, match='No space left'):
             mapped(path, counting, tmp_path, vectors=tmp_path / 'v.gpkg')
     assert calls and (tmp_path / 'map.tif').is_file()
@@ -207,14 +207,8 @@ def test_rasters_of_many_bands_have_small_blocks(
     write_scene: Write, build_vit: Callable[..., ViT], tmp_path: Path
 ) -> None:
     features = open_features(build_vit())
-    make_map(
-        Scene(write_scene()),
-        features,
-        'w',
-        None,
-        MapOptions(statistics='scene'),
-        embeddings=tmp_path / 'e.tif',
-    )
+    outputs = Outputs(embeddings=tmp_path / 'e.tif')
+    make_map(Scene(write_scene()), features, outputs, MapOptions(statistics='scene'))
     with rasterio.open(tmp_path / 'e.tif') as file:
         assert file.count == 32 and set(file.block_shapes) == {(128, 128)}
 
@@ -294,9 +288,9 @@ def test_embeddings_are_the_patch_features_at_their_places(
     model = open_features(vit)
     options = MapOptions(statistics='scene')
     scene = Scene(path)
-    files = make_map(scene, model, 'weights', None, options, embeddings=tmp_path / 'e.tif')
+    files = make_map(scene, model, Outputs(embeddings=tmp_path / 'e.tif'), options)
     statistics = scene.statistics()
-    mean, std = (torch.tensor(statistics[k]).view(-1, 1, 1).float() for k in ('mean', 'std'))
+    mean, std = (torch.tensor(getattr(statistics, k)).view(-1, 1, 1).float() for k in ('mean', 'std'))
     pixels = torch.from_numpy(read(path)[:, :32].astype(np.float32))
     with torch.no_grad():
         expected = vit.eval()(((pixels - mean) / std)[None]).patches[0, 0].T.unflatten(1, (4, 4))
@@ -309,7 +303,7 @@ def test_mistakes_are_refused_before_anything_is_computed(
     write_scene: Write, model: MapModel, build_vit: Callable[..., ViT], tmp_path: Path
 ) -> None:
     path = write_scene()
-    with pytest.raises(ValueError, match='vector files end in'):
+    with pytest.raises(ValueError, match=r'cannot write v\.shp: give it the ending \.gpkg or'):
         mapped(path, model, tmp_path, vectors=tmp_path / 'v.shp')
     with pytest.raises(ValueError, match="no class 'house': its classes are field, forest, water"):
         mapped(path, model, tmp_path, vectors=tmp_path / 'v.gpkg', vector_classes=('house',))
@@ -325,7 +319,7 @@ def test_mistakes_are_refused_before_anything_is_computed(
     with pytest.raises(ValueError, match='a backbone without a head'):
         mapped(path, open_features(build_vit()), tmp_path)
     with pytest.raises(ValueError, match='give out for a map, or embeddings'):
-        make_map(Scene(path), model, 'm', None)
+        make_map(Scene(path), model, Outputs())
     with pytest.raises(ValueError, match='statistics must be model or scene'):
         MapOptions(statistics='none')  # type: ignore[arg-type]
     assert not list(tmp_path.glob('.*parts'))
@@ -338,14 +332,14 @@ def test_no_output_takes_the_place_of_another_file(
     before = path.read_bytes()
     scene = Scene(path, model.bands)
     with pytest.raises(ValueError, match=r'scene\.tif is the scene itself: give every output'):
-        make_map(scene, model, 'm', path)
+        make_map(scene, model, Outputs(path))
     for kind in ('probabilities', 'embeddings', 'quicklook'):
         with pytest.raises(ValueError, match=r'map\.tif is another output'):
             mapped(path, model, tmp_path, **{kind: tmp_path / 'x' / '..' / 'map.tif'})
     # Points of embeddings are the only file of that name.
     features = open_features(build_vit())
     options = MapOptions(statistics='scene')
-    make_map(scene, features, 'w', None, options, embeddings=path.with_suffix('.parquet'))
+    make_map(scene, features, Outputs(embeddings=path.with_suffix('.parquet')), options)
     assert path.read_bytes() == before
     assert {p.name for p in tmp_path.iterdir() if p.name.startswith(('scene', '.scene'))} == {
         'scene.tif',
@@ -388,5 +382,5 @@ def test_a_model_of_clipped_images_sees_clipped_ones(
     seen.clear()
     mapped(path, clipped, tmp_path, MapOptions(statistics='scene'))
     found = Scene(path).statistics()
-    mean, std = (torch.tensor(found[k]).view(-1, 1, 1) for k in ('mean', 'std'))
+    mean, std = (torch.tensor(getattr(found, k)).view(-1, 1, 1) for k in ('mean', 'std'))
     torch.testing.assert_close(seen[0][0], ((pixels - mean + 2 * std) / (4 * std)).clamp(0, 1).float())

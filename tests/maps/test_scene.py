@@ -42,8 +42,8 @@ def test_statistics_leave_nodata_out(write_scene: Callable[..., Path]) -> None:
     pixels = np.random.default_rng(0).integers(50, 200, (3, 96, 96)).astype(np.uint8)
     pixels[:, :48] = 0
     found = Scene(write_scene(pixels=pixels, nodata=0)).statistics()
-    assert np.allclose(found['mean'], pixels[:, 48:].mean((1, 2)), atol=1e-6)
-    assert np.allclose(found['std'], pixels[:, 48:].std((1, 2)), atol=1e-6)
+    assert np.allclose(found.mean, pixels[:, 48:].mean((1, 2)), atol=1e-6)
+    assert np.allclose(found.std, pixels[:, 48:].std((1, 2)), atol=1e-6)
     with pytest.raises(ValueError, match='nodata only'):
         Scene(write_scene(pixels=0 * pixels, nodata=0, name='empty.tif')).statistics()
 

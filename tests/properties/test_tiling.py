@@ -10,6 +10,7 @@ from torch import Tensor
 
 from explora_geo.maps.grid import Box, TileGrid, blending_weights
 from explora_geo.maps.model import Blend
+from explora_geo.models.normalization import Normalization
 
 
 @st.composite
@@ -19,7 +20,7 @@ def grids(draw: st.DrawFn) -> TileGrid:
     tile = step * draw(st.integers(1, 8))
     height, width = (draw(st.integers(tile, 60)) for _ in range(2))
     overlap = draw(st.floats(0, 0.95))
-    return TileGrid.create(height, width, tile, overlap, draw(st.integers(1, 70)), step)
+    return TileGrid(height, width, tile, overlap, draw(st.integers(1, 70)), step)
 
 
 class Scene:
@@ -81,6 +82,7 @@ def test_a_function_of_single_pixels_is_mapped_as_if_there_were_no_tiles(grid: T
     for _ in range(holes):
         pixels[0, generator.integers(grid.height), generator.integers(grid.width)] = np.nan
     scene, mean, std = Scene(pixels), torch.tensor([0.5, -1.0]), torch.tensor([2.0, 0.5])
+    normalization = Normalization((0.5, -1.0), (2.0, 0.5))
 
     def function(image: Tensor) -> Tensor:
         return torch.stack([image[:, 0] + 3 * image[:, 1], image[:, 0] ** 2], dim=1)
@@ -89,7 +91,7 @@ def test_a_function_of_single_pixels_is_mapped_as_if_there_were_no_tiles(grid: T
         0
     ].numpy()
     for block in grid.blocks():
-        values, valid = Blend(scene, grid, function, mean, std).predict(None, block)  # type: ignore[arg-type]
+        values, valid = Blend(scene, grid, function, normalization).predict(None, block)  # type: ignore[arg-type]
         inside = np.s_[:, block.top : block.bottom, block.left : block.right]
         assert (valid == np.isfinite(pixels[inside]).all(0)).all()
         if values is not None:
