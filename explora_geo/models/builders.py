@@ -26,8 +26,6 @@ _NAME = re.compile(
 _PUBLISHED = {'dinov2': ('small', 'base', 'large', 'giant'), 'dinov3': ('small', 'base', 'large')}
 # Image side of names that state none, as in timm
 _IMG_SIZE = {'dinov2': 518, 'dinov3': 256}
-
-
 #: Image side at which DINOv2's backbones do most of their training; timm's 518 is for its last steps alone.
 DINOV2_SIZE = 224
 
@@ -41,8 +39,7 @@ def task_size(name: str, patch_size: int | None = None, largest: int | None = No
         largest: Side of the images at hand, pixels, above which there is nothing to see.
 
     Returns:
-        For backbones of DINOv2 and 3 at most `DINOV2_SIZE`, in whole patches; None where the name states a
-        size.
+        At most `DINOV2_SIZE`, in whole patches; None where the name states a size.
     """
     match = _NAME.fullmatch(name.split('.')[0])
     if match is None or match['img']:
@@ -68,23 +65,18 @@ def create_vit(
     Args:
         name: `vit_{tiny,small,base,large,huge}_patch{P}_{size}`,
             `vit_{small,base,large,giant}_patch14_dinov2` or `vit_{small,base,large}_patch16_dinov3` (`_qkvb`
-            where queries and values have a bias) as in timm (a pre-training tag such as `.mae` is ignored),
-            any P and size. `reg4_` after the patch adds registers; `_depth6` at the end builds the first six
-            blocks and the norm.
+            where queries and values have a bias) as in timm, any P and size; a tag such as `.mae` is ignored.
+            `reg4_` after the patch adds registers, `_depth6` at the end builds the first six blocks and norm.
         img_size: Image side, pixels; from the name if None (518 for DINOv2, 256 for DINOv3, as in timm).
         patch_size: Patch side, pixels; from the name if None.
         bands: Band names of the input, in order; the tokenizer's default if None: red, green and blue,
             or for `group-channel` the bands of its groups.
         tokenizer: `patch`, `group-channel` (groups of spectral bands) or `temporal` (several dates).
-        tokenizer_options: Further arguments of that tokenizer's class, such as `channel_groups` or
-            `num_frames`.
+        tokenizer_options: Further arguments of that tokenizer's class: `channel_groups`, `num_frames`, ...
         dynamic_img_size: Accept other image sizes by resampling the positions; DINOv3's always do.
         rotary: How the rotations of DINOv3's backbones vary in training; not at all if None.
         **options: Further arguments of `ViT`: `drop_path_rate`, `uniform_drop_path`, `learned_position`,
             `mask_token`, `final_norm`.
-
-    Returns:
-        The backbone.
 
     Raises:
         ValueError: If the name is unknown or the sizes do not fit.

@@ -1,6 +1,8 @@
 """Projection heads of self-distillation."""
 
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -56,41 +58,24 @@ class LastLayer(nn.Module):
         return weight.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else weight
 
     def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
-        """Gain times cosine, for inputs of length one, shape (..., in) -> (..., K).
-
-        Args:
-            x: Inputs.
-            weight: What `weight()` gave, for several calls in one step.
-        """
+        """Gain times cosine, for inputs of length one, shape (..., in) -> (..., K); see `ProjectionHead`."""
         return F.linear(x, self.weight() if weight is None else weight)
 
 
 class ProjectionHead(nn.Module):
-    """DINOv2's head: an MLP, L2 normalisation, and weight-normalized prototypes.
-
-    It computes what lightly's `DINOProjectionHead` computes. It is our own for DINOv2's key names, any
-    number of layers, and to be free of PyTorch's deprecated weight-norm hook.
-    """
+    """DINOv2's head, with its key names: an MLP, L2 normalization, and weight-normalized prototypes."""
 
     def __init__(self, in_dim: int, config: HeadConfig) -> None:
-        """Initialize a ProjectionHead with random weights.
-
-        Args:
-            in_dim: Width D of the tokens.
-            config: Sizes.
-        """
+        """Initialize a ProjectionHead for tokens of width `in_dim` with random weights."""
         super().__init__()
         hidden = [config.hidden_dim] * (config.num_layers - 1)
-        widths = [in_dim, *hidden, config.bottleneck_dim]
-        layers: list[nn.Module] = []
-        for i in range(config.num_layers):
-            layers += [nn.GELU()] if i else []
-            layers.append(nn.Linear(widths[i], widths[i + 1]))
-        self.mlp = nn.Sequential(*layers)
-        for layer in layers:
-            if isinstance(layer, nn.Linear):
-                nn.init.trunc_normal_(layer.weight, std=0.02)
-                nn.init.zeros_(layer.bias)
+        layers: list[Any] = []
+        for inputs, outputs in pairwise([in_dim, *hidden, config.bottleneck_dim]):
+            layers += [nn.Linear(inputs, outputs), nn.GELU()]
+        self.mlp = nn.Sequential(*layers[:-1])
+        for layer in layers[::2]:
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
         self.last_layer = LastLayer(config.bottleneck_dim, config.prototypes, config.train_gain)
 
     def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:

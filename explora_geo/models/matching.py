@@ -41,10 +41,11 @@ def match_data(datamodule: Any, vit: ViT, statistics: Literal['model', 'data'] |
     ours = hasattr(datamodule, 'use_normalization')
     if ours and (statistics == 'model' or not datamodule.given_statistics):
         if statistics is None and stated.other_units(own.value_range):
+            mine, theirs = ('{:g} to {:g}'.format(*n.value_range or (0, 0)) for n in (own, stated))
             raise ValueError(
-                f'the pixels of the data are {_range(own)}, those that the weights were adapted on '
-                f'{_range(stated)}: bring them to the same units, or set statistics to data to normalize by '
-                'the mean and standard deviation of the data'
+                f'the pixels of the data are {mine}, those that the weights were adapted on {theirs}: bring '
+                'them to the same units, or set statistics to data to normalize by the mean and standard '
+                'deviation of the data'
             )
         datamodule.use_normalization(stated.mean, stated.std, stated.clip)
     elif statistics == 'model' or not stated.agrees(own):
@@ -57,12 +58,7 @@ def match_data(datamodule: Any, vit: ViT, statistics: Literal['model', 'data'] |
 
 
 def normalization_of(datamodule: Any, bands: Sequence[str]) -> Normalization | None:
-    """How a data module normalizes its images, if it says so.
-
-    Args:
-        datamodule: Data module of ours or of TorchGeo, or None.
-        bands: Names of the bands of its batches.
-    """
+    """How a data module of ours or of TorchGeo normalizes its images of these bands, if it says so."""
     values = [getattr(datamodule, name, None) for name in ('mean', 'std')]
     if any(value is None for value in values):
         return None
@@ -85,8 +81,7 @@ def describe_data(datamodule: Any, bands: Sequence[str]) -> dict[str, Any]:
         bands: Names of the model's bands.
 
     Returns:
-        `bands`, and where known the fields of `Normalization` (`clip` where results are cut off), `classes`
-        and `colours`.
+        `bands`, and where known the fields of `Normalization`, `classes` and `colours`.
     """
     found: dict[str, Any] = {'bands': list(bands)}
     normalization = normalization_of(datamodule, bands)
@@ -94,12 +89,10 @@ def describe_data(datamodule: Any, bands: Sequence[str]) -> dict[str, Any]:
         found |= {k: v for k, v in normalization.to_dict().items() if v}
     for dataset in (getattr(datamodule, f'{part}_dataset', None) for part in ('train', 'val', 'test')):
         dataset = getattr(dataset, 'dataset', dataset)  # a Subset's
-        classes = getattr(dataset, 'classes', None)
-        if classes and 'classes' not in found:
-            found['classes'] = [str(c) for c in classes]
-        colours = getattr(dataset, 'colors', None)
-        if colours and 'colours' not in found:
-            found['colours'] = [list(map(int, c)) for c in colours]
+        if classes := getattr(dataset, 'classes', None):
+            found.setdefault('classes', [str(c) for c in classes])
+        if colours := getattr(dataset, 'colors', None):
+            found.setdefault('colours', [list(map(int, c)) for c in colours])
     return found
 
 
@@ -110,15 +103,7 @@ def tile_side(datamodule: Any) -> int | None:
 
 
 def describe_enlarging(datamodule: Any, size: int) -> str:
-    """Say that images are enlarged to what a model reads, which shows it nothing more.
-
-    Args:
-        datamodule: Data module, set up.
-        size: Image side that the model reads, pixels.
-
-    Returns:
-        One sentence, or nothing where images are as large.
-    """
+    """Say that images are enlarged to the side that a model reads, pixels; nothing where they are not."""
     side = tile_side(datamodule)
     if side is None or side >= size:
         return ''
@@ -126,8 +111,3 @@ def describe_enlarging(datamodule: Any, size: int) -> str:
         f'images of {side} px are enlarged to {size} px, {(size / side) ** 2:.1f} times the pixels and time '
         'with nothing more to see: set img_size, or the size of views, nearer to them'
     )
-
-
-def _range(normalization: Normalization) -> str:
-    low, high = normalization.value_range or (0.0, 0.0)
-    return f'{low:g} to {high:g}'

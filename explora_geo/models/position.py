@@ -17,15 +17,12 @@ def sincos_2d(dim: int, grid: tuple[int, int], device: torch.device | None = Non
     """Fixed 2-D sine-cosine position code of MAE.
 
     Args:
-        dim: Width D of the code, a multiple of 4.
+        dim: Width D of the code, a multiple of 4; a ValueError otherwise.
         grid: Patches along height and width.
         device: Where the code is kept; the CPU if None.
 
     Returns:
         One code per patch, rows first, shape (L, D).
-
-    Raises:
-        ValueError: If `dim` is not a multiple of 4.
     """
     if dim % 4:
         raise ValueError(f'a 2-D sine-cosine position code needs a width divisible by 4, got {dim=}')
@@ -40,14 +37,11 @@ def sincos_1d(dim: int, positions: Tensor) -> Tensor:
     """Fixed 1-D sine-cosine code of numbers: sines first, then cosines.
 
     Args:
-        dim: Width D of the code, a multiple of 2.
+        dim: Width D of the code, a multiple of 2; a ValueError otherwise.
         positions: Numbers of any shape (...).
 
     Returns:
         One code per number, shape (..., D).
-
-    Raises:
-        ValueError: If `dim` is not a multiple of 2.
     """
     if dim % 2:
         raise ValueError(f'a 1-D sine-cosine code needs a width divisible by 2, got {dim=}')
@@ -114,15 +108,7 @@ class RotaryPosition(nn.Module):
     """Rotation angles of patches, from coordinates that run from -1 to 1 whatever the size of the image."""
 
     def __init__(self, head_dim: int, config: RotaryConfig) -> None:
-        """Initialize a RotaryPosition, which has no weights.
-
-        Args:
-            head_dim: Width of a head, a multiple of 4.
-            config: Periods, and how coordinates vary in training.
-
-        Raises:
-            ValueError: If the width is no multiple of 4.
-        """
+        """Initialize a RotaryPosition, which has no weights, for heads of a width divisible by 4."""
         super().__init__()
         if head_dim % 4:
             raise ValueError(f'rotary position needs heads of a width divisible by 4, got {head_dim}')
@@ -134,15 +120,7 @@ class RotaryPosition(nn.Module):
         return any((self.config.shift, self.config.jitter, self.config.rescale))
 
     def forward(self, grid: tuple[int, int], device: torch.device) -> Tensor:
-        """Sine and cosine of every patch.
-
-        Args:
-            grid: Patches along height and width.
-            device: Where they are used.
-
-        Returns:
-            Rotations, shape (2, L, head_dim), sines first, in float32.
-        """
+        """Rotations of every patch of a grid, shape (2, L, head_dim), sines first, in float32."""
         rows, columns = (
             (2 * torch.arange(side, dtype=torch.float32, device=device) + 1) / side - 1 for side in grid
         )

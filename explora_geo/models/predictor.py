@@ -19,12 +19,7 @@ class Predictor(nn.Module):
     """
 
     def __init__(self, backbone: ViT, blocks: Sequence[int]) -> None:
-        """Initialize a Predictor.
-
-        Args:
-            backbone: The ViT.
-            blocks: Indices of the blocks the head reads, ascending.
-        """
+        """Initialize a Predictor whose head reads these blocks, in ascending order."""
         super().__init__()
         self.backbone = backbone
         self.blocks = tuple(blocks)

