@@ -159,8 +159,8 @@ DEFECTS = (
     Defect(
         'the tiles of a map end one pixel before the edge',
         'maps/grid.py',
-        'self.stride), length - self.tile]',
-        'self.stride), length - self.tile - 1]',
+        'length - self.tile, stride), length - self.tile]',
+        'length - self.tile, stride), length - self.tile - 1]',
     ),
 )
 

@@ -17,6 +17,7 @@ from explora_geo.adaptation.lora import merge_lora
 from explora_geo.checkpoints import atomic_path, load_weights
 from explora_geo.models import create_vit
 from explora_geo.models.vit import ViT
+from explora_geo.objectives.schedules import TrainingLength
 from explora_geo.trainers.optim import build_optimizer, build_schedule
 
 from ..tables.recipe import OBJECTIVES, Recipe
@@ -105,9 +106,10 @@ def adapt(
     objective.load_pretrained(parts)
     read, archive = reader(source, domain), archive.to(device)
     epochs = max(1, steps * batch // len(archive))
-    objective.set_schedule(steps, steps / epochs)
+    length = TrainingLength(steps, steps / epochs, batch)
+    objective.set_schedule(length.total, length.epoch)
     optimizer = build_optimizer(objective, recipe.optim, batch, 'bf16-mixed')
-    schedule = build_schedule(optimizer, recipe.optim, steps, epochs, batch)
+    schedule = build_schedule(optimizer, recipe.optim, length)
     losses = torch.zeros(steps)
     order, start = torch.empty(0, dtype=torch.long), 0
     states = objective, optimizer, schedule

@@ -73,10 +73,12 @@ class TrainingLength(NamedTuple):
     Attributes:
         total: Optimizer steps of the whole run.
         epoch: Optimizer steps per epoch; infinite for data without a length.
+        batch: Images per optimizer step: batch size x accumulation x devices.
     """
 
     total: int = 1
     epoch: float = 1.0
+    batch: int = 1
 
     def steps(self, length: Length) -> int:
         """Optimizer steps of a phase, which may be more than the run has.

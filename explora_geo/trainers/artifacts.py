@@ -32,13 +32,6 @@ def run_folder(trainer: Trainer) -> Path:
     return Path(folder or trainer.default_root_dir)
 
 
-def note_skipped(skipped: dict[str, str], batch: Mapping[str, Any]) -> None:
-    """Remember tiles that the loader could not read, `<path>: <reason>` each; the report names them."""
-    for entry in batch.get('skipped', ()):
-        path, _, reason = entry.partition(': ')
-        skipped.setdefault(path, reason)
-
-
 def two_rows(image: Tensor, other: Tensor, shown: Sequence[int]) -> Tensor:
     """Two rows of pictures with values stretched to [0, 1], shape (3, 2·H, B·W); frames side by side.
 

@@ -54,73 +54,6 @@ class StepClock:
         return {'images_per_s': images / seconds, 'data_wait': waited / seconds} if seconds else {}
 
 
-class FeatureMonitor:
-    """Collects features and labels of validation batches and scores them.
-
-    Attributes:
-        kind: `knn`, `linear` or `none`.
-        starting: Score of the starting weights, if known.
-        latest: Score of the last validation, if labeled.
-    """
-
-    def __init__(self, kind: str) -> None:
-        """Initialize a FeatureMonitor."""
-        self.kind = kind
-        self.starting: float | None = None
-        self.latest: float | None = None
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget the collected features."""
-        self._features: list[np.ndarray] = []
-        self._labels: list[np.ndarray] = []
-
-    def add(self, features: Tensor, batch: Mapping[str, Any]) -> None:
-        """Collect features, shape (B, D), and the labels of a batch if it has one class per image."""
-        if self.kind == 'none':
-            return
-        self._features.append(features.float().cpu().numpy())
-        label: Any = batch.get('label')
-        whole = isinstance(label, Tensor) and label.ndim == 1 and not label.is_floating_point()
-        if whole and (label >= 0).all():  # below 0 means without a label
-            self._labels.append(label.cpu().numpy())
-
-    def gather(self, sampler: object) -> None:
-        """Bring together what all processes of a `DistributedSampler` collected, in the order of the data."""
-        if not (dist.is_initialized() and isinstance(sampler, DistributedSampler)):
-            return
-        labels = np.concatenate(self._labels) if len(self._labels) == len(self._features) != 0 else None
-        own = np.concatenate(self._features) if self._features else None, labels
-        shares: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(shares, own)
-        data: Any = sampler.dataset
-        features, known = (
-            [part for part in parts if part is not None] for parts in zip(*shares, strict=True)
-        )
-        # Samplers repeat images to give all as many.
-        self._features = [_in_turn(features)[: len(data)]] if features else []
-        self._labels = [_in_turn(known)[: len(data)]] if len(known) == len(features) != 0 else []
-
-    def score(self) -> float | None:
-        """Mean accuracy over five folds in [0, 1]; None without enough labels."""
-        if not self._labels or len(self._labels) < len(self._features):
-            return None
-        features, labels = np.concatenate(self._features), np.concatenate(self._labels)
-        return cross_validated_accuracy(features, labels, self.kind)
-
-    def rank(self) -> float | None:
-        """Effective rank of the features; None without any."""
-        return effective_rank(np.concatenate(self._features)) if self._features else None
-
-
-def _in_turn(shares: list[np.ndarray]) -> np.ndarray:
-    """Rows of processes that took every n-th image, in the order of the images where all read as many."""
-    if len({len(share) for share in shares}) > 1:  # some were skipped
-        return np.concatenate(shares)
-    rows: np.ndarray = np.stack(shares, axis=1)
-    return rows.reshape(-1, *rows.shape[2:])
-
-
 @dataclass(frozen=True)
 class GuardConfig:
     """When a run counts as collapsed; a bound of 0 never stops.
@@ -148,72 +81,145 @@ class GuardConfig:
             raise ValueError(f'every of a guard must be at least 1 step, got {self.every}')
 
 
-class CollapseGuard(Callback):
-    """Stops a run whose features fall far below those of the starting weights, and takes it back.
+class FeatureMonitor(Callback):
+    """Scores features of validation images, and takes a run back whose features collapse.
 
     What trains is kept, on the CPU, as it was at the best accuracy, or without labels when it last looked
-    sound. A run that is stopped leaves that state. The task has the `features` that a `FeatureMonitor`
-    collects, an objective as its `model`, `frozen_keys()`, and `stopped`, the sentence that ended it.
+    sound; a run that is stopped leaves that state. The task has an objective as its `model`, `frozen_keys()`,
+    validation steps that return features, and `stopped`, the sentence that ended it.
+
+    Attributes:
+        kind: `knn`, `linear` or `none`.
+        guard: When a run counts as collapsed; never if None.
+        starting: Accuracy of the starting weights, if known.
+        latest: Accuracy at the last validation, if labeled.
+        first: What is compared with the guard's bounds, by name, as it was at the start.
     """
 
-    def __init__(self, config: GuardConfig) -> None:
-        """Initialize a CollapseGuard."""
-        self.config = config
-        self.starting: dict[str, float] = {}
+    def __init__(self, kind: str, guard: GuardConfig | None = None) -> None:
+        """Initialize a FeatureMonitor."""
+        self.kind, self.guard = kind, guard
+        self.starting: float | None = None
+        self.latest: float | None = None
+        self.first: dict[str, float] = {}
         self._kept: dict[str, Tensor] = {}
         self._kept_step = self._rows = 0
-        self._best = float('-inf')
+        self._best, self._resumed = float('-inf'), False
+        self.reset()
 
     def state_dict(self) -> dict[str, Any]:
         """What the starting weights had, for a run that is resumed."""
-        return {'starting': dict(self.starting), 'rows': self._rows}
+        return {'starting': self.starting, 'first': dict(self.first), 'rows': self._rows}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Read it back."""
-        self.starting = dict(state_dict['starting'])
-        self._rows = state_dict.get('rows', 0)
+        self.starting, self.first = state_dict['starting'], dict(state_dict['first'])
+        self._rows, self._resumed = state_dict['rows'], True
+
+    def reset(self) -> None:
+        """Forget the collected features."""
+        self._features: list[np.ndarray] = []
+        self._labels: list[np.ndarray] = []
+
+    def add(self, features: Tensor, batch: Mapping[str, Any]) -> None:
+        """Collect features, shape (B, D), and the labels of a batch if it has one class per image."""
+        self._features.append(features.float().cpu().numpy())
+        label: Any = batch.get('label')
+        whole = isinstance(label, Tensor) and label.ndim == 1 and not label.is_floating_point()
+        if whole and (label >= 0).all():  # below 0 means without a label
+            self._labels.append(label.cpu().numpy())
+
+    def score(self) -> float | None:
+        """Mean accuracy over five folds in [0, 1]; None without enough labels."""
+        if not self._labels or len(self._labels) < len(self._features):
+            return None
+        features, labels = np.concatenate(self._features), np.concatenate(self._labels)
+        return cross_validated_accuracy(features, labels, self.kind)
+
+    def rank(self) -> float | None:
+        """Effective rank of the features; None without any."""
+        return effective_rank(np.concatenate(self._features)) if self._features else None
+
+    def _gather(self, sampler: object) -> None:
+        """Bring together what all processes of a `DistributedSampler` collected, in the order of the data."""
+        if not (dist.is_initialized() and isinstance(sampler, DistributedSampler)):
+            return
+        labels = np.concatenate(self._labels) if len(self._labels) == len(self._features) != 0 else None
+        own = np.concatenate(self._features) if self._features else None, labels
+        shares: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(shares, own)
+        data: Any = sampler.dataset
+        features, known = (
+            [part for part in parts if part is not None] for parts in zip(*shares, strict=True)
+        )
+        # Samplers repeat images to give all as many.
+        self._features = [_in_turn(features)[: len(data)]] if features else []
+        self._labels = [_in_turn(known)[: len(data)]] if len(known) == len(features) != 0 else []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep what there is at the start."""
-        self._keep(trainer, pl_module)
+        if self.guard is not None:
+            self._keep(trainer, pl_module)
 
-    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Look at the validation features; a whole check before training shows the starting weights."""
-        features, config = pl_module.features, self.config
-        accuracy, rank = features.latest, features.rank()
-        if (trainer.sanity_checking and not checks_all(trainer)) or (accuracy is None and rank is None):
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget the features of the validation before."""
+        self.reset()
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any
+    ) -> None:
+        """Collect features."""
+        if self.kind != 'none':
+            self.add(outputs, batch)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Score the features of all processes; a whole check before training scores the starting weights."""
+        self._gather(getattr(trainer.val_dataloaders, 'sampler', None))
+        score = self.latest = self.score()
+        rank = self.rank() if score is None else None
+        if trainer.sanity_checking:  # which Lightning may do to a resumed run, too
+            if sum(trainer.num_sanity_val_batches) < sum(trainer.num_val_batches):
+                return
+            self.starting = self.starting if self._resumed else score
+        elif score is not None:
+            pl_module.log(f'val_{self.kind}', score, prog_bar=True)
+            if self.starting is not None:
+                pl_module.log(f'val_{self.kind}_gain', score - self.starting)
+        elif rank is not None:
+            pl_module.log('val_rank', rank)
+        if self.guard is None:
             return
-        if accuracy is None:
-            sound = self._compare(
-                trainer, pl_module, 'effective rank of validation features', rank, config.rank
+        sound = False
+        if score is not None:
+            name = {'knn': 'k-NN accuracy', 'linear': 'linear-probe accuracy'}[self.kind]
+            sound = (
+                self._compare(trainer, pl_module, name, score, self.guard.accuracy) and score >= self._best
             )
-        else:
-            name = {'knn': 'k-NN accuracy', 'linear': 'linear-probe accuracy'}[features.kind]
-            sound = self._compare(trainer, pl_module, name, accuracy, config.accuracy)
-            sound = sound and accuracy >= self._best
-            self._best = accuracy if sound else self._best
+            self._best = score if sound else self._best
+        elif rank is not None:
+            name = 'effective rank of validation features'
+            sound = self._compare(trainer, pl_module, name, rank, self.guard.rank)
         if sound:
             self._keep(trainer, pl_module)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: Any, optimizer: Any) -> None:
         """Look at the state that a batch was computed with; at first it is that of the starting weights."""
-        name, model = 'effective rank of training features', pl_module.model
+        name, model, config = 'effective rank of training features', pl_module.model, self.guard
         features, usage = model.watched, model.usage
-        if (trainer.global_step + 1) % self.config.every and name in self.starting:
+        if config is None or ((trainer.global_step + 1) % config.every and name in self.first):
             return
         sound = True
         if usage is not None:
             what = f'all images get nearly the same target (usage {float(usage):.2g})'
-            sound = self._judge(trainer, pl_module, float(usage) >= self.config.usage, what)
+            sound = self._judge(trainer, pl_module, float(usage) >= config.usage, what)
         if features is not None:
             self._rows = self._rows or len(features)
             # The rank of fewer rows is lower whatever they hold, as in the last batch of an epoch.
             enough = len(features) >= self._rows
             rank = effective_rank(features.float().cpu())
-            least = self.config.rank if enough else 0.0
-            sound = self._compare(trainer, pl_module, name, rank, least) and sound
+            sound = self._compare(trainer, pl_module, name, rank, config.rank * enough) and sound
             # A labeled validation set judges better.
-            if sound and enough and pl_module.features.latest is None:
+            if sound and enough and self.latest is None:
                 self._keep(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -223,7 +229,7 @@ class CollapseGuard(Callback):
 
     def _compare(self, trainer: Trainer, task: Any, name: str, value: float, share: float) -> bool:
         """Whether a number is at least a share of what the starting weights have."""
-        start = self.starting.setdefault(name, value)
+        start = self.first.setdefault(name, value)
         what = f'their {name} is {value:.3g}, with the starting weights {start:.3g}'
         return self._judge(trainer, task, value >= share * start, what)
 
@@ -247,6 +253,9 @@ class CollapseGuard(Callback):
         self._kept_step = trainer.global_step
 
 
-def checks_all(trainer: Trainer) -> bool:
-    """Whether the check before training reads the whole validation set (`num_sanity_val_steps: -1`)."""
-    return sum(trainer.num_sanity_val_batches) >= sum(trainer.num_val_batches)
+def _in_turn(shares: list[np.ndarray]) -> np.ndarray:
+    """Rows of processes that took every n-th image, in the order of the images where all read as many."""
+    if len({len(share) for share in shares}) > 1:  # some were skipped
+        return np.concatenate(shares)
+    rows: np.ndarray = np.stack(shares, axis=1)
+    return rows.reshape(-1, *rows.shape[2:])

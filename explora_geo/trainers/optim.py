@@ -1,12 +1,14 @@
 """Length of a run, parameter groups, and the schedules of learning rate and weight decay, defined once."""
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from functools import partial
+from typing import Any, Literal
 
-from lightly.utils.scheduler import cosine_schedule, cosine_warmup_schedule
+from lightly.utils.scheduler import cosine_warmup_schedule
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import nn
@@ -22,47 +24,27 @@ _BLOCK = re.compile(r'(?:backbone\.)?blocks\.(?P<block>\d+)\.')
 _INPUT = re.compile(r'(?:backbone\.)?(?:(patch_embed\.)|pos_embed$|(?:cls|reg|mask)_token$|channel_embed)')
 
 
-class RunLength(NamedTuple):
-    """Length of a run.
-
-    Attributes:
-        total: Optimizer steps.
-        epochs: Epochs they make.
-        batch: Images per optimizer step: batch size x accumulation x devices.
-    """
-
-    total: int
-    epochs: int
-    batch: int
-
-
-def run_length(trainer: Trainer) -> RunLength:
+def training_length(trainer: Trainer) -> TrainingLength:
     """Length of the run that a trainer is about to start.
 
     Raises:
         ValueError: If it has none.
     """
-    steps = trainer.estimated_stepping_batches
-    if not 0 <= steps < float('inf'):
+    steps, accumulated = trainer.estimated_stepping_batches, trainer.accumulate_grad_batches
+    if not 0 <= steps < math.inf:
         raise ValueError(
             'warm-up and cosine need the length of the run: give trainer.max_steps, or trainer.max_epochs '
             'with data of known length'
         )
-    epochs, per_epoch = trainer.max_epochs or 1, steps_per_epoch(trainer)
-    if trainer.max_steps > 0 and per_epoch:
-        epochs = max(1, round(steps / per_epoch))
-    sources = (trainer.train_dataloader, getattr(trainer, 'datamodule', None))
-    # Loaders with a batch sampler (TorchGeo's geo samplers) have no batch size of their own.
-    size = next((n for n in (getattr(s, 'batch_size', None) for s in sources) if n), 1)
-    return RunLength(int(steps), epochs, size * trainer.accumulate_grad_batches * trainer.world_size)
-
-
-def steps_per_epoch(trainer: Trainer) -> float:
-    """Optimizer steps of an epoch of the run that a trainer is about to start; infinite without a length."""
     if trainer.train_dataloader is None:
         # Lightning asks for the loader later where `max_steps` alone ends the run.
         trainer.fit_loop.setup_data()
-    return trainer.num_training_batches / trainer.accumulate_grad_batches
+    batches = trainer.num_training_batches
+    sources = (trainer.train_dataloader, getattr(trainer, 'datamodule', None))
+    # Loaders with a batch sampler (TorchGeo's geo samplers) have no batch size of their own.
+    size = next((n for n in (getattr(s, 'batch_size', None) for s in sources) if n), 1)
+    epoch = math.inf if batches == math.inf else math.ceil(batches / accumulated)
+    return TrainingLength(int(steps), epoch, size * accumulated * trainer.world_size)
 
 
 @dataclass(frozen=True)
@@ -128,11 +110,12 @@ class OptimConfig:
         return Length.of(self, 'warmup', Length('warmup_epochs', 1))
 
 
-def optimization(trainer: Trainer, model: nn.Module, config: OptimConfig) -> dict[str, Any]:
+def optimization(
+    trainer: Trainer, model: nn.Module, config: OptimConfig, length: TrainingLength
+) -> dict[str, Any]:
     """Optimizer and schedule by step, as Lightning's `configure_optimizers` returns them."""
-    length = run_length(trainer)
     optimizer = build_optimizer(model, config, length.batch, trainer.precision)
-    schedule = build_schedule(optimizer, config, *length)
+    schedule = build_schedule(optimizer, config, length)
     return {'optimizer': optimizer, 'lr_scheduler': {'scheduler': schedule, 'interval': 'step'}}
 
 
@@ -212,19 +195,16 @@ class _Schedule(LambdaLR):
         return {k: v for k, v in super().state_dict().items() if k != '_decay'}
 
 
-def build_schedule(optimizer: AdamW, config: OptimConfig, total: int, epochs: int, batch: int) -> LRScheduler:
+def build_schedule(optimizer: AdamW, config: OptimConfig, length: TrainingLength) -> LRScheduler:
     """Linear warm-up and cosine decay of the learning rate, and a cosine of weight decay, by optimizer step.
 
     Args:
         optimizer: Made by `build_optimizer`.
         config: Rates and lengths.
-        total: Optimizer steps of the run.
-        epochs: Epochs they make.
-        batch: Images per optimizer step.
+        length: Length of the run.
     """
-    run = TrainingLength(total, total / max(epochs, 1))
-    warmup, final = run.steps(config.warmup_length), config.final_weight_decay
-    run.check(config.warmup_length, 'the learning rate rises to its end')
+    total, warmup, final = length.total, length.steps(config.warmup_length), config.final_weight_decay
+    length.check(config.warmup_length, 'the learning rate rises to its end')
 
     def factor(step: int) -> float:
         if step < warmup or warmup >= total:
@@ -233,13 +213,11 @@ def build_schedule(optimizer: AdamW, config: OptimConfig, total: int, epochs: in
             step,
             max_steps=max(total, 2),  # a single step would be the last of the cosine, at the lowest rate
             start_value=1.0,
-            end_value=config.min_lr / config.scaled_lr(batch),
+            end_value=config.min_lr / config.scaled_lr(length.batch),
             warmup_steps=warmup,
             warmup_start_value=0.0,
         )
         return float(rate)  # a NumPy number in a checkpoint could not be read with weights_only
 
-    def decay(step: int) -> float:
-        return float(cosine_schedule(min(step, total), total, config.weight_decay, final))
-
-    return _Schedule(optimizer, factor, None if final is None else decay)
+    decay = None if final is None else partial(length.cosine, start=config.weight_decay, end=final)
+    return _Schedule(optimizer, factor, decay)

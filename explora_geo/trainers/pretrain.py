@@ -22,9 +22,9 @@ from explora_geo.models.builders import task_size
 from explora_geo.models.matching import describe_enlarging, match_data, normalization_of, tile_side
 from explora_geo.models.vit import ViT
 from explora_geo.objectives import Objective
-from explora_geo.trainers.artifacts import note_skipped, two_rows
-from explora_geo.trainers.guard import CollapseGuard, FeatureMonitor, GuardConfig, StepClock, checks_all
-from explora_geo.trainers.optim import OptimConfig, clip_parts, optimization, run_length, steps_per_epoch
+from explora_geo.trainers.artifacts import two_rows
+from explora_geo.trainers.guard import FeatureMonitor, GuardConfig
+from explora_geo.trainers.optim import OptimConfig, clip_parts, optimization, training_length
 from explora_geo.trainers.options import PretrainOptions, restored
 from explora_geo.trainers.presets import choose
 from explora_geo.trainers.resume import ReproducibleTask
@@ -45,7 +45,7 @@ class ExPLoRATask(ReproducibleTask):
     """
 
     ignore: Sequence[str] | str | None = ('objective', 'weights')
-    _resumed = False
+    stopped = ''
     monitor = 'val_loss'
 
     def __init__(
@@ -133,11 +133,8 @@ class ExPLoRATask(ReproducibleTask):
             compile_blocks(self.model)
 
     def configure_metrics(self) -> None:
-        """Features of labeled validation batches and the files that were skipped."""
-        self.features = FeatureMonitor(self.hparams['monitor_features'])
-        self.skipped: dict[str, str] = {}
-        self.stopped = ''
-        self.clock = StepClock()
+        """Features of labeled validation batches."""
+        self.features = FeatureMonitor(self.hparams['monitor_features'], self.guard)
 
     @property
     def backbone(self) -> ViT:
@@ -150,12 +147,13 @@ class ExPLoRATask(ReproducibleTask):
 
     def configure_optimizers(self) -> Any:
         """AdamW over what trains, warm-up and cosine by step."""
-        self.model.set_schedule(run_length(self.trainer).total, steps_per_epoch(self.trainer))
-        return optimization(self.trainer, self.model, self.optim)
+        length = training_length(self.trainer)
+        self.model.set_schedule(length.total, length.epoch)
+        return optimization(self.trainer, self.model, self.optim, length)
 
     def configure_callbacks(self) -> list[Callback]:
-        """What every run has, and the watch over collapse."""
-        return [*super().configure_callbacks(), *([CollapseGuard(self.guard)] if self.guard else [])]
+        """What every run has, and the watch over features."""
+        return [*super().configure_callbacks(), self.features]
 
     def setup(self, stage: str) -> None:
         """Match the data, and say what was loaded.
@@ -209,19 +207,9 @@ class ExPLoRATask(ReproducibleTask):
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """Loss of the objective on `image`, shape (B, C, H, W), and perhaps `views`."""
-        note_skipped(self.skipped, batch)
         losses = self.model(batch, self.global_step)
-        loss: Tensor = torch.stack(list(losses.values())).sum()
-        self.check_finite(loss, batch)
-        size = len(batch['image'])
-        self.log('train_loss', loss.detach(), batch_size=size, prog_bar=True)
-        logged = {**losses, **self.model.metrics}
-        self.log_dict({f'train_{k}': v.detach() for k, v in logged.items()}, batch_size=size)
-        self.log('lr', self.trainer.optimizers[0].param_groups[0]['lr'], batch_size=size)
-        for name, value in self.clock.lap(size * self.trainer.world_size).items():
-            mean = name == 'data_wait'
-            self.log(name, value, batch_size=size, prog_bar=not mean, on_step=not mean, on_epoch=mean)
-        return loss
+        loss = torch.stack(list(losses.values())).sum()
+        return self.log_step(loss, batch, {**losses, **self.model.metrics})
 
     def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
         """Clip the parts of the objective each by its own norm."""
@@ -236,22 +224,6 @@ class ExPLoRATask(ReproducibleTask):
         super().optimizer_step(*args, **kwargs)
         self.model.after_step(self.global_step + 1)
 
-    def on_train_epoch_start(self) -> None:
-        """Stop the clock, so that what happens between epochs does not count as a slow step."""
-        super().on_train_epoch_start()
-        self.clock.pause()
-        self.log('trainable_share', self.trainable_share)
-
-    def on_train_batch_end(self, *args: Any) -> None:
-        """From here on the loop waits for its loader."""
-        self.clock.wait()
-
-    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Here a batch has come."""
-        if self.trainer.training:
-            self.clock.go_on()
-        return super().on_before_batch_transfer(batch, dataloader_idx)
-
     @cached_property
     def base_sha256(self) -> str:
         """Hash of what does not train, which is why it is computed once: it takes a second at ViT-L size."""
@@ -262,45 +234,21 @@ class ExPLoRATask(ReproducibleTask):
         """Share of the backbone's parameters that train."""
         return sum(trainable_summary(self.backbone).values()) / self.backbone.num_parameters
 
-    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
-        """Loss of the objective, and features of `image` with its `label`, shape (B,), if there is one."""
-        note_skipped(self.skipped, batch)
+    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor | None:
+        """Loss of the objective; features of `image` for `FeatureMonitor`."""
         if not self.trainer.sanity_checking:  # which is there for the starting score
             loss = torch.stack(list(self.model(batch, self.global_step).values())).sum()
             self.log('val_loss', loss, batch_size=len(batch['image']), prog_bar=True, sync_dist=True)
-        if self.features.kind != 'none':
-            self.features.add(self.predict_step(batch, batch_idx), batch)
+        return None if self.features.kind == 'none' else self.predict_step(batch, batch_idx)
 
     def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """Features of normalized images, shape (B, D), by the backbone that a run leaves behind."""
         features = self.model.final_backbone(batch['image'], timestamps=batch.get('timestamps'))
         return self.model.pool(features)
 
-    def on_validation_epoch_start(self) -> None:
-        """Forget the features of the validation before."""
-        super().on_validation_epoch_start()
-        self.features.reset()
-        self.clock.pause()
-
-    def on_validation_epoch_end(self) -> None:
-        """Score the features of all processes; a whole check before training scores the starting weights."""
-        self.features.gather(getattr(self.trainer.val_dataloaders, 'sampler', None))
-        score = self.features.latest = self.features.score()
-        kind, checking = self.features.kind, self.trainer.sanity_checking
-        if checking:  # which Lightning may do to a resumed run, too
-            if not self._resumed:
-                self.features.starting = score if checks_all(self.trainer) else None
-        elif score is not None:
-            self.log(f'val_{kind}', score, prog_bar=True)
-            if self.features.starting is not None:
-                self.log(f'val_{kind}_gain', score - self.features.starting)
-        elif (rank := self.features.rank()) is not None:
-            self.log('val_rank', rank)
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave out what the starting weights hold already: frozen tensors are kept once, there."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint['starting_score'] = self.features.starting
         checkpoint['objective'] = self.model.letter
         if self._weights is not None and not self.config.full:
             checkpoint['frozen'] = self.base_sha256
@@ -320,7 +268,6 @@ class ExPLoRATask(ReproducibleTask):
                 f'the checkpoint is of {letter}-ExPLoRA and the task of {own}-ExPLoRA: '
                 f'give the same objective, or adaptation as {self.config.notation(letter)!r}'
             )
-        self.features.starting, self._resumed = checkpoint.get('starting_score'), True
         frozen = checkpoint.get('frozen')
         if frozen is None:
             return

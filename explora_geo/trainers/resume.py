@@ -4,9 +4,11 @@ import logging
 import random
 import signal
 import warnings
+from collections.abc import Mapping
 from contextlib import ExitStack
 from enum import IntEnum
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -34,6 +36,7 @@ from explora_geo._compat import (
 from explora_geo.adaptation.frozen import convert_each_time
 from explora_geo.checkpoints.files import atomic_path
 from explora_geo.trainers.artifacts import Artifacts, AtomicCheckpointIO, run_folder
+from explora_geo.trainers.guard import StepClock
 
 logger = logging.getLogger(__name__)
 
@@ -112,6 +115,10 @@ class ReproducibleTask(BaseTask):
 
     What is drawn for a batch - crops, masks, dropped paths - depends on neither what ran before, nor the
     number of workers, nor whether the run was stopped in between. Processes draw different numbers.
+
+    Attributes:
+        clock: How fast steps are, and how long they wait for images.
+        skipped: Reasons by path of tiles that the loader could not read.
     """
 
     _seed: int | None = None
@@ -121,6 +128,11 @@ class ReproducibleTask(BaseTask):
     _check: tuple[Any, Tensor, torch.cuda.Event | None] | None = None
     _averages: tuple[Tensor, ...] = ()
     _kept_averages: tuple[Tensor, ...] = ()
+
+    def __init__(self) -> None:
+        """Initialize a ReproducibleTask."""
+        self.clock, self.skipped = StepClock(), dict[str, str]()
+        super().__init__()
 
     def configure_callbacks(self) -> list[Callback]:
         """What saves a run that the system stops, and leaves the process as it was; report and weights."""
@@ -170,16 +182,22 @@ class ReproducibleTask(BaseTask):
 
     def on_train_epoch_start(self) -> None:
         """Set the random state from which a loader that is not ours draws the order of an epoch."""
+        self.clock.pause()  # what happens between epochs does not count as a slow step
         if self.current_epoch != self._ordered:
             self.reseed(Stream.ORDER, self.current_epoch)
 
     def on_validation_epoch_start(self) -> None:
         """Every validation draws the same numbers."""
         self._validated = 0
+        self.clock.pause()
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Set the random state of a batch, before it is augmented."""
+        """Set the random state of a batch, before it is augmented, and note the tiles that it lacks."""
+        for entry in batch.get('skipped', ()) if isinstance(batch, Mapping) else ():
+            path, _, reason = entry.partition(': ')
+            self.skipped.setdefault(path, reason)
         if self.trainer.training:
+            self.clock.go_on()
             self.reseed(Stream.AUGMENTATION, self.trainer.fit_loop.total_batch_idx + 1)
         elif self.trainer.validating or self.trainer.sanity_checking:
             self.reseed(Stream.VALIDATION, self._validated)
@@ -197,6 +215,24 @@ class ReproducibleTask(BaseTask):
         self.reseed(Stream.STEP, self.trainer.fit_loop.total_batch_idx)
         if self._averages:
             copy_tensors(self._kept_averages, self._averages)
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        """From here on the loop waits for its loader."""
+        self.clock.wait()
+
+    def log_step(
+        self, loss: Tensor, batch: Mapping[str, Any], parts: Mapping[str, Tensor] = MappingProxyType({})
+    ) -> Tensor:
+        """Log a loss and its parts, learning rate and speed; the loss is checked and returned."""
+        self.check_finite(loss, batch)
+        size = len(batch['image'])
+        self.log('train_loss', loss.detach(), batch_size=size, prog_bar=True)
+        self.log_dict({f'train_{k}': v.detach() for k, v in parts.items()}, batch_size=size)
+        self.log('lr', self.trainer.optimizers[0].param_groups[0]['lr'], batch_size=size)
+        for name, value in self.clock.lap(size * self.trainer.world_size).items():
+            mean = name == 'data_wait'
+            self.log(name, value, batch_size=size, prog_bar=not mean, on_step=not mean, on_epoch=mean)
+        return loss
 
     def check_finite(self, loss: Tensor, batch: Any) -> None:
         """Have a loss checked before the optimizer moves anything; `on_after_backward` reads the answer.

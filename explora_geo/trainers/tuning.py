@@ -23,8 +23,7 @@ from explora_geo.models.builders import DINOV2_SIZE, task_size
 from explora_geo.models.matching import describe_data, describe_enlarging, match_data
 from explora_geo.models.predictor import DensePredictor, ImagePredictor, Predictor
 from explora_geo.models.readout import Slots
-from explora_geo.trainers.artifacts import note_skipped
-from explora_geo.trainers.optim import OptimConfig, optimization
+from explora_geo.trainers.optim import OptimConfig, optimization, training_length
 from explora_geo.trainers.options import (
     ADAPTATIONS,
     OPTIMIZERS,
@@ -113,7 +112,6 @@ class TuningTask(ReproducibleTask):
         if self.dense and self.regularisation.erasing:
             raise ValueError('erasing is for images with a label each, not for masks')
         self.data: dict[str, Any] = {}
-        self.skipped: dict[str, str] = {}
         self._restored = False
         super().__init__()
         tokenizer = self.model.backbone.patch_embed
@@ -209,7 +207,7 @@ class TuningTask(ReproducibleTask):
 
     def configure_optimizers(self) -> Any:
         """AdamW over what trains, warm-up and cosine by step."""
-        return optimization(self.trainer, self.model, self.optim)
+        return optimization(self.trainer, self.model, self.optim, training_length(self.trainer))
 
     def setup(self, stage: str) -> None:
         """Match the data, and keep Lightning from warning of what is meant.
@@ -234,11 +232,7 @@ class TuningTask(ReproducibleTask):
         image, target = self._read(batch)
         changed, wanted = self.regularisation.apply(image, target, self.outputs)
         scores = self(changed, batch.get('timestamps'))
-        loss = self.loss(scores, wanted)
-        self.check_finite(loss, batch)
-        size = len(image)
-        self.log('train_loss', loss.detach(), batch_size=size, prog_bar=True)
-        self.log('lr', self.trainer.optimizers[0].param_groups[0]['lr'], batch_size=size)
+        loss = self.log_step(self.loss(scores, wanted), batch)
         if wanted is target:  # mixed images have no one class to score
             self._score(self.train_metrics, scores.detach(), target)
         return loss
@@ -264,7 +258,6 @@ class TuningTask(ReproducibleTask):
             )
         image, target = batch['image'], batch[self.target_key]
         self.check_target(target, image)
-        note_skipped(self.skipped, batch)
         return image, target
 
     def _evaluate(self, batch: Mapping[str, Any], split: str, metrics: MetricCollection) -> None:

@@ -17,7 +17,7 @@ from explora_geo.datamodules import FolderDataModule
 from explora_geo.models.heads import HeadConfig
 from explora_geo.objectives import DINOv2, LossConfig, MaskConfig, PhaseConfig, TeacherConfig
 from explora_geo.trainers import ExPLoRATask, GuardConfig, OptimConfig
-from explora_geo.trainers.guard import CollapseGuard
+from explora_geo.trainers.guard import FeatureMonitor
 from explora_geo.transforms import ViewsConfig
 
 Task = Callable[..., ExPLoRATask]
@@ -98,13 +98,12 @@ def test_a_fallen_accuracy_stops_and_the_best_state_is_left(
     trainer.fit(task, datamodule=build_data())
     assert trainer.global_step == 6 and task.features.starting is not None
     assert 'k-NN accuracy' in task.stopped and 'at step 6' in task.stopped
-    guard = next(c for c in trainer.callbacks if isinstance(c, CollapseGuard))
-    assert guard._kept_step in (0, 3)
+    assert task.features._kept_step in (0, 3)
     _, state = read_adapter(tmp_path / 'run' / 'adapter.safetensors')
     teacher = task.model.final_backbone.state_dict()
     assert all(torch.equal(v, teacher[k]) for k, v in state.items())
     assert teacher['norm.weight'].abs().min() > 0
-    if guard._kept_step == 3:
+    if task.features._kept_step == 3:
         assert all(torch.equal(v, kept[2][k]) for k, v in teacher.items())
 
 
@@ -161,9 +160,8 @@ def test_a_resumed_run_is_compared_with_the_first_start(
     second = build_task(objective=partial(DINOv2, **SMALL))
     rest = build_trainer(max_epochs=2)
     rest.fit(second, datamodule=build_data(), ckpt_path=tmp_path / 'last.ckpt')
-    found = [next(c for c in t.callbacks if isinstance(c, CollapseGuard)).starting for t in (trainer, rest)]
-    assert found[0] == found[1]
-    assert found[0]['k-NN accuracy'] == first.features.starting
+    assert first.features.first == second.features.first
+    assert first.features.first['k-NN accuracy'] == first.features.starting == second.features.starting
 
 
 def test_a_guard_survives_in_the_hyper_parameters(build_task: Task) -> None:
@@ -188,7 +186,7 @@ def test_bounds_out_of_range_are_refused(fields: dict[str, Any], sentence: str) 
 def test_a_short_batch_is_no_collapse(build_task: Task, build_trainer: Run) -> None:
     task = build_task(objective=partial(DINOv2, **SMALL))
     trainer = build_trainer()
-    guard = CollapseGuard(GuardConfig(every=1, usage=0, rank=0.5))
+    guard = FeatureMonitor('none', GuardConfig(every=1, usage=0, rank=0.5))
     task.trainer = trainer
     guard.on_train_start(trainer, task)
     optimizer = torch.optim.SGD(task.parameters(), lr=0)

@@ -57,12 +57,6 @@ def test_without_classes_there_is_no_score(labels: object) -> None:
     assert monitor.score() is None
 
 
-def test_a_monitor_that_is_off_collects_nothing() -> None:
-    monitor = FeatureMonitor('none')
-    monitor.add(*[clusters()[0], {'label': clusters()[1]}])
-    assert monitor.score() is None
-
-
 def test_a_rare_class_lowers_the_folds_rather_than_failing() -> None:
     features, labels = clusters()
     keep = torch.cat([(labels != 2).nonzero()[:, 0], (labels == 2).nonzero()[:2, 0]])

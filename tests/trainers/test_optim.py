@@ -13,8 +13,9 @@ from torch import nn
 from explora_geo.adaptation import ExPLoRAConfig, explora
 from explora_geo.models import ViT
 from explora_geo.objectives import MAE, DINOv2
+from explora_geo.objectives.schedules import TrainingLength
 from explora_geo.trainers import OptimConfig
-from explora_geo.trainers.optim import RunLength, build_optimizer, build_schedule, run_length
+from explora_geo.trainers.optim import build_optimizer, build_schedule, training_length
 
 Build = Callable[..., ViT]
 
@@ -95,7 +96,7 @@ def test_the_decoder_of_an_autoencoder_keeps_the_full_rate(build_vit: Build) -> 
 def test_the_schedule_scales_every_group_alike(build_vit: Build) -> None:
     config = OptimConfig(1.0, 'none', warmup_fraction=0.1, layer_decay=0.5)
     optimizer = build_optimizer(build_vit(), config, 8)
-    schedule = build_schedule(optimizer, config, 100, 1, 8)
+    schedule = build_schedule(optimizer, config, TrainingLength(100, 100, 8))
     start = [g['initial_lr'] for g in optimizer.param_groups]
     for _ in range(40):
         optimizer.step()
@@ -166,12 +167,12 @@ def test_weight_decay_rises_as_a_cosine_where_matrices_decay() -> None:
     model = nn.Sequential(nn.Linear(2, 2))
     config = OptimConfig(1.0, 'none', weight_decay=0.04, final_weight_decay=0.4, warmup_steps=0)
     optimizer = build_optimizer(model, config, 8)
-    schedule = build_schedule(optimizer, config, 101, 1, 8)
+    schedule = build_schedule(optimizer, config, TrainingLength(101, 101, 8))
     found: list[dict[str, float]] = []
     for step in range(101):
         if step == 60:  # resumed
             state, optimizer = schedule.state_dict(), build_optimizer(model, config, 8)
-            schedule = build_schedule(optimizer, config, 101, 1, 8)
+            schedule = build_schedule(optimizer, config, TrainingLength(101, 101, 8))
             schedule.load_state_dict(state)
             optimizer.step()
             schedule.step()
@@ -187,7 +188,7 @@ def test_weight_decay_rises_as_a_cosine_where_matrices_decay() -> None:
 
 def rates(config: OptimConfig, total: int, epochs: int, batch: int) -> list[float]:
     optimizer = build_optimizer(nn.Linear(2, 2), config, batch)
-    schedule = build_schedule(optimizer, config, total, epochs, batch)
+    schedule = build_schedule(optimizer, config, TrainingLength(total, total / epochs, batch))
     found = []
     for _ in range(total):
         found.append(optimizer.param_groups[0]['lr'])
@@ -254,11 +255,11 @@ def test_a_model_in_which_nothing_trains_is_refused(build_vit: Build) -> None:
     'length', [{'max_steps': 8}, {'max_steps': 8, 'max_epochs': 9}, {'max_epochs': 2}], ids=str
 )
 def test_the_length_is_the_same_however_it_is_given(length: dict[str, int], tmp_path: Path) -> None:
-    found: list[RunLength] = []
+    found: list[TrainingLength] = []
 
     class Model(BoringModel):
         def configure_optimizers(self) -> Any:
-            found.append(run_length(self.trainer))
+            found.append(training_length(self.trainer))
             return super().configure_optimizers()
 
     quiet: dict[str, Any] = {'logger': False, 'enable_checkpointing': False, 'enable_progress_bar': False}
@@ -270,14 +271,14 @@ def test_the_length_is_the_same_however_it_is_given(length: dict[str, int], tmp_
         **quiet,
         **length,
     ).fit(Model())
-    assert [(f.total, f.epochs) for f in found] == [(8, 2)]
+    assert [(f.total, f.epoch) for f in found] == [(8, 4)]
 
 
 @pytest.mark.parametrize('length', [{'max_time': '00:01:00:00'}, {'max_epochs': -1}], ids=str)
 def test_a_run_without_a_length_is_refused_in_one_sentence(length: dict[str, Any], tmp_path: Path) -> None:
     class Model(BoringModel):
         def configure_optimizers(self) -> Any:
-            return run_length(self.trainer)
+            return training_length(self.trainer)
 
     trainer = Trainer(accelerator='cpu', default_root_dir=tmp_path, logger=False, **length)
     with pytest.raises(ValueError, match=r'need the length of the run: give trainer\.max_steps'):

@@ -18,7 +18,7 @@ from explora_geo.adaptation import ExPLoRAConfig, trainable_names
 from explora_geo.datamodules import FolderDataModule
 from explora_geo.objectives import MAE
 from explora_geo.trainers import PRESETS, ExPLoRATask, OptimConfig
-from explora_geo.trainers.optim import run_length
+from explora_geo.trainers.optim import training_length
 
 Task = Callable[..., ExPLoRATask]
 Data = Callable[..., FolderDataModule]
@@ -188,7 +188,7 @@ def test_accumulation_counts_into_the_effective_batch_and_the_learning_rate(
     task = build_task(optim=OptimConfig(base_lr=0.256, lr_scaling='linear', warmup_steps=0))
     trainer = build_trainer(accumulate_grad_batches=3, max_epochs=5)
     trainer.fit(task, datamodule=build_data())
-    assert run_length(trainer).batch == 24 and trainer.global_step == 5
+    assert training_length(trainer).batch == 24 and trainer.global_step == 5
     assert trainer.optimizers[0].defaults['lr'] == pytest.approx(0.256 * 24 / 256)
 
 
@@ -197,7 +197,7 @@ def test_loaders_work_without_a_datamodule(build_task: Task, build_trainer: Run)
     loader = DataLoader(TileDataset('train', None, 32), batch_size=4)
     trainer = build_trainer()
     trainer.fit(task, loader)
-    assert trainer.global_step == 4 and run_length(trainer).batch == 4
+    assert trainer.global_step == 4 and training_length(trainer).batch == 4
 
 
 def test_gradient_checkpointing_trains_the_same_weights(build_task: Task, build_trainer: Run) -> None:
