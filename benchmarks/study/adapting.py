@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from explora_geo.adaptation import explora, trainable_names
 from explora_geo.adaptation.lora import merge_lora
+from explora_geo.bands import RGB
 from explora_geo.checkpoints import atomic_path, load_weights
 from explora_geo.models import create_vit
 from explora_geo.models.vit import ViT
@@ -24,6 +25,7 @@ from ..tables.recipe import OBJECTIVES, Recipe
 from .domains import Domain, take
 from .scoring import prepare
 
+_TINY = 'vit_tiny_patch16_224_natural.safetensors'
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALVES = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 KEPT = 200  # steps after which a run is kept
@@ -38,12 +40,17 @@ class Source:
     size: int  # image side, pixels
     stats: tuple[tuple[float, ...], tuple[float, ...]] = IMAGENET  # mean and deviation of the bands
     beside: str = ''  # the source that it is compared with, if not itself
+    options: dict[str, Any] = field(default_factory=dict)  # of `create_vit`
 
 
+#: Every band a group of its own, with patch embeddings that start anew.
+_BANDS = {'tokenizer': 'group-channel', 'tokenizer_options': {'channel_groups': [[band] for band in RGB]}}
 SOURCES = {
     'depth6': Source('vit_small_patch14_dinov2_depth6', 'ViTSmall14_Weights.LVD142M_DINOV2_DEPTH6', 112),
-    'vit_ti16': Source('vit_tiny_patch16_224', 'vit_tiny_patch16_224_natural.safetensors', 96, HALVES),
+    'vit_ti16': Source('vit_tiny_patch16_224', _TINY, 96, HALVES),
     'scratch': Source('vit_tiny_patch16_224', None, 96, HALVES, beside='vit_ti16'),
+    'bands': Source('vit_tiny_patch16_224', _TINY, 96, HALVES, 'vit_ti16', _BANDS),
+    'bands-scratch': Source('vit_tiny_patch16_224', None, 96, HALVES, 'vit_ti16', _BANDS),
     'distilled': Source('vit_tiny_patch16_224', 'distilled.safetensors', 96),
 }
 
@@ -56,8 +63,8 @@ def reader(source: Source, domain: Domain) -> Callable[[Tensor], Tensor]:
 
 def load_source(source: Source, **options: Any) -> tuple[ViT, dict[str, Tensor]]:
     """The source's backbone, and what else its file holds, such as a decoder."""
-    vit = create_vit(source.model, img_size=source.size, **options)
-    return vit, load_weights(vit, source.weights).parts if source.weights else {}
+    vit = create_vit(source.model, img_size=source.size, **source.options, **options)
+    return vit, load_weights(vit, source.weights, vit.patch_embed.fresh).parts if source.weights else {}
 
 
 def _keep(file: Path, step: int, states: Sequence[Any], *tensors: Tensor) -> None:
@@ -101,7 +108,7 @@ def adapt(
     seed_everything(seed, verbose=False)
     device, batch, steps = domain.image.device, recipe.batch_size, recipe.steps
     vit, parts = load_source(source, **OBJECTIVES[recipe.objective].backbone_options)
-    explora(vit, recipe.adaptation)
+    explora(vit, recipe.adaptation.with_extra(vit.patch_embed.fresh))
     objective = recipe.factory(vit).to(device).train()
     objective.load_pretrained(parts)
     read, archive = reader(source, domain), archive.to(device)

@@ -27,6 +27,8 @@ COLORS = {
     'full': '#40434e',
     'scratch': '#b23a48',
 }
+ARCHIVE = 21_600  # unlabeled training tiles of EuroSAT
+SIZES = {'tiny': 'ViT-Ti', 'small': 'ViT-S', 'base': 'ViT-B'}
 BUDGETS = {'eurosat': {22: '1 %', 216: '10 %', 0: 'all'}, 'aid': {5: '5 a class', 25: '25 a class', 0: 'all'}}
 
 
@@ -90,6 +92,90 @@ def by_length(rows: list[Row], letter: str, file: Path) -> None:
                 axis.plot(steps, [np.mean(p) for p in points], 'o-', color=color, label=ARMS[key])
     for axis, method in zip(axes, (0, 1), strict=True):
         axis.set(xscale='log', xlabel='steps of 32 tiles', ylabel=f'gain by {METHODS[method]}, points')
+    axes[0].legend(frameon=False, fontsize=8)
+    _save(figure, file)
+
+
+def by_images(rows: list[Row], file: Path) -> None:
+    """Gain against the number of unlabeled images, by D, a line for what trains."""
+    figure, axes = _panels(2)
+    for axis, method in zip(axes, (0, 1), strict=True):
+        for key in ('explora', 'full'):
+            mine = where(rows, name=f'D-{key}')
+            counts = sorted({r['images'] or ARCHIVE for r in mine})
+            of = [[r for r in mine if (r['images'] or ARCHIVE) == n] for n in counts]
+            mean, half = 100 * np.array([combined(part, method)[:2] for part in of]).T
+            axis.errorbar(counts, mean, half, fmt='o-', color=COLORS[key], capsize=3, label=ARMS[key])
+        axis.set(xscale='log', xlabel='unlabeled tiles', ylabel=f'gain by {METHODS[method]}, points')
+        axis.set_ylim(bottom=0)
+        axis.set_xticks(counts, [f'{n:,}' for n in counts])
+        axis.minorticks_off()
+    axes[0].legend(frameon=False, fontsize=8, loc='lower right')
+    _save(figure, file)
+
+
+def by_weights(rows: list[Row], names: Mapping[str, str], file: Path) -> None:
+    """Gain against the number of weights that train, a point for each row."""
+    figure, axes = _panels(2)
+    for axis, method in zip(axes, (0, 1), strict=True):
+        for name, title in names.items():
+            mine = where(rows, name=name)
+            if mine:
+                mean, half, _ = combined(mine, method)
+                key = next(k for k in COLORS if k in name)
+                point = mine[0]['trained'] / 1e6, 100 * mean
+                axis.errorbar(*point, 100 * half, fmt='o', color=COLORS[key], capsize=3)
+                short = title.replace('ExPLoRA ', '').replace(' only', '').replace('LoRA-', '')
+                axis.annotate(short, point, xytext=(6, 3), textcoords='offset points', fontsize=7)
+        axis.set(
+            xscale='log', xlabel='weights that train, millions', ylabel=f'gain by {METHODS[method]}, points'
+        )
+        axis.set_ylim(bottom=0)
+        axis.set_xticks([0.1, 0.3, 1, 3, 10], ['0.1', '0.3', '1', '3', '10'])
+        axis.set_xlim(0.1, 14)
+        axis.minorticks_off()
+    _save(figure, file)
+
+
+def by_block(rows: Mapping[str, Row], file: Path) -> None:
+    """What patches of each block tell, and how spread they are: the paper's analysis, a line for each row."""
+    figure, axes = _panels(4)
+    titles = 'mean eigenvalue', 'variance of eigenvalues', 'place of a patch', 'class of its image'
+    for (title, row), color in zip(rows.items(), COLORS.values(), strict=False):
+        block, *columns = np.array(row['blocks']).T
+        for axis, values in zip(axes, columns, strict=True):
+            axis.plot(block, values, 'o-', ms=3, color=color, label=title)
+    for i, (axis, title) in enumerate(zip(axes, titles, strict=True)):
+        axis.set(
+            title=title,
+            xlabel='block',
+            ylabel='' if i < 2 else 'accuracy',
+            yscale='log' if i < 2 else 'linear',
+        )
+    axes[0].legend(frameon=False, fontsize=8)
+    _save(figure, file)
+
+
+def memory(measured: list[Row], file: Path) -> None:
+    """Memory of a step of 8 images, a bar for each backbone, objective and what trains."""
+    figure, axes = _panels(2)
+    kinds = {'ExPLoRA': COLORS['explora'], 'explora_geo, all weights': COLORS['full']}
+    kinds['lightly'] = COLORS['unfreeze']
+    for axis, objective in zip(axes, ('mae', 'dinov2'), strict=True):
+        of = {
+            r['setting']['model'].split('_')[1]: r for r in measured if r['setting']['objective'] == objective
+        }
+        of = {title: of[name] for name, title in SIZES.items() if name in of}
+        for i, (kind, color) in enumerate(kinds.items()):
+            found = [next(v for k, v in r['columns']['GB'].items() if kind in k) for r in of.values()]
+            places = np.arange(len(of)) + 0.26 * (i - 1)
+            title = {'ExPLoRA': 'ExPLoRA [L]-r32', 'lightly': "all weights, lightly's parts"}.get(
+                kind, 'all weights'
+            )
+            axis.bar(places, found, 0.24, color=color, label=title)
+        axis.set_xticks(range(len(of)), list(of))
+        axis.grid(visible=False, axis='x')
+        axis.set(title={'mae': 'M', 'dinov2': 'D'}[objective], ylabel='GB of a step of 8 images')
     axes[0].legend(frameon=False, fontsize=8)
     _save(figure, file)
 

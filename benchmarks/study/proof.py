@@ -1,7 +1,7 @@
 """Tables and figures of the paper's rows: python -m benchmarks.study.proof RUNS.jsonl FOLDER."""
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +9,9 @@ import numpy as np
 from explora_geo.checkpoints import atomic_path
 
 from ..tables.records import markdown_table
-from .figures import ARMS, BUDGETS, by_labels, by_length, default_by_length, gain_against_loss
+from ..tables.records import read as read_lines
+from . import figures
+from .figures import ARMS, BUDGETS
 from .report import METHODS, TITLES, Row, pooled, read, where
 
 D_ROWS = {f'D-{key}': title for key, title in ARMS.items()} | {'anchor-small': 'the anchor (not the paper)'}
@@ -21,6 +23,46 @@ FORGETTING = {
     'anchor-full': 'the anchor, all weights',
     'D-alone': 'D-ExPLoRA',
     'D-full': 'D, all weights',
+}
+CAPACITY = {
+    **{f'D-lora-r{n}': f'LoRA-r{n} only' for n in (4, 8)},
+    'D-lora': ARMS['lora'],
+    **{f'D-explora-r{n}': f'ExPLoRA [L]-r{n}' for n in (4, 8)},
+    'D-explora': ARMS['explora'],
+    'D-explora-r64': 'ExPLoRA [L]-r64',
+    'D-unfreeze': ARMS['unfreeze'],
+    'D-full': ARMS['full'],
+}
+RATIOS = {'D-explora-x1': '1', 'D-explora': '3', 'D-explora-x10': '10 (a third of the rate)'}
+SIMPLER = {
+    'Diet': 'DIET, 1,000 images',
+    'PaKA': 'patch kernel alignment',
+    'LeJEPA': 'LeJEPA',
+    'anchor-small': 'the anchor',
+    'D-explora': 'D-ExPLoRA',
+}
+GROUPS = {
+    'G-explora1': 'ExPLoRA [L]-r32',
+    'G-explora2': 'ExPLoRA [1,L]-r32',
+    'G-unfreeze4': 'unfreezing [1,2,L-1,L] only',
+    'G-full': 'full training',
+    'G-scratch': 'from scratch',
+}
+#: Models whose blocks are analyzed, and whose patches a probe attends to.
+ANALYZED = {
+    'source': 'source as it is',
+    'D-explora': 'D-ExPLoRA',
+    'M-explora': 'M-ExPLoRA, 300 steps',
+    'D-full': 'D, all weights',
+    'M-full': 'M, all weights, 300 steps',
+}
+#: What may be done to the features of a model that is not trained further.
+FREE = {
+    'turns4': 'mean of 4 turns',
+    'turns8': 'mean of 4 turns and their mirror images',
+    'white0.5': 'whitened by half',
+    'white1': 'whitened',
+    'white1x4': 'whitened, mean of 4 turns',
 }
 #: What stands above the tables.
 HEAD = """# The paper's rows from a supervised ViT-Ti/16
@@ -102,16 +144,52 @@ def forgetting(rows: dict[str, list[Row]]) -> list[str]:
     return markdown_table(header, lines)
 
 
-def attention(rows: list[Row]) -> list[str]:
+def attention(rows: Mapping[str, Row]) -> list[str]:
     """A probe that attends to patches beside the linear one of their mean."""
     lines = []
-    for name in dict.fromkeys(r['name'] for r in rows if 'attention' in r):
-        mine = [r for r in where(rows, name=name) if 'attention' in r]
-        linear = 100 * np.mean([r['after']['one'][1] for r in mine])
-        attended = 100 * np.mean([r['attention'][1] for r in mine])
-        cells = [gained(r['gain']['one'][1] for r in mine), gained(r['attention'][2:] for r in mine)]
-        lines.append([name, str(len(mine)), f'{linear:.1f}', cells[0], f'{attended:.1f}', cells[1]])
-    return markdown_table(['row', 'seeds', 'linear', 'gain', 'attention', 'gain'], lines)
+    for title, row in rows.items():
+        before, after, *gain = row['attention']
+        change = ['', ''] if after == before else [gained([row['gain']['one'][1]]), gained([gain])]
+        lines.append(
+            [title, f'{100 * row["after"]["one"][1]:.1f}', change[0], f'{100 * after:.1f}', change[1]]
+        )
+    return markdown_table(['row', 'linear probe', 'gain', 'attending probe', 'gain'], lines)
+
+
+def blocks(rows: Mapping[str, Row]) -> list[str]:
+    """Where patches tell their place best, and what the last blocks know."""
+    lines = []
+    for title, row in rows.items():
+        number, mean, _, place, label = np.array(row['blocks']).T
+        best = int(place.argmax())
+        ends = f'{mean[-2]:.2f}, {mean[-1]:.2f}'
+        lines.append(
+            [title, f'{number[best]:.0f} ({place[best]:.2f})', f'{place[-1]:.2f}', f'{label[-1]:.2f}', ends]
+        )
+    header = [
+        'row',
+        'place is told best by block',
+        'by the last',
+        'class by the last',
+        'mean eigenvalue, last two',
+    ]
+    return markdown_table(header, lines)
+
+
+def free(rows: list[Row], domain: str) -> list[str]:
+    """What may be done to features of the source and of models for nothing; gains over the source."""
+    lines = []
+    for name, title in {'source': 'source', 'D-explora': 'D-ExPLoRA', 'D-full': 'D, all weights'}.items():
+        mine = where(rows, name=name, domain=domain, images=0)
+        for row in (r for r in mine if len(r['gain']) > 1):
+            blocks = [k for k in row['gain'] if k.startswith('block')]
+            best = max(blocks, key=lambda k: sum(row['after'][k]), default='')
+            what = {best: f'block {int(best[5:]) + 1}, the best by test'} if best else {'one': ''}
+            for key, how in (what | FREE).items():
+                if key in row['gain']:
+                    cells = [gained([pair]) for pair in row['gain'][key]]
+                    lines.append([', '.join(filter(None, (title, how))), *cells])
+    return markdown_table([TITLES[domain], *METHODS], lines)
 
 
 def main(file: Path, folder: Path) -> None:
@@ -121,29 +199,21 @@ def main(file: Path, folder: Path) -> None:
         title: where([*short, *rows], name=name, source='depth6', domain='eurosat', views=6_400)
         for name, title in FORGETTING.items()
     }
-    default_by_length(short, folder / 'default.png')
-    by_labels(rows, folder / 'labels.png')
-    gain_against_loss(carried, folder / 'forgetting.png')
-    images = {'D-explora': ARMS['explora'], 'D-full': ARMS['full']}
-    capacity = {
-        **{f'D-lora-r{n}': f'LoRA-r{n} only' for n in (4, 8)},
-        'D-lora': ARMS['lora'],
-        **{f'D-explora-r{n}': f'ExPLoRA [L]-r{n}' for n in (4, 8)},
-        'D-explora': ARMS['explora'],
-        'D-explora-r64': 'ExPLoRA [L]-r64',
-        'D-unfreeze': ARMS['unfreeze'],
-        'D-full': ARMS['full'],
-    }
-    ratios = {'D-explora-x1': '1', 'D-explora': '3', 'D-explora-x10': '10 (a third of the rate)'}
-    simpler = {
-        'Diet': 'DIET, 1,000 images',
-        'PaKA': 'patch kernel alignment',
-        'LeJEPA': 'LeJEPA',
-        'anchor-small': 'the anchor',
-        'D-explora': 'D-ExPLoRA',
-    }
-    d200 = [r for r in where(rows, domain='eurosat') if r.get('steps') == 200 or r['name'] == 'Diet']
+    here = where(rows, domain='eurosat')
+    d200 = [r for r in here if r.get('steps') == 200 or r['name'] == 'Diet']
     whole = [r for r in d200 if not r['images'] or r['name'] == 'Diet']
+    few = {k: CAPACITY[k] for k in ('D-explora', 'D-full')}
+    told = {title: where(here, name=name) for name, title in ANALYZED.items()}
+    attended, analyzed = (
+        {title: found[-1] for title, mine in told.items() if (found := [r for r in mine if what in r])}
+        for what in ('attention', 'blocks')
+    )
+    figures.default_by_length(short, folder / 'default.png')
+    figures.by_labels(rows, folder / 'labels.png')
+    figures.gain_against_loss(carried, folder / 'forgetting.png')
+    figures.by_images([r for r in d200 if r['name'] in few], folder / 'images.png')
+    figures.by_weights(whole, CAPACITY, folder / 'weights.png')
+    figures.memory(read_lines(file.parent / 'speed' / 'peak.jsonl'), folder / 'memory.png')
     sections = {
         'Headline: EuroSAT': headline(rows, 'eurosat'),
         'Headline: EuroSAT, M': headline(rows, 'eurosat', M_ROWS),
@@ -151,14 +221,19 @@ def main(file: Path, folder: Path) -> None:
         'Length: M on EuroSAT': lengths(rows, 'M'),
         'Length: D on EuroSAT': lengths(rows, 'D'),
         'Gain against loss, from the six blocks': forgetting(carried),
-        'Few unlabeled images': gains(d200, images, lambda r: f', {r["images"] or "all 21,600"} images'),
-        'Trained weights': gains(whole, capacity),
-        "LoRA's rate over the block's": gains(whole, ratios),
-        'Simpler objectives, [L]-r32': gains(whole, simpler),
-        'A probe that attends': attention(rows),
+        'Few unlabeled images': gains(d200, few, lambda r: f', {r["images"] or figures.ARCHIVE:,} images'),
+        'Trained weights': gains(whole, CAPACITY),
+        "LoRA's rate over the block's": gains(whole, RATIOS),
+        'Simpler objectives, [L]-r32': gains(whole, SIMPLER),
+        **{f'What costs nothing: {TITLES[d]}': free(rows, d) for d in BUDGETS},
+        'Red, green and blue as groups of bands, M, 600 steps': gains(here, GROUPS),
+        'A probe that attends': attention(attended),
+        'What blocks know': blocks(analyzed),
     }
     if len(sections['Length: M on EuroSAT']) > 3:
-        by_length(rows, 'M', folder / 'lengths_m.png')
+        figures.by_length(rows, 'M', folder / 'lengths_m.png')
+    if len(analyzed) > 1:
+        figures.by_block(analyzed, folder / 'blocks.png')
     text = HEAD
     for title, table in sections.items():
         if len(table) > 3:  # a line alone compares nothing

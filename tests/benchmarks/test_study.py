@@ -187,9 +187,9 @@ def test_scores_of_features_that_tell_classes_apart_are_high() -> None:
 
 def test_every_job_has_a_name_of_its_own() -> None:
     jobs = [job for group in read_groups().values() for job in group]
-    assert len({job.key for job in jobs}) == len(jobs) == 462
-    for values in {str(job.values): job for job in jobs}.values():  # every recipe can be built
-        assert values.recipe(10_000, 112, 14).steps >= 10
+    assert len({job.key for job in jobs}) == len(jobs) == 474
+    for one in {str(job.values): job for job in jobs if job.views}.values():  # every recipe can be built
+        assert one.recipe(10_000, 112, 14).steps >= 10
 
 
 # What was measured and what the package says of it.
