@@ -36,7 +36,7 @@ CAPACITY = {
 RATIOS = {'D-explora-x1': '1', 'D-explora': '3', 'D-explora-x10': '10 (a third of the rate)'}
 SIMPLER = {
     'Diet': 'DIET, 1,000 images',
-    'PaKA': 'patch kernel alignment',
+    'align': 'patch kernel alignment',
     'LeJEPA': 'LeJEPA',
     'anchor-small': 'the anchor',
     'D-explora': 'D-ExPLoRA',

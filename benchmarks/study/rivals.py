@@ -5,15 +5,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from lightly.loss import LeJEPALoss, PatchKernelAlignmentLoss
+from lightly.loss import LeJEPALoss
 from torch import Tensor, nn
 
 from explora_geo.bands import RGB
-from explora_geo.models.readout import turn
 from explora_geo.models.vit import Features, ViT
 from explora_geo.objectives import DINOv2, Objective
 from explora_geo.objectives.short_runs import SHORT_VIEWS
-from explora_geo.objectives.teacher import Teacher
 from explora_geo.transforms.multicrop import MultiCrop, ViewsConfig
 
 
@@ -52,32 +50,6 @@ class Diet(_Rival):
         return {'loss': F.cross_entropy(self.layer(found).float(), wanted, label_smoothing=self.smoothing)}
 
 
-class PaKA(_Rival):
-    """Align how the patches of a changed and turned image relate with how a teacher's of the image do."""
-
-    def __init__(self, backbone: ViT, momentum: float = 0.95) -> None:
-        """Initialize a PaKA objective."""
-        super().__init__(backbone)
-        self.teacher, self.momentum = Teacher(nn.ModuleDict({'backbone': backbone})), momentum
-        self.loss = PatchKernelAlignmentLoss()
-
-    def forward(self, batch: Mapping[str, Any], step: int) -> dict[str, Tensor]:
-        """One less the centered kernel alignment of patches."""
-        image, number = batch['image'], int(torch.randint(8, ()))
-        with torch.no_grad():
-            seen = self.teacher.parts.eval()['backbone'](image).patches[:, 0]  # type: ignore[operator]
-            side = round(seen.shape[1] ** 0.5)
-            wanted = turn(seen.mT.unflatten(2, (side, side)), number).flatten(2).mT
-        change = 1 + 0.3 * (2 * torch.rand(len(image), 1, 1, 1, device=image.device) - 1)
-        found = self.backbone(turn(image, number) * change).patches[:, 0]
-        with torch.autocast(image.device.type, enabled=False):
-            return {'loss': self.loss(student_features=found.float(), teacher_features=wanted.float())}
-
-    def after_step(self, step: int) -> None:
-        """Average the teacher."""
-        self.teacher.update(nn.ModuleDict({'backbone': self.backbone}), self.momentum)
-
-
 class LeJEPA(_Rival):
     """Pull crops of an image together while their projections stay Gaussian, without a teacher."""
 
@@ -96,4 +68,4 @@ class LeJEPA(_Rival):
             return {'loss': self.loss(global_proj=far, local_proj=near)}
 
 
-RIVALS: dict[str, type[Objective]] = {kind.__name__: kind for kind in (Diet, PaKA, LeJEPA)}
+RIVALS: dict[str, type[Objective]] = {kind.__name__: kind for kind in (Diet, LeJEPA)}

@@ -17,6 +17,7 @@ from explora_geo.objectives import (
     LossConfig,
     MaskConfig,
     Objective,
+    PatchAlignment,
     PhaseConfig,
     TeacherConfig,
 )
@@ -25,7 +26,9 @@ from explora_geo.transforms import ViewsConfig
 
 from .files import make
 
-OBJECTIVES: dict[str, type[Objective]] = {kind.__name__: kind for kind in (MAE, DINOv2, Anchor)}
+OBJECTIVES: dict[str, type[Objective]] = {
+    kind.__name__: kind for kind in (MAE, DINOv2, Anchor, PatchAlignment)
+}
 _GROUPS: dict[str, Any] = {
     'head': HeadConfig,
     'ibot_head': HeadConfig,

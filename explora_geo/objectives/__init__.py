@@ -1,5 +1,6 @@
 """Self-supervised objectives on an adapted backbone."""
 
+from explora_geo.objectives.alignment import PatchAlignment
 from explora_geo.objectives.anchor import Anchor, AnchorConfig
 from explora_geo.objectives.base import Objective, objective_class
 from explora_geo.objectives.dinov2 import DINOv2, LossConfig
@@ -18,6 +19,7 @@ __all__ = [
     'LossConfig',
     'MaskConfig',
     'Objective',
+    'PatchAlignment',
     'PhaseConfig',
     'TeacherConfig',
     'objective_class',

@@ -96,9 +96,9 @@ class AnchorLoss(nn.Module):
                 self.archive.whiten(config.whitening, config.ridge)
         wanted = self.archive.whitened(seen)
         if config.oriented:
-            found = _feature_map(backbone, image, times)
+            found = feature_map(backbone, image, times)
         else:
-            found, wanted = _turned(backbone, image, wanted, times)
+            found, wanted = turned_features(backbone, image, wanted, times)
         mine, theirs = found.mean((1, 3, 4)), wanted.mean((1, 3, 4))  # (B,D)
         center = self.archive.mean
         cosine = F.cosine_similarity(mine, theirs, dim=1).mean()
@@ -125,7 +125,7 @@ class AnchorLoss(nn.Module):
         """
         source: Any = self.source.parts.eval()['backbone']
         turns = 1 if self.config.oriented else self.config.turns
-        return average_maps(lambda seen: _feature_map(source, seen, timestamps), image, turns)
+        return average_maps(lambda seen: feature_map(source, seen, timestamps), image, turns)
 
 
 class Anchor(Objective):
@@ -165,7 +165,9 @@ class Anchor(Objective):
         return losses
 
 
-def _turned(backbone: ViT, image: Tensor, target: Tensor, times: Tensor | None) -> tuple[Tensor, Tensor]:
+def turned_features(
+    backbone: ViT, image: Tensor, target: Tensor, times: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """Features of images in orientations drawn for each, and the targets turned alike."""
     square = image.shape[-2] == image.shape[-1]
     allowed = [k for k in range(8) if square or k % 2 == 0]  # a batch has one shape
@@ -176,7 +178,7 @@ def _turned(backbone: ViT, image: Tensor, target: Tensor, times: Tensor | None) 
         rows = torch.tensor([i for i, other in enumerate(drawn) if other == choice], device=image.device)
         turned[rows] = turn(image[rows], allowed[choice])
         wanted[rows] = turn(target[rows], allowed[choice])
-    return _feature_map(backbone, turned, times), wanted
+    return feature_map(backbone, turned, times), wanted
 
 
 class ArchiveStatistics(nn.Module):
@@ -249,6 +251,7 @@ class ArchiveStatistics(nn.Module):
             return torch.einsum('bsdhw,de->bsehw', features.float() - mean, self.matrix) + mean
 
 
-def _feature_map(vit: ViT, image: Tensor, times: Tensor | None) -> Tensor:
+def feature_map(vit: ViT, image: Tensor, times: Tensor | None) -> Tensor:
+    """Patch features of images as maps, shape (B, S, D, h, w)."""
     patches = vit(image, timestamps=times).patches.float()
     return patches.transpose(2, 3).unflatten(3, vit.patch_embed.grid(image))  # (B,S,L,D) -> (B,S,D,h,w)

@@ -1,0 +1,59 @@
+"""What a step of the headline's rows costs: python -m benchmarks.study.costs DATA CACHE OUT.jsonl."""
+
+import multiprocessing
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..tables import records
+from ..tables.meter import Meter
+from .adapting import adapt
+from .jobs import Job, read_groups
+from .running import Study
+
+STEPS = 10  # that are timed
+
+
+def measure(data: Path, cached: Path, job: Job) -> dict[str, Any]:
+    """Operations, memory and time of a core of a step, by steps of a run in this process."""
+    torch.set_num_threads(1)
+    study = Study(data, cached, Path(), torch.device('cpu'))
+    domain, held = study.domain(job.domain), study.named(job.source)
+    recipe = job.recipe(len(domain.archive), held.size, study.source(job.source).patch_embed.patch_size)
+
+    def run(steps: int) -> float:
+        start = time.process_time()  # other processes of the machine do not count
+        adapt(held, replace(recipe, steps=steps), domain, domain.archive, 0)
+        return time.process_time() - start
+
+    with Meter() as meter:
+        run(2)
+    with FlopCounterMode(display=False) as counter:
+        run(1)
+    once, often = run(1), run(1 + STEPS)
+    numbers = {'gflop': counter.get_total_flops() / 1e9, 'gb': meter.peak_memory / 1e9}
+    numbers['seconds'] = (often - once) / STEPS
+    return {'name': job.name, 'batch': recipe.batch_size, **{k: round(v, 3) for k, v in numbers.items()}}
+
+
+def main(data: Path, cached: Path, out: Path) -> None:
+    """Measure each row in a process of its own."""
+    groups = read_groups()
+    jobs = [j for g in ('headline', 'm-headline') for j in groups[g] if j.domain == 'eurosat']
+    out.unlink(missing_ok=True)
+    # glibc: freed tensors go back to the system instead of staying with the process as gaps
+    with patch.dict('os.environ', MALLOC_MMAP_THRESHOLD_=str(128 * 1024), OMP_NUM_THREADS='1'):
+        for job in jobs:
+            with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context('spawn')) as pool:
+                records.append(out, pool.submit(measure, data, cached, job).result())
+
+
+if __name__ == '__main__':
+    main(*map(Path, sys.argv[1:4]))
