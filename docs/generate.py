@@ -27,7 +27,7 @@ CLASSES: dict[str, list[Any]] = {
         trainers.SegmentationTask,
         trainers.RegressionTask,
     ],
-    'Objectives': [objectives.MAE, objectives.DINOv2],
+    'Objectives': [objectives.MAE, objectives.DINOv2, objectives.PatchAlignment],
     'Groups of settings': [
         adaptation.ExPLoRAConfig,
         trainers.OptimConfig,

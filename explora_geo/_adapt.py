@@ -65,7 +65,8 @@ def adapt(
         archive: Folder of tiles, pack, scenes or list of files; see `explora_geo.datamodules.archive.look`.
         out: Folder of the run: `adapter.safetensors`, `config.yaml`, `report.json`, `report.html`.
         weights: What is adapted: a `WeightsEnum` or its name, a file, `timm/<name>` or `hf:<owner>/<name>`.
-        adaptation: `D-ExPLoRA-[L]-r32` or `M-ExPLoRA-[L]-r32`, the paper's; `anchor-[L]-r32`, ours. If None,
+        adaptation: `D-ExPLoRA-[L]-r32` or `M-ExPLoRA-[L]-r32`, the paper's; `anchor-[L]-r32`, ours;
+            `align-[L]-r32`, patch kernel alignment, cheap and for sources made with labels. If None,
             M for weights of a masked autoencoder, else the anchor, which does a strong source no harm.
         length: Such as `30 minutes`, `600 steps` or `2 epochs`; minutes become steps once.
         bands: Bands to use, in order; see `look`.

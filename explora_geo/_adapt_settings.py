@@ -23,10 +23,12 @@ from explora_geo.models.vit import ViT
 from explora_geo.objectives.short_runs import SHORT_DINOV2, SHORT_OPTIM, SHORT_VIEWS, crop_sides
 from explora_geo.trainers.presets import weights_objective
 
-#: The objective of ours, by which strong sources are adapted unless D or M is asked for.
+#: The objective of ours, by which strong sources are adapted unless another is asked for.
 ANCHOR = 'anchor'
+#: Objectives that the paper does not have: they look at whole images and turn them themselves.
+_WHOLE = {ANCHOR: 'Anchor', 'align': 'PatchAlignment'}
 #: Classes of objectives by what begins a notation.
-CLASSES = {'D': 'DINOv2', 'M': 'MAE', ANCHOR: 'Anchor'}
+CLASSES = {'D': 'DINOv2', 'M': 'MAE', **_WHOLE}
 
 
 class Length(NamedTuple):
@@ -163,7 +165,7 @@ def find_source(weights: WeightsEnum | str | PathLike[str]) -> Source:
 
 
 def choose_adaptation(source: Source, adaptation: str | None, force: bool) -> str:
-    """Notation of what trains, by which objective: `D-...`, `M-...` or `anchor-...`.
+    """Notation of what trains, by which objective: `D-...`, `M-...`, `anchor-...` or `align-...`.
 
     A ValueError if what was asked for names no objective, or one that destroys such weights without `force`.
     """
@@ -173,8 +175,8 @@ def choose_adaptation(source: Source, adaptation: str | None, force: bool) -> st
     letter = adaptation.strip().partition('-')[0]
     if letter not in CLASSES or ExPLoRAConfig.create(_plain(adaptation)).full:
         raise ValueError(
-            f'adaptation must name objective and blocks, as D-ExPLoRA-[L]-r32, M-ExPLoRA-[L]-r32 or '
-            f'{ANCHOR}-[L]-r32, got {adaptation!r}'
+            'adaptation must name objective and blocks, as D-ExPLoRA-[L]-r32, M-ExPLoRA-[L]-r32, '
+            f'anchor-[L]-r32 or align-[L]-r32, got {adaptation!r}'
         )
     with torch.device('meta'):
         explora(create_vit(source.model), ExPLoRAConfig.create(_plain(adaptation)))  # names blocks that exist
@@ -201,8 +203,7 @@ def run_settings(found: Archive, source: Source, notation: str, folder: Path) ->
         data['augment'] = {'vertical_flip': True, 'quarter_turns': True}  # seen from above, no side is up
         views = {**crop_sides(found.image_size, source.patch_size), **SHORT_VIEWS}
         arguments = {**SHORT_DINOV2, 'views': views}
-    elif kind == 'Anchor':
-        # The objective turns images itself, and sees them whole, as they are used.
+    elif kind in _WHOLE.values():
         data['augment'] = {'crop_scale': [1.0, 1.0], 'horizontal_flip': False}
     task: dict[str, Any] = {
         'model': source.model.split('.')[0],
@@ -266,4 +267,5 @@ def check_folder(folder: Path, request: dict[str, Any]) -> None:
 
 def _plain(notation: str) -> str:
     """Notation without the name of an objective that the paper does not have."""
-    return notation.strip().removeprefix(f'{ANCHOR}-')
+    first, _, rest = notation.strip().partition('-')
+    return rest if first in _WHOLE else notation.strip()

@@ -37,7 +37,8 @@ def adapt(
         ),
     ] = 'timm/vit_small_patch14_dinov2.lvd142m',
     adaptation: Annotated[
-        str | None, typer.Option(help='D-ExPLoRA-[L]-r32, M-ExPLoRA-[L]-r32 or anchor-[L]-r32.')
+        str | None,
+        typer.Option(help='{D-ExPLoRA,M-ExPLoRA,anchor,align}-[L]-r32: objective and what trains.'),
     ] = None,
     minutes: Annotated[float | None, typer.Option(help='Length; 30 minutes if nothing is given.')] = None,
     steps: Annotated[int | None, typer.Option(help='Length in optimizer steps.')] = None,

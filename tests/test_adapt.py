@@ -88,6 +88,11 @@ def test_an_archive_becomes_an_adapter_and_a_report_that_later_stages_read(
     assert run_app_code(['fit', '--config', str(out / 'config.yaml'), '--dry-run']) == 0
 
 
+def test_patch_alignment_is_named_by_its_notation(tiles: Path, weights: Path, tmp_path: Path) -> None:
+    report = adapt(tiles, weights, tmp_path / 'run', adaptation='align-[L]-r4').report
+    assert report['adaptation']['objective'] == 'patchalignment' and report['adaptation']['steps'] == 2
+
+
 def run_app_code(args: list[str]) -> int:
     from explora_geo.cli import main
 

@@ -19,11 +19,11 @@ SHORT_VIEWS: dict[str, Any] = {
     'solarize': 0.0,
 }
 _OPTIM = {'lr_scaling': 'none', 'warmup_fraction': 0.1, 'min_lr': 1e-6}
+_TRIPLE = {'base_lr': 5e-4, **_OPTIM, 'adapter_lr_multiplier': 3.0}
 #: Arguments of `OptimConfig` by objective.
 SHORT_OPTIM: dict[str, dict[str, Any]] = {
-    'DINOv2': {'base_lr': 5e-4, **_OPTIM, 'adapter_lr_multiplier': 3.0},
     'MAE': {'base_lr': 1.5e-3, **_OPTIM},
-    'Anchor': {'base_lr': 5e-4, **_OPTIM, 'adapter_lr_multiplier': 3.0},
+    **dict.fromkeys(('DINOv2', 'Anchor', 'PatchAlignment'), _TRIPLE),
 }
 
 
