@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from explora_geo.adaptation import ExPLoRAConfig, explora
 from explora_geo.models import ViT, create_vit
-from explora_geo.models.turns import turn, turn_back
+from explora_geo.models.readout import turn, turn_back
 from explora_geo.objectives import PatchAlignment
 
 
