@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 
 from explora_geo.checkpoints import read_state, write_state
-from explora_geo.checkpoints.quantize import QUANTIZATION, quantize_rows
+from explora_geo.checkpoints.files import QUANTIZATION, quantize_rows
 
 from .tables.records import markdown_table
 

@@ -15,7 +15,6 @@ from explora_geo._compat import WeightsEnum
 from explora_geo.adaptation import ExPLoRAConfig, explora
 from explora_geo.bands import RGB, same_bands
 from explora_geo.checkpoints import load_weights
-from explora_geo.checkpoints.metadata import stated_bands, stated_tokenizer
 from explora_geo.checkpoints.sources import read_weights
 from explora_geo.datamodules.archive import Archive
 from explora_geo.models import create_vit
@@ -143,7 +142,8 @@ def find_source(weights: WeightsEnum | str | PathLike[str]) -> Source:
     """
     text = str(weights)
     try:
-        _, meta, name = read_weights(weights if isinstance(weights, WeightsEnum) else text, values=False)
+        given = weights if isinstance(weights, WeightsEnum) else text
+        _, name, facts = read_weights(given, values=False)
     except ValueError as error:
         if not text.startswith('timm/'):
             raise
@@ -151,17 +151,15 @@ def find_source(weights: WeightsEnum | str | PathLike[str]) -> Source:
             f'{error}; without a network, adapt weights that ship: '
             '--weights ViTSmall14_Weights.LVD142M_DINOV2_DEPTH6'
         ) from error
-    model = meta.get('backbone')
-    if model is None:
+    if not facts.backbone:
         raise ValueError(
             f'{name} does not say which backbone it is: adapt it with explora-geo fit, which asks'
         )
-    if stated_tokenizer(meta, name).get('tokenizer', 'patch') != 'patch':
+    if facts.tokenizer != 'patch':
         raise ValueError(f'{name} reads groups of bands or dates: adapt it with explora-geo fit')
     with torch.device('meta'):
-        patch_size = create_vit(model).patch_embed.patch_size
-    bands = stated_bands(meta, name) or RGB
-    return Source(text, model, weights_objective(weights), patch_size, bands)
+        patch_size = create_vit(facts.backbone).patch_embed.patch_size
+    return Source(text, facts.backbone, weights_objective(weights), patch_size, facts.bands or RGB)
 
 
 def choose_adaptation(source: Source, adaptation: str | None, force: bool) -> str:

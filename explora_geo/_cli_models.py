@@ -281,7 +281,7 @@ def weights_inspect(
 
     Example: explora-geo weights inspect ViTTiny8_Weights.TINY_IMAGENET_MAE
     """
-    from explora_geo.checkpoints.inspect import describe_weights
+    from explora_geo.checkpoints.backbone import describe_weights
 
     show(weights, describe_weights(weights))
 

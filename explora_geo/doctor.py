@@ -122,7 +122,7 @@ def _weights() -> dict[str, Any]:
     """Weights known by name, and their size where they are on the disk."""
     from urllib.parse import urlparse
 
-    from explora_geo.checkpoints.sources import local_file
+    from explora_geo.checkpoints.remote import local_file
     from explora_geo.models.weights import all_weights
 
     rows = {}

@@ -135,7 +135,7 @@ def test_a_teachers_adapter_gives_its_features_on_the_same_base(
     config = ExPLoRAConfig.parse('[L]-r4').with_extra(vit.patch_embed.fresh)
     save_adapter(tmp_path / 'a.safetensors', vit, 'vit_tiny_patch8_32', config, model.final_backbone)
     random = create_vit('vit_tiny_patch8_32', tokenizer=tokenizer, **TOKENIZERS[tokenizer])
-    weights = StoredWeights(base_of(vit, random), {}, 'memory')
+    weights = StoredWeights(base_of(vit, random), 'memory')
     base = load_backbone('vit_tiny_patch8_32', weights, tmp_path / 'a.safetensors')
     batch = batch_of(vit)
     with torch.no_grad():

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from explora_geo.checkpoints import StoredWeights, load_weights, model_metadata, write_state
-from explora_geo.checkpoints.quantize import QUANTIZATION, quantize_rows
+from explora_geo.checkpoints.files import QUANTIZATION, quantize_rows
 from explora_geo.models import create_vit
 from explora_geo.models.position import resample_position
 
@@ -74,7 +74,7 @@ def main(onnx_file: Path, out: Path) -> None:
     positions = resample_position(state['pos_embed'][:, 1:], (side, side), (GRID, GRID))
     state['pos_embed'] = torch.cat([state['pos_embed'][:, :1], positions], dim=1)
     vit = create_vit(NAME, img_size=GRID * 14)
-    print(load_weights(vit, StoredWeights(state, {}, str(onnx_file))).report)
+    print(load_weights(vit, StoredWeights(state, str(onnx_file))).report)
     meta = {**model_metadata(vit, NAME), **QUANTIZATION}
     write_state(out, quantize_rows(vit.state_dict()), meta)
     print(f'{out}: {out.stat().st_size / 1e6:.2f} MB')

@@ -3,7 +3,7 @@
 import json
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,10 @@ from torch import Tensor
 from explora_geo._version import __version__
 from explora_geo.adaptation import ExPLoRAConfig, explora, trainable_names
 from explora_geo.bands import same_bands
+from explora_geo.checkpoints.facts import DAMAGE, Facts
 from explora_geo.checkpoints.files import check_exact, read_state, state_sha256, write_state
-from explora_geo.checkpoints.hub import ADAPTER, HUB, fetch_file
-from explora_geo.checkpoints.metadata import check_bands, check_sizes
+from explora_geo.checkpoints.remote import ADAPTER, HUB, fetch_file
 from explora_geo.models.builders import create_vit
-from explora_geo.models.normalization import Normalization
 from explora_geo.models.position import fit_position, sincos_2d
 from explora_geo.models.vit import ViT
 
@@ -27,45 +26,22 @@ _HEADER = 2
 _PRETRAINING = {'mask_token'}
 
 
-@dataclass(frozen=True)
-class AdapterHeader:
-    """Header of an adapter file.
+@dataclass(frozen=True, kw_only=True)
+class AdapterHeader(Facts):
+    """Header of an adapter file: what the adapted backbone is, and which base it belongs to.
 
     Attributes:
-        backbone: Name of the backbone.
-        img_size: Image side, pixels.
-        patch_size: Patch side, pixels.
-        bands: Band names, in order.
         config: Fields of the `ExPLoRAConfig`.
         base_sha256: Hash of the base weights that stay as they are, from `frozen_sha256`.
         version: Version of the package that wrote the file.
-        tokenizer: Kind of tokenizer.
-        tokenizer_options: Its further arguments.
-        normalization: How the images were normalized; None in files of version 1, which do not say.
-        header: Version of the header; 1 hashed the base with positions resampled to `img_size`.
-        base: Name of the base weights, of what comes from the hub with the commit; empty in older files.
-        licence: Licence of the base weights as their publishers state it.
+        header: Version of the header; 1 hashed the base with positions resampled to `img_size`, and does not
+            state the normalization.
     """
 
-    backbone: str
-    img_size: int
-    patch_size: int
-    bands: tuple[str, ...]
     config: dict[str, Any]
     base_sha256: str
     version: str = __version__
-    tokenizer: str = 'patch'
-    tokenizer_options: dict[str, Any] = field(default_factory=dict)
-    normalization: Normalization | None = None
     header: int = _HEADER
-    base: str = ''
-    licence: str = ''
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """Arguments of `create_vit` that the file states."""
-        names = ('img_size', 'patch_size', 'bands', 'tokenizer', 'tokenizer_options')
-        return {name: getattr(self, name) for name in names}
 
     def build(self) -> ViT:
         """The unadapted backbone, with random weights."""
@@ -75,6 +51,11 @@ class AdapterHeader:
     def explora_config(self) -> ExPLoRAConfig:
         """The adaptation."""
         return ExPLoRAConfig(**self.config)
+
+    def write(self, path: str | Path, state: Mapping[str, Tensor]) -> None:
+        """Write the file of the adapter, atomically."""
+        stated = {k: v for k, v in asdict(self).items() if v}
+        write_state(path, state, {'format': _FORMAT, 'adapter': json.dumps(stated)})
 
 
 def save_adapter(
@@ -104,22 +85,9 @@ def save_adapter(
         raise ValueError('full pre-training has no adapter: save the whole model')
     names = set(trainable_names(vit)) - _PRETRAINING
     config = replace(config, extra=tuple(name for name in config.extra if name not in _PRETRAINING))
-    tokenizer = vit.patch_embed
-    header = AdapterHeader(
-        backbone=backbone,
-        img_size=tokenizer.grid_size[0] * tokenizer.patch_size,
-        patch_size=tokenizer.patch_size,
-        bands=tokenizer.bands,
-        config=config.to_dict(),
-        base_sha256=base_sha256 or frozen_sha256(vit),
-        tokenizer=tokenizer.kind,
-        tokenizer_options=tokenizer.options,
-        normalization=vit.normalization,
-        base=vit.base,
-        licence=vit.licence,
-    )
-    state = {k: v.to(dtype) for k, v in (source or vit).state_dict().items() if k in names}
-    write_state(path, state, {'format': _FORMAT, 'adapter': json.dumps(asdict(header))})
+    sha256 = base_sha256 or frozen_sha256(vit)
+    header = AdapterHeader.of(vit, backbone, config=config.to_dict(), base_sha256=sha256)
+    header.write(path, {k: v.to(dtype) for k, v in (source or vit).state_dict().items() if k in names})
     return header
 
 
@@ -130,8 +98,8 @@ def frozen_sha256(vit: ViT, trains: Iterable[str] | None = None, grid: tuple[int
     those that the model computes itself do not count.
 
     Args:
-        vit: Backbone, adapted unless `trains`, names of what the adapter holds, is given.
-        trains: See `vit`.
+        vit: Backbone, adapted unless `trains` is given.
+        trains: Names of what the adapter holds.
         grid: Resample positions to this patch grid first, as headers of version 1 were hashed.
     """
     names = {*(trainable_names(vit) if trains is None else trains), *_PRETRAINING}
@@ -172,11 +140,15 @@ def read_adapter(path: str | Path) -> tuple[AdapterHeader, dict[str, Tensor]]:
     if metadata.get('format') != _FORMAT:
         raise ValueError(f'{path} is no adapter file: its header lacks format {_FORMAT}')
     try:
-        header = _header(json.loads(metadata['adapter']))
-        plan = _plan(header)
+        header = AdapterHeader.read({'header': 1, **json.loads(metadata['adapter'])})
+        if not 1 <= header.header <= _HEADER:
+            raise ValueError(f'its version is {header.header}, not 1 to {_HEADER}: update explora_geo')
+        if not header.bands or not header.img_size:
+            raise ValueError('it lacks bands or sizes')
+        with torch.device('meta'):  # which takes no memory
+            plan = header.build()
         names = trainable_names(explora(plan, header.explora_config))
-    except (AttributeError, KeyError, RecursionError, RuntimeError, TypeError, ValueError) as error:
-        # Building on the meta device fails in many ways if the header describes no ViT.
+    except DAMAGE as error:  # building fails in many ways if the header describes no ViT
         first = str(error).split('\n')[0]
         raise ValueError(f'{path} has a damaged adapter header ({first})') from error
     if header.header == 1:
@@ -190,53 +162,24 @@ def read_adapter(path: str | Path) -> tuple[AdapterHeader, dict[str, Tensor]]:
     return header, state
 
 
-def _header(fields: Any) -> AdapterHeader:
-    """Header with types and sizes checked."""
-    bands = check_bands(fields['bands'])
-    header = AdapterHeader(**{'header': 1, **fields, 'bands': bands})
-    if type(header.header) is not int or not 1 <= header.header <= _HEADER:
-        raise ValueError(f'its version is {header.header!r}, not 1 to {_HEADER}: update explora_geo')
-    if header.normalization is not None:
-        header = replace(header, normalization=Normalization.read(header.normalization, bands))
-    for name in ('backbone', 'base_sha256', 'version', 'tokenizer', 'base', 'licence'):
-        if not isinstance(getattr(header, name), str):
-            raise ValueError(f'{name} is no text')
-    for name in ('config', 'tokenizer_options'):
-        if not isinstance(getattr(header, name), dict):
-            raise ValueError(f'{name} is no mapping')
-    check_sizes(header.img_size, header.patch_size)
-    return header
-
-
-def _plan(header: AdapterHeader) -> ViT:
-    """The unadapted backbone on the meta device, which takes no memory."""
-    with torch.device('meta'):
-        return header.build()
-
-
 def check_architecture(header: AdapterHeader, vit: ViT, path: str | Path) -> None:
     """Check that a backbone has the layout and bands that an adapter was made for; image sizes may differ.
 
     Raises:
         ValueError: If bands or their order differ, or a tensor in name or shape.
     """
+    with torch.device('meta'):
+        plan = header.build()
     wanted, given = (
         {k: v.shape[-1:] if k == 'pos_embed' else v.shape for k, v in model.state_dict().items()}
-        for model in (_plan(header), vit)
+        for model in (plan, vit)
     )
-    for shapes in (wanted, given):
-        shapes.pop('mask_token', None)
-    differ = [k for k in {**wanted, **given} if wanted.get(k) != given.get(k)]
-    if differ:
+    given.pop('mask_token', None)
+    if wanted != given or not same_bands(header.bands, vit.patch_embed.bands):
         raise ValueError(
-            f'{path} was made for {header.backbone} at {header.img_size} px with the bands '
-            f'{", ".join(header.bands)}, the backbone given has width {vit.embed_dim}, {vit.depth} blocks, '
-            f'{vit.patch_embed.img_size} px and {", ".join(vit.patch_embed.bands)}: {len(differ)} tensors '
-            f'differ in name or shape, first {differ[0]}'
-        )
-    if not same_bands(header.bands, vit.patch_embed.bands):
-        raise ValueError(
-            f'{path} was made on the bands {", ".join(header.bands)}, the model reads '
+            f'{path} was made for {header.backbone} at {header.img_size} px in patches of '
+            f'{header.patch_size} with the bands {", ".join(header.bands)}, the backbone given has width '
+            f'{vit.embed_dim}, {vit.depth} blocks, patches of {vit.patch_embed.patch_size} px and reads '
             f'{", ".join(vit.patch_embed.bands)}: build it for the same bands in the same order'
         )
 
@@ -282,15 +225,9 @@ def _check_strength(strength: float, header: AdapterHeader, path: str | Path) ->
 
 def _weaken(state: Mapping[str, Tensor], base: Mapping[str, Tensor], strength: float) -> dict[str, Tensor]:
     """Scale the difference from the base that an adapter makes."""
-    weaker = {}
-    for name, tensor in state.items():
-        if '.lora_b.' in name:
-            weaker[name] = strength * tensor
-        elif '.lora_a.' in name:
-            weaker[name] = tensor
-        else:
-            weaker[name] = torch.lerp(base[name], tensor.to(base[name]), strength)
-    return weaker
+    weaker = {k: strength * v if '.lora_b.' in k else v for k, v in state.items() if '.lora_' in k}
+    rest = {k: v for k, v in state.items() if k not in weaker}
+    return weaker | {k: torch.lerp(base[k], v.to(base[k]), strength) for k, v in rest.items()}
 
 
 def scale_adapter(path: str | Path, base: ViT, out: str | Path, strength: float) -> AdapterHeader:
@@ -311,5 +248,5 @@ def scale_adapter(path: str | Path, base: ViT, out: str | Path, strength: float)
         weaker = _weaken(state, base.state_dict(), strength)
         # At strength 0 the values are the base's own: rounding would change them.
         state = weaker if strength == 0 else {k: v.to(state[k]) for k, v in weaker.items()}
-    write_state(out, state, {'format': _FORMAT, 'adapter': json.dumps(asdict(header))})
+    header.write(out, state)
     return header

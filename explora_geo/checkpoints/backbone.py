@@ -1,8 +1,7 @@
 """Load backbones: weights of any known layout, an adapter on top, or both written as one file."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from math import isqrt
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -14,16 +13,9 @@ from explora_geo._compat import WeightsEnum
 from explora_geo.adaptation import merge_lora
 from explora_geo.bands import same_bands
 from explora_geo.checkpoints.adapter import AdapterHeader, check_architecture, put_adapter, read_adapter
-from explora_geo.checkpoints.convert import Converted, convert, fit_bias
+from explora_geo.checkpoints.convert import Converted, backbone_name, convert, depth_of, fit_bias
+from explora_geo.checkpoints.facts import MAX_GRID, Facts
 from explora_geo.checkpoints.files import check_values, differences, write_state
-from explora_geo.checkpoints.metadata import (
-    MAX_GRID,
-    model_metadata,
-    stated_bands,
-    stated_normalization,
-    stated_sizes,
-    stated_tokenizer,
-)
 from explora_geo.checkpoints.sources import StoredWeights, read_weights
 from explora_geo.checkpoints.wavelengths import patch_embed_by_wavelength
 from explora_geo.models.builders import create_vit, task_size
@@ -46,6 +38,7 @@ class BackboneWeights(NamedTuple):
         report: One sentence: the layout, how many tensors matched, what was resampled or left out.
         anew: Names of the backbone's parameters that the weights could not fill; they must train.
         position: Positions as stored, before they were resampled; empty where the model computes its own.
+        kept: Names of the backbone's tensors that stay as they are.
     """
 
     state: dict[str, Tensor]
@@ -53,6 +46,7 @@ class BackboneWeights(NamedTuple):
     report: str
     anew: tuple[str, ...] = ()
     position: Tensor | None = None
+    kept: tuple[str, ...] = ()
 
 
 def load_weights(
@@ -76,7 +70,9 @@ def load_weights(
         ValueError: If bands differ, a tensor is missing, unexpected, of another shape, or no weights.
     """
     stored = read_weights(weights)
-    return _fill(vit, _match(vit, stored, _converted(stored), fresh, patch_embed_init), stored)
+    matched = _match(vit, stored, _converted(stored), fresh, patch_embed_init)
+    _fill(vit, matched, stored.facts)
+    return matched
 
 
 def load_backbone(
@@ -118,11 +114,17 @@ def load_backbone(
     given = {k: v for k, v in kwargs.items() if v is not None}
     if adapter is not None:
         return _load_adapted(name, stored, adapter, strength, given)[0]
-    name, stated = _stated(name, stored)
-    options = {**stated, **given}
+    facts = stored.facts
+    found = name or facts.backbone
+    if not found:
+        raise ValueError(
+            f'{stored.source} does not say which backbone it is: give model, such as vit_base_patch16_224'
+        )
+    sizes = () if found == facts.backbone else ('img_size', 'patch_size')  # those of another model
+    options = {k: v for k, v in facts.arguments.items() if k not in sizes} | given
     if largest is not None and 'img_size' not in options:
-        options['img_size'] = task_size(name, options.get('patch_size'), largest)
-    return _build(name, stored, options).eval()
+        options['img_size'] = task_size(found, options.get('patch_size'), largest)
+    return _build(found, stored, options).eval()
 
 
 def merge_adapter(
@@ -141,8 +143,8 @@ def merge_adapter(
         ValueError: If a file cannot be read, or the adapter was made on another base.
     """
     vit, header = _load_adapted(None, read_weights(base), path, strength, {})
-    meta = {**model_metadata(vit, header.backbone), 'adaptation': header.explora_config.notation()}
-    write_state(out, vit.state_dict(), meta)
+    facts = Facts.of(vit, header.backbone, adaptation=header.explora_config.notation())
+    write_state(out, vit.state_dict(), {'format': 'pt', **facts.entries()})
     return header
 
 
@@ -151,52 +153,36 @@ def _load_adapted(
 ) -> tuple[ViT, AdapterHeader]:
     """Backbone with a merged adapter, in evaluation mode, and the adapter's header."""
     header, state = read_adapter(adapter)
-    check = partial(check_architecture, header, path=adapter)
-    extra = header.explora_config.extra
-    vit = _build(name or header.backbone, stored, {**header.arguments, **given}, extra, check)
+    options = {**header.arguments, **given}
+    vit = _build(name or header.backbone, stored, options, header, adapter)
     put_adapter(vit, header, state, adapter, strength)
     merge_lora(vit)
     return vit.requires_grad_(True).eval(), header
-
-
-def _stated(name: str | None, stored: StoredWeights) -> tuple[str, dict[str, Any]]:
-    """Name of the backbone, and the arguments of `create_vit` that weights state."""
-    meta, source = stored.meta, stored.source
-    found = name or meta.get('backbone')
-    if found is None:
-        raise ValueError(
-            f'{source} does not say which backbone it is: give model, such as vit_base_patch16_224'
-        )
-    stated = stated_tokenizer(meta, source)
-    bands = stated_bands(meta, source)
-    stated |= {} if bands is None else {'bands': bands}
-    if found == meta.get('backbone'):
-        stated |= stated_sizes(meta, source)
-    return found, stated
 
 
 def _build(
     name: str,
     stored: StoredWeights,
     options: Mapping[str, Any],
-    fresh: Sequence[str] = (),
-    check: Callable[[ViT], None] = lambda vit: None,
+    header: AdapterHeader | None = None,
+    adapter: str | Path = '',
 ) -> ViT:
     """Check the fit on the meta device, which takes no memory; then build the backbone and fill it."""
     converted = _converted(stored)
     options = {'learned_position': not _has_fixed_position(converted.backbone), **options}
     with torch.device('meta'):
         plan = create_vit(name, **options)
-    grid = plan.patch_embed.grid_size
-    if max(grid) > MAX_GRID:
+    side = plan.patch_embed.grid_size[0]
+    if side > MAX_GRID:
         raise ValueError(
-            f'{stored.source}: {name} at {plan.patch_embed.img_size} px has {grid[0]}x{grid[1]} patches, '
-            f'more than {MAX_GRID}x{MAX_GRID}: give a smaller img_size'
+            f'{stored.source}: {name} at {plan.patch_embed.img_size} px has {side}x{side} patches, more than '
+            f'{MAX_GRID}x{MAX_GRID}: give a smaller img_size'
         )
-    check(plan)
-    matched = _match(plan, stored, converted, fresh)
+    if header is not None:
+        check_architecture(header, plan, adapter)
+    matched = _match(plan, stored, converted, () if header is None else header.explora_config.extra)
     vit = create_vit(name, **options)
-    _fill(vit, matched, stored)
+    _fill(vit, matched, stored.facts)
     return vit
 
 
@@ -218,73 +204,80 @@ def _has_fixed_position(state: Mapping[str, Tensor]) -> bool:
     return torch.allclose(stored[0, 1:].float(), sincos_2d(stored.shape[2], (side, side)), atol=1e-3)
 
 
-def _fill(vit: ViT, matched: tuple[BackboneWeights, list[str]], stored: StoredWeights) -> BackboneWeights:
-    """Load what was matched into a backbone, in place, once its values are checked."""
-    loaded, kept = matched
-    check_values({**loaded.state, **loaded.parts}, stored.source)
+def _fill(vit: ViT, matched: BackboneWeights, facts: Facts) -> None:
+    """Load what was matched into a backbone, in place."""
     own = vit.state_dict()
-    vit.load_state_dict({**{k: own[k] for k in kept}, **loaded.state})
-    vit.stored_position = loaded.position
-    vit.base, vit.licence = (stored.meta.get(name, '') for name in ('base', 'licence'))
-    vit.normalization = stated_normalization(stored.meta, vit.patch_embed.bands, stored.source)
-    return loaded
+    vit.load_state_dict({**{k: own[k] for k in matched.kept}, **matched.state})
+    vit.stored_position = matched.position
+    vit.base, vit.licence = facts.base, facts.licence
+    same = bool(facts.bands) and same_bands(facts.bands, vit.patch_embed.bands)
+    vit.normalization = facts.normalization if same else None
 
 
 def _match(
     vit: ViT,
-    weights: StoredWeights,
+    stored: StoredWeights,
     converted: Converted,
     fresh: Sequence[str],
     patch_embed_init: Literal['random', 'wavelength'] = 'random',
-) -> tuple[BackboneWeights, list[str]]:
-    """Match weights to a backbone, which is unchanged and may be on the meta device.
-
-    Returns:
-        What is to be loaded, and the names of the backbone's tensors that stay as they are.
-    """
-    meta, source = weights.meta, weights.source
-    parts, layout, own = converted.parts, converted.layout, vit.state_dict()
-    _check_family(converted.backbone, vit, source)
-    state = fit_bias(converted.backbone, own)
+) -> BackboneWeights:
+    """Match weights to a backbone, which is unchanged and may be on the meta device."""
+    (backbone, parts, layout), source, own = converted, stored.source, vit.state_dict()
+    _check_family(backbone, vit, source)
+    state = fit_bias(backbone, own)
     left_out = [k for k in parts if not k.startswith(_OBJECTIVES)]
     if 'mask_token' in state:
+        state['mask_token'] = state['mask_token'].reshape(1, -1)
         if vit.mask_token is None:
             left_out.append('mask_token')
             del state['mask_token']
-        else:
-            state['mask_token'] = state['mask_token'].reshape(1, -1)
-    stored = state.get('pos_embed')
+    position = state.get('pos_embed')
     notes = _fit_position(state, vit, source)
-    slots = vit.patch_embed.slot_dim > 0
-    fixed = [k for k in _FIXED if slots and k in own and k not in state]
+    fixed = [k for k in _FIXED if vit.patch_embed.slot_dim and k in own and k not in state]
     notes += [f'fixed codes of the tokenizer: {", ".join(fixed)}'] if fixed else []
-    bands = _check_bands(meta, vit, source, fresh)
-    before = dict(state)
-    if bands is not None:  # filters of other bands are no start, even where their number is the same
-        state = {k: v for k, v in state.items() if not k.startswith('patch_embed.')}
-    fits = {k for k, v in state.items() if k in own and v.shape == own[k].shape}
+    bands, reads = stored.facts.bands, vit.patch_embed.bands
+    other = bool(bands) and not same_bands(bands, reads)
+    if other and 'patch_embed' not in fresh:
+        raise ValueError(
+            f'{source} was trained on the bands {", ".join(bands)}, the model reads {", ".join(reads)}: '
+            'select the same bands in the same order, or train a new patch embedding (extra: patch_embed)'
+        )
+    # Filters of other bands are no start, even where their number is the same.
+    dropped = {k for k in state if other and _below(k, ['patch_embed'])}
+    fits = {k for k, v in state.items() if k in own and v.shape == own[k].shape and k not in dropped}
     anew = [k for k in own if _below(k, fresh) and k not in fixed and k not in fits]
-    state = {k: v for k, v in state.items() if k not in anew and (k in own or not _below(k, fresh))}
+    dropped |= {k for k in state if _below(k, fresh) and k not in fits}
+    found = {}
     if patch_embed_init == 'wavelength' and any(_below(k, ['patch_embed']) for k in anew):
-        bands = bands or list(RGB)
-        found = patch_embed_by_wavelength(before, bands, vit.patch_embed)
-        state |= {k: v for k, v in found.items() if k in anew}
+        bands = bands if other else RGB
+        found = patch_embed_by_wavelength(state, bands, vit.patch_embed)
         notes.append(f'patch embedding from the filters of {", ".join(bands)} by wavelength')
+    state = {k: v for k, v in state.items() if k not in dropped} | {k: found[k] for k in anew if k in found}
     if vit.mask_token is not None and 'mask_token' not in state:
         anew.append('mask_token')
     random = [k for k in anew if k not in state]
     notes += [f'starting anew: {", ".join(random)}'] if random else []
-    kept = [*fixed, *random]
-    _check(state, {k: v for k, v in own.items() if k not in kept}, source, vit, parts)
+    kept = (*fixed, *random)
+    if 'norm.weight' in own.keys() - state.keys() and any(k.endswith('fc_norm.weight') for k in parts):
+        raise ValueError(
+            f'{source} was tuned on the average of its patches, with a norm after and none before: build '
+            'the backbone with final_norm=False and give fc_norm to its head'
+        )
+    if wrong := differences(state, {k: v for k, v in own.items() if k not in kept}):
+        raise ValueError(
+            f'{source} does not fit a ViT of width {vit.embed_dim} and {vit.depth} blocks: it {wrong}: give '
+            'the backbone, patch size and bands of the weights'
+        )
     notes += [f'left out: {_summary(left_out)}'] if left_out else []
     paired = getattr(vit.patch_embed, 'satmae_band_pairing', True)
     if layout.endswith('satmae group-channel') and 'decoder.pred.0.weight' in parts and not paired:
         notes.append('its decoder pairs bands as SatMAE does: set satmae_band_pairing to go on with it')
     report = f'{source}: {layout} layout, {len(state)} of {len(own)} tensors matched'
-    if vit.pos_embed is None or stored is None or 'pos_embed' not in state:
-        stored = None if vit.pos_embed is None else torch.empty(0)
+    if vit.pos_embed is None or position is None or 'pos_embed' not in state:
+        position = None if vit.pos_embed is None else torch.empty(0)
     parts = {k: v for k, v in parts.items() if k.startswith(_OBJECTIVES)}
-    return BackboneWeights(state, parts, '; '.join([report, *notes]), tuple(anew), stored), kept
+    check_values({**state, **parts}, source)
+    return BackboneWeights(state, parts, '; '.join([report, *notes]), tuple(anew), position, kept)
 
 
 def _check_family(state: Mapping[str, Tensor], vit: ViT, source: str) -> None:
@@ -312,20 +305,6 @@ def _summary(keys: Sequence[str]) -> str:
     return ', '.join(keys if len(keys) <= 4 else (f'{name} ({count})' for name, count in counts.items()))
 
 
-def _check_bands(meta: Mapping[str, str], vit: ViT, source: str, fresh: Sequence[str]) -> list[str] | None:
-    """The weights' bands if they differ from the model's, which only a fresh embedding allows."""
-    stated = stated_bands(meta, source)
-    bands = vit.patch_embed.bands
-    if stated is None or same_bands(stated, bands):
-        return None
-    if 'patch_embed' not in fresh:
-        raise ValueError(
-            f'{source} was trained on the bands {", ".join(stated)}, the model reads {", ".join(bands)}: '
-            'select the same bands in the same order, or train a new patch embedding (extra: patch_embed)'
-        )
-    return list(stated)
-
-
 def _fit_position(state: dict[str, Tensor], vit: ViT, source: str) -> list[str]:
     """Resample stored positions, class token first, to the grid of the model, in place."""
     stored = state.get('pos_embed')
@@ -345,26 +324,52 @@ def _fit_position(state: dict[str, Tensor], vit: ViT, source: str) -> list[str]:
     return [f'positions resampled from {side}x{side} to {grid[0]}x{grid[1]}']
 
 
-def _check(
-    state: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str, vit: ViT, parts: Mapping[str, Tensor]
-) -> None:
-    """Check that every tensor matches those that are to be loaded."""
-    missing, unknown, reshaped = differences(state, own)
-    if 'norm.weight' in missing and any(k.endswith('fc_norm.weight') for k in parts):
-        raise ValueError(
-            f'{source} was tuned on the average of its patches, with a norm after and none before: build '
-            'the backbone with final_norm=False and give fc_norm to its head'
-        )
-    if missing or unknown:
-        shown = [f'misses {", ".join(missing[:3])}'] if missing else []
-        shown += [f'has the unknown {", ".join(unknown[:3])}'] if unknown else []
-        counts = f'{len(missing)} missing, {len(unknown)} unknown of {len(own)} tensors'
-        raise ValueError(
-            f'{source} does not fit a ViT of width {vit.embed_dim} and {vit.depth} blocks: '
-            f'it {" and ".join(shown)} ({counts})'
-        )
-    for name in reshaped:
-        raise ValueError(
-            f'{source} holds {name} of shape {tuple(state[name].shape)}, the model needs '
-            f'{tuple(own[name].shape)}: give the backbone, patch size and bands of the weights'
-        )
+def describe_weights(weights: WeightsEnum | str | Path) -> dict[str, str]:
+    """Describe weights of any known layout.
+
+    Args:
+        weights: As `read_weights` takes them.
+
+    Returns:
+        Text by title: layout, backbone, tokenizer, bands, patch, image size, blocks, decoder, parameters,
+        and what stands beside the backbone.
+
+    Raises:
+        FileNotFoundError: If a file does not exist.
+        ValueError: If it cannot be read or is no ViT.
+    """
+    stored = read_weights(weights, values=False)
+    (state, parts, layout), facts, source = _converted(stored), stored.facts, stored.source
+    filters = sorted((k, v) for k, v in state.items() if k.startswith('patch_embed.proj') and v.ndim == 4)
+    position, rotary = state.get('pos_embed'), 'blocks.0.gamma_1' in state
+    table = position is not None and position.ndim == 3 and position.shape[1] > 1
+    if not filters or not (rotary or table):
+        raise ValueError(f'{source} has no patch embedding or no positions, so it is no whole ViT')
+    width, patch = filters[0][1].shape[0], filters[0][1].shape[-1]
+    depth, counts = depth_of(state), [v.shape[1] for _, v in filters]
+    side = isqrt(position.shape[1] - 1) if position is not None and table else 0
+    registers = state['reg_token'].shape[1] if 'reg_token' in state else 0
+    others = Counter(k.split('.')[0] for k in parts if not k.startswith('decoder.'))
+    tokenizer = facts.tokenizer
+    if position is not None and table and position.shape[-1] < width:
+        tokenizer = 'temporal'
+    if 'patch_embed.channel_embed' in state:
+        tokenizer = f'group-channel, groups of {", ".join(map(str, counts))} bands'
+    embed = parts.get('decoder.embed.weight')
+    decoder = 'none'
+    if embed is not None and embed.ndim == 2:
+        decoder = f'width {embed.shape[0]}, {depth_of(parts, "decoder.blocks.")} blocks'
+    rows = {
+        'layout': layout,
+        'backbone': facts.backbone or backbone_name(state) or 'of a size without a name',
+        'tokenizer': tokenizer,
+        'bands': ', '.join(facts.bands) or f'{sum(counts)}, names not stated',
+        'patch': f'{patch} px',
+        'image size': 'any, rotary positions' if rotary else f'{side * patch} px, {side}x{side} patches',
+        'width, blocks': f'{width}, {depth}' + (f', {registers} registers' if registers else ''),
+        'decoder': decoder,
+        'parameters': f'{sum(v.numel() for v in state.values()):,} without what stands beside',
+        'beside': ', '.join(f'{k} ({n})' for k, n in others.items()) or 'nothing',
+    }
+    more = {k: getattr(facts, k) for k in ('licence', 'publication', 'dataset', 'base')}
+    return rows | {k: v for k, v in more.items() if v}

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from explora_geo.adaptation import LoRALinear, explora
 from explora_geo.checkpoints.adapter import AdapterHeader, read_adapter
 from explora_geo.checkpoints.convert import to_hugging_face
+from explora_geo.checkpoints.facts import model_metadata
 from explora_geo.checkpoints.files import atomic_path, write_state
-from explora_geo.checkpoints.metadata import model_metadata
 from explora_geo.checkpoints.sharing import model_card
 from explora_geo.models.vit import ViT
 

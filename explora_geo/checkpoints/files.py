@@ -13,8 +13,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from explora_geo._atomic import atomic_path as atomic_path
-from explora_geo.checkpoints.quantize import QUANTIZATION, dequantize_rows
 
+#: The header entry of files whose matrices are int8 with one scale per row, and all else float16.
+QUANTIZATION = {'quantization': 'int8-rows'}
+_SCALE = '.scale'
+# Smaller tensors and position codes are kept in float16: they cost little and round badly.
+_SMALLEST = 20_000
+_KEPT = ('pos_embed', 'cls_token')
 # Where trainers nest the state dict, in the order in which they are looked for.
 _NESTS = ('model', 'state_dict', 'teacher', 'module')
 # Types by their names in safetensors; float32 is the default.
@@ -107,12 +112,18 @@ def check_values(state: Mapping[str, Tensor], source: str | Path) -> None:
             raise ValueError(f'{source} holds values that are not finite in {name}')
 
 
-def differences(
-    state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]
-) -> tuple[list[str], list[str], list[str]]:
-    """Names of wanted tensors that are missing, of unknown ones, and of those of another shape."""
+def differences(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
+    """What a state dict lacks, adds, or holds in another shape than wanted; empty if nothing."""
     missing, unknown = ([k for k in a if k not in b] for a, b in ((wanted, state), (state, wanted)))
-    return missing, unknown, [k for k, v in state.items() if k in wanted and v.shape != wanted[k].shape]
+    if missing or unknown:
+        shown = [f'lacks {", ".join(missing[:3])}'] if missing else []
+        shown += [f'has the unknown {", ".join(unknown[:3])}'] if unknown else []
+        counts = f'{len(missing)} missing, {len(unknown)} unknown of {len(wanted)} tensors'
+        return f'{" and ".join(shown)} ({counts})'
+    wrong = next((k for k, v in state.items() if v.shape != wanted[k].shape), None)
+    if wrong is None:
+        return ''
+    return f'holds {wrong} of shape {tuple(state[wrong].shape)}, the model needs {tuple(wanted[wrong].shape)}'
 
 
 def check_exact(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: str | Path) -> None:
@@ -121,16 +132,8 @@ def check_exact(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path:
     Raises:
         ValueError: If a name or shape differs, or a tensor is no weights; counters may be integers.
     """
-    missing, unknown, reshaped = differences(state, wanted)
-    if missing or unknown:
-        what = f'lacks {missing[0]}' if missing else f'holds the unknown {unknown[0]}'
-        raise ValueError(
-            f'{path} {what} ({len(missing)} missing, {len(unknown)} unknown): the file is incomplete'
-        )
-    for name in reshaped:
-        raise ValueError(
-            f'{path} holds {name} of shape {tuple(state[name].shape)}, expected {tuple(wanted[name].shape)}'
-        )
+    if wrong := differences(state, wanted):
+        raise ValueError(f'{path} {wrong}: the file is incomplete or of another model')
     check_values({k: v for k, v in state.items() if v.dtype != wanted[k].dtype or v.dtype in _FLOATS}, path)
 
 
@@ -181,6 +184,49 @@ def state_sha256(state: Mapping[str, Tensor]) -> str:
         digest.update(f'{name}{tuple(tensor.shape)}'.encode())
         digest.update(tensor.numpy().tobytes())
     return digest.hexdigest()
+
+
+def quantize_rows(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Store floating-point matrices as int8: each row times 127 over its largest magnitude.
+
+    Returns:
+        int8 tensors of the same shapes with `<name>.scale`, shape (rows,) in float16, beside them; what is
+        small or a position code in float16.
+    """
+    packed = {}
+    for name, tensor in state.items():
+        if tensor.ndim < 2 or tensor.numel() <= _SMALLEST or name.endswith(_KEPT):
+            packed[name] = tensor.half()
+            continue
+        rows = tensor.float().flatten(1)
+        # The scale as it is stored, never zero: rows of zeros stay zeros.
+        scale = (rows.abs().amax(1) / 127).half().clamp(min=torch.finfo(torch.float16).tiny)
+        packed[name] = (rows / scale.float()[:, None]).round().clamp(-127, 127).to(torch.int8).view_as(tensor)
+        packed[name + _SCALE] = scale
+    return packed
+
+
+def dequantize_rows(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+    """Undo `quantize_rows`, in float32; `source` is the file to name in the message.
+
+    Raises:
+        ValueError: If an int8 tensor lacks its scale, or a scale its tensor.
+    """
+    scales = {name: tensor for name, tensor in state.items() if name.endswith(_SCALE)}
+    weights = {}
+    for name, tensor in state.items():
+        if name.endswith(_SCALE):
+            continue
+        if tensor.dtype != torch.int8:
+            weights[name] = tensor.float()
+            continue
+        scale = scales.pop(name + _SCALE, None)
+        if scale is None or tensor.ndim < 2 or scale.shape != tensor.shape[:1]:
+            raise ValueError(f'{source} is damaged: {name} is int8 without a scale for each of its rows')
+        weights[name] = (tensor.flatten(1).float() * scale.float()[:, None]).view_as(tensor)
+    if scales:
+        raise ValueError(f'{source} is damaged: {next(iter(scales))} belongs to no int8 tensor')
+    return weights
 
 
 def _first_line(error: BaseException) -> str:

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from explora_geo.checkpoints.adapter import read_adapter
+from explora_geo.checkpoints.adapter import AdapterHeader, read_adapter
+from explora_geo.checkpoints.facts import Facts
 from explora_geo.checkpoints.files import atomic_path, read_state
-from explora_geo.checkpoints.hub import ADAPTER, CARD, HUB, MODEL, fetch_file, hub_errors
-from explora_geo.checkpoints.metadata import stated_bands, stated_normalization, stated_sizes
+from explora_geo.checkpoints.remote import ADAPTER, CARD, HUB, MODEL, fetch_file, hub_errors
 from explora_geo.models.normalization import describe
 
 _KNOWN = ('apache-2.0', 'mit', 'cc-by-4.0', 'cc-by-sa-4.0', 'cc-by-nc-4.0', 'cc-by-nc-sa-4.0', 'cc0-1.0')
@@ -38,24 +38,25 @@ def model_card(
     facts, scores = _read_facts(Path(file)), Path(report or Path(file).with_name('report.json'))
     if report is not None and not scores.is_file():
         raise FileNotFoundError(f'no report {report}')
-    kind, backbone, base, adaptation = (facts[k] for k in ('kind', 'backbone', 'base', 'adaptation'))
-    licence = licence or facts['licence'] or f'{_UNKNOWN} in the file'
-    sizes = ', '.join(f'{k} {facts[k]}' for k in ('img_size', 'patch_size') if k in facts)
+    kind, adaptation = 'model', facts.adaptation
+    if isinstance(facts, AdapterHeader):
+        kind, adaptation = 'adapter', facts.explora_config.notation()
+    licence = licence or facts.licence or f'{_UNKNOWN} in the file'
     rows = {
-        'backbone': f'`{backbone}`, {sizes}',
-        'base': f'`{base}`' if base else _UNKNOWN,
-        'bands, in this order': ', '.join(facts['bands']),
-        'images are normalized by mean ± deviation': facts['normalization']
-        and describe(facts['normalization'], facts['bands']),
+        'backbone': f'`{facts.backbone}`, img_size {facts.img_size}, patch_size {facts.patch_size}',
+        'base': facts.base and f'`{facts.base}`',
+        'bands, in this order': ', '.join(facts.bands),
+        'images are normalized by mean ± deviation': facts.normalization
+        and describe(facts.normalization, facts.bands),
         'licence of the base, which holds here too': licence,
     }
     parts = [
-        _front_matter(kind, base, licence),
-        f'# {backbone}' + (f', adapted by ExPLoRA {adaptation}' if adaptation else ''),
+        _front_matter(kind, facts.base, licence),
+        f'# {facts.backbone}' + (f', adapted by ExPLoRA {adaptation}' if adaptation else ''),
         f'This {kind} was made with explora_geo, which goes on with self-supervised pre-training of vision '
         'transformers on satellite images without labels.',
         '| | |\n|---|---|\n' + '\n'.join(f'| {k} | {v or _UNKNOWN} |' for k, v in rows.items()),
-        usage or _usage(kind, base),
+        usage or _usage(kind, facts.base),
         _measured(json.loads(scores.read_text(encoding='utf-8'))) if scores.is_file() else '',
     ]
     return '\n\n'.join(filter(None, parts)) + '\n'
@@ -96,7 +97,7 @@ def push(
         card = (file / CARD).read_text(encoding='utf-8')
     else:
         card = model_card(file, report, licence)
-        name = ADAPTER if _read_facts(file)['kind'] == 'adapter' else MODEL
+        name = ADAPTER if isinstance(_read_facts(file), AdapterHeader) else MODEL
         files = {name: str(file), CARD: card.encode()}
     if f'license_name: "{_UNKNOWN}' in card:
         raise ValueError(
@@ -132,18 +133,13 @@ def pull(name: str, out: str | Path) -> Path:
     return target
 
 
-def _read_facts(file: Path) -> dict[str, Any]:
-    """What an adapter or a model says of itself, in the terms of an adapter's header."""
+def _read_facts(file: Path) -> Facts:
+    """What an adapter or a model says of itself."""
     _, meta = read_state(file, values=False)
-    if 'adapter' in meta:
-        header = read_adapter(file)[0]
-        return {**vars(header), 'kind': 'adapter', 'adaptation': header.explora_config.notation()}
-    bands = stated_bands(meta, str(file))
-    if 'backbone' not in meta or bands is None:
+    facts = read_adapter(file)[0] if 'adapter' in meta else Facts.of_entries(meta, str(file))
+    if not facts.backbone or not facts.bands:
         raise ValueError(f'{file} does not say what it is: give an adapter, or a model of merge or export')
-    normalization = stated_normalization(meta, bands, str(file))
-    facts = {'kind': 'model', 'base': '', 'licence': '', 'adaptation': '', **meta}
-    return {**facts, 'bands': bands, 'normalization': normalization, **stated_sizes(meta, str(file))}
+    return facts
 
 
 def _front_matter(kind: str, base: str, licence: str) -> str:

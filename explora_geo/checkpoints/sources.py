@@ -1,25 +1,21 @@
 """Where weights come from: files, entries by name, timm's names, repositories of the hub."""
 
-from collections.abc import Mapping
 from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import unquote, urlparse
 
-import torch
 from torch import Tensor
 
 from explora_geo._compat import WeightsEnum
 from explora_geo.checkpoints.convert import dino_name
-from explora_geo.checkpoints.download import download, file_sha256
+from explora_geo.checkpoints.facts import Facts
 from explora_geo.checkpoints.files import read_state
-from explora_geo.checkpoints.hub import HUB, cached_file, fetch_file
-from explora_geo.checkpoints.metadata import header_entries
+from explora_geo.checkpoints.remote import HUB, fetch, fetch_file
 from explora_geo.models.weights import entry_meta, entry_name, find_weights
 
-# What entries state that goes with the weights.
-_STATED = ('bands', 'normalization', 'sizes', 'objective', 'licence', 'publication', 'dataset')
+# What entries state that goes with the weights
+_STATED = ('bands', 'normalization', 'tokenizer', 'tokenizer_options', 'licence', 'publication', 'dataset')
 
 
 class StoredWeights(NamedTuple):
@@ -27,13 +23,13 @@ class StoredWeights(NamedTuple):
 
     Attributes:
         state: Tensors by name, as the source holds them.
-        meta: Its metadata as text, such as `bands` in JSON; `base` is the name by which others find it.
         source: Its name, for messages; of what comes from the hub with the commit.
+        facts: What it states; `base` is the name by which others find it.
     """
 
     state: dict[str, Tensor]
-    meta: dict[str, str]
     source: str
+    facts: Facts = Facts()
 
 
 def read_weights(weights: WeightsEnum | str | Path | StoredWeights, values: bool = True) -> StoredWeights:
@@ -55,61 +51,20 @@ def read_weights(weights: WeightsEnum | str | Path | StoredWeights, values: bool
     entry = weights if isinstance(weights, WeightsEnum) else find_weights(text)
     if entry is not None:
         name, meta = entry_name(entry), entry_meta(entry)
-        facts = {k: meta.get(k) for k in _STATED} | {'backbone': meta.get('model'), 'base': name}
-        if 'tokenizer' in meta:
-            facts['tokenizer'] = {'kind': meta['tokenizer'], **meta.get('tokenizer_options', {})}
-        state, found = read_state(fetch(entry.url, meta), values)
-        return StoredWeights(state, {**found, **header_entries(facts)}, name)
+        state, found = read_state(fetch(entry.url, meta.get('sha256')), values)
+        stated = {k: meta[k] for k in _STATED if meta.get(k)} | meta.get('sizes', {})
+        stated |= {'backbone': meta.get('model', ''), 'base': name}
+        return StoredWeights(state, name, Facts.of_entries(found, name, **stated))
     if text.startswith('timm/'):
         return _read_timm(text)
-    if text.startswith(HUB):
-        file = fetch_file(text)
-        state, found = _read(file.path, values)
-        facts = {'licence': file.licence, **found, 'base': file.name}
-        return StoredWeights(state, header_entries(facts), file.name)
-    state, found = _read(text, values)
-    base = f'{Path(text).name}, made of {found["base"]}' if 'base' in found else Path(text).name
-    return StoredWeights(state, {**found, 'base': base}, text)
-
-
-def _read(path: str | Path, values: bool) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """A file's tensors and metadata, with the backbone's name where what it holds tells it."""
-    state, found = read_state(path, values)
-    if 'backbone' not in found and (name := dino_name(state)):
-        found = {**found, 'backbone': name}
-    return state, found
-
-
-def fetch(url: str, meta: Mapping[str, Any]) -> Path:
-    """The local file of a URL, downloaded once into torch's cache.
-
-    A `sha256` that `meta` states, whole or its beginning, is checked each time.
-
-    Raises:
-        ValueError: If it cannot be downloaded or is another file.
-    """
-    if url.startswith(HUB):
-        return fetch_file(url).path
-    path = local_file(url)
-    expected = meta.get('sha256')
-    if urlparse(url).scheme == 'file' or path.is_file():
-        found = file_sha256(path) if expected and path.is_file() else ''
-        if expected and found and not found.startswith(expected):
-            raise ValueError(
-                f'{path} is not the file of {url}: its SHA-256 is {found}, expected {expected}; remove it'
-            )
-    else:
-        download(url, path, expected)
-    return path
-
-
-def local_file(url: str) -> Path:
-    """Where the file of a URL lies, or will lie once it is downloaded."""
-    if url.startswith(HUB):
-        return cached_file(url)
-    parts = urlparse(url)
-    path = Path(unquote(parts.path))
-    return path if parts.scheme == 'file' else Path(torch.hub.get_dir()) / 'checkpoints' / path.name
+    file = fetch_file(text) if text.startswith(HUB) else None
+    source = text if file is None else file.name
+    state, found = read_state(text if file is None else file.path, values)
+    base = source if file else Path(text).name + (f', made of {found["base"]}' if 'base' in found else '')
+    stated = {'backbone': found.get('backbone') or dino_name(state) or '', 'base': base}
+    if file and 'licence' not in found:
+        stated['licence'] = file.licence
+    return StoredWeights(state, source, Facts.of_entries(found, source, **stated))
 
 
 def _read_timm(text: str) -> StoredWeights:
@@ -127,8 +82,8 @@ def _read_timm(text: str) -> StoredWeights:
     elif revision:
         raise ValueError(f'{text} is not on the hub, so it has no revision: give timm/{name}')
     source = text if file is None else f'timm/{name}@{file.commit}'
-    facts = {'backbone': name, 'base': source, 'licence': getattr(config, 'license', None)}
-    return StoredWeights(timm_state(name, file and file.path), header_entries(facts), source)
+    facts = Facts(backbone=name, base=source, licence=getattr(config, 'license', None) or '')
+    return StoredWeights(timm_state(name, file and file.path), source, facts)
 
 
 def timm_state(name: str, file: str | Path | None = None) -> dict[str, Tensor]:

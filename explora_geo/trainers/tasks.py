@@ -12,8 +12,8 @@ from torchmetrics import MeanAbsoluteError, MeanSquaredError, MetricCollection, 
 from torchmetrics.classification import Accuracy, AveragePrecision, FBetaScore, JaccardIndex
 
 from explora_geo.checkpoints import read_state
+from explora_geo.checkpoints.facts import check_sizes
 from explora_geo.checkpoints.files import check_exact, check_storage, read_checkpoint, unnest
-from explora_geo.checkpoints.metadata import check_sizes
 from explora_geo.models.readout import Tokens
 from explora_geo.trainers.tuning import FORMAT, TRAINING, TuningTask
 

@@ -142,14 +142,14 @@ def test_bands_of_the_same_number_but_other_names_do_not_keep_the_old_filters(
 @pytest.mark.parametrize(
     ('change', 'sentence'),
     [
-        ({'norm.weight': None}, 'misses norm.weight .1 missing, 0 unknown of 42 tensors'),
+        ({'norm.weight': None}, 'lacks norm.weight .1 missing, 0 unknown of 42 tensors'),
         ({'blocks.9.norm1.bias': torch.ones(32)}, 'has the unknown blocks.9.norm1.bias'),
         ({'norm.bias': torch.ones(31)}, r'holds norm.bias of shape \(31,\), the model needs \(32,\)'),
         ({'cls_token': torch.full((1, 1, 32), torch.nan)}, 'not finite in cls_token'),
         ({'norm.bias': torch.full((32,), torch.inf)}, 'not finite in norm.bias'),
         ({'pos_embed': torch.ones(1, 12, 32)}, r'positions of shape \(1, 12, 32\)'),
         ({'pos_embed': torch.ones(1, 17, 16)}, r'positions of shape \(1, 17, 16\)'),
-        ({'patch_embed.proj.weight': torch.ones(32, 3, 16, 16)}, r'\(32, 3, 16, 16\), the model'),
+        ({'patch_embed.proj.weight': torch.ones(32, 3, 16, 16)}, r'the model needs \(32, 3, 8, 8\)'),
     ],
 )
 def test_anything_but_a_full_match_is_refused_and_changes_nothing(
@@ -168,7 +168,7 @@ def test_weights_of_another_depth_are_refused_by_width_and_blocks(
     build_vit: Build, encoder_state: State, tmp_path: Path
 ) -> None:
     path = save(encoder_state, tmp_path / 'mae.safetensors')
-    with pytest.raises(ValueError, match=r'width 32 and 4 blocks: it misses blocks\.3\.'):
+    with pytest.raises(ValueError, match=r'width 32 and 4 blocks: it lacks blocks\.3\.'):
         load_weights(build_vit(depth=4), path)
 
 

@@ -238,7 +238,9 @@ def test_an_adapter_whose_rank_is_not_that_of_its_tensors_takes_no_memory(
     header = json.loads(metadata['adapter'])
     header['config']['rank'] = 1 << 40
     write_state(adapter, state, {**metadata, 'adapter': json.dumps(header)})
-    with pytest.raises(ValueError, match=r'lora_a\.\w of shape \(4, 32\), expected \(1099511627776, 32\)'):
+    with pytest.raises(
+        ValueError, match=r'lora_a\.\w of shape \(4, 32\), the model needs \(1099511627776, 32\)'
+    ):
         merge_adapter(adapter, base_file, adapter.parent / 'merged.safetensors')
 
 
@@ -247,7 +249,7 @@ def test_an_adapter_of_another_architecture_names_both(
 ) -> None:
     with pytest.raises(ValueError, match=rf'was made for {MODEL} at 32 px .* the backbone given has'):
         load_backbone('vit_small_patch8_32', base_file, adapter)
-    with pytest.raises(ValueError, match=r'made on the bands red, green, blue, the model reads blue'):
+    with pytest.raises(ValueError, match=r'with the bands red, green, blue, the .* reads blue, green, red'):
         load_backbone(MODEL, base_file, adapter, bands=('blue', 'green', 'red'))
 
 
@@ -256,6 +258,6 @@ def test_a_base_of_another_architecture_takes_no_memory(
 ) -> None:
     partial = {k: v for k, v in base_state.items() if not k.startswith('blocks.2.')}
     torch.save(partial, tmp_path / 'shallow.pth')
-    with pytest.raises(ValueError, match=r'shallow\.pth does not fit .* misses blocks\.2\.'):
+    with pytest.raises(ValueError, match=r'shallow\.pth does not fit .* lacks blocks\.2\.'):
         merge_adapter(adapter, tmp_path / 'shallow.pth', tmp_path / 'merged.safetensors')
     assert not (tmp_path / 'merged.safetensors').exists()

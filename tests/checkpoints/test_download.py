@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from explora_geo.checkpoints.download import download
-from explora_geo.checkpoints.sources import fetch
+from explora_geo.checkpoints.remote import download, fetch
 
 CONTENT = bytes(range(256)) * 4000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -152,15 +151,15 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_file_is_downloaded_once_into_torchs_cache(server: Server, cache: Path) -> None:
-    path = fetch(server.url, {})
+    path = fetch(server.url)
     assert path == cache / 'weights.pth' and path.read_bytes() == CONTENT
-    assert fetch(server.url, {}) == path and len(server.asked) == 1
+    assert fetch(server.url) == path and len(server.asked) == 1
 
 
 def test_a_cached_or_shipped_file_is_checked_against_a_stated_hash(server: Server, cache: Path) -> None:
-    path = fetch(server.url, {'sha256': SHA256})
-    assert fetch(path.as_uri(), {'sha256': SHA256}) == path
+    path = fetch(server.url, SHA256)
+    assert fetch(path.as_uri(), SHA256) == path
     path.write_bytes(CONTENT[:-1])
     for url in (server.url, path.as_uri()):
         with pytest.raises(ValueError, match=r'weights\.pth is not the file of .*; remove it'):
-            fetch(url, {'sha256': SHA256})
+            fetch(url, SHA256)

@@ -19,6 +19,7 @@ from torch.testing import assert_close
 
 from explora_geo.adaptation import ExPLoRAConfig, explora
 from explora_geo.checkpoints import load_backbone, load_weights, save_adapter, write_state
+from explora_geo.checkpoints.backbone import describe_weights
 from explora_geo.checkpoints.export import (
     export_onnx,
     export_peft,
@@ -26,7 +27,6 @@ from explora_geo.checkpoints.export import (
     export_timm,
     export_torchgeo,
 )
-from explora_geo.checkpoints.inspect import describe_weights
 from explora_geo.models import ViT, create_vit
 
 NAME = 'vit_tiny_patch16_224'

@@ -18,9 +18,8 @@ from torch import Tensor
 
 from explora_geo.adaptation import ExPLoRAConfig, explora
 from explora_geo.checkpoints import load_backbone, merge_adapter, read_adapter, read_weights, save_adapter
-from explora_geo.checkpoints.hub import fetch_file
+from explora_geo.checkpoints.remote import fetch_file, local_file
 from explora_geo.checkpoints.sharing import model_card, pull, push
-from explora_geo.checkpoints.sources import local_file
 from explora_geo.cli import main
 from explora_geo.models import ViT, create_vit
 from explora_geo.models.normalization import Normalization
@@ -205,8 +204,8 @@ def test_a_name_means_the_newest_commit_which_is_recorded_and_can_be_asked_for(
     first = hub.add('own/vit', **{'model.safetensors': model, 'README.md': readme('apache-2.0')})
     second = hub.add('own/vit', **{'model.safetensors': model, 'other/weights.safetensors': model})
     stored = read_weights('hf:own/vit')
-    assert stored.source == stored.meta['base'] == f'hf:own/vit@{second}/model.safetensors'
-    assert stored.meta['licence'] == 'apache-2.0'
+    assert stored.source == stored.facts.base == f'hf:own/vit@{second}/model.safetensors'
+    assert stored.facts.licence == 'apache-2.0'
     assert fetch_file(f'hf:own/vit@{first}').commit == first
     assert fetch_file('hf:own/vit/other/weights.safetensors').commit == second
     vit = load_backbone(MODEL, 'hf:own/vit')
@@ -274,8 +273,8 @@ def test_timms_names_are_pinned_with_their_licence(hub: Hub, tmp_path: Path) -> 
     )
     for given in (f'timm/{name}', f'timm/{name}@{commit}'):
         stored = read_weights(given)
-        assert stored.source == stored.meta['base'] == f'timm/{name}@{commit}'
-        assert (stored.meta['backbone'], stored.meta['licence']) == (name, 'apache-2.0')
+        assert stored.source == stored.facts.base == f'timm/{name}@{commit}'
+        assert (stored.facts.backbone, stored.facts.licence) == (name, 'apache-2.0')
         assert torch.equal(stored.state['cls_token'], theirs.cls_token)
     assert load_backbone(None, f'timm/{name}').name == name
     with pytest.raises(ValueError, match=r'has no revision v9'):

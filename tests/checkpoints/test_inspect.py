@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from explora_geo.checkpoints.inspect import describe_weights
+from explora_geo.checkpoints.backbone import describe_weights
 from explora_geo.models import ViTTiny8_Weights, create_vit
 from explora_geo.models.weights import all_weights
 

@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from explora_geo.checkpoints import read_state, write_state
-from explora_geo.checkpoints.quantize import QUANTIZATION, quantize_rows
+from explora_geo.checkpoints.files import QUANTIZATION, quantize_rows
 from explora_geo.models import create_vit
 
 

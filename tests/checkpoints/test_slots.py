@@ -54,7 +54,7 @@ def test_the_blocks_are_filled_and_the_codes_stay_the_tokenizers(base_file: Path
 
 
 def test_embeddings_of_other_bands_must_be_allowed_to_start_anew(base_file: Path) -> None:
-    with pytest.raises(ValueError, match=r'misses patch_embed\.proj\.0\.weight'):
+    with pytest.raises(ValueError, match=r'lacks patch_embed\.proj\.0\.weight'):
         load_weights(build('group-channel'), base_file)
 
 

@@ -23,13 +23,13 @@ import torch
 from safetensors.torch import save
 
 from explora_geo.adaptation import ExPLoRAConfig, explora, trainable_names
-from explora_geo.checkpoints import adapter, backbone, convert, files, inspect, metadata
+from explora_geo.checkpoints import adapter, backbone, convert, facts, files
 from explora_geo.models import builders, create_vit
 from explora_geo.trainers import ClassificationTask, save_task, tasks
 
 MODEL = 'vit_tiny_patch8_16'
 SUFFIXES = ('.safetensors', '.pth')
-MODULES = (adapter, backbone, convert, files, inspect, metadata, tasks)
+MODULES = (adapter, backbone, convert, facts, files, tasks)
 
 
 def small() -> None:
@@ -39,7 +39,7 @@ def small() -> None:
 
 def read(path: Path) -> None:
     """Pass a file to everything that reads one."""
-    for use in (adapter.read_adapter, inspect.describe_weights, _open, _load, tasks.load_task):
+    for use in (adapter.read_adapter, backbone.describe_weights, _open, _load, tasks.load_task):
         check(use, path)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torchvision.models._api import WeightsEnum
 
-from explora_geo.checkpoints import load_backbone, load_weights, read_state, sources
+from explora_geo.checkpoints import load_backbone, load_weights, read_state, remote
 from explora_geo.datasets import FolderDataset
 from explora_geo.evaluation import knn_accuracy
 from explora_geo.models import ViTTiny8_Weights, builders, create_vit
@@ -172,7 +172,7 @@ def test_torchgeos_entries_bring_bands_and_normalization(
     if 'sha256' in meta:
         with pytest.raises(ValueError, match=rf'expected {meta["sha256"]}; remove it'):
             load_backbone(None, name)
-        monkeypatch.setattr(sources, 'file_sha256', lambda path: meta['sha256'] + 56 * '0')
+        monkeypatch.setattr(remote, 'file_sha256', lambda path: meta['sha256'] + 56 * '0')
     ours = load_backbone(None, name)
     assert ours.patch_embed.img_size == (224 if not dinov2 else 16 * patch)
     assert ours.normalization is not None and ours.base == entry_name(entry)

@@ -289,6 +289,6 @@ def test_kept_tokens_keep_their_place() -> None:
 
 def test_weights_fill_a_part_that_is_there_already() -> None:
     vit = create_vit('vit_small_patch16_dinov3_depth2', img_size=32)
-    stored = StoredWeights({k: v.clone() for k, v in vit.state_dict().items()}, {}, 'memory')
+    stored = StoredWeights({k: v.clone() for k, v in vit.state_dict().items()}, 'memory')
     assert 'tensors matched' in load_weights(vit, stored).report
     assert vit.stored_position is None

@@ -1,0 +1,153 @@
+"""What files state of a backbone, read and checked before anything is built from it."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self, get_origin
+
+from explora_geo.models.normalization import Normalization
+from explora_geo.models.vit import ViT
+
+#: Most patches along a side of an image that a file may ask for: 4096 px in patches of 16.
+MAX_GRID = 256
+_ARGUMENTS = ('img_size', 'patch_size', 'bands', 'tokenizer', 'tokenizer_options')
+_JSON = ('bands', 'normalization', 'sizes', 'tokenizer')
+# What damaged or hostile content raises, wherever in it the damage is
+DAMAGE = (AttributeError, KeyError, RecursionError, RuntimeError, TypeError, ValueError)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What a file states of a backbone; empty where it does not.
+
+    Attributes:
+        backbone: Name of the backbone.
+        bands: Band names, in order.
+        img_size: Image side, pixels.
+        patch_size: Patch side, pixels.
+        tokenizer: Kind of tokenizer.
+        tokenizer_options: Its further arguments.
+        normalization: How the images were normalized.
+        base: Name of the weights, of what comes from the hub with the commit.
+        licence: Their licence, as the publishers state it.
+        adaptation: Notation of the adapter that was merged.
+        publication: Where they are described.
+        dataset: What they were trained on.
+    """
+
+    backbone: str = ''
+    bands: tuple[str, ...] = ()
+    img_size: int = 0
+    patch_size: int = 0
+    tokenizer: str = 'patch'
+    tokenizer_options: dict[str, Any] = field(default_factory=dict)
+    normalization: Normalization | None = None
+    base: str = ''
+    licence: str = ''
+    adaptation: str = ''
+    publication: str = ''
+    dataset: str = ''
+
+    @classmethod
+    def of(cls, vit: ViT, backbone: str, **more: Any) -> Self:
+        """Facts of a model of this name, and further fields."""
+        tokenizer = vit.patch_embed
+        return cls(
+            backbone=backbone,
+            bands=tokenizer.bands,
+            img_size=tokenizer.img_size,
+            patch_size=tokenizer.patch_size,
+            tokenizer=tokenizer.kind,
+            tokenizer_options=tokenizer.options,
+            normalization=vit.normalization,
+            base=vit.base,
+            licence=vit.licence,
+            **more,
+        )
+
+    @classmethod
+    def read(cls, stated: Mapping[str, Any]) -> Self:
+        """Read fields as JSON or an entry gives them.
+
+        Raises:
+            ValueError: If one is unknown or not what it should be; the message does not name the source.
+        """
+        known = {f.name: get_origin(f.type) or f.type for f in dataclasses.fields(cls)}
+        found = dict(stated)
+        for name, value in found.items():
+            kind = known.get(name)
+            if kind is None or (kind in (str, int, dict) and type(value) is not kind):
+                raise ValueError(f'{name} of {value!r:.80}')
+        bands = found['bands'] = tuple(check_bands(found['bands'])) if 'bands' in found else ()
+        if 'img_size' in found or 'patch_size' in found:
+            check_sizes(found.get('img_size'), found.get('patch_size'))
+        if found.get('normalization') is not None:
+            found['normalization'] = Normalization.read(found['normalization'], bands) if bands else None
+        return cls(**found)
+
+    @classmethod
+    def of_entries(cls, meta: Mapping[str, str], source: str, **more: Any) -> Self:
+        """Read text entries of a model's header; more fields, such as those of an entry, count first.
+
+        Raises:
+            ValueError: If one is damaged; the message names the source.
+        """
+        try:
+            stated: dict[str, Any] = {k: meta[k] for k in _TEXT if k in meta}
+            stated |= {k: json.loads(meta[k]) for k in _JSON if k in meta}
+            stated |= dict(stated.pop('sizes', {}))
+            if 'tokenizer' in stated:
+                options = dict(stated['tokenizer'])
+                stated |= {'tokenizer': options.pop('kind'), 'tokenizer_options': options}
+            return cls.read({**stated, **more})
+        except DAMAGE as error:
+            raise ValueError(f'{source} has a damaged header: {error}') from error
+
+    def entries(self) -> dict[str, str]:
+        """Text entries of a model's header, which `of_entries` reads; nothing of what is unknown."""
+        facts: dict[str, Any] = {name: getattr(self, name) for name in _TEXT} | {
+            'bands': self.bands,
+            'sizes': {'img_size': self.img_size, 'patch_size': self.patch_size},
+            'normalization': self.normalization and self.normalization.to_dict(),
+        }
+        if self.tokenizer != 'patch':
+            facts['tokenizer'] = {'kind': self.tokenizer, **self.tokenizer_options}
+        return {k: v if isinstance(v, str) else json.dumps(v) for k, v in facts.items() if v}
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of `create_vit` that the file states."""
+        return {name: value for name in _ARGUMENTS if (value := getattr(self, name))}
+
+
+_TEXT = tuple(f.name for f in dataclasses.fields(Facts) if f.type is str and f.name not in _JSON)
+
+
+def check_bands(bands: Any) -> Any:
+    """Bands, if they are a list of distinct names; a ValueError otherwise."""
+    named = isinstance(bands, list | tuple) and all(isinstance(band, str) and band for band in bands)
+    if not named or not bands or len(set(bands)) != len(bands):
+        raise ValueError(f'bands must be distinct names, got {bands!r:.80}')
+    return bands
+
+
+def check_sizes(img_size: Any, patch_size: Any) -> None:
+    """Check image and patch sizes, pixels, before a model is built for them.
+
+    Raises:
+        ValueError: If one is no whole number, or there would be more than `MAX_GRID` patches along a side.
+    """
+    whole = all(type(size) is int for size in (img_size, patch_size))
+    if not whole or not 0 < patch_size <= img_size <= MAX_GRID * patch_size:
+        raise ValueError(f'images of {img_size!r} px in patches of {patch_size!r} px')
+
+
+def model_metadata(vit: ViT, backbone: str) -> dict[str, str]:
+    """Text entries for the header of a whole model's file, which state all `Facts` of it.
+
+    Args:
+        vit: Backbone.
+        backbone: Its name.
+    """
+    return {'format': 'pt', **Facts.of(vit, backbone).entries()}

@@ -1,0 +1,247 @@
+"""Files from elsewhere: URLs and names of the Hugging Face hub become files on this machine.
+
+Downloads resume, are verified, and appear under their name only when complete.
+"""
+
+import hashlib
+import http.client
+import os
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import IO, Any, NamedTuple, cast
+from urllib.error import HTTPError
+from urllib.parse import unquote, urlparse
+from urllib.request import Request, urlopen
+
+import torch
+from filelock import FileLock
+from rich.console import Console
+from rich.progress import wrap_file
+
+#: What names of files on the hub start with.
+HUB = 'hf:'
+ADAPTER, MODEL, CARD = 'adapter.safetensors', 'model.safetensors', 'README.md'
+#: Seconds without an answer before a download fails; the part received is kept.
+TIMEOUT = 60.0
+_NAME = re.compile(r'(?:hf:)?(?P<repo>[^/@\s]+/[^/@\s]+)(?:@(?P<revision>[^/\s]+))?(?:/(?P<file>\S+))?')
+
+
+def fetch(url: str, sha256: str | None = None) -> Path:
+    """The local file of a URL or of a name on the hub, downloaded once.
+
+    Args:
+        url: `https://...`, `file://...` or `hf:...`; torch's and the hub's caches keep files.
+        sha256: Hexadecimal hash of a URL's file, or its beginning, to compare with each time.
+
+    Raises:
+        ValueError: If it cannot be downloaded or is another file.
+    """
+    if url.startswith(HUB):
+        return fetch_file(url).path
+    path = local_file(url)
+    if urlparse(url).scheme != 'file' and not path.is_file():
+        download(url, path, sha256)
+    elif sha256 and path.is_file() and not (found := file_sha256(path)).startswith(sha256):
+        raise ValueError(
+            f'{path} is not the file of {url}: its SHA-256 is {found}, expected {sha256}; remove it'
+        )
+    return path
+
+
+def local_file(url: str) -> Path:
+    """Where the file of a URL or of a name on the hub lies, or will lie once it is downloaded."""
+    if url.startswith(HUB):
+        from huggingface_hub import try_to_load_from_cache
+
+        match = _NAME.fullmatch(url)
+        assert match is not None
+        found = try_to_load_from_cache(match['repo'], match['file'], revision=match['revision'])
+        return Path(found if isinstance(found, str) else url)
+    parts = urlparse(url)
+    path = Path(unquote(parts.path))
+    return path if parts.scheme == 'file' else Path(torch.hub.get_dir()) / 'checkpoints' / path.name
+
+
+def download(url: str, path: Path, sha256: str | None = None, progress: bool = True) -> None:
+    """Download a file, or the rest of it.
+
+    What has come is kept beside as `<name>.part`. The rest is asked for only where the server has named the
+    version of the file (ETag or Last-Modified), so that two versions are never joined.
+
+    Args:
+        url: Where it is.
+        path: File to write; it appears in one piece.
+        sha256: Hexadecimal hash to compare with, or its beginning, if known.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        ValueError: If it cannot be reached, ends early, or is another file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part, version = (path.with_name(f'{path.name}.{name}') for name in ('part', 'version'))
+    with FileLock(path.with_name(f'.{path.name}.lock')):  # every process of a run asks for the same file
+        if path.is_file():
+            return
+        try:
+            _complete(url, part, version, progress)
+            if sha256 and not (found := file_sha256(part)).startswith(sha256):
+                part.unlink()
+                raise ConnectionError(f'its SHA-256 is {found}, expected {sha256}')
+        except (OSError, http.client.HTTPException) as error:  # urllib's errors are OSErrors
+            reason = str(getattr(error, 'reason', error)) or type(error).__name__
+            reason = f'{error.code} {reason}' if isinstance(error, HTTPError) else reason
+            kept = f'; {part.stat().st_size:,} bytes are kept' if part.is_file() else ''
+            raise ValueError(
+                f'cannot download {url} ({reason}{kept}): check the network and try again, or download it '
+                'elsewhere and give the path of the file'
+            ) from error
+        os.replace(part, path)
+        version.unlink()
+
+
+def _complete(url: str, part: Path, version: Path, progress: bool) -> None:
+    """Bring `part` to its full length; `version` says which version of the file it is of."""
+    request = Request(url, headers={'User-Agent': 'explora_geo'})
+    start = 0
+    if part.is_file() and version.is_file() and (known := version.read_text()):
+        start = part.stat().st_size
+        request.add_header('Range', f'bytes={start}-')
+        request.add_header('If-Range', known)  # another version is sent whole
+    try:
+        answer = urlopen(request, timeout=TIMEOUT)
+    except HTTPError as error:
+        if error.code != 416:  # nothing is left to send: what there is may be of any version
+            raise
+        part.unlink()
+        return _complete(url, part, version, progress)
+    with answer:
+        start = start if answer.status == 206 else 0
+        length = int(answer.headers.get('Content-Length') or 0)
+        etag = answer.headers.get('ETag') or 'W/'
+        version.write_text(answer.headers.get('Last-Modified') or '' if etag.startswith('W/') else etag)
+        console = Console(stderr=True, quiet=not progress)
+        shown = wrap_file(cast(Any, answer), length, description=part.stem, console=console, transient=True)
+        with part.open('ab' if start else 'wb') as file, shown as reader:
+            shutil.copyfileobj(cast(IO[bytes], reader), file, 1 << 20)
+            file.flush()
+            os.fsync(file.fileno())
+    size = part.stat().st_size
+    if length and size != start + length:
+        raise ConnectionError(f'it ended after {size:,} of {start + length:,} bytes')
+    return None
+
+
+def file_sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file; one that has not changed is read once."""
+    stat = path.stat()
+    return _file_sha256(path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _file_sha256(path: Path, *state: int) -> str:
+    with path.open('rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+class HubFile(NamedTuple):
+    """A file of a repository, in the hub's cache on this machine."""
+
+    path: Path
+    name: str  # with the commit, `hf:owner/name@commit/file`, which always means this file
+    commit: str
+    licence: str  # by the repository's card; empty if it states none
+    card: Path | None
+
+
+def fetch_file(name: str, wanted: Sequence[str] = (MODEL, 'pytorch_model.bin')) -> HubFile:
+    """Get a file of the hub, from its cache if it is there; a connection that breaks is resumed.
+
+    `HF_TOKEN`, `HF_ENDPOINT`, `HF_HOME` and `HF_HUB_OFFLINE` count as for every client of the hub.
+
+    Args:
+        name: `hf:owner/name[@revision][/file]`, where the revision is a branch, a tag or a commit.
+        wanted: Names to look for, in this order, where `name` has no file.
+
+    Raises:
+        ValueError: If it cannot be had; the message says why and what to do.
+    """
+    from huggingface_hub import hf_hub_download, metadata_load
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    match = _NAME.fullmatch(name)
+    if match is None:
+        raise ValueError(f'{name} names nothing on the hub: write hf:owner/name@revision/file')
+    repo, revision = match['repo'], match['revision']
+    wanted = [match['file']] if match['file'] else wanted
+    with hub_errors(repo, revision):
+        for file in wanted:
+            try:
+                path = Path(hf_hub_download(repo, file, revision=revision))
+                break
+            except LocalEntryNotFoundError as error:
+                unreached: Exception | None = error
+            except EntryNotFoundError:
+                unreached = None
+        else:
+            if unreached is not None:
+                raise unreached
+            raise ValueError(f'{repo} has no {" or ".join(wanted)}{_others(repo, revision)}')
+        commit = path.parents[file.count('/')].name
+        try:
+            card = Path(hf_hub_download(repo, CARD, revision=commit))
+        except EntryNotFoundError:
+            card = None
+    facts = (metadata_load(card) if card else None) or {}
+    licence = str(facts.get('license_name') or facts.get('license') or '')
+    return HubFile(path, f'{HUB}{repo}@{commit}/{file}', commit, licence, card)
+
+
+def _others(repo: str, revision: str | None) -> str:
+    """The weights files that a repository has, for a message."""
+    from huggingface_hub import HfApi
+
+    files = [file.rfilename for file in HfApi().model_info(repo, revision=revision).siblings or ()]
+    names = [name for name in files if name.endswith(('.safetensors', '.bin', '.pth'))]
+    return f': give one of its files, such as hf:{repo}/{names[0]}' if names else ', nor other weights'
+
+
+@contextmanager
+def hub_errors(repo: str, revision: str | None = None) -> Iterator[None]:
+    """Say in one sentence what the hub's client raises about a repository, and what to do."""
+    from huggingface_hub import constants, errors
+
+    try:
+        yield
+    except errors.GatedRepoError as error:
+        terms = f'{constants.ENDPOINT}/{repo}'
+        raise ValueError(
+            f'{repo} is gated: accept its terms at {terms}, and set HF_TOKEN to your token'
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise ValueError(
+            f'the hub shows no repository {repo}: check the name; a private one needs a token in HF_TOKEN'
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise ValueError(f'{repo} has no revision {revision}') from error
+    except errors.HfHubHTTPError as error:
+        if error.response.status_code in (401, 403):
+            what = f'does not let you into {repo}: set HF_TOKEN to a token that may read or write it'
+        else:
+            what = f'refuses {repo} ({_first(error)}): try again later'
+        raise ValueError(f'the hub {what}') from error
+    except ValueError:
+        raise
+    except Exception as error:  # of the network there are many kinds, of several packages
+        why = 'HF_HUB_OFFLINE is set' if constants.HF_HUB_OFFLINE else _first(error.__cause__ or error)
+        raise ValueError(
+            f'{repo} is not in the cache, and the hub cannot be reached ({why}): check the network, or give '
+            'the path of a file'
+        ) from error
+
+
+def _first(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).split('\n')[0]
