@@ -18,11 +18,13 @@ def say(text: str) -> None:
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def show(title: str, rows: Mapping[str, object]) -> None:
-    """Print names and texts as a table."""
+def show(title: str, rows: Mapping[str, object], numbers: bool = False) -> None:
+    """Print names and texts, or numbers, as a table."""
     table = Table(show_header=False, title=escape(title), title_justify='left')
-    for name, text in rows.items():
-        table.add_row(name, escape(str(text or 'not stated')))
+    table.add_column(overflow='fold')
+    table.add_column(justify='right' if numbers else 'left')
+    for name, value in rows.items():
+        table.add_row(name, f'{value:,}' if numbers else escape(str(value or 'not stated')))
     console.print(table)
 
 

@@ -48,7 +48,7 @@ def probe(
     explora-geo probe tests/data/eurosat_rgb --weights ViTTiny8_Weights.TINY_IMAGENET_MAE --budgets 5,all
     """
     from explora_geo.checkpoints import load_backbone
-    from explora_geo.configured import image_side, open_data
+    from explora_geo.configured import open_data
     from explora_geo.devices import pick_device
     from explora_geo.evaluation import Budget, ProbeProtocol, SweepConfig
     from explora_geo.evaluation import probe as measure
@@ -59,7 +59,7 @@ def probe(
         raise ValueError(f'val_split must be between 0 and 1, as probes are chosen on it, got {val_split}')
     check_turns(turns)
     drawn = tuple(Budget.parse(b) for b in budgets.split(','))
-    largest = image_side(data)
+    largest, make = open_data(data)
     vit = load_backbone(model, weights, adapter, largest=largest, img_size=image_size)
     vit.to(pick_device(device))
     blocks = tuple(dict.fromkeys((1, min(4, vit.depth))))
@@ -74,7 +74,7 @@ def probe(
     tokenizer = vit.patch_embed
     side = tokenizer.grid_size[0] * tokenizer.patch_size
     held_out = 0.0 if (data / 'val').is_dir() else val_split
-    datamodule = open_data(data, side, tokenizer.bands, val_split=held_out)
+    datamodule = make(image_size=side, bands=tokenizer.bands, val_split=held_out)
     if side > largest:
         say(f'images of {largest} px are enlarged to {side} px: --image-size sets it')
     if dry_run:

@@ -11,7 +11,6 @@ from typing import Annotated
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from explora_geo._cli_console import bars, console, names, run_app, say, show
 from explora_geo._cli_models import adapter_app, export, map_scene, probe, pull, push, weights_app
@@ -131,29 +130,21 @@ def doctor(
     if as_json:
         say(json.dumps(found, indent=1))
         raise typer.Exit(1 if found['problems'] else 0)
-    table = Table('', 'version', 'needed', title='Versions', title_justify='left')
-    table.add_row('Python', found['python'], '')
-    for name, row in found['packages'].items():
-        version, style = row['version'] or 'missing', None if row['ok'] else 'bold red'
-        table.add_row(name, version, row['needed'], style=style)
-    console.print(table)
-    table = Table('', 'state', title='Devices, extras, weights', title_justify='left')
-    table.columns[0].overflow = 'fold'
-    for name, text in found['devices'].items():
-        table.add_row(name, escape(text))
-    table.add_section()
+    versions = {
+        name: f'{row["version"] or "missing"} {row["needed"]}' for name, row in found['packages'].items()
+    }
+    show('Versions', {'Python': found['python'], **versions})
+    state = dict(found['devices'])
     for name, row in found['extras'].items():
-        state = f'lacks {", ".join(row["missing"])}: {row["install"]}' if row['missing'] else 'installed'
-        table.add_row(f'extra {name}', escape(f'{state} ({row["use"]})'))
-    table.add_section()
+        lacks = f'lacks {", ".join(row["missing"])}: {row["install"]}' if row['missing'] else 'installed'
+        state[f'extra {name}'] = f'{lacks} ({row["use"]})'
     here = {name: row for name, row in found['weights'].items() if row['megabytes']}
     for name, row in here.items():
         place = 'shipped' if row['shipped'] else 'in the cache'
-        table.add_row(name, f'{place}, {row["megabytes"]:,.1f} MB, {row["licence"]}')
+        state[name] = f'{place}, {row["megabytes"]:,.1f} MB, {row["licence"]}'
     others = len(found['weights']) - len(here)
-    table.add_row('other weights', f'{others} known by name, see explora-geo weights list')
-    table.add_row('cache', escape(found['cache']))
-    console.print(table)
+    state['other weights'] = f'{others} known by name, see explora-geo weights list'
+    show('Devices, extras, weights', {**state, 'cache': found['cache']})
     for problem in found['problems']:
         console.print(f'[bold red]problem:[/] {escape(problem)}', highlight=False)
     if found['problems']:
@@ -193,13 +184,7 @@ def params(
         + ([tokenizer] if tokenizer != 'patch' else [])
         + (['with the MAE decoder'] if objective == 'mae' else [])
     )
-    table = Table('part', 'parameters', title=escape(title), title_justify='left', min_width=44)
-    table.columns[1].justify = 'right'
-    for part, number in count.parts.items():
-        table.add_row(part, f'{number:,}')
-    table.add_section()
-    table.add_row('trainable', f'{count.trained:,}')
-    console.print(table)
+    show(title, {**count.parts, 'trainable': count.trained}, numbers=True)
     share = count.trained / count.total
     say(f'{count.trained:,} of {count.total:,} parameters train ({share:.1%}): {count.trained / 1e6:.3f}M')
 

@@ -1,6 +1,9 @@
 """What YAML files describe: runs of Lightning with TorchGeo's and our tasks, and data to measure on."""
 
 import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -163,18 +166,16 @@ def _backbone(task: Any, datamodule: Any) -> dict[str, str]:
     }
 
 
-def open_data(data: Path, image_size: int, bands: tuple[str, ...], **kwargs: Any) -> Any:
-    """Make a data module.
+def open_data(data: Path) -> tuple[int, Callable[..., Any]]:
+    """Look at data to measure on.
 
     Args:
         data: Folder with `train/` and `test/`, and optionally `val/`, of class folders; or a YAML file with
             `class_path` and `init_args`, or a whole configuration of `explora-geo fit`.
-        image_size: Side of the images of a folder.
-        bands: Names of the bands of a folder.
-        **kwargs: Further arguments of a folder's data module.
 
     Returns:
-        The data module, not set up.
+        Shorter side of the images, pixels (224, DINOv2's, where nothing says so), and a function that makes
+        the data module, not set up: of a folder with its arguments, of a YAML file as the file says.
 
     Raises:
         FileNotFoundError: If there is no such file or folder, or a part is missing.
@@ -183,7 +184,8 @@ def open_data(data: Path, image_size: int, bands: tuple[str, ...], **kwargs: Any
     if not data.exists():
         raise FileNotFoundError(f'no data {data}: give a folder with train/ and test/, or a YAML file')
     if data.is_file():
-        return _configured(data)
+        datamodule = _configured(data)
+        return getattr(datamodule, 'image_size', DINOV2_SIZE), lambda **kwargs: datamodule
     missing = [part for part in ('train', 'test') if not (data / part).is_dir()]
     if missing:
         raise FileNotFoundError(
@@ -196,27 +198,13 @@ def open_data(data: Path, image_size: int, bands: tuple[str, ...], **kwargs: Any
             raise ValueError(
                 f'the class folders {", ".join(empty)} in {data / part} hold no image: fill or remove them'
             )
-    val = data / 'val'
-    return FolderDataModule(
-        data / 'train',
-        val_root=val if val.is_dir() else None,
-        test_root=data / 'test',
-        bands=bands,
-        image_size=image_size,
-        **kwargs,
-    )
-
-
-def image_side(data: Path) -> int:
-    """Shorter side, pixels, of the images of what `open_data` reads; 224, DINOv2's, where nothing says so."""
-    if data.is_file():
-        return getattr(_configured(data), 'image_size', DINOV2_SIZE)
-    for path in find_images(data / 'train') if (data / 'train').is_dir() else ():
-        try:
-            return read_header(path).side
-        except BadTileError:
-            continue
-    return DINOV2_SIZE
+    side, val = DINOV2_SIZE, data / 'val'
+    for path in find_images(data / 'train'):
+        with suppress(BadTileError):
+            side = read_header(path).side
+            break
+    roots: dict[str, Any] = {'val_root': val if val.is_dir() else None, 'test_root': data / 'test'}
+    return side, partial(FolderDataModule, data / 'train', **roots)
 
 
 def _configured(file: Path) -> Any:

@@ -2,7 +2,6 @@
 
 import os
 import platform
-import re
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -25,16 +24,20 @@ def diagnose() -> dict[str, Any]:
     Returns:
         Versions by package, devices, extras, weights known by name, their cache, and what is wrong.
     """
-    required, extras = _requirements()
+    from packaging.requirements import Requirement
+
+    problems, broken = [], ''
+    try:
+        stated = [Requirement(line) for line in metadata.requires('explora_geo') or []]
+    except metadata.PackageNotFoundError:
+        stated = []
+        problems.append('explora_geo is not installed, only importable: pip install -e . in its folder')
+    required = [r for r in stated if r.marker is None or r.marker.evaluate({'extra': ''})]
     packages = {requirement.name: _installed(requirement) for requirement in required}
-    problems = []
     for name, row in packages.items():
         if not row['ok']:
             have = f'version {row["version"]} is installed' if row['version'] else 'it is missing'
             problems.append(f'{name} {row["needed"]} is needed, {have}: pip install "{name}{row["needed"]}"')
-    if not required:
-        problems.append('explora_geo is not installed, only importable: pip install -e . in its folder')
-    broken = ''
     try:
         import torchvision  # noqa: F401 - built for another torch, it fails on import
     except (ImportError, RuntimeError, AttributeError) as error:
@@ -43,38 +46,21 @@ def diagnose() -> dict[str, Any]:
             f'torchvision does not import beside this torch ({broken}): install both from one place, '
             'https://pytorch.org/get-started'
         )
+    extras = {}
+    for name, use in _EXTRAS.items():
+        parts = [r for r in stated if r not in required and r.marker.evaluate({'extra': name})]
+        missing = [r.name for r in parts if not _installed(r)['ok']]
+        extras[name] = {'use': use, 'missing': missing, 'install': f'pip install "explora_geo[{name}]"'}
     return {
         'explora_geo': __version__,
         'python': platform.python_version(),
         'system': f'{platform.system()} {platform.machine()}',
         'packages': packages,
         'devices': {} if broken else _devices(),
-        'extras': {
-            name: {
-                'use': _EXTRAS.get(name, ''),
-                'missing': [r.name for r in parts if not _installed(r)['ok']],
-                'install': f'pip install "explora_geo[{name}]"',
-            }
-            for name, parts in extras.items()
-        },
+        'extras': extras,
         **({'weights': {}, 'cache': ''} if broken else _weights()),
         'problems': problems,
     }
-
-
-def _requirements() -> tuple[list[Any], dict[str, list[Any]]]:
-    """What the package needs, and what each of its extras needs."""
-    from packaging.requirements import Requirement
-
-    try:
-        found = [Requirement(line) for line in metadata.requires('explora_geo') or []]
-    except metadata.PackageNotFoundError:
-        found = []
-    extras: dict[str, list[Any]] = {}
-    for requirement in found:
-        for extra in re.findall(r'extra\s*==\s*[\'"]([^\'"]+)[\'"]', str(requirement.marker)):
-            extras.setdefault(extra, []).append(requirement)
-    return [r for r in found if 'extra' not in str(r.marker)], extras
 
 
 def _installed(requirement: Any) -> dict[str, Any]:

@@ -144,17 +144,16 @@ class FeatureMonitor(Callback):
         """Bring together what all processes of a `DistributedSampler` collected, in the order of the data."""
         if not (dist.is_initialized() and isinstance(sampler, DistributedSampler)):
             return
-        labels = np.concatenate(self._labels) if len(self._labels) == len(self._features) != 0 else None
-        own = np.concatenate(self._features) if self._features else None, labels
         shares: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(shares, own)
+        dist.all_gather_object(shares, (self._features, self._labels))
+        features, labels = ([part for share in shares for part in share[kind]] for kind in (0, 1))
+        # Samplers deal images in turn, and repeat some to give all processes as many.
+        dealt = [i + len(shares) * np.arange(sum(map(len, share[0]))) for i, share in enumerate(shares)]
         data: Any = sampler.dataset
-        features, known = (
-            [part for part in parts if part is not None] for parts in zip(*shares, strict=True)
-        )
-        # Samplers repeat images to give all as many.
-        self._features = [_in_turn(features)[: len(data)]] if features else []
-        self._labels = [_in_turn(known)[: len(data)]] if len(known) == len(features) != 0 else []
+        order = np.argsort(np.concatenate(dealt))[: len(data)]
+        self._features = [np.concatenate(features)[order]] if features else []
+        labeled = sum(map(len, labels)) == sum(map(len, features)) != 0
+        self._labels = [np.concatenate(labels)[order]] if labeled else []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep what there is at the start."""
@@ -251,11 +250,3 @@ class FeatureMonitor(Callback):
         frozen, state = set(task.frozen_keys()), task.state_dict()
         self._kept = {k: v.detach().cpu().clone() for k, v in state.items() if k not in frozen}
         self._kept_step = trainer.global_step
-
-
-def _in_turn(shares: list[np.ndarray]) -> np.ndarray:
-    """Rows of processes that took every n-th image, in the order of the images where all read as many."""
-    if len({len(share) for share in shares}) > 1:  # some were skipped
-        return np.concatenate(shares)
-    rows: np.ndarray = np.stack(shares, axis=1)
-    return rows.reshape(-1, *rows.shape[2:])

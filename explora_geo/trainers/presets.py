@@ -161,12 +161,10 @@ def get_preset(name: str, letter: str) -> Preset:
 
 
 class Choice(NamedTuple):
-    """What a run trains, with the recipe of a preset, if it has a part, or our defaults as the base."""
+    """What a run trains."""
 
     factory: Callable[[ViT], Objective]
-    backbone_options: Mapping[str, Any]
-    adaptation: ExPLoRAConfig
-    recipe: Preset
+    recipe: Preset  # of a preset, if it has a part, or our defaults; with the adaptation that is asked for
     preset: str | None
     report: str
 
@@ -205,23 +203,21 @@ def choose(
                 f'adaptation {notation!r} names {OBJECTIVES[named].__name__} and objective {kind.__name__}: '
                 f'give the objective of the notation, or write the notation without {named}-ExPLoRA-'
             )
-    options = {} if kind is None else kind.backbone_options
     if preset is None or kind not in OBJECTIVES.values():
         name = getattr(kind or objective, '__name__', 'this objective')
         report = 'no preset: the defaults of objective and optimizer hold'
         if preset is not None:
             report = f'preset {preset} has no recipe for {name} and no part in the run'
-        return Choice(objective, options, config or _OWN.adaptation, _OWN, None, report)
+        return Choice(objective, replace(_OWN, adaptation=config or _OWN.adaptation), None, report)
     recipe = get_preset(preset, letter)
-    if config is None:
-        config = recipe.adaptation
-    elif notation and not config.full:
+    if notation and config and not config.full:
         config = replace(recipe.adaptation, unfrozen_blocks=config.unfrozen_blocks, rank=config.rank)
     given = {k for k, v in getattr(objective, 'keywords', {}).items() if v is not None}
     rest = {k: v for k, v in recipe.objective.items() if k not in given}
     kept = ', '.join(sorted(given & recipe.objective.keys()))
     report = f'preset {preset} for {OBJECTIVES[letter].__name__}' + (kept and f'; given instead: {kept}')
-    return Choice(partial(objective, **rest), options, config, recipe, preset, report)
+    recipe = replace(recipe, adaptation=config or recipe.adaptation)
+    return Choice(partial(objective, **rest), recipe, preset, report)
 
 
 def weights_objective(weights: WeightsEnum | str | Path | None) -> str:

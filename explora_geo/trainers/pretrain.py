@@ -21,7 +21,7 @@ from explora_geo.models import create_vit
 from explora_geo.models.builders import task_size
 from explora_geo.models.matching import describe_enlarging, match_data, normalization_of, tile_side
 from explora_geo.models.vit import ViT
-from explora_geo.objectives import Objective
+from explora_geo.objectives import Objective, objective_class
 from explora_geo.trainers.artifacts import two_rows
 from explora_geo.trainers.guard import FeatureMonitor, GuardConfig
 from explora_geo.trainers.optim import OptimConfig, clip_parts, optimization, training_length
@@ -87,9 +87,10 @@ class ExPLoRATask(ReproducibleTask):
         self.options = PretrainOptions(**backbone)
         rate = self.options.drop_path_rate
         drop_path = choice.recipe.drop_path_rate if rate is None else rate
-        self._backbone_options = {**choice.backbone_options, 'drop_path_rate': drop_path}
+        kind = objective_class(choice.factory)
+        self._backbone_options = {**(kind.backbone_options if kind else {}), 'drop_path_rate': drop_path}
         self._weights, self._objective = weights, choice.factory
-        self.config, self.recipe_report = choice.adaptation, choice.report
+        self.config, self.recipe_report = choice.recipe.adaptation, choice.report
         self.optim = restored(OptimConfig, optim) or choice.recipe.optim
         self.guard = restored(GuardConfig, guard)
         super().__init__()
@@ -272,9 +273,7 @@ class ExPLoRATask(ReproducibleTask):
         if frozen is None:
             return
         stated = checkpoint.get('hyper_parameters', {}).get('adaptation')  # a step alone has none
-        # Checkpoints of earlier versions hashed positions as they were resampled.
-        former = frozen_sha256(self.backbone, grid=self.backbone.patch_embed.grid_size)
-        if frozen not in (self.base_sha256, former):
+        if frozen != self.base_sha256:
             raise ValueError(
                 'the checkpoint was trained from other weights or another adaptation: give the '
                 f'same weights and adaptation ({stated})'

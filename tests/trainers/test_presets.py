@@ -173,7 +173,7 @@ def test_the_objective_by_notation_or_by_class_trains_alike(objective: Any) -> N
         or choice.factory.keywords == recipe.objective
     )
     assert choice.factory.keywords['head'].prototypes == 65536
-    assert (choice.recipe.drop_path_rate, choice.adaptation, choice.preset) == (
+    assert (choice.recipe.drop_path_rate, choice.recipe.adaptation, choice.preset) == (
         0.3,
         recipe.adaptation,
         'paper-workshop',
@@ -189,13 +189,13 @@ def test_what_is_given_overrides_the_preset() -> None:
 
 
 def test_notation_leaves_alpha_to_the_preset_and_a_configuration_does_not() -> None:
-    assert choose('paper-released', 'M-[1,L]-r8', None, None).adaptation == ExPLoRAConfig(
+    assert choose('paper-released', 'M-[1,L]-r8', None, None).recipe.adaptation == ExPLoRAConfig(
         (0, -1), 8, alpha=1, mlp_rank_ratio=0.25
     )
     own = ExPLoRAConfig((0,), 8)
-    assert choose('paper-released', own, MAE, None).adaptation == own
-    assert choose('paper-released', own.to_dict(), MAE, None).adaptation == own
-    assert choose('paper-released', 'full', MAE, None).adaptation.full
+    assert choose('paper-released', own, MAE, None).recipe.adaptation == own
+    assert choose('paper-released', own.to_dict(), MAE, None).recipe.adaptation == own
+    assert choose('paper-released', 'full', MAE, None).recipe.adaptation.full
 
 
 @pytest.mark.parametrize('objective', [MAE, partial(MAE, mask_ratio=0.5), Foreign])
