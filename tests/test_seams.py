@@ -21,7 +21,7 @@ from torch.testing import assert_close
 
 from explora_geo.bands import match_bands
 from explora_geo.checkpoints import load_backbone, merge_adapter, read_adapter, read_state, write_state
-from explora_geo.checkpoints.export import export_timm
+from explora_geo.checkpoints.export import export
 from explora_geo.datamodules import FMoWTemporalDataModule, FolderDataModule, Statistics
 from explora_geo.evaluation.features import cached_features
 from explora_geo.maps import MapOptions, Outputs, make_map
@@ -299,9 +299,9 @@ def test_export(run: Run, tmp_path: Path) -> None:
     path = tmp_path / 'exported.safetensors'
     if run.tokenizer != 'patch':
         with pytest.raises(ValueError, match='timm has no model with the tokenizer'):
-            export_timm(opened(run), run.model, path)
+            export(opened(run), run.model, path)
         return
-    export_timm(opened(run), run.model, path)
+    export(opened(run), run.model, path)
     vit = load_backbone(None, path)
     assert vit.name == run.model
     run.check(vit, run.matched(vit))

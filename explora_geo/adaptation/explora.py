@@ -3,7 +3,7 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, Self
 
@@ -64,7 +64,7 @@ class ExPLoRAConfig:
                 object.__setattr__(self, field, (value,))
         blocks = self.unfrozen_blocks
         if not self.full and not (isinstance(blocks, tuple) and all(type(i) is int for i in blocks)):
-            raise ValueError(f"unfrozen_blocks must be indices or 'all', got {self.unfrozen_blocks!r}")
+            raise ValueError(f"unfrozen_blocks must be indices or 'all', got {blocks!r}")
         if type(self.rank) is not int or self.rank < 0:
             raise ValueError(f'rank must be 0 (no LoRA) or more, got {self.rank!r}')
         if self.alpha is not None and not 0 < self.alpha < math.inf:
@@ -75,8 +75,7 @@ class ExPLoRAConfig:
             raise ValueError(f'mlp_rank_ratio must be in (0, 1], got {self.mlp_rank_ratio}')
         if self.last_blocks is not None and (self.full or self.last_blocks < 1):
             raise ValueError(f'last_blocks must be 1 or more, and is not of full, got {self.last_blocks}')
-        unknown = [name for name in self.targets if name not in _TARGETS]
-        if unknown:
+        if unknown := [name for name in self.targets if name not in _TARGETS]:
             raise ValueError(f'targets must be among {_TARGETS}, got {unknown}')
 
     @property
@@ -102,12 +101,8 @@ class ExPLoRAConfig:
         Args:
             notation: `D-ExPLoRA-[L]-r32`, `M-ExPLoRA-[1,L]-r32`, `[L-1,L]` (no LoRA), `[]-r256` (LoRA
                 only), `[L]-r32@12` (in the last 12 blocks only) or `full`. Blocks count from 1, L is the
-                last. The leading D or M names the objective of the weights and is not part of the
-                configuration.
+                last. The leading D or M names the objective, which is not part of the configuration.
             **changes: Other fields, such as `alpha=1`.
-
-        Returns:
-            The configuration.
 
         Raises:
             ValueError: If the text is no such notation.
@@ -129,21 +124,10 @@ class ExPLoRAConfig:
         return cls(unfrozen_blocks=unfrozen, rank=int(match['rank'] or 0), **changes)
 
     def notation(self, prefix: str = '') -> str:
-        """The paper's notation of this configuration.
-
-        Args:
-            prefix: `D` or `M` for weights from DINOv2 or MAE.
-
-        Returns:
-            Text that `parse` reads back to the same blocks and rank.
-        """
+        """The paper's notation, which `parse` reads, with `D` or `M` before it for an objective."""
         if self.full:
             return 'full'
-        names = []
-        for i in self.unfrozen_blocks:
-            assert isinstance(i, int)
-            names.append(str(i + 1) if i >= 0 else 'L' if i == -1 else f'L{i + 1}')
-        blocks = f'[{",".join(names)}]' + (f'-r{self.rank}' if self.rank else '')
+        blocks = f'[{",".join(map(_spell, self.unfrozen_blocks))}]' + (f'-r{self.rank}' if self.rank else '')
         blocks += f'@{self.last_blocks}' if self.last_blocks else ''
         return f'{prefix}-ExPLoRA-{blocks}' if prefix else blocks
 
@@ -162,6 +146,11 @@ class ExPLoRAConfig:
     def to_dict(self) -> dict[str, Any]:
         """Fields as JSON-ready values."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+
+def _spell(index: Any) -> str:
+    """A block as the notation counts it: from 1, or from L, the last."""
+    return str(index + 1) if index >= 0 else 'L' if index == -1 else f'L{index + 1}'
 
 
 def notation_objective(notation: str) -> str:
@@ -193,10 +182,10 @@ def explora(model: nn.Module, config: ExPLoRAConfig) -> nn.Module:
         raise ValueError('the model carries LoRA already: merge it before it is adapted again')
     if config.full:
         return model.requires_grad_(True)
-    unfrozen = resolve_blocks(config.unfrozen_blocks, len(model.blocks))  # type: ignore[arg-type]
-    first = _first_adapted(config, unfrozen, len(model.blocks))  # type: ignore[arg-type]
+    blocks: Any = model.blocks
+    unfrozen, first = _chosen_blocks(config, len(blocks))
     model.requires_grad_(False)
-    for i, block in enumerate(model.blocks):  # type: ignore[arg-type]
+    for i, block in enumerate(blocks):
         if i in unfrozen:
             block.requires_grad_(True)
         elif i < first:  # the same in training and in evaluation
@@ -204,34 +193,44 @@ def explora(model: nn.Module, config: ExPLoRAConfig) -> nn.Module:
         elif config.rank:
             _add_lora(block, config)
     if config.train_norms:
-        rest = {id(module) for block in model.blocks[:first] for module in block.modules()}  # type: ignore[index]
+        rest = {id(module) for module in blocks[:first].modules()}
         for module in model.modules():
             if isinstance(module, nn.LayerNorm) and id(module) not in rest:
                 module.requires_grad_(True)
-    if config.train_cls_token and not first and getattr(model, 'cls_token', None) is not None:
-        model.cls_token.requires_grad_(True)
-    for name in config.extra:
-        _unfreeze(model, name)
-    token = getattr(model, 'mask_token', None)
+    named = dict(model.named_parameters())
+    if config.train_cls_token and not first and 'cls_token' in named:
+        named['cls_token'].requires_grad_(True)
+    for extra in config.extra:
+        chosen = [p for n, p in named.items() if n == extra or n.startswith(f'{extra}.')]
+        if not chosen:
+            tops = ', '.join(sorted({n.split('.')[0] for n in named}))
+            raise ValueError(f'extra names {extra!r}, which the model does not have: it has {tops}')
+        for parameter in chosen:
+            parameter.requires_grad_(True)
+    token = named.get('mask_token')
     if token is not None and not token.is_meta and not token.any():
         token.requires_grad_(True)
-    for parent in list(model.blocks.modules()):  # type: ignore[union-attr]
+    for parent in list(blocks.modules()):
         for name, layer in list(parent.named_children()):
             if type(layer) is nn.Linear and not layer.weight.requires_grad:
                 setattr(parent, name, FrozenLinear(layer))
     return model
 
 
-def _first_adapted(config: ExPLoRAConfig, unfrozen: frozenset[int], depth: int) -> int:
-    """Index of the first block that is adapted."""
+def _chosen_blocks(config: ExPLoRAConfig, depth: int) -> tuple[set[int], int]:
+    """Indices of the blocks that train in full, and of the first block that is adapted."""
+    indices: Any = config.unfrozen_blocks
+    if wrong := [i for i in indices if not -depth <= i < depth]:
+        shown = ', '.join(map(_spell, wrong))
+        raise ValueError(f'block {shown} does not exist: the model has blocks 1 to L = {depth}')
+    unfrozen = {i % depth for i in indices}
     first = max(0, depth - (config.last_blocks or depth))
-    below = sorted(i + 1 for i in unfrozen if i < first)
-    if below:
+    if min(unfrozen, default=depth) < first:
         raise ValueError(
-            f'block {below[0]} cannot train where only the last {config.last_blocks} of {depth} blocks are '
-            'adapted: raise last_blocks, or leave the block out'
+            f'block {min(unfrozen) + 1} cannot train where only the last {config.last_blocks} of {depth} '
+            'blocks are adapted: raise last_blocks, or leave the block out'
         )
-    return first
+    return unfrozen, first
 
 
 def frozen_blocks(model: nn.Module) -> int:
@@ -246,47 +245,18 @@ def frozen_blocks(model: nn.Module) -> int:
     return trains.index(True) if True in trains else len(trains)
 
 
-def resolve_blocks(blocks: Sequence[int], depth: int) -> frozenset[int]:
-    """Non-negative indices of blocks.
-
-    Raises:
-        ValueError: If a block lies outside the model.
-    """
-    wrong = [i for i in blocks if not -depth <= i < depth]
-    if wrong:
-        shown = ', '.join(str(i + 1) if i >= 0 else f'L{i + 1}' for i in wrong)
-        raise ValueError(f'block {shown} does not exist: the model has blocks 1 to L = {depth}')
-    return frozenset(range(depth)[i] for i in blocks)
-
-
 def _add_lora(block: Any, config: ExPLoRAConfig) -> None:
     """Replace the target matrices of one block by their LoRA form."""
-    width = block.attn.qkv.out_features // 3
-    thirds = {name: (i * width, (i + 1) * width) for i, name in enumerate('qkv')}
-    wanted: dict[tuple[Any, str], dict[str, tuple[int, int]]] = {
-        (block.attn, 'qkv'): {n: s for n, s in thirds.items() if n in config.targets},
-        (block.attn, 'proj'): {'all': (0, block.attn.proj.out_features)},
-        (block.mlp, 'fc1'): {'all': (0, block.mlp.fc1.out_features)},
-        (block.mlp, 'fc2'): {'all': (0, block.mlp.fc2.out_features)},
-    }
-    for (parent, name), slices in wanted.items():
-        if (name == 'qkv' and slices) or name in config.targets:
-            ratio = config.mlp_rank_ratio if parent is block.mlp else 1
-            rank = max(1, round(config.rank * ratio))
+    for name, parent in (('qkv', block.attn), ('proj', block.attn), ('fc1', block.mlp), ('fc2', block.mlp)):
+        layer = getattr(parent, name)
+        slices = {'all': (0, layer.out_features)} if name in config.targets else {}
+        if name == 'qkv':
+            third = layer.out_features // 3
+            slices = {n: (i * third, (i + 1) * third) for i, n in enumerate('qkv') if n in config.targets}
+        if slices:
+            rank = max(1, round(config.rank * (config.mlp_rank_ratio if parent is block.mlp else 1)))
             alpha = rank * config.scale_of(rank)
-            layer = LoRALinear(getattr(parent, name), slices, rank, alpha, config.dropout)
-            setattr(parent, name, layer)
-
-
-def _unfreeze(model: nn.Module, name: str) -> None:
-    """Unfreeze a parameter or module by its dotted name."""
-    parameters = dict(model.named_parameters())
-    chosen = [p for n, p in parameters.items() if n == name or n.startswith(f'{name}.')]
-    if not chosen:
-        tops = sorted({n.split('.')[0] for n in parameters})
-        raise ValueError(f'extra names {name!r}, which the model does not have: it has {", ".join(tops)}')
-    for parameter in chosen:
-        parameter.requires_grad_(True)
+            setattr(parent, name, LoRALinear(layer, slices, rank, alpha, config.dropout))
 
 
 def trainable_names(model: nn.Module) -> list[str]:
@@ -297,28 +267,21 @@ def trainable_names(model: nn.Module) -> list[str]:
 def trainable_summary(model: nn.Module) -> dict[str, int]:
     """Count what trains by the parts that the paper counts.
 
-    Args:
-        model: Adapted model.
-
     Returns:
         Parameters per part (`unfrozen block 24`, `LoRA`, `norms`, `cls_token`, other top names), in
         that order; their sum is the number of trainable parameters.
     """
-    whole = {
-        i
-        for i, block in enumerate(model.blocks)  # type: ignore[arg-type]
-        if all(p.requires_grad for p in block.parameters())
-        and not any(isinstance(m, LoRALinear) for m in block.modules())
-    }
+    blocks: Any = model.blocks
+    whole = {i for i, block in enumerate(blocks) if all(p.requires_grad for p in block.parameters())}
     counts: Counter[str] = Counter()
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         path = name.split('.')
-        if path[0] == 'blocks' and int(path[1]) in whole:
-            part = f'unfrozen block {int(path[1]) + 1}'
-        elif 'lora_a' in path or 'lora_b' in path:
+        if 'lora_a' in path or 'lora_b' in path:
             part = 'LoRA'
+        elif path[0] == 'blocks' and int(path[1]) in whole:
+            part = f'unfrozen block {int(path[1]) + 1}'
         elif any(key.startswith('norm') for key in path):
             part = 'norms'
         else:

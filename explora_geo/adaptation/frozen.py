@@ -17,11 +17,7 @@ class FrozenLinear(nn.Linear):
     keeps_copy = True
 
     def __init__(self, base: nn.Linear) -> None:
-        """Take over a linear layer.
-
-        Args:
-            base: Layer whose weight and bias are taken over (not copied).
-        """
+        """Take over a linear layer, whose weight and bias are not copied."""
         nn.Module.__init__(self)
         self.in_features, self.out_features = base.in_features, base.out_features
         self.weight, self.bias = base.weight, base.bias
@@ -54,13 +50,7 @@ def in_autocast_type(weight: Tensor) -> Tensor:
 
     Autocast itself converts at every use, and autograd keeps each copy until the backward pass: global crops,
     local crops and the teacher would have one each. A teacher that shares the matrix shares the copy. Numbers
-    written through `.data` go unseen.
-
-    Args:
-        weight: Any weight; one that trains, or is no plain parameter, is returned as it is.
-
-    Returns:
-        The weight in the type of autocast on its device, or as it is without autocast.
+    written through `.data` go unseen. A weight that trains, or is no plain parameter, is returned as it is.
     """
     device = weight.device.type
     if weight.requires_grad or type(weight) is not nn.Parameter or torch.compiler.is_compiling():
@@ -76,16 +66,11 @@ def in_autocast_type(weight: Tensor) -> Tensor:
         with torch.inference_mode(False):  # validation comes first, and training must be able to use it
             held = state, weight.detach().to(dtype)
         setattr(weight, _HELD, held)
-    low: Tensor = held[1]
-    return low
+    return held[1]
 
 
 def convert_each_time(model: nn.Module) -> None:
-    """Keep no copies in autocast's type, in place: sharded matrices are whole only while they are used.
-
-    Args:
-        model: Model with `FrozenLinear` and `LoRALinear` layers.
-    """
+    """Keep no copies in autocast's type, in place: sharded matrices are whole only while they are used."""
     for module in model.modules():
         if isinstance(module, FrozenLinear):
             module.keeps_copy = False
@@ -94,12 +79,8 @@ def convert_each_time(model: nn.Module) -> None:
 def hold_frozen(model: nn.Module, dtype: torch.dtype) -> int:
     """Hold the frozen matrices of an adapted model in a lower precision only, in place.
 
-    Under autocast of that type the model computes what it did. The float32 numbers are gone: what needs
-    them, such as a merged model, reads the weights that the model was adapted from.
-
-    Args:
-        model: Model with `FrozenLinear` and `LoRALinear` layers; a teacher that shares them shares this too.
-        dtype: Type of the matrices.
+    Under autocast of that type the model, and a teacher that shares its layers, computes what it did. The
+    float32 numbers are gone: what needs them reads the weights that the model was adapted from.
 
     Returns:
         Bytes saved.

@@ -28,7 +28,7 @@ class LoRALinear(FrozenLinear):
         """Take over a linear layer; the output is unchanged until the first update.
 
         Args:
-            base: Layer whose weight and bias are taken over (not copied).
+            base: Layer whose weight and bias are kept (not copied).
             slices: Output rows `(start, stop)` to adapt, by name.
             rank: Rank r of every slice.
             alpha: Numerator of the scale alpha / r.
@@ -39,14 +39,9 @@ class LoRALinear(FrozenLinear):
         self.rank, self.alpha, self.scale = rank, alpha, alpha / rank
         self.lora_dropout = nn.Dropout(dropout)
         new: dict[str, Any] = {'device': base.weight.device, 'dtype': base.weight.dtype}
-        self.lora_a = nn.ParameterDict(
-            {name: nn.Parameter(torch.empty(rank, base.in_features, **new)) for name in slices}
-        )
+        self.lora_a = nn.ParameterDict({s: torch.empty(rank, base.in_features, **new) for s in slices})
         self.lora_b = nn.ParameterDict(
-            {
-                name: nn.Parameter(torch.zeros(stop - start, rank, **new))
-                for name, (start, stop) in slices.items()
-            }
+            {s: torch.zeros(stop - start, rank, **new) for s, (start, stop) in slices.items()}
         )
         if not base.weight.is_meta:
             for a in self.lora_a.values():
@@ -56,7 +51,7 @@ class LoRALinear(FrozenLinear):
         """Apply the layer and its updates, shape (..., in) -> (..., out)."""
         # Without gradients, folding the update in costs less than running it beside half as many tokens
         # as the layer is wide. A weight held in lower precision would swallow updates below its last digit.
-        exact = self.weight.dtype == self._update_type
+        exact = self.weight.dtype == next(iter(self.lora_a.values())).dtype
         dropping = self.training and self.lora_dropout.p > 0
         many = 2 * x[..., 0].numel() > self.in_features
         if exact and many and not dropping and not torch.is_grad_enabled():
@@ -67,7 +62,11 @@ class LoRALinear(FrozenLinear):
         bs = [self.lora_b[name] for name in self.slices]
         frozen = not any(p is not None and p.requires_grad for p in (self.weight, self.bias))
         if frozen and not dropping and not torch.compiler.is_compiling():
-            return self._update_in_place(x, a, bs, spans)
+            auto = torch.is_autocast_enabled(x.device.type)
+            dtype = torch.get_autocast_dtype(x.device.type) if auto else x.dtype
+            bias = None if self.bias is None else self._low(self.bias).to(dtype)
+            rest = (t.to(dtype) for t in (x, self._low(self.weight), a, *bs))
+            return _Update.apply(self.scale, spans, bias, *rest)
         y = super().forward(x)
         low = F.linear(self.lora_dropout(x), a)
         if self.scale != 1:
@@ -76,23 +75,10 @@ class LoRALinear(FrozenLinear):
             y[..., start:stop] += F.linear(part, b)
         return y
 
-    def _update_in_place(self, x: Tensor, a: Tensor, bs: Sequence[Tensor], spans: Sequence[Span]) -> Tensor:
-        dtype = x.dtype
-        if torch.is_autocast_enabled(x.device.type):
-            dtype = torch.get_autocast_dtype(x.device.type)
-        bias = None if self.bias is None else self._low(self.bias).to(dtype)
-        rest = (t.to(dtype) for t in (x, self._low(self.weight), a, *bs))
-        y: Tensor = _Update.apply(self.scale, spans, bias, *rest)
-        return y
-
-    @property
-    def _update_type(self) -> torch.dtype:
-        return next(iter(self.lora_a.values())).dtype
-
     @torch.no_grad()
     def delta(self) -> Tensor:
         """The update of the whole weight, shape (out, in)."""
-        delta = torch.zeros_like(self.weight, dtype=self._update_type)
+        delta = torch.zeros_like(self.weight, dtype=next(iter(self.lora_a.values())).dtype)
         for name, (start, stop) in self.slices.items():
             delta[start:stop] = self.scale * (self.lora_b[name] @ self.lora_a[name])
         return delta
@@ -150,14 +136,7 @@ class _Update(torch.autograd.Function):
 
 
 def merge_lora(module: nn.Module) -> nn.Module:
-    """Fold every LoRA update into its weight, in place.
-
-    Args:
-        module: Model with `LoRALinear` and `FrozenLinear` layers.
-
-    Returns:
-        The same model with plain linear layers and plain state-dict keys.
-    """
+    """Fold every LoRA update into its weight, in place: plain linear layers and plain state-dict keys."""
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, FrozenLinear):

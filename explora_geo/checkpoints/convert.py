@@ -58,31 +58,33 @@ _SPELLINGS = {
     '.layernorm_after.': '.norm2.',
 }
 _READ = {theirs: ours for names in (_DINOV2, _GATED, _DINOV3) for ours, theirs in names.items()} | _SPELLINGS
+# Spellings of DINOv2 (blocks in chunks, gated MLPs, registers), MAE (whose names lightly nests) and SatMAE
+_PATTERNS = [
+    (re.compile(theirs), ours)
+    for theirs, ours in (
+        (r'^blocks\.\d+\.(\d+)\.', r'blocks.\1.'),
+        (r'^(blocks\.\d+\.mlp\.)w12\.', r'\1fc1.'),
+        (r'^(blocks\.\d+\.mlp\.)w3\.', r'\1fc2.'),
+        (r'^(register|storage)_tokens$', 'reg_token'),
+        (r'^decoder[._]decoder_|^decoder_', 'decoder.'),
+        (r'^decoder\.channel_embed$', 'decoder.slot_embed'),
+        (r'^channel_embed$', 'patch_embed.channel_embed'),
+        (r'^patch_embed\.(\d+)\.proj\.', r'patch_embed.proj.\1.'),
+    )
+]
 _SPLIT = re.compile(r'(?P<attn>.*\.attn\.)(?P<part>[qkv])_proj\.(?P<kind>weight|bias)')
 
 
 class Converted(NamedTuple):
-    """A state dict with our keys.
+    """A state dict with our keys."""
 
-    Attributes:
-        backbone: Tensors of the ViT.
-        parts: All other tensors: `decoder.*` of MAE, heads, what a trainer kept beside the backbone.
-        layout: Name of the layout that was recognized.
-    """
-
-    backbone: State
-    parts: State
-    layout: str
+    backbone: State  # tensors of the ViT
+    parts: State  # all others: `decoder.*` of MAE, heads, what a trainer kept beside the backbone
+    layout: str  # as `recognize` says
 
 
 def convert(state: Mapping[str, Tensor]) -> Converted:
     """Convert a state dict of any known layout to our keys.
-
-    Args:
-        state: Tensors by name, as the file holds them.
-
-    Returns:
-        Backbone, other parts, and the name of the layout.
 
     Raises:
         ValueError: If the file is of a kind that cannot be a backbone.
@@ -103,12 +105,10 @@ def convert(state: Mapping[str, Tensor]) -> Converted:
 
 
 def recognize(state: Mapping[str, Tensor]) -> str:
-    """Name of the layout of a state dict.
+    """Name of the layout of a state dict, after the prefix of a trainer if there is one.
 
-    Returns:
-        `timm`, which encoder-only files of MAE and ExPLoRA share, or `dinov2`, `dinov3`, `mae`,
-        `satmae group-channel`, `satmae temporal`, `explora` (the official code's split attention),
-        `hugging face`, `explora_geo`; after the prefix of a trainer if there is one.
+    `timm`, which encoder-only files of MAE and ExPLoRA share, `dinov2`, `dinov3`, `mae`, `satmae temporal`,
+    `satmae group-channel`, `explora` (the official code's split attention), `hugging face`, `explora_geo`.
     """
     if any(k.endswith('embeddings.cls_token') for k in state):
         return 'hugging face'
@@ -212,20 +212,28 @@ def from_trainer(state: State) -> State:
     return renamed
 
 
-def from_dinov2(state: State) -> State:
-    """DINOv2's names: blocks in chunks, `blocks.1.12...` to `blocks.12...`, SwiGLU's `w12`, `w3`, registers.
-
-    timm folds the position of the class token into the token, and leaves the entry out: ours is zero then.
-    """
-    renamed = {}
+def respell(state: State) -> State:
+    """Names of DINOv2, MAE and SatMAE to ours, with pixels of predictions and codes of slots in our order."""
+    mae = any(k.startswith('decoder_') for k in state)
+    renamed: State = {}
     for key, value in state.items():
-        key = re.sub(r'^blocks\.\d+\.(\d+)\.', r'blocks.\1.', key)
-        key = re.sub(r'^(blocks\.\d+\.mlp\.)w12\.', r'\1fc1.', key)
-        key = re.sub(r'^(blocks\.\d+\.mlp\.)w3\.', r'\1fc2.', key)
-        renamed['reg_token' if key in ('register_tokens', 'storage_tokens') else key] = value
+        name = 'decoder.mask_token' if mae and key == 'mask_token' else key
+        for theirs, ours in _PATTERNS:
+            name = theirs.sub(ours, name)
+        if name != key and name in ('decoder.pred.weight', 'decoder.pred.bias'):  # theirs are (p, q, c)
+            channels = state['patch_embed.proj.weight'].shape[1]
+            value = rearrange(value, '(pq c) ... -> (c pq) ...', c=channels)
+        elif name != key and name == 'decoder.slot_embed':  # theirs has the class token last
+            value = value.roll(1, dims=1)
+        renamed[name] = value
     position = renamed.get('pos_embed')
+    # Beside registers timm folds the position of the class token into the token: ours is zero then.
     if position is not None and 'reg_token' in renamed and isqrt(position.shape[1]) ** 2 == position.shape[1]:
         renamed['pos_embed'] = F.pad(position, (0, 0, 1, 0))
+    code = renamed.pop('channel_cls_embed', None)
+    if code is not None:  # which SatMAE's classifiers add to the class token, and nothing else reads
+        cls = renamed['cls_token']
+        renamed['cls_token'] = cls + F.pad(code, (cls.shape[-1] - code.shape[-1], 0)).to(cls)
     return renamed
 
 
@@ -295,44 +303,6 @@ def fuse_qkv(state: State) -> State:
     return fused
 
 
-def from_mae(state: State) -> State:
-    """A decoder with MAE's names to ours.
-
-    The reference orders the pixels of a patch (p, q, c), we order them (c, p, q).
-    """
-    converted: State = {}
-    for key, value in state.items():
-        if key == 'mask_token' and any(k.startswith('decoder_') for k in state):
-            key = 'decoder.mask_token'
-        key = re.sub(r'^decoder[._]decoder_|^decoder_', 'decoder.', key)  # lightly nests MAE's names
-        if key in ('decoder.pred.weight', 'decoder.pred.bias') and key not in state:
-            channels = state['patch_embed.proj.weight'].shape[1]
-            value = rearrange(value, '(pq c) ... -> (c pq) ...', c=channels)
-        converted[key] = value
-    return converted
-
-
-def from_satmae(state: State) -> State:
-    """SatMAE's names for groups of bands to ours; its group decoder orders pixels (c, p, q) as we do.
-
-    The group code that classifiers add to the class token is folded into it: nothing else reads it.
-    """
-    if 'channel_embed' not in state:
-        return state
-    converted: State = {}
-    for key, value in state.items():
-        if key == 'channel_embed':
-            key = 'patch_embed.channel_embed'
-        elif key == 'decoder.channel_embed':  # theirs has the class token last
-            key, value = 'decoder.slot_embed', torch.cat([value[:, -1:], value[:, :-1]], dim=1)
-        converted[re.sub(r'^patch_embed\.(\d+)\.proj\.', r'patch_embed.proj.\1.', key)] = value
-    code = converted.pop('channel_cls_embed', None)
-    if code is not None:
-        cls = converted['cls_token']
-        converted['cls_token'] = cls + F.pad(code, (cls.shape[-1] - code.shape[-1], 0)).to(cls)
-    return converted
-
-
 def from_hugging_face(state: State) -> State:
     """ViTMAE, Dinov2 and DINOv3 of Hugging Face's transformers, in any spelling, to the authors' names."""
     if not any(k.endswith('embeddings.cls_token') for k in state):
@@ -351,12 +321,7 @@ def from_hugging_face(state: State) -> State:
 
 
 def to_hugging_face(state: Mapping[str, Tensor], gated: bool = False) -> State:
-    """Our names and fused attention to those of Dinov2, or of DINOv3 where there is no table of positions.
-
-    Args:
-        state: Tensors of a backbone with our keys.
-        gated: Whether the MLPs of a Dinov2 are gated.
-    """
+    """A backbone to the names of Dinov2 (with gated MLPs), or of DINOv3 without a table of positions."""
     names = (_DINOV2 | (_GATED if gated else {})) if 'pos_embed' in state else _DINOV3
     renamed: State = {}
     for key, value in state.items():
@@ -380,4 +345,4 @@ def _rename(key: str, names: Mapping[str, str]) -> str:
     return key
 
 
-_STEPS = (from_hugging_face, from_trainer, from_dinov2, fuse_qkv, from_dinov3, from_mae, from_satmae)
+_STEPS = (from_hugging_face, from_trainer, respell, fuse_qkv, from_dinov3)

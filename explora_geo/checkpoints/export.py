@@ -25,30 +25,35 @@ _FILES = ('.safetensors', '.ckpt')
 def export(module: nn.Module, name: str, out: str | Path) -> float | None:
     """Write a backbone or a tuned model in the format that the ending names.
 
+    - `.safetensors`: a backbone with timm's keys; timm's model of this name takes it strictly, as does the
+      `model` of a `tu-` encoder of segmentation-models-pytorch.
+    - `.ckpt`: `weights` of TorchGeo's ClassificationTask and RegressionTask, whose `model` is the name.
+    - `.pt2`: a program for any number of images, which `torch.export.load(out).module()` runs; a backbone
+      returns class and patch tokens.
+    - `.onnx`: the same as an ONNX model, compared with onnxruntime.
+
     Args:
         module: Backbone without LoRA; or, for programs, the model of a tuned task.
         name: Name of the backbone.
-        out: File to write: `.safetensors` (timm) or `.ckpt` (TorchGeo) of a backbone, or a program, `.pt2` or
-            `.onnx`, of either.
+        out: File to write.
 
     Returns:
         The largest absolute difference between torch and onnxruntime, of `.onnx` alone.
 
     Raises:
+        ImportError: If onnx, onnxscript or onnxruntime is not installed for `.onnx`.
         ValueError: If no format has the ending, or the format cannot hold the module.
     """
     vit: ViT = module if isinstance(module, ViT) else module.backbone  # type: ignore[assignment]
     suffix = check_format(out, backbone=module is vit)
-    if suffix in _FILES:
-        (export_timm if suffix == '.safetensors' else export_torchgeo)(vit, name, out)
-        return None
-    if vit.patch_embed.kind == 'temporal':
-        raise ValueError('programs take one image tensor: series with timestamps cannot be exported')
-    side = vit.patch_embed.grid_size[0] * vit.patch_embed.patch_size
-    example = torch.randn(2, len(vit.patch_embed.bands), side, side)
-    if suffix == '.onnx':
-        return export_onnx(module, example, out)
-    export_program(module, example, out)
+    if suffix == '.safetensors':
+        write_state(out, _timm_state(vit), model_metadata(vit, name))
+    elif suffix == '.ckpt':
+        state = {f'model.{k}': v for k, v in _timm_state(vit).items()}
+        with atomic_path(out) as temporary:
+            torch.save({'hyper_parameters': {'model': name.split('.')[0]}, 'state_dict': state}, temporary)
+    else:
+        return _export_program(module, vit, Path(out))
     return None
 
 
@@ -66,37 +71,10 @@ def check_format(out: str | Path, backbone: bool = True) -> str:
     return suffix
 
 
-def export_timm(vit: ViT, name: str, out: str | Path) -> None:
-    """Write a plain or merged backbone with timm's keys, as `.safetensors`.
-
-    `timm.create_model(name, num_classes=0, …).load_state_dict(load_file(out))` takes it strictly, as does
-    the `model` of a `tu-` encoder of segmentation-models-pytorch.
-
-    Raises:
-        ValueError: If timm has no such model.
-    """
-    write_state(out, _timm_state(vit), model_metadata(vit, name))
-
-
-def export_torchgeo(vit: ViT, name: str, out: str | Path) -> None:
-    """Write `weights` (`.ckpt`) of TorchGeo's ClassificationTask and RegressionTask, whose `model` is `name`.
-
-    Raises:
-        ValueError: If timm has no such model.
-    """
-    content = {
-        'hyper_parameters': {'model': name.split('.')[0]},
-        'state_dict': {f'model.{k}': v for k, v in _timm_state(vit).items()},
-    }
-    with atomic_path(out) as temporary:
-        torch.save(content, temporary)
-
-
 def _timm_state(vit: ViT) -> dict[str, Tensor]:
-    tokenizer = vit.patch_embed
-    if tokenizer.kind != 'patch':
-        raise ValueError(_no_timm(tokenizer.kind))
-    state = plain_state(vit)
+    if vit.patch_embed.kind != 'patch':
+        raise ValueError(_no_timm(vit.patch_embed.kind))
+    state = _plain_state(vit)
     state.pop('mask_token', None)  # only pre-training reads it
     if 'reg_token' in state and 'pos_embed' in state:  # there the class token has its position in itself
         state['cls_token'] = state['cls_token'] + state['pos_embed'][:, :1]
@@ -104,12 +82,8 @@ def _timm_state(vit: ViT) -> dict[str, Tensor]:
     return state
 
 
-def plain_state(vit: ViT) -> dict[str, Tensor]:
-    """Tensors of a backbone on the CPU.
-
-    Raises:
-        ValueError: If it carries LoRA.
-    """
+def _plain_state(vit: ViT) -> dict[str, Tensor]:
+    """Tensors of a backbone on the CPU; a ValueError if it carries LoRA."""
     state = {k: v.detach().cpu() for k, v in vit.state_dict().items()}
     if lora := next((k for k in state if '.lora_' in k), ''):
         raise ValueError(f'the backbone carries LoRA ({lora}): merge it first')
@@ -129,7 +103,7 @@ def export_transformers(vit: ViT, out: str | Path) -> str:
     Raises:
         ValueError: If transformers has no such model.
     """
-    state = plain_state(vit)
+    state = _plain_state(vit)
     scaled = any(k.endswith(('.ls1.gamma', '.gamma_1')) for k in state)
     if vit.patch_embed.kind != 'patch' or not scaled or 'norm.weight' not in state:
         raise ValueError(
@@ -149,34 +123,32 @@ def export_transformers(vit: ViT, out: str | Path) -> str:
 
 def _transformers_config(vit: ViT, state: dict[str, Tensor]) -> tuple[str, dict[str, Any]]:
     """Class of transformers, and what its configuration says."""
-    tokenizer, block = vit.patch_embed, vit.blocks[0]
-    config: dict[str, Any] = {
+    tokenizer, registers = vit.patch_embed, vit.num_prefix_tokens - 1
+    hidden = len(state['blocks.0.mlp.fc1.bias'])
+    if vit.rope is not None:
+        name, kind = 'DINOv3ViTModel', 'dinov3_vit'
+        bias = 'blocks.0.attn.q_bias' in state
+        more: dict[str, Any] = {'query_bias': bias, 'key_bias': False, 'value_bias': bias}
+        more |= {'intermediate_size': hidden, 'rope_theta': vit.rope.config.base}
+    else:
+        name, kind = 'Dinov2Model', 'dinov2'
+        if registers:
+            name, kind = 'Dinov2WithRegistersModel', 'dinov2_with_registers'
+        gated = hidden != state['blocks.0.mlp.fc2.weight'].shape[1]
+        more = {'use_swiglu_ffn': gated, 'mlp_ratio': 4}
+    return name, {
+        'architectures': [name],
+        'model_type': kind,
         'hidden_size': vit.embed_dim,
         'num_hidden_layers': vit.depth,
-        'num_attention_heads': block.attn.num_heads,  # type: ignore[union-attr]
+        'num_attention_heads': vit.blocks[0].attn.num_heads,  # type: ignore[union-attr]
         'image_size': tokenizer.img_size,
         'patch_size': tokenizer.patch_size,
         'num_channels': len(tokenizer.bands),
         'layer_norm_eps': vit.norm.eps,
+        **({'num_register_tokens': registers} if registers else {}),
+        **more,
     }
-    registers = vit.num_prefix_tokens - 1
-    if vit.rope is not None:
-        name, kind = 'DINOv3ViTModel', 'dinov3_vit'
-        bias = 'blocks.0.attn.q_bias' in state
-        config |= {
-            'intermediate_size': len(state['blocks.0.mlp.fc1.bias']),
-            'rope_theta': vit.rope.config.base,
-        }
-        config |= {'query_bias': bias, 'key_bias': False, 'value_bias': bias}
-    else:
-        name, kind = (
-            ('Dinov2WithRegistersModel', 'dinov2_with_registers') if registers else ('Dinov2Model', 'dinov2')
-        )
-        hidden = state['blocks.0.mlp.fc2.weight'].shape[1]
-        config |= {'use_swiglu_ffn': hidden != len(state['blocks.0.mlp.fc1.bias']), 'mlp_ratio': 4}
-    if registers:
-        config['num_register_tokens'] = registers
-    return name, {'architectures': [name], 'model_type': kind, **config}
 
 
 class _Outputs(nn.Module):
@@ -192,50 +164,33 @@ class _Outputs(nn.Module):
         return found.cls, found.patches
 
 
-def export_program(module: nn.Module, example: Tensor, out: str | Path) -> None:
-    """Write a program for any number of images as `.pt2`; `torch.export.load(out).module()` runs it.
-
-    Args:
-        module: Module of one image tensor; a `ViT` returns class and patch tokens.
-        example: Two or more images.
-        out: File to write.
-    """
-    program = _exported(module, example)
-    with atomic_path(out) as temporary, temporary.open('wb') as file:
-        torch.export.save(program, file)
-
-
-def export_onnx(module: nn.Module, example: Tensor, out: str | Path) -> float:
-    """Write an ONNX model as `export_program` a program, and compare it with onnxruntime.
-
-    Returns:
-        The largest absolute difference between torch and onnxruntime on the example.
-
-    Raises:
-        ImportError: If onnx, onnxscript or onnxruntime is not installed.
-    """
-    missing = [n for n in ('onnx', 'onnxscript', 'onnxruntime') if importlib.util.find_spec(n) is None]
-    if missing:
+def _export_program(module: nn.Module, vit: ViT, out: Path) -> float | None:
+    """Write a program as `export` says."""
+    tokenizer = vit.patch_embed
+    if tokenizer.kind == 'temporal':
+        raise ValueError('programs take one image tensor: series with timestamps cannot be exported')
+    needed = ('onnx', 'onnxscript', 'onnxruntime') if out.suffix == '.onnx' else ()
+    if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
         raise ImportError(f'ONNX needs {", ".join(missing)}: pip install "explora_geo[onnx]"')
-    runtime: Any = importlib.import_module('onnxruntime')
-    program = _exported(module, example)
-    with atomic_path(out) as temporary:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # of versions inside the exporter
-            torch.onnx.export(program, (), dynamo=True, verbose=False).save(str(temporary))  # type: ignore[union-attr]
-        session = runtime.InferenceSession(str(temporary), providers=['CPUExecutionProvider'])
-        found = session.run(None, {session.get_inputs()[0].name: example.numpy()})
-    with torch.no_grad():
-        expected = program.module()(example)
-    expected = expected if isinstance(expected, tuple) else (expected,)
-    return max(float((torch.from_numpy(a) - b).abs().max()) for a, b in zip(found, expected, strict=True))
-
-
-def _exported(module: nn.Module, example: Tensor) -> Any:
+    example = torch.randn(2, len(tokenizer.bands), tokenizer.img_size, tokenizer.img_size)
     plain = (_Outputs(module) if isinstance(module, ViT) else module).eval()
     batch = torch.export.Dim('batch', min=1)
     with torch.no_grad():
-        return torch.export.export(plain, (example,), dynamic_shapes=({0: batch},))
+        program = torch.export.export(plain, (example,), dynamic_shapes=({0: batch},))
+        expected = program.module()(example)
+    with atomic_path(out) as temporary:
+        if out.suffix == '.pt2':
+            with temporary.open('wb') as file:
+                torch.export.save(program, file)
+            return None
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # of versions inside the exporter
+            torch.onnx.export(program, (), dynamo=True, verbose=False).save(str(temporary))  # type: ignore[union-attr]
+        runtime: Any = importlib.import_module('onnxruntime')
+        session = runtime.InferenceSession(str(temporary), providers=['CPUExecutionProvider'])
+        found = session.run(None, {session.get_inputs()[0].name: example.numpy()})
+    expected = expected if isinstance(expected, tuple) else (expected,)
+    return max(float((torch.from_numpy(a) - b).abs().max()) for a, b in zip(found, expected, strict=True))
 
 
 def export_peft(
@@ -265,16 +220,17 @@ def export_peft(
     if reason := _no_peft(header, state, set(vit.state_dict())):
         raise ValueError(f'{adapter}: {reason}')
     tensors: dict[str, Tensor] = {}
-    ranks, alphas, targets = {}, {}, []
+    ranks: dict[str, int] = {}
+    alphas: dict[str, float] = {}
     for name, layer in vit.named_modules():
         if isinstance(layer, LoRALinear):
             a, b = _whole_update(layer, name, state)
             tensors |= {f'{name}.lora_A.weight': a, f'{name}.lora_B.weight': b}
-            targets.append(name)
             ranks[name], alphas[name] = len(a), layer.scale * len(a)
-    modules = _whole_modules(vit, {name for name in state if '.lora_' not in name})
-    bare = [k for k in state if '.lora_' not in k and not any(k.startswith(f'{m}.') for m in modules)]
-    tensors |= {k: v for k, v in state.items() if '.lora_' not in k and k not in bare}
+    plain = {k: v.float() for k, v in state.items() if '.lora_' not in k}
+    modules = _whole_modules(vit, set(plain))
+    bare = {k: v for k, v in plain.items() if not any(k.startswith(f'{m}.') for m in modules)}
+    tensors |= {k: v for k, v in plain.items() if k not in bare}
     config = {
         'peft_type': 'LORA',
         'task_type': None,
@@ -282,26 +238,23 @@ def export_peft(
         'r': (rank := max(ranks.values())),
         'lora_alpha': (alpha := max(alphas.values())),
         'lora_dropout': header.explora_config.dropout,
-        'target_modules': targets,
+        'target_modules': list(ranks),
         'rank_pattern': {k: v for k, v in ranks.items() if v != rank},
         'alpha_pattern': {k: v for k, v in alphas.items() if v != alpha},
         'modules_to_save': modules or None,
         'bias': 'none',
         'inference_mode': True,
     }
-    card = model_card(adapter, report, licence, _peft_usage(header, bare))
+    card = model_card(adapter, report, licence, _peft_usage(header, list(bare)))
     folder = Path(out)
-    write_state(
-        folder / 'adapter_model.safetensors',
-        {f'base_model.model.{k}': v.float() for k, v in tensors.items()},
-        {'format': 'pt'},
-    )
+    named = {f'base_model.model.{k}': v.float() for k, v in tensors.items()}
+    write_state(folder / 'adapter_model.safetensors', named, {'format': 'pt'})
     if bare:
-        write_state(folder / 'parameters.safetensors', {k: state[k].float() for k in bare}, {'format': 'pt'})
+        write_state(folder / 'parameters.safetensors', bare, {'format': 'pt'})
     for name, text in (('adapter_config.json', json.dumps(config, indent=1)), ('README.md', card)):
         with atomic_path(folder / name) as temporary:
             temporary.write_text(text, encoding='utf-8')
-    return bare
+    return list(bare)
 
 
 def _whole_update(layer: LoRALinear, name: str, state: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -20,13 +20,7 @@ from torch.testing import assert_close
 from explora_geo.adaptation import ExPLoRAConfig, explora
 from explora_geo.checkpoints import load_backbone, load_weights, save_adapter, write_state
 from explora_geo.checkpoints.backbone import describe_weights
-from explora_geo.checkpoints.export import (
-    export_onnx,
-    export_peft,
-    export_program,
-    export_timm,
-    export_torchgeo,
-)
+from explora_geo.checkpoints.export import export, export_peft
 from explora_geo.models import ViT, create_vit
 
 NAME = 'vit_tiny_patch16_224'
@@ -53,7 +47,7 @@ def torchgeo_task() -> Any:
 
 @torch.no_grad()
 def test_timm_loads_the_file_strictly_with_equal_features(vit: ViT, image: Tensor, tmp_path: Path) -> None:
-    export_timm(vit, NAME, tmp_path / 'm.safetensors')
+    export(vit, NAME, tmp_path / 'm.safetensors')
     model = timm.create_model(NAME, num_classes=0).eval()
     model.load_state_dict(load_file(tmp_path / 'm.safetensors'), strict=True)
     found, expected = model.forward_features(image), vit(image)
@@ -63,7 +57,7 @@ def test_timm_loads_the_file_strictly_with_equal_features(vit: ViT, image: Tenso
 
 @torch.no_grad()
 def test_torchgeos_own_task_takes_the_checkpoint_as_weights(vit: ViT, image: Tensor, tmp_path: Path) -> None:
-    export_torchgeo(vit, NAME, tmp_path / 'm.ckpt')
+    export(vit, NAME, tmp_path / 'm.ckpt')
     task = torchgeo_task()(model=NAME, weights=str(tmp_path / 'm.ckpt'), num_classes=5).eval()
     assert_close(task.model.forward_features(image)[:, 0], vit(image).cls, atol=1e-4, rtol=1e-4)
     assert torchgeo.__version__
@@ -73,7 +67,7 @@ def test_torchgeos_own_task_takes_the_checkpoint_as_weights(vit: ViT, image: Ten
 def test_encoders_of_segmentation_models_pytorch_take_the_file(
     vit: ViT, image: Tensor, tmp_path: Path
 ) -> None:
-    export_timm(vit, NAME, tmp_path / 'm.safetensors')
+    export(vit, NAME, tmp_path / 'm.safetensors')
     model = smp.DPT(encoder_name=f'tu-{NAME}', encoder_weights=None, classes=3).eval()
     # Only the classifier, which the encoder does not run, and the norm, which it does not have, differ.
     outcome = model.encoder.model.load_state_dict(load_file(tmp_path / 'm.safetensors'), strict=False)
@@ -91,28 +85,26 @@ def test_a_program_of_torch_export_takes_any_number_of_images(
     build_vit: Callable[..., ViT], images: Tensor, tmp_path: Path
 ) -> None:
     vit = build_vit().eval()
-    export_program(vit, images[:2], tmp_path / 'm.pt2')
+    export(vit, '', tmp_path / 'm.pt2')
     found = torch.export.load(tmp_path / 'm.pt2').module()(images[:5])
     for a, b in zip(found, vit(images[:5])[:2], strict=True):
         assert_close(a, b, atol=1e-5, rtol=1e-4)
 
 
-def test_onnx_equals_torch_or_names_what_it_needs(
-    build_vit: Callable[..., ViT], images: Tensor, tmp_path: Path
-) -> None:
+def test_onnx_equals_torch_or_names_what_it_needs(build_vit: Callable[..., ViT], tmp_path: Path) -> None:
     if all(importlib.util.find_spec(n) for n in ('onnx', 'onnxscript', 'onnxruntime')):
-        assert export_onnx(build_vit(), images[:2], tmp_path / 'm.onnx') < 1e-3
+        assert export(build_vit(), '', tmp_path / 'm.onnx') < 1e-3
         assert (tmp_path / 'm.onnx').stat().st_size > 1e5
     else:
         with pytest.raises(ImportError, match=r'ONNX needs onnx.*pip install "explora_geo\[onnx\]"'):
-            export_onnx(build_vit(), images[:2], tmp_path / 'm.onnx')
+            export(build_vit(), '', tmp_path / 'm.onnx')
 
 
 def test_what_timm_has_not_is_refused(small_names: None, tmp_path: Path) -> None:
     options = {'channel_groups': [['B02', 'B03', 'B04'], ['B8A']]}
     vit = create_vit('vit_tiny_patch8_32', tokenizer='group-channel', tokenizer_options=options)
     with pytest.raises(ValueError, match='timm has no model with the tokenizer group-channel'):
-        export_timm(vit, 'vit_tiny_patch8_32', tmp_path / 'm.safetensors')
+        export(vit, 'vit_tiny_patch8_32', tmp_path / 'm.safetensors')
 
 
 @pytest.mark.parametrize(
@@ -185,7 +177,7 @@ def test_peft_reads_adapters_of_dinov2_with_registers_and_dinov3(
     vit = create_vit(name, img_size=64 if 'patch16' in name else 56).eval()
     for parameter in vit.parameters():
         parameter += 0.1 * torch.randn_like(parameter)
-    export_timm(vit, name, tmp_path / 'base.safetensors')
+    export(vit, name, tmp_path / 'base.safetensors')
     stated = describe_weights(tmp_path / 'base.safetensors')
     assert stated['width, blocks'] == '32, 2, 4 registers'
     assert ('rotary' in stated['image size']) == ('dinov3' in name)

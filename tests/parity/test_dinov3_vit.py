@@ -15,7 +15,7 @@ from torch.testing import assert_close
 from explora_geo.adaptation import ExPLoRAConfig, LoRALinear, explora, merge_lora
 from explora_geo.checkpoints import load_backbone, load_weights
 from explora_geo.checkpoints.convert import convert, dino_name
-from explora_geo.checkpoints.export import export_timm, export_transformers
+from explora_geo.checkpoints.export import export, export_transformers
 from explora_geo.checkpoints.sources import StoredWeights
 from explora_geo.models import RotaryConfig, ViT, create_vit
 
@@ -143,7 +143,7 @@ def test_dinov2_with_registers_gives_timms_tokens(size: str, tmp_path: Path) -> 
     metas['pos_embed'] = torch.cat([entry, state['pos_embed']], dim=1)
     ours = from_state(f'{name}_depth2', metas, tmp_path, img_size=56)
     assert_close(tokens(ours, image), expected, atol=1e-5, rtol=1e-5)
-    export_timm(ours, ours.name, tmp_path / 'timm.safetensors')  # and back
+    export(ours, ours.name, tmp_path / 'timm.safetensors')  # and back
     theirs.load_state_dict(load_file(tmp_path / 'timm.safetensors'))
     assert_close(theirs.forward_features(image), expected, atol=1e-5, rtol=1e-5)
 
