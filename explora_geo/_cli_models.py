@@ -269,8 +269,8 @@ def adapter_merge(
     """
     from explora_geo.checkpoints import merge_adapter
 
-    header = merge_adapter(file, base, out, strength)
-    say(f'{out}: {header.backbone} with {header.explora_config.notation()} merged')
+    vit = merge_adapter(file, base, out, strength)
+    say(f'{out}: {vit.name} with {vit.adaptation} merged')
 
 
 @weights_app.command('inspect')

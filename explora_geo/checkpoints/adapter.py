@@ -112,9 +112,10 @@ def frozen_sha256(vit: ViT, trains: Iterable[str] | None = None, grid: tuple[int
 
 def _position_at(vit: ViT, grid: tuple[int, int]) -> Tensor:
     """Frozen positions, resampled to another patch grid."""
-    assert vit.stored_position is not None and vit.pos_embed is not None
-    if vit.stored_position.numel():
-        return fit_position(vit.stored_position, grid)
+    stored = vit.stored_position
+    assert stored is not None and vit.pos_embed is not None
+    if stored.numel():
+        return fit_position(stored, grid)
     codes = sincos_2d(vit.pos_embed.shape[-1], grid)[None].to(vit.pos_embed)
     return torch.cat([torch.zeros_like(vit.pos_embed[:, :1]), codes], dim=1)
 
@@ -163,11 +164,7 @@ def read_adapter(path: str | Path) -> tuple[AdapterHeader, dict[str, Tensor]]:
 
 
 def check_architecture(header: AdapterHeader, vit: ViT, path: str | Path) -> None:
-    """Check that a backbone has the layout and bands that an adapter was made for; image sizes may differ.
-
-    Raises:
-        ValueError: If bands or their order differ, or a tensor in name or shape.
-    """
+    """Refuse a backbone of other bands or another layout than an adapter's; image sizes may differ."""
     with torch.device('meta'):
         plan = header.build()
     wanted, given = (
@@ -187,11 +184,7 @@ def check_architecture(header: AdapterHeader, vit: ViT, path: str | Path) -> Non
 def put_adapter(
     vit: ViT, header: AdapterHeader, state: dict[str, Tensor], path: str | Path, strength: float = 1.0
 ) -> None:
-    """Adapt a backbone of the adapter's architecture that carries its base weights, in place, at a strength.
-
-    Raises:
-        ValueError: If the base is another one, or the strength none.
-    """
+    """Adapt a backbone of the adapter's architecture, in place; a ValueError if it carries another base."""
     _check_strength(strength, header, path)
     grid, own = (header.img_size // header.patch_size,) * 2, vit.patch_embed.grid_size
     found = frozen_sha256(vit, state, grid if header.header == 1 else None)
@@ -209,6 +202,7 @@ def put_adapter(
     if strength < 1:
         state = _weaken(state, vit.state_dict(), strength)
     vit.load_state_dict(state, strict=False)
+    vit.adaptation = header.explora_config.notation()
     if header.normalization is not None:
         vit.normalization = header.normalization
 

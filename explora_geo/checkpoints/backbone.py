@@ -12,9 +12,9 @@ from torch import Tensor
 from explora_geo._compat import WeightsEnum
 from explora_geo.adaptation import merge_lora
 from explora_geo.bands import same_bands
-from explora_geo.checkpoints.adapter import AdapterHeader, check_architecture, put_adapter, read_adapter
+from explora_geo.checkpoints.adapter import check_architecture, put_adapter, read_adapter
 from explora_geo.checkpoints.convert import Converted, backbone_name, convert, depth_of, fit_bias
-from explora_geo.checkpoints.facts import MAX_GRID, Facts
+from explora_geo.checkpoints.facts import MAX_GRID, Facts, model_metadata
 from explora_geo.checkpoints.files import check_values, differences, write_state
 from explora_geo.checkpoints.sources import StoredWeights, read_weights
 from explora_geo.checkpoints.wavelengths import patch_embed_by_wavelength
@@ -111,25 +111,40 @@ def load_backbone(
     if adapter is None and strength != 1:
         raise ValueError(f'strength {strength:g} is of an adapter: give adapter, or leave it out')
     stored = read_weights(weights)
-    given = {k: v for k, v in kwargs.items() if v is not None}
-    if adapter is not None:
-        return _load_adapted(name, stored, adapter, strength, given)[0]
-    facts = stored.facts
-    found = name or facts.backbone
+    header, trained = (None, {}) if adapter is None else read_adapter(adapter)
+    facts = header or stored.facts
+    found, source = name or facts.backbone, stored.source
     if not found:
         raise ValueError(
-            f'{stored.source} does not say which backbone it is: give model, such as vit_base_patch16_224'
+            f'{source} does not say which backbone it is: give model, such as vit_base_patch16_224'
         )
     sizes = () if found == facts.backbone else ('img_size', 'patch_size')  # those of another model
-    options = {k: v for k, v in facts.arguments.items() if k not in sizes} | given
+    options = {k: v for k, v in facts.arguments.items() if k not in sizes}
+    options |= {k: v for k, v in kwargs.items() if v is not None}
     if largest is not None and 'img_size' not in options:
         options['img_size'] = task_size(found, options.get('patch_size'), largest)
-    return _build(found, stored, options).eval()
+    converted = _converted(stored)
+    options.setdefault('learned_position', not _has_fixed_position(converted.backbone))
+    with torch.device('meta'):  # which takes no memory
+        plan = create_vit(found, **options)
+    tokenizer = plan.patch_embed
+    if tokenizer.grid_size[0] > MAX_GRID:
+        raise ValueError(
+            f'{source}: {found} at {tokenizer.img_size} px has {tokenizer.num_patches:,} patches, more than '
+            f'{MAX_GRID}x{MAX_GRID}: give a smaller img_size'
+        )
+    if header is not None:
+        check_architecture(header, plan, str(adapter))
+    matched = _match(plan, stored, converted, () if header is None else header.explora_config.extra)
+    vit = create_vit(found, **options)
+    _fill(vit, matched, stored.facts)
+    if header is not None:
+        put_adapter(vit, header, trained, str(adapter), strength)
+        merge_lora(vit).requires_grad_(True)
+    return vit.eval()
 
 
-def merge_adapter(
-    path: str | Path, base: str | Path, out: str | Path, strength: float = 1.0
-) -> AdapterHeader:
+def merge_adapter(path: str | Path, base: str | Path, out: str | Path, strength: float = 1.0) -> ViT:
     """Write base + adapter as one plain model with timm's keys.
 
     Args:
@@ -142,47 +157,8 @@ def merge_adapter(
         FileNotFoundError: If a file does not exist.
         ValueError: If a file cannot be read, or the adapter was made on another base.
     """
-    vit, header = _load_adapted(None, read_weights(base), path, strength, {})
-    facts = Facts.of(vit, header.backbone, adaptation=header.explora_config.notation())
-    write_state(out, vit.state_dict(), {'format': 'pt', **facts.entries()})
-    return header
-
-
-def _load_adapted(
-    name: str | None, stored: StoredWeights, adapter: str | Path, strength: float, given: Mapping[str, Any]
-) -> tuple[ViT, AdapterHeader]:
-    """Backbone with a merged adapter, in evaluation mode, and the adapter's header."""
-    header, state = read_adapter(adapter)
-    options = {**header.arguments, **given}
-    vit = _build(name or header.backbone, stored, options, header, adapter)
-    put_adapter(vit, header, state, adapter, strength)
-    merge_lora(vit)
-    return vit.requires_grad_(True).eval(), header
-
-
-def _build(
-    name: str,
-    stored: StoredWeights,
-    options: Mapping[str, Any],
-    header: AdapterHeader | None = None,
-    adapter: str | Path = '',
-) -> ViT:
-    """Check the fit on the meta device, which takes no memory; then build the backbone and fill it."""
-    converted = _converted(stored)
-    options = {'learned_position': not _has_fixed_position(converted.backbone), **options}
-    with torch.device('meta'):
-        plan = create_vit(name, **options)
-    side = plan.patch_embed.grid_size[0]
-    if side > MAX_GRID:
-        raise ValueError(
-            f'{stored.source}: {name} at {plan.patch_embed.img_size} px has {side}x{side} patches, more than '
-            f'{MAX_GRID}x{MAX_GRID}: give a smaller img_size'
-        )
-    if header is not None:
-        check_architecture(header, plan, adapter)
-    matched = _match(plan, stored, converted, () if header is None else header.explora_config.extra)
-    vit = create_vit(name, **options)
-    _fill(vit, matched, stored.facts)
+    vit = load_backbone(None, base, path, strength)
+    write_state(out, vit.state_dict(), model_metadata(vit, vit.name))
     return vit
 
 
@@ -193,15 +169,21 @@ def _converted(stored: StoredWeights) -> Converted:
         raise ValueError(f'{stored.source}: {error}') from error
 
 
+def _side(position: Tensor | None) -> int:
+    """Patches along a side of stored positions, class token first; 0 where they are no square grid."""
+    if position is None or position.ndim != 3 or position.shape[0] != 1 or position.shape[1] < 2:
+        return 0
+    side = isqrt(position.shape[1] - 1)
+    return side if side**2 + 1 == position.shape[1] else 0
+
+
 def _has_fixed_position(state: Mapping[str, Tensor]) -> bool:
     """Whether stored positions are fixed sine-cosine codes."""
-    stored = state.get('pos_embed')
-    if stored is None:  # reported when the weights are matched
+    side = _side(state.get('pos_embed'))
+    if not 0 < side <= MAX_GRID or state['pos_embed'].shape[2] % 4:
         return False
-    side = isqrt(stored.shape[1] - 1) if stored.ndim == 3 and stored.shape[1] > 1 else 0
-    if stored.shape[0] != 1 or stored.shape[1] != side**2 + 1 or stored.shape[2] % 4 or side > MAX_GRID:
-        return False
-    return torch.allclose(stored[0, 1:].float(), sincos_2d(stored.shape[2], (side, side)), atol=1e-3)
+    stored = state['pos_embed'][0, 1:].float()
+    return torch.allclose(stored, sincos_2d(stored.shape[1], (side, side)), atol=1e-3)
 
 
 def _fill(vit: ViT, matched: BackboneWeights, facts: Facts) -> None:
@@ -313,8 +295,8 @@ def _fit_position(state: dict[str, Tensor], vit: ViT, source: str) -> list[str]:
     if vit.patch_embed.slot_dim and stored.shape[-1] == vit.embed_dim:
         del state['pos_embed']  # part of the width now belongs to the codes of the slots
         return []
-    side = isqrt(stored.shape[1] - 1) if stored.ndim == 3 and stored.shape[1] > 1 else 0
-    if not side or (1, side**2 + 1, vit.pos_embed.shape[2]) != stored.shape:
+    side = _side(stored)
+    if not side or stored.shape[2] != vit.pos_embed.shape[2]:
         raise ValueError(
             f'{source} stores positions of shape {tuple(stored.shape)}, the model has '
             f'{tuple(vit.pos_embed.shape)}: give the backbone and tokenizer that the weights belong to'
@@ -325,14 +307,7 @@ def _fit_position(state: dict[str, Tensor], vit: ViT, source: str) -> list[str]:
 
 
 def describe_weights(weights: WeightsEnum | str | Path) -> dict[str, str]:
-    """Describe weights of any known layout.
-
-    Args:
-        weights: As `read_weights` takes them.
-
-    Returns:
-        Text by title: layout, backbone, tokenizer, bands, patch, image size, blocks, decoder, parameters,
-        and what stands beside the backbone.
+    """Describe weights of any known layout, as `read_weights` takes them, in rows of title and text.
 
     Raises:
         FileNotFoundError: If a file does not exist.
@@ -341,17 +316,15 @@ def describe_weights(weights: WeightsEnum | str | Path) -> dict[str, str]:
     stored = read_weights(weights, values=False)
     (state, parts, layout), facts, source = _converted(stored), stored.facts, stored.source
     filters = sorted((k, v) for k, v in state.items() if k.startswith('patch_embed.proj') and v.ndim == 4)
-    position, rotary = state.get('pos_embed'), 'blocks.0.gamma_1' in state
-    table = position is not None and position.ndim == 3 and position.shape[1] > 1
-    if not filters or not (rotary or table):
+    side, rotary = _side(state.get('pos_embed')), 'blocks.0.gamma_1' in state
+    if not filters or not (rotary or side):
         raise ValueError(f'{source} has no patch embedding or no positions, so it is no whole ViT')
     width, patch = filters[0][1].shape[0], filters[0][1].shape[-1]
     depth, counts = depth_of(state), [v.shape[1] for _, v in filters]
-    side = isqrt(position.shape[1] - 1) if position is not None and table else 0
     registers = state['reg_token'].shape[1] if 'reg_token' in state else 0
     others = Counter(k.split('.')[0] for k in parts if not k.startswith('decoder.'))
     tokenizer = facts.tokenizer
-    if position is not None and table and position.shape[-1] < width:
+    if side and state['pos_embed'].shape[-1] < width:
         tokenizer = 'temporal'
     if 'patch_embed.channel_embed' in state:
         tokenizer = f'group-channel, groups of {", ".join(map(str, counts))} bands'

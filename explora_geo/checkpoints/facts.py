@@ -63,6 +63,7 @@ class Facts:
             normalization=vit.normalization,
             base=vit.base,
             licence=vit.licence,
+            adaptation=vit.adaptation,
             **more,
         )
 

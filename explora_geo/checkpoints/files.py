@@ -29,10 +29,10 @@ _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def read_state(path: str | Path, values: bool = True) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read a state dict from a safetensors or PyTorch file.
+    """Read a state dict from a `.safetensors` file, or from any other file of `torch.save`.
 
     Args:
-        path: File ending in `.safetensors`, or any file of `torch.save`.
+        path: The file.
         values: Whether to read the numbers; if not, tensors have shape and type only (on the meta device).
 
     Returns:
@@ -67,11 +67,7 @@ def _outline(file: Any, name: str) -> Tensor:
 
 
 def read_checkpoint(path: str | Path, mmap: bool = False) -> Any:
-    """Read a file of `torch.save` without running code that it may hold.
-
-    Args:
-        path: The file.
-        mmap: Leave the tensors on the disk where the format allows, to look at the rest.
+    """Read a file of `torch.save` without running code; with `mmap`, tensors stay on the disk where they can.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -97,11 +93,7 @@ def read_checkpoint(path: str | Path, mmap: bool = False) -> Any:
 
 
 def check_values(state: Mapping[str, Tensor], source: str | Path) -> None:
-    """Check that tensors of a source are finite floating-point weights.
-
-    Raises:
-        ValueError: If one is not of floating point, or NaN or infinite in the model's float32.
-    """
+    """Check that tensors are floating-point weights, finite in float32; a ValueError otherwise."""
     for name, tensor in state.items():
         if tensor.dtype not in _FLOATS:
             raise ValueError(
@@ -127,10 +119,9 @@ def differences(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> st
 
 
 def check_exact(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: str | Path) -> None:
-    """Check that a file holds exactly the tensors of the model that its header describes.
+    """Check that a file holds the tensors of the model that its header describes; a ValueError otherwise.
 
-    Raises:
-        ValueError: If a name or shape differs, or a tensor is no weights; counters may be integers.
+    Tensors must be weights; counters may be integers.
     """
     if wrong := differences(state, wanted):
         raise ValueError(f'{path} {wrong}: the file is incomplete or of another model')
@@ -138,16 +129,12 @@ def check_exact(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path:
 
 
 def check_storage(state: Mapping[str, Tensor], path: str | Path) -> None:
-    """Check that tensors of a file are dense and no larger than it, unlike one number repeated.
-
-    Raises:
-        ValueError: If one is sparse, quantized, on a device, or larger than the file.
-    """
+    """Refuse tensors that are sparse, quantized, on a device, or larger than their file."""
     size = Path(path).stat().st_size
     for name, tensor in state.items():
         kind = 'sparse' if tensor.layout != torch.strided else 'quantized' if tensor.is_quantized else ''
-        if kind or tensor.device.type != 'cpu':
-            kind = kind or tensor.device.type
+        kind = kind or tensor.device.type.removeprefix('cpu')
+        if kind:
             raise ValueError(f'{path} holds {name} as a {kind} tensor: store it densely')
         if tensor.numel() * tensor.element_size() > size:
             raise ValueError(

@@ -26,13 +26,7 @@ class MAEDecoder(nn.Module):
     ) -> None:
         """Initialize an MAEDecoder with random weights.
 
-        Args:
-            tokenizer: The encoder's tokenizer: gives positions and the size of a target.
-            in_dim: Width of the encoder.
-            embed_dim: Width of the decoder.
-            depth: Number of blocks.
-            num_heads: Attention heads per block.
-            mlp_ratio: Hidden width of the MLP over the width.
+        The encoder's tokenizer gives positions and the size of a target; `in_dim` is the encoder's width.
         """
         super().__init__()
         # Held in a tuple: the tokenizer belongs to the encoder and must not be registered twice.

@@ -34,9 +34,6 @@ class DenseHead(nn.Module):
             num_slots: Slots S of the backbone.
             slots: How they are reduced: `mean`, or `concat` of their widths.
             channels: Width of pyramid and decoder.
-
-        Raises:
-            ValueError: If the name is unknown.
         """
         super().__init__()
         if name not in HEADS:
@@ -85,14 +82,7 @@ class FeaturePyramid(nn.Module):
     def __init__(
         self, in_channels: int, channels: int, patch_size: int, strides: Sequence[int] = (4, 8, 16, 32)
     ) -> None:
-        """Initialize a FeaturePyramid.
-
-        Args:
-            in_channels: Width of the input maps.
-            channels: Width of the levels.
-            patch_size: Patch side, pixels.
-            strides: Pixels of the image per cell of each level.
-        """
+        """Initialize a FeaturePyramid of levels with these strides, pixels of the image per cell."""
         super().__init__()
         self.strides = tuple(strides)
         self.levels = nn.ModuleList()
@@ -105,14 +95,11 @@ class FeaturePyramid(nn.Module):
             self.levels.append(nn.Sequential(*steps))
 
     def forward(self, maps: Sequence[Tensor], size: tuple[int, int]) -> list[Tensor]:
-        """Make the levels.
+        """Levels of shape (B, channels, H / stride, W / stride) of an image of this size, at least one cell.
 
         Args:
             maps: One map per level, each of shape (B, D, h, w).
             size: Height and width of the image, pixels.
-
-        Returns:
-            Maps of shape (B, channels, H / stride, W / stride), finest first; at least one cell.
         """
         found = []
         for stride, level, x in zip(self.strides, self.levels, maps, strict=True):

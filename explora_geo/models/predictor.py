@@ -91,15 +91,7 @@ class DensePredictor(Predictor):
     def __init__(
         self, backbone: ViT, outputs: int, head: str = 'upernet', slots: Slots = 'mean', channels: int = 256
     ) -> None:
-        """Initialize a DensePredictor.
-
-        Args:
-            backbone: The ViT.
-            outputs: Scores per pixel.
-            head: Name of the head; see `DenseHead`.
-            slots: How slots are reduced.
-            channels: Width of the head.
-        """
+        """Initialize a DensePredictor; see `DenseHead`."""
         super().__init__(backbone, evenly_spaced(backbone.depth))
         tokenizer = backbone.patch_embed
         self.head = DenseHead(

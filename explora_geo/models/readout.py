@@ -14,17 +14,11 @@ Tokens = Literal['cls', 'avg', 'cls+avg']
 
 
 def reduce_slots(patches: Tensor, mode: Slots = 'mean') -> Tensor:
-    """Bring the patches of all slots (channel groups, frames) onto one grid.
+    """Patches of all slots on one grid, shape (B, S, L, D) -> (B, L, D) or (B, L, S·D).
 
     Args:
-        patches: Patch tokens, shape (B, S, L, D).
-        mode: `mean` over slots, or `concat` of their widths, which keeps what each slot says.
-
-    Returns:
-        Tokens, shape (B, L, D) or (B, L, S·D).
-
-    Raises:
-        ValueError: If the mode is unknown.
+        patches: Patch tokens.
+        mode: `mean` over slots, or `concat` of their widths; a ValueError if it is another name.
     """
     if mode not in ('mean', 'concat'):
         raise ValueError(f'slots must be mean or concat, got {mode!r}')
@@ -86,18 +80,15 @@ def turn_back(image: Tensor, number: int) -> Tensor:
 
 
 def average_maps(function: Callable[[Tensor], Tensor], image: Tensor, turns: int = 1) -> Tensor:
-    """Mean over orientations of what a function gives for each place of an image.
+    """Mean over 1, 4 or 8 orientations of what a function gives for each place of an image.
 
     Args:
         function: From images, shape (..., H, W), to maps, shape (B, K, h, w).
         image: Images, shape (..., H, W).
-        turns: Orientations: 1, 4 or 8.
+        turns: Orientations; a ValueError if it is another number.
 
     Returns:
         Maps in the orientation of the images, shape (B, K, h, w).
-
-    Raises:
-        ValueError: If `turns` is another number.
     """
     total = function(image)
     for number in range(1, check_turns(turns)):
@@ -112,8 +103,8 @@ def whitening_matrix(covariance: Tensor, power: float, ridge: float = 0.02) -> T
 
     Args:
         covariance: Covariance of the features, shape (D, D).
-        power: Power of the inverse standard deviation of each principal direction: 0 leaves the features,
-            1 whitens them.
+        power: Power of the inverse standard deviation of each direction: 0 leaves the features, 1 whitens
+            them.
         ridge: Added to the standard deviations, as a share of the largest, so that noise stays small.
 
     Returns:

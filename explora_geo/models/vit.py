@@ -48,6 +48,7 @@ class ViT(nn.Module):
             grid; empty where the model computes its own, None where no file was read.
         base: Name of the weights that were loaded; empty for random ones.
         licence: Licence that those weights state.
+        adaptation: Notation of the adapter that was put on them.
         pos_embed: Table of positions, shape (1, 1 + L, D), without the width of slots; None with `rope`.
         rope: Rotations by place instead of a table, or None.
     """
@@ -55,6 +56,7 @@ class ViT(nn.Module):
     name: str = ''
     base: str = ''
     licence: str = ''
+    adaptation: str = ''
     normalization: Normalization | None = None
     stored_position: Tensor | None = None
     pos_embed: Tensor | None
@@ -217,14 +219,10 @@ class ViT(nn.Module):
             keep: Indices into the N = S·L tokens to run, the others are dropped (MAE), shape (B, K).
             embedded: What `patch_embed(image)` gave, where it was asked already.
             begun: What `begin` gave for the image, to go on from.
-
-        Returns:
-            Class token, patch tokens and registers.
         """
         if begun is None:
-            begun = self.begin(
-                image, 0, timestamps=timestamps, token_mask=token_mask, keep=keep, embedded=embedded
-            )
+            options: dict[str, Any] = {'token_mask': token_mask, 'keep': keep, 'embedded': embedded}
+            begun = self.begin(image, 0, timestamps=timestamps, **options)
         x = begun.x
         for block in self.blocks[begun.blocks :]:
             x = run_block(block, x, begun.rope, self.grad_checkpointing)
@@ -246,7 +244,6 @@ class ViT(nn.Module):
             image: Normalized image, shape (B, C, H, W), or as the tokenizer says.
             blocks: Block indices counted from 0; negative ones from the end.
             timestamps: Acquisition times for temporal tokenizers, shape (B, T, 3).
-
         """
         wanted = [range(self.depth)[i] for i in blocks]
         x, slots, rope = self.embed(image, timestamps)

@@ -37,16 +37,9 @@ def build_tokenizer(
     dynamic_img_size: bool = False,
     options: Mapping[str, Any] | None = None,
 ) -> Tokenizer:
-    """Build a tokenizer by name.
+    """Build the tokenizer of a name, with further arguments of its class as `options`.
 
-    Args:
-        kind: `patch`, `group-channel` or `temporal`.
-        embed_dim: Token width D.
-        img_size: Nominal image side, pixels.
-        patch_size: Patch side, pixels.
-        bands: Band names in image order; the class's own, or those of the groups that are given, if None.
-        dynamic_img_size: Accept other image sizes.
-        options: Further arguments of the class.
+    Bands are the class's own, or those of the groups that are given, if None.
 
     Raises:
         ValueError: If the name or an option is unknown, or values do not fit.

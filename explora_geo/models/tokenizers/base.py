@@ -142,8 +142,8 @@ class Tokenizer(nn.Module, ABC):
             timestamps: Acquisition times for tokenizers that use them, shape (B, T, 3).
 
         Returns:
-            Class token position, shape (1 or B, 1, D), and patch positions, broadcastable to
-            (B, S, L, D); without a spatial code `slot_dim` wide.
+            Codes of shape (1 or B, 1, D), and broadcastable to (B, S, L, D); `slot_dim` wide without
+            `stored`.
         """
         codes = self.slot_codes(timestamps)
         if stored is None:
@@ -176,14 +176,7 @@ class Tokenizer(nn.Module, ABC):
         return _join(slots.new_zeros(1, 1, width), sincos_2d(width, grid, device)[None], slots)
 
     def target_statistics(self, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and variance that normalize targets (`norm_pix_loss`): of each patch by itself.
-
-        Args:
-            target: Output of `patchify`.
-
-        Returns:
-            Mean and variance, each broadcastable to (B, S, L, `target_dim`).
-        """
+        """Mean and variance of each patch of a target (`norm_pix_loss`), broadcastable to it."""
         return target.mean(dim=-1, keepdim=True), target.var(dim=-1, keepdim=True)
 
     def grid(self, image: Tensor) -> tuple[int, int]:

@@ -20,8 +20,14 @@ SENTINEL2 = ('B02', 'B03', 'B04', 'B05', 'B06', 'B07', 'B08', 'B8A', 'B11', 'B12
 class GroupChannelTokenizer(Tokenizer):
     """One slot per group of bands, each with its own patch embedding.
 
-    A token's position is a spatial code next to a code of its group. Groups name their bands, so that
-    the order of the bands in an image is free.
+    A token's position is a spatial code next to a code of its group. `channel_groups` name their bands,
+    together all bands once, so that the order of the bands in an image is free. `slot_dim`, the width of the
+    group code, is even: SatMAE's 256 for D of 768 and more, else a quarter of D; `decoder_slot_dim` is the
+    same in decoders (128 of 512).
+
+    With `satmae_band_pairing` a decoder's predictions are paired with bands as SatMAE's code does: the k-th
+    prediction, counted group after group, stands for the k-th band of the *image*, so that some predict a
+    band of another group. Needed to go on from SatMAE's decoders.
     """
 
     kind = 'group-channel'
@@ -40,25 +46,7 @@ class GroupChannelTokenizer(Tokenizer):
         decoder_slot_dim: int | None = None,
         satmae_band_pairing: bool = False,
     ) -> None:
-        """Initialize a GroupChannelTokenizer.
-
-        Args:
-            embed_dim: Token width D.
-            img_size: Nominal image side, pixels, a multiple of `patch_size`.
-            patch_size: Patch side P, pixels.
-            bands: Band names in image order.
-            dynamic_img_size: Accept other image sizes and resample the positions to them.
-            channel_groups: Band names of each group; together they are the bands, each once.
-            slot_dim: Width of the group code, even; SatMAE's 256 for D of 768 and more, else a quarter
-                of D.
-            decoder_slot_dim: The same in decoders; a quarter of their width if None (128 of 512).
-            satmae_band_pairing: Pair a decoder's predictions with bands as SatMAE's code does: the
-                k-th prediction, counted group after group, stands for the k-th band of the *image*, so
-                that some predict a band of another group. Needed to go on from SatMAE's decoders.
-
-        Raises:
-            ValueError: If sizes do not fit, or groups and bands differ.
-        """
+        """Initialize a GroupChannelTokenizer; sizes and bands are those of `Tokenizer`."""
         super().__init__(img_size, patch_size, bands, dynamic_img_size)
         self.channel_groups = tuple(tuple(group) for group in channel_groups)
         grouped = [band for group in self.channel_groups for band in group]

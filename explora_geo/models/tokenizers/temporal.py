@@ -14,8 +14,10 @@ from explora_geo.models.tokenizers.base import RGB, Tokenizer
 class TemporalTokenizer(Tokenizer):
     """One slot per frame; the patch embedding is shared by the frames.
 
-    A token's position is a spatial code next to the codes of the year, month and hour of its frame, so
-    that any number of frames in any order can be read, and the weights of an RGB model load as they are.
+    A token's position is a spatial code next to the codes of the year, month and hour of its frame, so that
+    any number of frames in any order can be read (`num_frames` are expected), and the weights of an RGB model
+    load as they are. `slot_dim`, the width of the time code, is a multiple of 6: SatMAE's 384 for D of 768
+    and more, else three eighths of D; `decoder_slot_dim` is the same in decoders (192 of 512).
     """
 
     kind = 'temporal'
@@ -33,22 +35,7 @@ class TemporalTokenizer(Tokenizer):
         slot_dim: int | None = None,
         decoder_slot_dim: int | None = None,
     ) -> None:
-        """Initialize a TemporalTokenizer.
-
-        Args:
-            embed_dim: Token width D.
-            img_size: Nominal image side, pixels, a multiple of `patch_size`.
-            patch_size: Patch side P, pixels.
-            bands: Band names of a frame, in order.
-            dynamic_img_size: Accept other image sizes and resample the positions to them.
-            num_frames: Frames expected; others are read too.
-            slot_dim: Width of the time code, a multiple of 6; SatMAE's 384 for D of 768 and more, else
-                three eighths of D.
-            decoder_slot_dim: The same in decoders; three eighths of their width if None (192 of 512).
-
-        Raises:
-            ValueError: If sizes do not fit, bands repeat or there is no frame.
-        """
+        """Initialize a TemporalTokenizer; sizes and bands are those of `Tokenizer`."""
         super().__init__(img_size, patch_size, bands, dynamic_img_size)
         if num_frames < 1:
             raise ValueError(f'num_frames must be at least 1, got {num_frames}')
