@@ -48,7 +48,7 @@ def diagnose() -> dict[str, Any]:
         )
     extras = {}
     for name, use in _EXTRAS.items():
-        parts = [r for r in stated if r not in required and r.marker.evaluate({'extra': name})]
+        parts = [r for r in stated if r.marker and r not in required and r.marker.evaluate({'extra': name})]
         missing = [r.name for r in parts if not _installed(r)['ok']]
         extras[name] = {'use': use, 'missing': missing, 'install': f'pip install "explora_geo[{name}]"'}
     return {

@@ -30,23 +30,14 @@ class Box(NamedTuple):
 
 @dataclass(frozen=True)
 class TileGrid:
-    """Overlapping tiles over a scene of whole cells, the same wherever a computation starts.
+    """Overlapping tiles over a scene of whole cells, the same wherever a computation starts."""
 
-    Attributes:
-        height: Height of the scene, pixels.
-        width: Width of the scene, pixels.
-        tile: Side of a tile, pixels.
-        overlap: Share of a tile that the next one covers again, in [0, 1).
-        block: Side of the blocks that are finished one by one, pixels.
-        cell: Side of a cell of the output, pixels: 1, or the patch side for features of patches.
-    """
-
-    height: int
-    width: int
-    tile: int
-    overlap: float
-    block: int
-    cell: int = 1
+    height: int  # of the scene, pixels
+    width: int  # of the scene, pixels
+    tile: int  # side of a tile, pixels
+    overlap: float  # share of a tile that the next one covers again, in [0, 1)
+    block: int  # side of the blocks that are finished one by one, pixels
+    cell: int = 1  # side of a cell of the output, pixels: 1, or the patch side for features of patches
 
     def __post_init__(self) -> None:
         """Check the values, and cut off what is no whole cell."""

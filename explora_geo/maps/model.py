@@ -124,25 +124,15 @@ class _Tiles(Dataset[tuple[Tensor, Tensor]]):
 
 @dataclass(frozen=True)
 class Blend:
-    """Predictions for blocks of a scene: weighted means of all tiles that reach into them.
-
-    Attributes:
-        scene: The scene.
-        grid: Its tiles.
-        function: The model.
-        normalization: What it reads pixels by.
-        batch_size: Tiles per call.
-        workers: Processes that read tiles.
-        device: Where the model is.
-    """
+    """Predictions for blocks of a scene: weighted means of all tiles that reach into them."""
 
     scene: Scene
     grid: TileGrid
     function: Function
-    normalization: Normalization
-    batch_size: int = 16
-    workers: int = 0
-    device: torch.device | str = 'cpu'
+    normalization: Normalization  # what the model reads pixels by
+    batch_size: int = 16  # tiles per call
+    workers: int = 0  # processes that read tiles
+    device: torch.device | str = 'cpu'  # where the model is
 
     def predict(
         self, source: DatasetReader, block: Box

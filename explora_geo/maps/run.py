@@ -34,25 +34,15 @@ _ENDINGS = {
 
 @dataclass(frozen=True)
 class MapOptions:
-    """How a map is made.
+    """How a map is made."""
 
-    Attributes:
-        overlap: Share of a tile that the next one covers again.
-        block: Side of the blocks that are finished, and kept, one by one, pixels.
-        batch_size: Tiles per forward pass.
-        workers: Processes that read tiles; of a scene behind a URL each fetches its own bytes.
-        device: Where the model runs.
-        statistics: Normalize with the statistics of the model's training images, or of the scene.
-        turns: Orientations of each tile that values are averaged over: 1, 4 or 8.
-    """
-
-    overlap: float = 0.25
-    block: int = 2048
-    batch_size: int = 16
-    workers: int = 0
-    device: torch.device | str = 'cpu'
-    statistics: Literal['model', 'scene'] = 'model'
-    turns: int = 1
+    overlap: float = 0.25  # share of a tile that the next one covers again
+    block: int = 2048  # side of the blocks that are finished, and kept, one by one, pixels
+    batch_size: int = 16  # tiles per forward pass
+    workers: int = 0  # processes that read tiles; of a scene behind a URL each fetches its own bytes
+    device: torch.device | str = 'cpu'  # where the model runs
+    statistics: Literal['model', 'scene'] = 'model'  # of the training images, or the scene, normalize
+    turns: int = 1  # orientations of a tile that values are averaged over: 1, 4 or 8
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -70,25 +60,17 @@ class MapOptions:
 
 @dataclass(frozen=True)
 class Outputs:
-    """Files to make of a scene.
+    """Files to make of a scene."""
 
-    Attributes:
-        out: Cloud-Optimized GeoTIFF of classes (uint8, 255 without data) or numbers (float32).
-        probabilities: GeoTIFF of a probability per class, as bands.
-        vectors: File of polygons of the classes (`.gpkg`, `.parquet`, `.geojson`).
-        vector_classes: Classes to polygonize; all if empty.
-        min_area: Smallest area of a polygon, square meters.
-        embeddings: GeoTIFF, or `.parquet`, of features per patch.
-        quicklook: PNG of scene and map.
-    """
-
-    out: Path | None = None
-    probabilities: Path | None = None
-    vectors: Path | None = None
-    vector_classes: tuple[str, ...] = ()
-    min_area: float = 0.0
-    embeddings: Path | None = None
-    quicklook: Path | None = None
+    out: Path | None = (
+        None  # Cloud-Optimized GeoTIFF of classes (uint8, 255 without data) or numbers (float32)
+    )
+    probabilities: Path | None = None  # GeoTIFF of a probability per class, as bands
+    vectors: Path | None = None  # polygons of the classes
+    vector_classes: tuple[str, ...] = ()  # classes to polygonize; all if empty
+    min_area: float = 0.0  # smallest area of a polygon, square meters
+    embeddings: Path | None = None  # GeoTIFF, or `.parquet`, of features per patch
+    quicklook: Path | None = None  # PNG of scene and map
 
     def check(self, scene: Scene, model: MapModel) -> None:
         """Refuse what would fail after hours of computing, or overwrite the scene; see `make_map`.

@@ -20,11 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 class StepClock:
-    """Times steps, and the share of them in which the loop waited for its loader.
-
-    Attributes:
-        waited: Seconds that it has waited in all.
-    """
+    """Times steps, and how long the loop waited for its loader: `waited`, seconds in all."""
 
     def __init__(self) -> None:
         """Initialize a StepClock that stands still."""
@@ -87,21 +83,14 @@ class FeatureMonitor(Callback):
     What trains is kept, on the CPU, as it was at the best accuracy, or without labels when it last looked
     sound; a run that is stopped leaves that state. The task has an objective as its `model`, `frozen_keys()`,
     validation steps that return features, and `stopped`, the sentence that ended it.
-
-    Attributes:
-        kind: `knn`, `linear` or `none`.
-        guard: When a run counts as collapsed; never if None.
-        starting: Accuracy of the starting weights, if known.
-        latest: Accuracy at the last validation, if labeled.
-        first: What is compared with the guard's bounds, by name, as it was at the start.
     """
 
     def __init__(self, kind: str, guard: GuardConfig | None = None) -> None:
-        """Initialize a FeatureMonitor."""
+        """Initialize a FeatureMonitor of a kind, `knn`, `linear` or `none`; without a guard nothing stops."""
         self.kind, self.guard = kind, guard
-        self.starting: float | None = None
-        self.latest: float | None = None
-        self.first: dict[str, float] = {}
+        self.starting: float | None = None  # accuracy of the starting weights, if known
+        self.latest: float | None = None  # accuracy at the last validation, if labeled
+        self.first: dict[str, float] = {}  # what is compared with the guard's bounds, as it was at the start
         self._kept: dict[str, Tensor] = {}
         self._kept_step = self._rows = 0
         self._best, self._resumed = float('-inf'), False

@@ -21,27 +21,18 @@ from explora_geo.transforms import ViewsConfig
 
 @dataclass(frozen=True)
 class Preset:
-    """One published recipe.
+    """One published recipe."""
 
-    Attributes:
-        adaptation: What trains in the backbone.
-        optim: Optimizer and schedule.
-        batch: Effective batch, reached with gradient accumulation.
-        epochs: Length in epochs, or None where it is given in steps.
-        steps: Length in optimizer steps, or None.
-        objective: Arguments of the objective.
-        drop_path_rate: Stochastic depth of the student.
-        gradient_clip: Largest norm of the gradient, the trainer's `gradient_clip_val`, or None.
-    """
-
-    adaptation: ExPLoRAConfig
-    optim: OptimConfig
-    batch: int
-    epochs: int | None = None
-    steps: int | None = None
-    objective: Mapping[str, Any] = field(default_factory=dict)
-    drop_path_rate: float = 0.0
-    gradient_clip: float | None = None
+    adaptation: ExPLoRAConfig  # what trains in the backbone
+    optim: OptimConfig  # optimizer and schedule
+    batch: int  # effective batch, reached with gradient accumulation
+    epochs: int | None = None  # length, or None where it is given in steps
+    steps: int | None = None  # length in optimizer steps, or None
+    objective: Mapping[str, Any] = field(default_factory=dict)  # its arguments
+    drop_path_rate: float = 0.0  # stochastic depth of the student
+    gradient_clip: float | None = (
+        None  # largest norm of the gradient, the trainer's `gradient_clip_val`, or None
+    )
 
     def over(self, steps: int) -> 'Preset':
         """The recipe for a run of another number of steps: lengths that it states in steps in proportion."""

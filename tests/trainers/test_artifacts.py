@@ -125,23 +125,16 @@ def test_pictures_reach_a_logger_that_takes_them(
     assert (tmp_path / 'log' / 'report.json').exists() and not (tmp_path / 'log' / 'pictures').exists()
 
 
-def test_pictures_reach_tensorboard(
+def test_pictures_reach_tensorboard_and_become_files_with_other_loggers(
     build_task: Task, build_data: Data, build_trainer: Run, tmp_path: Path
 ) -> None:
-    logger = TensorBoardLogger(tmp_path)
-    build_trainer(logger=logger).fit(build_task(), datamodule=build_data())
-    events = EventAccumulator(logger.log_dir).Reload()
+    board, table = TensorBoardLogger(tmp_path / 'board'), CSVLogger(tmp_path / 'table')
+    for logger in (board, table):
+        build_trainer(logger=logger).fit(build_task(), datamodule=build_data())
+    events = EventAccumulator(board.log_dir).Reload()
     assert {'masked', 'reconstruction'} <= set(events.Tags()['images'])
-
-
-def test_pictures_become_files_with_other_loggers(
-    build_task: Task, build_data: Data, build_trainer: Run, tmp_path: Path
-) -> None:
-    logger = CSVLogger(tmp_path)
-    build_trainer(logger=logger).fit(build_task(), datamodule=build_data())
-    folder = Path(logger.log_dir) / 'pictures'
-    names = {p.name for p in folder.iterdir()}
-    assert {'masked_000003.png', 'reconstruction_000003.png'} <= names
+    folder = Path(table.log_dir) / 'pictures'
+    assert {'masked_000003.png', 'reconstruction_000003.png'} <= {p.name for p in folder.iterdir()}
     with Image.open(folder / 'masked_000003.png') as image:
         assert image.size == (8 * 32, 2 * 32)
 
@@ -159,8 +152,8 @@ def test_pictures_are_drawn_in_true_color(
 ) -> None:
     logger = PictureLogger(tmp_path / 'log')
     data = build_data(file_bands=bands)
-    task = build_task(bands=bands, weights=None, adaptation='full')
-    build_trainer(logger=logger, limit_train_batches=1).fit(task, datamodule=data)
+    task = build_task(bands=bands, weights=None, adaptation='full', monitor_features='none')
+    build_trainer(logger=logger, limit_train_batches=1, num_sanity_val_steps=0).fit(task, datamodule=data)
     picture = logger.pictures[-1][1][:, :32, :32]
     batch = data.aug(next(iter(data.val_dataloader())))['image'][:, shown]
     low, high = batch.amin(), batch.amax()

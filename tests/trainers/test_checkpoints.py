@@ -15,21 +15,19 @@ from torch.utils.data import DataLoader
 
 from explora_geo.adaptation import trainable_names
 from explora_geo.datamodules import FolderDataModule
-from explora_geo.objectives import MAE
+from explora_geo.models.heads import HeadConfig
+from explora_geo.objectives import MAE, DINOv2, PhaseConfig
 from explora_geo.trainers import ExPLoRATask
 
 Task = Callable[..., ExPLoRATask]
 Data = Callable[..., FolderDataModule]
 Run = Callable[..., Trainer]
-
-
-class SteadyMAE(MAE):
-    """Masked autoencoding whose masks depend on the step alone, not on what ran before."""
-
-    def forward(self, batch: dict[str, Any], step: int) -> dict[str, Tensor]:
-        noise = torch.rand(len(batch['image']), 16, generator=torch.Generator().manual_seed(step))
-        out = self.reconstruct(batch['image'], noise)
-        return {'loss_mae': self.loss(batch['image'], out.pred, out.mask)}
+MAE_SMALL = partial(MAE, decoder_num_heads=2)
+DINOV2_SMALL = partial(
+    DINOv2,
+    head=HeadConfig(prototypes=24, hidden_dim=16, bottleneck_dim=8),
+    phases=PhaseConfig(freeze_last_layer_fraction=0.5, head_warmup_fraction=0.3),
+)
 
 
 @pytest.fixture
@@ -42,24 +40,26 @@ def weights_of(task: ExPLoRATask) -> dict[str, Tensor]:
     return {k: v.clone() for k, v in task.state_dict().items()}
 
 
-@pytest.mark.parametrize('adaptation', ['[L]-r4', 'full'])
+@pytest.mark.parametrize('objective', [MAE_SMALL, DINOV2_SMALL], ids=['mae', 'dinov2'])
 def test_four_epochs_equal_two_and_two_more(
-    build_task: Task, build_trainer: Run, loader: DataLoader[Any], tmp_path: Path, adaptation: str
+    build_task: Task, build_trainer: Run, loader: DataLoader[Any], tmp_path: Path, objective: Any
 ) -> None:
     every = ModelCheckpoint(tmp_path / 'all', '{epoch}', save_top_k=-1)
-    objective = partial(SteadyMAE, decoder_num_heads=2)
-    straight = build_task(objective=objective, adaptation=adaptation)
+    straight = build_task(objective=objective)
     long = build_trainer(max_epochs=4, callbacks=[every], enable_checkpointing=True)
     long.fit(straight, loader, loader)
     seed_everything(99)
-    resumed = build_task(objective=objective, adaptation=adaptation)
+    resumed = build_task(objective=objective)
     rest = build_trainer(max_epochs=4)
     rest.fit(resumed, loader, loader, ckpt_path=tmp_path / 'all' / 'epoch=1.ckpt')
     assert rest.global_step == long.global_step == 8
     assert resumed.features.starting == straight.features.starting
-    expected = weights_of(straight)
-    for name, value in weights_of(resumed).items():
+    found, expected = weights_of(resumed), weights_of(straight)
+    assert set(found) == set(expected)
+    for name, value in found.items():
         assert torch.equal(value, expected[name]), name
+    if objective is DINOV2_SMALL:
+        assert found['model.assign_cls.center.center'].abs().max() > 0
 
 
 @pytest.fixture
@@ -91,23 +91,10 @@ def test_load_from_checkpoint_gives_the_trained_task(
     checkpoint: tuple[ExPLoRATask, Path], base_file: Path
 ) -> None:
     task, path = checkpoint
-    objective = partial(MAE, decoder_num_heads=2)
-    loaded = ExPLoRATask.load_from_checkpoint(path, weights=str(base_file), objective=objective)
+    loaded = ExPLoRATask.load_from_checkpoint(path, weights=str(base_file), objective=MAE_SMALL)
     expected = weights_of(task)
     assert all(torch.equal(v, expected[k]) for k, v in weights_of(loaded).items())
     assert (loaded.config, loaded.optim) == (task.config, task.optim)
-
-
-def test_a_checkpoint_of_another_objective_is_refused_by_name(
-    checkpoint: tuple[ExPLoRATask, Path], base_file: Path
-) -> None:
-    _, path = checkpoint
-    content = torch.load(path, weights_only=True)
-    torch.save({**content, 'objective': 'D'}, path)
-    with pytest.raises(ValueError, match=r"of D-ExPLoRA and the task of M-ExPLoRA: .*'D-ExPLoRA-\[L\]-r\d"):
-        ExPLoRATask.load_from_checkpoint(
-            path, weights=str(base_file), objective=partial(MAE, decoder_num_heads=2)
-        )
 
 
 def test_a_finished_run_resumes_for_longer_at_a_rate_above_zero(
@@ -122,7 +109,7 @@ def test_a_finished_run_resumes_for_longer_at_a_rate_above_zero(
     assert moved > 1e-4
 
 
-def test_resuming_on_other_base_weights_is_refused(
+def test_another_base_adaptation_scale_or_objective_is_refused(
     checkpoint: tuple[ExPLoRATask, Path],
     base_state: dict[str, Tensor],
     build_task: Task,
@@ -130,27 +117,16 @@ def test_resuming_on_other_base_weights_is_refused(
     build_trainer: Run,
     tmp_path: Path,
 ) -> None:
-    other = {k: v + 0.01 if k == 'pos_embed' else v for k, v in base_state.items()}
-    torch.save(other, tmp_path / 'other.pth')
-    task = build_task(weights=str(tmp_path / 'other.pth'))
-    with pytest.raises(ValueError, match='trained from other weights or another adaptation'):
-        build_trainer(max_epochs=3).fit(task, datamodule=build_data(), ckpt_path=checkpoint[1])
-
-
-def test_resuming_with_another_adaptation_is_refused(
-    checkpoint: tuple[ExPLoRATask, Path], build_task: Task, build_data: Data, build_trainer: Run
-) -> None:
-    task = build_task(adaptation='[1,L]-r4')
-    with pytest.raises(ValueError, match='give the same weights and adaptation'):
-        build_trainer(max_epochs=3).fit(task, datamodule=build_data(), ckpt_path=checkpoint[1])
-
-
-def test_resuming_with_another_scale_of_lora_is_refused(
-    checkpoint: tuple[ExPLoRATask, Path], build_task: Task, build_data: Data, build_trainer: Run
-) -> None:
-    config = checkpoint[0].config
-    task = build_task(adaptation=replace(config, alpha=1.0))
-    with pytest.raises(
-        ValueError, match=f'scales LoRA by 1, the task by .*: give adaptation with alpha {config.rank}'
+    (task, path), other = checkpoint, tmp_path / 'other.pth'
+    torch.save({k: v + 0.01 if k == 'pos_embed' else v for k, v in base_state.items()}, other)
+    alpha = rf'scales LoRA by 1, the task by .*: give adaptation with alpha {task.config.rank}'
+    for change, sentence in (
+        ({'weights': str(other)}, 'trained from other weights or another adaptation'),
+        ({'adaptation': '[1,L]-r4'}, 'give the same weights and adaptation'),
+        ({'adaptation': replace(task.config, alpha=1.0)}, alpha),
     ):
-        build_trainer(max_epochs=3).fit(task, datamodule=build_data(), ckpt_path=checkpoint[1])
+        with pytest.raises(ValueError, match=sentence):
+            build_trainer(max_epochs=3).fit(build_task(**change), datamodule=build_data(), ckpt_path=path)
+    torch.save({**torch.load(path, weights_only=True), 'objective': 'D'}, path)
+    with pytest.raises(ValueError, match=r"of D-ExPLoRA and the task of M-ExPLoRA: .*'D-ExPLoRA-\[L\]-r\d"):
+        build_trainer(max_epochs=3).fit(build_task(), datamodule=build_data(), ckpt_path=path)

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Trainer, seed_everything
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -28,20 +28,6 @@ Run = Callable[..., Trainer]
 
 SMALL: dict[str, Any] = {'phases': PhaseConfig(freeze_last_layer_steps=0, head_warmup_steps=0)}
 HEAD = HeadConfig(prototypes=24, hidden_dim=16, bottleneck_dim=8)
-
-
-class SteadyDINOv2(DINOv2):
-    """Self-distillation whose crops and masks depend on the step alone, not on what ran before."""
-
-    def forward(self, batch: dict[str, Any], step: int) -> dict[str, Tensor]:
-        seed_everything(step, verbose=False)
-        return super().forward(batch, step)
-
-
-@pytest.fixture
-def loader(images: Tensor) -> DataLoader[Any]:
-    samples = [{'image': image, 'label': torch.tensor(i % 2)} for i, image in enumerate(images)]
-    return DataLoader(samples, batch_size=4)
 
 
 @pytest.fixture
@@ -130,31 +116,6 @@ def test_batches_of_images_alone_are_enough(build_dino: Task, build_trainer: Run
     trainer = build_trainer()
     trainer.fit(build_dino(), loader)
     assert trainer.global_step == 2 and torch.isfinite(trainer.callback_metrics['train_loss'])
-
-
-@pytest.mark.parametrize('adaptation', ['[L]-r4', 'full'])
-def test_four_epochs_equal_two_and_two_more(
-    build_task: Task, build_trainer: Run, loader: DataLoader[Any], tmp_path: Path, adaptation: str
-) -> None:
-    every = ModelCheckpoint(tmp_path / 'all', '{epoch}', save_top_k=-1)
-    arguments = {
-        'head': HEAD,
-        'phases': PhaseConfig(freeze_last_layer_fraction=0.5, head_warmup_fraction=0.3),
-    }
-    options = {'objective': partial(SteadyDINOv2, **arguments), 'adaptation': adaptation}
-    straight = build_task(**options)
-    long = build_trainer(max_epochs=4, callbacks=[every], enable_checkpointing=True)
-    long.fit(straight, loader, loader)
-    seed_everything(99)
-    resumed = build_task(**options)
-    rest = build_trainer(max_epochs=4)
-    rest.fit(resumed, loader, loader, ckpt_path=tmp_path / 'all' / 'epoch=1.ckpt')
-    assert rest.global_step == long.global_step == 8
-    found, expected = resumed.state_dict(), straight.state_dict()
-    assert set(found) == set(expected)
-    for name, value in found.items():
-        torch.testing.assert_close(value, expected[name], atol=1e-5, rtol=1e-5, msg=name)
-    assert found['model.assign_cls.center.center'].abs().max() > 0
 
 
 def test_a_checkpoint_holds_what_trains_twice_and_nothing_frozen(

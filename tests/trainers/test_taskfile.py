@@ -68,14 +68,17 @@ HOSTILE: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     'image as text': (hparams(img_size='32'), "images of '32' px"),
     'image unstated': (lambda header: header['hparams'].pop('img_size') and None, "lacks 'img_size'"),
     'patch': (hparams(patch_size=-8), 'patches of -8 px'),
-    'classes': (hparams(num_classes=10**9), r'head\.bias of shape \(3,\), expected \(1000000000,\)'),
+    'classes': (hparams(num_classes=10**9), r'head\.bias of shape \(3,\), the model needs \(1000000000,\)'),
     'no class': (hparams(num_classes=0), 'num_classes of at least 2'),
     'frames': (
         hparams(tokenizer='temporal', tokenizer_options={'num_frames': 10**12}, slots='concat'),
         r'model\.safetensors',
     ),
     'architecture': (hparams(model='vit_large_patch8_32'), r'model\.safetensors lacks .*\d+ missing'),
-    'bands': (hparams(bands=['red']), r'proj\.weight of shape \(32, 3, 8, 8\), expected \(32, 1, 8, 8\)'),
+    'bands': (
+        hparams(bands=['red']),
+        r'proj\.weight of shape \(32, 3, 8, 8\), the model needs \(32, 1, 8, 8\)',
+    ),
     'unknown': (hparams(model='resnet50'), 'unknown backbone'),
     'argument': (hparams(nonsense=1), 'nonsense'),
     'task': (lambda header: {**header, 'task': 'Trainer'}, "unknown task 'Trainer'"),
@@ -105,7 +108,7 @@ def test_weights_that_a_file_names_are_not_opened(file: Path, tmp_path: Path) ->
 BAD_TENSORS: dict[str, tuple[Callable[[State], Any], str]] = {
     'nan': (lambda state: state['head.weight'].fill_(torch.nan), r'not finite in head\.weight'),
     'missing': (lambda state: state.pop('head.bias'), r'lacks head\.bias'),
-    'unknown': (lambda state: state.update(more=torch.ones(2)), 'holds the unknown more'),
+    'unknown': (lambda state: state.update(more=torch.ones(2)), 'has the unknown more'),
     'quantised': (
         lambda state: state.update({'head.bias': torch.ones(3, dtype=torch.int8)}),
         r'head\.bias as int8',
