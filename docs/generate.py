@@ -31,7 +31,7 @@ CLASSES: dict[str, list[Any]] = {
     'Groups of settings': [
         adaptation.ExPLoRAConfig,
         trainers.OptimConfig,
-        trainers.Regularisation,
+        trainers.Regularization,
         trainers.GuardConfig,
         objectives.TeacherConfig,
         objectives.LossConfig,

@@ -59,21 +59,14 @@ def run_app(application: typer.Typer, args: list[str]) -> None:
     debug = '--debug' in args
     try:
         application([a for a in args if a != '--debug'])
-    except (ValueError, OSError, ImportError) as error:
-        _fail(error, debug)
     except Exception as error:
         # jsonargparse and Lightning are imported only by some commands, so their errors are known by name.
-        if type(error).__name__ not in ('ArgumentError', 'MisconfigurationException'):
+        named = type(error).__name__ in ('ArgumentError', 'MisconfigurationException')
+        if debug or not (named or isinstance(error, ValueError | OSError | ImportError)):
             raise
-        _fail(error, debug)
-
-
-def _fail(error: Exception, debug: bool) -> None:
-    if debug:
-        raise error
-    message = f'[bold red]error:[/] {escape(_sentence(error))}'
-    Console(stderr=True).print(message, soft_wrap=True, highlight=False)
-    raise SystemExit(2) from error
+        message = f'[bold red]error:[/] {escape(_sentence(error))}'
+        Console(stderr=True).print(message, soft_wrap=True, highlight=False)
+        raise SystemExit(2) from error
 
 
 def _sentence(error: Exception) -> str:

@@ -96,7 +96,7 @@ def test_torchgeos_command_line_takes_the_same_file(
         (['--model.init_args.num_classes=2'], 'num_classes is 2, but the data has 10 classes (AnnualCrop'),
         (['--model.init_args.tuning=half'], 'Parser key "tuning":'),
         (['--model.init_args.weights=missing.pth'], 'no weights file missing.pth'),
-        (['--model.init_args.regularisation.mixup=-1'], 'mixup must not be negative'),
+        (['--model.init_args.regularization.mixup=-1'], 'mixup must not be negative'),
         (
             ['--data.init_args.bands=[red,green]'],
             "Bands ['blue'] are missing: the model reads red, green, blue, the data has red, green",

@@ -45,7 +45,7 @@ class Tune:
     steps: int | None = None  # optimizer steps, or None for epochs
     epochs: int | None = None  # passes over the labelled images
     optim: Mapping[str, Any] = field(default_factory=dict)  # fields of `OptimConfig`
-    regularisation: Mapping[str, Any] = field(default_factory=dict)  # fields of `Regularisation`
+    regularisation: Mapping[str, Any] = field(default_factory=dict)  # fields of `Regularization`
     labels: str = 'all'  # label budget
 
 

@@ -25,7 +25,7 @@ from explora_geo.evaluation import Budget, ProbeProtocol, SweepConfig, run_probe
 from explora_geo.evaluation.features import extract_parts
 from explora_geo.evaluation.probes import STRENGTHS
 from explora_geo.models import create_vit
-from explora_geo.trainers import ClassificationTask, CropLink, ExPLoRATask, OptimConfig, Regularisation
+from explora_geo.trainers import ClassificationTask, CropLink, ExPLoRATask, OptimConfig, Regularization
 from explora_geo.trainers.options import ADAPTATIONS
 
 from .data import classes_named, cut, describe_data, draw_training_labels, load_class, open_data
@@ -36,7 +36,7 @@ from .stages import Stage, Store
 from .training import Progress, curve_score, quiet
 
 MODEL = 'model.safetensors'
-#: Regularisation that needs one label per image.
+#: Regularization that needs one label per image.
 _ONE_LABEL = ('mixup', 'cutmix', 'erasing')
 
 
@@ -288,6 +288,6 @@ def _tuning_task(job: Job, model: Stage, module: Any, factor: float) -> Any:
         adaptation=ADAPTATIONS[job.row.tuning].with_extra(model.record.get('fresh', ())),
         num_classes=len(classes_named(module)) or job.data.classes or 0,
         optim=_with_rate(OptimConfig(**settings.optim), factor),
-        regularisation=Regularisation(**regularisation),
+        regularization=Regularization(**regularisation),
         **job.data.task_args,
     )

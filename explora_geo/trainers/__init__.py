@@ -3,7 +3,7 @@
 from explora_geo.objectives import MAE, DINOv2  # lets a YAML name objectives by class name
 from explora_geo.trainers.guard import GuardConfig
 from explora_geo.trainers.optim import OptimConfig
-from explora_geo.trainers.options import Regularisation
+from explora_geo.trainers.options import Regularization
 from explora_geo.trainers.presets import PRESETS
 from explora_geo.trainers.pretrain import CropLink, ExPLoRATask
 from explora_geo.trainers.tasks import ClassificationTask, RegressionTask, SegmentationTask, load_task
@@ -19,7 +19,7 @@ __all__ = [
     'GuardConfig',
     'OptimConfig',
     'RegressionTask',
-    'Regularisation',
+    'Regularization',
     'SegmentationTask',
     'load_task',
     'save_task',

@@ -95,7 +95,7 @@ class PretrainOptions(BackboneOptions):
 
 
 @dataclass(frozen=True)
-class Regularisation:
+class Regularization:
     """How tuning is kept from learning its images by heart; the defaults are the paper's (appendix B).
 
     Attributes:

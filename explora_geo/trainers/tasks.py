@@ -34,7 +34,7 @@ class ClassTask(TuningTask):
         if self.loss_name in ('ce', 'bce') and (self.loss_name == 'ce') != one:
             raise ValueError(f'the loss {loss} does not fit the task {self.kind}: ce is for multiclass')
         super().__init__(**kwargs)
-        if self.regularisation.mixes and (self.dense or self.loss_name != 'ce'):
+        if self.regularization.mixes and (self.dense or self.loss_name != 'ce'):
             raise ValueError('mixup and cutmix need one class per image: task multiclass with the loss ce')
 
     def configure_losses(self) -> None:
@@ -46,7 +46,7 @@ class ClassTask(TuningTask):
         weights, ignored = self.hparams['class_weights'], self.ignored
         if weights is not None and self.loss_name == 'ce' and len(weights) != self.outputs:
             raise ValueError(f'class_weights must have {self.outputs} values, got {len(weights)}')
-        smooth = self.regularisation.label_smoothing
+        smooth = self.regularization.label_smoothing
         self.criterion: nn.Module
         match self.loss_name:
             case 'ce':
@@ -157,7 +157,7 @@ class ClassificationTask(ClassTask):
             class_weights: Weight of each class in the loss `ce`.
             tokens: What the head reads: `cls`, `avg` (mean patch) or `cls+avg`.
             last_blocks: Blocks whose class tokens it reads.
-            **kwargs: Backbone, tuning and regularisation; see `TuningTask`.
+            **kwargs: Backbone, tuning and regularization; see `TuningTask`.
 
         Raises:
             ValueError: If numbers, loss and task do not fit.
@@ -205,7 +205,7 @@ class SegmentationTask(ClassTask):
             ignore_index: Value of masks that neither loss nor metrics count.
             head: Decoder by name; see `DenseHead`.
             head_channels: Width of the decoder.
-            **kwargs: Backbone, tuning and regularisation; see `TuningTask`.
+            **kwargs: Backbone, tuning and regularization; see `TuningTask`.
 
         Raises:
             ValueError: If numbers, loss and task do not fit.
@@ -258,7 +258,7 @@ class RegressionTask(TuningTask):
             head_channels: Width of the decoder.
             tokens: What the head reads, for labels: `cls`, `avg` (mean patch) or `cls+avg`.
             last_blocks: Blocks whose class tokens it reads.
-            **kwargs: Backbone, tuning and regularisation; see `TuningTask`.
+            **kwargs: Backbone, tuning and regularization; see `TuningTask`.
 
         Raises:
             ValueError: If a value is unknown or does not fit.
@@ -271,7 +271,7 @@ class RegressionTask(TuningTask):
             raise ValueError(f'num_outputs must be at least 1, and 1 for masks, got {num_outputs}')
         self.dense, self.outputs = target == 'mask', num_outputs
         super().__init__(**kwargs)
-        if self.regularisation.mixes:
+        if self.regularization.mixes:
             raise ValueError('mixup and cutmix are for classes, not for numbers')
 
     def configure_losses(self) -> None:

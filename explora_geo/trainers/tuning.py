@@ -28,7 +28,7 @@ from explora_geo.trainers.options import (
     ADAPTATIONS,
     OPTIMIZERS,
     BackboneOptions,
-    Regularisation,
+    Regularization,
     Tuning,
     restored,
 )
@@ -37,7 +37,7 @@ from explora_geo.trainers.resume import ReproducibleTask
 #: Format that the header of a tuned model's file states.
 FORMAT = 'explora_geo.task'
 #: What only training needs: a file that is read is not trained on.
-TRAINING = ('weights', 'adapter', 'adaptation', 'optim', 'lr', 'regularisation', 'grad_checkpointing')
+TRAINING = ('weights', 'adapter', 'adaptation', 'optim', 'lr', 'regularization', 'grad_checkpointing')
 
 
 class TuningTask(ReproducibleTask):
@@ -54,7 +54,7 @@ class TuningTask(ReproducibleTask):
         data: What the data said of itself when the task was trained: bands, statistics, class names.
     """
 
-    ignore: Sequence[str] | str | None = ('weights', 'adapter')
+    ignore: Sequence[str] | str | None = ('weights', 'adapter', 'regularisation')
     monitor = 'val_loss'
     model: Predictor
     kind: str
@@ -70,7 +70,7 @@ class TuningTask(ReproducibleTask):
         adaptation: ExPLoRAConfig | str | None = None,
         optim: OptimConfig | None = None,
         lr: float | None = None,
-        regularisation: Regularisation | None = None,
+        regularization: Regularization | None = None,
         slots: Slots = 'mean',
         statistics: Literal['model', 'data'] | None = None,
         **backbone: Any,
@@ -86,7 +86,7 @@ class TuningTask(ReproducibleTask):
             adaptation: Another choice of what trains, as a configuration or in the paper's notation.
             optim: Optimizer and schedule; those of *tuning* if None.
             lr: Learning rate as it is, for any batch: short for `optim` with `lr_scaling: none`.
-            regularisation: Drop path, label smoothing, mixup, cutmix, erasing.
+            regularization: Drop path, label smoothing, mixup, cutmix, erasing.
             slots: How channel groups or frames are reduced in the head: `mean`, or `concat`.
             statistics: Normalize by the mean and standard deviation that the weights state (`model`), or by
                 those of the `data`. If None, by those of the weights, and data that were given others are
@@ -103,13 +103,16 @@ class TuningTask(ReproducibleTask):
             raise ValueError(f'the adapter {adapter} belongs to the weights it was made on: give weights too')
         self.target_key = 'mask' if self.dense else 'label'
         self._weights, self._adapter = weights, adapter
+        former = backbone.pop('regularisation', None)
+        if former is not None:
+            warnings.warn('regularisation is deprecated, write regularization', FutureWarning, stacklevel=4)
         self.options = BackboneOptions(**backbone)
         self.config = ExPLoRAConfig.create(ADAPTATIONS[tuning] if adaptation is None else adaptation)
         self.optim = restored(OptimConfig, optim) or OPTIMIZERS[tuning]
         if lr is not None:
             self.optim = OptimConfig(**{**vars(self.optim), 'base_lr': lr, 'lr_scaling': 'none'})
-        self.regularisation = restored(Regularisation, regularisation) or Regularisation()
-        if self.dense and self.regularisation.erasing:
+        self.regularization = restored(Regularization, regularization or former) or Regularization()
+        if self.dense and self.regularization.erasing:
             raise ValueError('erasing is for images with a label each, not for masks')
         self.data: dict[str, Any] = {}
         self._restored = False
@@ -123,7 +126,7 @@ class TuningTask(ReproducibleTask):
             'adaptation': self.config.to_dict(),
             'optim': dict(vars(self.optim)),
             'lr': None,
-            'regularisation': dict(vars(self.regularisation)),
+            'regularization': dict(vars(self.regularization)),
             'bands': list(tokenizer.bands),
             'img_size': tokenizer.grid_size[0] * tokenizer.patch_size,
             'patch_size': tokenizer.patch_size,
@@ -174,7 +177,7 @@ class TuningTask(ReproducibleTask):
         options = {k: v for k, v in vars(self.options).items() if v is not None}
         checkpointing = options.pop('grad_checkpointing')
         options['drop_path_rate'] = (
-            0.0 if self.config == ADAPTATIONS['linear'] else self.regularisation.drop_path
+            0.0 if self.config == ADAPTATIONS['linear'] else self.regularization.drop_path
         )
         hparams, name = self.hparams, self.hparams['model']
         if self._weights is not None:
@@ -230,7 +233,7 @@ class TuningTask(ReproducibleTask):
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """Loss of an augmented batch of `image` and the target."""
         image, target = self._read(batch)
-        changed, wanted = self.regularisation.apply(image, target, self.outputs)
+        changed, wanted = self.regularization.apply(image, target, self.outputs)
         scores = self(changed, batch.get('timestamps'))
         loss = self.log_step(self.loss(scores, wanted), batch)
         if wanted is target:  # mixed images have no one class to score

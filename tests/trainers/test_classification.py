@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from explora_geo.trainers import ClassificationTask, Regularisation, load_task, save_task
+from explora_geo.trainers import ClassificationTask, Regularization, load_task, save_task
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def build(base_file: Path) -> Callable[..., ClassificationTask]:
 
 def test_multiclass_is_scored_as_torch_and_torchgeo_do(build: Callable[..., ClassificationTask]) -> None:
     weights = [1.0, 2.0, 3.0]
-    task = build(num_classes=3, class_weights=weights, regularisation=Regularisation(label_smoothing=0.1))
+    task = build(num_classes=3, class_weights=weights, regularization=Regularization(label_smoothing=0.1))
     scores, target = torch.randn(20, 3), torch.arange(20) % 3
     expected = F.cross_entropy(scores, target, torch.tensor(weights), label_smoothing=0.1)
     assert_close(task.loss(scores, target), expected)
@@ -69,8 +69,8 @@ def test_other_losses_fall_with_better_scores(
 
 
 def test_training_on_mixed_images_uses_shares(build: Callable[..., ClassificationTask]) -> None:
-    task = build(num_classes=3, regularisation=Regularisation(mixup=1.0))
-    _, shares = task.regularisation.apply(torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 0]), 3)
+    task = build(num_classes=3, regularization=Regularization(mixup=1.0))
+    _, shares = task.regularization.apply(torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 0]), 3)
     scores = torch.randn(4, 3)
     assert shares.shape == (4, 3)
     assert_close(task.loss(scores, shares), -(shares * scores.log_softmax(1)).sum(1).mean())
@@ -87,7 +87,7 @@ def test_training_on_mixed_images_uses_shares(build: Callable[..., Classificatio
         ({'num_classes': 2, 'loss': 'mse'}, 'loss must be ce, bce, jaccard or focal'),
         ({'num_classes': 2, 'class_weights': [1.0]}, 'class_weights must have 2 values, got 1'),
         (
-            {'task': 'multilabel', 'num_labels': 2, 'regularisation': Regularisation(cutmix=1.0)},
+            {'task': 'multilabel', 'num_labels': 2, 'regularization': Regularization(cutmix=1.0)},
             'need one class per image',
         ),
     ],

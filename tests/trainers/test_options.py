@@ -6,7 +6,7 @@ from torch.testing import assert_close
 
 from explora_geo.adaptation import explora, trainable_summary
 from explora_geo.models import create_vit
-from explora_geo.trainers import Regularisation
+from explora_geo.trainers import Regularization
 from explora_geo.trainers.options import ADAPTATIONS, OPTIMIZERS
 
 
@@ -26,13 +26,13 @@ def test_the_published_numbers_are_the_defaults() -> None:
     assert (lora.scaled_lr(256), lora.min_lr, lora.layer_decay) == (1e-3, 1e-6, 1.0)
     assert lora.warmup_length == full.warmup_length == ('warmup_epochs', 1)
     assert (full.scaled_lr(256), full.layer_decay) == (2e-4, 0.75)
-    assert Regularisation() == Regularisation(drop_path=0.2, mixup=0, cutmix=0, erasing=0)
+    assert Regularization() == Regularization(drop_path=0.2, mixup=0, cutmix=0, erasing=0)
 
 
 def test_mixed_images_and_classes_have_the_same_shares() -> None:
     label = torch.arange(4)
     image = label.float().view(4, 1, 1, 1).expand(4, 3, 16, 16).contiguous()
-    for setting in (Regularisation(mixup=1.0), Regularisation(cutmix=1.0)):
+    for setting in (Regularization(mixup=1.0), Regularization(cutmix=1.0)):
         mixed, shares = setting.apply(image, label, 4)
         assert_close(shares.sum(1), torch.ones(4))
         assert_close(mixed.mean((1, 2, 3)), shares @ torch.arange(4.0))
@@ -41,15 +41,15 @@ def test_mixed_images_and_classes_have_the_same_shares() -> None:
 
 def test_series_are_mixed_and_erased_as_a_whole() -> None:
     series = torch.randn(4, 2, 3, 16, 16)
-    mixed, _ = Regularisation(cutmix=1.0).apply(series, torch.arange(4), 4)
+    mixed, _ = Regularization(cutmix=1.0).apply(series, torch.arange(4), 4)
     assert mixed.shape == series.shape
-    erased, _ = Regularisation(erasing=1.0).apply(series, torch.arange(4), 4)
+    erased, _ = Regularization(erasing=1.0).apply(series, torch.arange(4), 4)
     gone = (erased == 0).flatten(1, 2)
     assert gone.any((1, 2, 3)).all() and torch.equal(gone.all(1), gone.any(1))
-    assert Regularisation().apply(series, torch.arange(4), 4)[0] is series
+    assert Regularization().apply(series, torch.arange(4), 4)[0] is series
 
 
 @pytest.mark.parametrize('changes', [{'drop_path': 1.0}, {'mixup': -1.0}, {'erasing': 1.5}])
 def test_values_out_of_range_are_refused(changes: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(changes))):
-        Regularisation(**changes)
+        Regularization(**changes)

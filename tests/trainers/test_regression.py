@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 from torch.utils.data import DataLoader
 
-from explora_geo.trainers import RegressionTask, Regularisation
+from explora_geo.trainers import RegressionTask, Regularization
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def test_targets_keep_their_digits_in_half_precision(build: Callable[..., Regres
         ({'loss': 'huber'}, 'loss must be mse or mae'),
         ({'target': 'image'}, 'target must be label or mask'),
         ({'num_outputs': 2, 'target': 'mask'}, '1 for masks, got 2'),
-        ({'regularisation': Regularisation(mixup=1.0)}, 'mixup and cutmix are for classes'),
+        ({'regularization': Regularization(mixup=1.0)}, 'mixup and cutmix are for classes'),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from explora_geo.datamodules import MaskFolderDataModule
-from explora_geo.trainers import OptimConfig, Regularisation, SegmentationTask, load_task
+from explora_geo.trainers import OptimConfig, Regularization, SegmentationTask, load_task
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_vegetation_is_learnt_from_real_windows(
         head='upernet',
         head_channels=16,
         optim=OptimConfig(base_lr=3e-3, lr_scaling='none', warmup_fraction=0.1),
-        regularisation=Regularisation(drop_path=0),
+        regularization=Regularization(drop_path=0),
     )
     trainer = build_trainer(max_epochs=12)
     trainer.fit(task, datamodule=data)
@@ -114,7 +114,7 @@ def test_vegetation_is_learnt_from_real_windows(
         ({'num_classes': 2, 'loss': 'jaccard', 'ignore_index': 0}, 'use dice with ignore_index'),
         ({'num_classes': 2, 'head': 'unet'}, 'head must be one of linear'),
         ({'num_classes': 2, 'class_weights': [1.0]}, 'class_weights must have 2 values'),
-        ({'num_classes': 2, 'regularisation': Regularisation(erasing=0.5)}, 'not for masks'),
+        ({'num_classes': 2, 'regularization': Regularization(erasing=0.5)}, 'not for masks'),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(

@@ -14,9 +14,10 @@ from torch.testing import assert_close
 
 from explora_geo.adaptation import ExPLoRAConfig, explora
 from explora_geo.checkpoints import load_backbone, load_weights, merge_adapter, save_adapter, write_state
+from explora_geo.configured import run
 from explora_geo.datamodules import FolderDataModule
 from explora_geo.models import create_vit
-from explora_geo.trainers import ClassificationTask, OptimConfig, Regularisation, load_task, save_task
+from explora_geo.trainers import ClassificationTask, OptimConfig, Regularization, load_task, save_task
 
 MODEL = 'vit_tiny_patch8_32'
 Build = Callable[..., Any]
@@ -33,7 +34,7 @@ def build(base_file: Path) -> Build:
             'weights': str(base_file),
             'num_classes': 3,
             'optim': OPTIM,
-            'regularisation': Regularisation(drop_path=0),
+            'regularization': Regularization(drop_path=0),
         }
         return ClassificationTask(**{**defaults, **kwargs})
 
@@ -127,7 +128,7 @@ def trained(
     build: Build, build_data: Callable[..., FolderDataModule], build_trainer: Callable[..., Trainer]
 ) -> ClassificationTask:
     task: ClassificationTask = build(
-        regularisation=Regularisation(drop_path=0.1, label_smoothing=0.1, mixup=0.5, erasing=0.5)
+        regularization=Regularization(drop_path=0.1, label_smoothing=0.1, mixup=0.5, erasing=0.5)
     )
     trainer = build_trainer(enable_checkpointing=True, max_epochs=2)
     data = build_data()
@@ -179,6 +180,23 @@ def test_a_checkpoint_resumes_without_the_starting_weights(
     trainer = build_trainer(max_epochs=3)
     trainer.fit(task, datamodule=build_data(), ckpt_path=checkpoint, weights_only=True)
     assert trainer.global_step == 9
+
+
+@pytest.mark.parametrize('yaml', [False, True])
+def test_the_old_spelling_of_regularization_works(build: Build, tmp_path: Path, yaml: bool) -> None:
+    with pytest.warns(FutureWarning, match='regularisation is deprecated, write regularization'):
+        if yaml:
+            (file := tmp_path / 'run.yaml').write_text(
+                f'trainer: {{accelerator: cpu, logger: false, default_root_dir: {tmp_path}}}\n'
+                f'model: {{class_path: explora_geo.trainers.ClassificationTask, init_args: {{model: {MODEL}, '
+                'tuning: full, num_classes: 2, regularisation: {drop_path: 0.3}}}\n'
+                'data: {class_path: explora_geo.datamodules.FolderDataModule, init_args: {root: tiles}}\n'
+            )
+            task = run(['fit', '--config', str(file)], start=False).model
+        else:
+            task = build(regularization=None, regularisation={'drop_path': 0.3})
+    assert task.regularization == Regularization(drop_path=0.3)
+    assert task.hparams['regularization']['drop_path'] == 0.3 and 'regularisation' not in task.hparams
 
 
 def test_mistakes_are_named(
