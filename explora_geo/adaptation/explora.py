@@ -96,16 +96,11 @@ class ExPLoRAConfig:
 
     @classmethod
     def parse(cls, notation: str, **changes: Any) -> Self:
-        """Read the paper's notation.
+        """Read the paper's notation, with changes of other fields, such as `alpha=1`.
 
-        Args:
-            notation: `D-ExPLoRA-[L]-r32`, `M-ExPLoRA-[1,L]-r32`, `[L-1,L]` (no LoRA), `[]-r256` (LoRA
-                only), `[L]-r32@12` (in the last 12 blocks only) or `full`. Blocks count from 1, L is the
-                last. The leading D or M names the objective, which is not part of the configuration.
-            **changes: Other fields, such as `alpha=1`.
-
-        Raises:
-            ValueError: If the text is no such notation.
+        It is `D-ExPLoRA-[L]-r32`, `M-ExPLoRA-[1,L]-r32`, `[L-1,L]` (no LoRA), `[]-r256` (LoRA only),
+        `[L]-r32@12` (in the last 12 blocks only) or `full`. Blocks count from 1, L is the last. The leading D
+        or M names the objective, which is not part of the configuration. Other text is a ValueError.
         """
         if notation.strip().lower() == 'full':
             return cls(unfrozen_blocks='all', rank=0, **changes)
@@ -160,7 +155,7 @@ def notation_objective(notation: str) -> str:
 
 
 def explora(model: nn.Module, config: ExPLoRAConfig) -> nn.Module:
-    """Adapt a transformer in place: steps (ii) and (iii) of section 4.
+    """Adapt a transformer in place, and return it: steps (ii) and (iii) of section 4.
 
     Everything is frozen; the blocks of U are unfrozen; all other blocks get LoRA on the target
     matrices; norms, class token, the named extras and a mask token that no weights filled train. With
@@ -171,9 +166,6 @@ def explora(model: nn.Module, config: ExPLoRAConfig) -> nn.Module:
     Args:
         model: Any module with `blocks` of timm's layout and a final `norm`: a `ViT`, a `MAEDecoder`.
         config: What trains.
-
-    Returns:
-        The same model.
 
     Raises:
         ValueError: If a block or an extra does not exist, or the model is adapted already.

@@ -73,13 +73,10 @@ def save_adapter(
         path: File to write, `.safetensors`.
         vit: Adapted backbone.
         backbone: Its name, for rebuilding.
-        config: Its adaptation.
+        config: Its adaptation; a ValueError if it is full: then the model is the file to keep.
         source: Backbone of the same layout whose values are written, such as its teacher.
         dtype: Type of the values in the file: float32, or bfloat16 for a file of half the size.
         base_sha256: What `frozen_sha256` says of the backbone, where that is known already.
-
-    Raises:
-        ValueError: If the whole backbone trains: then the model is the file to keep.
     """
     if config.full:
         raise ValueError('full pre-training has no adapter: save the whole model')
@@ -95,12 +92,8 @@ def frozen_sha256(vit: ViT, trains: Iterable[str] | None = None, grid: tuple[int
     """Hash of what an adapted backbone keeps from its base: every tensor the adapter does not hold.
 
     Positions count as the file of the base stores them, so that the hash is the same at every image size;
-    those that the model computes itself do not count.
-
-    Args:
-        vit: Backbone, adapted unless `trains` is given.
-        trains: Names of what the adapter holds.
-        grid: Resample positions to this patch grid first, as headers of version 1 were hashed.
+    those that the model computes itself do not count. Of a backbone that is not adapted, `trains` names what
+    the adapter holds; `grid` resamples positions to it first, as headers of version 1 were hashed.
     """
     names = {*(trainable_names(vit) if trains is None else trains), *_PRETRAINING}
     state = {k: v for k, v in vit.state_dict().items() if k not in names}
@@ -225,16 +218,10 @@ def _weaken(state: Mapping[str, Tensor], base: Mapping[str, Tensor], strength: f
 
 
 def scale_adapter(path: str | Path, base: ViT, out: str | Path, strength: float) -> AdapterHeader:
-    """Write a weaker copy of an adapter.
+    """Write a copy of an adapter file at a strength from 0, which leaves the base as it is, to 1.
 
-    Args:
-        path: Adapter file.
-        base: The backbone it was made on, not adapted.
-        out: File to write, `.safetensors`.
-        strength: Share of what the adapter adds, in [0, 1]; with 0 it leaves the base as it is.
-
-    Raises:
-        ValueError: If the strength is out of range, or below 1 where the adapter holds what the base lacks.
+    `base` is the backbone it was made on, not adapted. A ValueError if the strength is out of range, or below
+    1 where the adapter holds what the base lacks.
     """
     header, state = read_adapter(path)
     _check_strength(strength, header, path)

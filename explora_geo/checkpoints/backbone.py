@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from math import isqrt
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -13,7 +12,15 @@ from explora_geo._compat import WeightsEnum
 from explora_geo.adaptation import merge_lora
 from explora_geo.bands import same_bands
 from explora_geo.checkpoints.adapter import check_architecture, put_adapter, read_adapter
-from explora_geo.checkpoints.convert import Converted, backbone_name, convert, depth_of, fit_bias
+from explora_geo.checkpoints.convert import (
+    Converted,
+    backbone_name,
+    convert,
+    depth_of,
+    fit_bias,
+    grid_side,
+    register_count,
+)
 from explora_geo.checkpoints.facts import MAX_GRID, Facts, model_metadata
 from explora_geo.checkpoints.files import check_values, differences, write_state
 from explora_geo.checkpoints.sources import StoredWeights, read_weights
@@ -30,23 +37,14 @@ _FIXED = ('pos_embed', 'patch_embed.channel_embed')
 
 
 class BackboneWeights(NamedTuple):
-    """Weights in the form of a backbone.
+    """Weights in the form of a backbone."""
 
-    Attributes:
-        state: Backbone tensors with our keys.
-        parts: Tensors of the objective (`decoder.*`).
-        report: One sentence: the layout, how many tensors matched, what was resampled or left out.
-        anew: Names of the backbone's parameters that the weights could not fill; they must train.
-        position: Positions as stored, before they were resampled; empty where the model computes its own.
-        kept: Names of the backbone's tensors that stay as they are.
-    """
-
-    state: dict[str, Tensor]
-    parts: dict[str, Tensor]
-    report: str
-    anew: tuple[str, ...] = ()
-    position: Tensor | None = None
-    kept: tuple[str, ...] = ()
+    state: dict[str, Tensor]  # of the backbone, with our keys
+    parts: dict[str, Tensor]  # of the objective (`decoder.*`)
+    report: str  # one sentence: the layout, how many tensors matched, what was resampled or left out
+    anew: tuple[str, ...] = ()  # parameters that the weights could not fill; they must train
+    position: Tensor | None = None  # as stored; empty where the model computes its own
+    kept: tuple[str, ...] = ()  # tensors of the backbone that stay as they are
 
 
 def load_weights(
@@ -55,13 +53,12 @@ def load_weights(
     fresh: Sequence[str] = (),
     patch_embed_init: Literal['random', 'wavelength'] = 'random',
 ) -> BackboneWeights:
-    """Load weights of any known layout into a backbone; positions are resampled to its grid.
+    """Load weights, as `read_weights` takes them, into a backbone, whose grid positions are resampled to.
 
     Args:
         vit: Backbone to fill, in place.
-        weights: As `read_weights` takes them, or what it returned.
-        fresh: Names of modules that may keep their random start where shapes or bands differ,
-            such as `patch_embed`.
+        weights: A file, an entry, `timm/...`, `hf:...`, or what `read_weights` returned.
+        fresh: Modules that may keep their random start where shapes or bands differ, such as `patch_embed`.
         patch_embed_init: How patch embeddings of other bands start: at random as in the paper, or from
             the filters of the weights' bands by wavelength.
 
@@ -145,18 +142,7 @@ def load_backbone(
 
 
 def merge_adapter(path: str | Path, base: str | Path, out: str | Path, strength: float = 1.0) -> ViT:
-    """Write base + adapter as one plain model with timm's keys.
-
-    Args:
-        path: Adapter file.
-        base: Base weights, as `read_weights` takes them.
-        out: File to write, `.safetensors`.
-        strength: Share of the adapter's difference from the base, in [0, 1].
-
-    Raises:
-        FileNotFoundError: If a file does not exist.
-        ValueError: If a file cannot be read, or the adapter was made on another base.
-    """
+    """Write base + adapter as one plain model with timm's keys; see `load_backbone`."""
     vit = load_backbone(None, base, path, strength)
     write_state(out, vit.state_dict(), model_metadata(vit, vit.name))
     return vit
@@ -169,17 +155,9 @@ def _converted(stored: StoredWeights) -> Converted:
         raise ValueError(f'{stored.source}: {error}') from error
 
 
-def _side(position: Tensor | None) -> int:
-    """Patches along a side of stored positions, class token first; 0 where they are no square grid."""
-    if position is None or position.ndim != 3 or position.shape[0] != 1 or position.shape[1] < 2:
-        return 0
-    side = isqrt(position.shape[1] - 1)
-    return side if side**2 + 1 == position.shape[1] else 0
-
-
 def _has_fixed_position(state: Mapping[str, Tensor]) -> bool:
     """Whether stored positions are fixed sine-cosine codes."""
-    side = _side(state.get('pos_embed'))
+    side = grid_side(state.get('pos_embed'))
     if not 0 < side <= MAX_GRID or state['pos_embed'].shape[2] % 4:
         return False
     stored = state['pos_embed'][0, 1:].float()
@@ -264,17 +242,17 @@ def _match(
 
 def _check_family(state: Mapping[str, Tensor], vit: ViT, source: str) -> None:
     """Check that weights and model tell places and hold registers alike."""
-    rotary, registers = any('.gamma_1' in k for k in state), state.get('reg_token')
-    found, own = (0 if x is None else x.shape[1] for x in (registers, vit.reg_token))
-    if rotary != (vit.rope is not None) and ('pos_embed' in state or rotary):
-        mine, theirs = ('a table of positions', 'rotary positions (DINOv3)')[:: 1 if rotary else -1]
-        name = 'vit_small_patch16_dinov3' if rotary else 'vit_base_patch16_224'
-        raise ValueError(f'{source} has {theirs}, the model {mine}: give its own model, such as {name}')
-    if found != own:
-        raise ValueError(
-            f'{source} holds {found} register tokens, the model {own}: give its own model, such as '
-            f'vit_small_patch14_{f"reg{found}_" if found else ""}dinov2'
+    rotary = any('.gamma_1' in k for k in state)
+    theirs, mine = (
+        f'{"rotary positions" if turns else "a table of positions"} and {count} register tokens'
+        for turns, count in (
+            (rotary, register_count(state)),
+            (vit.rope is not None, vit.num_prefix_tokens - 1),
         )
+    )
+    if theirs != mine and (rotary or 'pos_embed' in state):
+        name = backbone_name(state) or 'such as vit_small_patch14_reg4_dinov2 or vit_small_patch16_dinov3'
+        raise ValueError(f'{source} has {theirs}, the model {mine}: give its own model, {name}')
 
 
 def _below(key: str, modules: Sequence[str]) -> bool:
@@ -295,7 +273,7 @@ def _fit_position(state: dict[str, Tensor], vit: ViT, source: str) -> list[str]:
     if vit.patch_embed.slot_dim and stored.shape[-1] == vit.embed_dim:
         del state['pos_embed']  # part of the width now belongs to the codes of the slots
         return []
-    side = _side(stored)
+    side = grid_side(stored)
     if not side or stored.shape[2] != vit.pos_embed.shape[2]:
         raise ValueError(
             f'{source} stores positions of shape {tuple(stored.shape)}, the model has '
@@ -316,20 +294,19 @@ def describe_weights(weights: WeightsEnum | str | Path) -> dict[str, str]:
     stored = read_weights(weights, values=False)
     (state, parts, layout), facts, source = _converted(stored), stored.facts, stored.source
     filters = sorted((k, v) for k, v in state.items() if k.startswith('patch_embed.proj') and v.ndim == 4)
-    side, rotary = _side(state.get('pos_embed')), 'blocks.0.gamma_1' in state
+    side, rotary = grid_side(state.get('pos_embed')), 'blocks.0.gamma_1' in state
     if not filters or not (rotary or side):
         raise ValueError(f'{source} has no patch embedding or no positions, so it is no whole ViT')
     width, patch = filters[0][1].shape[0], filters[0][1].shape[-1]
     depth, counts = depth_of(state), [v.shape[1] for _, v in filters]
-    registers = state['reg_token'].shape[1] if 'reg_token' in state else 0
+    registers = register_count(state)
     others = Counter(k.split('.')[0] for k in parts if not k.startswith('decoder.'))
-    tokenizer = facts.tokenizer
-    if side and state['pos_embed'].shape[-1] < width:
-        tokenizer = 'temporal'
+    tokenizer, decoder = facts.tokenizer, 'none'
     if 'patch_embed.channel_embed' in state:
         tokenizer = f'group-channel, groups of {", ".join(map(str, counts))} bands'
+    elif side and state['pos_embed'].shape[-1] < width:
+        tokenizer = 'temporal'
     embed = parts.get('decoder.embed.weight')
-    decoder = 'none'
     if embed is not None and embed.ndim == 2:
         decoder = f'width {embed.shape[0]}, {depth_of(parts, "decoder.blocks.")} blocks'
     rows = {

@@ -177,15 +177,28 @@ def backbone_name(state: Mapping[str, Tensor]) -> str | None:
     """Name of a backbone by its tensors with our keys, if its size has one."""
     filters = next((v for k, v in state.items() if k.startswith('patch_embed.proj') and v.ndim == 4), None)
     size = None if filters is None else size_name(filters.shape[0], depth_of(state))
-    if filters is None or size is None:
+    side = grid_side(state.get('pos_embed'))
+    if filters is None or size is None or ('pos_embed' in state and not side):
         return None
-    patch, position = filters.shape[-1], state.get('pos_embed')
-    if position is None:
+    patch = filters.shape[-1]
+    if not side:
         return f'vit_{size}_patch{patch}_dinov3{"_qkvb" if "blocks.0.attn.q_bias" in state else ""}'
-    registers = f'reg{state["reg_token"].shape[1]}_' if 'reg_token' in state else ''
-    scaled = 'blocks.0.ls1.gamma' in state
-    side = isqrt(position.shape[1] - 1) * patch
-    return f'vit_{size}_patch{patch}_{registers}{"dinov2" if scaled else side}'
+    registers = f'reg{register_count(state)}_' if 'reg_token' in state else ''
+    return f'vit_{size}_patch{patch}_{registers}{"dinov2" if "blocks.0.ls1.gamma" in state else side * patch}'
+
+
+def grid_side(position: Tensor | None) -> int:
+    """Patches along a side of stored positions, class token first; 0 where they are no square grid."""
+    if position is None or position.ndim != 3 or position.shape[0] != 1 or position.shape[1] < 2:
+        return 0
+    side = isqrt(position.shape[1] - 1)
+    return side if side**2 + 1 == position.shape[1] else 0
+
+
+def register_count(state: Mapping[str, Tensor]) -> int:
+    """Number of register tokens."""
+    token = state.get('reg_token')
+    return token.shape[1] if token is not None and token.ndim == 3 else 0
 
 
 def depth_of(state: Mapping[str, Tensor], prefix: str = 'blocks.') -> int:

@@ -94,14 +94,11 @@ def export_transformers(vit: ViT, out: str | Path) -> str:
     """Write a backbone as `config.json` and `model.safetensors` of Hugging Face's transformers.
 
     Args:
-        vit: Backbone of DINOv2 or DINOv3 without LoRA.
-        out: Folder to write; `from_pretrained(out)` of the class takes it.
+        vit: Backbone of DINOv2 or DINOv3 without LoRA; a ValueError if it is another.
+        out: Folder to write.
 
     Returns:
-        The class of transformers that loads it.
-
-    Raises:
-        ValueError: If transformers has no such model.
+        The class of transformers whose `from_pretrained(out)` takes it.
     """
     state = _plain_state(vit)
     scaled = any(k.endswith(('.ls1.gamma', '.gamma_1')) for k in state)
@@ -201,12 +198,7 @@ def export_peft(
     PEFT adapts whole layers: our updates of Q and V, of rank r each, become one update of the fused `qkv` of
     rank 2r whose rows of K are zero. What trained in full goes to `modules_to_save`; PEFT saves modules, so
     bare parameters, such as a class token, go to `parameters.safetensors` beside, which the card explains.
-
-    Args:
-        adapter: Adapter file.
-        out: Folder to write.
-        report: See `model_card`, as `licence`.
-        licence: Licence of the base weights, where the adapter does not state it.
+    Report and licence are those of `model_card`.
 
     Returns:
         Names of the bare parameters.
@@ -228,7 +220,11 @@ def export_peft(
             tensors |= {f'{name}.lora_A.weight': a, f'{name}.lora_B.weight': b}
             ranks[name], alphas[name] = len(a), layer.scale * len(a)
     plain = {k: v.float() for k, v in state.items() if '.lora_' not in k}
-    modules = _whole_modules(vit, set(plain))
+    owners = sorted({name.rpartition('.')[0] for name in plain} - {''})
+    whole = [
+        m for m in owners if all(f'{m}.{k}' in plain for k, _ in vit.get_submodule(m).named_parameters())
+    ]
+    modules = [m for m in whole if not any(m.startswith(f'{other}.') for other in whole)]
     bare = {k: v for k, v in plain.items() if not any(k.startswith(f'{m}.') for m in modules)}
     tensors |= {k: v for k, v in plain.items() if k not in bare}
     config = {
@@ -266,38 +262,28 @@ def _whole_update(layer: LoRALinear, name: str, state: Mapping[str, Tensor]) -> 
     return torch.cat(a), b
 
 
-def _whole_modules(module: nn.Module, trained: set[str], name: str = '') -> list[str]:
-    """The largest modules all of whose parameters trained."""
-    held = [f'{name}.{k}' if name else k for k, _ in module.named_parameters()]
-    if name and held and trained.issuperset(held):
-        return [name]
-    children = ((f'{name}.{k}' if name else k, child) for k, child in module.named_children())
-    return [found for path, child in children for found in _whole_modules(child, trained, path)]
-
-
 def _peft_usage(header: AdapterHeader, bare: Sequence[str]) -> str:
     model, _, depth = header.backbone.partition('.')[0].partition('_depth')
     options = f'num_classes=0, img_size={header.img_size}, patch_size={header.patch_size}'
     options += f', in_chans={len(header.bands)}' + (f', depth={depth}' if depth else '')
     config = header.explora_config
-    loads = [
+    lines = [
+        '## Use\n\n```python\nimport timm\nfrom peft import PeftModel',
+        'from safetensors.torch import load_file\n',
         f'model = timm.create_model({model!r}, {options})',
         f'# explora-geo export base.safetensors --weights {header.base or "THE_BASE"}',
         "model.load_state_dict(load_file('base.safetensors'))",
-        *(["model.load_state_dict(load_file('parameters.safetensors'), strict=False)"] if bare else []),
-        "model = PeftModel.from_pretrained(model, '.').eval()",
-    ]
-    notes = [
+        "model = PeftModel.from_pretrained(model, '.').eval()\n```\n",
         f'LoRA of rank {config.rank} on each of {", ".join(config.targets)}: of a fused `qkv` their ranks '
-        'add up, and B is zero in the rows of the rest.'
+        'add up, and B is zero in the rows of the rest.',
     ]
     if bare:
-        notes.append(
+        lines.insert(5, "model.load_state_dict(load_file('parameters.safetensors'), strict=False)")
+        lines.append(
             f'`parameters.safetensors` holds {", ".join(bare)}, which trained: PEFT saves modules and no '
             'bare parameters. Without it the features are others.'
         )
-    imports = ['import timm', 'from peft import PeftModel', 'from safetensors.torch import load_file', '']
-    return '\n'.join(['## Use', '', '```python', *imports, *loads, '```', '', *notes])
+    return '\n'.join(lines)
 
 
 def _no_peft(header: AdapterHeader, state: Mapping[str, Tensor], own: set[str]) -> str:

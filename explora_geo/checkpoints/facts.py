@@ -145,10 +145,5 @@ def check_sizes(img_size: Any, patch_size: Any) -> None:
 
 
 def model_metadata(vit: ViT, backbone: str) -> dict[str, str]:
-    """Text entries for the header of a whole model's file, which state all `Facts` of it.
-
-    Args:
-        vit: Backbone.
-        backbone: Its name.
-    """
+    """Text entries for the header of a whole model's file, which state all `Facts` of it."""
     return {'format': 'pt', **Facts.of(vit, backbone).entries()}

@@ -31,12 +31,9 @@ _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 def read_state(path: str | Path, values: bool = True) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read a state dict from a `.safetensors` file, or from any other file of `torch.save`.
 
-    Args:
-        path: The file.
-        values: Whether to read the numbers; if not, tensors have shape and type only (on the meta device).
-
     Returns:
         Tensors by name, with the nesting of trainers removed and quantized rows as float32, and the metadata.
+        Without `values`, tensors have shape and type only (on the meta device).
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -176,9 +173,7 @@ def state_sha256(state: Mapping[str, Tensor]) -> str:
 def quantize_rows(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Store floating-point matrices as int8: each row times 127 over its largest magnitude.
 
-    Returns:
-        int8 tensors of the same shapes with `<name>.scale`, shape (rows,) in float16, beside them; what is
-        small or a position code in float16.
+    Beside them stands `<name>.scale`, shape (rows,) in float16; what is small or a position code is float16.
     """
     packed = {}
     for name, tensor in state.items():
@@ -194,11 +189,7 @@ def quantize_rows(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def dequantize_rows(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-    """Undo `quantize_rows`, in float32; `source` is the file to name in the message.
-
-    Raises:
-        ValueError: If an int8 tensor lacks its scale, or a scale its tensor.
-    """
+    """Undo `quantize_rows`, in float32; a ValueError names the source if a tensor or a scale is missing."""
     scales = {name: tensor for name, tensor in state.items() if name.endswith(_SCALE)}
     weights = {}
     for name, tensor in state.items():

@@ -31,11 +31,9 @@ _NAME = re.compile(r'(?:hf:)?(?P<repo>[^/@\s]+/[^/@\s]+)(?:@(?P<revision>[^/\s]+
 
 
 def fetch(url: str, sha256: str | None = None) -> Path:
-    """The local file of a URL or of a name on the hub, downloaded once.
+    """The local file of a URL (`https:`, `file:`) or of a name on the hub (`hf:`), downloaded once.
 
-    Args:
-        url: `https://...`, `file://...` or `hf:...`; torch's and the hub's caches keep files.
-        sha256: Hexadecimal hash of a URL's file, or its beginning, to compare with each time.
+    A hexadecimal hash of a URL's file, or its beginning, is compared each time.
 
     Raises:
         ValueError: If it cannot be downloaded or is another file.
@@ -67,16 +65,11 @@ def local_file(url: str) -> Path:
 
 
 def download(url: str, path: Path, sha256: str | None = None, progress: bool = True) -> None:
-    """Download a file, or the rest of it.
+    """Download a file, or the rest of it; it appears under its name in one piece.
 
     What has come is kept beside as `<name>.part`. The rest is asked for only where the server has named the
-    version of the file (ETag or Last-Modified), so that two versions are never joined.
-
-    Args:
-        url: Where it is.
-        path: File to write; it appears in one piece.
-        sha256: Hexadecimal hash to compare with, or its beginning, if known.
-        progress: Whether to show a progress bar.
+    version of the file (ETag or Last-Modified), so that two versions are never joined. A hexadecimal hash, or
+    its beginning, is compared.
 
     Raises:
         ValueError: If it cannot be reached, ends early, or is another file.

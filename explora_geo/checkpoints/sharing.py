@@ -28,9 +28,6 @@ def model_card(
         licence: Licence of the base weights, where the file does not state it.
         usage: Markdown on how to load it; how this package does if empty.
 
-    Returns:
-        Markdown with the hub's header.
-
     Raises:
         FileNotFoundError: If a file does not exist.
         ValueError: If a file cannot be read or is no model of ours.
@@ -71,12 +68,7 @@ def push(
 ) -> str:
     """Upload an adapter or a model with its card, or a folder of `export_peft`, in one commit.
 
-    Args:
-        file: Adapter or model file, or the folder, which has a card.
-        repo: `owner/name`; it is made if there is none.
-        report: `report.json` of the run, see `model_card`.
-        licence: Licence of the base weights, where the file does not state it.
-        private: Whether a repository that is made is private.
+    The repository `owner/name` is made if there is none; report and licence are those of `model_card`.
 
     Returns:
         Name of what was uploaded, `hf:owner/name@commit`.
@@ -112,17 +104,9 @@ def push(
 
 
 def pull(name: str, out: str | Path) -> Path:
-    """Copy an adapter or a model and its card from the hub into a folder.
+    """Copy an adapter or a model, and its card, from the hub into a folder, and return its path there.
 
-    Args:
-        name: `owner/name[@revision][/file]`, with or without `hf:` before it.
-        out: The folder.
-
-    Returns:
-        The adapter or model file in it.
-
-    Raises:
-        ValueError: If it cannot be had; the message says why and what to do.
+    `name` is `owner/name[@revision][/file]`, with or without `hf:`; a ValueError says why it cannot be had.
     """
     found = fetch_file(name, (ADAPTER, MODEL))
     target = Path(out) / found.path.name

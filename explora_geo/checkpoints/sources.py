@@ -19,17 +19,11 @@ _STATED = ('bands', 'normalization', 'tokenizer', 'tokenizer_options', 'licence'
 
 
 class StoredWeights(NamedTuple):
-    """Weights as they are stored.
+    """Weights as they are stored."""
 
-    Attributes:
-        state: Tensors by name, as the source holds them.
-        source: Its name, for messages; of what comes from the hub with the commit.
-        facts: What it states; `base` is the name by which others find it.
-    """
-
-    state: dict[str, Tensor]
-    source: str
-    facts: Facts = Facts()
+    state: dict[str, Tensor]  # by name, as the source holds them
+    source: str  # its name, for messages; of what comes from the hub with the commit
+    facts: Facts = Facts()  # what it states; `base` is the name by which others find it
 
 
 def read_weights(weights: WeightsEnum | str | Path | StoredWeights, values: bool = True) -> StoredWeights:
@@ -89,8 +83,7 @@ def _read_timm(text: str) -> StoredWeights:
 def timm_state(name: str, file: str | Path | None = None) -> dict[str, Tensor]:
     """State dict of timm's model without a classifier, from a file of the hub or from where timm has it.
 
-    Raises:
-        ValueError: If timm does not know the name or the weights cannot be fetched.
+    A ValueError if timm does not know the name or the weights cannot be fetched.
     """
     import timm  # heavy, and only needed for hub weights
 

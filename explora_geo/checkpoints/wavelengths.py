@@ -29,10 +29,7 @@ def patch_embed_by_wavelength(
     Args:
         state: Source tensors with `patch_embed.proj.weight`, shape (D, C, P, P), and its bias.
         source_bands: Names of the source bands.
-        tokenizer: What the filters are for.
-
-    Returns:
-        Tensors of the tokenizer's patch embedding, with the prefix `patch_embed.`.
+        tokenizer: What the filters are for; its tensors are returned, with the prefix `patch_embed.`.
 
     Raises:
         ValueError: If a band has no known wavelength, or the source is no plain patch embedding.

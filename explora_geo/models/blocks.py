@@ -46,13 +46,7 @@ class Attention(nn.Module):
     """Multi-head self-attention; the keys are those of timm's `Attention`."""
 
     def __init__(self, dim: int, num_heads: int, qkv_bias: bool = True) -> None:
-        """Initialize an Attention.
-
-        Args:
-            dim: Token width D.
-            num_heads: Attention heads.
-            qkv_bias: Whether queries, keys and values have a bias.
-        """
+        """Initialize an Attention of tokens of width `dim`, with a bias or none."""
         super().__init__()
         self.num_heads, self.scale = num_heads, (dim // num_heads) ** -0.5
         self.fused_attn: bool | None = None  # torch's fused attention, where it is the faster one if None
@@ -60,11 +54,9 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def heads(self, x: Tensor, rope: Tensor | None = None) -> tuple[Tensor, ...]:
-        """Queries, keys and values, each of shape (B, heads, N, head_dim).
+        """Queries, keys and values of normed tokens, (B, N, D) -> (B, heads, N, head_dim).
 
-        Args:
-            x: Normed tokens, shape (B, N, D).
-            rope: Rotations of the tokens, which `RotaryAttention` alone takes.
+        `rope` are rotations of the tokens, which `RotaryAttention` alone takes.
         """
         return self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind()
 

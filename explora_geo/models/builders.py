@@ -33,13 +33,8 @@ DINOV2_SIZE = 224
 def task_size(name: str, patch_size: int | None = None, largest: int | None = None) -> int | None:
     """Image side that tasks and commands give a backbone whose name states none.
 
-    Args:
-        name: Backbone name; see `create_vit`.
-        patch_size: Patch side, pixels; from the name if None.
-        largest: Side of the images at hand, pixels, above which there is nothing to see.
-
-    Returns:
-        At most `DINOV2_SIZE`, in whole patches; None where the name states a size.
+    At most `DINOV2_SIZE`, and the side of the largest images at hand, pixels, above which there is nothing to
+    see, in whole patches; None where the name states a size.
     """
     match = _NAME.fullmatch(name.split('.')[0])
     if match is None or match['img']:

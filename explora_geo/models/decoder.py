@@ -56,7 +56,7 @@ class MAEDecoder(nn.Module):
         slots: int,
         timestamps: Tensor | None = None,
     ) -> Tensor:
-        """Predict all patches.
+        """Predict all patches as the tokenizer's `patchify` orders them, shape (B, S, L, ·).
 
         Args:
             cls: Class token of the encoder, shape (B, D).
@@ -65,9 +65,6 @@ class MAEDecoder(nn.Module):
             grid: Patch grid (height, width), L = height · width.
             slots: Slots S.
             timestamps: Acquisition times for temporal tokenizers, shape (B, T, 3).
-
-        Returns:
-            Predicted patches as the tokenizer's `patchify` orders them, shape (B, S, L, ·).
         """
         patches = grid[0] * grid[1]
         x = self.embed(torch.cat([cls.unsqueeze(1), kept], dim=1))

@@ -43,15 +43,12 @@ class DenseHead(nn.Module):
         self.decoder = HEADS[name](width, patch_size, outputs, channels)
 
     def forward(self, features: list[Features], grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
-        """Scores of an image.
+        """Scores, shape (B, outputs, H, W).
 
         Args:
             features: Features of four blocks, last block last.
             grid: Patches along height and width.
             size: Height and width of the image, pixels.
-
-        Returns:
-            Scores, shape (B, outputs, H, W).
 
         Raises:
             ValueError: If the head does not take images of this size or batches of one image.

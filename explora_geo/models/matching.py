@@ -76,12 +76,7 @@ def normalization_of(datamodule: Any, bands: Sequence[str]) -> Normalization | N
 def describe_data(datamodule: Any, bands: Sequence[str]) -> dict[str, Any]:
     """What a data module says of its images, as plain values.
 
-    Args:
-        datamodule: Data module of ours or of TorchGeo, or None.
-        bands: Names of the model's bands.
-
-    Returns:
-        `bands`, and where known the fields of `Normalization`, `classes` and `colours`.
+    They are the model's `bands`, and where known the fields of `Normalization`, `classes` and `colours`.
     """
     found: dict[str, Any] = {'bands': list(bands)}
     normalization = normalization_of(datamodule, bands)

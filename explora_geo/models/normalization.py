@@ -38,15 +38,7 @@ class Normalization:
 
     @classmethod
     def read(cls, fields: Any, bands: Sequence[str]) -> Self:
-        """Read it from a file's header.
-
-        Args:
-            fields: Mapping of the attributes, as JSON gives it.
-            bands: Bands that it must be of.
-
-        Raises:
-            ValueError: If it is anything else.
-        """
+        """Read the fields of a file's header, for these bands; a ValueError if they are anything else."""
         try:
             values: dict[str, Any] = {
                 k: tuple(map(float, v)) if isinstance(v, list) else v for k, v in fields.items()

@@ -14,15 +14,9 @@ from torch.nn import functional as F
 
 @lru_cache(maxsize=32)
 def sincos_2d(dim: int, grid: tuple[int, int], device: torch.device | None = None) -> Tensor:
-    """Fixed 2-D sine-cosine position code of MAE.
+    """Fixed 2-D sine-cosine position code of MAE, one per patch of a grid, rows first, shape (L, D).
 
-    Args:
-        dim: Width D of the code, a multiple of 4; a ValueError otherwise.
-        grid: Patches along height and width.
-        device: Where the code is kept; the CPU if None.
-
-    Returns:
-        One code per patch, rows first, shape (L, D).
+    `dim` is D, a multiple of 4 (a ValueError otherwise); `device` is where the code is kept, the CPU if None.
     """
     if dim % 4:
         raise ValueError(f'a 2-D sine-cosine position code needs a width divisible by 4, got {dim=}')
@@ -34,14 +28,9 @@ def sincos_2d(dim: int, grid: tuple[int, int], device: torch.device | None = Non
 
 
 def sincos_1d(dim: int, positions: Tensor) -> Tensor:
-    """Fixed 1-D sine-cosine code of numbers: sines first, then cosines.
+    """Fixed 1-D sine-cosine code of numbers, (...) -> (..., D): sines first, then cosines.
 
-    Args:
-        dim: Width D of the code, a multiple of 2; a ValueError otherwise.
-        positions: Numbers of any shape (...).
-
-    Returns:
-        One code per number, shape (..., D).
+    `dim` is D, a multiple of 2; a ValueError otherwise.
     """
     if dim % 2:
         raise ValueError(f'a 1-D sine-cosine code needs a width divisible by 2, got {dim=}')
@@ -55,12 +44,9 @@ def resample_position(position: Tensor, source: tuple[int, int], target: tuple[i
     """Resample a grid of position codes as DINOv2 does: bicubic, offset 0.1, no antialiasing.
 
     Args:
-        position: Codes of the stored grid, shape (1, L, D).
+        position: Codes of the stored grid, shape (1, L, D); returned as they are if the grids are equal.
         source: Height and width of the stored grid.
         target: Height and width of the wanted grid.
-
-    Returns:
-        Codes of the wanted grid, shape (1, L', D); the input itself if the grids are equal.
     """
     if source == target:
         return position

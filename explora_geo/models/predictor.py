@@ -56,10 +56,7 @@ class ImagePredictor(Predictor):
             outputs: Scores per image.
             tokens: What is read: the class token, the mean patch, or both.
             slots: How slots are reduced before patches are averaged.
-            last_blocks: Blocks whose class tokens are read.
-
-        Raises:
-            ValueError: If the backbone has fewer blocks.
+            last_blocks: Blocks whose class tokens are read; a ValueError if the backbone has fewer.
         """
         if not 1 <= last_blocks <= backbone.depth:
             raise ValueError(f'last_blocks must be 1 to {backbone.depth}, got {last_blocks}')

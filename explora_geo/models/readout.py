@@ -31,15 +31,12 @@ def to_map(features: Features, grid: tuple[int, int], slots: Slots) -> Tensor:
 
 
 def pool(features: list[Features], tokens: Tokens = 'avg', slots: Slots = 'mean') -> Tensor:
-    """One vector per image.
+    """One vector per image, shape (B, F): D for each class token, D or S·D for the mean patch.
 
     Args:
         features: Features of some blocks, last block last.
         tokens: Class tokens of the blocks, mean patch of the last block, or both.
         slots: How slots are reduced before patches are averaged.
-
-    Returns:
-        Vectors, shape (B, F): D for each class token, D or S·D for the mean patch.
 
     Raises:
         ValueError: If a name is unknown.

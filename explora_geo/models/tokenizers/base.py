@@ -75,10 +75,7 @@ class Tokenizer(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, image: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """Embed an image.
-
-        Args:
-            image: Normalized image, shape (B, C, H, W), or (B, T, C, H, W) of series.
+        """Embed a normalized image, shape (B, C, H, W), or (B, T, C, H, W) of series.
 
         Returns:
             Tokens without position, shape (B, S, L, D), and the patch grid (height, width).
