@@ -14,7 +14,7 @@ from explora_geo._version import __version__
 from explora_geo.adaptation import ExPLoRAConfig, explora, trainable_names
 from explora_geo.bands import same_bands
 from explora_geo.checkpoints.facts import DAMAGE, Facts
-from explora_geo.checkpoints.files import check_exact, read_state, state_sha256, write_state
+from explora_geo.checkpoints.files import check_exact, first_line, read_state, state_sha256, write_state
 from explora_geo.checkpoints.remote import ADAPTER, HUB, fetch_file
 from explora_geo.models.builders import create_vit
 from explora_geo.models.position import fit_position, sincos_2d
@@ -28,19 +28,12 @@ _PRETRAINING = {'mask_token'}
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterHeader(Facts):
-    """Header of an adapter file: what the adapted backbone is, and which base it belongs to.
+    """Header of an adapter file: what the adapted backbone is, and which base it belongs to."""
 
-    Attributes:
-        config: Fields of the `ExPLoRAConfig`.
-        base_sha256: Hash of the base weights that stay as they are, from `frozen_sha256`.
-        version: Version of the package that wrote the file.
-        header: Version of the header; 1 hashed the base with positions resampled to `img_size`, and does not
-            state the normalization.
-    """
-
-    config: dict[str, Any]
-    base_sha256: str
-    version: str = __version__
+    config: dict[str, Any]  # fields of the `ExPLoRAConfig`
+    base_sha256: str  # of the base weights that stay as they are, from `frozen_sha256`
+    version: str = __version__  # of the package that wrote the file
+    # 1 hashed the base with positions resampled to `img_size`, and does not state the normalization
     header: int = _HEADER
 
     def build(self) -> ViT:
@@ -143,8 +136,7 @@ def read_adapter(path: str | Path) -> tuple[AdapterHeader, dict[str, Tensor]]:
             plan = header.build()
         names = trainable_names(explora(plan, header.explora_config))
     except DAMAGE as error:  # building fails in many ways if the header describes no ViT
-        first = str(error).split('\n')[0]
-        raise ValueError(f'{path} has a damaged adapter header ({first})') from error
+        raise ValueError(f'{path} has a damaged adapter header ({first_line(error)})') from error
     if header.header == 1:
         warnings.warn(
             f'{path} does not state how its images were normalized (header version 1): data are '

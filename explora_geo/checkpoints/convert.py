@@ -14,6 +14,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
+from explora_geo.checkpoints.files import first_line
 from explora_geo.models.builders import size_name
 from explora_geo.models.position import RotaryConfig
 
@@ -84,21 +85,25 @@ class Converted(NamedTuple):
 
 
 def convert(state: Mapping[str, Tensor]) -> Converted:
-    """Convert a state dict of any known layout to our keys.
-
-    Raises:
-        ValueError: If the file is of a kind that cannot be a backbone.
-    """
-    _check_kind(state)
+    """Convert a state dict of any known layout to our keys; a ValueError if it cannot be a backbone."""
+    if any('lora_a' in k.lower() or 'lora_b' in k.lower() for k in state):
+        raise ValueError(
+            'the file holds LoRA updates that are not merged: merge them first (explora-geo adapter merge), '
+            'or give the starting weights and the adapter file'
+        )
+    if not any(k.endswith('cls_token') for k in state):
+        raise ValueError(
+            'the file holds no class token, so it is no ViT that can be read; its first tensors are '
+            + ', '.join(list(state)[:3])
+        )
     ours = dict(state)
     try:
         layout = recognize(state)
         for step in _STEPS:
             ours = step(ours)
     except (IndexError, KeyError, RuntimeError) as error:  # of torch and einops, about shapes
-        first = str(error).strip().split('\n')[0]
         raise ValueError(
-            f'its tensors have the names of a ViT, but not all of them or other shapes ({first})'
+            f'its tensors have the names of a ViT, but not all of them or other shapes ({first_line(error)})'
         ) from error
     parts = {k: v for k, v in ours.items() if not _is_backbone(k)}
     return Converted({k: v for k, v in ours.items() if k not in parts}, parts, layout)
@@ -134,20 +139,6 @@ def _recognize_plain(state: Mapping[str, Tensor], whole: Mapping[str, Tensor]) -
     if 'storage_tokens' in state:
         return 'dinov3'
     return 'dinov2' if 'mask_token' in state or 'register_tokens' in state else 'timm'
-
-
-def _check_kind(state: Mapping[str, Tensor]) -> None:
-    """Check that this can be a backbone."""
-    if any('lora_a' in k.lower() or 'lora_b' in k.lower() for k in state):
-        raise ValueError(
-            'the file holds LoRA updates that are not merged: merge them first (explora-geo adapter merge), '
-            'or give the starting weights and the adapter file'
-        )
-    if not any(k.endswith('cls_token') for k in state):
-        raise ValueError(
-            'the file holds no class token, so it is no ViT that can be read; its first tensors are '
-            + ', '.join(list(state)[:3])
-        )
 
 
 def _is_backbone(key: str) -> bool:
@@ -253,10 +244,8 @@ def respell(state: State) -> State:
 def from_dinov3(state: State) -> State:
     """DINOv3's names, which has no table of positions, to those of timm's `Eva`.
 
-    A bias of keys is dropped: it was masked, and files hold NaN in its place.
-
-    Raises:
-        ValueError: If the file states other periods of the rotation than ours.
+    A bias of keys is dropped: it was masked, and files hold NaN in its place. Other periods of the rotation
+    than ours are a ValueError.
     """
     if 'pos_embed' in state or not any(k.endswith('.ls1.gamma') for k in state):
         return state
@@ -288,29 +277,21 @@ def fit_bias(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> State:
 def fuse_qkv(state: State) -> State:
     """Attention with separate `q_proj`, `k_proj`, `v_proj` (official ExPLoRA) to timm's fused `qkv`.
 
-    Without a bias of keys (DINOv3) those of queries and values stay apart, `q_bias` and `v_bias`.
-
-    Raises:
-        ValueError: If a file holds both and they differ.
+    Without a bias of keys (DINOv3) those of queries and values stay apart, `q_bias` and `v_bias`. A
+    ValueError if a file holds both and they differ.
     """
-    fused: State = {}
-    for key, value in state.items():
-        match = _SPLIT.fullmatch(key)
-        if match is None:
-            fused[key] = value
-            continue
-        if match['kind'] == 'bias' and f'{match["attn"]}k_proj.bias' not in state:
-            fused[f'{match["attn"]}{match["part"]}_bias'] = value
-            continue
-        name = f'{match["attn"]}qkv.{match["kind"]}'
-        if match['part'] == 'q':
-            parts = [state[f'{match["attn"]}{part}_proj.{match["kind"]}'] for part in 'qkv']
-            joined = torch.cat(parts)
-            both = name in state and not joined.is_meta
-            if both and not torch.allclose(joined.float(), state[name].float(), atol=1e-4):
+    fused = {k: v for k, v in state.items() if not _SPLIT.fullmatch(k)}
+    for attn, part, kind in (match.groups() for k in state if (match := _SPLIT.fullmatch(k))):
+        name = f'{attn}qkv.{kind}'
+        if kind == 'bias' and f'{attn}k_proj.bias' not in state:
+            fused[f'{attn}{part}_bias'] = state[f'{attn}{part}_proj.bias']
+        elif part == 'q':
+            joined = torch.cat([state[f'{attn}{p}_proj.{kind}'] for p in 'qkv'])
+            both = name in fused and not joined.is_meta
+            if both and not torch.allclose(joined.float(), fused[name].float(), atol=1e-4):
                 raise ValueError(
-                    f'{match["attn"]}qkv and the q_proj, k_proj, v_proj beside it differ: give the '
-                    'encoder-only file, or one whose LoRA is merged'
+                    f'{attn}qkv and the q_proj, k_proj, v_proj beside it differ: give the encoder-only file, '
+                    'or one whose LoRA is merged'
                 )
             fused.setdefault(name, joined)
     return fused

@@ -19,35 +19,20 @@ DAMAGE = (AttributeError, KeyError, RecursionError, RuntimeError, TypeError, Val
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What a file states of a backbone; empty where it does not.
+    """What a file states of a backbone; empty where it does not."""
 
-    Attributes:
-        backbone: Name of the backbone.
-        bands: Band names, in order.
-        img_size: Image side, pixels.
-        patch_size: Patch side, pixels.
-        tokenizer: Kind of tokenizer.
-        tokenizer_options: Its further arguments.
-        normalization: How the images were normalized.
-        base: Name of the weights, of what comes from the hub with the commit.
-        licence: Their licence, as the publishers state it.
-        adaptation: Notation of the adapter that was merged.
-        publication: Where they are described.
-        dataset: What they were trained on.
-    """
-
-    backbone: str = ''
-    bands: tuple[str, ...] = ()
-    img_size: int = 0
-    patch_size: int = 0
+    backbone: str = ''  # name, as `create_vit` takes it
+    bands: tuple[str, ...] = ()  # names, in order
+    img_size: int = 0  # image side, pixels
+    patch_size: int = 0  # patch side, pixels
     tokenizer: str = 'patch'
     tokenizer_options: dict[str, Any] = field(default_factory=dict)
-    normalization: Normalization | None = None
-    base: str = ''
-    licence: str = ''
-    adaptation: str = ''
-    publication: str = ''
-    dataset: str = ''
+    normalization: Normalization | None = None  # of the images
+    base: str = ''  # name of the weights, of what comes from the hub with the commit
+    licence: str = ''  # theirs, as the publishers state it
+    adaptation: str = ''  # notation of the adapter that was merged
+    publication: str = ''  # where they are described
+    dataset: str = ''  # what they were trained on
 
     @classmethod
     def of(cls, vit: ViT, backbone: str, **more: Any) -> Self:

@@ -49,7 +49,7 @@ def read_state(path: str | Path, values: bool = True) -> tuple[dict[str, Tensor]
                 read = file.get_tensor if values else lambda name: _outline(file, name)
                 state, metadata = {k: read(k) for k in file.keys()}, file.metadata() or {}
         except Exception as error:  # the library's own, and torch's for types that it lacks
-            raise ValueError(f'{path} is damaged or no safetensors file ({_first_line(error)})') from error
+            raise ValueError(f'{path} is damaged or no safetensors file ({first_line(error)})') from error
         if QUANTIZATION.items() <= metadata.items():
             state = dequantize_rows(state, str(path))
         return state, metadata
@@ -85,7 +85,7 @@ def read_checkpoint(path: str | Path, mmap: bool = False) -> Any:
             return torch.load(path, map_location='cpu', weights_only=True, mmap=mmap and packed)
     except Exception as error:  # the unpickler raises almost any kind on damaged bytes
         raise ValueError(
-            f'{path} cannot be read as tensors alone, it is damaged or holds code ({_first_line(error)})'
+            f'{path} cannot be read as tensors alone, it is damaged or holds code ({first_line(error)})'
         ) from error
 
 
@@ -207,5 +207,6 @@ def dequantize_rows(state: Mapping[str, Tensor], source: str) -> dict[str, Tenso
     return weights
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).split('\n')[0]
+def first_line(error: BaseException) -> str:
+    """What an error says first, for a message of one line."""
+    return (str(error).strip() or type(error).__name__).split('\n')[0]

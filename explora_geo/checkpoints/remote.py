@@ -22,6 +22,8 @@ from filelock import FileLock
 from rich.console import Console
 from rich.progress import wrap_file
 
+from explora_geo.checkpoints.files import first_line
+
 #: What names of files on the hub start with.
 HUB = 'hf:'
 ADAPTER, MODEL, CARD = 'adapter.safetensors', 'model.safetensors', 'README.md'
@@ -209,32 +211,28 @@ def hub_errors(repo: str, revision: str | None = None) -> Iterator[None]:
 
     try:
         yield
-    except errors.GatedRepoError as error:
-        terms = f'{constants.ENDPOINT}/{repo}'
-        raise ValueError(
-            f'{repo} is gated: accept its terms at {terms}, and set HF_TOKEN to your token'
-        ) from error
-    except errors.RepositoryNotFoundError as error:
-        raise ValueError(
-            f'the hub shows no repository {repo}: check the name; a private one needs a token in HF_TOKEN'
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise ValueError(f'{repo} has no revision {revision}') from error
     except errors.HfHubHTTPError as error:
-        if error.response.status_code in (401, 403):
-            what = f'does not let you into {repo}: set HF_TOKEN to a token that may read or write it'
-        else:
-            what = f'refuses {repo} ({_first(error)}): try again later'
-        raise ValueError(f'the hub {what}') from error
+        match error:
+            case errors.GatedRepoError():
+                terms = f'{constants.ENDPOINT}/{repo}'
+                text = f'{repo} is gated: accept its terms at {terms}, and set HF_TOKEN to your token'
+            case errors.RepositoryNotFoundError():
+                text = f'the hub shows no repository {repo}: check the name; '
+                text += 'a private one needs a token in HF_TOKEN'
+            case errors.RevisionNotFoundError():
+                text = f'{repo} has no revision {revision}'
+            case _ if error.response.status_code in (401, 403):
+                text = (
+                    f'the hub does not let you into {repo}: set HF_TOKEN to a token that may read or write it'
+                )
+            case _:
+                text = f'the hub refuses {repo} ({first_line(error)}): try again later'
+        raise ValueError(text) from error
     except ValueError:
         raise
     except Exception as error:  # of the network there are many kinds, of several packages
-        why = 'HF_HUB_OFFLINE is set' if constants.HF_HUB_OFFLINE else _first(error.__cause__ or error)
+        why = 'HF_HUB_OFFLINE is set' if constants.HF_HUB_OFFLINE else first_line(error.__cause__ or error)
         raise ValueError(
             f'{repo} is not in the cache, and the hub cannot be reached ({why}): check the network, or give '
             'the path of a file'
         ) from error
-
-
-def _first(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).split('\n')[0]

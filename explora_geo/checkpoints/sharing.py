@@ -128,10 +128,10 @@ def _read_facts(file: Path) -> Facts:
 
 def _front_matter(kind: str, base: str, licence: str) -> str:
     """The YAML header that the hub reads."""
-    if licence.lower() in _KNOWN:
-        lines = [f'license: {licence.lower()}']
-    else:
-        lines = ['license: other', f'license_name: {json.dumps(licence)}']
+    known = licence.lower() in _KNOWN
+    lines = [
+        f'license: {licence.lower()}' if known else f'license: other\nlicense_name: {json.dumps(licence)}'
+    ]
     if base.startswith((HUB, 'timm/')):  # timm's names are those of its repositories
         lines.append(f'base_model: {"/".join(base.removeprefix(HUB).partition("@")[0].split("/")[:2])}')
         lines.append(f'base_model_relation: {"adapter" if kind == "adapter" else "finetune"}')

@@ -10,7 +10,7 @@ from torch import Tensor
 from explora_geo._compat import WeightsEnum
 from explora_geo.checkpoints.convert import dino_name
 from explora_geo.checkpoints.facts import Facts
-from explora_geo.checkpoints.files import read_state
+from explora_geo.checkpoints.files import first_line, read_state
 from explora_geo.checkpoints.remote import HUB, fetch, fetch_file
 from explora_geo.models.weights import entry_meta, entry_name, find_weights
 
@@ -93,10 +93,9 @@ def timm_state(name: str, file: str | Path | None = None) -> dict[str, Tensor]:
     try:
         model = timm.create_model(name, pretrained=True, num_classes=0, **overlay)
     except Exception as error:  # timm, the hub client and the network raise many kinds
-        first = str(error).split('\n')[0]
         near = ', '.join(get_close_matches(name, timm.list_pretrained(), 3, 0.4))
         raise ValueError(
-            f'cannot get the weights timm/{name} ({first}): check the network, or give the path of a '
-            f'file; names like it are {near}'
+            f'cannot get the weights timm/{name} ({first_line(error)}): check the network, or give the path '
+            f'of a file; names like it are {near}'
         ) from error
     return dict(model.state_dict())

@@ -21,25 +21,15 @@ SUBSET_RATE = 0.1
 
 @dataclass(frozen=True)
 class TrunkConfig:
-    """How the blocks of a ViT are made, which its weights decide.
+    """How the blocks of a ViT are made, which its weights decide."""
 
-    Attributes:
-        mlp_ratio: Hidden width of the MLP over D; with `swiglu` it counts both halves.
-        swiglu: Gated MLPs (DINOv2's ViT-g).
-        init_values: Start of LayerScale (DINOv2 and 3), or None for no LayerScale.
-        norm_eps: Epsilon of all norms: 1e-6, or 1e-5 of DINOv3.
-        registers: Register tokens R beside the class token (Darcet et al. 2024).
-        rotary: Rotations of queries and keys (DINOv3) instead of a table of positions.
-        qkv_bias: With `rotary`, whether queries and values have a bias; otherwise they do.
-    """
-
-    mlp_ratio: float = 4
-    swiglu: bool = False
-    init_values: float | None = None
-    norm_eps: float = 1e-6
-    registers: int = 0
-    rotary: RotaryConfig | None = None
-    qkv_bias: bool = True
+    mlp_ratio: float = 4  # hidden width of the MLP over D; with `swiglu` it counts both halves
+    swiglu: bool = False  # gated MLPs (DINOv2's ViT-g)
+    init_values: float | None = None  # start of LayerScale (DINOv2 and 3)
+    norm_eps: float = 1e-6  # of all norms; 1e-5 of DINOv3
+    registers: int = 0  # register tokens R beside the class token (Darcet et al. 2024)
+    rotary: RotaryConfig | None = None  # rotations of queries and keys (DINOv3) instead of a table
+    qkv_bias: bool = True  # with `rotary`, whether queries and values have a bias; otherwise they do
 
 
 class Attention(nn.Module):

@@ -1,6 +1,7 @@
 """Dense heads by name: from a ViT's patch tokens to a score per pixel."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -130,45 +131,25 @@ class _Linear(nn.Module):
 class _Pyramid(nn.Module):
     """Pyramid, a decoder of segmentation-models-pytorch, and a layer of scores."""
 
-    strides: tuple[int, ...] = (4, 8, 16, 32)
-
-    def __init__(self, width: int, patch_size: int, outputs: int, channels: int) -> None:
+    def __init__(
+        self,
+        build: Callable[[int], nn.Module],
+        width: int,
+        patch_size: int,
+        outputs: int,
+        channels: int,
+        strides: Sequence[int] = (4, 8, 16, 32),
+    ) -> None:
         super().__init__()
-        self.pyramid = FeaturePyramid(width, channels, patch_size, self.strides)
-        self.decoder = self.build(channels)
+        self.pyramid = FeaturePyramid(width, channels, patch_size, strides)
+        self.decoder = build(channels)
         self.scores = nn.Conv2d(getattr(self.decoder, 'out_channels', channels), outputs, 3, padding=1)
 
-    def build(self, channels: int) -> nn.Module:
-        return smp_decoder('UPerNetDecoder')([0, 0, *[channels] * 4], decoder_channels=channels)
-
     def forward(self, maps: list[Tensor], size: tuple[int, int]) -> Tensor:
-        levels = self.pyramid(maps[-len(self.strides) :], size)
-        unread = levels[0].new_empty(0)  # decoders list the full and half resolution, too
-        return self.scores(self.decoder([unread, unread, *levels]))
-
-
-class _FPN(_Pyramid):
-    def build(self, channels: int) -> nn.Module:
-        return smp_decoder('FPNDecoder')([0, 0, *[channels] * 4], pyramid_channels=channels)
-
-
-class _PAN(_Pyramid):
-    strides = (4, 8, 16)
-
-    def build(self, channels: int) -> nn.Module:
-        return smp_decoder('PANDecoder')([0, 0, *[channels] * 3], 4, channels)
-
-
-class _PSP(_Pyramid):
-    """Pyramid pooling on the map at 1/8, the scale of PSPNet and PSANet."""
-
-    strides = (8,)
-
-    def build(self, channels: int) -> nn.Module:
-        return smp_decoder('PSPDecoder')([channels], out_channels=channels)
-
-    def forward(self, maps: list[Tensor], size: tuple[int, int]) -> Tensor:
-        return self.scores(self.decoder(self.pyramid(maps[-1:], size)))
+        levels = self.pyramid(maps[-len(self.pyramid.strides) :], size)
+        if len(levels) > 1:  # decoders list the full and half resolution, too
+            levels = [levels[0].new_empty(0)] * 2 + levels
+        return self.scores(self.decoder(levels))
 
 
 class _DPT(nn.Module):
@@ -196,9 +177,12 @@ class _DPT(nn.Module):
 #: Decoders by name.
 HEADS: dict[str, Callable[..., Any]] = {
     'linear': _Linear,
-    'psp': _PSP,
-    'upernet': _Pyramid,
+    # On the map at 1/8, the scale of PSPNet and PSANet
+    'psp': partial(_Pyramid, lambda c: smp_decoder('PSPDecoder')([c], out_channels=c), strides=(8,)),
+    'upernet': partial(
+        _Pyramid, lambda c: smp_decoder('UPerNetDecoder')([0, 0, *[c] * 4], decoder_channels=c)
+    ),
     'dpt': _DPT,
-    'fpn': _FPN,
-    'pan': _PAN,
+    'fpn': partial(_Pyramid, lambda c: smp_decoder('FPNDecoder')([0, 0, *[c] * 4], pyramid_channels=c)),
+    'pan': partial(_Pyramid, lambda c: smp_decoder('PANDecoder')([0, 0, *[c] * 3], 4, c), strides=(4, 8, 16)),
 }

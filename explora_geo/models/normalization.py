@@ -11,19 +11,12 @@ OTHER_UNITS = 16
 
 @dataclass(frozen=True)
 class Normalization:
-    """What turns the pixels of files into the numbers that a backbone reads: (x - mean) / std.
+    """What turns the pixels of files into the numbers that a backbone reads: (x - mean) / std."""
 
-    Attributes:
-        mean: Value of each band of the backbone that becomes 0, in units of the files.
-        std: Length in those units that becomes 1, one per band.
-        clip: Whether results are cut off to [0, 1], as SatMAE's; then `mean` is where its range starts.
-        value_range: Lowest and highest pixel value seen, or None if unknown: tells other units.
-    """
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    clip: bool = False
-    value_range: tuple[float, float] | None = None
+    mean: tuple[float, ...]  # value of each band that becomes 0, in units of the files
+    std: tuple[float, ...]  # length in those units that becomes 1, one per band
+    clip: bool = False  # cut results off to [0, 1], as SatMAE's; then `mean` is where its range starts
+    value_range: tuple[float, float] | None = None  # lowest and highest pixel value seen: tells other units
 
     def __post_init__(self) -> None:
         """Check the values."""

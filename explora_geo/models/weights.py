@@ -13,12 +13,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from explora_geo._compat import Weights, WeightsEnum
 
 _RGB = ('red', 'green', 'blue')
 _SENTINEL2 = ('B02', 'B03', 'B04', 'B05', 'B06', 'B07', 'B08', 'B8A', 'B11', 'B12')
 _SHIPPED = (Path(__file__).parent / 'files').as_uri()
 _NATURAL, _FMOW = 'LVD-142M, natural images', 'fMoW-RGB, labels not used'
+_SAME = nn.Identity()  # the data modules normalize by band
 # Where files are, the paper's number on arXiv, the licence, and the objective
 _SOURCES = {
     'dinov2': ('https://dl.fbaipublicfiles.com/dinov2', '2304.07193', 'Apache-2.0', 'D'),
@@ -33,11 +36,6 @@ _SOURCES = {
 }
 
 
-def _no_transform(sample: dict) -> dict:  # type: ignore[type-arg]
-    """Return the sample as it is: the datamodules normalize by band."""
-    return sample
-
-
 def _weights(source: str, file: str, model: str, dataset: str, decoder: bool = False, **meta: Any) -> Weights:
     root, paper, licence, objective = _SOURCES[source]
     stated = {
@@ -49,7 +47,7 @@ def _weights(source: str, file: str, model: str, dataset: str, decoder: bool = F
         'objective': objective,
         'decoder': decoder,
     }
-    return Weights(url=f'{root}/{file}', transforms=_no_transform, meta={**stated, **meta})
+    return Weights(url=f'{root}/{file}', transforms=_SAME, meta={**stated, **meta})
 
 
 def _dinov2(size: str, registers: str = '') -> Weights:
@@ -80,6 +78,8 @@ def _mae(size: str, file: str = 'pretrain/mae_pretrain_vit_{}', decoder: bool = 
 
 
 _FULL, _PIXELS = 'pretrain/mae_pretrain_vit_{}_full', 'visualize/mae_visualize_vit_{}'
+_SATMAE, _PAIRED = '7338613/files/pretrain-vit-{}-e199.pth', {'satmae_band_pairing': True}
+_SENTINEL = 'explora_mae_multispectral/explora_mae_fmow_sentinel'
 
 
 def _sentinel(source: str, file: str, size: str = 'large', decoder: bool = True, **meta: Any) -> Weights:
@@ -87,11 +87,6 @@ def _sentinel(source: str, file: str, size: str = 'large', decoder: bool = True,
     groups = {'bands': _SENTINEL2, 'tokenizer': 'group-channel', 'objective': 'M'}
     dataset = 'fMoW-Sentinel, labels not used'
     return _weights(source, file, f'vit_{size}_patch8_96', dataset, decoder, **groups, **meta)
-
-
-def _satmae_sentinel(size: str) -> Weights:
-    options = {'satmae_band_pairing': True}
-    return _sentinel('satmae', f'7338613/files/pretrain-vit-{size}-e199.pth', size, tokenizer_options=options)
 
 
 def _explora(size: str, suffix: str = '') -> Weights:
@@ -201,19 +196,15 @@ class ViTHuge14_Weights(WeightsEnum):
 class ViTBase8_Weights(WeightsEnum):
     """ViT-B/8 for Sentinel-2 tiles of 96 px in groups of bands."""
 
-    FMOW_SENTINEL_SATMAE = _satmae_sentinel('base')
+    FMOW_SENTINEL_SATMAE = _sentinel('satmae', _SATMAE.format('base'), 'base', tokenizer_options=_PAIRED)
 
 
 class ViTLarge8_Weights(WeightsEnum):
     """ViT-L/8 for Sentinel-2 tiles of 96 px in groups of bands."""
 
-    FMOW_SENTINEL_SATMAE = _satmae_sentinel('large')
-    FMOW_SENTINEL_EXPLORA = _sentinel(
-        'explora', 'explora_mae_multispectral/explora_mae_fmow_sentinel_encoder_only.pth', decoder=False
-    )
-    FMOW_SENTINEL_EXPLORA_FULL = _sentinel(
-        'explora', 'explora_mae_multispectral/explora_mae_fmow_sentinel.pth'
-    )
+    FMOW_SENTINEL_SATMAE = _sentinel('satmae', _SATMAE.format('large'), tokenizer_options=_PAIRED)
+    FMOW_SENTINEL_EXPLORA = _sentinel('explora', f'{_SENTINEL}_encoder_only.pth', decoder=False)
+    FMOW_SENTINEL_EXPLORA_FULL = _sentinel('explora', f'{_SENTINEL}.pth')
 
 
 def all_weights() -> dict[str, WeightsEnum]:

@@ -156,15 +156,10 @@ class Tokenizer(nn.Module, ABC):
         slot_embed: Tensor | None = None,
         device: torch.device | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Fixed position codes of width `dim`, for decoders; returns what `position` does.
+        """Fixed position codes of width `dim` on a patch grid, for decoders; returns what `position` does.
 
-        Args:
-            dim: Width of the decoder.
-            grid: Patch grid of this image.
-            timestamps: Acquisition times for tokenizers that use them, shape (B, T, 3).
-            pos_embed: Spatial codes of a checkpoint, class token first, used at its own grid.
-            slot_embed: Slot codes of a checkpoint, class token first, shape (1, 1 + S, ·).
-            device: Where the tokens are, so that no code waits for a copy; the CPU if None.
+        Codes of a checkpoint, class token first, are used instead: `pos_embed` at its own grid, and
+        `slot_embed`, shape (1, 1 + S, ·). On the device of the tokens no code waits for a copy.
         """
         slots = self.decoder_slot_codes(dim, timestamps) if slot_embed is None else slot_embed
         width = dim - slots.shape[-1]
