@@ -16,9 +16,8 @@ from typing import Any
 from torch import nn
 
 from explora_geo._compat import Weights, WeightsEnum
+from explora_geo.models.tokenizers import RGB, SENTINEL2
 
-_RGB = ('red', 'green', 'blue')
-_SENTINEL2 = ('B02', 'B03', 'B04', 'B05', 'B06', 'B07', 'B08', 'B8A', 'B11', 'B12')
 _SHIPPED = (Path(__file__).parent / 'files').as_uri()
 _NATURAL, _FMOW = 'LVD-142M, natural images', 'fMoW-RGB, labels not used'
 _SAME = nn.Identity()  # the data modules normalize by band
@@ -40,7 +39,7 @@ def _weights(source: str, file: str, model: str, dataset: str, decoder: bool = F
     root, paper, licence, objective = _SOURCES[source]
     stated = {
         'model': model,
-        'bands': _RGB,
+        'bands': RGB,
         'publication': f'https://arxiv.org/abs/{paper}',
         'dataset': dataset,
         'licence': licence,
@@ -84,7 +83,7 @@ _SENTINEL = 'explora_mae_multispectral/explora_mae_fmow_sentinel'
 
 def _sentinel(source: str, file: str, size: str = 'large', decoder: bool = True, **meta: Any) -> Weights:
     """Weights of groups of Sentinel-2's bands."""
-    groups = {'bands': _SENTINEL2, 'tokenizer': 'group-channel', 'objective': 'M'}
+    groups = {'bands': SENTINEL2, 'tokenizer': 'group-channel', 'objective': 'M'}
     dataset = 'fMoW-Sentinel, labels not used'
     return _weights(source, file, f'vit_{size}_patch8_96', dataset, decoder, **groups, **meta)
 

@@ -27,6 +27,7 @@ from explora_geo.models import ViT, create_vit
 MODEL = 'vit_tiny_patch8_32'
 Build = Callable[..., ViT]
 State = dict[str, Tensor]
+NORMALIZATION = {'mean': [100.0, 110.0, 120.0], 'std': [50.0, 40.0, 30.0], 'value_range': [0.0, 255.0]}
 
 
 @pytest.fixture
@@ -217,15 +218,33 @@ def test_a_file_that_says_nonsense_of_itself(
         {'config': {'unfrozen_blocks': [99]}},
         {'config': {'extra': [3]}},
         {'config': {'dropout': None}},
+        {'config': {'rang': 8}},
+        {'config': {'rank': -8}},
+        *(
+            {'normalization': {**NORMALIZATION, **wrong}}
+            for wrong in (
+                {'mean': [1.0]},
+                {'std': [1.0, 1.0, 0.0]},
+                {'clip': 'yes'},
+                {'value_range': [1.0]},
+                {'median': [1]},
+            )
+        ),
+        {'normalization': 3},
+        {'bands': None},
+        *('null', '{', '[]', '{"bands": []}'),
     ],
     ids=str,
 )
 def test_an_adapter_that_says_nonsense_of_itself(
-    nothing_is_built: None, adapter: Path, base_file: Path, change: dict[str, Any]
+    nothing_is_built: None, adapter: Path, base_file: Path, change: dict[str, Any] | str
 ) -> None:
     state, metadata = read_state(adapter)
-    header = json.loads(metadata['adapter'])
-    write_state(adapter, state, {**metadata, 'adapter': json.dumps({**header, **change})})
+    text = change
+    if isinstance(change, dict):
+        header = {**json.loads(metadata['adapter']), **change}
+        text = json.dumps({k: v for k, v in header.items() if v is not None or k == 'backbone'})
+    write_state(adapter, state, {**metadata, 'adapter': str(text)})
     for use in (read_adapter, lambda path: load_backbone(MODEL, base_file, path)):
         with pytest.raises(ValueError, match=r'adapter\.safetensors has a damaged adapter header'):
             use(adapter)

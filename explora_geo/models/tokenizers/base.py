@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from explora_geo.bands import RGB as RGB
 from explora_geo.models.position import resample_position, sincos_2d
-
-RGB = ('red', 'green', 'blue')
 
 
 class Tokenizer(nn.Module, ABC):
