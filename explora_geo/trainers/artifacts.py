@@ -13,7 +13,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import Tensor, save
-from torchvision.utils import save_image
+from torchvision.utils import make_grid, save_image
 
 from explora_geo.checkpoints import atomic_path
 
@@ -42,8 +42,8 @@ def two_rows(image: Tensor, other: Tensor, shown: Sequence[int]) -> Tensor:
     """
     rows = [x.flatten(0, -4)[:, list(shown)].expand(-1, 3, -1, -1) for x in (image, other)]
     low, high = rows[0].amin(), rows[0].amax()
-    stacked = torch.cat([torch.cat(list(x), dim=-1) for x in rows], dim=-2)
-    return ((stacked - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
+    grid = make_grid(torch.cat(rows), nrow=len(rows[0]), padding=0)
+    return ((grid - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -3,16 +3,13 @@
 import math
 import re
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
 from lightly.utils.scheduler import cosine_warmup_schedule
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch import Trainer
 from torch import nn
-from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
@@ -157,22 +154,6 @@ def _lr_factor(name: str, depth: int, config: OptimConfig) -> float:
     block, start = _BLOCK.match(name), _INPUT.match(name)
     below = depth - int(block['block']) if block else depth + 1 if start else 0
     return config.layer_decay**below * (config.patch_embed_lr_multiplier if start and start[1] else 1.0)
-
-
-def clip_parts(
-    task: LightningModule,
-    parts: Sequence[nn.Module],
-    optimizer: Any,
-    gradient_clip_val: float | None = None,
-    gradient_clip_algorithm: str | None = None,
-) -> None:
-    """Clip the gradients of each part by its own norm; of all by one where a strategy shards them."""
-    sharded = isinstance(task.trainer.strategy, (FSDPStrategy, ModelParallelStrategy))
-    if len(parts) == 1 or not gradient_clip_val or gradient_clip_algorithm == 'value' or sharded:
-        task.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-        return
-    for part in parts:
-        clip_grad_norm_(part.parameters(), gradient_clip_val)
 
 
 class _Schedule(LambdaLR):

@@ -8,8 +8,10 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
 
 from explora_geo._compat import WeightsEnum, log_hparams
 from explora_geo.adaptation import ExPLoRAConfig, explora, hold_frozen, trainable_names, trainable_summary
@@ -24,7 +26,7 @@ from explora_geo.models.vit import ViT
 from explora_geo.objectives import Objective, objective_class
 from explora_geo.trainers.artifacts import two_rows
 from explora_geo.trainers.guard import FeatureMonitor, GuardConfig
-from explora_geo.trainers.optim import OptimConfig, clip_parts, optimization, training_length
+from explora_geo.trainers.optim import OptimConfig, optimization, training_length
 from explora_geo.trainers.options import PretrainOptions, restored
 from explora_geo.trainers.presets import choose
 from explora_geo.trainers.resume import ReproducibleTask
@@ -213,8 +215,18 @@ class ExPLoRATask(ReproducibleTask):
         return self.log_step(loss, batch, {**losses, **self.model.metrics})
 
     def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
-        """Clip the parts of the objective each by its own norm."""
-        clip_parts(self, self.model.clipped, optimizer, *args, **kwargs)
+        """Clip each part of the objective by its own norm; all by one where a strategy shards them."""
+        parts, largest = self.model.clipped, self.trainer.gradient_clip_val
+        if (
+            len(parts) == 1
+            or not largest
+            or self.trainer.gradient_clip_algorithm == 'value'
+            or isinstance(self.trainer.strategy, FSDPStrategy | ModelParallelStrategy)
+        ):
+            self.clip_gradients(optimizer, *args, **kwargs)
+            return
+        for part in parts:
+            clip_grad_norm_(part.parameters(), largest)
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Let the objective withhold gradients."""
