@@ -4,9 +4,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
 from explora_geo._cli_console import bars, console, names, say, show
+
+# Options of several commands
+_Adapter = Annotated[Path | None, typer.Option(help='Adapter file made on these weights.')]
+_Name = Annotated[str | None, typer.Option(help='Backbone name, if the file does not state it.')]
+_Device = Annotated[str, typer.Option(help='cpu, cuda or auto.')]
 
 adapter_app = typer.Typer(help='Look into adapter files and merge them.', no_args_is_help=True)
 weights_app = typer.Typer(help='Look into weights of any known layout.', no_args_is_help=True)
@@ -19,8 +23,8 @@ def probe(
     weights: Annotated[
         str, typer.Option(help='Backbone: a file, a known name, timm/<name>, hf:<owner>/<name>.')
     ],
-    adapter: Annotated[Path | None, typer.Option(help='Adapter file made on these weights.')] = None,
-    model: Annotated[str | None, typer.Option(help='Backbone name, if the file does not state it.')] = None,
+    adapter: _Adapter = None,
+    model: _Name = None,
     out: Annotated[Path, typer.Option(help='Folder of the reports.')] = Path('runs/probe'),
     cache: Annotated[Path, typer.Option(help='Folder of cached features.')] = Path('runs/features'),
     name: Annotated[str, typer.Option(help='Name of the backbone in reports.')] = '',
@@ -38,7 +42,7 @@ def probe(
     val_split: Annotated[float, typer.Option(help='Share of training held out, without val/.')] = 0.1,
     batch_size: Annotated[int, typer.Option(help='Images per forward pass.')] = 128,
     workers: Annotated[int, typer.Option(help='Processes that read images.')] = 0,
-    device: Annotated[str, typer.Option(help='cpu, cuda or auto.')] = 'auto',
+    device: _Device = 'auto',
     statistics: Annotated[str, typer.Option(help='Normalize by those of the model or the data.')] = '',
     dry_run: Annotated[bool, typer.Option('--dry-run', help='Say how much there is to do.')] = False,
 ) -> None:
@@ -52,7 +56,7 @@ def probe(
     from explora_geo.devices import pick_device
     from explora_geo.evaluation import Budget, ProbeProtocol, SweepConfig
     from explora_geo.evaluation import probe as measure
-    from explora_geo.evaluation.protocol import describe_absent, describe_plan, write_reports
+    from explora_geo.evaluation.protocol import describe_plan, write_reports
     from explora_geo.models.readout import check_turns
 
     if not 0 < val_split < 1:
@@ -105,15 +109,7 @@ def probe(
         'skipped': [text for table in tables.values() for text in table.skipped],
     }
     files = write_reports(out, outcome, protocol, about)
-    table = Table('labels', 'method', 'test accuracy, %', '95 % interval', 'chosen', title=str(about['name']))
-    for score in outcome.scores:
-        low, high = score.interval
-        interval = f'{100 * low:.1f} to {100 * high:.1f}'
-        table.add_row(str(score.labels), score.method, f'{100 * score.mean:.1f}', interval, score.chosen)
-    console.print(table)
-    if outcome.absent:
-        say(describe_absent(outcome.absent))
-    return say('\n'.join(map(str, files)))
+    return say('\n'.join([files[-1].read_text(encoding='utf-8'), *map(str, files)]))
 
 
 def map_scene(
@@ -123,7 +119,7 @@ def map_scene(
     ] = None,
     out: Annotated[Path | None, typer.Option(help='Map to write (.tif).')] = None,
     weights: Annotated[str | None, typer.Option(help='Backbone instead of a model, for embeddings.')] = None,
-    adapter: Annotated[Path | None, typer.Option(help='Adapter file made on these weights.')] = None,
+    adapter: _Adapter = None,
     probabilities: Annotated[Path | None, typer.Option(help='Probability of each class (.tif).')] = None,
     vectors: Annotated[Path | None, typer.Option(help='Polygons (.gpkg, .parquet, .geojson).')] = None,
     classes: Annotated[str, typer.Option(help='Classes to polygonize, comma-separated; all.')] = '',
@@ -139,7 +135,7 @@ def map_scene(
     ] = 1,
     batch_size: Annotated[int, typer.Option(help='Tiles per forward pass.')] = 16,
     workers: Annotated[int, typer.Option(help='Processes that read tiles.')] = 0,
-    device: Annotated[str, typer.Option(help='cpu, cuda or auto.')] = 'auto',
+    device: _Device = 'auto',
     dry_run: Annotated[bool, typer.Option('--dry-run', help='Say how much there is to do.')] = False,
 ) -> None:
     """Map a scene of any size: classes or numbers per pixel, polygons, embeddings.
@@ -184,8 +180,8 @@ def export(
     weights: Annotated[
         str | None, typer.Option(help='Backbone: a file, a known name, timm/<name>, hf:<owner>/<name>.')
     ] = None,
-    adapter: Annotated[Path | None, typer.Option(help='Adapter file made on these weights.')] = None,
-    model: Annotated[str | None, typer.Option(help='Backbone name, if the file does not state it.')] = None,
+    adapter: _Adapter = None,
+    model: _Name = None,
     tuned: Annotated[Path | None, typer.Option(help='Tuned model instead, for .pt2 and .onnx.')] = None,
     layout: Annotated[
         str,
@@ -218,11 +214,7 @@ def export(
     if tuned is not None and (adapter or model):
         raise ValueError('adapter and model belong to weights: a tuned model holds all of its own')
     check_format(out, backbone=tuned is None)
-    module: Any
-    if tuned is not None:
-        module = load_task(tuned).model
-    else:
-        module = load_backbone(model, weights, adapter)
+    module: Any = load_task(tuned).model if tuned else load_backbone(model, weights, adapter)
     vit = module if tuned is None else module.backbone
     difference = write(module, vit.name, out)
     if out.suffix in ('.safetensors', '.ckpt'):
