@@ -141,18 +141,14 @@ def by_block(rows: Mapping[str, Row], file: Path) -> None:
     """What patches of each block tell, and how spread they are: the paper's analysis, a line for each row."""
     figure, axes = _panels(4)
     titles = 'mean eigenvalue', 'variance of eigenvalues', 'place of a patch', 'class of its image'
-    for (title, row), color in zip(rows.items(), COLORS.values(), strict=False):
+    for (title, row), color in zip(rows.items(), ['darkgray', *COLORS.values()], strict=False):
         block, *columns = np.array(row['blocks']).T
         for axis, values in zip(axes, columns, strict=True):
             axis.plot(block, values, 'o-', ms=3, color=color, label=title)
-    for i, (axis, title) in enumerate(zip(axes, titles, strict=True)):
-        axis.set(
-            title=title,
-            xlabel='block',
-            ylabel='' if i < 2 else 'accuracy',
-            yscale='log' if i < 2 else 'linear',
-        )
-    axes[0].legend(frameon=False, fontsize=8)
+    for axis, title in zip(axes, titles, strict=True):
+        axis.set(title=title, xlabel='block')
+    axes[2].set_ylabel('accuracy')
+    axes[3].legend(frameon=False, fontsize=8, loc='lower right')
     _save(figure, file)
 
 
