@@ -65,7 +65,12 @@ class Facts:
             kind = known.get(name)
             if kind is None or (kind in (str, int, dict) and type(value) is not kind):
                 raise ValueError(f'{name} of {value!r:.80}')
-        bands = found['bands'] = tuple(check_bands(found['bands'])) if 'bands' in found else ()
+        bands = found.get('bands', ())
+        if 'bands' in found:
+            named = isinstance(bands, list | tuple) and all(isinstance(b, str) and b for b in bands)
+            if not named or not bands or len(set(bands)) != len(bands):
+                raise ValueError(f'bands must be distinct names, got {bands!r:.80}')
+            found['bands'] = tuple(bands)
         if 'img_size' in found or 'patch_size' in found:
             check_sizes(found.get('img_size'), found.get('patch_size'))
         if found.get('normalization') is not None:
@@ -108,14 +113,6 @@ class Facts:
 
 
 _TEXT = tuple(f.name for f in dataclasses.fields(Facts) if f.type is str and f.name not in _JSON)
-
-
-def check_bands(bands: Any) -> Any:
-    """Bands, if they are a list of distinct names; a ValueError otherwise."""
-    named = isinstance(bands, list | tuple) and all(isinstance(band, str) and band for band in bands)
-    if not named or not bands or len(set(bands)) != len(bands):
-        raise ValueError(f'bands must be distinct names, got {bands!r:.80}')
-    return bands
 
 
 def check_sizes(img_size: Any, patch_size: Any) -> None:

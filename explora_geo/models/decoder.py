@@ -77,4 +77,5 @@ class MAEDecoder(nn.Module):
         x = torch.cat([x[:, :1] + cls_position.to(x), tokens + position], dim=1)
         for block in self.blocks:
             x = run_block(block, x, recompute=self.grad_checkpointing)
-        return self.pred(self.norm(x)[:, 1:].unflatten(1, (slots, patches)))
+        tokens = self.norm(x)[:, 1:].unflatten(1, (slots, patches))
+        return self._tokenizer[0].predict(self.pred, tokens)

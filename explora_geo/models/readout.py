@@ -16,9 +16,7 @@ Tokens = Literal['cls', 'avg', 'cls+avg']
 def reduce_slots(patches: Tensor, mode: Slots = 'mean') -> Tensor:
     """Patches of all slots on one grid, shape (B, S, L, D) -> (B, L, D) or (B, L, S·D).
 
-    Args:
-        patches: Patch tokens.
-        mode: `mean` over slots, or `concat` of their widths; a ValueError if it is another name.
+    `mode` is `mean` over slots, or `concat` of their widths; a ValueError if it is another name.
     """
     if mode not in ('mean', 'concat'):
         raise ValueError(f'slots must be mean or concat, got {mode!r}')
@@ -77,15 +75,9 @@ def turn_back(image: Tensor, number: int) -> Tensor:
 
 
 def average_maps(function: Callable[[Tensor], Tensor], image: Tensor, turns: int = 1) -> Tensor:
-    """Mean over 1, 4 or 8 orientations of what a function gives for each place of an image.
+    """Mean over orientations of what a function gives for each place of images, shape (B, K, h, w).
 
-    Args:
-        function: From images, shape (..., H, W), to maps, shape (B, K, h, w).
-        image: Images, shape (..., H, W).
-        turns: Orientations; a ValueError if it is another number.
-
-    Returns:
-        Maps in the orientation of the images, shape (B, K, h, w).
+    The function goes from images, shape (..., H, W), to maps; `turns` is 1, 4 or 8, a ValueError otherwise.
     """
     total = function(image)
     for number in range(1, check_turns(turns)):

@@ -39,27 +39,17 @@ class ViT(nn.Module):
 
     With a `PatchTokenizer` the state dict has timm's keys (`patch_embed.proj`, `cls_token`, `reg_token`,
     `pos_embed`, `blocks.i`, `norm`), of DINOv3's models those of timm's `Eva`. Positions have an entry of the
-    class token, none of registers.
-
-    Attributes:
-        name: Name that `create_vit` built it by; empty otherwise.
-        normalization: How the images that the weights were adapted on were normalized, if they say so.
-        stored_position: Positions as the file of the weights holds them, before they are resampled to this
-            grid; empty where the model computes its own, None where no file was read.
-        base: Name of the weights that were loaded; empty for random ones.
-        licence: Licence that those weights state.
-        adaptation: Notation of the adapter that was put on them.
-        pos_embed: Table of positions, shape (1, 1 + L, D), without the width of slots; None with `rope`.
-        rope: Rotations by place instead of a table, or None.
+    class token, none of registers. `rope` rotates by place instead of a table, or is None.
     """
 
-    name: str = ''
-    base: str = ''
-    licence: str = ''
-    adaptation: str = ''
-    normalization: Normalization | None = None
+    name: str = ''  # that `create_vit` built it by
+    base: str = ''  # name of the weights that were loaded
+    licence: str = ''  # that those weights state
+    adaptation: str = ''  # notation of the adapter that was put on them
+    normalization: Normalization | None = None  # of the images that they were adapted on, if they say so
+    # As the file of the weights holds them; empty where the model computes its own, None where none was read
     stored_position: Tensor | None = None
-    pos_embed: Tensor | None
+    pos_embed: Tensor | None  # table, shape (1, 1 + L, D), without the width of slots; None with `rope`
 
     def __init__(
         self,

@@ -15,38 +15,25 @@ class Tokenizer(nn.Module, ABC):
     """What a ViT asks of its input side.
 
     A token's position is a spatial code next to a code of its slot (channel group, frame). The ViT stores the
-    spatial one, `pos_embed`, of width D - `slot_dim`; the tokenizer joins both.
-
-    Attributes:
-        kind: Name of the tokenizer in configurations.
-        bands: Names of the bands, in the order in which images carry them.
-        img_size: Nominal image side, pixels.
-        patch_size: Patch side P, pixels.
-        grid_size: Patches along height and width at the nominal image size.
-        num_slots: Slots S of the tokens at the nominal input.
-        slot_dim: Width of the slot code in the ViT; 0 without slots, and then positions can be learned.
-        slot_step: What widths of slot codes are multiples of; 0 without slots.
-        fresh: Parts that no RGB weights can fill, and that train where they start anew.
+    spatial one, `pos_embed`, of width D - `slot_dim`; the tokenizer joins both. `grid_size` are the patches
+    along height and width at the nominal image side `img_size`, pixels, in patches of `patch_size` pixels.
     """
 
-    kind: str
-    num_slots: int = 1
-    slot_dim: int = 0
-    slot_step: int = 0
-    fresh: tuple[str, ...] = ()
+    kind: str  # name in configurations
+    num_slots: int = 1  # slots S of the tokens at the nominal input
+    slot_dim: int = 0  # width of the slot code in the ViT; 0 without slots, and then positions can be learned
+    slot_step: int = 0  # what widths of slot codes are multiples of
+    fresh: tuple[str, ...] = ()  # parts that no RGB weights can fill, and that train where they start anew
     axes = 'B, {}, H, W'
 
     def __init__(self, img_size: int, patch_size: int, bands: Sequence[str], dynamic_img_size: bool) -> None:
         """Check and keep what all tokenizers share.
 
         Args:
-            img_size: Nominal image side, pixels, a multiple of `patch_size`.
+            img_size: Nominal image side, pixels, a multiple of `patch_size`; a ValueError otherwise.
             patch_size: Patch side P, pixels.
-            bands: Band names in image order.
+            bands: Band names in image order, each once; a ValueError otherwise.
             dynamic_img_size: Accept other image sizes and resample the positions to them.
-
-        Raises:
-            ValueError: If the image size is no multiple of the patch size or bands repeat.
         """
         super().__init__()
         if patch_size < 1 or img_size < patch_size or img_size % patch_size:
@@ -95,8 +82,12 @@ class Tokenizer(nn.Module, ABC):
         """Inverse of `patchify`."""
 
     def build_prediction(self, dim: int) -> nn.Module:
-        """The last layer of an MAE decoder: tokens (B, S, L, dim) to patches (B, S, L, `target_dim`)."""
+        """The last layer of an MAE decoder of width `dim`, which `predict` runs."""
         return nn.Linear(dim, self.target_dim)
+
+    def predict(self, layer: nn.Module, tokens: Tensor) -> Tensor:
+        """Patches that the last layer predicts, (B, S, L, dim) -> (B, S, L, `target_dim`)."""
+        return layer(tokens)
 
     @property
     def target_sizes(self) -> tuple[int, ...]:
@@ -132,14 +123,13 @@ class Tokenizer(nn.Module, ABC):
         """Position codes of the class token and of the patches in the ViT.
 
         Args:
-            stored: The ViT's spatial code, class token first, shape (1, 1 + L, D - `slot_dim`), or None
-                where places are told by rotation.
+            stored: The ViT's spatial code, class token first, shape (1, 1 + L, D - `slot_dim`), or None where
+                places are told by rotation; then codes are `slot_dim` wide.
             grid: Patch grid of this image.
             timestamps: Acquisition times for tokenizers that use them, shape (B, T, 3).
 
         Returns:
-            Codes of shape (1 or B, 1, D), and broadcastable to (B, S, L, D); `slot_dim` wide without
-            `stored`.
+            Codes of shape (1 or B, 1, D), and of patches, broadcastable to (B, S, L, D).
         """
         codes = self.slot_codes(timestamps)
         if stored is None:

@@ -108,8 +108,16 @@ class GroupChannelTokenizer(Tokenizer):
         return joined[:, [order.index(i) for i in range(len(order))]]
 
     def build_prediction(self, dim: int) -> nn.Module:
-        """One linear layer per group."""
-        return GroupPrediction(dim, self)
+        """One linear layer per group; the keys are `0.weight`, `1.weight`, ... as SatMAE's."""
+        return nn.ModuleList(nn.Linear(dim, width) for width in self.target_sizes)
+
+    def predict(self, layer: nn.Module, tokens: Tensor) -> Tensor:
+        """Patches that the groups' layers predict, (B, G, L, dim) -> (B, G, L, `target_dim`)."""
+        parts = [linear(tokens[:, i]) for i, linear in enumerate(layer.children())]
+        if self.satmae_band_pairing:
+            bands = torch.cat(parts, dim=-1).unflatten(-1, (len(self.bands), -1))
+            parts = [bands[:, :, list(chosen)].flatten(2) for chosen in self.indices]
+        return self._stack(parts)
 
     def target_statistics(self, target: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance over all bands of a patch, as in SatMAE, each of shape (B, 1, L, 1)."""
@@ -133,22 +141,3 @@ class GroupChannelTokenizer(Tokenizer):
     def _stack(self, parts: list[Tensor]) -> Tensor:
         """Bring the groups' patches, each (B, L, ·), to one width and stack them, (B, G, L, ·)."""
         return torch.stack([F.pad(part, (0, self.target_dim - part.shape[-1])) for part in parts], dim=1)
-
-
-class GroupPrediction(nn.ModuleList):
-    """One linear layer per group of bands; the keys are `0.weight`, `1.weight`, ... as SatMAE's."""
-
-    def __init__(self, dim: int, tokenizer: GroupChannelTokenizer) -> None:
-        """Initialize a GroupPrediction for a decoder of width `dim`."""
-        super().__init__(nn.Linear(dim, width) for width in tokenizer.target_sizes)
-        # Held in a tuple: the tokenizer belongs to the encoder and must not be registered twice.
-        self._tokenizer = (tokenizer,)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Predict patches, (B, G, L, dim) -> (B, G, L, `target_dim`)."""
-        tokenizer = self._tokenizer[0]
-        parts = [layer(tokens[:, i]) for i, layer in enumerate(self)]
-        if tokenizer.satmae_band_pairing:
-            bands = torch.cat(parts, dim=-1).unflatten(-1, (len(tokenizer.bands), -1))
-            parts = [bands[:, :, list(chosen)].flatten(2) for chosen in tokenizer.indices]
-        return tokenizer._stack(parts)

@@ -76,7 +76,7 @@ def test_every_group_has_its_own_prediction(image: Tensor) -> None:
     layer = tokenizer.build_prediction(12)
     assert [tuple(m.weight.shape) for m in layer] == [(128, 12), (192, 12)]
     tokens = torch.randn(2, 2, 4, 12)
-    pred = layer(tokens)
+    pred = tokenizer.predict(layer, tokens)
     assert pred.shape == (2, 2, 4, 192) and not pred[:, 0, :, 128:].any()
     assert_close(pred[1, 1, 2], layer[1](tokens[1, 1, 2]))
     assert_close(pred[1, 0, 2, :128], layer[0](tokens[1, 0, 2]))
@@ -86,7 +86,7 @@ def test_satmaes_pairing_counts_predictions_in_image_order(image: Tensor) -> Non
     tokenizer = build(satmae_band_pairing=True)
     layer = tokenizer.build_prediction(12)
     tokens = torch.randn(2, 2, 4, 12)
-    pred = layer(tokens)
+    pred = tokenizer.predict(layer, tokens)
     listed = torch.cat([layer[0](tokens[:, 0]), layer[1](tokens[:, 1])], dim=-1).unflatten(-1, (5, 64))
     assert_close(pred[:, 0, :, :128], listed[:, :, [1, 0]].flatten(2))  # B04, B02 in the image
     assert_close(pred[:, 1], listed[:, :, [4, 3, 2]].flatten(2))
