@@ -5,7 +5,6 @@ it is asked for: models need neither Lightning nor TorchGeo.
 """
 
 import importlib
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from signal import SIGUSR1, Signals
 from typing import TYPE_CHECKING, Any
@@ -89,11 +88,6 @@ def slurm_requeue_signal(trainer: 'Trainer') -> Signals | None:
 def unscaled_by_clipping(optimizer: torch.optim.Optimizer) -> None:
     """Have Lightning clip the gradients of a fused optimizer, which it refuses for fear of scaled ones."""
     optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
-
-
-def copy_tensors(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
-    """Copy tensors into others, all in one kernel."""
-    torch._foreach_copy_(list(targets), list(sources))
 
 
 def many_graphs() -> AbstractContextManager[None]:

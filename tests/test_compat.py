@@ -95,12 +95,6 @@ def weights_are_normed(folder: Path) -> bool:
     return True
 
 
-def tensors_are_copied(folder: Path) -> bool:
-    targets = [torch.zeros(2), torch.zeros(3)]
-    _compat.copy_tensors(targets, [torch.ones(2), torch.ones(3)])
-    return all(bool(target.all()) for target in targets)
-
-
 def attention_is_timms(folder: Path) -> bool:
     attention = Attention(8, num_heads=2)
     before = attention.fused_attn
@@ -143,7 +137,6 @@ def norms_have_one_base(folder: Path) -> bool:
         ('lightning', fused_optimizers_are_clipped),
         ('torch', graphs_are_limited),
         ('torch', weights_are_normed),
-        ('torch', tensors_are_copied),
         ('torch', norms_have_one_base),
         ('timm', attention_is_timms),
         ('torchgeo', tasks_are_modules),

@@ -25,14 +25,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
-from explora_geo._compat import (
-    BaseTask,
-    BatchNorm,
-    copy_tensors,
-    data_fetcher,
-    many_graphs,
-    slurm_requeue_signal,
-)
+from explora_geo._compat import BaseTask, BatchNorm, data_fetcher, many_graphs, slurm_requeue_signal
 from explora_geo.adaptation.frozen import convert_each_time
 from explora_geo.checkpoints.files import atomic_path
 from explora_geo.trainers.artifacts import Artifacts, AtomicCheckpointIO, run_folder
@@ -213,8 +206,8 @@ class ReproducibleTask(BaseTask):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Set the random state of a step, and keep what its forward pass changes in place."""
         self.reseed(Stream.STEP, self.trainer.fit_loop.total_batch_idx)
-        if self._averages:
-            copy_tensors(self._kept_averages, self._averages)
+        for average, kept in zip(self._averages, self._kept_averages, strict=True):
+            kept.copy_(average)
 
     def on_train_batch_end(self, *args: Any) -> None:
         """From here on the loop waits for its loader."""
