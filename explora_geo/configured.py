@@ -129,8 +129,8 @@ def plan(args: list[str]) -> dict[str, str]:
     limit, accumulated = trainer.limit_train_batches, trainer.accumulate_grad_batches
     batches = min(len(loader), limit) if isinstance(limit, int) else max(1, int(len(loader) * limit))
     per_epoch = ceil(batches / accumulated)
-    epochs: Any = trainer.max_epochs
-    limits = trainer.max_steps, per_epoch * epochs
+    epochs = trainer.max_epochs
+    limits = trainer.max_steps, -1 if epochs is None else per_epoch * epochs
     total = min((n for n in limits if n >= 0), default=1000 * per_epoch)  # Lightning's own default
     trained = sum(p.numel() for p in task.model.parameters() if p.requires_grad)
     size = getattr(loader, 'batch_size', None) or datamodule.batch_size
