@@ -1,4 +1,4 @@
-"""What a step of the headline's rows costs: python -m benchmarks.study.costs DATA CACHE OUT.jsonl."""
+"""What a step of the ViT-Ti/16 costs: python -m benchmarks.study.costs DATA CACHE OUT.jsonl."""
 
 import multiprocessing
 import sys
@@ -46,11 +46,12 @@ def measure(data: Path, cached: Path, job: Job) -> dict[str, Any]:
 def main(data: Path, cached: Path, out: Path) -> None:
     """Measure each row in a process of its own."""
     groups = read_groups()
-    jobs = [j for g in ('headline', 'm-headline') for j in groups[g] if j.domain == 'eurosat']
+    known = [job for name in ('headline', 'm-headline', 'rivals') for job in groups[name]]
+    jobs = {j.name: j for j in known if j.domain == 'eurosat' and j.source != 'depth6' and j.views}
     out.unlink(missing_ok=True)
     # glibc: freed tensors go back to the system instead of staying with the process as gaps
     with patch.dict('os.environ', MALLOC_MMAP_THRESHOLD_=str(128 * 1024), OMP_NUM_THREADS='1'):
-        for job in jobs:
+        for job in jobs.values():
             with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context('spawn')) as pool:
                 records.append(out, pool.submit(measure, data, cached, job).result())
 

@@ -192,6 +192,26 @@ def free(rows: list[Row], domain: str) -> list[str]:
     return markdown_table([TITLES[domain], *METHODS], lines)
 
 
+def costs(measured: list[Row]) -> list[str]:
+    """Operations, memory and a core's time of a step, beside those of D-ExPLoRA for as many images."""
+    of = {r['name']: r for r in measured}
+    titles = D_ROWS | {k: f'{v}, M' for k, v in M_ROWS.items()} | SIMPLER
+    lines = []
+    for name in (name for name in titles if name in of):
+        row, first = (
+            {k: of[n][k] / of[n]['batch'] for k in ('gflop', 'seconds')} for n in (name, 'D-explora')
+        )
+        cells = [
+            f'{row["gflop"]:.2f}',
+            f'{row["gflop"] / first["gflop"]:.2f}',
+            f'{1000 * row["seconds"]:.0f}',
+        ]
+        cells += [f'{row["seconds"] / first["seconds"]:.2f}', f'{of[name]["gb"]:.2f}']
+        lines.append([titles[name], *cells])
+    header = ['row', 'GFLOP an image', 'ratio', 'ms an image', 'ratio', 'GB of a step']
+    return markdown_table(header, lines)
+
+
 def main(file: Path, folder: Path) -> None:
     """Write the tables and figures."""
     rows, short = read(file), read(file.parents[1] / 'study' / 'runs.jsonl')
@@ -235,6 +255,7 @@ def main(file: Path, folder: Path) -> None:
             where(models.values(), domain='eurosat'), GROUPS
         ),
         'A probe that attends': attention(attended),
+        'What a step costs': costs(read_lines(file.parent / 'costs.jsonl')),
         'What blocks know': blocks(analyzed),
     }
     if len(sections['Length: M on EuroSAT']) > 3:

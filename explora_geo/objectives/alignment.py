@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from explora_geo.models.vit import Features, ViT
 from explora_geo.objectives.anchor import feature_map, turned_features
 from explora_geo.objectives.base import Objective
+from explora_geo.objectives.schedules import TrainingLength
 from explora_geo.objectives.teacher import Teacher
 
 
@@ -18,7 +19,7 @@ class PatchAlignment(Objective):
 
     The loss is 1 - the centered kernel alignment of an image's patch features, student's and teacher's: it
     asks for no features in particular, so there are no heads, no crops and no prototypes, and a step costs
-    less than half of one of `DINOv2`. The teacher is a running average of the student.
+    less than half of one of `DINOv2`. The teacher is a running average of the student, which slows to a halt.
     """
 
     def __init__(
@@ -28,7 +29,8 @@ class PatchAlignment(Objective):
 
         Args:
             backbone: Student with its weights and adaptation.
-            momentum: Share of the teacher that stays at a step, in [0, 1].
+            momentum: Share of the teacher that stays at a step, at first, in [0, 1]; it rises to 1 as a
+                cosine.
             contrast: Largest change of an image's contrast about the archive's mean, in [0, 1).
             oriented: Leave images as they are, not in one of eight orientations: for archives in which the
                 orientation tells something.
@@ -42,6 +44,7 @@ class PatchAlignment(Objective):
             )
         super().__init__(backbone)
         self.momentum, self.contrast, self.oriented = momentum, contrast, oriented
+        self.horizon = TrainingLength()
         self.teacher = Teacher(nn.ModuleDict({'backbone': backbone}))
         self.loss = PatchKernelAlignmentLoss()
 
@@ -49,6 +52,10 @@ class PatchAlignment(Objective):
     def pool(features: Features) -> Tensor:
         """Mean patch token: the loss moves patches alone, shape (B, D)."""
         return features.patches.flatten(1, -2).mean(dim=1)
+
+    def set_schedule(self, total: int, epoch: float) -> None:
+        """Set the length of training, over which the teacher comes to a halt."""
+        self.horizon = TrainingLength(max(total, 1), epoch)
 
     def forward(self, batch: Mapping[str, Any], step: int) -> dict[str, Tensor]:
         """The loss of a batch; see `Objective.forward`."""
@@ -71,4 +78,5 @@ class PatchAlignment(Objective):
 
     def after_step(self, step: int) -> None:
         """Average the teacher."""
-        self.teacher.update(nn.ModuleDict({'backbone': self.backbone}), self.momentum)
+        momentum = self.horizon.cosine(step, self.momentum, 1.0)
+        self.teacher.update(nn.ModuleDict({'backbone': self.backbone}), momentum)

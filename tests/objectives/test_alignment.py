@@ -68,10 +68,13 @@ def test_learning_brings_orientations_together(small_names: None) -> None:
 def test_the_teacher_follows_and_costs_only_what_trains(small_names: None) -> None:
     vit = student()
     objective = PatchAlignment(vit, momentum=0.75)
+    objective.set_schedule(1_000_000, 1.0)
     with torch.no_grad():
         vit.norm.weight.add_(4)
     before = objective.teacher.parts['backbone'].norm.weight.clone()
     objective.after_step(1)
+    assert_close(objective.teacher.parts['backbone'].norm.weight, before + 1)
+    objective.after_step(1_000_000)  # which ends as it stands
     assert_close(objective.teacher.parts['backbone'].norm.weight, before + 1)
     own = {id(p) for p in vit.parameters()}
     copied = sum(p.numel() for p in objective.teacher.parameters() if id(p) not in own)
