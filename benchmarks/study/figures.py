@@ -152,7 +152,7 @@ def by_block(rows: Mapping[str, Row], file: Path) -> None:
     _save(figure, file)
 
 
-def memory(measured: list[Row], file: Path) -> None:
+def memory(measured: Sequence[Row], file: Path) -> None:
     """Memory of a step of 8 images, a bar for each backbone, objective and what trains."""
     figure, axes = _panels(2)
     kinds = {'ExPLoRA': COLORS['explora'], 'explora_geo, all weights': COLORS['full']}

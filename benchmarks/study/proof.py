@@ -192,7 +192,7 @@ def free(rows: list[Row], domain: str) -> list[str]:
     return markdown_table([TITLES[domain], *METHODS], lines)
 
 
-def costs(measured: list[Row]) -> list[str]:
+def costs(measured: Sequence[Row]) -> list[str]:
     """Operations, memory and a core's time of a step, beside those of D-ExPLoRA for as many images."""
     of = {r['name']: r for r in measured}
     titles = D_ROWS | {k: f'{v}, M' for k, v in M_ROWS.items()} | SIMPLER
