@@ -47,7 +47,7 @@ def main(data: Path, cached: Path, out: Path) -> None:
     """Measure each row in a process of its own."""
     groups = read_groups()
     known = [job for name in ('headline', 'm-headline', 'rivals') for job in groups[name]]
-    jobs = {j.name: j for j in known if j.domain == 'eurosat' and j.source != 'depth6' and j.views}
+    jobs = {j.name: j for j in known if j.domain == 'eurosat' and j.source == 'vit_ti16' and j.views}
     out.unlink(missing_ok=True)
     # glibc: freed tensors go back to the system instead of staying with the process as gaps
     with patch.dict('os.environ', MALLOC_MMAP_THRESHOLD_=str(128 * 1024), OMP_NUM_THREADS='1'):
