@@ -23,14 +23,14 @@ STEPS = 10  # that are timed
 
 def measure(data: Path, cached: Path, job: Job) -> dict[str, Any]:
     """Operations, memory and time of a core of a step, by steps of a run in this process."""
-    torch.set_num_threads(1)
     study = Study(data, cached, Path(), torch.device('cpu'))
     domain, held = study.domain(job.domain), study.named(job.source)
-    recipe = job.recipe(len(domain.archive), held.size, study.source(job.source).patch_embed.patch_size)
+    archive = domain.archive[: job.images or None]
+    recipe = job.recipe(len(archive), held.size, study.source(job.source).patch_embed.patch_size)
 
     def run(steps: int) -> float:
         start = time.process_time()  # other processes of the machine do not count
-        adapt(held, replace(recipe, steps=steps), domain, domain.archive, 0)
+        adapt(held, replace(recipe, steps=steps), domain, archive, 0)
         return time.process_time() - start
 
     with Meter() as meter:
@@ -44,15 +44,16 @@ def measure(data: Path, cached: Path, job: Job) -> dict[str, Any]:
 
 
 def main(data: Path, cached: Path, out: Path) -> None:
-    """Measure each row in a process of its own."""
+    """Measure each row that the file lacks in a process of its own."""
     groups = read_groups()
     known = [job for name in ('headline', 'm-headline', 'rivals') for job in groups[name]]
     jobs = {j.name: j for j in known if j.domain == 'eurosat' and j.source == 'vit_ti16' and j.views}
-    out.unlink(missing_ok=True)
+    done = {row['name'] for row in records.read(out)}
     # glibc: freed tensors go back to the system instead of staying with the process as gaps
     with patch.dict('os.environ', MALLOC_MMAP_THRESHOLD_=str(128 * 1024), OMP_NUM_THREADS='1'):
-        for job in jobs.values():
-            with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context('spawn')) as pool:
+        for job in (job for name, job in jobs.items() if name not in done):
+            context = multiprocessing.get_context('spawn')
+            with ProcessPoolExecutor(1, context, torch.set_num_threads, (1,)) as pool:
                 records.append(out, pool.submit(measure, data, cached, job).result())
 
 

@@ -83,16 +83,20 @@ def by_labels(rows: list[Row], file: Path) -> None:
 def by_length(rows: list[Row], letter: str, file: Path) -> None:
     """Gain against length, a line for what trains."""
     figure, axes = _panels(2)
-    for key, color in COLORS.items():
-        mine = where(rows, name=f'{letter}-{key}', domain='eurosat', images=0)
-        steps = sorted({r['steps'] for r in mine})
+    rows = where(rows, domain='eurosat', source='vit_ti16', images=0)
+    of = {key: where(rows, name=f'{letter}-{key}') for key in COLORS}
+    steps = sorted({r['steps'] for mine in of.values() for r in mine})
+    for key, mine in of.items():
+        known = [n for n in steps if where(mine, steps=n)]
         for axis, method in zip(axes, (0, 1), strict=True):
-            points = [[100 * r['gain']['one'][method][0] for r in where(mine, steps=n)] for n in steps]
-            if len(steps) > 1:
-                axis.plot(steps, [np.mean(p) for p in points], 'o-', color=color, label=ARMS[key])
+            points = [100 * combined(where(mine, steps=n), method)[0] for n in known]
+            if len(known) > 1:
+                axis.plot(known, points, 'o-', color=COLORS[key], label=ARMS[key])
     for axis, method in zip(axes, (0, 1), strict=True):
         axis.set(xscale='log', xlabel='steps of 32 tiles', ylabel=f'gain by {METHODS[method]}, points')
-    axes[0].legend(frameon=False, fontsize=8)
+        axis.set_xticks(steps, [f'{n:,}' for n in steps])
+        axis.minorticks_off()
+    axes[1].legend(frameon=False, fontsize=8, loc='lower right')
     _save(figure, file)
 
 

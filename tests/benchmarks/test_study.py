@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import rasterio
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from benchmarks.study import adapting, attention, proof, running, spatial
+from benchmarks.study import adapting, attention, costs, proof, running, spatial
 from benchmarks.study.adapting import Source
 from benchmarks.study.domains import Domain
 from benchmarks.study.jobs import Job, read_groups
@@ -152,6 +153,22 @@ def test_rivals_learn(name: str, small_names: None) -> None:
     recipe = Job('t', name, 'x', 'eurosat', values, 16 * 60).recipe(60, 32, 8)
     _, numbers = adapting.adapt(Source('vit_tiny_patch8_32', None, 32), recipe, held, held.archive, 0)
     assert numbers['loss'][1] < numbers['loss'][0]
+
+
+def test_what_trains_more_costs_more(monkeypatch: pytest.MonkeyPatch, small_names: None) -> None:
+    source = Source('vit_tiny_patch8_32', None, 32)
+    held = SimpleNamespace(domain=lambda name: domain(), named=lambda name: source)
+    held.source = lambda name: adapting.load_source(source)[0]
+    monkeypatch.setattr(costs, 'Study', lambda *arguments: held)
+    monkeypatch.setattr(costs, 'STEPS', 2)
+    values = {'objective': 'Anchor', 'batch_size': 8}
+    rows = [
+        costs.measure(Path(), Path(), Job('t', name, 'x', 'eurosat', {**values, 'adaptation': what}, 16))
+        for name, what in (('D-explora', '[L]-r2'), ('D-full', 'full'))
+    ]
+    assert 0 < rows[0]['gflop'] < rows[1]['gflop']
+    assert all(row['batch'] == 8 and row['gb'] >= 0 for row in rows)
+    assert '| full training |' in proof.costs(rows)[-1]
 
 
 def test_labels_are_drawn_by_class_and_never_those_that_choose() -> None:
