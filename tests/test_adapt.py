@@ -89,8 +89,10 @@ def test_an_archive_becomes_an_adapter_and_a_report_that_later_stages_read(
 
 
 def test_patch_alignment_is_named_by_its_notation(tiles: Path, weights: Path, tmp_path: Path) -> None:
-    report = adapt(tiles, weights, tmp_path / 'run', adaptation='align-[L]-r4').report
-    assert report['adaptation']['objective'] == 'patchalignment' and report['adaptation']['steps'] == 2
+    adapted = adapt(tiles, weights, tmp_path / 'run', adaptation='align-[L]-r4')
+    how = adapted.report['adaptation']
+    assert how['objective'] == 'patchalignment' and how['steps'] == 2
+    assert 'Patch alignment [L]-r4 (PaKa, not ExPLoRA)' in adapted.page.read_text()
 
 
 def run_app_code(args: list[str]) -> int:

@@ -9,7 +9,7 @@ of its 95 % interval optional:
 - `archive`: `source` (its path), `kind`, `count`, `size` [height, width] in pixels, `bands`, `file_bands`,
   `dtype`, `low`, `high`, `nodata` (share), `crs`; other keys are kept. `model`: `weights`, `backbone`,
   `parameters`.
-- `adaptation`: `notation` (`D-ExPLoRA-[L]-r32`), `objective` (`dinov2`, `mae`, `anchor`), `trainable`
+- `adaptation`: `notation` (`D-ExPLoRA-[L]-r32`), `objective` (`dinov2`, `mae`, `anchor`, ...), `trainable`
   (share), `steps`, `batch_size`, `views`, `image_size`, `precision`, `strength` (0 recommends the source),
   `strength_by` (`labels`, `request`, `label-free` or `default`), `short` (a run that only shows how it goes),
   `stopped` (why early), `measured` (what was tried, the chosen first: `batch_size`, `workers`,
