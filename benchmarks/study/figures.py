@@ -1,6 +1,6 @@
 """Figures of the study: what adapting gains, by length, labels and images, and what it forgets."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,41 +80,20 @@ def by_labels(rows: list[Row], file: Path) -> None:
     _save(figure, file)
 
 
-def by_length(rows: list[Row], letter: str, file: Path) -> None:
-    """Gain against length, a line for what trains."""
+def by_number(of: Mapping[str, list[Row]], number: Callable[[Row], int], title: str, file: Path) -> None:
+    """Gain against a number of each row, such as its steps; a line for what trains, by a key of `ARMS`."""
     figure, axes = _panels(2)
-    rows = where(rows, domain='eurosat', source='vit_ti16', images=0)
-    of = {key: where(rows, name=f'{letter}-{key}') for key in COLORS}
-    steps = sorted({r['steps'] for mine in of.values() for r in mine})
-    for key, mine in of.items():
-        known = [n for n in steps if where(mine, steps=n)]
-        for axis, method in zip(axes, (0, 1), strict=True):
-            points = [100 * combined(where(mine, steps=n), method)[0] for n in known]
-            if len(known) > 1:
-                axis.plot(known, points, 'o-', color=COLORS[key], label=ARMS[key])
+    ticks = sorted({number(r) for mine in of.values() for r in mine})
     for axis, method in zip(axes, (0, 1), strict=True):
-        axis.set(xscale='log', xlabel='steps of 32 tiles', ylabel=f'gain by {METHODS[method]}, points')
-        axis.set_xticks(steps, [f'{n:,}' for n in steps])
+        for key, mine in of.items():
+            known = [n for n in ticks if any(number(r) == n for r in mine)]
+            pairs = [combined([r for r in mine if number(r) == n], method)[:2] for n in known]
+            mean, half = 100 * np.array(pairs).T
+            axis.errorbar(known, mean, half, fmt='o-', color=COLORS[key], capsize=3, label=ARMS[key])
+        axis.set(xscale='log', xlabel=title, ylabel=f'gain by {METHODS[method]}, points')
+        axis.set_xticks(ticks, [f'{n:,}' for n in ticks])
         axis.minorticks_off()
     axes[1].legend(frameon=False, fontsize=8, loc='lower right')
-    _save(figure, file)
-
-
-def by_images(rows: list[Row], file: Path) -> None:
-    """Gain against the number of unlabeled images, by D, a line for what trains."""
-    figure, axes = _panels(2)
-    for axis, method in zip(axes, (0, 1), strict=True):
-        for key in ('explora', 'full'):
-            mine = where(rows, name=f'D-{key}')
-            counts = sorted({r['images'] or ARCHIVE for r in mine})
-            of = [[r for r in mine if (r['images'] or ARCHIVE) == n] for n in counts]
-            mean, half = 100 * np.array([combined(part, method)[:2] for part in of]).T
-            axis.errorbar(counts, mean, half, fmt='o-', color=COLORS[key], capsize=3, label=ARMS[key])
-        axis.set(xscale='log', xlabel='unlabeled tiles', ylabel=f'gain by {METHODS[method]}, points')
-        axis.set_ylim(bottom=0)
-        axis.set_xticks(counts, [f'{n:,}' for n in counts])
-        axis.minorticks_off()
-    axes[0].legend(frameon=False, fontsize=8, loc='lower right')
     _save(figure, file)
 
 

@@ -37,6 +37,7 @@ RATIOS = {'D-explora-x1': '1', 'D-explora': '3', 'D-explora-x10': '10 (a third o
 SIMPLER = {
     'Diet': 'DIET, 1,000 images',
     'align': 'patch kernel alignment',
+    'align-still': 'patch kernel alignment, with the source as its teacher',
     'LeJEPA': 'LeJEPA',
     'anchor-small': 'the anchor',
     'D-explora': 'D-ExPLoRA',
@@ -131,6 +132,12 @@ def lengths(rows: list[Row], letter: str) -> list[str]:
     return markdown_table(['row', 'seeds', *METHODS], lines)
 
 
+def _apart(row: Row) -> str:
+    """How a row differs from 200 steps of the ViT-Ti/16, for its title."""
+    steps = '' if row['steps'] == 200 else f', {row["steps"]} steps'
+    return steps + (', from the six blocks' if row['source'] == 'depth6' else '')
+
+
 def forgetting(rows: dict[str, list[Row]]) -> list[str]:
     """What was gained on EuroSAT, on AID, and on natural images, which the source was made of."""
     lines = []
@@ -198,16 +205,13 @@ def costs(measured: Sequence[Row]) -> list[str]:
     titles = D_ROWS | {k: f'{v}, M' for k, v in M_ROWS.items()} | SIMPLER
     lines = []
     for name in (name for name in titles if name in of):
-        row, first = (
-            {k: of[n][k] / of[n]['batch'] for k in ('gflop', 'seconds')} for n in (name, 'D-explora')
+        row, first = of[name], of['D-explora']
+        gflop, seconds = (row[k] / row['batch'] for k in ('gflop', 'seconds'))
+        shares = (row[k] / row['batch'] * first['batch'] / first[k] for k in ('gflop', 'seconds'))
+        more, longer = (f'{share:.2f}' for share in shares)
+        lines.append(
+            [titles[name], f'{gflop:.2f}', more, f'{1000 * seconds:.0f}', longer, f'{row["gb"]:.2f}']
         )
-        cells = [
-            f'{row["gflop"]:.2f}',
-            f'{row["gflop"] / first["gflop"]:.2f}',
-            f'{1000 * row["seconds"]:.0f}',
-        ]
-        cells += [f'{row["seconds"] / first["seconds"]:.2f}', f'{of[name]["gb"]:.2f}']
-        lines.append([titles[name], *cells])
     header = ['row', 'GFLOP an image', 'ratio', 'ms an image', 'ratio', 'GB of a step']
     return markdown_table(header, lines)
 
@@ -233,7 +237,13 @@ def main(file: Path, folder: Path) -> None:
     figures.default_by_length(short, folder / 'default.png')
     figures.by_labels(rows, folder / 'labels.png')
     figures.gain_against_loss(carried, folder / 'forgetting.png')
-    figures.by_images([r for r in d200 if r['name'] in few], folder / 'images.png')
+    arms = {key: where(d200, name=f'D-{key}') for key in ('explora', 'full')}
+    figures.by_number(
+        arms, lambda r: r['images'] or figures.ARCHIVE, 'unlabeled tiles', folder / 'images.png'
+    )
+    arms = {key: where(here, name=f'M-{key}', images=0) for key in ('explora', 'lora', 'unfreeze', 'full')}
+    figures.by_number(arms, lambda r: r['steps'], 'steps of 32 tiles', folder / 'lengths_m.png')
+    figures.by_block(analyzed, folder / 'blocks.png')
     figures.by_weights(whole, CAPACITY, folder / 'weights.png')
     figures.memory(read_lines(file.parent / 'speed' / 'peak.jsonl'), folder / 'memory.png')
     sections = {
@@ -246,10 +256,12 @@ def main(file: Path, folder: Path) -> None:
         'Few unlabeled images': gains(d200, few, lambda r: f', {r["images"] or figures.ARCHIVE:,} images'),
         'Trained weights': gains(whole, CAPACITY),
         "LoRA's rate over the block's": gains(whole, RATIOS),
-        'Simpler objectives, [L]-r32': gains(whole, SIMPLER),
-        'Simpler objectives, [L]-r32: AID': gains(
-            where(models.values(), domain='aid', source='vit_ti16', views=6_400), SIMPLER
-        ),
+        **{
+            f'Simpler objectives, [L]-r32: {TITLES[d]}': gains(
+                [r for r in where(models.values(), domain=d) if r['images'] in (0, 1000)], SIMPLER, _apart
+            )
+            for d in BUDGETS
+        },
         **{f'What costs nothing: {TITLES[d]}': free(rows, d) for d in BUDGETS},
         'Red, green and blue as groups of bands, M, 600 steps': gains(
             where(models.values(), domain='eurosat'), GROUPS
@@ -258,10 +270,6 @@ def main(file: Path, folder: Path) -> None:
         'What a step costs': costs(read_lines(file.parent / 'costs.jsonl')),
         'What blocks know': blocks(analyzed),
     }
-    if len(sections['Length: M on EuroSAT']) > 3:
-        figures.by_length(rows, 'M', folder / 'lengths_m.png')
-    if len(analyzed) > 1:
-        figures.by_block(analyzed, folder / 'blocks.png')
     text = HEAD
     for title, table in sections.items():
         if len(table) > 3:  # a line alone compares nothing
