@@ -9,8 +9,9 @@ from lightly.loss import LeJEPALoss
 from torch import Tensor, nn
 
 from explora_geo.bands import RGB
-from explora_geo.models.vit import Features, ViT
+from explora_geo.models.vit import ViT
 from explora_geo.objectives import DINOv2, Objective
+from explora_geo.objectives.base import mean_patch
 from explora_geo.objectives.short_runs import SHORT_VIEWS
 from explora_geo.transforms.multicrop import MultiCrop, ViewsConfig
 
@@ -28,10 +29,7 @@ class _Rival(Objective):
 
     backbone_options = DINOv2.backbone_options
 
-    @staticmethod
-    def pool(features: Features) -> Tensor:
-        """Mean patch token, shape (B, D)."""
-        return features.patches.flatten(1, -2).mean(dim=1)
+    pool = staticmethod(mean_patch)
 
 
 class Diet(_Rival):

@@ -81,12 +81,8 @@ def open_model(path: str | Path, device: torch.device | str = 'cpu') -> MapModel
         return found if task.dense else found[..., None, None].expand(-1, -1, *image.shape[-2:])
 
     colors = tuple(tuple(map(int, c)) for c in palette(len(classes), task.data.get('colours', ())))
-    vit, sha256, outputs = (
-        task.model.backbone,
-        state_sha256(task.model.state_dict()),
-        len(classes) or task.outputs,
-    )
-    return MapModel(str(path), sha256, vit, task.data, function, outputs, classes, colors)
+    sha256, outputs = state_sha256(task.model.state_dict()), len(classes) or task.outputs
+    return MapModel(str(path), sha256, task.model.backbone, task.data, function, outputs, classes, colors)
 
 
 def open_features(vit: ViT, device: torch.device | str = 'cpu', source: str | None = None) -> MapModel:

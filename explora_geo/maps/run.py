@@ -62,9 +62,8 @@ class MapOptions:
 class Outputs:
     """Files to make of a scene."""
 
-    out: Path | None = (
-        None  # Cloud-Optimized GeoTIFF of classes (uint8, 255 without data) or numbers (float32)
-    )
+    # Cloud-Optimized GeoTIFF of classes (uint8, 255 without data) or numbers (float32)
+    out: Path | None = None
     probabilities: Path | None = None  # GeoTIFF of a probability per class, as bands
     vectors: Path | None = None  # polygons of the classes
     vector_classes: tuple[str, ...] = ()  # classes to polygonize; all if empty

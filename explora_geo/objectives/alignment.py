@@ -7,9 +7,9 @@ import torch
 from lightly.loss import PatchKernelAlignmentLoss
 from torch import Tensor, nn
 
-from explora_geo.models.vit import Features, ViT
+from explora_geo.models.vit import ViT
 from explora_geo.objectives.anchor import feature_map, turned_features
-from explora_geo.objectives.base import Objective
+from explora_geo.objectives.base import Objective, mean_patch
 from explora_geo.objectives.schedules import TrainingLength
 from explora_geo.objectives.teacher import Teacher
 
@@ -48,10 +48,7 @@ class PatchAlignment(Objective):
         self.teacher = Teacher(nn.ModuleDict({'backbone': backbone}))
         self.loss = PatchKernelAlignmentLoss()
 
-    @staticmethod
-    def pool(features: Features) -> Tensor:
-        """Mean patch token: the loss moves patches alone, shape (B, D)."""
-        return features.patches.flatten(1, -2).mean(dim=1)
+    pool = staticmethod(mean_patch)
 
     def set_schedule(self, total: int, epoch: float) -> None:
         """Set the length of training, over which the teacher comes to a halt."""

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from explora_geo.models.readout import average_maps, check_turns, turn, whitening_matrix
-from explora_geo.models.vit import Features, ViT
-from explora_geo.objectives.base import Objective
+from explora_geo.models.vit import ViT
+from explora_geo.objectives.base import Objective, mean_patch
 from explora_geo.objectives.teacher import Teacher
 
 
@@ -151,10 +151,7 @@ class Anchor(Objective):
         source = Teacher(nn.ModuleDict({'backbone': backbone}))
         self.anchor = AnchorLoss(source, AnchorConfig(**config))
 
-    @staticmethod
-    def pool(features: Features) -> Tensor:
-        """Mean patch token: the loss moves patches alone, shape (B, D)."""
-        return features.patches.flatten(1, -2).mean(dim=1)
+    pool = staticmethod(mean_patch)
 
     def forward(self, batch: Mapping[str, Any], step: int) -> dict[str, Tensor]:
         """Weighted losses of a batch; see `Objective.forward`."""

@@ -11,6 +11,11 @@ from explora_geo.models.vit import Features, ViT
 from explora_geo.transforms.multicrop import ViewsConfig
 
 
+def mean_patch(features: Features) -> Tensor:
+    """Mean patch token over all slots, shape (B, D), for objectives that move patches alone."""
+    return features.patches.flatten(1, -2).mean(dim=1)
+
+
 class Objective(nn.Module, ABC):
     """A self-supervised loss on one adapted backbone, with the parts that only pre-training needs.
 

@@ -14,7 +14,7 @@ from explora_geo.adaptation import frozen_blocks
 from explora_geo.models.heads import HeadConfig, ProjectionHead
 from explora_geo.models.vit import Begun, Embedded, Features, ViT
 from explora_geo.objectives.anchor import AnchorConfig, AnchorLoss
-from explora_geo.objectives.base import Objective
+from explora_geo.objectives.base import Objective, mean_patch
 from explora_geo.objectives.gram import GramConfig, GramLoss
 from explora_geo.objectives.losses import TargetCentering, dino_losses, entropies, ibot_loss
 from explora_geo.objectives.masking import MaskConfig, block_masks
@@ -314,7 +314,7 @@ class DINOv2(Objective):
 
     def pool(self, features: Features) -> Tensor:  # type: ignore[override]
         """What is compared between crops: class token or mean patch token, shape (B, D)."""
-        return features.cls if self.losses.token == 'cls' else features.patches.flatten(1, -2).mean(1)
+        return features.cls if self.losses.token == 'cls' else mean_patch(features)
 
     @torch.no_grad()
     def _teacher_targets(

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from explora_geo.adaptation import ExPLoRAConfig, explora, merge_lora
 from explora_geo.models.decoder import MAEDecoder
-from explora_geo.models.vit import Features, ViT
-from explora_geo.objectives.base import Objective
+from explora_geo.models.vit import ViT
+from explora_geo.objectives.base import Objective, mean_patch
 from explora_geo.objectives.masking import random_keep
 
 # What trains in a pre-trained decoder without a preset: close to the released script, and its mask token.
@@ -136,10 +136,7 @@ class MAE(Objective):
         merged = merge_lora(copy.deepcopy(self.decoder))
         return {f'decoder.{k}': v for k, v in merged.state_dict().items()}
 
-    @staticmethod
-    def pool(features: Features) -> Tensor:
-        """Mean patch token: MAE's class token is trained by no loss of its own, shape (B, D)."""
-        return features.patches.flatten(1, -2).mean(dim=1)
+    pool = staticmethod(mean_patch)  # MAE's class token is trained by no loss of its own
 
     def reconstruct(
         self, image: Tensor, noise: Tensor | None = None, timestamps: Tensor | None = None

@@ -30,9 +30,7 @@ class Preset:
     steps: int | None = None  # length in optimizer steps, or None
     objective: Mapping[str, Any] = field(default_factory=dict)  # its arguments
     drop_path_rate: float = 0.0  # stochastic depth of the student
-    gradient_clip: float | None = (
-        None  # largest norm of the gradient, the trainer's `gradient_clip_val`, or None
-    )
+    gradient_clip: float | None = None  # largest norm of the gradient, the trainer's `gradient_clip_val`
 
     def over(self, steps: int) -> 'Preset':
         """The recipe for a run of another number of steps: lengths that it states in steps in proportion."""
