@@ -21,6 +21,8 @@ VARIANTS: dict[str, tuple[float | None, int]] = {
     **{'one': (None, 1), 'turns4': (None, 4), 'turns8': (None, 8)},
     **{'white0.5': (0.5, 1), 'white1': (1.0, 1), 'white1x4': (1.0, 4)},
 }
+#: The mean patches of the last four blocks side by side.
+FOUR = 'last4'
 ADAPTED = 'one', 'turns4', 'white1', 'white1x4'
 FILE = Path(__file__).parents[1] / 'conf' / 'study.yaml'
 _VIEWS = {**SHORT_VIEWS, 'vertical_flip': True, 'quarter_turns': True}
@@ -41,7 +43,7 @@ class Job:
     images: int = 0  # adapt to so many images of the archive, all if 0
     transfer: tuple[str, ...] = ()  # also score the other domains
     save: bool = False  # keep the adapter
-    variants: tuple[str, ...] = ADAPTED  # how features are read, keys of `VARIANTS`
+    variants: tuple[str, ...] = ADAPTED  # how features are read, keys of `VARIANTS`, `block3`, or `FOUR`
     extras: tuple[str, ...] = ('label_free',)  # of this, and `attention`, `blocks`
     budgets: tuple[int, ...] = ()  # labels a class of further linear probes, all if 0
     tuned: bool = False  # also tune LoRA-r8 with each of them
@@ -55,7 +57,7 @@ class Job:
     @property
     def key(self) -> str:
         """Name of the job."""
-        return f'{self.model}.labels' if self.budgets else self.model
+        return self.model + ('.labels' if self.budgets else f'.{FOUR}' if FOUR in self.variants else '')
 
     def recipe(self, archive: int, side: int, patch: int) -> Recipe:
         """The recipe for an archive of so many images of a side in patches, pixels."""

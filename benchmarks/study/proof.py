@@ -12,6 +12,7 @@ from ..tables.records import markdown_table
 from ..tables.records import read as read_lines
 from . import figures
 from .figures import ARMS, BUDGETS
+from .jobs import FOUR
 from .report import METHODS, TITLES, Row, pooled, read, where
 
 D_ROWS = {f'D-{key}': title for key, title in ARMS.items()} | {'anchor-small': 'the anchor (not the paper)'}
@@ -30,7 +31,11 @@ CAPACITY = {
     **{f'D-explora-r{n}': f'ExPLoRA [L]-r{n}' for n in (4, 8)},
     'D-explora': ARMS['explora'],
     'D-explora-r64': 'ExPLoRA [L]-r64',
+    'D-explora-all-r8': 'ExPLoRA [L]-r8, all matrices',
+    'D-explora-embed': 'ExPLoRA [L]-r32, patch embedding',
+    'D-explora-last6': 'ExPLoRA [L]-r32, last 6 blocks',
     'D-unfreeze': ARMS['unfreeze'],
+    'D-unfreeze-two': 'unfreezing [L-1,L] only',
     'D-full': ARMS['full'],
 }
 RATIOS = {'D-explora-x1': '1', 'D-explora': '3', 'D-explora-x10': '10 (a third of the rate)'}
@@ -57,6 +62,14 @@ ANALYZED = {
     'D-full': 'D, all weights',
     'M-full': 'M, all weights, 300 steps',
 }
+#: Models whose features are read in several ways.
+READ = {
+    'source': 'source',
+    'D-explora': 'D-ExPLoRA',
+    'D-lora': ARMS['lora'],
+    'D-unfreeze': ARMS['unfreeze'],
+    'D-full': 'D, all weights',
+}
 #: What may be done to the features of a model that is not trained further.
 FREE = {
     'turns4': 'mean of 4 turns',
@@ -64,6 +77,7 @@ FREE = {
     'white0.5': 'whitened by half',
     'white1': 'whitened',
     'white1x4': 'whitened, mean of 4 turns',
+    FOUR: 'last four blocks side by side',
 }
 #: What stands above the tables.
 HEAD = """# The paper's rows from a supervised ViT-Ti/16
@@ -186,16 +200,16 @@ def blocks(rows: Mapping[str, Row]) -> list[str]:
 def free(rows: list[Row], domain: str) -> list[str]:
     """What may be done to features of the source and of models for nothing; gains over the source."""
     lines = []
-    for name, title in {'source': 'source', 'D-explora': 'D-ExPLoRA', 'D-full': 'D, all weights'}.items():
-        mine = where(rows, name=name, domain=domain, images=0)
-        for row in (r for r in mine if len(r['gain']) > 1):
-            blocks = [k for k in row['gain'] if k.startswith('block')]
-            best = max(blocks, key=lambda k: sum(row['after'][k]), default='')
-            what = {best: f'block {int(best[5:]) + 1}, the best by test'} if best else {'one': ''}
-            for key, how in (what | FREE).items():
-                if key in row['gain']:
-                    cells = [gained([pair]) for pair in row['gain'][key]]
-                    lines.append([', '.join(filter(None, (title, how))), *cells])
+    for name, title in READ.items():
+        mine = [r for r in where(rows, name=name, domain=domain, images=0, seed=0) if len(r['gain']) > 1]
+        gain, after = ({k: v for row in mine for k, v in row[what].items()} for what in ('gain', 'after'))
+        blocks = [k for k in gain if k.startswith('block')]
+        best = max(blocks, key=lambda k: sum(after[k]), default='')
+        what = {best: f'block {int(best[5:]) + 1}, the best by test'} if best else {'one': ''}
+        for key, how in (what | FREE).items():
+            if key in gain:
+                cells = [gained([pair]) for pair in gain[key]]
+                lines.append([', '.join(filter(None, (title, how))), *cells])
     return markdown_table([TITLES[domain], *METHODS], lines)
 
 
@@ -224,7 +238,7 @@ def main(file: Path, folder: Path) -> None:
         for name, title in FORGETTING.items()
     }
     # one row of each model, which jobs of several groups may have scored
-    models = {r['key'].removesuffix('.labels'): r for r in rows if 'gain' in r}
+    models = {r['key'].removesuffix('.labels'): r for r in rows if 'gain' in r and FOUR not in r['gain']}
     here = where(models.values(), domain='eurosat', source='vit_ti16')
     d200 = [r for r in here if r.get('steps') == 200 or r['name'] == 'Diet']
     whole = [r for r in d200 if not r['images'] or r['name'] == 'Diet']

@@ -22,7 +22,7 @@ from ..tables.recipe import OBJECTIVES
 from .adapting import SOURCES, Source, adapt, load_source, reader
 from .attention import attention_hits
 from .domains import Domain, load
-from .jobs import VARIANTS, Job
+from .jobs import FOUR, VARIANTS, Job
 from .scoring import Hits, budget_hits, features, gain, patches, score, validate
 from .tuning import tune
 
@@ -59,9 +59,13 @@ class Reading:
         return [self.features(part, turns, block) for part in ('train', 'val', 'test')]
 
     def scores(self, variant: str) -> Hits:
-        """Hits by a key of `VARIANTS`, or of `block3`."""
+        """Hits by a key of `VARIANTS`, of `block3`, or of `FOUR`."""
         power, turns = VARIANTS.get(variant, (None, 1))
-        sets = self.parts(turns, -1 if variant in VARIANTS else int(variant.removeprefix('block')))
+        if variant == FOUR:
+            blocks = [self.parts(block=b) for b in range(-4, 0)]
+            sets = [torch.cat(found, 1) for found in zip(*blocks, strict=True)]
+        else:
+            sets = self.parts(turns, -1 if variant in VARIANTS else int(variant.removeprefix('block')))
         if power is not None:
             drawn = _drawn(torch.arange(len(self.domain.archive)), WHITEN, 0)
             seen = features(self.vit, self.read, self.domain.archive[drawn], turns)

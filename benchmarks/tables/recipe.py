@@ -86,10 +86,13 @@ class Recipe:
 
 
 def read_recipe(values: Mapping[str, Any], where: str) -> Recipe:
-    """Build a recipe from flat values: fields of `Recipe` and `OptimConfig`, the paper's notation."""
+    """Build a recipe from flat values: fields of `Recipe` and `OptimConfig`.
+
+    The adaptation is in the paper's notation, or fields of `ExPLoRAConfig`.
+    """
     names = {f.name for f in fields(OptimConfig)}
     given = {k: v for k, v in values.items() if k not in names}
-    given['adaptation'] = ExPLoRAConfig.parse(values['adaptation'])
+    given['adaptation'] = ExPLoRAConfig.create(values['adaptation'])
     optim = make(OptimConfig, {k: v for k, v in values.items() if k in names}, where)
     recipe: Recipe = make(Recipe, {**given, 'optim': optim}, where)
     try:
