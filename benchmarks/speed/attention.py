@@ -1,0 +1,39 @@
+"""Attention of a CPU, fused and as plain products: python -m benchmarks.speed.attention > attention.md."""
+
+import torch
+from torch.utils.benchmark import Timer
+
+from explora_geo.models.blocks import Attention
+
+from ..tables.records import markdown_table
+
+TOKENS, FORMS = (37, 65, 197, 257), ('fused', 'plain')
+TYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16}
+HEAD = f"""# Attention on a CPU
+
+`python -m benchmarks.speed.attention`: a layer of width 192 and 3 heads with its projections, 64 images,
+forward and back, one thread, torch {torch.__version__}; milliseconds, to be compared within the page.
+"""
+
+
+def milliseconds(
+    tokens: int, dtype: torch.dtype, fused: bool, batch: int = 64, seconds: float = 2.0
+) -> float:
+    """Median time of a layer, forward and back."""
+    torch.manual_seed(0)
+    layer = Attention(192, 3).to(dtype)
+    layer.fused_attn = fused
+    x = torch.randn(64, tokens, 192, dtype=dtype, requires_grad=True)
+    timer = Timer('layer(x).sum().backward()', globals={'layer': layer, 'x': x}, num_threads=1)
+    return 1e3 * timer.blocked_autorange(min_run_time=seconds).median
+
+
+def main(seconds: float = 2.0) -> str:
+    """Milliseconds of both types and forms by the number of tokens, as a page."""
+    ways = {f'{form}, {name}': (kind, form == 'fused') for name, kind in TYPES.items() for form in FORMS}
+    lines = [[str(n), *(f'{milliseconds(n, *way, seconds):.1f}' for way in ways.values())] for n in TOKENS]
+    return '\n'.join([HEAD, *markdown_table(['tokens', *ways], lines)])
+
+
+if __name__ == '__main__':
+    print(main())
