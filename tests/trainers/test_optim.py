@@ -1,23 +1,29 @@
 """The optimizer holds exactly what trains, and the schedule warms up and decays."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.demos.boring_classes import BoringModel
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
 
 from explora_geo.adaptation import ExPLoRAConfig, explora
 from explora_geo.models import ViT
 from explora_geo.objectives import MAE, DINOv2
 from explora_geo.objectives.schedules import TrainingLength
 from explora_geo.trainers import OptimConfig
-from explora_geo.trainers.optim import build_optimizer, build_schedule, training_length
+from explora_geo.trainers.optim import build_optimizer, build_schedule, optimization, training_length
 
 Build = Callable[..., ViT]
+QUIET: dict[str, Any] = {
+    **{'accelerator': 'cpu', 'limit_val_batches': 0},
+    **{'logger': False, 'enable_checkpointing': False, 'enable_progress_bar': False},
+}
 
 
 @pytest.mark.parametrize('notation', ['[L]-r4', '[1,L]', '[]-r8', 'full'])
@@ -262,15 +268,7 @@ def test_the_length_is_the_same_however_it_is_given(length: dict[str, int], tmp_
             found.append(training_length(self.trainer))
             return super().configure_optimizers()
 
-    quiet: dict[str, Any] = {'logger': False, 'enable_checkpointing': False, 'enable_progress_bar': False}
-    Trainer(
-        accelerator='cpu',
-        default_root_dir=tmp_path,
-        limit_train_batches=4,
-        limit_val_batches=0,
-        **quiet,
-        **length,
-    ).fit(Model())
+    Trainer(default_root_dir=tmp_path, limit_train_batches=4, **QUIET, **length).fit(Model())
     assert [(f.total, f.epoch) for f in found] == [(8, 4)]
 
 
@@ -283,3 +281,23 @@ def test_a_run_without_a_length_is_refused_in_one_sentence(length: dict[str, Any
     trainer = Trainer(accelerator='cpu', default_root_dir=tmp_path, logger=False, **length)
     with pytest.raises(ValueError, match=r'need the length of the run: give trainer\.max_steps'):
         trainer.fit(Model())
+
+
+def test_warm_up_in_passes_over_a_stream_is_refused(tmp_path: Path) -> None:
+    class Stream(IterableDataset[Tensor]):
+        def __iter__(self) -> Iterator[Tensor]:
+            return iter(torch.zeros(9, 32))
+
+    class Model(BoringModel):
+        optim = OptimConfig()
+
+        def configure_optimizers(self) -> Any:
+            return optimization(self.trainer, self, self.optim, training_length(self.trainer))
+
+    given: dict[str, Any] = {'default_root_dir': tmp_path, 'max_steps': 4, **QUIET}
+    with pytest.raises(ValueError, match=r'warmup_epochs is 1, but epochs .* have no end: give warmup_steps'):
+        Trainer(**given).fit(Model(), DataLoader(Stream()))
+    model, trainer = Model(), Trainer(**given)
+    model.optim = OptimConfig(warmup_steps=2)
+    trainer.fit(model, DataLoader(Stream()))
+    assert trainer.global_step == 4
