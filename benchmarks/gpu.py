@@ -48,7 +48,7 @@ def queue(root: Path, out: Path, tiny: bool) -> dict[str, tuple[int, list[str]]]
     processes = ['--processes', '1' if tiny else '8', '--seconds', '1' if tiny else '440']
     this, size = f'{__package__}.gpu', ['--tiny'] if tiny else []
     rows = ['headline', 'forget', 'rivals', 'analysis', 'm-headline', 'm-lengths', 'd-lengths', 'few-images']
-    rows += ['capacity', 'four', 'bands', 'ratios', 'more']
+    rows += ['capacity', 'beyond', 'bands', 'ratios', 'more']
     return {
         'rows': (480, [*study, *rows, *processes]),
         'long': (480, [*study, 'long', *processes]),

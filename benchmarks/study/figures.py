@@ -159,16 +159,19 @@ def memory(measured: Sequence[Row], file: Path) -> None:
     _save(figure, file)
 
 
-def gain_against_loss(rows: Mapping[str, list[Row]], file: Path) -> None:
-    """Mean gain on the adapted domain against the change on natural images, a point for each row."""
-    figure, (axis,) = _panels(1)
-    axis.axvline(0, color='gray', lw=0.8)
-    for i, (title, mine) in enumerate(rows.items()):
-        found: Any = [[r['gain']['one'], r['transfer']['natural']['gain']] for r in mine]
-        if found:
-            x, y = 100 * np.array(found)[..., 0].mean((0, 2))
-            axis.plot(y, x, 'o', color=f'C{i}')
-            axis.annotate(title, (y, x), xytext=(5, 4), textcoords='offset points', fontsize=8)
-    axis.set(xlabel='change on natural images, points', ylabel='gain on EuroSAT, points')
-    axis.margins(0.45)
+def gain_against_loss(panels: Mapping[str, Mapping[str, list[Row]]], file: Path) -> None:
+    """Mean gain where a model was adapted against its change on natural images, a point for each row."""
+    panels = {title: rows for title, rows in panels.items() if any(rows.values())}
+    figure, axes = _panels(len(panels))
+    for axis, (where_adapted, rows) in zip(axes, panels.items(), strict=True):
+        axis.axvline(0, color='gray', lw=0.8)
+        for i, (title, mine) in enumerate(rows.items()):
+            found: Any = [[r['gain']['one'], r['transfer']['natural']['gain']] for r in mine]
+            if found:
+                x, y = 100 * np.array(found)[..., 0].mean((0, 2))
+                axis.plot(y, x, 'o', color=f'C{i}')
+                axis.annotate(title, (y, x), xytext=(5, 4), textcoords='offset points', fontsize=8)
+        axis.set(title=where_adapted, xlabel='change on natural images, points')
+        axis.margins(0.45)
+    axes[0].set_ylabel('gain where adapted, points')
     _save(figure, file)

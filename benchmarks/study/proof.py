@@ -25,6 +25,7 @@ FORGETTING = {
     'D-alone': 'D-ExPLoRA',
     'D-full': 'D, all weights',
 }
+BEYOND = {f'{letter}-{key}': f'{letter}, {title}' for letter in 'DM' for key, title in ARMS.items()}
 CAPACITY = {
     **{f'D-lora-r{n}': f'LoRA-r{n} only' for n in (4, 8)},
     'D-lora': ARMS['lora'],
@@ -152,17 +153,18 @@ def _apart(row: Row) -> str:
     return steps + (', from the six blocks' if row['source'] == 'depth6' else '')
 
 
-def forgetting(rows: dict[str, list[Row]]) -> list[str]:
-    """What was gained on EuroSAT, on AID, and on natural images, which the source was made of."""
-    lines = []
+def forgetting(rows: Mapping[str, list[Row]]) -> list[str]:
+    """What was gained where a model was adapted, elsewhere, and on natural images, those of its source."""
+    domains, lines = ('eurosat', 'aid', 'natural'), []
     for title, mine in rows.items():
         if mine:
-            other = ('aid', 'natural')
-            found = [[r['gain']['one'], *(r['transfer'][d]['gain'] for d in other)] for r in mine]
-            cells = [' / '.join(gained(r[d][m] for r in found) for m in range(3)) for d in range(3)]
+            found = [
+                {r['domain']: r['gain']['one']} | {d: t['gain'] for d, t in r['transfer'].items()}
+                for r in mine
+            ]
+            cells = [' / '.join(gained(r[d][m] for r in found) for m in range(3)) for d in domains]
             lines.append([title, str(len(mine)), *cells])
-    header = ['row, adapted to EuroSAT', 'seeds', *(TITLES[d] for d in ('eurosat', 'aid', 'natural'))]
-    return markdown_table(header, lines)
+    return markdown_table(['row', 'seeds', *(TITLES[d] for d in domains)], lines)
 
 
 def attention(rows: Mapping[str, Row]) -> list[str]:
@@ -237,6 +239,7 @@ def main(file: Path, folder: Path) -> None:
         title: where([*short, *rows], name=name, source='depth6', domain='eurosat', views=6_400)
         for name, title in FORGETTING.items()
     }
+    beyond = [r for r in rows if FOUR in r.get('gain', ()) and 'transfer' in r]
     # one row of each model, which jobs of several groups may have scored
     models = {r['key'].removesuffix('.labels'): r for r in rows if 'gain' in r and FOUR not in r['gain']}
     here = where(models.values(), domain='eurosat', source='vit_ti16')
@@ -250,7 +253,12 @@ def main(file: Path, folder: Path) -> None:
     )
     figures.default_by_length(short, folder / 'default.png')
     figures.by_labels(rows, folder / 'labels.png')
-    figures.gain_against_loss(carried, folder / 'forgetting.png')
+    kept = {
+        domain: {title: where(beyond, name=name, domain=domain) for name, title in BEYOND.items()}
+        for domain in BUDGETS
+    }
+    panels = {'six blocks, EuroSAT': carried} | {f'ViT-Ti/16, {TITLES[d]}': kept[d] for d in kept}
+    figures.gain_against_loss(panels, folder / 'forgetting.png')
     arms = {key: where(d200, name=f'D-{key}') for key in ('explora', 'full')}
     figures.by_number(
         arms, lambda r: r['images'] or figures.ARCHIVE, 'unlabeled tiles', folder / 'images.png'
@@ -266,7 +274,8 @@ def main(file: Path, folder: Path) -> None:
         'Headline: AID': headline(rows, 'aid'),
         'Length: M on EuroSAT': lengths(rows, 'M'),
         'Length: D on EuroSAT': lengths(rows, 'D'),
-        'Gain against loss, from the six blocks': forgetting(carried),
+        'Gain against loss: the six blocks, adapted to EuroSAT': forgetting(carried),
+        **{f'Gain against loss: the ViT-Ti/16, adapted to {TITLES[d]}': forgetting(kept[d]) for d in kept},
         'Few unlabeled images': gains(d200, few, lambda r: f', {r["images"] or figures.ARCHIVE:,} images'),
         'Trained weights': gains(whole, CAPACITY),
         "LoRA's rate over the block's": gains(whole, RATIOS),
