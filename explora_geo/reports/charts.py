@@ -1,4 +1,4 @@
-"""Curves of the report as inline SVG whose colors and fonts are those of the page."""
+"""Charts of the report as inline SVG whose colors and fonts are those of the page."""
 
 import io
 import re
@@ -7,22 +7,81 @@ from html import escape
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 # Stand-ins in the drawing for the page's CSS variables, so that charts follow light and dark.
-_COLORS = {'muted': '#010203', 'line': '#010204', 'source': '#010205', 'adapted': '#010206'}
+_NAMES = ('ink', 'muted', 'line', 'source', 'adapted', 'block', 'turns', 'few')
+_COLORS = {name: f'#{number:06x}' for number, name in enumerate(_NAMES, start=0x010203)}
+#: Color and marker of each variant of the features, told apart without colors, too.
+VARIANTS = {
+    'source': ('source', 'o', 'Source'),
+    'best_block': ('block', 's', 'Source, best block'),
+    'turns_source': ('turns', '^', 'Source, mean of turns'),
+    'whitened': ('turns', 'P', 'Source, whitened'),
+    'adapted': ('adapted', 'D', 'Adapted'),
+    'turns_adapted': ('adapted', 'v', 'Adapted, mean of turns'),
+    'beside': ('few', '*', 'Adapted beforehand'),
+}
 _STYLE: Any = {
     'svg.fonttype': 'none',
     'svg.hashsalt': 'explora_geo',
     'text.parse_math': False,
     'font.size': 11,
     **dict.fromkeys(('axes.edgecolor', 'axes.labelcolor', 'xtick.color', 'ytick.color'), _COLORS['muted']),
+    'text.color': _COLORS['ink'],
     'grid.color': _COLORS['line'],
     'axes.spines.top': False,
     'axes.spines.right': False,
     'axes.axisbelow': True,
 }
+#: Smallest span of an axis of accuracies, points: a small change must look small.
+SPAN = 20.0
+
+
+def variant(name: str, score: Mapping[str, Any]) -> str:
+    """Name of a variant of the features, with its block or its number of turns."""
+    label = VARIANTS[name][2]
+    if name == 'best_block' and score.get('block'):
+        return f'{label} ({score["block"]})'
+    if name.startswith('turns') and score.get('turns'):
+        return label.replace('turns', f'{score["turns"]} turns')
+    return label
+
+
+@matplotlib.rc_context(_STYLE)
+def score_chart(row: Mapping[str, Any], key: str) -> str:
+    """Accuracies of all variants of the features by one measurement, with their intervals, as SVG.
+
+    Args:
+        row: A row of `scores.rows` (see `page`) with the `titles` of its scores.
+        key: Prefix of the ids, different for every chart of the page.
+    """
+    found = [(name, row[name]) for name in VARIANTS if row.get(name)]
+    figure, axis = _figure(0.42 * len(found) + 0.62)
+    for place, (name, score) in enumerate(reversed(found)):
+        color, marker, _ = VARIANTS[name]
+        mean = 100 * score['mean']
+        if score.get('low') is not None and score.get('high') is not None:
+            ends = [100 * score['low'], 100 * score['high']]
+            axis.plot(ends, [place, place], color=_COLORS[color], linewidth=2, solid_capstyle='round')
+        axis.plot(mean, place, marker, color=_COLORS[color], markersize=7)
+        axis.text(mean, place + 0.2, f'{mean:.1f}', ha='center', fontsize=10)
+    axis.set_yticks(range(len(found)), [row['titles'][name] for name, _ in reversed(found)])
+    axis.tick_params(axis='y', length=0, labelcolor=_COLORS['ink'])
+    axis.set_ylim(-0.5, len(found) - 0.3)
+    axis.spines['left'].set_visible(False)
+    low, high = axis.get_xlim()
+    if high - low < SPAN:
+        low = np.clip((low + high - SPAN) / 2, 0, 100.5 - SPAN)
+        high = low + SPAN
+    axis.set_xlim(max(low, 0), min(high, 100.5))
+    axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axis.grid(axis='x')
+    axis.set_xlabel('test accuracy, %')
+    text = ', '.join(f'{row["titles"][n]} {100 * s["mean"]:.1f} %' for n, s in found)
+    return _svg(figure, key, f'{row["title"]}: {text}')
 
 
 @matplotlib.rc_context(_STYLE)
@@ -32,10 +91,9 @@ def curve_chart(curve: Mapping[str, Any], points: Sequence[tuple[float, float]],
     Args:
         curve: An entry of `curves`; see `page`.
         points: Its points without gaps.
-        key: Prefix of the ids, different for every chart of the page.
+        key: Prefix of the ids.
     """
-    figure = Figure(figsize=(5.0, 2.3), layout='constrained')  # as wide as a phone: text as large as its own
-    axis = figure.subplots()
+    figure, axis = _figure(2.3)
     x, y = zip(*points, strict=True)
     axis.plot(x, y, '-o' if len(x) <= 40 else '-', color=_COLORS['adapted'], linewidth=1.8, markersize=4)
     start = curve.get('start')
@@ -47,13 +105,20 @@ def curve_chart(curve: Mapping[str, Any], points: Sequence[tuple[float, float]],
     axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axis.yaxis.set_major_locator(MaxNLocator(5))
     axis.grid(axis='y')
+    return _svg(figure, key, f'{curve["title"]} from {y[0]:.3g} to {y[-1]:.3g}')
+
+
+def _figure(height: float) -> tuple[Figure, Any]:
+    """A drawing as wide as a phone, so that text is as large as the page's."""
+    figure = Figure(figsize=(5.0, height), layout='constrained')
+    return figure, figure.subplots()
+
+
+def _svg(figure: Figure, key: str, text: str) -> str:
+    """Inline SVG: no header, no foreign names, ids of its own, colors by variables, and a text for all."""
     file = io.StringIO()
     figure.savefig(file, format='svg', transparent=True)
-    return _inline(file.getvalue(), key, f'{curve["title"]} from {y[0]:.3g} to {y[-1]:.3g}')
-
-
-def _inline(svg: str, key: str, text: str) -> str:
-    """SVG for a page: no header, no foreign names, ids of its own, colors by variables, and a text for all."""
+    svg = file.getvalue()
     svg = svg[svg.index('<svg') :]
     left_out = r'<metadata>.*?</metadata>|<style.*?</style>| xmlns(:\w+)?="[^"]*"| ?font-family:[^;"]*;?'
     svg = re.sub(left_out, '', svg, flags=re.S).replace('xlink:href', 'href')

@@ -41,20 +41,10 @@ from rich.filesize import decimal
 from explora_geo._atomic import atomic_path
 from explora_geo.evaluation.comparison import METHODS
 from explora_geo.evaluation.label_free import DEFAULT_SCORE, SCORES
-from explora_geo.reports.charts import curve_chart
+from explora_geo.reports.charts import VARIANTS, curve_chart, score_chart, variant
 from explora_geo.reports.pictures import data_uri, feature_colors
-from explora_geo.reports.verdict import RIVALS, judge, signed
+from explora_geo.reports.verdict import judge, signed
 
-#: Titles of the variants of the features.
-VARIANTS = {
-    'source': 'Source',
-    'adapted': 'Adapted',
-    'beside': 'Adapted beforehand',
-    'best_block': 'Source, best block',
-    'turns_source': 'Source, mean of turns',
-    'whitened': 'Source, whitened',
-    'turns_adapted': 'Adapted, mean of turns',
-}
 #: Largest page, bytes.
 LIMIT = 5_000_000
 #: Skipped files that are listed; all are in report.json.
@@ -104,7 +94,11 @@ def _render(report: Mapping[str, Any], pictures: Mapping[str, Any]) -> str:
     template = environment.from_string(files(__package__).joinpath('report.html.j2').read_text('utf-8'))
     short = bool((report.get('adaptation') or {}).get('short'))
     quoted = {row['metric']: row for row in (report.get('quoted') or {}).get('rows') or ()}
-    retention = (report.get('retention') or {}).get('row')
+    rows = [
+        _titled({**_rivals(quoted.get(row['metric'], {})), **row}, short)
+        for row in (report.get('scores') or {}).get('rows', ())
+    ]
+    retention = report.get('retention') or {}
     curves = []
     for number, curve in enumerate(report.get('curves') or ()):
         points = [(x, y) for x, y in zip(curve['x'], curve['y'], strict=True) if y is not None]
@@ -115,11 +109,9 @@ def _render(report: Mapping[str, Any], pictures: Mapping[str, Any]) -> str:
     kinds = {k: v for k, v in names.items() if f'patches_{k}' in pictures}
     return template.render(
         report=report,
-        rows=[
-            _titled(row, quoted.get(row['metric'], {}), short)
-            for row in (report.get('scores') or {}).get('rows', ())
-        ],
-        retention=_titled(retention, {}, short) if retention else None,
+        rows=rows,
+        row_charts=[score_chart(row, f's{i}') for i, row in enumerate(rows)],
+        retention=_titled(retention['row'], short) if retention.get('row') else None,
         label_free_scores=SCORES,
         default_score=DEFAULT_SCORE,
         curves=curves,
@@ -132,17 +124,19 @@ def _render(report: Mapping[str, Any], pictures: Mapping[str, Any]) -> str:
     )
 
 
-def _titled(row: Mapping[str, Any], quoted: Mapping[str, Any], short: bool) -> dict[str, Any]:
-    """A row with the free rivals that were measured elsewhere, and the titles of its scores."""
-    rivals = {key: quoted[key] for key in RIVALS if quoted.get(key) and not row.get(key)}
-    row = {'title': METHODS.get(row['metric'], row['metric']), **row, **rivals}
-    titles = {key: title for key, title in VARIANTS.items() if row.get(key)}
+def _rivals(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The free rivals of a row that was measured elsewhere, marked so."""
+    own = ('adapted', 'beside', 'turns_adapted')
+    return {k: {**row[k], 'quoted': True} for k in VARIANTS if row.get(k) and k not in own}
+
+
+def _titled(row: Mapping[str, Any], short: bool) -> dict[str, Any]:
+    """A row with the titles of its scores."""
+    titles = {k: variant(k, row[k]) for k in VARIANTS if row.get(k)}
+    titles |= {k: f'{titles[k]} \N{DAGGER}' for k in titles if row[k].get('quoted')}
     if short and 'adapted' in titles:
         titles['adapted'] = 'This run, short'
-    for key in titles:
-        turns, dagger = row[key].get('turns'), ' \N{DAGGER}' * (key in rivals)
-        titles[key] = (titles[key].replace('turns', f'{turns} turns') if turns else titles[key]) + dagger
-    return {**row, 'titles': titles}
+    return {'title': METHODS.get(row['metric'], row['metric']), **row, 'titles': titles}
 
 
 def breakable(text: str) -> str:

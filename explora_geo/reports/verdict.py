@@ -10,8 +10,7 @@ Outcome = Literal['helps', 'no difference', 'harm', 'unmeasured']
 
 # A label-free score must move by this share of its value to be worth a word.
 _MOVED = 0.02
-#: Variants of the features that need no training, as sentences name them.
-RIVALS = {
+_RIVALS = {
     'best_block': "the source's best block",
     'turns_source': 'the source averaged over turns',
     'whitened': 'the source whitened',
@@ -111,10 +110,11 @@ def signed(gain: Mapping[str, Any]) -> str:
 
 def _rival(rows: list[Any]) -> str:
     """A sentence about a free rival that stands higher, if one does."""
-    own = [[r[v]['mean'] for v in ('source', 'adapted') if r.get(v)] for r in rows]
-    for name, title in RIVALS.items():
+    for name, title in _RIVALS.items():
         better = [
-            r for r, means in zip(rows, own, strict=True) if r.get(name) and r[name]['mean'] > max(means)
+            r
+            for r in rows
+            if r.get(name) and r[name]['mean'] > max(r[v]['mean'] for v in ('source', 'adapted') if r.get(v))
         ]
         if better and len(better) >= len(rows) / 2:
             turns = f': add --turns {better[0][name].get("turns", 4)}' if name == 'turns_source' else ''
