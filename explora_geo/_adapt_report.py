@@ -21,7 +21,7 @@ from explora_geo._adapt_settings import CLASSES, Scoring, Source, read_quoted
 from explora_geo._version import __version__
 from explora_geo.checkpoints import load_backbone, read_weights, scale_adapter
 from explora_geo.datamodules.archive import Archive, LabeledTiles
-from explora_geo.datamodules.scenes import GridWindows, RandomWindows
+from explora_geo.datamodules.scenes import RandomWindows, grid_windows
 from explora_geo.datasets import SceneDataset
 from explora_geo.datasets.files import evenly_spaced
 from explora_geo.devices import pick_device
@@ -56,7 +56,7 @@ def sample(datamodule: Any, most: int = SAMPLE) -> tuple[Tensor, list[str]]:
     dataset, names = datamodule.train_dataset, []
     if isinstance(dataset, SceneDataset):
         # Windows at random places, always the same, about twice as many as fit side by side; a few at least.
-        beside = len(GridWindows(dataset, datamodule.patch_size, whole=True))
+        beside = len(grid_windows(dataset, datamodule.patch_size, whole=True))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             windows = list(RandomWindows(dataset, datamodule.patch_size, min(most, max(12, 2 * beside))))

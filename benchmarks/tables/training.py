@@ -105,7 +105,7 @@ def curve_score(module: Any, count: int) -> Callable[[ViT], float] | None:
         device = vit.cls_token.device
         for part in parts:
             loader: Any = DataLoader(part, batch_size=64, collate_fn=collate)
-            batches = (module.aug(move_data_to_device(batch, device)) for batch in loader)
+            batches = (module.aug(move_data_to_device(batch, device)) for batch in loader if 'image' in batch)
             table = extract_features(vit, batches, blocks=1)
             found += [table.cls[:, 0].numpy(), table.label.numpy()]
         features, labels, others, expected = found

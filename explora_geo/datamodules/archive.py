@@ -319,6 +319,6 @@ class LabeledTiles:
             `image`, shape (B, C, H, W), and `label`, shape (B,); damaged tiles are left out.
         """
         for start in range(0, len(self), size):
-            samples = [self.dataset[i] for i in self.indices[start : start + size]]
-            if any('image' in sample for sample in samples):
-                yield datamodule.aug(collate_skipping(samples))
+            batch = collate_skipping([self.dataset[i] for i in self.indices[start : start + size]])
+            if 'image' in batch:
+                yield datamodule.aug(batch)

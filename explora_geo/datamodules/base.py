@@ -3,7 +3,7 @@
 import copy
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import RandomSampler, Sampler, Subset
 from torchgeo.datamodules import NonGeoDataModule
 
@@ -19,7 +19,7 @@ from ..bands import match_bands
 from ..datasets import TileDataset, collate_skipping
 from ..datasets.files import evenly_spaced
 from ..datasets.images import BadTileError, read_header
-from ..transforms import ClipNormalize, ViewsConfig, normalization, on_batches, training_view, training_views
+from ..transforms import MultiCrop, ViewsConfig, normalization, training_view
 from .loader import EpochSampler, ReplacingCollate, ResumableLoader, SkippingDataLoader
 from .statistics import SAMPLES, Statistic, Statistics, usable
 
@@ -129,12 +129,13 @@ class TileDataModule(NonGeoDataModule):
         augment, self.statistics = _move_former(augment, statistics, **former)
         self.augment = augment.over(self.augmentation)
         self.clip = self.clip if self.statistics.clip is None else self.statistics.clip
+        crop = {name: value for name, value in vars(self.augment).items() if name != 'views'}
+        self._view = partial(training_view, image_size=image_size, **crop)
+        self._view(torch.zeros(1), torch.ones(1))  # checked before, not after, a long scan of the archive
         self._views_of_objective: ViewsConfig | None = None
         self.bands: tuple[str, ...] = ()
         self._chosen: list[int] | None = None
         self.collate_fn: Any = collate_skipping
-        # Checked before, not after, a long scan of the archive.
-        training_view(torch.zeros(1), torch.ones(1), image_size, self._crop_scale)
 
     @abstractmethod
     def make(self, part: Part) -> Any:
@@ -152,8 +153,16 @@ class TileDataModule(NonGeoDataModule):
                 raise ValueError(f'{type(self).__name__} needs training images.')
             self.dataset = whole  # also what `plot` of the base class shows
             train, held = hold_out(whole, self.held_out)
-            bands = getattr(whole, 'dataset', whole).bands
-            self._set_statistics(bands, usable(self._samples(train), self.root))
+            bands = tuple(getattr(whole, 'dataset', whole).bands)
+            images = usable(self._samples(train), self.root)
+            if seen := list(islice(images, LOOKED_AT)):
+                self.value_range = min(float(x.min()) for x in seen), max(float(x.max()) for x in seen)
+            mean, std = self.statistics.settle(bands, chain(seen, images), self.published)
+            if self.clip:  # (x - mean) / std is the position in the range
+                mean, std = mean - 2 * std, 4 * std
+            self.mean, self.std, self.bands = mean, std, bands
+            self._whole = bands, mean, std, self.clip
+            self._set_transforms()
             self.train_dataset, self.val_dataset = train, held or self._shared(self.make('val'))
         if stage in {'test', 'predict'} and self.test_dataset is None:
             self.test_dataset = self._shared(self.make('test'))
@@ -177,7 +186,7 @@ class TileDataModule(NonGeoDataModule):
         given = self.published or 'auto' not in (self.statistics.mean, self.statistics.std)
         return (train[i] for i in evenly_spaced(len(train), LOOKED_AT if given else SAMPLES))
 
-    def _sampler(self, split: str) -> Sampler[Any] | None:
+    def _sampler(self, split: str) -> Sampler[Any] | list[Any] | None:
         """Choose how to index the dataset of a split; by position if None."""
         return None
 
@@ -214,28 +223,10 @@ class TileDataModule(NonGeoDataModule):
             **options,
         )
 
-    def _set_statistics(self, bands: Sequence[str], images: Iterable[Tensor]) -> None:
-        """Set mean and std, estimated from these images unless known, and build the transforms."""
-        images = iter(images)
-        seen = list(islice(images, LOOKED_AT))
-        if seen:
-            self.value_range = min(float(x.min()) for x in seen), max(float(x.max()) for x in seen)
-        mean, std = self.statistics.settle(bands, chain(seen, images), self.published)
-        if self.clip:  # (x - mean) / std is the position in the range
-            mean, std = mean - 2 * std, 4 * std
-        self.mean, self.std, self.bands = mean, std, tuple(bands)
-        self._whole = self.bands, mean, std, self.clip
-        self._set_transforms()
-
     @property
     def given_statistics(self) -> bool:
         """Whether mean and std were given, and not left to the data module."""
         return (self.statistics.mean, self.statistics.std) != ('auto', 'auto')
-
-    @property
-    def _crop_scale(self) -> tuple[float, float]:
-        low, high = self.augment.crop_scale or (1.0, 1.0)
-        return float(low), float(high)
 
     @property
     def native_side(self) -> int | None:
@@ -285,38 +276,30 @@ class TileDataModule(NonGeoDataModule):
 
     def _set_transforms(self) -> None:
         """Make the transforms of batches from bands, statistics and views."""
-        self.aug = self._transform(self._normalizer)
+        self.aug = self._transform(normalization)
         views, flip, turn = self.augment.views, self.augment.vertical_flip, self.augment.quarter_turns
         views = views or self._views_of_objective
         if views is None:
             self.train_aug = self._transform(self._view)
-        else:
-            views = views.oriented(self.nadir or bool(flip), self.nadir or bool(turn))
-            self.train_aug = training_views(views, self.bands, self.aug, self.mean, self.std)
+            return
+        views = views.oriented(self.nadir or bool(flip), self.nadir or bool(turn))
+        crop = MultiCrop(views, self.bands, self.mean, self.std)
 
-    def _transform(self, make: Callable[[Tensor, Tensor], Any]) -> Any:
+        def add_views(batch: dict[str, Any]) -> dict[str, Any]:
+            batch = self.aug(batch)
+            return {**batch, 'views': crop(batch['image'])}
+
+        self.train_aug = add_views
+
+    def _transform(self, make: Callable[..., Any]) -> Any:
         """A transform of the chosen bands, made from their statistics."""
-        made, chosen = self._make_transform(make, self.mean, self.std), self._chosen
+        made, chosen = self._make_transform(partial(make, clip=self.clip), self.mean, self.std), self._chosen
         if chosen is None:
             return made
         return lambda batch: made({**batch, 'image': batch['image'][..., chosen, :, :]})
 
     def _make_transform(self, make: Callable[[Tensor, Tensor], Any], mean: Tensor, std: Tensor) -> Any:
         return make(mean, std)
-
-    def _normalizer(self, mean: Tensor, std: Tensor) -> Any:
-        """Normalization alone, by these statistics."""
-        return on_batches(ClipNormalize(mean, mean + std)) if self.clip else normalization(mean, std)
-
-    def _view(self, mean: Tensor, std: Tensor) -> Any:
-        """One view of each training image, by these statistics."""
-        names = ('horizontal_flip', 'vertical_flip', 'quarter_turns')
-        flips: dict[str, Any] = {name: bool(getattr(self.augment, name)) for name in names}
-        view: Any = partial(training_view, image_size=self.image_size, crop_scale=self._crop_scale, **flips)
-        if not self.clip:
-            return view(mean, std)
-        # As in SatMAE before the crop, whose interpolation then sees the values that count.
-        return nn.Sequential(self._normalizer(mean, std), view(torch.zeros_like(mean), torch.ones_like(std)))
 
 
 def hold_out(dataset: Any, share: float) -> tuple[Any, Any | None]:

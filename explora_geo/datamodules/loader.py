@@ -4,7 +4,6 @@ import random
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from itertools import cycle, islice
 from math import ceil
 from typing import Any, cast
@@ -13,8 +12,6 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch.utils.data import DataLoader, DistributedSampler, Sampler, Subset
-
-from ..datasets import collate_skipping
 
 Collate = Callable[[Sequence[dict[str, Any]]], dict[str, Any]]
 #: Samples tried before a training batch without a usable one is an error.
@@ -130,7 +127,7 @@ class ReplacingCollate:
         self.collate, self.dataset, self.order = collate, dataset, order
 
     def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Stack the good samples of a batch and name the others."""
+        """Stack the good samples of a batch and name the others; ValueError if none was found."""
         if all('skipped' in sample for sample in samples):
             # Seeded by the samples, so that a resumed run equals an uninterrupted one.
             seed = zlib.crc32('\n'.join(sample['skipped'] for sample in samples).encode())
@@ -141,19 +138,19 @@ class ReplacingCollate:
                 samples = [*samples, self.dataset[index]]
                 if 'skipped' not in samples[-1]:
                     break
+            else:
+                raise ValueError(
+                    f'A batch needs at least one usable tile, but all {len(samples)} were skipped; '
+                    f'repair or remove them, first {[samples[0]["skipped"]]}.'
+                )
         return self.collate(samples)
 
 
 class SkippingDataLoader(DataLoader[Any]):
     """DataLoader for evaluation: a batch without a usable sample is skipped with a warning."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Initialize a SkippingDataLoader; see `DataLoader`."""
-        kwargs['collate_fn'] = partial(_or_names, kwargs.get('collate_fn') or collate_skipping)
-        super().__init__(*args, **kwargs)
-
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        """Iterate over the batches that hold an image."""
+        """Iterate over the batches that hold an image; ValueError if none does."""
         found, names = False, []
         for batch in super().__iter__():
             if 'image' in batch:
@@ -164,9 +161,3 @@ class SkippingDataLoader(DataLoader[Any]):
                 warnings.warn(f'A batch of {len(names)} is left out, first {names[0]}.', stacklevel=2)
         if names and not found:
             raise ValueError(f'No image can be used, first {names[0]}; repair or remove the files.')
-
-
-def _or_names(collate: Collate, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """A batch, or the messages of the samples where none is usable."""
-    skipped = [sample['skipped'] for sample in samples if 'skipped' in sample]
-    return {'skipped': skipped} if len(skipped) == len(samples) else collate(samples)

@@ -4,7 +4,7 @@ Windows are counted in whole pixels: TorchGeo's samplers compare rounded coordin
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.data import Sampler
@@ -28,10 +28,9 @@ class RandomWindows(Sampler[GeoSlice]):
             size: Side of a window in pixels.
             length: Windows per epoch; as many as a grid over these scenes has if None.
         """
-        shapes = {i: _scene_shape(dataset, i) for i in range(len(dataset))}
-        self.dataset, self.size = dataset, size
-        self.shapes = {i: shape for i, shape in shapes.items() if min(shape) >= size}
-        self.length = length or sum(-(-h // size) * -(-w // size) for h, w in self.shapes.values())
+        self.size = size
+        self.scenes = [scene for scene in _scenes(dataset) if min(scene.height, scene.width) >= size]
+        self.length = length or sum(-(-s.height // size) * -(-s.width // size) for s in self.scenes)
 
     def __len__(self) -> int:
         """Windows per epoch."""
@@ -39,61 +38,50 @@ class RandomWindows(Sampler[GeoSlice]):
 
     def __iter__(self) -> Iterator[GeoSlice]:
         """Draw from torch's random state."""
-        areas = torch.tensor([float(h * w) for h, w in self.shapes.values()])
+        areas = torch.tensor([float(scene.height * scene.width) for scene in self.scenes])
         for _ in range(self.length):
-            number = list(self.shapes)[int(torch.multinomial(areas, 1))]
-            row, column = (int(torch.randint(n - self.size + 1, ())) for n in self.shapes[number])
-            yield _window_at(self.dataset, number, self.size, row, column)
+            scene = self.scenes[int(torch.multinomial(areas, 1))]
+            row, column = (int(torch.randint(n - self.size + 1, ())) for n in (scene.height, scene.width))
+            yield scene.window(self.size, row, column)
 
 
-class GridWindows(Sampler[GeoSlice]):
-    """Windows side by side, row by row over every scene, from its upper left on.
+def grid_windows(dataset: SceneDataset, size: int, whole: bool = False) -> list[GeoSlice]:
+    """Windows of *size* pixels a side, side by side, row by row over every scene, from its upper left on.
 
     The last windows may reach over a scene's edges, or with *whole* are left out.
     """
-
-    def __init__(self, dataset: SceneDataset, size: int, whole: bool = False) -> None:
-        """Initialize GridWindows of *size* pixels a side."""
-        self.dataset, self.size = dataset, size
-        beyond = size - 1 if whole else 0
-        self.places = [
-            (number, row, column)
-            for number in range(len(dataset))
-            for height, width in [_scene_shape(dataset, number)]
-            for row in range(0, height - beyond, size)
-            for column in range(0, width - beyond, size)
-        ]
-
-    def __len__(self) -> int:
-        """Windows of all scenes."""
-        return len(self.places)
-
-    def __getitem__(self, position: int) -> GeoSlice:
-        """One window."""
-        number, row, column = self.places[position]
-        return _window_at(self.dataset, number, self.size, row, column)
-
-    def __iter__(self) -> Iterator[GeoSlice]:
-        """Row by row, scene by scene."""
-        return (self[i] for i in range(len(self)))
+    beyond = size - 1 if whole else 0
+    return [
+        scene.window(size, row, column)
+        for scene in _scenes(dataset)
+        for row in range(0, scene.height - beyond, size)
+        for column in range(0, scene.width - beyond, size)
+    ]
 
 
-def _scene_shape(dataset: SceneDataset, number: int) -> tuple[int, int]:
-    """Rows and columns of a scene at the resolution of its dataset."""
-    xmin, ymin, xmax, ymax = dataset.index.geometry.iloc[number].bounds
-    return round((ymax - ymin) / dataset.res[1]), round((xmax - xmin) / dataset.res[0])
+class _Scene(NamedTuple):
+    """Rows and columns at the resolution of a data set, upper left corner, size of a pixel, and time."""
+
+    height: int
+    width: int
+    left: float
+    top: float
+    res: tuple[float, float]
+    time: slice
+
+    def window(self, size: int, row: int, column: int) -> GeoSlice:
+        """The square window whose upper left pixel is given."""
+        x, y = self.res
+        left, top = self.left + column * x, self.top - row * y
+        return slice(left, left + size * x), slice(top - size * y, top), self.time
 
 
-def _window_at(dataset: SceneDataset, number: int, size: int, row: int, column: int) -> GeoSlice:
-    """The square window of a scene whose upper left pixel is given."""
-    xmin, _, _, ymax = dataset.index.geometry.iloc[number].bounds
-    left, top = xmin + column * dataset.res[0], ymax - row * dataset.res[1]
-    interval = dataset.index.index[number]
-    return (
-        slice(left, left + size * dataset.res[0]),
-        slice(top - size * dataset.res[1], top),
-        slice(interval.left, interval.right),
-    )
+def _scenes(dataset: SceneDataset) -> Iterator[_Scene]:
+    x, y = dataset.res
+    for place, time in zip(dataset.index.geometry, dataset.index.index, strict=True):
+        left, bottom, right, top = place.bounds
+        size = round((top - bottom) / y), round((right - left) / x)
+        yield _Scene(*size, left, top, (x, y), slice(time.left, time.right))
 
 
 class SceneDataModule(TileDataModule):
@@ -152,7 +140,7 @@ class SceneDataModule(TileDataModule):
         if paths is None:
             return None
         dataset = SceneDataset(paths, **self.kwargs)
-        if not len(GridWindows(dataset, self.patch_size, whole=True)):
+        if not grid_windows(dataset, self.patch_size, whole=True):
             raise ValueError(
                 f'patch_size={self.patch_size} is larger than every scene '
                 f'({list(dataset.index["filepath"])[:3]}); give a smaller patch_size.'
@@ -162,7 +150,7 @@ class SceneDataModule(TileDataModule):
     def _samples(self, train: SceneDataset) -> Iterator[dict[str, Any]]:
         # A data set of its own, as files opened here must not be inherited by workers.
         once = SceneDataset(self.root, **{**self.kwargs, 'cache': False}) if self.kwargs['cache'] else train
-        windows = GridWindows(once, self.patch_size, whole=True)
+        windows = grid_windows(once, self.patch_size, whole=True)
         return (once[windows[i]] for i in evenly_spaced(len(windows), SAMPLES))
 
     def transfer_batch_to_device(
@@ -173,8 +161,8 @@ class SceneDataModule(TileDataModule):
         moved = {key: value for key, value in batch.items() if key != 'bounds'}
         return {**super().transfer_batch_to_device(moved, device, dataloader_idx), **kept}
 
-    def _sampler(self, split: str) -> Sampler[Any]:
+    def _sampler(self, split: str) -> Sampler[GeoSlice] | list[GeoSlice]:
         dataset = getattr(self, f'{split}_dataset')
         if split == 'train':
             return RandomWindows(dataset, self.patch_size, self.length)
-        return GridWindows(dataset, self.patch_size)
+        return grid_windows(dataset, self.patch_size)

@@ -5,7 +5,6 @@ import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
@@ -217,7 +216,7 @@ def cached_features(
 
     def batches(start: int, stop: int, size: int, workers: int = 0) -> Iterator[dict[str, Any]]:
         part = Subset(dataset, range(start, stop))
-        for batch in DataLoader(part, size, num_workers=workers, collate_fn=partial(_or_names, collate)):
+        for batch in DataLoader(part, size, num_workers=workers, collate_fn=collate):
             moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
             yield transform(moved) if 'image' in moved else moved
 
@@ -248,13 +247,6 @@ def cached_features(
         parts.append(part)
         progress(stop, total)
     return FeatureTable.joined(parts)
-
-
-def _or_names(collate: Callable[[list[Any]], dict[str, Any]], samples: list[Any]) -> dict[str, Any]:
-    """A batch, or the names of its images where none of them can be used."""
-    if all(isinstance(sample, dict) and 'skipped' in sample for sample in samples):
-        return {'skipped': [sample['skipped'] for sample in samples]}
-    return collate(samples)
 
 
 def _batch_sha256(batch: Mapping[str, Any]) -> str:

@@ -1,29 +1,40 @@
-"""The views of a batch a model sees: augmented and normalized on the device."""
+"""The views of a batch that a model sees, augmented and normalized on the device by kornia."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import kornia.augmentation as K
-from torch import Tensor
-
-from .multicrop import MultiCrop, ViewsConfig
-from .spectral import dihedral_flips
+from torch import Tensor, nn
 
 Transform = Callable[[dict[str, Any]], dict[str, Any]]
 
 
-def normalization(mean: Tensor, std: Tensor) -> Transform:
-    """Make a transform that only normalizes.
+def on_batches(*steps: Any) -> Any:
+    """Kornia augmentations as one function from batch to batch.
+
+    Args:
+        *steps: Augmentations, in order.
+
+    Returns:
+        Function that changes ``image``, shape (B, C, H, W), and with it masks and boxes; other keys pass.
+    """
+    return K.AugmentationSequential(*steps, data_keys=None, keepdim=True)
+
+
+def dihedral_flips() -> list[Any]:
+    """Flips and quarter turns, for nadir images, that together give all eight orientations alike."""
+    return [K.RandomHorizontalFlip(), K.RandomVerticalFlip(), K.RandomRotation90(times=(0, 3), p=1.0)]
+
+
+def normalization(mean: Tensor, std: Tensor, clip: bool = False) -> Transform:
+    """Make a transform that maps ``image``, shape (B, C, H, W), to (image - mean) / std.
 
     Args:
         mean: Mean of each band in the units of the images, shape (C,).
         std: Standard deviation of each band, shape (C,).
-
-    Returns:
-        Function from batch to batch that changes ``image``, shape (B, C, H, W), to zero mean and
-        unit variance; other keys pass.
+        clip: Whether what lies beyond [0, 1] then is cut off.
     """
-    return K.AugmentationSequential(K.Normalize(mean=mean, std=std), data_keys=None, keepdim=True)
+    return on_batches(*_normalize(mean, std, clip))
 
 
 def training_view(
@@ -34,6 +45,7 @@ def training_view(
     horizontal_flip: bool = True,
     vertical_flip: bool = False,
     quarter_turns: bool = False,
+    clip: bool = False,
 ) -> Transform:
     """Make a transform that draws one random crop per image, mirrors it and normalizes.
 
@@ -45,6 +57,7 @@ def training_view(
         horizontal_flip: Whether to mirror half of the images left to right.
         vertical_flip: Whether to mirror half of the images top to bottom.
         quarter_turns: Whether to turn images by a random multiple of 90 degrees.
+        clip: Whether what normalization maps beyond [0, 1] is cut off.
 
     Returns:
         Function from batch to batch that changes ``image`` from shape (B, C, H, W) to
@@ -56,41 +69,20 @@ def training_view(
     low, high = crop_scale
     if not 0 < low <= high <= 1:
         raise ValueError(f'crop_scale must be (low, high) with 0 < low <= high <= 1, got {low, high}.')
-    steps: list[Any] = [
-        K.RandomResizedCrop(
-            (image_size, image_size),
-            scale=(low, high),
-            resample='bicubic',
-            # Half-pixel centers as in Pillow and torchvision, whose crops the weights were made on.
-            align_corners=False,
-            cropping_mode='slice',
-        )
-    ]
+    crop = K.RandomResizedCrop(
+        (image_size, image_size),
+        scale=(low, high),
+        resample='bicubic',
+        # Half-pixel centers as in Pillow and torchvision, whose crops the weights were made on.
+        align_corners=False,
+        cropping_mode='slice',
+    )
     asked = (horizontal_flip, vertical_flip, quarter_turns)
-    steps += [step for step, given in zip(dihedral_flips(), asked, strict=True) if given]
-    steps.append(K.Normalize(mean=mean, std=std))
-    return K.AugmentationSequential(*steps, data_keys=None, keepdim=True)
+    moves = [crop, *(step for step, given in zip(dihedral_flips(), asked, strict=True) if given)]
+    normalize = _normalize(mean, std, clip)
+    # As in SatMAE values are cut off before the crop, whose interpolation then sees those that count.
+    return on_batches(*normalize, *moves) if clip else on_batches(*moves, *normalize)
 
 
-def training_views(
-    config: ViewsConfig, bands: Sequence[str], normalize: Transform, mean: Tensor, std: Tensor
-) -> Transform:
-    """Make a transform that normalizes and draws several crops per image.
-
-    Args:
-        config: What to draw.
-        bands: Names of the bands, in image order.
-        normalize: Function from batch to batch that normalizes ``image``, shape (B, C, H, W), or series.
-        mean: Mean of each band that it subtracts, shape (C,).
-        std: Standard deviation of each band that it divides by, shape (C,).
-
-    Returns:
-        Function from batch to batch that normalizes and adds ``views``, see :class:`MultiCrop`.
-    """
-    crop = MultiCrop(config, bands, mean, std)
-
-    def transform(batch: dict[str, Any]) -> dict[str, Any]:
-        batch = normalize(batch)
-        return {**batch, 'views': crop(batch['image'])}
-
-    return transform
+def _normalize(mean: Tensor, std: Tensor, clip: bool) -> list[nn.Module]:
+    return [K.Normalize(mean=mean, std=std), *([nn.Hardtanh(0, 1)] if clip else [])]

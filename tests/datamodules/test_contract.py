@@ -200,7 +200,7 @@ def test_images_from_above_have_views_in_all_orientations_unless_views_say_other
     build: Build, told: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[ViewsConfig] = []
-    monkeypatch.setattr(base, 'training_views', lambda views, *_: seen.append(views))
+    monkeypatch.setattr(base, 'MultiCrop', lambda views, *_: seen.append(views))
     module = build(augment=Augment(quarter_turns=True))
     module.use_views(replace(VIEWS, vertical_flip=False, quarter_turns=False) if told else VIEWS)
     module.setup('fit')

@@ -1,9 +1,12 @@
 """Tests of the views made on the device."""
 
+from typing import Any
+
 import pytest
 import torch
 
-from explora_geo.transforms import normalization, training_view
+from explora_geo.datamodules.fmow import SENTINEL_MEAN, SENTINEL_STD
+from explora_geo.transforms import dihedral_flips, normalization, on_batches, spectral_index, training_view
 
 
 def test_normalisation_changes_the_image_only() -> None:
@@ -50,3 +53,54 @@ def test_quarter_turns_and_mirrors_only_move_pixels() -> None:
 def test_a_crop_scale_outside_its_range_is_refused(scale: tuple[float, float]) -> None:
     with pytest.raises(ValueError, match='crop_scale must be'):
         training_view(torch.zeros(1), torch.ones(1), 32, scale)
+
+
+def test_satmaes_normalization_is_its_formula_in_8_bits_but_for_their_rounding() -> None:
+    image = 3000 * torch.rand(6, 7, 16, 16)
+    bands = list(SENTINEL_MEAN)[:7]
+    mean, std = (torch.tensor([table[b] for b in bands]) for table in (SENTINEL_MEAN, SENTINEL_STD))
+    low, high = (x.view(-1, 1, 1) for x in (mean - 2 * std, mean + 2 * std))
+    expected = ((image - low) / (high - low) * 255).clamp(0, 255).to(torch.uint8) / 255
+    found = normalization(mean - 2 * std, 4 * std, clip=True)({'image': image})['image']
+    assert (found - expected).abs().max() <= 1 / 255 + 1e-5 and found.min() == 0 and found.max() <= 1
+
+
+def test_values_are_clipped_before_the_crop_mixes_them() -> None:
+    image = torch.zeros(1, 1, 32, 32)
+    image[..., ::2] = 1000
+    view = training_view(torch.zeros(1), torch.ones(1), 8, (1.0, 1.0), clip=True)({'image': image})['image']
+    assert view.mean() == pytest.approx(0.5, abs=0.1)
+
+
+def test_flips_give_all_eight_orientations_alike() -> None:
+    image = torch.rand(1, 2, 5, 5)
+    expected = [torch.rot90(x, k, (2, 3)) for x in (image, image.flip(3)) for k in range(4)]
+    found = on_batches(*dihedral_flips())({'image': image.repeat(800, 1, 1, 1)})['image']
+    errors = torch.stack([(found - e).abs().amax(dim=(1, 2, 3)) for e in expected])
+    assert errors.amin(dim=0).max() < 1e-4
+    counts = errors.argmin(dim=0).bincount(minlength=8)
+    assert counts.min() > 60 and counts.max() < 140
+
+
+def test_masks_and_boxes_move_with_the_image() -> None:
+    sequence = on_batches(spectral_index('NDVI', ('red', 'green', 'nir')), *dihedral_flips())
+    image = 3000 * torch.rand(6, 3, 16, 16)
+    # A mask that marks where the first band is brightest, and the box around that pixel.
+    image[:, 0] = 0
+    image[:, 0, 3, 5] = 5000
+    mask = (image[:, :1] > 4000).float()
+    batch: dict[str, Any] = {
+        'image': image,
+        'mask': mask,
+        'bbox_xyxy': torch.tensor([[[5.0, 3.0, 5.0, 3.0]]]).repeat(6, 1, 1),
+        'label': torch.arange(6),
+    }
+    found = sequence(batch)
+    assert found['image'].shape == (6, 4, 16, 16) and torch.equal(found['label'], torch.arange(6))
+    places = {tuple(x) for x in found['mask'][:, 0].nonzero()[:, 1:].tolist()}
+    assert len(places) > 1 and found['mask'].sum() == 6
+    for i in range(6):
+        row, column = found['mask'][i, 0].nonzero()[0].tolist()
+        assert found['image'][i, 0].argmax() == row * 16 + column
+        box = found['bbox_xyxy'][i, 0].round().tolist()
+        assert box[0] == column and box[1] == row
