@@ -156,7 +156,7 @@ def test_a_full_disk_is_one_sentence_and_the_same_command_goes_on(
     assert (run / 'report.html').is_file()
 
 
-@pytest.mark.slow
+@pytest.mark.group(name='kills')
 def test_a_run_that_is_stopped_by_ctrl_c_says_how_to_go_on_and_does(
     archives: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

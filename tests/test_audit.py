@@ -1,5 +1,6 @@
 """The audit of dependencies tells what it knows from what it could not look up."""
 
+import sysconfig
 from importlib import metadata, util
 from pathlib import Path
 from types import ModuleType
@@ -40,7 +41,8 @@ def test_what_was_not_looked_up_is_not_called_safe(audit: ModuleType) -> None:
 
 def test_no_copyleft_is_installed_that_the_page_does_not_name(audit: ModuleType) -> None:
     page = (ROOT / 'docs' / 'licences.md').read_text()
-    for distribution in metadata.distributions():
+    # not the whole path: setuptools, once imported, puts packages of its own there
+    for distribution in metadata.distributions(path=[sysconfig.get_path('purelib')]):
         about = distribution.metadata
         texts = [about.get('License-Expression') or '', *(about.get_all('Classifier') or [])]
         licence = ' '.join(text for text in texts if text.startswith('License') or text == texts[0])

@@ -204,7 +204,7 @@ def test_the_wheel_holds_all_modules_and_data_files_and_nothing_else(wheel: Path
 @pytest.mark.parametrize(
     'kind',
     [
-        pytest.param('wheel', marks=pytest.mark.slow),
+        pytest.param('wheel', marks=pytest.mark.group(name='commands')),
         pytest.param('editable', marks=pytest.mark.group(name='commands')),
     ],
 )

@@ -1,7 +1,9 @@
 """Attention of a CPU, fused and as plain products: python -m benchmarks.speed.attention > attention.md."""
 
+import statistics
+import time
+
 import torch
-from torch.utils.benchmark import Timer
 
 from explora_geo.models.blocks import Attention
 
@@ -16,16 +18,18 @@ forward and back, one thread, torch {torch.__version__}; milliseconds, to be com
 """
 
 
-def milliseconds(
-    tokens: int, dtype: torch.dtype, fused: bool, batch: int = 64, seconds: float = 2.0
-) -> float:
+def milliseconds(tokens: int, dtype: torch.dtype, fused: bool, seconds: float) -> float:
     """Median time of a layer, forward and back."""
     torch.manual_seed(0)
     layer = Attention(192, 3).to(dtype)
     layer.fused_attn = fused
     x = torch.randn(64, tokens, 192, dtype=dtype, requires_grad=True)
-    timer = Timer('layer(x).sum().backward()', globals={'layer': layer, 'x': x}, num_threads=1)
-    return 1e3 * timer.blocked_autorange(min_run_time=seconds).median
+    times, end = [], time.perf_counter() + seconds
+    while not times or time.perf_counter() < end:
+        start = time.perf_counter()
+        layer(x).sum().backward()
+        times.append(time.perf_counter() - start)
+    return 1e3 * statistics.median(times)
 
 
 def main(seconds: float = 2.0) -> str:
@@ -36,4 +40,5 @@ def main(seconds: float = 2.0) -> str:
 
 
 if __name__ == '__main__':
+    torch.set_num_threads(1)
     print(main())

@@ -60,6 +60,7 @@ def test_every_job_of_the_queue_is_short_and_can_be_called(tmp_path: Path) -> No
     assert max(seconds for seconds, _ in jobs.values()) <= 480
 
 
+@pytest.mark.group(name='long')
 @pytest.mark.parametrize('kind', ['dinov2', 'mae'])
 def test_a_step_is_traced_and_variants_are_timed(kind: str, tmp_path: Path) -> None:
     gpu.main(['trace', kind, str(tmp_path), '--tiny'])

@@ -20,7 +20,7 @@ SETTING = Setting(
 )
 
 
-@pytest.mark.slow
+@pytest.mark.group(name='long')
 def test_training_less_and_frozen_weights_in_bfloat16_need_less_memory(tmp_path: Path) -> None:
     setting = replace(SETTING, precision='bf16')
     report = compare_peaks(tmp_path, 'mae', setting, only='^explora_geo, all|frozen in bf16').read_text()

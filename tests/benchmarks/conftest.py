@@ -1,0 +1,12 @@
+"""Benchmarks are no part of the product: their tests run on the first Python only."""
+
+from pathlib import Path
+
+import pytest
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what stands below this folder as slow."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker('slow')
