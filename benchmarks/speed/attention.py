@@ -24,7 +24,8 @@ def milliseconds(tokens: int, dtype: torch.dtype, fused: bool, seconds: float) -
     layer = Attention(192, 3).to(dtype)
     layer.fused_attn = fused
     x = torch.randn(64, tokens, 192, dtype=dtype, requires_grad=True)
-    times, end = [], time.perf_counter() + seconds
+    times: list[float] = []
+    end = time.perf_counter() + seconds
     while not times or time.perf_counter() < end:
         start = time.perf_counter()
         layer(x).sum().backward()
