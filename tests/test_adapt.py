@@ -177,6 +177,7 @@ def test_the_papers_objectives_are_at_hand(
     assert ('reconstruct' in adapted.page.read_text().lower()) == (adaptation[0] == 'M')
 
 
+@pytest.mark.slow
 def test_a_strength_scales_the_file_that_is_written_without_training_again(
     tiles: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,6 +201,7 @@ def test_a_strength_scales_the_file_that_is_written_without_training_again(
     assert adapted.report['verdict']['text'] == 'Nothing is added to the source.'
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('chosen', [0.0, 0.5])
 def test_validation_chooses_the_strength_and_the_source_may_win(
     tiles: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chosen: float
@@ -258,6 +260,7 @@ def test_an_archive_may_be_scenes_a_list_or_a_pack(
     assert adapted.report['adaptation']['views'] == 8 and adapted.page.is_file()
 
 
+@pytest.mark.slow
 def test_other_bands_start_from_wavelengths_and_train(weights: Path, tmp_path: Path) -> None:
     archive, names = TILES.parent / 'eurosat_ms', ('B02', 'B03', 'B04', 'B08')
     bands = [f'{name}={int(name[1:])}' for name in names]

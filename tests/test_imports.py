@@ -176,6 +176,7 @@ def test_the_package_and_its_command_line_import_nothing_heavy(module: str) -> N
     assert not loaded_after(f'import {module}') & heavy
 
 
+@pytest.mark.slow
 def test_what_is_optional_is_imported_by_what_needs_it() -> None:
     optional = {'onnx', 'onnxruntime', 'onnxscript', 'wilds', 'pyarrow', 'atheris', 'hypothesis', 'pytest'}
     assert not imported_at_start('explora_geo.checkpoints', 'explora_geo.datamodules') & optional

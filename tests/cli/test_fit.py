@@ -49,6 +49,7 @@ def test_the_plan_of_a_run_by_steps_says_how_many_epochs_they_are(
     assert '9 optimizer steps of 4 images, 3 epochs' in printed and '[]-r8' in printed
 
 
+@pytest.mark.slow
 def test_the_plan_of_one_of_torchgeos_tasks_is_shown(
     run: Callable[..., str], empty: Path, tiles: Path
 ) -> None:

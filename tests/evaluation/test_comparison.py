@@ -94,6 +94,7 @@ def test_what_reports_show_is_json_of_paired_scores(vit: ViT, noise: ViT, batche
     assert len(report['models']['source']['knn']['draws']) == 2
 
 
+@pytest.mark.slow
 def test_a_source_averaged_over_turns_sees_no_orientation(vit: ViT, batches: list[Any]) -> None:
     protocol = PairProtocol(draws=2, resamples=50, penalties=(0.1,), turns=8)
     turned = [{**b, 'image': torch.rot90(b['image'].flip(-1), 1, (-2, -1))} for b in batches]

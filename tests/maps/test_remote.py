@@ -28,6 +28,7 @@ def no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv('GDAL_HTTP_MAX_RETRY', '0')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('workers', [0, 2])
 def test_a_map_of_a_url_is_that_of_the_file_and_reads_it_once(
     server: Ranges, local: MapModel, tmp_path: Path, workers: int

@@ -126,6 +126,7 @@ def test_other_periods_and_other_families_are_refused_by_a_sentence(tmp_path: Pa
             from_state(name, tensors, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('size', ['small', 'giant'])
 @torch.no_grad()
 def test_dinov2_with_registers_gives_timms_tokens(size: str, tmp_path: Path) -> None:

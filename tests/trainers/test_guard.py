@@ -117,6 +117,7 @@ class SlowDataset(Dataset[dict[str, torch.Tensor]]):
         return {'image': torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(index))}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('seconds', 'low', 'high'), [(0.3, 0.5, 1.0), (0.0, 0.0, 0.5)])
 def test_the_log_says_what_share_of_the_time_was_spent_waiting(
     build_task: Any, build_trainer: Any, seconds: float, low: float, high: float

@@ -51,6 +51,7 @@ def test_an_adapter_trained_in_half_precision_fits_the_base_it_was_loaded_from(
     assert load_backbone('vit_tiny_patch8_32', base_file, adapter).embed_dim == 32
 
 
+@pytest.mark.slow
 def test_frozen_matrices_in_bfloat16_train_the_same_adapter_and_resume(
     build_task: Callable[..., ExPLoRATask], build_data: Callable[..., Any],
     build_trainer: Callable[..., Trainer], base_file: Path, tmp_path: Path,

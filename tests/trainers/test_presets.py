@@ -260,6 +260,7 @@ def build_from_yaml(folder: Path, arguments: str) -> Any:
     return run(['fit', '--config', str(file)], start=False).model
 
 
+@pytest.mark.slow
 def test_a_yaml_file_that_names_the_class_gets_the_preset(tmp_path: Path) -> None:
     common, found = 'adaptation: "M-[L]-r32", preset: paper-released', []
     for given in ('', ', objective: {class_path: explora_geo.objectives.MAE}'):

@@ -221,6 +221,7 @@ def test_binary_masks_have_one_score(build: Build) -> None:
     assert build(SegmentationTask, task='binary', loss='jaccard').loss(good, target) < 0.05
 
 
+@pytest.mark.slow
 def test_vegetation_is_learnt_from_real_windows(
     base_file: Path, masks: Path, build_trainer: Callable[..., Trainer], tmp_path: Path
 ) -> None:
