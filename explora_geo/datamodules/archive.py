@@ -44,45 +44,25 @@ _MODULES: dict[str, Any] = {'tiles': FolderDataModule, 'pack': FolderDataModule,
 
 @dataclass(frozen=True)
 class Archive:
-    """What `look` found in an archive.
+    """What `look` found in an archive."""
 
-    Attributes:
-        source: The archive as it was given.
-        kind: Image tiles, a pack of them, or scenes that are cut into windows.
-        count: Tiles or scenes.
-        opened: How many of them were looked at.
-        skipped: Those of them that cannot be used, `<path>: <reason>`.
-        size: Median height and width, pixels.
-        file_bands: Names of all bands in file order.
-        bands: Names of the bands to train on, in order.
-        dtype: NumPy name of the pixel type.
-        low: Smallest value of these bands in a sample of pixels with data.
-        high: Largest value.
-        nodata: Share of pixels without data in the sample, in [0, 1].
-        crs: Coordinate reference system of most files, or None.
-        classes: Names of the class folders, empty if there are none.
-        images: Images of one pass: tiles, or windows that fit side by side into the scenes.
-        image_size: Side of the images to train on, pixels.
-        settings: `class_path` and `init_args` of the data module, as YAML takes them.
-    """
-
-    source: str
-    kind: Literal['tiles', 'pack', 'scenes']
-    count: int
-    opened: int
-    skipped: tuple[str, ...]
-    size: tuple[int, int]
-    file_bands: tuple[str, ...]
-    bands: tuple[str, ...]
-    dtype: str
-    low: float
-    high: float
-    nodata: float
-    crs: str | None
-    classes: tuple[str, ...]
-    images: int
-    image_size: int
-    settings: dict[str, Any] = field(repr=False)
+    source: str  # the archive as it was given
+    kind: Literal['tiles', 'pack', 'scenes']  # image tiles, a pack of them, or scenes to be cut into windows
+    count: int  # tiles or scenes
+    opened: int  # how many of them were looked at
+    skipped: tuple[str, ...]  # those of them that cannot be used, `<path>: <reason>`
+    size: tuple[int, int]  # median height and width, pixels
+    file_bands: tuple[str, ...]  # names of all bands in file order
+    bands: tuple[str, ...]  # names of the bands to train on, in order
+    dtype: str  # NumPy name of the pixel type
+    low: float  # smallest value of these bands in a sample of pixels with data
+    high: float  # largest value
+    nodata: float  # share of pixels without data in the sample, in [0, 1]
+    crs: str | None  # coordinate reference system of most files
+    classes: tuple[str, ...]  # names of the class folders, empty if there are none
+    images: int  # of one pass: tiles, or windows that fit side by side into the scenes
+    image_size: int  # side of the images to train on, pixels
+    settings: dict[str, Any] = field(repr=False)  # class_path and init_args of the data module, as in YAML
 
     def datamodule(self, **options: Any) -> TileDataModule:
         """Make the data module that trains on the archive; *options* replace the arguments chosen."""

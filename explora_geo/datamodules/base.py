@@ -59,28 +59,24 @@ class TileDataModule(NonGeoDataModule):
     """Base class of all data modules: sub-classes make the data set of each part.
 
     Images are normalized and augmented in batches on the device, by TorchGeo's ``on_after_batch_transfer``.
-
-    Attributes:
-        kind: Class of the data sets.
-        augmentation: What training images go through unless *augment* says otherwise.
-        published: Mean and standard deviation by band for 'auto', or None to estimate them.
-        held_out: Share of the training images that validates instead, evenly spaced.
-        bands: Names of the bands of a batch, in order; known after :meth:`setup`.
-        mean: Mean of each band in units of the images, shape (C,); known after :meth:`setup`.
-        std: Standard deviation of each band, shape (C,); known after :meth:`setup`.
-        clip: Whether what (x - mean) / std maps beyond [0, 1] is cut off, as SatMAE does.
-        value_range: Lowest and highest value of a few training images; None if none was looked at.
-        nadir: Whether images are taken straight from above and have no up: several crops of an image are then
-            turned and mirrored in all ways, unless their views say otherwise.
     """
 
-    kind: type[Any] = TileDataset
+    kind: type[Any] = TileDataset  # class of the data sets
+    #: What training images go through unless *augment* says otherwise.
     augmentation = Augment((0.2, 1.0), horizontal_flip=True, vertical_flip=False, quarter_turns=False)
-    published: Statistics | None = None
+    published: Statistics | None = None  # mean and standard deviation by band for 'auto'; estimated if None
+    #: Whether images are taken straight from above and have no up: several crops of an image are then turned
+    #: and mirrored in all ways, unless their views say otherwise.
     nadir = False
-    clip = False
-    held_out = 0.0
+    clip = False  # whether what (x - mean) / std maps beyond [0, 1] is cut off, as SatMAE does
+    held_out = 0.0  # share of the training images that validates instead, evenly spaced
+    #: Lowest and highest value of a few training images; None if none was looked at.
     value_range: tuple[float, float] | None = None
+    #: Names of the bands of a batch, in order, and their statistics in units of the images, shape (C,); known
+    #: after `setup`.
+    bands: tuple[str, ...]
+    mean: Tensor
+    std: Tensor
 
     def __init__(
         self,

@@ -39,9 +39,6 @@ class EuroSATDataModule(TileDataModule):
             image_size: Side of the images, pixels; tiles have 64.
             val_split: Share of the training tiles held out for validation, evenly spaced.
             **kwargs: Images, loading, augmentation and statistics; see :class:`TileDataModule`.
-
-        Raises:
-            ValueError: If an argument is out of range.
         """
         self.held_out = val_split
         super().__init__(root, image_size=image_size, **kwargs)

@@ -82,9 +82,6 @@ class FMoWSentinelDataModule(FMoWRGBDataModule):
             bands: Names of the bands to use, in any order; all 13 if None.
             image_size: Side of the images, pixels.
             **kwargs: Loading, augmentation and statistics; see :class:`TileDataModule`.
-
-        Raises:
-            ValueError: If an argument is out of range.
         """
         super().__init__(root, bands=bands, image_size=image_size, **kwargs)
 
@@ -105,9 +102,6 @@ class FMoWTemporalDataModule(FMoWRGBDataModule):
             root: Folder of the lists.
             num_frames: Images of a series T; validation and test always take the same ones.
             **kwargs: Images, loading, augmentation and statistics; see :class:`TileDataModule`.
-
-        Raises:
-            ValueError: If an argument is out of range.
         """
         super().__init__(root, **kwargs)
         self.num_frames = num_frames

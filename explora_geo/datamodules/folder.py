@@ -102,9 +102,6 @@ class MaskFolderDataModule(FolderDataModule):
             batch_size: Size of each mini-batch.
             colours: Former name of *colors*.
             **kwargs: As for :class:`FolderDataModule`.
-
-        Raises:
-            ValueError: If an argument is out of range or contradicts another.
         """
         if colours is not None:
             warnings.warn(

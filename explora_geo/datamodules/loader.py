@@ -101,19 +101,15 @@ class ResumableLoader(DataLoader[Any]):
 
     def names(self) -> list[str]:
         """Files of the batch that was handed out last, as far as the dataset names any."""
-        size, sampler = self.batch_size or 1, self.sampler
+        size, sampler, dataset = self.batch_size or 1, self.sampler, self.dataset
         if not isinstance(sampler, EpochSampler) or not self._done:
             return []
-        found = range((self._done - 1) * size, min(self._done * size, len(sampler)))
-        return [_name(self.dataset, sampler.place(i)) for i in found]
-
-
-def _name(dataset: Any, index: Any) -> str:
-    while isinstance(dataset, Subset):
-        dataset, index = dataset.dataset, dataset.indices[index]
-    files: Any = getattr(dataset, 'files', None)
-    known = isinstance(index, int) and isinstance(files, list | tuple) and index < len(files)
-    return str(files[index]) if known else f'sample {index}'
+        places = range((self._done - 1) * size, min(self._done * size, len(sampler)))
+        found = [sampler.place(i) for i in places]
+        while isinstance(dataset, Subset):
+            dataset, found = dataset.dataset, [dataset.indices[i] for i in found]
+        files: Any = getattr(dataset, 'files', ())
+        return [str(files[i]) if files and isinstance(i, int) else f'sample {i}' for i in found]
 
 
 class ReplacingCollate:

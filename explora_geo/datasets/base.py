@@ -33,19 +33,13 @@ class TileDataset(NonGeoDataset):
     ``{'skipped': '<path>: <reason>'}``, which :func:`collate_skipping` gathers, or raises if *strict*.
     Sub-classes find the files; those that read another kind of file override :meth:`_read`, those whose
     samples hold more than image and label :meth:`_sample`.
-
-    Attributes:
-        colors: Color of each class in plots of masks, red, green and blue from 0 to 255.
-        file_bands: Names of the bands in the files.
-        bands: Names of the bands of a sample, in order.
-        dtype: Pixel type of the files, None for any.
-        by_name: Whether files that state other orders of the same bands are read by name.
     """
 
-    file_bands: tuple[str, ...] = RGB
-    colors: Sequence[Color] = ()
-    dtype: str | None = 'uint8'
-    by_name = False
+    file_bands: tuple[str, ...] = RGB  # names of the bands in the files
+    bands: tuple[str, ...]  # names of the bands of a sample, in order
+    colors: Sequence[Color] = ()  # of each class in plots of masks, red, green and blue from 0 to 255
+    dtype: str | None = 'uint8'  # pixel type of the files, None for any
+    by_name = False  # whether files that state other orders of the same bands are read by name
 
     def __init__(
         self,

@@ -33,13 +33,13 @@ def find_images(root: PathLike, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> li
             raise FileNotFoundError(f'The image folder {root} does not exist; check the path.')
         if not root.is_dir():
             raise NotADirectoryError(f'{root} is a file, but a folder of images was expected.')
-        seen = {_identity(root)}
+        seen = {os.path.realpath(root)}
         for folder, folders, names in os.walk(root, onerror=_fail, followlinks=True):
             # Real folders before links: a link to a sibling must not steal that sibling's files.
             ordered = sorted(folders, key=lambda name: (os.path.islink(os.path.join(folder, name)), name))
             folders.clear()
             for name in filter(_visible, ordered):
-                if (place := _identity(Path(folder, name))) not in seen:
+                if (place := os.path.realpath(os.path.join(folder, name))) not in seen:
                     seen.add(place)
                     folders.append(name)
             for name in names:
@@ -153,11 +153,6 @@ def evenly_spaced(length: int, count: int) -> list[int]:
 
 def _visible(name: str) -> bool:
     return not name.startswith('.') and name != '__MACOSX'
-
-
-def _identity(folder: Path) -> tuple[int, int]:
-    status = folder.stat()
-    return status.st_dev, status.st_ino
 
 
 def _fail(error: OSError) -> None:

@@ -5,7 +5,7 @@ import os
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,30 +46,17 @@ class BadTileError(ValueError):
 
 @dataclass(frozen=True)
 class Header:
-    """Header of an image.
+    """Header of an image."""
 
-    Attributes:
-        path: Path, URL or GDAL name.
-        dtype: NumPy name of the pixel type.
-        descriptions: Name of each band that is stored in the file, None where there is none.
-        height: Rows.
-        width: Columns.
-        colors: Color of each band by the color interpretation of a raster; empty unless red, green and blue
-            occur once each.
-        crs: Coordinate reference system, or None.
-        nodata: Value of pixels without data, or None.
-        whole: Whether it is read as a whole: plain images, and rasters of indices of colors.
-    """
-
-    path: Path | str
-    dtype: str
-    descriptions: tuple[str | None, ...]
+    path: Path | str  # path, URL or GDAL name
+    dtype: str  # NumPy name of the pixel type
+    descriptions: tuple[str | None, ...]  # name of each band that is stored in the file, if there is one
     height: int
     width: int
-    colors: tuple[str | None, ...] = ()
-    crs: str | None = None
-    nodata: float | None = None
-    whole: bool = False
+    colors: tuple[str | None, ...] = ()  # of a raster's bands by its tags; empty unless each occurs once
+    crs: str | None = None  # coordinate reference system
+    nodata: float | None = None  # value of pixels without data
+    whole: bool = False  # read as a whole: plain images, and rasters of indices of colors
 
     @property
     def count(self) -> int:
@@ -92,25 +79,39 @@ def read_header(path: PathLike, names: Sequence[str] | None = None) -> Header:
     Raises:
         BadTileError: If the file is not a readable image.
     """
+    with _open(path, names, any_size=True) as (header, _):
+        return header
+
+
+@contextmanager
+def _open(
+    path: PathLike, names: Sequence[str] | None, any_size: bool = False
+) -> Iterator[tuple[Header, Callable[[Sequence[int]], NDArray[Any]]]]:
+    """The header of an image, and a function that reads its bands at zero-based positions, (C, H, W)."""
     place = path if isinstance(path, str) else Path(path)
     if _is_plain(place):
         with _pillow(place) as image:
             # One pixel shows what the mode becomes.
             pixels = _plain_bands(Image.new(image.mode, (1, 1)), names)
             size = image.height, image.width
-        return Header(place, pixels.dtype.name, (None,) * len(pixels), *size, whole=True)
-    with open_raster(place, any_size=True) as source:
+            header = Header(place, pixels.dtype.name, (None,) * len(pixels), *size, whole=True)
+            yield header, lambda positions: _plain_bands(image, names)[list(positions)]
+        return
+    with open_raster(place, any_size) as source:
         if not source.count:
             raise BadTileError('it has no bands of its own, only sub-data sets: name one of these')
-        crs = None if source.crs is None else source.crs.to_string()
         size = source.height, source.width
+        crs = None if source.crs is None else source.crs.to_string()
         if source.colorinterp[0] == ColorInterp.palette:
-            return Header(place, 'uint8', (None,) * 3, *size, (), crs, source.nodata, whole=True)
+            header = Header(place, 'uint8', (None,) * 3, *size, (), crs, source.nodata, whole=True)
+            yield header, lambda positions: _paint(source.read(1), source.colormap(1))[list(positions)]
+            return
         descriptions = tuple((text or '').strip() or None for text in source.descriptions)
         colors = tuple(tag.name if tag.name in RGB else None for tag in source.colorinterp)
         if sorted(filter(None, colors)) != sorted(RGB):
             colors = ()
-        return Header(place, source.dtypes[0], descriptions, *size, colors, crs, source.nodata)
+        header = Header(place, source.dtypes[0], descriptions, *size, colors, crs, source.nodata)
+        yield (header, lambda positions: fill_nodata(source.read([i + 1 for i in positions]), source.nodata))
 
 
 def depth(dtype: str) -> str:
@@ -142,23 +143,12 @@ def read_image(
         BadTileError: If the file is damaged, has other bands or pixels of another range, holds nodata only,
             or NaN or infinite pixels.
     """
-    if _is_plain(path):
-        with _pillow(path) as image:
-            pixels = _plain_bands(image, names)
-        _check_count(len(pixels), names)
-        pixels = pixels[list(positions)]
-    else:
-        with open_raster(path) as source:
-            indexed = source.colorinterp[0] == ColorInterp.palette
-            _check_count(3 if indexed else source.count, names)
-            if indexed:
-                pixels = _apply_palette(source.read(1), source.colormap(1))[list(positions)]
-            else:
-                if by_name:
-                    positions = _own_positions(source.descriptions, names, positions)
-                pixels = source.read([i + 1 for i in positions])
-                if source.nodata is not None:
-                    pixels = fill_nodata(pixels, source.nodata)
+    with _open(path, names) as (header, read):
+        if header.count != len(names):
+            raise BadTileError(
+                f'it has {header.count} bands instead of the {len(names)} bands {tuple(names)}'
+            )
+        pixels = read(_own_positions(header.descriptions, names, positions) if by_name else positions)
     if np.iscomplexobj(pixels):
         raise BadTileError('its pixels are complex numbers')
     if pixels.dtype.kind == 'f' and not np.isfinite(pixels).all():
@@ -166,11 +156,6 @@ def read_image(
     if dtype is not None and depth(dtype) != depth(pixels.dtype.name):
         raise BadTileError(f'its pixels are {pixels.dtype.name} instead of {dtype}')
     return np.ascontiguousarray(pixels)
-
-
-def _check_count(count: int, names: Sequence[str]) -> None:
-    if count != len(names):
-        raise BadTileError(f'it has {count} bands instead of the {len(names)} bands {tuple(names)}')
 
 
 def _own_positions(
@@ -198,10 +183,9 @@ def without_data(pixels: NDArray[Any], nodata: float) -> NDArray[np.bool_]:
     return np.broadcast_to((pixels == nodata).all(0), pixels.shape)
 
 
-def fill_nodata(pixels: NDArray[Any], nodata: float) -> NDArray[Any]:
+def fill_nodata(pixels: NDArray[Any], nodata: float | None) -> NDArray[Any]:
     """Give pixels without data the mean of their band's others; raises BadTileError if there are none."""
-    empty = without_data(pixels, nodata)
-    if not empty.any():
+    if nodata is None or not (empty := without_data(pixels, nodata)).any():
         return pixels
     if empty.all((1, 2)).any():
         raise BadTileError(f'it holds nodata ({nodata:g}) only')
@@ -352,6 +336,6 @@ def _plain_bands(image: Image.Image, names: Sequence[str] | None) -> NDArray[Any
     return pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0)
 
 
-def _apply_palette(indices: NDArray[Any], colors: dict[int, tuple[int, ...]]) -> NDArray[np.uint8]:
+def _paint(indices: NDArray[Any], colors: dict[int, tuple[int, ...]]) -> NDArray[np.uint8]:
     table = [colors.get(i, (0, 0, 0))[:3] for i in range(int(indices.max()) + 1)]
     return np.moveaxis(np.array(table, np.uint8)[indices], -1, 0)

@@ -30,24 +30,14 @@ BLOCK = 256
 
 @dataclass(frozen=True)
 class PackHeader:
-    """Header of a pack.
+    """Header of a pack."""
 
-    Attributes:
-        shape: Tiles, bands, height and width.
-        dtype: NumPy name of the pixel type.
-        bands: Names of the bands, in order.
-        files: Names of the source files, relative to their folder.
-        classes: Names of the classes in the order of their labels.
-        labels: Label of each tile, or None if unlabeled.
-        format: Kind of file.
-    """
-
-    shape: tuple[int, int, int, int]
-    dtype: str
-    bands: tuple[str, ...]
-    files: tuple[str, ...]
-    classes: tuple[str, ...]
-    labels: tuple[int, ...] | None
+    shape: tuple[int, int, int, int]  # tiles, bands, height and width
+    dtype: str  # NumPy name of the pixel type
+    bands: tuple[str, ...]  # names, in order
+    files: tuple[str, ...]  # names of the source files, relative to their folder
+    classes: tuple[str, ...]  # names in the order of their labels
+    labels: tuple[int, ...] | None  # of each tile, or None if unlabeled
     format: str = FORMAT
 
     @property

@@ -95,24 +95,22 @@ class SceneDataset(RasterDataset):
                 'without coordinates with FolderDataset.'
             )
         self.all_bands = names
-        self._scenes = sorted(usable)
         chosen = tuple(names[i] for i in select_bands(bands, names))
-        found = [header.path for header in usable.values()]
+        self._headers = usable
         with remote_options():
-            super().__init__(found, crs, res, chosen, None, cache)
+            super().__init__([header.path for header in usable.values()], crs, res, chosen, None, cache)
         # Not passed to the base class, which would apply them before windows are checked.
         self._sample_transforms = transforms
         self.bands: tuple[str, ...] = chosen
         self.index.index = _intervals(self.index['filepath'])
-        self._remote = {path for path in found if isinstance(path, str)}
-        self._nodata: dict[str, Any] = {path: header.nodata for path, header in usable.items()}
-        #: A scene that stands for all, where they do not differ in what follows.
-        self._alike = None if self._remote or len(set(self._nodata.values())) > 1 else self._scenes[0]
+        kinds = {(type(header.path), header.nodata) for header in usable.values()}
+        #: Local scenes of one nodata value need not be told apart.
+        self._alike = len(kinds) == 1 and not self._remote(self.files)
 
     @property
     def files(self) -> list[str]:
         """The scenes in use; TorchGeo would look for them on disk, where a URL is none."""
-        return self._scenes
+        return sorted(self._headers)
 
     def __getitem__(self, query: GeoSlice) -> dict[str, Any]:
         """Return one window.
@@ -131,7 +129,7 @@ class SceneDataset(RasterDataset):
         """
         x, y, _ = self._disambiguate_slice(query)
         files = self._files_at(query)
-        remote = [file for file in files if file in self._remote]
+        remote = self._remote(files)
         try:
             try:
                 image = read_apart(self._read, query) if remote else self._read(query)
@@ -142,7 +140,7 @@ class SceneDataset(RasterDataset):
                         f'{remote[0]} cannot be read ({error.__cause__ or error})'
                     ) from error
                 raise BadTileError(f'it cannot be read ({error})') from error
-            for nodata in {self._nodata[file] for file in files} - {None}:
+            for nodata in {self._headers[file].nodata for file in files}:
                 image = torch.from_numpy(fill_nodata(image.numpy(), nodata))
             if not torch.isfinite(image).all():
                 raise BadTileError('it has NaN or infinite pixels')
@@ -174,11 +172,15 @@ class SceneDataset(RasterDataset):
 
     def _files_at(self, query: GeoSlice) -> list[str]:
         """The scenes of a window, or one for all if they do not differ."""
-        if self._alike is not None:
-            return [self._alike]
+        if self._alike:
+            return self.files[:1]
         x, y, t = self._disambiguate_slice(query)
         scenes = self.index.iloc[self.index.index.overlaps(pd.Interval(t.start, t.stop))]
         return list(map(str, scenes.cx[x.start : x.stop, y.start : y.stop]['filepath']))
+
+    def _remote(self, files: Iterable[str]) -> list[str]:
+        """Those of the scenes that are no files on disk."""
+        return [file for file in files if isinstance(self._headers[file].path, str)]
 
 
 def _check(header: Header, names: Sequence[str], first: Header, by_name: bool) -> None:

@@ -35,21 +35,13 @@ class UnnamedBandsError(ValueError):
 
 @dataclass(frozen=True)
 class Survey:
-    """Headers of a sample of files.
+    """Headers of a sample of files."""
 
-    Attributes:
-        source: The archive as it was given, for messages.
-        root: Folder that holds the files, None for single files, remote ones and sequences.
-        files: All files.
-        found: Headers of those looked at that are alike; the first is a representative one.
-        skipped: Others that were looked at, `<path>: <reason>`.
-    """
-
-    source: str
-    root: Path | None
+    source: str  # the archive as it was given, for messages
+    root: Path | None  # folder that holds the files; None for single files, remote ones and sequences
     files: list[Path | str]
-    found: list[Header]
-    skipped: list[str]
+    found: list[Header]  # of those looked at that are alike; the first is a representative one
+    skipped: list[str]  # others that were looked at, `<path>: <reason>`
 
     @property
     def size(self) -> tuple[int, int]:
@@ -218,17 +210,14 @@ def choose_bands(
             number = int(match['number'])
             if not 1 <= number <= len(names):
                 raise ValueError(f'bands={entry}: the files of {source} have bands 1 to {len(names)}.')
-            # A name given here is taken away from any band that had it.
-            names = [None if n and _same(n, chosen[-1]) else n for n in names]
+            # A name given here is taken away from the band that had it.
+            if (had := _position(chosen[-1], names)) is not None:
+                names[had] = None
             names[number - 1] = chosen[-1]
     file_bands = tuple(name or f'band{i + 1}' for i, name in enumerate(names))
-    if entries is None:
-        by_color = {color_of(name): i for i, name in reversed(list(enumerate(file_bands)))}
-        if set(RGB) <= set(by_color):
-            return file_bands, [by_color[color] for color in RGB]
+    found = [_position(name, file_bands) for name in (RGB if entries is None else chosen)]
+    if entries is None and None in found:
         found = [None if name is None else i for i, name in enumerate(names)]
-    else:
-        found = [next((i for i, n in enumerate(file_bands) if _same(n, name)), None) for name in chosen]
     if None in names and None in found:
         known = ', '.join(filter(None, names))
         named = f'named {known} only' if known else 'unnamed'
@@ -255,7 +244,7 @@ def names_for_dataset(header: Header, names: tuple[str, ...]) -> list[str] | Non
     return None if same_bands(own, names) else list(names)
 
 
-def color_of(band: str) -> str:
+def _color_of(band: str) -> str:
     """Red, green or blue if a band's name says so (`R`, `B04`, `Red (665 nm)`), else the name."""
     name = canonical(band)
     words = re.findall('[a-z]+', name)
@@ -271,7 +260,7 @@ def _names(header: Header) -> list[str | None]:
     names = [tag if doubled else name or tag for name, tag in zip(header.descriptions, tags, strict=True)]
     if not any(names):
         return [*default_bands(header.count, header.dtype)] or names
-    colors = [color_of(name) if name else None for name in names]
+    colors = [_color_of(name) if name else None for name in names]
     # Wordy descriptions of colors become these, unless two claim one; B04 and R are names already.
     return [
         color if color in RGB and colors.count(color) == 1 and canonical(name or '') != color else name
@@ -279,5 +268,7 @@ def _names(header: Header) -> list[str | None]:
     ]
 
 
-def _same(band: str, other: str) -> bool:
-    return canonical(band) == canonical(other) or color_of(band) == color_of(other)
+def _position(band: str, names: Sequence[str | None]) -> int | None:
+    """Position of a band by its name, or else by the color that it says."""
+    known = [canonical(name or '') for name in names]
+    return next((known.index(name) for name in (canonical(band), _color_of(band)) if name in known), None)

@@ -1,9 +1,8 @@
 """Augmentations that work on the device, for any number of bands."""
 
-from .frames import FramesAsChannels
 from .multicrop import MultiCrop, ViewsConfig
 from .spectral import spectral_index
-from .views import dihedral_flips, normalization, on_batches, training_view
+from .views import FramesAsChannels, dihedral_flips, normalization, on_batches, training_view
 
 __all__ = [
     'FramesAsChannels',

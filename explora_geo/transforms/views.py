@@ -84,5 +84,31 @@ def training_view(
     return on_batches(*normalize, *moves) if clip else on_batches(*moves, *normalize)
 
 
+class FramesAsChannels(nn.Module):
+    """Apply a transform of images to series: what is drawn for a series holds for all its frames.
+
+    The frames are stacked as bands, so that a crop or a flip is the same for all; TorchGeo's
+    `torchgeo.transforms.Rearrange` does the stacking alone. Statistics for it are one per band and frame:
+    `mean.repeat(num_frames)`.
+    """
+
+    def __init__(self, transform: Transform) -> None:
+        """Initialize a FramesAsChannels of a function of batches with ``image``, shape (B, T·C, H, W)."""
+        super().__init__()
+        self.transform = transform
+
+    def forward(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Transform ``image``, shape (B, T, C, H, W); other keys pass.
+
+        Raises:
+            ValueError: If the images are no series.
+        """
+        image: Tensor = batch['image']
+        if image.ndim != 5:
+            raise ValueError(f'series must have shape (B, T, C, H, W), got {tuple(image.shape)}.')
+        changed = self.transform({'image': image.flatten(1, 2)})
+        return {**batch, **changed, 'image': changed['image'].unflatten(1, image.shape[1:3])}
+
+
 def _normalize(mean: Tensor, std: Tensor, clip: bool) -> list[nn.Module]:
     return [K.Normalize(mean=mean, std=std), *([nn.Hardtanh(0, 1)] if clip else [])]
