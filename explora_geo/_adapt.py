@@ -4,32 +4,30 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import yaml
 
 from explora_geo._adapt_progress import train
-from explora_geo._adapt_report import LEAST, measure, score_on_the_way
+from explora_geo._adapt_report import measure, watch
 from explora_geo._adapt_settings import (
     Length,
-    Scoring,
-    Source,
+    Options,
+    Run,
     check_folder,
     choose_adaptation,
     find_source,
     merge_settings,
-    run_settings,
 )
 from explora_geo._adapt_speed import prepare, settle
 from explora_geo._atomic import FULL, atomic_path
 from explora_geo._compat import WeightsEnum
-from explora_geo.checkpoints import load_backbone
 from explora_geo.configured import read_yaml
-from explora_geo.datamodules.archive import LabeledTiles, look
+from explora_geo.datamodules.archive import look
 from explora_geo.reports.page import duration
 
 #: Adapted where nothing else is asked for.
@@ -45,6 +43,23 @@ class Adapted(NamedTuple):
     report: dict[str, Any]  # content of `report.json`; `report['verdict']` says whether it helped
 
 
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Leave out what Lightning says of devices, seeds and folders; `adapt` says itself what matters."""
+    loggers = [logging.getLogger(f'lightning.{name}') for name in ('pytorch', 'fabric')]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', module=r'lightning\.')
+        for logger in loggers:
+            logger.setLevel(logging.WARNING)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+@_quiet_lightning()
 def adapt(
     archive: str | PathLike[str] | Sequence[str | PathLike[str]],
     out: str | PathLike[str] = 'runs/adapt',
@@ -55,7 +70,8 @@ def adapt(
     labels: str | PathLike[str] | None = None,
     retention: str | PathLike[str] | None = None,
     config: str | PathLike[str] | None = None,
-    strength: float | Literal['auto'] = 'auto',
+    strength: float | str = 'auto',
+    **options: Any,
 ) -> Adapted:
     """Adapt a backbone to an archive of unlabeled images, and measure it before and after.
 
@@ -76,6 +92,8 @@ def adapt(
         strength: Share of what was learned that the adapter file adds to the source, from 0 (nothing) to 1.
             `auto` takes the one that validation tiles of `labels` prefer, which may be 0; without labels 1,
             or less where the label-free score falls.
+        **options: `beside`, `quick`, `quoted` and `force` as of `explora-geo adapt`; `say`, a function that
+            is told what is done.
 
     Returns:
         The run.
@@ -84,44 +102,9 @@ def adapt(
         FileNotFoundError: If archive, labels or weights do not exist.
         ValueError: If something does not fit, or the folder holds another run.
     """
-    scoring = Scoring(labels, retention, strength=None if strength == 'auto' else strength)
-    return run(archive, out, weights, adaptation, length, bands, config, scoring)
-
-
-@contextmanager
-def _quiet_lightning() -> Iterator[None]:
-    """Leave out what Lightning says of devices, seeds and folders; `adapt` says itself what matters."""
-    loggers = [logging.getLogger(f'lightning.{name}') for name in ('pytorch', 'fabric')]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
-        warnings.filterwarnings('ignore', module=r'lightning\.')
-        for logger in loggers:
-            logger.setLevel(logging.WARNING)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
-
-
-@_quiet_lightning()
-def run(
-    archive: Any,
-    out: Any,
-    weights: Any,
-    adaptation: str | None,
-    length: str,
-    bands: Any,
-    config: Any,
-    scoring: Scoring,
-    force: bool = False,
-    say: Callable[[str], None] = lambda text: None,
-) -> Adapted:
-    """`adapt`, telling what it does; `force` adapts against advice."""
-    folder = Path(out)
-    wanted = Length.parse(length)
-    source = find_source(weights)
-    notation = choose_adaptation(source, adaptation, force)
+    given = Options(labels, retention, strength, **options)
+    folder, wanted, source = Path(out), Length.parse(length), find_source(weights)
+    notation = choose_adaptation(source, adaptation, given.force)
     request: dict[str, Any] = {
         'archive': [str(a) for a in archive] if isinstance(archive, list | tuple) else str(archive),
         'weights': source.weights,
@@ -131,45 +114,27 @@ def run(
         'config': None if config is None else read_yaml(Path(config)),
     }
     check_folder(folder, request)
-    found = look(archive, bands, source.patch_size)
-    # Says now, and not after training, what does not fit.
-    if found.kind != 'scenes' and found.images < LEAST:  # scenes are cut anew as often as it takes
-        raise ValueError(
-            f'{found.source} holds {found.images} image{"s"[: found.images != 1]}: give {LEAST} or more'
-        )
-    if scoring.strength not in (None, 1) and not source.embeds(found.bands):
-        raise ValueError(
-            f'strength must be 1 for the bands {", ".join(found.bands)}: {source.weights} read '
-            f'{", ".join(source.bands)}, and no part of a new patch embedding can be taken'
-        )
-    for given in (scoring.labels, scoring.retention):
-        if given is not None:
-            LabeledTiles(given, found)
-    if scoring.beside is not None:
-        load_backbone(source.model, source.weights, Path(scoring.beside))
-    say(found.sentences())
+    job = Run(folder, look(archive, bands, source.patch_size), source, notation, given)
+    job.check()
+    given.say(job.found.sentences())
     try:
         file = folder / 'config.yaml'
         if not file.is_file():
             stated = request['config'] or {}
-            settings = merge_settings(run_settings(found, source, notation, folder), stated)
-            settings, trials = settle(settings, stated, found, wanted)
-            _write(
-                folder / 'request.json',
-                json.dumps({**request, 'measured': [t.to_dict() for t in trials]}, indent=1),
-            )
+            settings, trials = settle(merge_settings(job.settings(), stated), stated, job.found, wanted)
+            request['measured'] = [t.to_dict() for t in trials]
+            _write(folder / 'request.json', json.dumps(request, indent=1))
             _write(file, yaml.safe_dump(settings, sort_keys=False))
         settings = read_yaml(file)
         measured = json.loads((folder / 'request.json').read_text(encoding='utf-8'))['measured']
-        say(_plan(settings, source, notation, measured[0]['seconds']))
+        given.say(_plan(settings, job, measured[0]['seconds']))
         command = prepare(settings)
-        score = score_on_the_way(command, found, scoring.labels, measured[0]['seconds'])
-        train(command, folder / 'run', score)
-        page, report = measure(command, folder, found, source, notation, scoring, say)
+        train(command, watch(command, job, measured[0]['seconds']))
+        page, report = measure(command, job, measured)
     except (KeyboardInterrupt, SystemExit):
-        last = folder / 'run' / 'last.ckpt'
+        last = job.training / 'last.ckpt'
         saved = f'goes on from {last}' if last.is_file() else 'starts anew, for nothing was saved yet'
-        say(f'Stopped. The same command {saved}.')
+        given.say(f'Stopped. The same command {saved}.')
         raise
     except OSError as error:
         if error.errno not in FULL:
@@ -178,7 +143,7 @@ def run(
         bare = error.strerror == os.strerror(error.errno)
         text = f'no space left to write to {folder}: make room and run again' if bare else error.strerror
         raise OSError(error.errno, f'{text}; the same command goes on') from error
-    return Adapted(folder, folder / 'adapter.safetensors', page, report)
+    return Adapted(folder, job.adapter, page, report)
 
 
 def _write(file: Path, text: str) -> None:
@@ -186,12 +151,12 @@ def _write(file: Path, text: str) -> None:
         temporary.write_text(text, encoding='utf-8')
 
 
-def _plan(settings: dict[str, Any], source: Source, notation: str, seconds: float) -> str:
+def _plan(settings: dict[str, Any], job: Run, seconds: float) -> str:
     """What is about to be done, in two lines."""
     trainer, batch = settings['trainer'], settings['data']['init_args']['batch_size']
     size, steps = settings['model']['init_args']['img_size'], trainer['max_steps']
     return (
-        f'{source.weights} is adapted as {notation}: {steps:,} steps of {batch} images of {size} px in '
-        f'{trainer["precision"]}, about {duration(seconds * steps)}.\n'
+        f'{job.source.weights} is adapted as {job.notation}: {steps:,} steps of {batch} images of {size} px '
+        f'in {trainer["precision"]}, about {duration(seconds * steps)}.\n'
         f'Files go to {trainer["default_root_dir"]}; explora-geo fit --config reads its config.yaml.'
     )

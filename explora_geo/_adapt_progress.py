@@ -21,31 +21,20 @@ from explora_geo.models.vit import ViT
 
 #: RAPL counters of processors, whole packages.
 RAPL = Path('/sys/class/powercap')
-# Seconds between readings of the meters: a counter of RAPL starts anew after half an hour and more.
-_EVERY = 30.0
 
 
-def train(command: Any, folder: Path, score: 'ScoreSoFar') -> None:
-    """Train, from the last checkpoint where there is one; a finished run is not trained again.
+def train(command: Any, watch: 'Watch') -> None:
+    """Train trainer, task and data module of a command from the last checkpoint, if there is one, to the end.
 
-    Args:
-        command: Trainer, task and data module.
-        folder: Folder that checkpoints and logs go to.
-        score: What scores on the way.
-
-    Raises:
-        KeyboardInterrupt: If the run was stopped by Ctrl-C; it is saved.
+    Ctrl-C is a KeyboardInterrupt once the run is saved.
     """
-    last, log = folder / 'last.ckpt', folder / 'metrics.csv'
-    watch = Watch(folder, score)
-    command.trainer.callbacks += [score, watch]
+    log = watch.folder / 'metrics.csv'
+    command.trainer.callbacks.append(watch)
     if log.is_file():  # Lightning's logger starts it anew
         log.rename(log.with_name(f'metrics_until_{int(time.time())}.csv'))
-    handler = signal.getsignal(signal.SIGINT)
+    handler, last = signal.getsignal(signal.SIGINT), watch.last if watch.last.is_file() else None
     try:
-        command.trainer.fit(
-            command.model, datamodule=command.datamodule, ckpt_path=last if last.is_file() else None
-        )
+        command.trainer.fit(command.model, datamodule=command.datamodule, ckpt_path=last)
     finally:
         # Lightning would leave Ctrl-C without effect.
         if threading.current_thread() is threading.main_thread():
@@ -55,50 +44,86 @@ def train(command: Any, folder: Path, score: 'ScoreSoFar') -> None:
 
 
 class Watch(Callback):
-    """Shows steps, loss, speed and score; adds up time, images and energy of each leg of a run; saves it.
+    """Shows where a run is, scores it on the way, saves it, and adds up what each leg of it costs.
 
     Ctrl-C, which sets `asked`, ends the run behind the step that is under way and saves it; a second one ends
-    it at once.
+    it at once. A score has a name in the log and a title; `prepare` is called once when training begins and
+    returns what scores a backbone: the source, and the run as many `times`, if any.
     """
 
-    def __init__(self, folder: Path, score: 'ScoreSoFar') -> None:
-        """Save to `last.ckpt` in a folder, and add each leg at its end to `legs.json`; show a score."""
-        self._checkpoint, self._legs = folder / 'last.ckpt', folder / 'legs.json'
-        self._score, self.asked = score, False
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        title: str,
+        prepare: Callable[[], Callable[[ViT], float | None]],
+        times: int,
+    ) -> None:
+        """Initialize a Watch of the run whose checkpoints, log and `legs.json` are in a folder."""
+        self.folder, self.last, self.times = folder, folder / 'last.ckpt', times
+        self.asked, self.text = False, ''  # the score so far beside that of the source
+        self._name, self._title, self._prepare = name, title, prepare
+        self._first: float | None = None
+        self._meter: EnergyMeter | None = None
         columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn('{task.description}'))
         self._bar = Progress(TextColumn('steps'), *columns, transient=True)
-        self._meter: EnergyMeter | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the source scored, for a run that goes on."""
+        return {'first': self._first}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Read it back."""
+        self._first = state_dict['first']
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start bar and clocks, and take Ctrl-C over; who trains gives it back."""
+        """Score the source, start bar and clocks, and take Ctrl-C over; who trains gives it back."""
+        parts = max(self.times, 0) + 1
+        self._due = {round(trainer.max_steps * i / parts) for i in range(1, parts)}
+        if self._due:
+            self._score = self._prepare()
+            self._note(trainer, pl_module)
         self._task = self._bar.add_task('', total=trainer.max_steps, completed=trainer.global_step)
         self._bar.start()
         self._start, self._step, self._meter = time.perf_counter(), trainer.global_step, EnergyMeter()
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, self._note)
+            signal.signal(signal.SIGINT, self._stop)
 
-    def _note(self, *unused: Any) -> None:
+    def _stop(self, *unused: Any) -> None:
         self.asked = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def on_train_batch_end(self, trainer: Trainer, *unused: Any) -> None:
-        """Show the step, read the meters before their counters start anew, and stop if that was asked for."""
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *unused: Any) -> None:
+        """Score, show the step, read the meters before their counters start anew, and stop if asked to."""
+        if trainer.global_step in self._due:
+            self._due.discard(trainer.global_step)
+            self._note(trainer, pl_module)
         known = trainer.callback_metrics
         texts = [f'loss {known["train_loss"]:.3f}'] if 'train_loss' in known else []
         texts += [f'{known["images_per_s"]:.0f} images/s'] if 'images_per_s' in known else []
-        texts += [self._score.text] if self._score.text else []
+        texts += [self.text] if self.text else []
         self._bar.update(self._task, completed=trainer.global_step, description=', '.join(texts))
         assert self._meter is not None
         self._meter.read()
         if self.asked:
-            trainer.save_checkpoint(self._checkpoint)
+            trainer.save_checkpoint(self.last)
             trainer.should_stop = True
+
+    def _note(self, trainer: Trainer, task: Any) -> None:
+        """Score a copy, so that caches of the backbone that trains stay as they are."""
+        value = self._score(merge_lora(copy.deepcopy(task.model.final_backbone)).eval())  # type: ignore[arg-type]
+        if value is None:
+            return
+        self._first = value if self._first is None else self._first
+        self.text = f'{self._title} {value:.3f} (at first {self._first:.3f})'
+        if trainer.logger is not None:
+            trainer.logger.log_metrics({self._name: value}, step=trainer.global_step)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note the leg, and save what is done, so that nothing trains again if scoring is stopped."""
         self._end_leg(trainer)
         if not self.asked:
-            trainer.save_checkpoint(self._checkpoint)
+            trainer.save_checkpoint(self.last)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave the terminal as it was, and note a leg that was cut off, if it had begun."""
@@ -117,70 +142,14 @@ class Watch(Callback):
             'seconds': time.perf_counter() - self._start,
             'watt_hours': self._meter.watt_hours,
         }
-        with atomic_path(self._legs) as temporary:
-            temporary.write_text(json.dumps([*read_legs(self._legs), leg]), encoding='utf-8')
+        with atomic_path(self.folder / 'legs.json') as temporary:
+            temporary.write_text(json.dumps([*read_legs(self.folder), leg]), encoding='utf-8')
 
 
-def read_legs(file: Path) -> list[dict[str, Any]]:
-    """What `Watch` has noted; nothing if there is no such file."""
+def read_legs(folder: Path) -> list[dict[str, Any]]:
+    """What `Watch` has noted; nothing if it has not."""
+    file = folder / 'legs.json'
     return json.loads(file.read_text(encoding='utf-8')) if file.is_file() else []
-
-
-class ScoreSoFar(Callback):
-    """Scores the features a few times on the way, the source first, and logs the scores.
-
-    Attributes:
-        text: The score so far beside that of the source, or empty.
-    """
-
-    def __init__(
-        self, name: str, title: str, prepare: Callable[[], Callable[[ViT], float | None]], times: int
-    ) -> None:
-        """Initialize a ScoreSoFar.
-
-        Args:
-            name: Name in the log.
-            title: What is scored, in a few words.
-            prepare: Called once when training begins; what it returns scores a backbone.
-            times: How often, after the source.
-        """
-        self.text = ''
-        self._name, self._title, self._prepare, self._times = name, title, prepare, times
-        self._steps: set[int] = set()
-        self._first: float | None = None
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Score the source, if there is time for more."""
-        if self._times > 0:
-            self._score = self._prepare()
-            self._note(trainer, pl_module)
-            parts = self._times + 1
-            self._steps = {round(trainer.max_steps * i / parts) for i in range(1, parts)}
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *unused: Any) -> None:
-        """Score, if it is time."""
-        if trainer.global_step in self._steps:
-            self._steps.discard(trainer.global_step)
-            self._note(trainer, pl_module)
-
-    def state_dict(self) -> dict[str, Any]:
-        """What the source had, for a run that goes on."""
-        return {'first': self._first}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Read it back."""
-        self._first = state_dict['first']
-
-    def _note(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        task: Any = pl_module
-        # A copy: caches of the one that trains stay as they are.
-        value = self._score(merge_lora(copy.deepcopy(task.model.final_backbone)).eval())  # type: ignore[arg-type]
-        if value is None:
-            return
-        self._first = value if self._first is None else self._first
-        self.text = f'{self._title} {value:.3f} (at first {self._first:.3f})'
-        if trainer.logger is not None:
-            trainer.logger.log_metrics({self._name: value}, step=trainer.global_step)
 
 
 class EnergyMeter:
@@ -199,21 +168,19 @@ class EnergyMeter:
             found = {}
         self.kinds = '+'.join(kind for kind, meters in found.items() if meters)
         self._meters = [meter for meters in found.values() for meter in meters]
-        self._last = [meter() for meter, _ in self._meters]
-        self._joules, self._read = 0.0, time.perf_counter()
+        self._last, self._joules = [meter() for meter, _ in self._meters], 0.0
 
-    def read(self, force: bool = False) -> None:
-        """Read the meters, if it is time, or in any case."""
-        if force or time.perf_counter() - self._read > _EVERY:
-            now = [meter() for meter, _ in self._meters]
-            for before, after, (_, size) in zip(self._last, now, self._meters, strict=True):
-                self._joules += (after - before) % size if size else after - before
-            self._last, self._read = now, time.perf_counter()
+    def read(self) -> None:
+        """Read the meters, more often than a counter of RAPL starts anew: after half an hour and more."""
+        now = [meter() for meter, _ in self._meters]
+        for before, after, (_, size) in zip(self._last, now, self._meters, strict=True):
+            self._joules += (after - before) % size if size else after - before
+        self._last = now
 
     @property
     def watt_hours(self) -> float | None:
         """Watt-hours so far; None without a meter."""
-        self.read(force=True)
+        self.read()
         return self._joules / 3600 if self._meters else None
 
 

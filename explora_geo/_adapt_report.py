@@ -16,11 +16,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from explora_geo._adapt_progress import ScoreSoFar, read_legs
-from explora_geo._adapt_settings import CLASSES, Scoring, Source, read_quoted
+from explora_geo._adapt_progress import Watch, read_legs
+from explora_geo._adapt_settings import LEAST, Run, read_quoted
 from explora_geo._version import __version__
 from explora_geo.checkpoints import load_backbone, read_weights, scale_adapter
-from explora_geo.datamodules.archive import Archive, LabeledTiles
+from explora_geo.datamodules.archive import LabeledTiles
 from explora_geo.datamodules.scenes import RandomWindows, grid_windows
 from explora_geo.datasets import SceneDataset
 from explora_geo.datasets.files import evenly_spaced
@@ -37,9 +37,9 @@ from explora_geo.trainers.guard import FeatureMonitor
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
 #: How features are scored on labeled tiles, and on natural images, of which k-NN alone is shown.
 PROTOCOL = PairProtocol()
-_RETENTION = PairProtocol(draws=2, penalties=(0.1,), turns=1)
-#: Images of the archive that pictures and label-free scores are made of, at most and at least.
-SAMPLE, LEAST = 300, 3
+_RETENTION = PairProtocol(draws=2, penalties=(0.1,), turns=1, whitening=None)
+#: Images of the archive that pictures and label-free scores are made of, at most.
+SAMPLE = 300
 #: Labeled tiles that a run is scored on while it trains; half as many without labels.
 ON_THE_WAY = 150
 #: Share of a run that scores on the way may take, and how many there are at most after the source's.
@@ -72,17 +72,15 @@ def sample(datamodule: Any, most: int = SAMPLE) -> tuple[Tensor, list[str]]:
     return datamodule.aug(batch)['image'].to(pick_device()), names
 
 
-def score_on_the_way(
-    command: Any, found: Archive, labels: str | PathLike[str] | None, seconds: float
-) -> ScoreSoFar:
-    """What scores a run, of so many seconds a step, while it trains, in `SHARE` of its time.
+def watch(command: Any, run: Run, seconds: float) -> Watch:
+    """What watches a run, of so many seconds a step, and scores it on the way in `SHARE` of its time.
 
-    It is k-NN on some labeled tiles, or without labels the label-free score.
+    The score is k-NN on some labeled tiles, or without labels the label-free score.
     """
-    datamodule = command.datamodule
+    datamodule, labels = command.datamodule, run.options.labels
 
-    def with_labels() -> Callable[[ViT], float | None]:
-        batches = list(LabeledTiles(labels or '', found, ON_THE_WAY).batches(datamodule))
+    def by_labels() -> Callable[[ViT], float | None]:
+        batches = list(LabeledTiles(labels or '', run.found, ON_THE_WAY).batches(datamodule))
 
         def score(vit: ViT) -> float | None:
             monitor = FeatureMonitor('knn')
@@ -92,30 +90,24 @@ def score_on_the_way(
 
         return score
 
-    def without() -> Callable[[ViT], float | None]:
-        images, _ = sample(datamodule, ON_THE_WAY // 2)
-        return partial(default_score, images=images)
+    def label_free() -> Callable[[ViT], float | None]:
+        return partial(default_score, images=sample(datamodule, ON_THE_WAY // 2)[0])
 
     # A step sees each of its images three times at least: forward, and backward; two crops of each without.
     cost, planned = ON_THE_WAY * seconds / datamodule.batch_size / 3, seconds * command.trainer.max_steps
     times = min(MOST, int(SHARE * planned / cost) - 1)
     if labels is not None:
-        return ScoreSoFar('knn_so_far', 'k-NN', with_labels, times)
-    return ScoreSoFar('label_free_so_far', SCORES[DEFAULT_SCORE].title.lower(), without, times)
+        return Watch(run.training, 'knn_so_far', 'k-NN', by_labels, times)
+    return Watch(run.training, 'label_free_so_far', SCORES[DEFAULT_SCORE].title.lower(), label_free, times)
 
 
 def choose_strength(
     asked: float | None, curve: Mapping[str, Any], score: Callable[[float], float] | None
 ) -> tuple[float, str]:
-    """Choose how much of an adapter is kept, as a share of what it adds to the source, in [0, 1].
+    """The strength to keep, and who chose it: `request`, `labels`, `default`, or `label-free`.
 
-    Args:
-        asked: What the user wants, or None.
-        curve: `Comparison.curve` on labeled tiles, of which validation chooses; empty without labels.
-        score: Label-free score at a strength; None where it tells nothing, and all is kept.
-
-    Returns:
-        The strength, and who chose it: `request`, `labels`, `default`, or `label-free` where that score fell.
+    It is what was asked for, what validation prefers by `Comparison.curve`, or all of the adapter unless the
+    label-free score at a strength, where it tells something, fell.
     """
     if asked is not None:
         return asked, 'request'
@@ -127,22 +119,14 @@ def choose_strength(
     return max(scores, key=lambda s: scores[s]), 'label-free'
 
 
-def measure(
-    command: Any,
-    folder: Path,
-    found: Archive,
-    source: Source,
-    notation: str,
-    scoring: Scoring,
-    say: Callable[[str], None],
-) -> tuple[Path, dict[str, Any]]:
-    """Measure source and adapted backbone of a finished run, and write the adapter at the strength to keep.
+def measure(command: Any, run: Run, measured: list[dict[str, Any]]) -> tuple[Path, dict[str, Any]]:
+    """Measure source and adapted backbone of a run that has trained; returns the page and `report.json`.
 
-    Writes the report, too; returns the page and the content of `report.json`.
+    Writes both, and the adapter at the strength to keep; `measured` is what was tried to settle the batch.
     """
     task, datamodule, trainer = command.model, command.datamodule, command.trainer
-    started, device = time.perf_counter(), pick_device()
-    trained, adapter = folder / 'run' / 'adapter.safetensors', folder / 'adapter.safetensors'
+    found, source, wanted = run.found, run.source, run.options
+    started, device, trained = time.perf_counter(), pick_device(), run.training / 'adapter.safetensors'
     weights = read_weights(source.weights)  # once, for up to four backbones
 
     def adapted(file: PathLike[str] | str) -> ViT:
@@ -154,16 +138,14 @@ def measure(
 
     before, whole = source.backbone(found).to(device), adapted(trained)
     images, names = sample(datamodule)
-    # A patch embedding of other bands than the source's is no difference from the source.
-    scalable = source.embeds(found.bands)
     models, more, curve, comparison = {ADAPTED: whole}, {}, {}, None
-    if scoring.labels is not None:
-        say(f'Scoring source and adapted features on {scoring.labels}.')
-        if scoring.beside is not None:
-            models[BESIDE] = adapted(scoring.beside)
-        protocol = replace(PROTOCOL, turns=1) if scoring.quick else PROTOCOL
-        tried = {*((1.0,) if scoring.quick else STRENGTHS), scoring.strength or 0.0} if scalable else ()
-        tiles = labeled(scoring.labels)
+    if wanted.labels is not None:
+        wanted.say(f'Scoring source and adapted features on {wanted.labels}.')
+        if wanted.beside is not None:
+            models[BESIDE] = adapted(wanted.beside)
+        protocol = replace(PROTOCOL, turns=1) if wanted.quick else PROTOCOL
+        tried = {*((1.0,) if wanted.quick else STRENGTHS), wanted.share or 0.0} if run.scalable else ()
+        tiles = labeled(wanted.labels)
         comparison = score_pair(before, models, tiles, strengths=sorted(tried), protocol=protocol)
         curve = comparison.curve()
 
@@ -171,22 +153,22 @@ def measure(
         return default_score(interpolate(before, whole, strength), images)
 
     # What the label-free score is worth was not measured for masked autoencoding.
-    score = told if scalable and not notation.startswith('M') else None
-    strength, by = choose_strength(scoring.strength, curve, score)
-    scale_adapter(trained, before, adapter, strength)
-    after = models[ADAPTED] = whole if strength == 1 else adapted(adapter)
+    score = told if run.scalable and run.kind != 'MAE' else None
+    strength, by = choose_strength(wanted.share, curve, score)
+    scale_adapter(trained, before, run.adapter, strength)
+    after = models[ADAPTED] = whole if strength == 1 else adapted(run.adapter)
     if comparison is not None:
         more['scores'] = comparison.to_dict(comparison.at(strength))
-        more['scores']['labels']['source'] = str(scoring.labels)
+        more['scores']['labels']['source'] = str(wanted.labels)
         if curve:
             more['strength'] = more['scores'].pop('strength') | {'chosen': strength}
-        if scoring.quoted is not None:
-            more['quoted'] = read_quoted(Path(scoring.quoted))
-    if scoring.retention is not None:
-        say(f'Scoring what is still known of {scoring.retention}.')
-        row = score_pair(before, after, labeled(scoring.retention), protocol=_RETENTION).rows()[0]
+        if wanted.quoted is not None:
+            more['quoted'] = read_quoted(Path(wanted.quoted))
+    if wanted.retention is not None:
+        wanted.say(f'Scoring what is still known of {wanted.retention}.')
+        row = score_pair(before, after, labeled(wanted.retention), protocol=_RETENTION).rows()[0]
         row = {k: row[k] for k in ('metric', 'title', 'source', 'adapted', 'gain')}
-        more['retention'] = {'source': str(scoring.retention), 'row': row}
+        more['retention'] = {'source': str(wanted.retention), 'row': row}
     high = 255.0 if found.dtype == 'uint8' else None
     display = display_tiles(datamodule.mean, datamodule.std, found.bands, high)
     pictures = compute_pictures({'source': before, **models}, images, display, names)
@@ -203,8 +185,8 @@ def measure(
             'patch_size': source.patch_size,
         },
         'adaptation': {
-            'notation': notation,
-            'objective': CLASSES[notation.partition('-')[0]].lower(),
+            'notation': run.notation,
+            'objective': run.kind.lower(),
             'trainable': task.trainable_share,
             'steps': trainer.global_step,
             'batch_size': datamodule.batch_size,
@@ -215,18 +197,18 @@ def measure(
             'stopped': task.stopped,
             'strength': strength,
             'strength_by': by,
-            'short': scoring.quick,
-            'measured': json.loads((folder / 'request.json').read_text(encoding='utf-8'))['measured'],
+            'short': wanted.quick,
+            'measured': measured,
         },
         **more,
         'label_free': {**compare_backbones(before, after, images), 'tiles': len(images), 'worth': WORTH},
-        'curves': _curves(sorted((folder / 'run').glob('metrics*.csv'))),
+        'curves': _curves(sorted(run.training.glob('metrics*.csv'))),
         'skipped': [f'{path}: {reason}' for path, reason in task.skipped.items()],
-        'next': _next(adapter, source, scoring),
-        'cost': _cost(read_legs(folder / 'run' / 'legs.json'), adapter, started),
+        'next': _next(run),
+        'cost': _cost(run, started),
     }
-    page = write_report(folder, report, pictures)
-    return page, json.loads((folder / 'report.json').read_text(encoding='utf-8'))
+    page = write_report(run.folder, report, pictures)
+    return page, json.loads((run.folder / 'report.json').read_text(encoding='utf-8'))
 
 
 def _curves(logs: list[Path]) -> list[dict[str, Any]]:
@@ -244,7 +226,9 @@ def _curves(logs: list[Path]) -> list[dict[str, Any]]:
     return found
 
 
-def _cost(legs: list[dict[str, Any]], adapter: Path, started: float) -> dict[str, Any]:
+def _cost(run: Run, started: float) -> dict[str, Any]:
+    """What all legs of the run took, and scoring since a time."""
+    legs = read_legs(run.training)
     trained, images = (sum(leg[k] for leg in legs) for k in ('seconds', 'images'))
     energies, threads = [leg['watt_hours'] for leg in legs], torch.get_num_threads()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
@@ -255,18 +239,18 @@ def _cost(legs: list[dict[str, Any]], adapter: Path, started: float) -> dict[str
         'memory': torch.cuda.max_memory_allocated() if cuda else peak,
         'energy': sum(energies) if energies and None not in energies else None,
         'device': torch.cuda.get_device_name() if cuda else f'CPU, {threads} thread{"s"[: threads != 1]}',
-        'adapter_bytes': adapter.stat().st_size,
+        'adapter_bytes': run.adapter.stat().st_size,
     }
 
 
-def _next(made: Path, source: Source, scoring: Scoring) -> list[str]:
+def _next(run: Run) -> list[str]:
     """Commands that go on from here."""
-    given = (scoring.beside or made, made.with_name('merged.safetensors'), source.weights)
+    given = (run.options.beside or run.adapter, run.folder / 'merged.safetensors', run.source.weights)
     adapter, merged, weights = (shlex.quote(str(text)) for text in given)
-    tiles = shlex.quote(str(scoring.labels or 'LABELED_TILES'))
+    tiles = shlex.quote(str(run.options.labels or 'LABELED_TILES'))
     longer = f'explora-geo adapt YOUR_TILES --weights {weights} --minutes 30 --out runs/mine'
     return [
-        *([longer] if scoring.quick else []),
+        *([longer] if run.options.quick else []),
         f'explora-geo probe {tiles} --weights {weights} --adapter {adapter}',
         f'explora-geo map SCENE.tif --weights {weights} --adapter {adapter} --out map.tif',
         f'explora-geo adapter merge {adapter} --base {weights} --out {merged}',

@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -14,9 +14,9 @@ import torch
 from explora_geo._compat import WeightsEnum
 from explora_geo.adaptation import ExPLoRAConfig, explora
 from explora_geo.bands import RGB, same_bands
-from explora_geo.checkpoints import load_weights
+from explora_geo.checkpoints import load_backbone, load_weights
 from explora_geo.checkpoints.sources import read_weights
-from explora_geo.datamodules.archive import Archive
+from explora_geo.datamodules.archive import Archive, LabeledTiles
 from explora_geo.models import create_vit
 from explora_geo.models.vit import ViT
 from explora_geo.objectives.short_runs import SHORT_DINOV2, SHORT_OPTIM, SHORT_VIEWS, crop_sides
@@ -26,6 +26,8 @@ from explora_geo.trainers.presets import weights_objective
 ANCHOR = 'anchor'
 #: Objectives that the paper does not have: they look at whole images and turn them themselves.
 _WHOLE = {ANCHOR: 'Anchor', 'align': 'PatchAlignment'}
+#: Images of the archive, at least: pictures and label-free scores need as many.
+LEAST = 3
 #: Classes of objectives by what begins a notation.
 CLASSES = {'D': 'DINOv2', 'M': 'MAE', **_WHOLE}
 
@@ -64,32 +66,33 @@ class Length(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Scoring:
-    """What source and adapted backbone are measured by; it may change between calls on the same run.
+class Options:
+    """What may change between calls on the same run: what it is measured by, and how it is told."""
 
-    Attributes:
-        labels: Folder of labeled tiles, or None.
-        retention: Folder of labeled natural images, or None.
-        beside: Adapter file of the same weights that is scored, too, or None.
-        quick: A short run that only shows how it goes: features are scored as they are, without orientations
-            and strengths between source and adapter.
-        strength: Share of the adapter that is kept, in [0, 1]; chosen if None.
-        quoted: JSON of scores that were measured elsewhere, whose rivals the page quotes, or None.
-    """
+    labels: str | PathLike[str] | None = None  # folder of labeled tiles
+    retention: str | PathLike[str] | None = None  # folder of labeled natural images
+    strength: float | str = 'auto'  # share of the adapter that is kept, in [0, 1]
+    beside: str | PathLike[str] | None = None  # adapter file of the same weights that is scored, too
+    quick: bool = False  # only shows how it goes: without orientations, and strengths between
+    quoted: str | PathLike[str] | None = None  # JSON of scores from elsewhere whose rivals the page quotes
+    force: bool = False  # adapt against advice
+    say: Callable[[str], None] = lambda text: None  # told what is done
 
-    labels: str | PathLike[str] | None = None
-    retention: str | PathLike[str] | None = None
-    beside: str | PathLike[str] | None = None
-    quick: bool = False
-    strength: float | None = None
-    quoted: str | PathLike[str] | None = None
+    @property
+    def share(self) -> float | None:
+        """The strength, or None if it is chosen."""
+        return None if self.strength == 'auto' else float(self.strength)
 
     def __post_init__(self) -> None:
         """Check what can be checked before anything is written."""
-        if self.strength is not None and not 0 <= self.strength <= 1:
+        try:
+            sound = self.strength == 'auto' or 0 <= float(self.strength) <= 1
+        except ValueError:
+            sound = False
+        if not sound:
             raise ValueError(
                 'strength must be auto, or from 0 (the source) to 1 (all of the adapter), got '
-                f'{self.strength:g}'
+                f'{self.strength}'
             )
         for name in ('labels', 'retention'):
             given = getattr(self, name)
@@ -134,12 +137,7 @@ class Source(NamedTuple):
 
 
 def find_source(weights: WeightsEnum | str | PathLike[str]) -> Source:
-    """Look at the weights that are to be adapted.
-
-    Raises:
-        FileNotFoundError: If a file does not exist.
-        ValueError: If the weights cannot be had or read, or do not say which backbone they are.
-    """
+    """Look at the weights that are to be adapted, which must say which backbone they are."""
     text = str(weights)
     try:
         given = weights if isinstance(weights, WeightsEnum) else text
@@ -192,49 +190,97 @@ def choose_adaptation(source: Source, adaptation: str | None, force: bool) -> st
     return adaptation.strip()
 
 
-def run_settings(found: Archive, source: Source, notation: str, folder: Path) -> dict[str, Any]:
-    """Settings of the run, as `explora-geo fit --config` reads them; its length is settled later."""
-    kind = CLASSES[notation.partition('-')[0]]
-    arguments: dict[str, Any] = {}
-    data = dict(found.settings['init_args'])
-    if kind == 'DINOv2':
-        data['augment'] = {'vertical_flip': True, 'quarter_turns': True}  # seen from above, no side is up
-        views = {**crop_sides(found.image_size, source.patch_size), **SHORT_VIEWS}
-        arguments = {**SHORT_DINOV2, 'views': views}
-    elif kind in _WHOLE.values():
-        data['augment'] = {'crop_scale': [1.0, 1.0], 'horizontal_flip': False}
-    task: dict[str, Any] = {
-        'model': source.model.split('.')[0],
-        'weights': source.weights,
-        'img_size': found.image_size,
-        'bands': list(found.bands),
-        'adaptation': _plain(notation),
-        'objective': {'class_path': f'explora_geo.objectives.{kind}', 'init_args': arguments},
-        'optim': SHORT_OPTIM[kind],
-        'preset': None,
-        'monitor_features': 'none',
-        'adapter_dtype': 'bfloat16',
-    }
-    if not source.embeds(found.bands):
-        config = ExPLoRAConfig.create(_plain(notation)).with_extra(['patch_embed'])
-        task |= {'adaptation': config.to_dict(), 'patch_embed_init': 'wavelength'}
-    checkpoints = {'dirpath': str(folder / 'run'), 'save_last': True, 'save_top_k': 0}
-    log = {'save_dir': str(folder), 'name': '', 'version': 'run'}
-    return {
-        'seed_everything': 0,
-        'trainer': {
-            'devices': 1,
-            'gradient_clip_val': 3.0,
-            'limit_val_batches': 0,
-            'default_root_dir': str(folder),
-            'logger': {'class_path': 'lightning.pytorch.loggers.CSVLogger', 'init_args': log},
-            'callbacks': [
-                {'class_path': 'lightning.pytorch.callbacks.ModelCheckpoint', 'init_args': checkpoints}
-            ],
-        },
-        'model': {'class_path': 'explora_geo.trainers.ExPLoRATask', 'init_args': task},
-        'data': {**found.settings, 'init_args': data},
-    }
+@dataclass(frozen=True)
+class Run:
+    """One adaptation: of what, by what, where it is kept, and what it is measured by."""
+
+    folder: Path
+    found: Archive
+    source: Source
+    notation: str  # objective and what trains
+    options: Options = Options()
+
+    @property
+    def kind(self) -> str:
+        """Class of the objective."""
+        return CLASSES[self.notation.partition('-')[0]]
+
+    @property
+    def training(self) -> Path:
+        """Folder of checkpoints, logs and the adapter as it was trained."""
+        return self.folder / 'run'
+
+    @property
+    def adapter(self) -> Path:
+        """File of the adapter at the strength that is kept."""
+        return self.folder / 'adapter.safetensors'
+
+    @property
+    def scalable(self) -> bool:
+        """Whether a part of the adapter can be taken: not of a patch embedding that is new."""
+        return self.source.embeds(self.found.bands)
+
+    def check(self) -> None:
+        """Refuse now, and not after training, what does not fit, by a ValueError."""
+        found, wanted, source = self.found, self.options, self.source
+        if found.kind != 'scenes' and found.images < LEAST:  # scenes are cut anew as often as it takes
+            raise ValueError(
+                f'{found.source} holds {found.images} image{"s"[: found.images != 1]}: give {LEAST} or more'
+            )
+        if wanted.share not in (None, 1) and not self.scalable:
+            raise ValueError(
+                f'strength must be 1 for the bands {", ".join(found.bands)}: {source.weights} read '
+                f'{", ".join(source.bands)}, and no part of a new patch embedding can be taken'
+            )
+        for given in (wanted.labels, wanted.retention):
+            if given is not None:
+                LabeledTiles(given, found)
+        if wanted.beside is not None:
+            load_backbone(source.model, source.weights, Path(wanted.beside))
+
+    def settings(self) -> dict[str, Any]:
+        """Settings as `explora-geo fit --config` reads them; the length is settled later."""
+        found, source, folder, adaptation = self.found, self.source, self.folder, _plain(self.notation)
+        arguments: dict[str, Any] = {}
+        data = dict(found.settings['init_args'])
+        if self.kind == 'DINOv2':
+            data['augment'] = {'vertical_flip': True, 'quarter_turns': True}  # seen from above, no side is up
+            views = {**crop_sides(found.image_size, source.patch_size), **SHORT_VIEWS}
+            arguments = {**SHORT_DINOV2, 'views': views}
+        elif self.kind in _WHOLE.values():
+            data['augment'] = {'crop_scale': [1.0, 1.0], 'horizontal_flip': False}
+        task: dict[str, Any] = {
+            'model': source.model.split('.')[0],
+            'weights': source.weights,
+            'img_size': found.image_size,
+            'bands': list(found.bands),
+            'adaptation': adaptation,
+            'objective': {'class_path': f'explora_geo.objectives.{self.kind}', 'init_args': arguments},
+            'optim': SHORT_OPTIM[self.kind],
+            'preset': None,
+            'monitor_features': 'none',
+            'adapter_dtype': 'bfloat16',
+        }
+        if not self.scalable:
+            config = ExPLoRAConfig.create(adaptation).with_extra(['patch_embed'])
+            task |= {'adaptation': config.to_dict(), 'patch_embed_init': 'wavelength'}
+        checkpoints = {'dirpath': str(self.training), 'save_last': True, 'save_top_k': 0}
+        log = {'save_dir': str(folder), 'name': '', 'version': self.training.name}
+        return {
+            'seed_everything': 0,
+            'trainer': {
+                'devices': 1,
+                'gradient_clip_val': 3.0,
+                'limit_val_batches': 0,
+                'default_root_dir': str(folder),
+                'logger': {'class_path': 'lightning.pytorch.loggers.CSVLogger', 'init_args': log},
+                'callbacks': [
+                    {'class_path': 'lightning.pytorch.callbacks.ModelCheckpoint', 'init_args': checkpoints}
+                ],
+            },
+            'model': {'class_path': 'explora_geo.trainers.ExPLoRATask', 'init_args': task},
+            'data': {**found.settings, 'init_args': data},
+        }
 
 
 def merge_settings(base: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:

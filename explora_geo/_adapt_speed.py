@@ -54,27 +54,21 @@ class Trial(NamedTuple):
 def settle(
     settings: dict[str, Any], stated: Mapping[str, Any], found: Archive, length: Length
 ) -> tuple[dict[str, Any], list[Trial]]:
-    """Choose by measurement what the user does not state; runs that are too short for that keep the recipe's.
+    """Choose by measurement what is not stated; returns all settings, and trials, the chosen one first.
 
     On a GPU a batch grows while that gains a tenth in images per second, as long as memory, the archive and
-    the time allow. Processes that read are tried where training waits for images.
-
-    Args:
-        settings: Settings of the run.
-        stated: Those of them that the user states.
-        found: The archive.
-        length: How long to adapt.
-
-    Returns:
-        Complete settings, and what was tried, the chosen one first.
+    the time allow. Processes that read are tried where training waits for images. Runs that are too short for
+    that keep the recipe's.
     """
     trainer = {'precision': faster_precision(), **settings['trainer']}
     settings = {**settings, 'trainer': trainer}
     given = (stated.get('data') or {}).get('init_args') or {}
+
+    def steps_of(trial: Trial) -> int:
+        return trainer.get('max_steps') or length.steps(found.images, trial.batch_size, trial.seconds)
+
     best = _first_that_fits(settings, 'batch_size' in given)
-    trials = [best]
-    planned = trainer.get('max_steps') or length.steps(found.images, best.batch_size, best.seconds)
-    allowed = min(MOST, SHARE * planned * best.seconds)
+    trials, allowed = [best], min(MOST, SHARE * steps_of(best) * best.seconds)
     if 'batch_size' not in given and torch.cuda.is_available():
         for larger in (b for b in BATCHES if b > best.batch_size):
             times = larger / best.batch_size
@@ -89,25 +83,25 @@ def settle(
                 break
             best = trials[-1]
     readers = min(8, (os.cpu_count() or 1) // 2)
-    if 'num_workers' not in given and best.waited > _WAIT and readers:
-        steps = 2 * readers + TIMED  # beyond the batches that were read before the first step
-        if (steps + 1) * best.seconds <= allowed:
-            trials.append(try_steps(settings, best.batch_size, readers, steps))
-            best = trials[-1] if trials[-1].rate > _GAIN * best.rate else best
-    return _complete(settings, best, found, length), [best, *(t for t in trials if t is not best)]
-
-
-def _complete(settings: dict[str, Any], best: Trial, found: Archive, length: Length) -> dict[str, Any]:
-    """Settings with what was chosen, and the number of steps."""
-    trainer, data = dict(settings['trainer']), settings['data']
-    init = {**data['init_args'], 'batch_size': best.batch_size, 'num_workers': best.workers}
-    steps = trainer.get('max_steps') or length.steps(found.images, best.batch_size, best.seconds)
+    timed = 2 * readers + TIMED  # beyond the batches that were read before the first step
+    waits = 'num_workers' not in given and best.waited > _WAIT
+    if waits and readers and (timed + 1) * best.seconds <= allowed:
+        trials.append(try_steps(settings, best.batch_size, readers, timed))
+        best = trials[-1] if trials[-1].rate > _GAIN * best.rate else best
+    steps = steps_of(best)
     for callback in trainer['callbacks']:
         if callback['class_path'].endswith('ModelCheckpoint'):  # about every minute, so that little is lost
             every = max(1, min(steps // 4, int(60 / best.seconds)))
             callback['init_args'].setdefault('every_n_train_steps', every)
     trainer |= {'max_steps': steps, 'log_every_n_steps': max(1, min(50, steps // 40))}
-    return {**settings, 'trainer': trainer, 'data': {**data, 'init_args': init}}
+    chosen = _with_data(settings, best.batch_size, best.workers)
+    return chosen, [best, *(t for t in trials if t is not best)]
+
+
+def _with_data(settings: dict[str, Any], batch_size: int, workers: int) -> dict[str, Any]:
+    """Settings with a batch and a number of processes that read."""
+    init = {**settings['data']['init_args'], 'batch_size': batch_size, 'num_workers': workers}
+    return {**settings, 'data': {**settings['data'], 'init_args': init}}
 
 
 def _first_that_fits(settings: dict[str, Any], stated: bool) -> Trial:
@@ -144,20 +138,12 @@ class _StepTimes(Callback):
 
 
 def try_steps(settings: dict[str, Any], batch_size: int, workers: int, steps: int = TIMED) -> Trial:
-    """Time real steps of a model that is thrown away.
-
-    Args:
-        settings: Settings of the run.
-        batch_size: Images of a step.
-        workers: Processes that read images.
-        steps: Steps that are timed; of many, the second half counts.
-    """
-    init = {**settings['data']['init_args'], 'batch_size': batch_size, 'num_workers': workers}
+    """Time so many real steps, of many the second half, of a model that is thrown away."""
     cuda = torch.cuda.is_available()
     with TemporaryDirectory() as scratch:
         trainer = {**settings['trainer'], 'logger': False, 'default_root_dir': scratch, 'callbacks': []}
         trainer |= {'max_steps': steps + 1, 'enable_checkpointing': False}
-        command = prepare({**settings, 'trainer': trainer, 'data': {**settings['data'], 'init_args': init}})
+        command = prepare(_with_data({**settings, 'trainer': trainer}, batch_size, workers))
         clock = _StepTimes()
         command.trainer.callbacks.append(clock)
         command.trainer.fast_dev_run = True  # reports of a trial are not wanted

@@ -4,13 +4,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from explora_geo._cli_console import bars, console, names, say, show
 
 # Options of several commands
-_Adapter = Annotated[Path | None, typer.Option(help='Adapter file made on these weights.')]
-_Name = Annotated[str | None, typer.Option(help='Backbone name, if the file does not state it.')]
-_Device = Annotated[str, typer.Option(help='cpu, cuda or auto.')]
+_Adapter = Annotated[Path | None, Option(help='Adapter file made on these weights.')]
+_Name = Annotated[str | None, Option(help='Backbone name, if the file does not state it.')]
+_Device = Annotated[str, Option(help='cpu, cuda or auto.')]
 
 adapter_app = typer.Typer(help='Look into adapter files and merge them.', no_args_is_help=True)
 weights_app = typer.Typer(help='Look into weights of any known layout.', no_args_is_help=True)
@@ -18,33 +19,31 @@ weights_app = typer.Typer(help='Look into weights of any known layout.', no_args
 
 def probe(
     data: Annotated[
-        Path, typer.Argument(help='Folder with train/ and test/ class folders, or YAML of a data module.')
+        Path, Argument(help='Folder with train/ and test/ class folders, or YAML of a data module.')
     ],
-    weights: Annotated[
-        str, typer.Option(help='Backbone: a file, a known name, timm/<name>, hf:<owner>/<name>.')
-    ],
+    weights: Annotated[str, Option(help='Backbone: a file, a known name, timm/<name>, hf:<owner>/<name>.')],
     adapter: _Adapter = None,
     model: _Name = None,
-    out: Annotated[Path, typer.Option(help='Folder of the reports.')] = Path('runs/probe'),
-    cache: Annotated[Path, typer.Option(help='Folder of cached features.')] = Path('runs/features'),
-    name: Annotated[str, typer.Option(help='Name of the backbone in reports.')] = '',
-    image_size: Annotated[int | None, typer.Option(help='Image side, pixels; from the model.')] = None,
+    out: Annotated[Path, Option(help='Folder of the reports.')] = Path('runs/probe'),
+    cache: Annotated[Path, Option(help='Folder of cached features.')] = Path('runs/features'),
+    name: Annotated[str, Option(help='Name of the backbone in reports.')] = '',
+    image_size: Annotated[int | None, Option(help='Image side, pixels; from the model.')] = None,
     turns: Annotated[
-        int, typer.Option(help='Orientations of a tile that features are averaged over: 1, 4 or 8.')
+        int, Option(help='Orientations of a tile that features are averaged over: 1, 4 or 8.')
     ] = 1,
-    budgets: Annotated[str, typer.Option(help='Label budgets: all, shares, numbers per class.')] = 'all',
-    seeds: Annotated[int, typer.Option(help='Label draws of every budget but all.')] = 5,
-    methods: Annotated[str, typer.Option(help='Of linear, logistic, knn.')] = 'linear,logistic,knn',
-    epochs: Annotated[int, typer.Option(help='Epochs of the linear sweep.')] = 10,
-    iterations: Annotated[int, typer.Option(help='Steps per epoch of the linear sweep.')] = 1500,
-    few_iterations: Annotated[int, typer.Option(help='The same with few labels.')] = 150,
-    neighbours: Annotated[int, typer.Option(help='k of k-NN.')] = 5,
-    val_split: Annotated[float, typer.Option(help='Share of training held out, without val/.')] = 0.1,
-    batch_size: Annotated[int, typer.Option(help='Images per forward pass.')] = 128,
-    workers: Annotated[int, typer.Option(help='Processes that read images.')] = 0,
+    budgets: Annotated[str, Option(help='Label budgets: all, shares, numbers per class.')] = 'all',
+    seeds: Annotated[int, Option(help='Label draws of every budget but all.')] = 5,
+    methods: Annotated[str, Option(help='Of linear, logistic, knn.')] = 'linear,logistic,knn',
+    epochs: Annotated[int, Option(help='Epochs of the linear sweep.')] = 10,
+    iterations: Annotated[int, Option(help='Steps per epoch of the linear sweep.')] = 1500,
+    few_iterations: Annotated[int, Option(help='The same with few labels.')] = 150,
+    neighbours: Annotated[int, Option(help='k of k-NN.')] = 5,
+    val_split: Annotated[float, Option(help='Share of training held out, without val/.')] = 0.1,
+    batch_size: Annotated[int, Option(help='Images per forward pass.')] = 128,
+    workers: Annotated[int, Option(help='Processes that read images.')] = 0,
     device: _Device = 'auto',
-    statistics: Annotated[str, typer.Option(help='Normalize by those of the model or the data.')] = '',
-    dry_run: Annotated[bool, typer.Option('--dry-run', help='Say how much there is to do.')] = False,
+    statistics: Annotated[str, Option(help='Normalize by those of the model or the data.')] = '',
+    dry_run: Annotated[bool, Option('--dry-run', help='Say how much there is to do.')] = False,
 ) -> None:
     """Measure frozen features: linear sweep, logistic regression, k-NN, with few and all labels.
 
@@ -56,87 +55,63 @@ def probe(
     from explora_geo.devices import pick_device
     from explora_geo.evaluation import Budget, ProbeProtocol, SweepConfig
     from explora_geo.evaluation import probe as measure
-    from explora_geo.evaluation.protocol import describe_plan, write_reports
+    from explora_geo.evaluation.protocol import describe_plan, describe_source, write_reports
     from explora_geo.models.readout import check_turns
 
-    if not 0 < val_split < 1:
-        raise ValueError(f'val_split must be between 0 and 1, as probes are chosen on it, got {val_split}')
     check_turns(turns)
     drawn = tuple(Budget.parse(b) for b in budgets.split(','))
-    largest, make = open_data(data)
+    largest, make = open_data(data, val_split)
     vit = load_backbone(model, weights, adapter, largest=largest, img_size=image_size)
     vit.to(pick_device(device))
-    blocks = tuple(dict.fromkeys((1, min(4, vit.depth))))
     protocol = ProbeProtocol(
         budgets=drawn,
         seeds=seeds,
         methods=tuple(m.strip() for m in methods.split(',')),
-        sweep=SweepConfig(blocks=blocks, epochs=epochs, iterations=iterations),
+        sweep=SweepConfig(blocks=tuple(sorted({1, min(4, vit.depth)})), epochs=epochs, iterations=iterations),
         few_iterations=few_iterations,
         neighbours=neighbours,
     )
-    tokenizer = vit.patch_embed
-    side = tokenizer.grid_size[0] * tokenizer.patch_size
-    held_out = 0.0 if (data / 'val').is_dir() else val_split
-    datamodule = make(image_size=side, bands=tokenizer.bands, val_split=held_out)
+    side = vit.patch_embed.img_size
+    datamodule = make(image_size=side, bands=vit.patch_embed.bands)
     if side > largest:
         say(f'images of {largest} px are enlarged to {side} px: --image-size sets it')
     if dry_run:
         return say(describe_plan(datamodule, protocol))
+    used: Any = statistics or None
+    options = {'turns': turns, 'batch_size': batch_size, 'num_workers': workers}
     with console.status('') as status:
-        outcome, tables = measure(
-            vit,
-            datamodule,
-            protocol,
-            cache,
-            statistics=statistics or None,  # type: ignore[arg-type]
-            turns=turns,
-            batch_size=batch_size,
-            num_workers=workers,
-            progress=status.update,
+        outcome = measure(
+            vit, datamodule, protocol, cache, statistics=used, progress=status.update, **options
         )
-    about = {
-        'name': name or (f'{vit.name} + {adapter.name}' if adapter else f'{vit.name} {weights}'),
-        'dataset': data.stem,
-        'backbone': vit.name,
-        'weights': weights,
-        'adapter': str(adapter) if adapter else None,
-        'bands': list(tokenizer.bands),
-        'image_size': side,
-        'feature_dim': vit.embed_dim,
-        'turns': turns,
-        'images': {part: len(table.label) for part, table in tables.items()},
-        'skipped': [text for table in tables.values() for text in table.skipped],
-    }
-    files = write_reports(out, outcome, protocol, about)
+    files = write_reports(out, outcome, describe_source(vit, data.stem, weights, adapter, turns, name))
     return say('\n'.join([files[-1].read_text(encoding='utf-8'), *map(str, files)]))
 
 
 def map_scene(
-    scene: Annotated[str, typer.Argument(help='Georeferenced raster: a file, a URL, or a /vsi... name.')],
+    scene: Annotated[str, Argument(help='Georeferenced raster: a file, a URL, or a /vsi... name.')],
     model: Annotated[
-        Path | None, typer.Option(help='Tuned model: model.safetensors or a checkpoint of a run.')
+        Path | None, Option(help='Tuned model: model.safetensors or a checkpoint of a run.')
     ] = None,
-    out: Annotated[Path | None, typer.Option(help='Map to write (.tif).')] = None,
-    weights: Annotated[str | None, typer.Option(help='Backbone instead of a model, for embeddings.')] = None,
+    out: Annotated[Path | None, Option(help='Map to write (.tif).')] = None,
+    weights: Annotated[str | None, Option(help='Backbone instead of a model, for embeddings.')] = None,
     adapter: _Adapter = None,
-    probabilities: Annotated[Path | None, typer.Option(help='Probability of each class (.tif).')] = None,
-    vectors: Annotated[Path | None, typer.Option(help='Polygons (.gpkg, .parquet, .geojson).')] = None,
-    classes: Annotated[str, typer.Option(help='Classes to polygonize, comma-separated; all.')] = '',
-    min_area: Annotated[float, typer.Option(help='Smallest polygon, square meters.')] = 0.0,
-    embeddings: Annotated[Path | None, typer.Option(help='Features per patch (.tif, .parquet).')] = None,
-    quicklook: Annotated[Path | None, typer.Option(help='Picture of scene and map (.png).')] = None,
-    file_bands: Annotated[str, typer.Option(help='Names of all bands in file order.')] = '',
-    statistics: Annotated[str, typer.Option(help='Normalize by those of the model or the scene.')] = '',
-    overlap: Annotated[float, typer.Option(help='Share of a tile that the next covers again.')] = 0.25,
-    block: Annotated[int, typer.Option(help='Side of blocks finished one by one, pixels.')] = 2048,
+    probabilities: Annotated[Path | None, Option(help='Probability of each class (.tif).')] = None,
+    vectors: Annotated[Path | None, Option(help='Polygons (.gpkg, .parquet, .geojson).')] = None,
+    classes: Annotated[str, Option(help='Classes to polygonize, comma-separated; all.')] = '',
+    min_area: Annotated[float, Option(help='Smallest polygon, square meters.')] = 0.0,
+    embeddings: Annotated[Path | None, Option(help='Features per patch (.tif, .parquet).')] = None,
+    quicklook: Annotated[Path | None, Option(help='Picture of scene and map (.png).')] = None,
+    file_bands: Annotated[str, Option(help='Names of all bands in file order.')] = '',
+    statistics: Annotated[str, Option(help='Normalize by those of the model or the scene.')] = '',
+    overlap: Annotated[float, Option(help='Share of a tile that the next covers again.')] = 0.25,
+    block: Annotated[int, Option(help='Side of blocks finished one by one, pixels.')] = 2048,
     turns: Annotated[
-        int, typer.Option(help='Orientations of a tile that the map is averaged over: 1, 4 or 8.')
+        int, Option(help='Orientations of a tile that the map is averaged over: 1, 4 or 8.')
     ] = 1,
-    batch_size: Annotated[int, typer.Option(help='Tiles per forward pass.')] = 16,
-    workers: Annotated[int, typer.Option(help='Processes that read tiles.')] = 0,
+    batch_size: Annotated[int, Option(help='Tiles per forward pass.')] = 16,
+    workers: Annotated[int, Option(help='Processes that read tiles.')] = 0,
     device: _Device = 'auto',
-    dry_run: Annotated[bool, typer.Option('--dry-run', help='Say how much there is to do.')] = False,
+    dry_run: Annotated[bool, Option('--dry-run', help='Say how much there is to do.')] = False,
 ) -> None:
     """Map a scene of any size: classes or numbers per pixel, polygons, embeddings.
 
@@ -175,17 +150,16 @@ def map_scene(
 
 def export(
     out: Annotated[
-        Path, typer.Argument(help='File: .safetensors (timm), .ckpt (TorchGeo), .pt2, .onnx; or a folder.')
+        Path, Argument(help='File: .safetensors (timm), .ckpt (TorchGeo), .pt2, .onnx; or a folder.')
     ],
     weights: Annotated[
-        str | None, typer.Option(help='Backbone: a file, a known name, timm/<name>, hf:<owner>/<name>.')
+        str | None, Option(help='Backbone: a file, a known name, timm/<name>, hf:<owner>/<name>.')
     ] = None,
     adapter: _Adapter = None,
     model: _Name = None,
-    tuned: Annotated[Path | None, typer.Option(help='Tuned model instead, for .pt2 and .onnx.')] = None,
+    tuned: Annotated[Path | None, Option(help='Tuned model instead, for .pt2 and .onnx.')] = None,
     layout: Annotated[
-        str,
-        typer.Option('--format', help='Folder for peft (the adapter) or transformers; else by the ending.'),
+        str, Option('--format', help='Folder for peft (the adapter) or transformers; else by the ending.')
     ] = '',
 ) -> None:
     """Export a backbone with its adapter merged, a tuned model, or an adapter for PEFT.
@@ -193,28 +167,17 @@ def export(
     Example: explora-geo export model.safetensors --weights base.safetensors --adapter adapter.safetensors
     """
     from explora_geo.checkpoints import load_backbone
-    from explora_geo.checkpoints.export import check_format, export_peft, export_transformers
+    from explora_geo.checkpoints.export import check_request, export_peft, export_transformers
     from explora_geo.checkpoints.export import export as write
     from explora_geo.trainers import load_task
 
-    if layout not in ('', 'peft', 'transformers'):
-        raise ValueError(f'format is peft or transformers; all others go by the ending, got {layout}')
-    if layout == 'transformers':
-        if weights is None or tuned is not None:
-            raise ValueError('the format transformers is of weights, a backbone: give weights, and not tuned')
-        kind = export_transformers(load_backbone(model, weights, adapter), out)
-        return say(f'{out}: for {kind}.from_pretrained of transformers')
-    if layout:
-        if adapter is None or tuned is not None:
-            raise ValueError('the format peft is of adapter: give adapter, and not tuned')
-        bare = export_peft(adapter, out)
+    check_request(out, layout, weights, adapter, model, tuned)
+    if layout == 'peft':
+        bare = export_peft(adapter, out)  # type: ignore[arg-type]
         return say(f'{out}: for PeftModel.from_pretrained' + (f', {", ".join(bare)} beside' if bare else ''))
-    if (weights is None) == (tuned is None):
-        raise ValueError('give either weights, a backbone, or tuned, a tuned model')
-    if tuned is not None and (adapter or model):
-        raise ValueError('adapter and model belong to weights: a tuned model holds all of its own')
-    check_format(out, backbone=tuned is None)
     module: Any = load_task(tuned).model if tuned else load_backbone(model, weights, adapter)
+    if layout == 'transformers':
+        return say(f'{out}: for {export_transformers(module, out)}.from_pretrained of transformers')
     vit = module if tuned is None else module.backbone
     difference = write(module, vit.name, out)
     if out.suffix in ('.safetensors', '.ckpt'):
@@ -224,7 +187,7 @@ def export(
 
 
 @adapter_app.command('info')
-def adapter_info(file: Annotated[Path, typer.Argument(help='Adapter file.')]) -> None:
+def adapter_info(file: Annotated[Path, Argument(help='Adapter file.')]) -> None:
     """Show what an adapter file holds and which base it belongs to.
 
     Example: explora-geo adapter info runs/demo/adapter.safetensors
@@ -250,10 +213,10 @@ def adapter_info(file: Annotated[Path, typer.Argument(help='Adapter file.')]) ->
 
 @adapter_app.command('merge')
 def adapter_merge(
-    file: Annotated[Path, typer.Argument(help='Adapter file.')],
-    base: Annotated[str, typer.Option(help='Base weights, as --weights of export.')],
-    out: Annotated[Path, typer.Option(help='Model file to write (.safetensors).')],
-    strength: Annotated[float, typer.Option(help='Share of what the adapter adds, from 0 to 1.')] = 1.0,
+    file: Annotated[Path, Argument(help='Adapter file.')],
+    base: Annotated[str, Option(help='Base weights, as --weights of export.')],
+    out: Annotated[Path, Option(help='Model file to write (.safetensors).')],
+    strength: Annotated[float, Option(help='Share of what the adapter adds, from 0 to 1.')] = 1.0,
 ) -> None:
     """Merge an adapter into its base: a plain model with timm's keys.
 
@@ -267,7 +230,7 @@ def adapter_merge(
 
 @weights_app.command('inspect')
 def weights_inspect(
-    weights: Annotated[str, typer.Argument(help='File, timm/<name>, hf:<owner>/<name> or a known name.')],
+    weights: Annotated[str, Argument(help='File, timm/<name>, hf:<owner>/<name> or a known name.')],
 ) -> None:
     """Show what weights are: layout, backbone, bands, patch, size, and what stands beside the backbone.
 
@@ -280,7 +243,7 @@ def weights_inspect(
 
 @weights_app.command('list')
 def weights_list(
-    search: Annotated[str, typer.Option(help='Words that name or description must hold.')] = '',
+    search: Annotated[str, Option(help='Words that name or description must hold.')] = '',
 ) -> None:
     """List the weights of ours and of TorchGeo that are known by name, their backbone, tokenizer and licence.
 
@@ -299,11 +262,11 @@ def weights_list(
 
 
 def push(
-    file: Annotated[Path, typer.Argument(help='Adapter, merged model, or folder of export --format peft.')],
-    repo: Annotated[str, typer.Argument(help='Repository of the hub, OWNER/NAME.')],
-    report: Annotated[Path | None, typer.Option(help='report.json of the run; that beside the file.')] = None,
-    licence: Annotated[str | None, typer.Option(help='Licence of the base, if the file states none.')] = None,
-    private: Annotated[bool, typer.Option('--private', help='Make a private repository.')] = False,
+    file: Annotated[Path, Argument(help='Adapter, merged model, or folder of export --format peft.')],
+    repo: Annotated[str, Argument(help='Repository of the hub, OWNER/NAME.')],
+    report: Annotated[Path | None, Option(help='report.json of the run; that beside the file.')] = None,
+    licence: Annotated[str | None, Option(help='Licence of the base, if the file states none.')] = None,
+    private: Annotated[bool, Option('--private', help='Make a private repository.')] = False,
 ) -> None:
     """Upload an adapter or a model to the Hugging Face hub, with a card; HF_TOKEN says who you are.
 
@@ -315,8 +278,8 @@ def push(
 
 
 def pull(
-    repo: Annotated[str, typer.Argument(help='OWNER/NAME, OWNER/NAME@REVISION or OWNER/NAME/FILE.')],
-    out: Annotated[Path, typer.Argument(help='Folder to write.')],
+    repo: Annotated[str, Argument(help='OWNER/NAME, OWNER/NAME@REVISION or OWNER/NAME/FILE.')],
+    out: Annotated[Path, Argument(help='Folder to write.')],
 ) -> None:
     """Copy an adapter or a model and its card from the Hugging Face hub.
 

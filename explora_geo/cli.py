@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 from rich.markup import escape
+from typer import Argument, Option
 
 from explora_geo._cli_console import bars, console, names, run_app, say, show
 from explora_geo._cli_models import adapter_app, export, map_scene, probe, pull, push, weights_app
@@ -28,43 +29,38 @@ _PASS_ON = {'allow_extra_args': True, 'ignore_unknown_options': True, 'help_opti
 
 @app.command(rich_help_panel='Start')
 def adapt(
-    archive: Annotated[list[str], typer.Argument(help='Folder of tiles, pack, list of files, or scenes.')],
+    archive: Annotated[list[str], Argument(help='Folder of tiles, pack, list of files, or scenes.')],
     weights: Annotated[
         str,
-        typer.Option(
-            help='What is adapted: a file, timm/<name>, hf:<owner>/<name> or a name of `weights list`.'
-        ),
+        Option(help='What is adapted: a file, timm/<name>, hf:<owner>/<name> or a name of `weights list`.'),
     ] = 'timm/vit_small_patch14_dinov2.lvd142m',
     adaptation: Annotated[
-        str | None,
-        typer.Option(help='{D-ExPLoRA,M-ExPLoRA,anchor,align}-[L]-r32: objective and what trains.'),
+        str | None, Option(help='{D-ExPLoRA,M-ExPLoRA,anchor,align}-[L]-r32: objective and what trains.')
     ] = None,
-    minutes: Annotated[float | None, typer.Option(help='Length; 30 minutes if nothing is given.')] = None,
-    steps: Annotated[int | None, typer.Option(help='Length in optimizer steps.')] = None,
-    epochs: Annotated[float | None, typer.Option(help='Length in passes over the archive.')] = None,
-    bands: Annotated[str | None, typer.Option(help='Bands to use, in order, with commas.')] = None,
+    minutes: Annotated[float | None, Option(help='Length; 30 minutes if nothing is given.')] = None,
+    steps: Annotated[int | None, Option(help='Length in optimizer steps.')] = None,
+    epochs: Annotated[float | None, Option(help='Length in passes over the archive.')] = None,
+    bands: Annotated[str | None, Option(help='Bands to use, in order, with commas.')] = None,
     labels: Annotated[
-        Path | None, typer.Option(help='Labeled tiles, to score and choose the strength; never trained on.')
+        Path | None, Option(help='Labeled tiles, to score and choose the strength; never trained on.')
     ] = None,
     retention: Annotated[
-        Path | None, typer.Option(help='Labeled natural images: what is still known of them.')
+        Path | None, Option(help='Labeled natural images: what is still known of them.')
     ] = None,
     strength: Annotated[
-        str, typer.Option(help='Share of the adapter that is kept, 0 to 1; auto: what validation prefers.')
+        str, Option(help='Share of the adapter that is kept, 0 to 1; auto: what validation prefers.')
     ] = 'auto',
-    config: Annotated[Path | None, typer.Option(help='YAML of `fit` whose entries come first.')] = None,
-    out: Annotated[Path, typer.Option(help='Folder of the run.')] = Path('runs/adapt'),
-    beside: Annotated[
-        Path | None, typer.Option(help='Adapter of the same weights to score beside it.')
-    ] = None,
+    config: Annotated[Path | None, Option(help='YAML of `fit` whose entries come first.')] = None,
+    out: Annotated[Path, Option(help='Folder of the run.')] = Path('runs/adapt'),
+    beside: Annotated[Path | None, Option(help='Adapter of the same weights to score beside it.')] = None,
     quick: Annotated[
-        bool, typer.Option('--quick', help='A short run to see how it goes: no turns, no strengths between.')
+        bool, Option('--quick', help='A short run to see how it goes: no turns, no strengths between.')
     ] = False,
     quoted: Annotated[
-        Path | None, typer.Option(help='JSON of scores measured elsewhere, whose rivals the page quotes.')
+        Path | None, Option(help='JSON of scores measured elsewhere, whose rivals the page quotes.')
     ] = None,
-    force: Annotated[bool, typer.Option('--force', help='Adapt against advice.')] = False,
-    no_open: Annotated[bool, typer.Option('--no-open', help='Leave the report closed.')] = False,
+    force: Annotated[bool, Option('--force', help='Adapt against advice.')] = False,
+    no_open: Annotated[bool, Option('--no-open', help='Leave the report closed.')] = False,
 ) -> None:
     """Adapt a backbone to an archive of unlabeled images, and report whether that helped.
 
@@ -74,17 +70,16 @@ def adapt(
     explora-geo adapt tests/data/eurosat_rgb/train --labels tests/data/eurosat_rgb/test --minutes 2
     --weights ViTSmall14_Weights.LVD142M_DINOV2_DEPTH6 --out runs/adapt
     """
-    from explora_geo._adapt import run
-    from explora_geo._adapt_settings import Scoring
+    from explora_geo._adapt import adapt as run
 
     given = {'minutes': minutes, 'steps': steps, 'epochs': epochs}
     lengths = [f'{n} {unit}' for unit, n in given.items() if n is not None]
     if len(lengths) > 1:
         raise ValueError('give one of --minutes, --steps and --epochs')
-    length = lengths[0] if lengths else '30 minutes'
-    scoring = Scoring(labels, retention, beside, quick, _share(strength), quoted)
     scenes = archive[0] if len(archive) == 1 else archive
-    adapted = run(scenes, out, weights, adaptation, length, bands, config, scoring, force, say)
+    length = lengths[0] if lengths else '30 minutes'
+    settings = (out, weights, adaptation, length, bands, labels, retention, config, strength)
+    adapted = run(scenes, *settings, beside=beside, quick=quick, quoted=quoted, force=force, say=say)
     verdict = adapted.report['verdict']
     console.print(
         f'[bold]{escape(verdict["text"])}[/bold]', escape(verdict['advice']), sep='\n', highlight=False
@@ -108,17 +103,9 @@ def _open(page: Path) -> None:
             browser.open(page.resolve().as_uri())
 
 
-def _share(text: str) -> float | None:
-    """A strength, or None for `auto`."""
-    try:
-        return None if text == 'auto' else float(text)
-    except ValueError:
-        raise ValueError(f'strength must be auto or a number from 0 to 1, got {text!r}') from None
-
-
 @app.command(rich_help_panel='Start')
 def doctor(
-    as_json: Annotated[bool, typer.Option('--json', help='Print JSON for bug reports and scripts.')] = False,
+    as_json: Annotated[bool, Option('--json', help='Print JSON for bug reports and scripts.')] = False,
 ) -> None:
     """Show versions, devices, extras and cached weights; exit with 1 if something needs mending.
 
@@ -154,13 +141,13 @@ def doctor(
 
 @app.command(rich_help_panel='Plan and prepare')
 def params(
-    adaptation: Annotated[str, typer.Argument(help='Notation such as "D-ExPLoRA-[L]-r32" or full.')],
-    backbone: Annotated[str, typer.Option(help='Backbone by timm name.')] = 'vit_large_patch14_dinov2',
-    alpha: Annotated[float | None, typer.Option(help='LoRA alpha; the rank if not given.')] = None,
-    targets: Annotated[str, typer.Option(help='Matrices with LoRA, of q,k,v,proj,fc1,fc2.')] = 'q,v',
-    norms: Annotated[bool, typer.Option(help='Train the norms.')] = True,
-    tokenizer: Annotated[str, typer.Option(help='patch, group-channel or temporal.')] = 'patch',
-    objective: Annotated[str, typer.Option(help='mae to count its decoder too, else none.')] = 'none',
+    adaptation: Annotated[str, Argument(help='Notation such as "D-ExPLoRA-[L]-r32" or full.')],
+    backbone: Annotated[str, Option(help='Backbone by timm name.')] = 'vit_large_patch14_dinov2',
+    alpha: Annotated[float | None, Option(help='LoRA alpha; the rank if not given.')] = None,
+    targets: Annotated[str, Option(help='Matrices with LoRA, of q,k,v,proj,fc1,fc2.')] = 'q,v',
+    norms: Annotated[bool, Option(help='Train the norms.')] = True,
+    tokenizer: Annotated[str, Option(help='patch, group-channel or temporal.')] = 'patch',
+    objective: Annotated[str, Option(help='mae to count its decoder too, else none.')] = 'none',
 ) -> None:
     """Count what an adaptation trains, without building the weights.
 
@@ -191,16 +178,12 @@ def params(
 
 @app.command(rich_help_panel='Plan and prepare')
 def pack(
-    root: Annotated[Path, typer.Argument(help='Folder of tiles, with one sub-folder per class or without.')],
-    out: Annotated[Path, typer.Argument(help='Folder of the pack.')],
-    size: Annotated[
-        int | None, typer.Option(help='Side of the tiles; that of the files if not given.')
-    ] = None,
-    bands: Annotated[str, typer.Option(help='Bands to keep, such as B04,B03,B02; all if empty.')] = '',
-    file_bands: Annotated[
-        str, typer.Option(help='Names of all bands in file order, if files lack them.')
-    ] = '',
-    dry_run: Annotated[bool, typer.Option('--dry-run', help='Say how large the pack will be.')] = False,
+    root: Annotated[Path, Argument(help='Folder of tiles, with one sub-folder per class or without.')],
+    out: Annotated[Path, Argument(help='Folder of the pack.')],
+    size: Annotated[int | None, Option(help='Side of the tiles; that of the files if not given.')] = None,
+    bands: Annotated[str, Option(help='Bands to keep, such as B04,B03,B02; all if empty.')] = '',
+    file_bands: Annotated[str, Option(help='Names of all bands in file order, if files lack them.')] = '',
+    dry_run: Annotated[bool, Option('--dry-run', help='Say how large the pack will be.')] = False,
 ) -> None:
     """Copy an archive into one file of pixels, which is read many times faster than the tiles.
 

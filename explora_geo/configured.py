@@ -165,12 +165,13 @@ def _backbone(task: Any, datamodule: Any) -> dict[str, str]:
     }
 
 
-def open_data(data: Path) -> tuple[int, Callable[..., Any]]:
+def open_data(data: Path, val_split: float) -> tuple[int, Callable[..., Any]]:
     """Look at data to measure on.
 
     Args:
         data: Folder with `train/` and `test/`, and optionally `val/`, of class folders; or a YAML file with
             `class_path` and `init_args`, or a whole configuration of `explora-geo fit`.
+        val_split: Share of the training images of a folder that is held out where it has no `val/`.
 
     Returns:
         Shorter side of the images, pixels (224, DINOv2's, where nothing says so), and a function that makes
@@ -178,8 +179,10 @@ def open_data(data: Path) -> tuple[int, Callable[..., Any]]:
 
     Raises:
         FileNotFoundError: If there is no such file or folder, or a part is missing.
-        ValueError: If the YAML file describes no data module, or a class folder is empty.
+        ValueError: If the YAML file describes no data module, or no share is held out.
     """
+    if not 0 < val_split < 1:
+        raise ValueError(f'val_split must be between 0 and 1, as probes are chosen on it, got {val_split}')
     if not data.exists():
         raise FileNotFoundError(f'no data {data}: give a folder with train/ and test/, or a YAML file')
     if data.is_file():
@@ -191,19 +194,13 @@ def open_data(data: Path) -> tuple[int, Callable[..., Any]]:
             f'{data} has no folder {" and no ".join(missing)}: put class folders into {data}/train and '
             f'{data}/test, or give a YAML file that names a data module'
         )
-    for part in ('train', 'test'):
-        empty = [p.name for p in sorted((data / part).iterdir()) if p.is_dir() and not find_images(p)]
-        if empty:
-            raise ValueError(
-                f'the class folders {", ".join(empty)} in {data / part} hold no image: fill or remove them'
-            )
     side, val = DINOV2_SIZE, data / 'val'
     for path in find_images(data / 'train'):
         with suppress(BadTileError):
             side = read_header(path).side
             break
-    roots: dict[str, Any] = {'val_root': val if val.is_dir() else None, 'test_root': data / 'test'}
-    return side, partial(FolderDataModule, data / 'train', **roots)
+    parts: dict[str, Any] = {'val_root': val, 'val_split': 0.0} if val.is_dir() else {'val_split': val_split}
+    return side, partial(FolderDataModule, data / 'train', test_root=data / 'test', **parts)
 
 
 def _configured(file: Path) -> Any:

@@ -11,10 +11,11 @@ import torch
 import yaml
 
 import explora_geo
-from explora_geo import _adapt, _adapt_report
+from explora_geo import _adapt_report
+from explora_geo._adapt import Adapted
 from explora_geo._adapt_progress import Watch, read_legs
 from explora_geo._adapt_report import choose_strength
-from explora_geo._adapt_settings import Length, Scoring, find_source
+from explora_geo._adapt_settings import Length, find_source
 from explora_geo.checkpoints import load_backbone, model_metadata, read_adapter, write_state
 from explora_geo.datamodules.archive import look
 from explora_geo.evaluation.comparison import Comparison, PairProtocol, interpolate
@@ -55,7 +56,7 @@ def tiles(tmp_path: Path) -> Path:
     return tmp_path / 'tiles'
 
 
-def adapt(tiles: Path, weights: Path, out: Path, **options: Any) -> explora_geo._adapt.Adapted:
+def adapt(tiles: Path, weights: Path, out: Path, **options: Any) -> Adapted:
     return explora_geo.adapt(tiles, out, weights, **{'length': '2 steps', **options})
 
 
@@ -147,14 +148,13 @@ def test_an_interrupted_run_ends_as_one_that_was_not(
     with monkeypatch.context() as patch:
         patch.setattr(Watch, 'on_train_batch_end', interrupt)
         with pytest.raises((KeyboardInterrupt, SystemExit)):
-            arguments = (tiles, tmp_path / 'cut', weights, None, '4 steps', None, config, Scoring())
-            _adapt.run(*arguments, say=said.append)
+            adapt(tiles, weights, tmp_path / 'cut', length='4 steps', config=config, say=said.append)
     assert 'The same command goes on' in said[-1] and not (tmp_path / 'cut' / 'adapter.safetensors').exists()
     cut = adapt(tiles, weights, tmp_path / 'cut', length='4 steps', config=config)
     steps = [run.report['curves'][0]['x'] for run in (whole, cut)]
     assert steps[0] == steps[1] == [0, 1, 2, 3]
     # Both legs count, with the step that was done twice.
-    assert [leg['images'] for leg in read_legs(tmp_path / 'cut' / 'run' / 'legs.json')] == [3 * 36, 2 * 36]
+    assert [leg['images'] for leg in read_legs(tmp_path / 'cut' / 'run')] == [3 * 36, 2 * 36]
     assert cut.report['cost']['seconds']['training'] > 0
     states = [read_adapter(run.adapter)[1] for run in (whole, cut)]
     assert all(torch.equal(states[0][name], value) for name, value in states[1].items())
@@ -168,9 +168,7 @@ def test_the_papers_objectives_are_at_hand(
         vit = create_vit(MODEL)
         state = vit.state_dict() | MAE(vit, decoder_embed_dim=32, decoder_depth=1).extra_state()
         write_state(weights, state, model_metadata(vit, MODEL))
-    adapted = _adapt.run(
-        tiles, tmp_path / 'run', weights, adaptation, '1 step', None, None, Scoring(), force=True
-    )
+    adapted = adapt(tiles, weights, tmp_path / 'run', length='1 step', adaptation=adaptation, force=True)
     header, _ = read_adapter(adapted.adapter)
     assert header.explora_config.rank == 4
     assert adapted.report['adaptation']['objective'] == {'D': 'dinov2', 'M': 'mae'}[adaptation[0]]

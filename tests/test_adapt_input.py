@@ -89,7 +89,11 @@ def write(folder: Path, bands: Sequence[int], side: int = 64) -> None:
         ('tiles', ['--steps', '-1'], 'steps must be above 0, got -1'),
         ('tiles', ['--minutes', '1', '--epochs', '1'], 'give one of --minutes, --steps and --epochs'),
         ('tiles', ['--strength', '2'], 'strength must be auto, or from 0 (the source) to 1 '),
-        ('tiles', ['--strength', 'much'], "strength must be auto or a number from 0 to 1, got 'much'"),
+        (
+            'tiles',
+            ['--strength', 'much'],
+            'strength must be auto, or from 0 (the source) to 1 (all of the adapter), got much',
+        ),
         ('tiles', ['--beside', str(ADAPTER)], 'beside is an adapter that labels score: give labels, too'),
         (
             'tiles',

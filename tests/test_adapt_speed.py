@@ -9,9 +9,9 @@ import torch
 from lightning.pytorch import Trainer
 
 from explora_geo import _adapt_progress, _adapt_speed
-from explora_geo._adapt_progress import EnergyMeter, ScoreSoFar
-from explora_geo._adapt_report import score_on_the_way
-from explora_geo._adapt_settings import Length, find_source, run_settings
+from explora_geo._adapt_progress import EnergyMeter, Watch
+from explora_geo._adapt_report import watch
+from explora_geo._adapt_settings import Length, Options, Run, find_source
 from explora_geo._adapt_speed import Trial, settle, try_steps
 from explora_geo.datamodules.archive import Archive, look
 
@@ -33,7 +33,7 @@ def settings(found: Archive, base_file: Path, tmp_path: Path) -> dict[str, Any]:
     vit = create_vit('vit_tiny_patch8_32')
     write_state(tmp_path / 'small.safetensors', vit.state_dict(), model_metadata(vit, 'vit_tiny_patch8_32'))
     source = find_source(tmp_path / 'small.safetensors')
-    return run_settings(found, source, 'anchor-[L]-r4', tmp_path / 'run')
+    return Run(tmp_path / 'run', found, source, 'anchor-[L]-r4').settings()
 
 
 class Machine:
@@ -142,7 +142,7 @@ def test_a_run_is_scored_a_few_times_after_the_source(
     trainer = {**settings['trainer'], 'max_steps': 10, 'precision': '32-true', 'log_every_n_steps': 1}
     settings['data']['init_args']['batch_size'] = 8
     command = _adapt_speed.prepare({**settings, 'trainer': trainer})
-    score = ScoreSoFar('so_far', 'k-NN', prepare, times)
+    score = Watch(tmp_path / 'run' / 'run', 'so_far', 'k-NN', prepare, times)
     command.trainer.callbacks.append(score)
     command.trainer.fit(command.model, datamodule=command.datamodule)
     assert len(seen) == (1 + times if times else 0)
@@ -161,6 +161,6 @@ def test_scores_on_the_way_take_two_per_cent_of_the_time(
     found: Archive, labels: Path | None, steps: int, times: int
 ) -> None:
     trainer, datamodule = SimpleNamespace(max_steps=steps), SimpleNamespace(batch_size=32)
-    command = SimpleNamespace(trainer=trainer, datamodule=datamodule)
-    score = score_on_the_way(command, found, labels, seconds=2.0)
-    assert max(score._times, 0) == times
+    command: Any = SimpleNamespace(trainer=trainer, datamodule=datamodule)
+    run: Any = SimpleNamespace(training=Path(), found=found, options=Options(labels))
+    assert max(watch(command, run, seconds=2.0).times, 0) == times

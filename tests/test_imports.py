@@ -43,7 +43,7 @@ ALLOWED = {
     'configured': {'checkpoints', 'datamodules', 'datasets', 'models', 'trainers'},
     # Commands stand above everything, and nothing but the command line imports them.
     'cli': {
-        *('_adapt', '_adapt_settings', '_cli_console', '_cli_models', 'adaptation'),
+        *('_adapt', '_cli_console', '_cli_models', 'adaptation'),
         *('configured', 'datasets', 'doctor', 'objectives'),
     },
     '_cli_models': {
@@ -64,7 +64,7 @@ ALLOWED = {
     # The main job is what libraries are for: it stands above them, below the command line.
     '_adapt': {
         *('_adapt_progress', '_adapt_report', '_adapt_settings', '_adapt_speed', 'reports'),
-        *('_atomic', 'checkpoints', 'configured', 'datamodules'),
+        *('_atomic', 'configured', 'datamodules'),
     },
     '_atomic': set(),
     '_compat': set(),

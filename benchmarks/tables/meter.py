@@ -56,7 +56,7 @@ class Meter:
 
     def _read(self) -> None:
         while not self._ended.wait(_EVERY):
-            self._meter.read(force=True)
+            self._meter.read()
 
     def to_dict(self) -> dict[str, Any]:
         """Numbers, JSON-ready."""

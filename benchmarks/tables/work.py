@@ -183,8 +183,7 @@ def probe(store: Store, job: Job, model: Stage, validate: bool = False) -> Stage
             _validate_on_training(module)
         with Meter() as meter:
             tables = extract_parts(vit, module, None, progress=lambda text: None)
-            train, val, test = (tables[part] for part in ('train', 'val', 'test'))
-            found = run_probes(train, val, test, _protocol(job, vit.depth, validate), classes_named(module))
+            found = run_probes(tables, _protocol(job, vit.depth, validate), classes_named(module))
         return {
             **meter.to_dict(),
             'value': found.scores[0].mean,
@@ -192,7 +191,7 @@ def probe(store: Store, job: Job, model: Stage, validate: bool = False) -> Stage
             'details': [s.to_dict() for s in found.scores],
             'strengths': list(STRENGTHS),
             'feature_dim': vit.embed_dim,
-            'images': {part: len(table.label) for part, table in tables.items()},
+            'images': found.images,
             'absent': found.absent,
         }
 

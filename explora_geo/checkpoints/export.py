@@ -57,6 +57,27 @@ def export(module: nn.Module, name: str, out: str | Path) -> float | None:
     return None
 
 
+def check_request(
+    out: Path, layout: str, weights: str | None, adapter: Path | None, model: str | None, tuned: Path | None
+) -> None:
+    """Refuse, by a ValueError, what is not one thing to export, or what a format or ending cannot hold."""
+    sentence = ''
+    if layout not in ('', 'peft', 'transformers'):
+        sentence = f'format is peft or transformers; all others go by the ending, got {layout}'
+    elif layout == 'transformers' and (weights is None or tuned):
+        sentence = 'the format transformers is of weights, a backbone: give weights, and not tuned'
+    elif layout == 'peft' and (adapter is None or tuned):
+        sentence = 'the format peft is of adapter: give adapter, and not tuned'
+    elif not layout and (weights is None) == (tuned is None):
+        sentence = 'give either weights, a backbone, or tuned, a tuned model'
+    elif tuned and (adapter or model):
+        sentence = 'adapter and model belong to weights: a tuned model holds all of its own'
+    if sentence:
+        raise ValueError(sentence)
+    if not layout:
+        check_format(out, backbone=tuned is None)
+
+
 def check_format(out: str | Path, backbone: bool = True) -> str:
     """The ending of a file to write, of a backbone or a tuned model.
 

@@ -61,7 +61,7 @@ class PairProtocol:
     penalties: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3)
     draws: int = 5
     turns: int = 4
-    whitening: tuple[float, ...] = (0.25, 0.5, 1.0)
+    whitening: tuple[float, ...] | None = (0.25, 0.5, 1.0)
     resamples: int = 1000
 
     def __post_init__(self) -> None:
@@ -87,14 +87,14 @@ class Comparison:
         models: Measurements by model and method. Models are `source`, `best_block` (of the source, chosen on
             validation), `turns_source`, `whitened`, each adapted one by its name and averaged over
             turns as `turns_<name>`, and `strength <s>`.
-        adapted: Names of the adapted models.
-        strengths: Strengths of the first adapted model that were scored, 0 and 1 included; or none.
+        adapted: Name of the first adapted model.
+        strengths: Its strengths that were scored, 0 and 1 included; or none.
         labels: Numbers of tiles and classes.
         protocol: How it was measured.
     """
 
     models: dict[str, dict[str, Measured]]
-    adapted: tuple[str, ...]
+    adapted: str
     strengths: tuple[float, ...]
     labels: dict[str, int]
     protocol: PairProtocol
@@ -108,9 +108,13 @@ class Comparison:
         after, before = (self.models[name][method].hits.astype(np.float32) for name in (model, SOURCE))
         return self._interval(after - before)
 
+    def _interval(self, values: NDArray[Any]) -> dict[str, Any]:
+        low, high = bootstrap_interval(values, draws=self.protocol.resamples)
+        return {'mean': float(values.mean()), 'low': low, 'high': high}
+
     def outcome(self, model: str | None = None) -> Outcome:
         """Whether an adapted model helps, by `RULE`; the first one if None."""
-        return outcome_of({method: self.gain(model or self.adapted[0], method) for method in METHODS})
+        return outcome_of({method: self.gain(model or self.adapted, method) for method in METHODS})
 
     def rows(self, model: str | None = None) -> list[dict[str, Any]]:
         """One row per method for reports, of one adapted model, the first one if None; JSON-ready.
@@ -119,7 +123,7 @@ class Comparison:
         `turns_adapted`, `whitened` and, of a model with that name, `beside` with its own `gain`. Strengths
         between source and adapted model were not averaged over orientations.
         """
-        name = model or self.adapted[0]
+        name = model or self.adapted
         shown = {key: key for key in (SOURCE, BEST_BLOCK, f'{TURNS}_{SOURCE}', WHITENED)}
         shown |= {ADAPTED: name, f'{TURNS}_{ADAPTED}': f'{TURNS}_{name}'}
         shown |= {BESIDE: BESIDE} if name != BESIDE else {}
@@ -159,7 +163,7 @@ class Comparison:
 
     def at(self, strength: float) -> str:
         """Name of the first adapted model at one of the strengths that were scored."""
-        return {0.0: SOURCE, 1.0: self.adapted[0]}.get(strength, f'strength {strength:g}')
+        return {0.0: SOURCE, 1.0: self.adapted}.get(strength, f'strength {strength:g}')
 
     def to_dict(self, model: str | None = None) -> dict[str, Any]:
         """All of it as JSON-ready values, with `rows` and `outcome` of one adapted model."""
@@ -185,10 +189,6 @@ class Comparison:
             'protocol': asdict(self.protocol),
         }
 
-    def _interval(self, values: NDArray[Any]) -> dict[str, Any]:
-        low, high = bootstrap_interval(values, draws=self.protocol.resamples)
-        return {'mean': float(values.mean()), 'low': low, 'high': high}
-
 
 def score_pair(
     before: ViT,
@@ -196,7 +196,7 @@ def score_pair(
     batches: Batches,
     *,
     strengths: Sequence[float] = (),
-    protocol: PairProtocol | None = None,
+    protocol: PairProtocol = PairProtocol(),
 ) -> Comparison:
     """Score a source and what was adapted from it on labeled tiles, with the same draws for all.
 
@@ -208,42 +208,40 @@ def score_pair(
         after: Adapted model, or several by name.
         batches: Normalized `image`, shape (B, C, H, W), and `label`, shape (B,), always in the same order.
         strengths: Also score weights between the source (0) and the first adapted model (1).
-        protocol: How to score; the defaults if None.
+        protocol: How to score.
 
     Raises:
         ValueError: If there are no labeled tiles or too few of a class, batches differ between readings, a
             strength is out of range, or weights do not fit one another.
     """
-    protocol = protocol or PairProtocol()
     adapted = after if isinstance(after, Mapping) else {ADAPTED: after}
     if not adapted or {SOURCE, BEST_BLOCK} & set(adapted):
         raise ValueError(f'adapted models need names other than source and best_block, got {list(adapted)}')
     between = sorted({float(s) for s in strengths} - {0.0, 1.0})
     if outside := [s for s in between if not 0 < s < 1]:
         raise ValueError(f'a strength is from 0 (source) to 1 (adapted), got {outside[0]:g}')
-    first = next(iter(adapted.values()))
-    mixed = ((f'strength {s:g}', interpolate(before, first, s)) for s in between)
+    main = next(iter(adapted))
+    mixed = ((f'strength {s:g}', interpolate(before, adapted[main], s)) for s in between)
     splits: _Splits | None = None
-    found: dict[str, dict[str, Measured]] = {}
+    models: dict[str, dict[str, Measured]] = {}
     for name, vit in itertools.chain({SOURCE: before, **adapted}.items(), mixed):
-        known = name == SOURCE or name in adapted
-        blocks, turns = vit.depth if name == SOURCE else 1, protocol.turns if known else 1
+        blocks = vit.depth if name == SOURCE else 1
+        turns = protocol.turns if name == SOURCE or name in adapted else 1
         read, turned, label = _extract(vit, batches() if callable(batches) else batches, blocks, turns)
         splits = splits or _Splits(label, protocol)
         if not np.array_equal(splits.label, label):
             raise ValueError('batches must hold the same tiles in the same order every time they are read')
-        found[name] = splits.measure({'last block': read[:, -1]})
+        found = {name: {'last block': read[:, -1]}}
         if turns > 1:
-            found[f'{TURNS}_{name}'] = splits.measure({f'last block, {turns} turns': turned})
+            found[f'{TURNS}_{name}'] = {f'last block, {turns} turns': turned}
         if name == SOURCE:
             # From the last one on, which wins where validation cannot tell.
-            sets = {f'block {i + 1}': read[:, i] for i in reversed(range(vit.depth))}
-            found[BEST_BLOCK] = splits.measure(sets)
+            found[BEST_BLOCK] = {f'block {i + 1}': read[:, i] for i in reversed(range(vit.depth))}
             if protocol.whitening:
-                found[WHITENED] = splits.measure(splits.whitened(read[:, -1]))
+                found[WHITENED] = splits.whitened(read[:, -1])
+        models |= {known: splits.measure(sets) for known, sets in found.items()}
     assert splits is not None
-    curve = (0.0, *between, 1.0) if strengths else ()
-    return Comparison(found, tuple(adapted), curve, splits.counts, protocol)
+    return Comparison(models, main, (0.0, *between, 1.0) if strengths else (), splits.counts, protocol)
 
 
 def interpolate(before: ViT, after: ViT, strength: float) -> ViT:

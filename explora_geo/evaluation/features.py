@@ -1,10 +1,11 @@
 """Frozen features of images, and a cache of them on disk, for the same weights, images and transform."""
 
 import hashlib
+import itertools
 import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
@@ -63,11 +64,11 @@ class FeatureTable(NamedTuple):
             return {kind: getattr(self, kind)[:, -1].float().numpy() for kind in ('cls', 'avg')}
         return {f'cls of {last_blocks} blocks': self.cls[:, -last_blocks:].flatten(1).float().numpy()}
 
-    @staticmethod
-    def joined(parts: Sequence['FeatureTable']) -> 'FeatureTable':
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
         """The rows of several tables."""
-        cls, avg, label = (torch.cat(column) for column in zip(*(p[:3] for p in parts), strict=True))
-        return FeatureTable(cls, avg, label, tuple(text for part in parts for text in part.skipped))
+        *tensors, skipped = zip(*parts, strict=True)
+        return cls(*map(torch.cat, tensors), tuple(itertools.chain(*skipped)))
 
 
 @contextmanager
@@ -103,7 +104,7 @@ def mean_patches(vit: ViT, images: Tensor, batch_size: int = 64) -> Tensor:
 def extract_features(
     vit: ViT, batches: Iterable[Mapping[str, Any]], blocks: int = 4, turns: int = 1
 ) -> FeatureTable:
-    """Class and mean patch tokens of the last blocks.
+    """Class and mean patch tokens of the last blocks, in float32.
 
     Args:
         vit: Backbone, on the device to use.
@@ -111,9 +112,6 @@ def extract_features(
             shape (B,), and `timestamps` for temporal tokenizers; without `image` only `skipped` counts.
         blocks: How many of the last blocks.
         turns: Orientations of each image that features are averaged over: 1, 4 or 8.
-
-    Returns:
-        The features in float32.
 
     Raises:
         ValueError: If there is no image, images carry no class each, or `turns` is another number.
@@ -165,11 +163,9 @@ def dataset_sha256(dataset: Dataset[Any]) -> str | None:
         files += sorted(root.iterdir())
     lines = []
     for path in files:
-        try:
-            status = path.stat()
-            version = f'{status.st_size}|{status.st_mtime_ns}'
-        except OSError:  # skipped when it is read, or of a pack, which has files of its own
-            version = 'missing'
+        version = 'missing'
+        with suppress(OSError):  # skipped when it is read, or of a pack, which has files of its own
+            version = f'{path.stat().st_size}|{path.stat().st_mtime_ns}'
         lines.append(f'{path.relative_to(root) if path.is_relative_to(root) else path}|{version}\n')
     return _sha256(''.join(lines) + f'{getattr(dataset, "classes", "")}{getattr(dataset, "labels", "")}')
 
@@ -269,42 +265,30 @@ def extract_parts(
     statistics: Literal['model', 'data'] | None = None,
     **options: Any,
 ) -> dict[str, FeatureTable]:
-    """Cached features of the parts `train`, `val` and `test` of a data module.
+    """Cached features of `train`, `val` and `test` of a data module; arguments are those of `probe`.
 
     Without a validation part a tenth of the training images is held out, evenly spaced within each class.
-
-    Args:
-        vit: Backbone.
-        datamodule: Data module of ours or of TorchGeo.
-        cache: Folder of the cache.
-        progress: Told what is done next.
-        statistics: Whose mean and standard deviation normalize; see `match_data`.
-        **options: Further arguments of `cached_features`.
-
-    Raises:
-        ValueError: If there is no test part, or the data do not fit the backbone.
     """
     for stage in ('fit', 'test'):
         datamodule.setup(stage)
     match_data(datamodule, vit, statistics)
     options['collate'] = getattr(datamodule, 'collate_fn', default_collate)
+    datasets = {part: getattr(datamodule, f'{part}_dataset', None) for part in ('train', 'val', 'test')}
+    if missing := [part for part in ('train', 'test') if datasets[part] is None]:
+        raise ValueError(
+            f'the data module has no {missing[0]} images: a probe trains on one part and tests on another'
+        )
     tables = {}
-    for part in ('train', 'val', 'test'):
-        dataset = getattr(datamodule, f'{part}_dataset', None)
-        if dataset is None:
-            if part == 'val':
-                continue
-            raise ValueError(
-                f'the data module has no {part} images: a probe trains on one part and tests on another'
-            )
+    for part, dataset in datasets.items():
 
         def report(done: int, total: int, part: str = part) -> None:
             progress(f'features of {part} images: {done:,} of {total:,}')
 
-        report(0, len(dataset))
-        options |= {'transform': datamodule.aug, 'progress': report}
-        tables[part] = cached_features(cache, vit, dataset, **options)
-    if 'val' not in tables:
-        whole = tables['train']
-        tables['train'], tables['val'] = (whole.take(part) for part in hold_out(whole.label))
+        if dataset is not None:
+            report(0, len(dataset))
+            options |= {'transform': datamodule.aug, 'progress': report}
+            tables[part] = cached_features(cache, vit, dataset, **options)
+        else:
+            kept, held = hold_out(tables['train'].label)
+            tables |= {'val': tables['train'].take(held), 'train': tables['train'].take(kept)}
     return tables

@@ -5,11 +5,12 @@ the same order. None of them proves a gain; `SCORES` says which way each one sho
 table, or of other tiles, is refused by a ValueError.
 """
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from sklearn.metrics.pairwise import cosine_similarity, paired_cosine_distances
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -23,32 +24,29 @@ class ScoreInfo(NamedTuple):
     """What readers must know of a score."""
 
     title: str
-    better: Literal['higher', 'neither']  # the latter where a change alone says nothing
-    meaning: str
+    meaning: str  # and which way is better, where a change alone says that
 
 
 #: Every score of `compare_backbones`, by its key.
 SCORES = {
     'effective_rank': ScoreInfo(
-        'Effective rank', 'higher', 'Directions that the features use, about evenly (RankMe).'
+        'Effective rank', 'Directions that the features use, about evenly (RankMe). Higher is better.'
     ),
     'centered_rank': ScoreInfo(
-        'Effective rank, centered', 'higher', 'The same after the mean of all tiles is taken off.'
+        'Effective rank, centered', 'The same after the mean of all tiles is taken off. Higher is better.'
     ),
     'neighbor_agreement': ScoreInfo(
-        'Neighbors of two crops', 'higher', 'Share of nearest tiles that two crops of a tile have in common.'
+        'Neighbors of two crops',
+        'Share of nearest tiles that two crops of a tile have in common. Higher is better.',
     ),
     'view_retrieval': ScoreInfo(
-        'Crop finds its tile', 'higher', 'Share of crops whose nearest other crop is of the same tile.'
+        'Crop finds its tile',
+        'Share of crops whose nearest other crop is of the same tile. Higher is better.',
     ),
-    'cosine_drift': ScoreInfo(
-        'Drift, cosine', 'neither', 'One minus the mean cosine to the features of the source.'
-    ),
-    'cka_drift': ScoreInfo(
-        'Drift, CKA', 'neither', 'One minus linear CKA: 0 where only rotation and scale changed.'
-    ),
+    'cosine_drift': ScoreInfo('Drift, cosine', 'One minus the mean cosine to the features of the source.'),
+    'cka_drift': ScoreInfo('Drift, CKA', 'One minus linear CKA: 0 where only rotation and scale changed.'),
     'neighbors_kept': ScoreInfo(
-        'Neighbors kept', 'neither', 'Share of nearest tiles that source and adapted features have in common.'
+        'Neighbors kept', 'Share of nearest tiles that source and adapted features have in common.'
     ),
 }
 
@@ -81,8 +79,7 @@ def nearest(features: ArrayLike, neighbors: int = 10) -> NDArray[np.int64]:
     x = _table(features)
     if not 0 < neighbors < len(x):
         raise ValueError(f'neighbors must be from 1 to {len(x) - 1} for {len(x)} tiles, got {neighbors}')
-    x = _units(x - x.mean(0))
-    similarity = x @ x.T
+    similarity = cosine_similarity(x - x.mean(0))
     np.fill_diagonal(similarity, -np.inf)
     return np.argsort(-similarity, axis=1, kind='stable')[:, :neighbors]
 
@@ -105,14 +102,14 @@ def neighbor_agreement(first: ArrayLike, second: ArrayLike, neighbors: int = 10)
 def view_retrieval(first: ArrayLike, second: ArrayLike) -> float:
     """Share in [0, 1] of tiles whose nearest second view is their own; unrelated features give 1 / N."""
     a, b = _pair(first, second, same_width=True)
-    similarity = _units(a - a.mean(0)) @ _units(b - b.mean(0)).T
+    similarity = cosine_similarity(a - a.mean(0), b - b.mean(0))
     return float((similarity.argmax(1) == np.arange(len(a))).mean())
 
 
 def cosine_drift(source: ArrayLike, adapted: ArrayLike) -> float:
     """How far features turned away: one minus the mean cosine, in [0, 2]; 0 for the same directions."""
     a, b = _pair(source, adapted, same_width=True)
-    return float(1 - (_units(a) * _units(b)).sum(1).mean())
+    return float(paired_cosine_distances(a, b).mean())
 
 
 def cka_drift(source: ArrayLike, adapted: ArrayLike) -> float:
@@ -162,7 +159,7 @@ def default_score(vit: ViT, images: Tensor) -> float:
 
 
 def compare_backbones(
-    source: ViT, adapted: ViT, images: Tensor, *, neighbors: int = 10, batch_size: int = 64, seed: int = 0
+    source: ViT, adapted: ViT, images: Tensor, *, neighbors: int = 10, batch_size: int = 64
 ) -> dict[str, dict[str, float]]:
     """Every label-free score of two backbones, by their mean patch tokens, on a sample of the archive.
 
@@ -172,7 +169,6 @@ def compare_backbones(
         images: Normalized tiles, shape (N, C, H, W); some hundred are enough.
         neighbors: Neighbors k; fewer where there are not enough tiles.
         batch_size: Tiles per forward pass.
-        seed: Seed of the crops.
 
     Returns:
         `source` and `adapted`: the scores named in `SCORES`, with those of a comparison (drift, neighbors
@@ -181,7 +177,7 @@ def compare_backbones(
     if len(images) < 3:
         raise ValueError(f'label-free scores need at least 3 tiles, got {len(images)}')
     neighbors = min(neighbors, len(images) - 2)
-    stacks = (images, *crop_views(images, seed))
+    stacks = (images, *crop_views(images))
     features = [[mean_patches(vit, stack, batch_size) for stack in stacks] for vit in (source, adapted)]
     start, found = features[0][0], {}
     for name, (whole, first, second) in zip(('source', 'adapted'), features, strict=True):
@@ -216,8 +212,3 @@ def _pair(first: ArrayLike, second: ArrayLike, same_width: bool = False) -> tupl
 def _constant(x: Array) -> bool:
     """Whether tiles differ by no more than the rounding of a forward pass."""
     return bool(np.linalg.norm(x - x.mean(0)) <= 1e-5 * np.linalg.norm(x))
-
-
-def _units(x: Array) -> Array:
-    """Rows of length one; rows of zeros stay."""
-    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)

@@ -1,7 +1,8 @@
 """Draws of labels, k-NN and logistic regression on frozen features, and intervals of what they hit."""
 
+import itertools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedKFold
+from sklearn.model_selection import StratifiedKFold, cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -97,28 +98,25 @@ class Choice(NamedTuple):
 
 def logistic_hits(train: Part, val: Part, test: Part, strengths: Sequence[float] = STRENGTHS) -> Choice:
     """Which test images a logistic regression gets right; validation chooses feature set and strength."""
-    candidates = (
-        (f'{name}, C={strength:g}', _logistic(strength).fit(features, train[1]), name)
-        for name, features in train[0].items()
-        for strength in strengths
-    )
-    return _choose(candidates, val, test)
+    return _choose({f'C={strength:g}': _logistic(strength) for strength in strengths}, train, val, test)
 
 
 def knn_hits(train: Part, val: Part, test: Part, k: int = 5) -> Choice:
     """Which test images k nearest neighbours classify correctly; validation chooses the feature set."""
-    candidates = ((f'{name}, k={k}', _knn(k, x, train[1]), name) for name, x in train[0].items())
-    return _choose(candidates, val, test)
+    return _choose({f'k={k}': _knn(min(k, len(train[1])))}, train, val, test)
 
 
-def _choose(candidates: Iterable[tuple[str, Any, str]], val: Part, test: Part) -> Choice:
-    """Of fitted models `(setting, model, feature set)`, the first that is best on validation."""
+def _choose(models: Mapping[str, Any], train: Part, val: Part, test: Part) -> Choice:
+    """Of models by setting, each fitted to each feature set, the first that is best on validation."""
     # Threads of a small fit wait for one another: on a busy machine one is many times faster than two.
     small = max(values.size for values in val[0].values()) < _LARGE
+    best = Choice(np.zeros(0, bool), -1.0, '')
     with threadpool_limits(1 if small else None, user_api='blas'):
-        scored = ((float(m.score(val[0][name], val[1])), text, m, name) for text, m, name in candidates)
-        score, setting, model, name = max(scored, key=lambda s: s[0])
-        return Choice(model.predict(test[0][name]) == test[1], score, setting)
+        for (name, features), (setting, model) in itertools.product(train[0].items(), models.items()):
+            score = float(model.fit(features, train[1]).score(val[0][name], val[1]))
+            if score > best.validation:
+                best = Choice(model.predict(test[0][name]) == test[1], score, f'{name}, {setting}')
+    return best
 
 
 def knn_accuracy(train: Array, train_labels: Array, test: Array, test_labels: Array, k: int = 10) -> float:
@@ -126,7 +124,7 @@ def knn_accuracy(train: Array, train_labels: Array, test: Array, test_labels: Ar
 
     Features `train`, (N, F), with labels, (N,), classify `test`, (M, F); of fewer than k images all vote.
     """
-    return float(_knn(k, train, train_labels).score(test, test_labels))
+    return float(_knn(min(k, len(train))).fit(train, train_labels).score(test, test_labels))
 
 
 def cross_validated_accuracy(
@@ -144,13 +142,9 @@ def cross_validated_accuracy(
     folds = min(folds, int(counts.min()))
     if folds < 2 or len(classes) < 2:
         return None
-    neighbours = max(1, min(20, len(labels) * (folds - 1) // folds))
-    scores = []
-    for train, test in StratifiedKFold(folds, shuffle=True, random_state=0).split(features, labels):
-        fit = _knn(neighbours, features[train], labels[train]) if method == 'knn' else None
-        model = fit or _logistic(0.1).fit(features[train], labels[train])
-        scores.append(float(model.score(features[test], labels[test])))
-    return float(np.mean(scores))
+    model = _knn(min(20, len(labels) * (folds - 1) // folds)) if method == 'knn' else _logistic(0.1)
+    parts = StratifiedKFold(folds, shuffle=True, random_state=0)
+    return float(cross_val_score(model, features, labels, cv=parts).mean())
 
 
 def bootstrap_interval(
@@ -183,6 +177,5 @@ def _logistic(strength: float) -> Any:
     return make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=500, tol=1e-3))
 
 
-def _knn(k: int, train: Array, labels: Array) -> KNeighborsClassifier:
-    model = KNeighborsClassifier(min(k, len(train)), metric='cosine', weights='distance')
-    return model.fit(train, labels)
+def _knn(k: int) -> KNeighborsClassifier:
+    return KNeighborsClassifier(k, metric='cosine', weights='distance')

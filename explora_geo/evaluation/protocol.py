@@ -84,18 +84,14 @@ class ProbeScore(NamedTuple):
 
 
 class ProbeOutcome(NamedTuple):
-    """Everything measured.
+    """Everything measured."""
 
-    Attributes:
-        scores: One per method and budget.
-        sweep: Every configuration of the paper's sweep with all labels; empty if it was not run.
-        absent: Validation and test images of classes that no training image has, by class name and part;
-            they count as wrong.
-    """
-
-    scores: list[ProbeScore]
-    sweep: list[SweepRow]
-    absent: dict[str, dict[str, int]]
+    protocol: ProbeProtocol
+    scores: list[ProbeScore]  # one per method and budget
+    sweep: list[SweepRow]  # every configuration of the paper's sweep with all labels, if it was run
+    absent: dict[str, dict[str, int]]  # see `describe_absent`
+    images: dict[str, int]  # number by part
+    skipped: list[str]  # `<path>: <reason>` of images that could not be read
 
 
 def probe(
@@ -107,7 +103,7 @@ def probe(
     statistics: Literal['model', 'data'] | None = None,
     progress: Callable[[str], None] = lambda text: None,
     **options: Any,
-) -> tuple[ProbeOutcome, dict[str, FeatureTable]]:
+) -> ProbeOutcome:
     """Measure the frozen features of a backbone on a data module.
 
     Args:
@@ -119,16 +115,12 @@ def probe(
         progress: Told what is done next.
         **options: `turns`, `batch_size` and `num_workers` of `cached_features`.
 
-    Returns:
-        What was measured, and the features of `train`, `val` and `test`.
-
     Raises:
         ValueError: If there is no test part, or the data do not fit the backbone.
     """
     tables = extract_parts(vit, datamodule, cache, progress, statistics, **options)
     classes = tuple(getattr(datamodule.train_dataset, 'classes', ()))
-    outcome = run_probes(tables['train'], tables['val'], tables['test'], protocol, classes, progress)
-    return outcome, tables
+    return run_probes(tables, protocol, classes, progress)
 
 
 def describe_plan(datamodule: Any, protocol: ProbeProtocol) -> str:
@@ -145,9 +137,7 @@ def describe_plan(datamodule: Any, protocol: ProbeProtocol) -> str:
 
 
 def run_probes(
-    train: FeatureTable,
-    val: FeatureTable,
-    test: FeatureTable,
+    tables: Mapping[str, FeatureTable],
     protocol: ProbeProtocol,
     classes: Sequence[str] = (),
     progress: Callable[[str], None] = lambda text: None,
@@ -158,9 +148,7 @@ def run_probes(
     training image has count as wrong in both.
 
     Args:
-        train: Features whose labels are drawn from.
-        val: Features that choose settings.
-        test: Features that are reported.
+        tables: Features of `train`, whose labels are drawn from, `val`, which chooses, and `test`.
         protocol: What is measured.
         classes: Names of the classes, for messages.
         progress: Told what is done next.
@@ -168,6 +156,7 @@ def run_probes(
     Raises:
         ValueError: If the training images have one class only.
     """
+    train, val, test = (tables[part] for part in ('train', 'val', 'test'))
     present = set(train.label.tolist())
     if len(present) < 2:
         raise ValueError(
@@ -202,11 +191,13 @@ def run_probes(
             accuracies, interval = [float(np.mean(h)) for h in hits], bootstrap_interval(hits)
             labels = len(drawn.label)
             scores.append(ProbeScore(method, budget, accuracies, interval, settings, validations, labels))
-    return ProbeOutcome(scores, sweep, absent)
+    images = {part: len(table.label) for part, table in tables.items()}
+    skipped = [text for table in tables.values() for text in table.skipped]
+    return ProbeOutcome(protocol, scores, sweep, absent, images, skipped)
 
 
 def describe_absent(absent: Mapping[str, Mapping[str, int]]) -> str:
-    """One sentence on classes without training images; empty if there are none."""
+    """One sentence on validation and test images, by class and part, of classes without training images."""
     named = (
         f'{name} ({" and ".join(f"{count} {part}" for part, count in counts.items())})'
         for name, counts in absent.items()
@@ -215,41 +206,31 @@ def describe_absent(absent: Mapping[str, Mapping[str, int]]) -> str:
     return sentence if absent else ''
 
 
-def markdown(outcome: ProbeOutcome, about: Mapping[str, Any]) -> str:
-    """Scores, classes without training images, and damaged images as Markdown."""
-    images = ', '.join(f'{count} {part}' for part, count in about['images'].items())
-    lines = [
-        f'# Frozen features of {about["name"]} on {about["dataset"]}',
-        '',
-        f'Images: {images}. Settings are chosen on validation and scored on test; intervals are 95 % '
-        'percentile bootstraps over label draws and test images.',
-        '',
-        '| labels | method | test accuracy, % | interval | chosen |',
-        '|---|---|---|---|---|',
-    ]
-    for score in outcome.scores:
-        low, high = (100 * end for end in score.interval)
-        cells = (
-            score.labels,
-            score.method,
-            f'{100 * score.mean:.2f}',
-            f'{low:.2f} to {high:.2f}',
-            score.chosen,
-        )
-        lines.append('|' + ''.join(f' {cell} |' for cell in cells))
-    skipped = 'Skipped: ' + '; '.join(about['skipped']) if about['skipped'] else ''
-    for sentence in filter(None, (describe_absent(outcome.absent), skipped)):
-        lines += ['', sentence]
-    return '\n'.join([*lines, ''])
+def describe_source(
+    vit: ViT, dataset: str, weights: str, adapter: Path | None = None, turns: int = 1, name: str = ''
+) -> dict[str, Any]:
+    """What `write_reports` says of a backbone, its weights and orientations; it names itself by default."""
+    return {
+        'name': name or (f'{vit.name} + {adapter.name}' if adapter else f'{vit.name} {weights}'),
+        'dataset': dataset,
+        'backbone': vit.name,
+        'weights': weights,
+        'adapter': str(adapter) if adapter else None,
+        'bands': list(vit.patch_embed.bands),
+        'image_size': vit.patch_embed.img_size,
+        'feature_dim': vit.embed_dim,
+        'turns': turns,
+    }
 
 
-def write_reports(
-    folder: Path, outcome: ProbeOutcome, protocol: ProbeProtocol, about: Mapping[str, Any]
-) -> list[Path]:
-    """Write what was measured, how, and `about` what; returns `probe.json` and `probe.md`."""
+def write_reports(folder: Path, outcome: ProbeOutcome, about: Mapping[str, Any]) -> list[Path]:
+    """Write what was measured, how, and `about` what (`describe_source`), as `probe.json` and `probe.md`."""
+    protocol = outcome.protocol
     sweep, few = protocol.sweep, protocol.sweep_of(Budget(per_class=1))
     content = {
         **about,
+        'images': outcome.images,
+        'skipped': outcome.skipped,
         'protocol': {
             'learning_rates': list(sweep.learning_rates),
             'blocks': list(sweep.blocks),
@@ -263,8 +244,28 @@ def write_reports(
         'sweep': [{'setting': r.setting, **r._asdict()} for r in outcome.sweep],
         'absent_classes': outcome.absent,
     }
-    texts = {'probe.json': json.dumps(content, indent=1), 'probe.md': markdown(outcome, about)}
+    title = f'# Frozen features of {about["name"]} on {about["dataset"]}'
+    texts = {'probe.json': json.dumps(content, indent=1), 'probe.md': f'{title}\n\n{_markdown(outcome)}'}
     for name, text in texts.items():
         with atomic_path(folder / name) as temporary:
             temporary.write_text(text, encoding='utf-8')
     return [folder / name for name in texts]
+
+
+def _markdown(outcome: ProbeOutcome) -> str:
+    """Scores, classes without training images, and damaged images."""
+    lines = [
+        f'Images: {", ".join(f"{count} {part}" for part, count in outcome.images.items())}. Settings are '
+        'chosen on validation and scored on test; intervals are 95 % percentile bootstraps over label draws '
+        'and test images.',
+        '',
+        '| labels | method | test accuracy, % | interval | chosen |',
+        '|---|---|---|---|---|',
+    ]
+    for score in outcome.scores:
+        mean, low, high = (f'{100 * share:.2f}' for share in (score.mean, *score.interval))
+        lines.append(f'| {score.labels} | {score.method} | {mean} | {low} to {high} | {score.chosen} |')
+    skipped = f'Skipped: {"; ".join(outcome.skipped)}' if outcome.skipped else ''
+    for sentence in filter(None, (describe_absent(outcome.absent), skipped)):
+        lines += ['', sentence]
+    return '\n'.join([*lines, ''])

@@ -34,14 +34,10 @@ def display_tiles(
     bands: Sequence[str],
     high: float | None = 255.0,
 ) -> Display:
-    """A function that shows normalized tiles in true color, or else their first band in gray.
+    """A function that shows tiles normalized by mean and std, shape (C,), in true color or else gray.
 
-    Args:
-        mean: Mean of each band that tiles were normalized with, shape (C,).
-        std: Standard deviation of each band, shape (C,).
-        bands: Names of the bands, in order.
-        high: Value shown as white, with 0 as black; None stretches every stack of tiles between its 2nd and
-            98th percentile.
+    `high` is the value shown as white, with 0 as black; None stretches every stack of tiles between its 2nd
+    and 98th percentile.
     """
     shown = (3 * true_color_bands(bands))[:3]
     center, scale = (
@@ -120,12 +116,9 @@ def _patches(vit: ViT, images: Tensor, few: NDArray[Any]) -> NDArray[np.float32]
 
 
 def patch_maps(vit: ViT, images: Tensor, grid: int = GRID) -> NDArray[np.float32]:
-    """Patch features, shape (N, h, w, D), of tiles enlarged until there are enough patches to look at.
+    """Patch features averaged over slots, shape (N, h, w, D), of normalized tiles, shape (N, C, H, W).
 
-    Args:
-        vit: Backbone; slots are averaged.
-        images: Normalized tiles, shape (N, C, H, W).
-        grid: Patches along the shorter side, at least.
+    Tiles are enlarged until the shorter side has as many patches as `grid`.
     """
     tokenizer = vit.patch_embed
     size = tokenizer.patch_size
@@ -142,18 +135,11 @@ def patch_maps(vit: ViT, images: Tensor, grid: int = GRID) -> NDArray[np.float32
     return torch.cat(parts).unflatten(1, (height // size, width // size)).numpy()
 
 
-def reconstruct(objective: MAE, images: Tensor, display: Display, seed: int = 0) -> dict[str, Pixels]:
-    """What a masked autoencoder makes of tiles: `reconstructions` of the pictures.
-
-    Args:
-        objective: Objective with its backbone and decoder.
-        images: Normalized tiles, shape (N, C, H, W).
-        display: What shows such tiles.
-        seed: Seed of the masks.
-    """
+def reconstruct(objective: MAE, images: Tensor, display: Display) -> dict[str, Pixels]:
+    """What a masked autoencoder makes of normalized tiles, shape (N, C, H, W): for the page."""
     images = images[:FEW]
     with torch.random.fork_rng(), evaluating(objective) as device:
-        torch.manual_seed(seed)
+        torch.manual_seed(0)
         found = objective.pictures(images.to(device))
     return {
         'tile': display(images),

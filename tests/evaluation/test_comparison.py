@@ -159,7 +159,7 @@ def test_the_outcome_follows_the_rule(losses: dict[str, int], expected: str) -> 
         other[:, 50 : 50 + max(-lost, 0)] = True
         changed[method] = Measured(other, (0.5,), ('',))
     source = {method: Measured(hits, (0.5,), ('',)) for method in METHODS}
-    found = Comparison({'source': source, 'adapted': changed}, ('adapted',), (), {}, QUICK)
+    found = Comparison({'source': source, 'adapted': changed}, 'adapted', (), {}, QUICK)
     assert found.outcome() == expected
 
 
