@@ -24,7 +24,7 @@ from explora_geo._adapt_settings import (
     merge_settings,
 )
 from explora_geo._adapt_speed import prepare, settle
-from explora_geo._atomic import FULL, atomic_path
+from explora_geo._atomic import FULL, write_text
 from explora_geo._compat import WeightsEnum
 from explora_geo.configured import read_yaml
 from explora_geo.datamodules.archive import look
@@ -123,8 +123,8 @@ def adapt(
             stated = request['config'] or {}
             settings, trials = settle(merge_settings(job.settings(), stated), stated, job.found, wanted)
             request['measured'] = [t.to_dict() for t in trials]
-            _write(folder / 'request.json', json.dumps(request, indent=1))
-            _write(file, yaml.safe_dump(settings, sort_keys=False))
+            write_text(folder / 'request.json', json.dumps(request, indent=1))
+            write_text(file, yaml.safe_dump(settings, sort_keys=False))
         settings = read_yaml(file)
         measured = json.loads((folder / 'request.json').read_text(encoding='utf-8'))['measured']
         given.say(_plan(settings, job, measured[0]['seconds']))
@@ -144,11 +144,6 @@ def adapt(
         text = f'no space left to write to {folder}: make room and run again' if bare else error.strerror
         raise OSError(error.errno, f'{text}; the same command goes on') from error
     return Adapted(folder, job.adapter, page, report)
-
-
-def _write(file: Path, text: str) -> None:
-    with atomic_path(file) as temporary:
-        temporary.write_text(text, encoding='utf-8')
 
 
 def _plan(settings: dict[str, Any], job: Run, seconds: float) -> str:

@@ -15,7 +15,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from explora_geo._atomic import atomic_path
+from explora_geo._atomic import write_text
 from explora_geo.adaptation import merge_lora
 from explora_geo.models.vit import ViT
 
@@ -142,8 +142,7 @@ class Watch(Callback):
             'seconds': time.perf_counter() - self._start,
             'watt_hours': self._meter.watt_hours,
         }
-        with atomic_path(self.folder / 'legs.json') as temporary:
-            temporary.write_text(json.dumps([*read_legs(self.folder), leg]), encoding='utf-8')
+        write_text(self.folder / 'legs.json', json.dumps([*read_legs(self.folder), leg]))
 
 
 def read_legs(folder: Path) -> list[dict[str, Any]]:

@@ -48,6 +48,12 @@ def atomic_path(path: str | Path, size: int | None = None) -> Iterator[Path]:
         Path(name).unlink(missing_ok=True)
 
 
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file in one piece; errors are those of `atomic_path`."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding='utf-8')
+
+
 def _growth_error(file: Path) -> int | None:
     """Number of the error that keeps a file from growing, if one does."""
     try:

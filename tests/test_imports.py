@@ -34,7 +34,7 @@ ALLOWED = {
         *('adaptation', 'bands', 'checkpoints', 'datasets', 'devices', 'evaluation'),
         *('models', 'objectives', 'trainers', 'transforms'),
     },
-    'evaluation': {'adaptation', 'models', 'checkpoints', 'evaluation'},
+    'evaluation': {'_atomic', 'adaptation', 'models', 'checkpoints', 'evaluation'},
     'reports': {'_atomic', 'bands', 'evaluation', 'models', 'objectives', 'reports'},
     'maps': {'bands', 'checkpoints', 'datasets', 'maps', 'models', 'trainers'},
     'datasets': {'_atomic', 'bands', 'datasets'},

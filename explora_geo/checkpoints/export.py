@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from explora_geo._atomic import write_text
 from explora_geo.adaptation import LoRALinear, explora
 from explora_geo.checkpoints.adapter import AdapterHeader, read_adapter
 from explora_geo.checkpoints.convert import to_hugging_face
@@ -134,8 +135,7 @@ def export_transformers(vit: ViT, out: str | Path) -> str:
     named = to_hugging_face(state, config.get('use_swiglu_ffn', False))
     folder = Path(out)
     write_state(folder / 'model.safetensors', named, {'format': 'pt'})
-    with atomic_path(folder / 'config.json') as temporary:
-        temporary.write_text(json.dumps(config, indent=1), encoding='utf-8')
+    write_text(folder / 'config.json', json.dumps(config, indent=1))
     return name
 
 
@@ -269,8 +269,7 @@ def export_peft(
     if bare:
         write_state(folder / 'parameters.safetensors', bare, {'format': 'pt'})
     for name, text in (('adapter_config.json', json.dumps(config, indent=1)), ('README.md', card)):
-        with atomic_path(folder / name) as temporary:
-            temporary.write_text(text, encoding='utf-8')
+        write_text(folder / name, text)
     return list(bare)
 
 

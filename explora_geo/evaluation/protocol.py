@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from explora_geo.checkpoints import atomic_path
+from explora_geo._atomic import write_text
 from explora_geo.evaluation.features import FeatureTable, extract_parts
 from explora_geo.evaluation.probes import Budget, Choice, bootstrap_interval, knn_hits, logistic_hits
 from explora_geo.evaluation.sweep import SweepConfig, SweepRow, linear_sweep
@@ -247,8 +247,7 @@ def write_reports(folder: Path, outcome: ProbeOutcome, about: Mapping[str, Any])
     title = f'# Frozen features of {about["name"]} on {about["dataset"]}'
     texts = {'probe.json': json.dumps(content, indent=1), 'probe.md': f'{title}\n\n{_markdown(outcome)}'}
     for name, text in texts.items():
-        with atomic_path(folder / name) as temporary:
-            temporary.write_text(text, encoding='utf-8')
+        write_text(folder / name, text)
     return [folder / name for name in texts]
 
 

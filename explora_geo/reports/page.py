@@ -38,7 +38,7 @@ from typing import Any
 from jinja2 import ChainableUndefined, Environment
 from rich.filesize import decimal
 
-from explora_geo._atomic import atomic_path
+from explora_geo._atomic import write_text
 from explora_geo.evaluation.comparison import METHODS
 from explora_geo.evaluation.label_free import DEFAULT_SCORE, SCORES
 from explora_geo.reports.charts import VARIANTS, curve_chart, score_chart, variant
@@ -79,8 +79,7 @@ def write_report(
             f'the report takes {size:,} bytes, more than {LIMIT:,}: give fewer pictures or curves'
         )
     for name, text in {'report.json': json.dumps(content, indent=1), 'report.html': page}.items():
-        with atomic_path(Path(folder) / name) as temporary:
-            temporary.write_text(text, encoding='utf-8')
+        write_text(Path(folder) / name, text)
     return Path(folder) / 'report.html'
 
 
