@@ -40,16 +40,6 @@ _STYLE: Any = {
 SPAN = 20.0
 
 
-def variant(name: str, score: Mapping[str, Any]) -> str:
-    """Name of a variant of the features, with its block or its number of turns."""
-    label = VARIANTS[name][2]
-    if name == 'best_block' and score.get('block'):
-        return f'{label} ({score["block"]})'
-    if name.startswith('turns') and score.get('turns'):
-        return label.replace('turns', f'{score["turns"]} turns')
-    return label
-
-
 @matplotlib.rc_context(_STYLE)
 def score_chart(row: Mapping[str, Any], key: str) -> str:
     """Accuracies of all variants of the features by one measurement, with their intervals, as SVG.

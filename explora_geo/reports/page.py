@@ -41,9 +41,9 @@ from rich.filesize import decimal
 from explora_geo._atomic import write_text
 from explora_geo.evaluation.comparison import METHODS
 from explora_geo.evaluation.label_free import DEFAULT_SCORE, SCORES
-from explora_geo.reports.charts import VARIANTS, curve_chart, score_chart, variant
+from explora_geo.reports.charts import VARIANTS, curve_chart, score_chart
 from explora_geo.reports.pictures import data_uri, feature_colors
-from explora_geo.reports.verdict import judge, signed
+from explora_geo.reports.verdict import RIVALS, judge, signed
 
 #: Largest page, bytes.
 LIMIT = 5_000_000
@@ -94,10 +94,10 @@ def _render(report: Mapping[str, Any], pictures: Mapping[str, Any]) -> str:
     short = bool((report.get('adaptation') or {}).get('short'))
     quoted = {row['metric']: row for row in (report.get('quoted') or {}).get('rows') or ()}
     rows = [
-        _titled({**_rivals(quoted.get(row['metric'], {})), **row}, short)
+        _titled(row, quoted.get(row['metric'], {}), short)
         for row in (report.get('scores') or {}).get('rows', ())
     ]
-    retention = report.get('retention') or {}
+    retention = (report.get('retention') or {}).get('row')
     curves = []
     for number, curve in enumerate(report.get('curves') or ()):
         points = [(x, y) for x, y in zip(curve['x'], curve['y'], strict=True) if y is not None]
@@ -110,7 +110,7 @@ def _render(report: Mapping[str, Any], pictures: Mapping[str, Any]) -> str:
         report=report,
         rows=rows,
         row_charts=[score_chart(row, f's{i}') for i, row in enumerate(rows)],
-        retention=_titled(retention['row'], short) if retention.get('row') else None,
+        retention=_titled(retention, {}, short) if retention else None,
         label_free_scores=SCORES,
         default_score=DEFAULT_SCORE,
         curves=curves,
@@ -123,19 +123,19 @@ def _render(report: Mapping[str, Any], pictures: Mapping[str, Any]) -> str:
     )
 
 
-def _rivals(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The free rivals of a row that was measured elsewhere, marked so."""
-    own = ('adapted', 'beside', 'turns_adapted')
-    return {k: {**row[k], 'quoted': True} for k in VARIANTS if row.get(k) and k not in own}
-
-
-def _titled(row: Mapping[str, Any], short: bool) -> dict[str, Any]:
-    """A row with the titles of its scores."""
-    titles = {k: variant(k, row[k]) for k in VARIANTS if row.get(k)}
-    titles |= {k: f'{titles[k]} \N{DAGGER}' for k in titles if row[k].get('quoted')}
+def _titled(row: Mapping[str, Any], quoted: Mapping[str, Any], short: bool) -> dict[str, Any]:
+    """A row with the free rivals that were measured elsewhere, and the titles of its scores."""
+    rivals = {key: quoted[key] for key in RIVALS if quoted.get(key) and not row.get(key)}
+    row = {'title': METHODS.get(row['metric'], row['metric']), **row, **rivals}
+    titles = {}
+    for key, (_, _, title) in VARIANTS.items():
+        if score := row.get(key):
+            block, turns = score.get('block'), score.get('turns')
+            title = title.replace('turns', f'{turns} turns') if turns else title
+            titles[key] = title + (f' ({block})' if block else '') + ' \N{DAGGER}' * (key in rivals)
     if short and 'adapted' in titles:
         titles['adapted'] = 'This run, short'
-    return {'title': METHODS.get(row['metric'], row['metric']), **row, 'titles': titles}
+    return {**row, 'titles': titles}
 
 
 def breakable(text: str) -> str:

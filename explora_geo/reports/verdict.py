@@ -10,7 +10,8 @@ Outcome = Literal['helps', 'no difference', 'harm', 'unmeasured']
 
 # A label-free score must move by this share of its value to be worth a word.
 _MOVED = 0.02
-_RIVALS = {
+#: Variants of the features that need no training, as sentences name them.
+RIVALS = {
     'best_block': "the source's best block",
     'turns_source': 'the source averaged over turns',
     'whitened': 'the source whitened',
@@ -110,7 +111,7 @@ def signed(gain: Mapping[str, Any]) -> str:
 
 def _rival(rows: list[Any]) -> str:
     """A sentence about a free rival that stands higher, if one does."""
-    for name, title in _RIVALS.items():
+    for name, title in RIVALS.items():
         better = [
             r
             for r in rows
