@@ -28,10 +28,10 @@ from explora_geo.devices import pick_device
 from explora_geo.evaluation.comparison import ADAPTED, BESIDE, PairProtocol, interpolate, score_pair
 from explora_geo.evaluation.features import mean_patches
 from explora_geo.evaluation.label_free import DEFAULT_SCORE, SCORES, WORTH, compare_backbones, default_score
+from explora_geo.evaluation.probes import cross_validated_accuracy
 from explora_geo.models.vit import ViT
 from explora_geo.objectives import MAE
 from explora_geo.reports import compute_pictures, display_tiles, reconstruct, write_report
-from explora_geo.trainers.guard import FeatureMonitor
 
 #: Strengths at which the adapter is scored where there are labels.
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
@@ -81,12 +81,11 @@ def watch(command: Any, run: Run, seconds: float) -> Watch:
 
     def by_labels() -> Callable[[ViT], float | None]:
         batches = list(LabeledTiles(labels or '', run.found, ON_THE_WAY).batches(datamodule))
+        classes = torch.cat([batch['label'] for batch in batches]).cpu().numpy()
 
         def score(vit: ViT) -> float | None:
-            monitor = FeatureMonitor('knn')
-            for batch in batches:
-                monitor.add(mean_patches(vit, batch['image']), batch)
-            return monitor.score()
+            features = torch.cat([mean_patches(vit, batch['image']) for batch in batches])
+            return cross_validated_accuracy(features.numpy(), classes)
 
         return score
 

@@ -57,7 +57,7 @@ ALLOWED = {
     },
     '_adapt_report': {
         *('_adapt_progress', '_adapt_settings', '_version', 'checkpoints', 'datamodules', 'datasets'),
-        *('devices', 'evaluation', 'models', 'objectives', 'reports', 'trainers'),
+        *('devices', 'evaluation', 'models', 'objectives', 'reports'),
     },
     '_adapt_progress': {'_atomic', 'adaptation', 'models'},
     '_adapt_speed': {'_adapt_settings', 'configured', 'datamodules', 'devices'},

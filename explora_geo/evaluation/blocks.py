@@ -36,7 +36,7 @@ def analyse_blocks(
 
     Args:
         vit: Plain or merged backbone, on the device to use.
-        train: Batches with normalized `image` and `label`, on which the classifiers are fitted.
+        train: Batches with normalized `image`, shape (B, C, H, W), and `label`, to fit classifiers on.
         test: Batches on which they are measured.
         patches: Patches drawn of each image; the same places for every block.
         seed: Seed of the draw.

@@ -129,12 +129,9 @@ def cka_drift(source: ArrayLike, adapted: ArrayLike) -> float:
 def crop_views(
     images: Tensor, seed: int = 0, area: tuple[float, float] = (0.4, 0.8)
 ) -> tuple[Tensor, Tensor]:
-    """Two views of each tile, cropped, turned and mirrored independently, of the tiles' own size.
+    """Two views of each tile, cropped, turned and mirrored independently, of the same shape (N, C, H, W).
 
-    Args:
-        images: Normalized tiles, shape (N, C, H, W).
-        seed: Seed of the draws; the same tiles get the same views before and after.
-        area: Smallest and largest share of a tile in a view, in (0, 1].
+    Views cover a share of the `area` in (0, 1]; the same tiles get the same ones with the same seed.
     """
     generator = np.random.default_rng(seed)
     height, width = images.shape[-2:]
@@ -171,8 +168,7 @@ def compare_backbones(
         batch_size: Tiles per forward pass.
 
     Returns:
-        `source` and `adapted`: the scores named in `SCORES`, with those of a comparison (drift, neighbors
-        kept) 0, 0 and 1 for the source itself.
+        Scores by the names of `SCORES` of `source`, whose drift is 0, and of `adapted`.
     """
     if len(images) < 3:
         raise ValueError(f'label-free scores need at least 3 tiles, got {len(images)}')

@@ -130,13 +130,10 @@ def knn_accuracy(train: Array, train_labels: Array, test: Array, test_labels: Ar
 def cross_validated_accuracy(
     features: Array, labels: Array, method: str = 'knn', folds: int = 5
 ) -> float | None:
-    """Mean accuracy in [0, 1] of a probe over folds of one labeled set.
+    """Mean accuracy in [0, 1] of a probe over folds of features, shape (N, F), with labels, shape (N,).
 
-    Args:
-        features: Features, shape (N, F).
-        labels: Classes, shape (N,).
-        method: `knn`, of at most 20 neighbours, or `linear`, a logistic regression.
-        folds: Folds; fewer where the rarest class has fewer images, and None without two of each.
+    The method is `knn`, of at most 20 neighbours, or `linear`, a logistic regression. There are fewer folds
+    where the rarest class has fewer images, and None without two of each.
     """
     classes, counts = np.unique(labels, return_counts=True)
     folds = min(folds, int(counts.min()))
@@ -152,12 +149,8 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """95 % percentile bootstrap interval of a mean accuracy, over seeds and test images.
 
-    Both are drawn with replacement: a few seeds alone would give too narrow an interval.
-
-    Args:
-        hits: Whether each test image is right under each seed, shape (seeds, M), with M above 0.
-        draws: Bootstrap samples.
-        seed: Seed of the draws.
+    Both are drawn with replacement, as a few seeds alone would give too narrow an interval, from whether each
+    test image is right under each seed, shape (seeds, M), with M above 0.
     """
     table = np.atleast_2d(np.asarray(hits)).astype(np.float32)
     if table.size == 0:

@@ -173,9 +173,9 @@ def run_probes(
 
     def measure(method: str, drawn: FeatureTable, budget: Budget) -> Choice:
         if method == 'linear':
-            result = linear_sweep(drawn, val, test, protocol.sweep_of(budget))
-            sweep.extend(result.rows if budget.full else ())
-            return Choice(result.hits, result.best.validation, result.best.setting)
+            rows, choice = linear_sweep(drawn, val, test, protocol.sweep_of(budget))
+            sweep.extend(rows if budget.full else ())
+            return choice
         a, b, c = ((t.arrays(protocol.last_blocks), t.label.numpy()) for t in (drawn, val, test))
         return logistic_hits(a, b, c) if method == 'logistic' else knn_hits(a, b, c, protocol.neighbours)
 

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from explora_geo.evaluation.features import FeatureTable
+from explora_geo.evaluation.probes import Choice
 
 #: Momentum of SGD, which has no weight decay and a cosine to zero.
 MOMENTUM = 0.9
@@ -65,14 +64,6 @@ class SweepRow(NamedTuple):
         tokens = 'cls + avg' if self.average else 'cls'
         plural = 'block' if self.blocks == 1 else f'{self.blocks} blocks'
         return f'{tokens}, last {plural}, lr {self.lr:g}'
-
-
-class SweepResult(NamedTuple):
-    """Outcome of a sweep."""
-
-    rows: list[SweepRow]
-    best: SweepRow  # that of the highest validation accuracy
-    hits: NDArray[np.bool_]  # whether each test image is classified correctly by it, shape (M,)
 
 
 class Segment(NamedTuple):
@@ -140,20 +131,14 @@ class BatchedLinear:
 
 def linear_sweep(
     train: FeatureTable, val: FeatureTable, test: FeatureTable, config: SweepConfig = SweepConfig()
-) -> SweepResult:
+) -> tuple[list[SweepRow], Choice]:
     """Train every configuration at once on cached features.
 
     The classifiers share nothing and momentum is linear in the gradient, so gradients times learning rates
     and one factor of the schedule do what one optimizer per classifier would.
 
-    Args:
-        train: Features with labels.
-        val: Features that choose the configuration.
-        test: Features that are reported.
-        config: The sweep.
-
     Returns:
-        Accuracies of every configuration, and the chosen one.
+        Accuracies of every configuration, and what the one that is best on validation hits.
 
     Raises:
         ValueError: If the features hold fewer blocks than the sweep reads, or one class only.
@@ -188,5 +173,5 @@ def linear_sweep(
     settings = [(*variant, lr) for variant in model.variants for lr in config.learning_rates]
     validation, tested = (found.float().mean(1).tolist() for found in hits)
     rows = [SweepRow(*s, v, t) for s, v, t in zip(settings, validation, tested, strict=True)]
-    chosen = max(range(len(rows)), key=lambda i: rows[i].validation)
-    return SweepResult(rows, rows[chosen], hits[1][chosen].numpy())
+    best = max(range(len(rows)), key=lambda i: rows[i].validation)
+    return rows, Choice(hits[1][best].numpy(), rows[best].validation, rows[best].setting)
