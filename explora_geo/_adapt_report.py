@@ -37,7 +37,7 @@ from explora_geo.reports import compute_pictures, display_tiles, reconstruct, wr
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
 #: How features are scored on labeled tiles, and on natural images, of which k-NN alone is shown.
 PROTOCOL = PairProtocol()
-_RETENTION = PairProtocol(draws=2, penalties=(0.1,), turns=1, whitening=None)
+_RETENTION = PairProtocol(draws=2, penalties=(0.1,), turns=1, whitening=())
 #: Images of the archive that pictures and label-free scores are made of, at most.
 SAMPLE = 300
 #: Labeled tiles that a run is scored on while it trains; half as many without labels.

@@ -54,14 +54,14 @@ class PairProtocol:
         draws: Draws of training and validation tiles.
         turns: Orientations that rivals are averaged over: 4, 8, or 1 for no such rival.
         whitening: Powers of `whitening_matrix` of which validation chooses one for the whitened source;
-            the tiles that are not tested on give its covariance. None for no such rival.
+            the tiles that are not tested on give its covariance; none for no such rival.
         resamples: Bootstrap samples of an interval.
     """
 
     penalties: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3)
     draws: int = 5
     turns: int = 4
-    whitening: tuple[float, ...] | None = (0.25, 0.5, 1.0)
+    whitening: tuple[float, ...] = (0.25, 0.5, 1.0)
     resamples: int = 1000
 
     def __post_init__(self) -> None:
