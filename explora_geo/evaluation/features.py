@@ -67,8 +67,8 @@ class FeatureTable(NamedTuple):
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
         """The rows of several tables."""
-        *tensors, skipped = zip(*parts, strict=True)
-        return cls(*map(torch.cat, tensors), tuple(itertools.chain(*skipped)))
+        tokens, means, labels, skipped = zip(*parts, strict=True)
+        return cls(torch.cat(tokens), torch.cat(means), torch.cat(labels), tuple(itertools.chain(*skipped)))
 
 
 @contextmanager
