@@ -23,6 +23,7 @@ FORGETTING = {
     'anchor-w1': 'wholly whitened',
     'anchor-full': 'the anchor, all weights',
     'D-alone': 'D-ExPLoRA',
+    'D-kept': 'D-ExPLoRA, Gram anchoring and preservation',
     'D-full': 'D, all weights',
 }
 BEYOND = {f'{letter}-{key}': f'{letter}, {title}' for letter in 'DM' for key, title in ARMS.items()}

@@ -14,6 +14,7 @@ from explora_geo.objectives import (
     Anchor,
     AnchorConfig,
     DINOv2,
+    GramConfig,
     LossConfig,
     MaskConfig,
     Objective,
@@ -38,6 +39,7 @@ _GROUPS: dict[str, Any] = {
     'losses': LossConfig,
     'views': ViewsConfig,
     'anchor': AnchorConfig,
+    'gram': GramConfig,
 }
 _LATER = ('last_blocks', 'rank_stabilized')  # younger than the committed stages, whose names lack them
 
