@@ -169,9 +169,9 @@ def gain_against_loss(panels: Mapping[str, Mapping[str, list[Row]]], file: Path)
             found: Any = [[r['gain']['one'], r['transfer']['natural']['gain']] for r in mine]
             if found:
                 x, y = 100 * np.array(found)[..., 0].mean((0, 2))
-                axis.plot(y, x, 'o', color=f'C{i}')
-                axis.annotate(title, (y, x), xytext=(5, 4), textcoords='offset points', fontsize=8)
+                axis.plot(y, x, 'os^vDPX*<>'[i], color=f'C{i}', label=title)
         axis.set(title=where_adapted, xlabel='change on natural images, points')
-        axis.margins(0.45)
+        axis.margins(0.2)
+        axis.legend(frameon=False, fontsize=7)
     axes[0].set_ylabel('gain where adapted, points')
     _save(figure, file)
