@@ -1,12 +1,14 @@
 """Augmentations that work on the device, for any number of bands."""
 
 from .multicrop import MultiCrop, ViewsConfig
-from .spectral import spectral_index
+from .spectral import QuantileNormalize, SpectralJitter, spectral_index
 from .views import FramesAsChannels, dihedral_flips, normalization, on_batches, training_view
 
 __all__ = [
     'FramesAsChannels',
     'MultiCrop',
+    'QuantileNormalize',
+    'SpectralJitter',
     'ViewsConfig',
     'dihedral_flips',
     'normalization',

@@ -1,9 +1,13 @@
-"""Spectral indices by the names of bands."""
+"""Transforms of bands, in batches, for use inside `K.AugmentationSequential`; masks and boxes stay."""
 
 from collections.abc import Sequence
 from inspect import signature
 from typing import Any
 
+import kornia.augmentation as K
+import torch
+from kornia.augmentation import random_generator as rg
+from torch import Tensor
 from torchgeo import transforms as tg
 
 from ..bands import canonical
@@ -23,6 +27,80 @@ INDICES: dict[str, Any] = {
     name: getattr(tg, f'Append{name}')
     for name in ('NDVI', 'NDWI', 'NDBI', 'NDSI', 'NBR', 'SWI', 'GNDVI', 'BNDVI', 'NDRE')
 }
+
+
+class QuantileNormalize(K.IntensityAugmentationBase2D):
+    """Map each band of each image from two of its own quantiles to [0, 1] and cut off what lies outside."""
+
+    def __init__(self, low: float = 0.02, high: float = 0.98) -> None:
+        """Initialize a QuantileNormalize.
+
+        Args:
+            low: Quantile that becomes 0.
+            high: Quantile that becomes 1.
+
+        Raises:
+            ValueError: If they are no range within [0, 1].
+        """
+        super().__init__(p=1)
+        if not 0 <= low < high <= 1:
+            raise ValueError(f'low and high must be quantiles with 0 <= low < high <= 1, got {low, high}.')
+        self.flags = {'quantiles': (low, high)}
+
+    def apply_transform(
+        self, input: Tensor, params: dict[str, Tensor], flags: dict[str, Any], transform: Tensor | None = None
+    ) -> Tensor:
+        """Normalize, shape (B, C, H, W)."""
+        # By sorting, as torch.quantile has a limit of 2^24 values.
+        ordered = input.flatten(2).sort(dim=-1).values
+        last = ordered.shape[-1] - 1
+        low, high = (ordered[..., round(q * last)][..., None, None] for q in flags['quantiles'])
+        return ((input - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
+
+
+class SpectralJitter(K.IntensityAugmentationBase2D):
+    """Change brightness and contrast of any bands: of all alike, as light does, and a little of each.
+
+    Values are changed about each band's own mean, so that no band loses its place in the spectrum, and
+    nothing is cut off. For red, green and blue alone kornia's `K.ColorJitter` also changes colors.
+    """
+
+    def __init__(
+        self, brightness: float = 0.2, contrast: float = 0.2, per_band: float = 0.05, p: float = 0.8
+    ) -> None:
+        """Initialize a SpectralJitter.
+
+        Args:
+            brightness: Largest shift of all bands, in standard deviations of the image's band.
+            contrast: Largest relative change of contrast of all bands, below 1.
+            per_band: Largest further shift and change of each band by itself, likewise.
+            p: Share of the images that change.
+
+        Raises:
+            ValueError: If a strength is negative or contrast can vanish.
+        """
+        super().__init__(p=p)
+        if brightness < 0 or per_band < 0 or not 0 <= contrast + per_band < 1:
+            raise ValueError(
+                'brightness and per_band must not be negative, and contrast + per_band must be below 1, got '
+                f'{brightness=}, {contrast=}, {per_band=}.'
+            )
+        self._param_generator = rg.PlainUniformGenerator(
+            (torch.tensor([-brightness, brightness]), 'shift', None, None),
+            (torch.tensor([1 - contrast, 1 + contrast]), 'gain', None, None),
+        )
+        self.flags = {'per_band': per_band}
+
+    def apply_transform(
+        self, input: Tensor, params: dict[str, Tensor], flags: dict[str, Any], transform: Tensor | None = None
+    ) -> Tensor:
+        """Change, shape (B, C, H, W)."""
+        std, mean = torch.std_mean(input, dim=(-2, -1), keepdim=True)
+        shape = (*input.shape[:2], 1, 1)
+        own = flags['per_band']
+        noise = [torch.empty(shape, device=input.device).uniform_(-own, own).to(input) for _ in range(2)]
+        shift, gain = (params[name].to(input).view(-1, 1, 1, 1) for name in ('shift', 'gain'))
+        return mean + (gain + noise[0]) * (input - mean) + (shift + noise[1]) * std
 
 
 def spectral_index(name: str, bands: Sequence[str]) -> Any:

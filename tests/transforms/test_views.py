@@ -10,6 +10,8 @@ from torchgeo.transforms import Rearrange
 from explora_geo.datamodules.fmow import SENTINEL_MEAN, SENTINEL_STD
 from explora_geo.transforms import (
     FramesAsChannels,
+    QuantileNormalize,
+    SpectralJitter,
     dihedral_flips,
     normalization,
     on_batches,
@@ -92,7 +94,8 @@ def test_flips_give_all_eight_orientations_alike() -> None:
 
 
 def test_masks_and_boxes_move_with_the_image() -> None:
-    sequence = on_batches(spectral_index('NDVI', ('red', 'green', 'nir')), *dihedral_flips())
+    steps = SpectralJitter(), spectral_index('NDVI', ('red', 'green', 'nir')), QuantileNormalize()
+    sequence = on_batches(*steps, *dihedral_flips())
     image = 3000 * torch.rand(6, 3, 16, 16)
     # A mask that marks where the first band is brightest, and the box around that pixel.
     image[:, 0] = 0
