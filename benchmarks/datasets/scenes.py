@@ -12,7 +12,6 @@ from explora_geo.bands import RGB, canonical
 from explora_geo.datamodules.base import Augment, Part, TileDataModule
 from explora_geo.datamodules.statistics import Statistics
 from explora_geo.datasets.base import TileDataset
-from explora_geo.datasets.files import subfolders
 from explora_geo.datasets.folder import FolderDataset
 from explora_geo.datasets.images import BadTileError, readable
 from explora_geo.datasets.remote import PathLike
@@ -40,10 +39,7 @@ class RESISC45DataModule(TileDataModule):
             raise FileNotFoundError(f'There is no {listed}: TorchGeo downloads it with {download}.')
         names, folder = frozenset(listed.read_text(encoding='utf-8').split()), listed.parent / 'NWPU-RESISC45'
         known: dict[str, Any] = {'file_bands': RGB, 'labeled': True}
-        dataset = FolderDataset(folder, is_valid_file=lambda path: path.name in names, **known, **self.kwargs)
-        # A class without an image in this split must not shift the labels of the others.
-        dataset.relabel([path.name for path in subfolders(folder)])
-        return dataset
+        return FolderDataset(folder, is_valid_file=lambda path: path.name in names, **known, **self.kwargs)
 
 
 class NAIPLandCoverDataset(TileDataset):

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 from torch import Tensor
+from torch.utils.data import Subset
 
 from ..bands import RGB, spell
 from ..datasets import PackedDataset, collate_skipping
@@ -233,13 +234,10 @@ def _choose_size(found: Survey, patch_size: int, wanted: int | None, enlarge: bo
     return wanted or default_size(min(height, width), patch_size, enlarge)
 
 
-class LabeledTiles:
-    """Tiles in class folders, for scoring only.
+class LabeledTiles(Subset[dict[str, Any]]):
+    """Tiles in class folders, for scoring only: as many of each class, evenly spaced.
 
-    Attributes:
-        dataset: The tiles, with the bands and the size of the archive.
-        classes: Names of the classes in the order of their labels.
-        indices: Tiles that are used: as many of each class, evenly spaced.
+    They have the bands and the size of the archive, and as `classes` their names in the order of the labels.
     """
 
     def __init__(self, folder: PathLike, archive: Archive, limit: int = 2000) -> None:
@@ -271,9 +269,8 @@ class LabeledTiles:
                 f'labels={found.source} has {found.dtype} pixels, the archive {archive.source} has '
                 f'{archive.dtype}: give labeled tiles of the same range.'
             )
-        self.dataset: Any = found.datamodule().make('train')
-        self.classes = self.dataset.classes
-        labels = np.array(self.dataset.labels)
+        dataset: Any = found.datamodule().make('train')
+        self.classes, labels = dataset.classes, np.array(dataset.labels)
         members = [np.flatnonzero(labels == number).tolist() for number in range(len(self.classes))]
         few = min(range(len(members)), key=lambda c: len(members[c]))
         if len(members[few]) < LEAST:
@@ -282,11 +279,7 @@ class LabeledTiles:
                 'or more of each class, to train on, to choose by and to test on'
             )
         share = max(1, limit // len(self.classes))
-        self.indices = sorted(m[i] for m in members for i in evenly_spaced(len(m), share))
-
-    def __len__(self) -> int:
-        """Return the number of tiles that are used."""
-        return len(self.indices)
+        super().__init__(dataset, sorted(m[i] for m in members for i in evenly_spaced(len(m), share)))
 
     def batches(self, datamodule: TileDataModule, size: int = 64) -> Iterator[dict[str, Tensor]]:
         """Read the tiles, normalized as the archive's.
@@ -299,6 +292,6 @@ class LabeledTiles:
             `image`, shape (B, C, H, W), and `label`, shape (B,); damaged tiles are left out.
         """
         for start in range(0, len(self), size):
-            batch = collate_skipping([self.dataset[i] for i in self.indices[start : start + size]])
+            batch = collate_skipping([self[i] for i in range(start, min(start + size, len(self)))])
             if 'image' in batch:
                 yield datamodule.aug(batch)

@@ -39,6 +39,7 @@ class TileDataset(NonGeoDataset):
     bands: tuple[str, ...]  # names of the bands of a sample, in order
     colors: Sequence[Color] = ()  # of each class in plots of masks, red, green and blue from 0 to 255
     dtype: str | None = 'uint8'  # pixel type of the files, None for any
+    crop_pct = 1.0  # share of the resized shorter side that is kept
     by_name = False  # whether files that state other orders of the same bands are read by name
 
     def __init__(
@@ -163,7 +164,7 @@ class TileDataset(NonGeoDataset):
         height, width = pixels.shape[1:]
         if min(height, width) < self.min_size:
             raise BadTileError(f'its size {height}x{width} is below the minimum of {self.min_size} pixels')
-        pixels = self._resize(pixels)
+        pixels = resize(pixels, self.size, crop_pct=self.crop_pct)
         if self.cache:
             self._cached[index] = pixels
         return pixels
@@ -171,9 +172,6 @@ class TileDataset(NonGeoDataset):
     def _read(self, index: int) -> NDArray[Any]:
         """Pixels of one file as they are, shape (C, H, W)."""
         return read_image(self.files[index], self.file_bands, self._positions, self.dtype, self.by_name)
-
-    def _resize(self, pixels: NDArray[Any]) -> NDArray[Any]:
-        return resize(pixels, self.size)
 
 
 def skip(message: str, strict: bool, remedy: str = 'repair or remove the file') -> dict[str, str]:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from torchgeo.datasets import EuroSAT
 
 from ..bands import RGB
-from .files import RASTER_SUFFIXES, find_images, subfolders
+from .files import RASTER_SUFFIXES, find_images
 from .folder import FolderDataset
 from .remote import PathLike
 
@@ -80,8 +80,6 @@ class EuroSATDataset(FolderDataset):
             is_valid_file=None if members is None else lambda path: path.stem in members,
             **kwargs,
         )
-        # A class without a tile in this split must not shift the labels of the others.
-        self.relabel([path.name for path in subfolders(folder)])
 
 
 def _read_split(path: Path, split: str) -> frozenset[str]:

@@ -139,11 +139,6 @@ def _column(path: Path) -> list[str]:
     return [str(name) for name in table[found[0]].dropna()]
 
 
-def subfolders(root: PathLike) -> list[Path]:
-    """The visible folders directly below a folder, sorted by name."""
-    return sorted(p for p in Path(root).iterdir() if p.is_dir() and _visible(p.name))
-
-
 def evenly_spaced(length: int, count: int) -> list[int]:
     """Choose at most `count` of `length` positions, evenly spaced and always the same."""
     if length <= count:

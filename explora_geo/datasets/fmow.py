@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torchgeo.datasets import DatasetNotFoundError
 
 from .base import TileDataset
-from .images import BadTileError, resize
+from .images import BadTileError
 from .remote import PathLike
 
 #: Bands of fMoW-Sentinel's files in their order: B8A stands after B08, unlike in EuroSAT's files.
@@ -151,13 +150,6 @@ class FMoWRGB(TileDataset):
                 f'numbers from 0 to {len(CLASSES) - 1} or names from {CLASSES[0]} to {CLASSES[-1]}.'
             )
         return [numbers[str(value)] for value in values]
-
-    def _resize(self, pixels: NDArray[Any]) -> NDArray[Any]:
-        if self.size is None:
-            return pixels
-        pixels = resize(pixels, int(self.size / self.crop_pct))
-        margin = (pixels.shape[1] - self.size) // 2
-        return pixels[:, margin : margin + self.size, margin : margin + self.size]
 
 
 class FMoWSentinel(FMoWRGB):

@@ -56,7 +56,8 @@ class FolderDataset(TileDataset):
         folder, found = locate_images(root)
         if folder is None:
             raise ValueError(f'{root} lists images that are no files on disk; read them as scenes.')
-        files = [Path(path) for path in found if is_valid_file is None or is_valid_file(Path(path))]
+        paths = [Path(path) for path in found]
+        files = [path for path in paths if is_valid_file is None or is_valid_file(path)]
         if not files:
             which = ' that belongs to this split' if is_valid_file is not None else ''
             raise FileNotFoundError(
@@ -70,6 +71,8 @@ class FolderDataset(TileDataset):
                 f'in {folder}, first {loose[0].name}; move them.'
             )
         classes = () if labeled is False else class_folders(folder, files, () if labeled else PARTS)
+        if classes:  # one without an image of this split must not shift the labels of the others
+            classes = class_folders(folder, (path for path in paths if path.parent != folder), ())
         number = {name: i for i, name in enumerate(classes)}
         labels = [number[path.relative_to(folder).parts[0]] for path in files] if classes else None
         header = _representative(folder, files, None if file_bands is None else spell(file_bands))

@@ -215,19 +215,23 @@ def read_headers(
     return found, skipped
 
 
-def resize(pixels: NDArray[Any], size: int | None, nearest: bool = False) -> NDArray[Any]:
+def resize(
+    pixels: NDArray[Any], size: int | None, nearest: bool = False, crop_pct: float = 1.0
+) -> NDArray[Any]:
     """Resize the shorter side and crop the center square, as in appendix D.1 of the paper.
 
     Args:
         pixels: Image, shape (C, H, W).
         size: Side of the result, whose type stays; None, or the side that an image has, leaves it as it is.
         nearest: Whether pixels take the nearest value, as those of masks, instead of a bicubic mean.
+        crop_pct: Share of the resized shorter side that is kept.
     """
     if size is None:
         return pixels
-    scale = size / min(pixels.shape[1:])
+    whole = int(size / crop_pct)
+    scale = whole / min(pixels.shape[1:])
     if scale != 1:
-        shape = [max(size, round(side * scale)) for side in pixels.shape[1:]]
+        shape = [max(whole, round(side * scale)) for side in pixels.shape[1:]]
         how: dict[str, Any] = {'mode': 'nearest-exact'} if nearest else {'mode': 'bicubic', 'antialias': True}
         tensor = torch.from_numpy(pixels.astype(np.float64 if nearest else np.float32))
         resized = F.interpolate(tensor[None], shape, **how)[0].double().numpy()
@@ -236,7 +240,7 @@ def resize(pixels: NDArray[Any], size: int | None, nearest: bool = False) -> NDA
             limits = np.iinfo(pixels.dtype)
             resized = np.clip(np.rint(resized), limits.min, limits.max)
         pixels = resized.astype(pixels.dtype)
-    top, left = (pixels.shape[1] - size) // 2, (pixels.shape[2] - size) // 2
+    top, left = ((side - whole) // 2 + (whole - size) // 2 for side in pixels.shape[1:])
     return np.ascontiguousarray(pixels[:, top : top + size, left : left + size])
 
 

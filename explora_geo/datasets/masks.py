@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from .files import IMAGE_SUFFIXES
 from .folder import FolderDataset
-from .images import BadTileError, open_raster, resize, without_data
+from .images import BadTileError, open_raster, read_header, resize, without_data
 from .plotting import Color
 from .remote import PathLike
 
@@ -61,11 +61,11 @@ class MaskFolderDataset(FolderDataset):
     def _sample(self, index: int) -> dict[str, Any]:
         sample, file = super()._sample(index), self.files[index]
         path = self._mask_path(file)
-        values, (shape, hole) = self._read_mask(path), self._original(file)
-        if values.shape != shape:
+        values, header = self._read_mask(path), read_header(file)
+        if values.shape != (header.height, header.width):
             raise BadTileError(
                 f'its mask {path.name} has {values.shape[0]}x{values.shape[1]} pixels, the image '
-                f'{shape[0]}x{shape[1]}'
+                f'{header.height}x{header.width}'
             )
         if self.mask_values is not None:
             if unknown := sorted(set(np.unique(values).tolist()) - set(self.mask_values)):
@@ -80,8 +80,11 @@ class MaskFolderDataset(FolderDataset):
         mask = torch.from_numpy(resize(values[None], self.size, nearest=True)[0])
         if self.ignore_black is not None:
             mask[(sample['image'] == 0).all(0)] = self.ignore_black
-            if hole is not None:  # the image has other values there
-                mask[torch.from_numpy(resize(hole[None], self.size, nearest=True)[0])] = self.ignore_black
+            if header.nodata is not None:  # the image has other values where the file has this one
+                with open_raster(file) as source:
+                    pixels = source.read([i + 1 for i in self._positions if i < source.count])
+                hole = without_data(pixels, header.nodata).all(0, keepdims=True)
+                mask[torch.from_numpy(resize(hole, self.size, nearest=True)[0])] = self.ignore_black
         return {**sample, 'mask': mask}
 
     def _mask_path(self, image: Path) -> Path:
@@ -103,12 +106,3 @@ class MaskFolderDataset(FolderDataset):
                 if source.nodata is not None:
                     values[values == np.float32(source.nodata)] = np.nan
             return values
-
-    def _original(self, image: Path) -> tuple[tuple[int, int], NDArray[np.bool_] | None]:
-        """Height and width of an image's file, and where it has no data if it says so."""
-        with open_raster(image) as source:
-            hole: NDArray[np.bool_] | None = None
-            if self.ignore_black is not None and source.nodata is not None:
-                pixels = source.read([i + 1 for i in self._positions if i < source.count])
-                hole = np.asarray(without_data(pixels, source.nodata).all(0))
-            return source.shape, hole
