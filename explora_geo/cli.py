@@ -166,11 +166,9 @@ def params(
         adaptation, alpha=alpha, targets=tuple(targets.split(',')), train_norms=norms
     )
     count = count_parameters(config, backbone, tokenizer, objective)
-    title = ', '.join(
-        [f'{adaptation} on {backbone}']
-        + ([tokenizer] if tokenizer != 'patch' else [])
-        + (['with the MAE decoder'] if objective == 'mae' else [])
-    )
+    groups = '' if tokenizer == 'patch' else f', {tokenizer}'
+    decoder = ', with the MAE decoder' if objective == 'mae' else ''
+    title = f'{adaptation} on {backbone}{groups}{decoder}'
     show(title, {**count.parts, 'trainable': count.trained}, numbers=True)
     share = count.trained / count.total
     say(f'{count.trained:,} of {count.total:,} parameters train ({share:.1%}): {count.trained / 1e6:.3f}M')
