@@ -144,14 +144,8 @@ def run_probes(
 ) -> ProbeOutcome:
     """Measure frozen features.
 
-    Every setting is chosen on the validation part and reported on the test part. Images of a class that no
-    training image has count as wrong in both.
-
-    Args:
-        tables: Features of `train`, whose labels are drawn from, `val`, which chooses, and `test`.
-        protocol: What is measured.
-        classes: Names of the classes, for messages.
-        progress: Told what is done next.
+    Labels are drawn from the table `train`; every setting is chosen on `val` and reported on `test`. Images
+    of a class that no training image has count as wrong in both; `classes` names them.
 
     Raises:
         ValueError: If the training images have one class only.

@@ -149,11 +149,10 @@ def reconstruct(objective: MAE, images: Tensor, display: Display) -> dict[str, P
 
 
 def feature_colors(source: NDArray[Any], *adapted: NDArray[Any]) -> tuple[Pixels, ...]:
-    """The first three principal components of patch features as red, green and blue.
+    """The first three principal components of patch features, shape (N, h, w, D), as red, green and blue.
 
     Each set is centered and scaled by itself, then one PCA is fitted to all, so that equal colors mean equal
-    directions; limits are shared, too. From features, each of the same shape (N, h, w, D), else a ValueError,
-    to colors, each of shape (N, h, w, 3).
+    directions; limits are shared, too. Sets of different shapes are a ValueError.
     """
     for other in adapted:
         if source.shape != other.shape or source.ndim != 4:
