@@ -111,7 +111,7 @@ class TileDataset(NonGeoDataset):
         try:
             sample = self._sample(index)
         except BadTileError as error:
-            return skip(f'{error.path or self.files[index]}: {error}', self.strict)
+            return skip(f'{self.files[index]}: {error}', self.strict)
         return sample if self.transforms is None else self.transforms(sample)
 
     @cached_property

@@ -251,8 +251,8 @@ class FMoWTemporal(FMoWRGB):
             try:
                 frames[row] = super()._sample(row)['image']
             except BadTileError as error:
-                error.path = self.files[row]
-                raise
+                other = '' if row == index else f'its frame {self.files[row]}: '
+                raise BadTileError(f'{other}{error}') from error
         image, label = torch.stack([frames[row] for row in rows]), torch.tensor(self.labels[index])
         return {'image': image, 'timestamps': self.times[rows], 'label': label}
 

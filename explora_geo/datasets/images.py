@@ -35,13 +35,7 @@ MACHINE_FAILURES = frozenset({errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOME
 
 
 class BadTileError(ValueError):
-    """An image file that must not be used; the message says why.
-
-    Attributes:
-        path: The file, where it is another than that of the sample.
-    """
-
-    path: Path | None = None
+    """An image file that must not be used; the message says why."""
 
 
 @dataclass(frozen=True)

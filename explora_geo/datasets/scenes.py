@@ -104,8 +104,8 @@ class SceneDataset(RasterDataset):
         self.bands: tuple[str, ...] = chosen
         self.index.index = _intervals(self.index['filepath'])
         kinds = {(type(header.path), header.nodata) for header in usable.values()}
-        #: Local scenes of one nodata value need not be told apart.
-        self._alike = len(kinds) == 1 and not self._remote(self.files)
+        #: One that stands for all: local scenes of one nodata value need not be told apart.
+        self._alike = self.files[:1] if len(kinds) == 1 and not self._remote(usable) else []
 
     @property
     def files(self) -> list[str]:
@@ -173,7 +173,7 @@ class SceneDataset(RasterDataset):
     def _files_at(self, query: GeoSlice) -> list[str]:
         """The scenes of a window, or one for all if they do not differ."""
         if self._alike:
-            return self.files[:1]
+            return self._alike
         x, y, t = self._disambiguate_slice(query)
         scenes = self.index.iloc[self.index.index.overlaps(pd.Interval(t.start, t.stop))]
         return list(map(str, scenes.cx[x.start : x.stop, y.start : y.stop]['filepath']))

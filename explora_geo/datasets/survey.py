@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from rasterio.windows import Window
 
 from ..bands import RGB, canonical, default_bands, same_bands
@@ -136,7 +135,7 @@ def sample_values(
     Raises:
         ValueError: If no pixel holds data.
     """
-    low, high, empty, pixels = np.inf, -np.inf, 0, 0
+    low, high, full, pixels = np.inf, -np.inf, 0, 0
     skipped = []
     # Rotated scenes are empty at some of these.
     places = PLACES[: max(1, DECODED // len(survey.found))]
@@ -148,24 +147,22 @@ def sample_values(
         except BadTileError as error:
             skipped.append(f'{header.path}: {error}')
             continue
-        for data, without in windows:
-            pixels, empty = pixels + without.size, empty + int(without.sum())
-            if not without.all():
-                valid = data[~without]
-                low, high = min(low, float(valid.min())), max(high, float(valid.max()))
+        for data in windows:
+            pixels, full = pixels + data.size, full + data.count()
+            if data.count():
+                low, high = min(low, float(data.min())), max(high, float(data.max()))
     if low > high:
         reason = f'first {skipped[0]}' if skipped else 'they hold nodata only'
         raise ValueError(f'No pixel of the files looked at in {survey.source} can be used, {reason}.')
-    return (low, high, empty / pixels), skipped
+    return (low, high, float(1 - full / pixels)), skipped
 
 
 def _read_windows(
     header: Header, names: Sequence[str], positions: Sequence[int], places: Sequence[tuple[float, float]]
-) -> Iterator[tuple[NDArray[Any], NDArray[np.bool_]]]:
-    """Pixels of windows, shape (C, H, W), and where there is no data."""
+) -> Iterator[np.ma.MaskedArray[Any, Any]]:
+    """Pixels of windows, shape (C, H, W), those without data masked."""
     if header.whole:
-        data = read_image(Path(header.path), names, positions, header.dtype)
-        yield data, np.zeros(data.shape, dtype=bool)
+        yield np.ma.masked_array(read_image(Path(header.path), names, positions, header.dtype))
         return
     with open_raster(header.path, any_size=True) as source:
         height, width = min(WINDOW, source.height), min(WINDOW, source.width)
@@ -174,10 +171,10 @@ def _read_windows(
             data = source.read([i + 1 for i in positions], window=Window(column, row, width, height))
             if np.iscomplexobj(data):
                 raise BadTileError('its pixels are complex numbers')
-            without = ~np.isfinite(data)
+            data = np.ma.masked_invalid(data)
             if source.nodata is not None:
-                without |= without_data(data, source.nodata)
-            yield data, without
+                data = np.ma.masked_where(without_data(data.data, source.nodata), data)
+            yield data
 
 
 def choose_bands(

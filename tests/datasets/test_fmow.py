@@ -99,6 +99,13 @@ def test_series_that_are_not_drawn_are_always_the_same(fmow: Path) -> None:
     assert dataset[0]['timestamps'][:, 0].tolist() == [10, 11, 12]
 
 
+def test_another_frame_that_cannot_be_read_is_named(fmow: Path) -> None:
+    dataset = FMoWTemporal(fmow, size=24, num_frames=4)
+    first, second, *_ = dataset.files  # of one place
+    second.write_bytes(b'')
+    assert dataset[0]['skipped'].startswith(f'{first}: its frame {second}: it cannot be read')
+
+
 def test_a_series_does_not_mix_kinds_of_files_or_splits(fmow: Path) -> None:
     table = pd.read_csv(fmow / 'train_62classes.csv')
     source = fmow / 'fmow/train/airport/airport_0/airport_0_0_rgb.jpg'
