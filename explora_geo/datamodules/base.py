@@ -126,8 +126,9 @@ class TileDataModule(NonGeoDataModule):
         self.augment = augment.over(self.augmentation)
         self.clip = self.clip if self.statistics.clip is None else self.statistics.clip
         crop = {name: value for name, value in vars(self.augment).items() if name != 'views'}
-        self._view = partial(training_view, image_size=image_size, **crop)
-        self._view(torch.zeros(1), torch.ones(1))  # checked before, not after, a long scan of the archive
+        self._crop: dict[str, Any] = {'image_size': image_size, **crop}
+        # Checked before, not after, a long scan of the archive.
+        training_view(torch.zeros(1), torch.ones(1), **self._crop)
         self._views_of_objective: ViewsConfig | None = None
         self.bands: tuple[str, ...] = ()
         self._chosen: list[int] | None = None
@@ -196,7 +197,7 @@ class TileDataModule(NonGeoDataModule):
                 f'{type(self).__name__} has no {split} images; give it a {split} folder, and call '
                 'setup() before asking for a loader.'
             )
-        sampler = self._sampler(split)
+        sampler: Any = self._sampler(split)
         options: dict[str, Any] = {
             'batch_size': self.batch_size,
             'num_workers': self.num_workers,
@@ -276,7 +277,7 @@ class TileDataModule(NonGeoDataModule):
         views, flip, turn = self.augment.views, self.augment.vertical_flip, self.augment.quarter_turns
         views = views or self._views_of_objective
         if views is None:
-            self.train_aug = self._transform(self._view)
+            self.train_aug = self._transform(partial(training_view, **self._crop))
             return
         views = views.oriented(self.nadir or bool(flip), self.nadir or bool(turn))
         crop = MultiCrop(views, self.bands, self.mean, self.std)

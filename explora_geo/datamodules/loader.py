@@ -101,10 +101,11 @@ class ResumableLoader(DataLoader[Any]):
 
     def names(self) -> list[str]:
         """Files of the batch that was handed out last, as far as the dataset names any."""
-        size, sampler, dataset = self.batch_size or 1, self.sampler, self.dataset
+        size, sampler = self.batch_size or 1, self.sampler
         if not isinstance(sampler, EpochSampler) or not self._done:
             return []
         places = range((self._done - 1) * size, min(self._done * size, len(sampler)))
+        dataset: Any = self.dataset
         found = [sampler.place(i) for i in places]
         while isinstance(dataset, Subset):
             dataset, found = dataset.dataset, [dataset.indices[i] for i in found]

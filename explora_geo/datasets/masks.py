@@ -83,7 +83,7 @@ class MaskFolderDataset(FolderDataset):
             if header.nodata is not None:  # the image has other values where the file has this one
                 with open_raster(file) as source:
                     pixels = source.read([i + 1 for i in self._positions if i < source.count])
-                hole = without_data(pixels, header.nodata).all(0, keepdims=True)
+                hole = np.asarray(without_data(pixels, header.nodata).all(0))[None]
                 mask[torch.from_numpy(resize(hole, self.size, nearest=True)[0])] = self.ignore_black
         return {**sample, 'mask': mask}
 
