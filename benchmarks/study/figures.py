@@ -76,11 +76,10 @@ def by_labels(rows: list[Row], file: Path) -> None:
                     label = ARMS[key] if how == 'tuned' else None
                     axis.plot(list(budgets.values()), points, line, color=color, label=label)
         axis.set(title=TITLES[domain], xlabel='labels', ylabel='gain, points')
-    figure.legend(
-        *axes[0].get_legend_handles_labels(),
-        **{'loc': 'outside lower center', 'ncols': 3, 'frameon': False, 'fontsize': 8},
-        **{'title': 'LoRA-r8; dotted: linear probe', 'title_fontsize': 8},
-    )
+    handles, names = axes[0].get_legend_handles_labels()
+    title = 'LoRA-r8; dotted: linear probe'
+    style: Any = {'ncols': 3, 'frameon': False, 'fontsize': 8, 'title_fontsize': 8}
+    figure.legend(handles, names, loc='outside lower center', title=title, **style)
     _save(figure, file)
 
 
