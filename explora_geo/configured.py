@@ -179,7 +179,7 @@ def open_data(data: Path, val_split: float) -> tuple[int, Callable[..., Any]]:
 
     Raises:
         FileNotFoundError: If there is no such file or folder, or a part is missing.
-        ValueError: If the YAML file describes no data module, or no share is held out.
+        ValueError: If the YAML file describes no data module, a class folder is empty, or no share is held out.
     """
     if not 0 < val_split < 1:
         raise ValueError(f'val_split must be between 0 and 1, as probes are chosen on it, got {val_split}')
@@ -194,6 +194,12 @@ def open_data(data: Path, val_split: float) -> tuple[int, Callable[..., Any]]:
             f'{data} has no folder {" and no ".join(missing)}: put class folders into {data}/train and '
             f'{data}/test, or give a YAML file that names a data module'
         )
+    for part in ('train', 'test'):
+        empty = [p.name for p in sorted((data / part).iterdir()) if p.is_dir() and not find_images(p)]
+        if empty:
+            raise ValueError(
+                f'the class folders {", ".join(empty)} in {data / part} hold no image: fill or remove them'
+            )
     side, val = DINOV2_SIZE, data / 'val'
     for path in find_images(data / 'train'):
         with suppress(BadTileError):
