@@ -179,7 +179,7 @@ def open_data(data: Path, val_split: float) -> tuple[int, Callable[..., Any]]:
 
     Raises:
         FileNotFoundError: If there is no such file or folder, or a part is missing.
-        ValueError: If the YAML file describes no data module, a class folder is empty, or nothing is held out.
+        ValueError: If the YAML file is no data module, a class folder is empty, or nothing is held out.
     """
     if not 0 < val_split < 1:
         raise ValueError(f'val_split must be between 0 and 1, as probes are chosen on it, got {val_split}')
