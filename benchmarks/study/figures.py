@@ -111,14 +111,15 @@ def by_weights(rows: list[Row], names: Mapping[str, str], file: Path) -> None:
                 key = next(k for k in COLORS if k in name)
                 point = mine[0]['trained'] / 1e6, 100 * mean
                 axis.errorbar(*point, 100 * half, fmt='o', color=COLORS[key], capsize=3)
-                short = title.replace('ExPLoRA ', '').replace(' only', '').replace('LoRA-', '')
-                axis.annotate(short, point, xytext=(6, 3), textcoords='offset points', fontsize=7)
+                short = title.replace('ExPLoRA ', '').replace(' only', '')
+                place: Any = {'xytext': (-6, 3), 'ha': 'right'} if key == 'lora' else {'xytext': (6, 3)}
+                axis.annotate(short, point, textcoords='offset points', fontsize=7, **place)
         axis.set(
             xscale='log', xlabel='weights that train, millions', ylabel=f'gain by {METHODS[method]}, points'
         )
         axis.set_ylim(bottom=0)
         axis.set_xticks([0.1, 0.3, 1, 3, 10], ['0.1', '0.3', '1', '3', '10'])
-        axis.set_xlim(0.1, 14)
+        axis.set_xlim(0.03, 25)
         axis.minorticks_off()
     _save(figure, file)
 
