@@ -87,14 +87,14 @@ class Comparison:
         models: Measurements by model and method. Models are `source`, `best_block` (of the source, chosen on
             validation), `turns_source`, `whitened`, each adapted one by its name and averaged over
             turns as `turns_<name>`, and `strength <s>`.
-        adapted: Name of the first adapted model.
-        strengths: Its strengths that were scored, 0 and 1 included; or none.
+        adapted: Names of the adapted models.
+        strengths: Strengths of the first that were scored, 0 and 1 included; or none.
         labels: Numbers of tiles and classes.
         protocol: How it was measured.
     """
 
     models: dict[str, dict[str, Measured]]
-    adapted: str
+    adapted: tuple[str, ...]
     strengths: tuple[float, ...]
     labels: dict[str, int]
     protocol: PairProtocol
@@ -114,7 +114,7 @@ class Comparison:
 
     def outcome(self, model: str | None = None) -> Outcome:
         """Whether an adapted model helps, by `RULE`; the first one if None."""
-        return outcome_of({method: self.gain(model or self.adapted, method) for method in METHODS})
+        return outcome_of({method: self.gain(model or self.adapted[0], method) for method in METHODS})
 
     def rows(self, model: str | None = None) -> list[dict[str, Any]]:
         """One row per method for reports, of one adapted model, the first one if None; JSON-ready.
@@ -123,7 +123,7 @@ class Comparison:
         `turns_adapted`, `whitened` and, of a model with that name, `beside` with its own `gain`. Strengths
         between source and adapted model were not averaged over orientations.
         """
-        name = model or self.adapted
+        name = model or self.adapted[0]
         shown = {key: key for key in (SOURCE, BEST_BLOCK, f'{TURNS}_{SOURCE}', WHITENED)}
         shown |= {ADAPTED: name, f'{TURNS}_{ADAPTED}': f'{TURNS}_{name}'}
         shown |= {BESIDE: BESIDE} if name != BESIDE else {}
@@ -163,7 +163,7 @@ class Comparison:
 
     def at(self, strength: float) -> str:
         """Name of the first adapted model at one of the strengths that were scored."""
-        return {0.0: SOURCE, 1.0: self.adapted}.get(strength, f'strength {strength:g}')
+        return {0.0: SOURCE, 1.0: self.adapted[0]}.get(strength, f'strength {strength:g}')
 
     def to_dict(self, model: str | None = None) -> dict[str, Any]:
         """All of it as JSON-ready values, with `rows` and `outcome` of one adapted model."""
@@ -241,7 +241,9 @@ def score_pair(
                 found[WHITENED] = splits.whitened(read[:, -1])
         models |= {known: splits.measure(sets) for known, sets in found.items()}
     assert splits is not None
-    return Comparison(models, main, (0.0, *between, 1.0) if strengths else (), splits.counts, protocol)
+    return Comparison(
+        models, tuple(adapted), (0.0, *between, 1.0) if strengths else (), splits.counts, protocol
+    )
 
 
 def interpolate(before: ViT, after: ViT, strength: float) -> ViT:

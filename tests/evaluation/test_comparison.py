@@ -90,6 +90,7 @@ def test_what_reports_show_is_json_of_paired_scores(vit: ViT, noise: ViT, batche
     assert row['gain']['mean'] == pytest.approx(difference, abs=1e-6)
     assert row['gain']['low'] <= row['gain']['mean'] <= row['gain']['high']
     assert report['outcome'] == 'harm' and found.outcome('same') == 'no difference'
+    assert [found.outcome(name) for name in found.adapted] == ['harm', 'no difference']
     assert found.rows('same')[0]['gain']['mean'] == 0
     assert len(report['models']['source']['knn']['draws']) == 2
 
@@ -159,7 +160,7 @@ def test_the_outcome_follows_the_rule(losses: dict[str, int], expected: str) -> 
         other[:, 50 : 50 + max(-lost, 0)] = True
         changed[method] = Measured(other, (0.5,), ('',))
     source = {method: Measured(hits, (0.5,), ('',)) for method in METHODS}
-    found = Comparison({'source': source, 'adapted': changed}, 'adapted', (), {}, QUICK)
+    found = Comparison({'source': source, 'adapted': changed}, ('adapted',), (), {}, QUICK)
     assert found.outcome() == expected
 
 

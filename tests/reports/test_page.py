@@ -151,7 +151,7 @@ def test_scores_of_a_comparison_are_shown_as_they_come(tmp_path: Path) -> None:
 
     names = ('source', 'best_block', 'turns_source', 'adapted', 'turns_adapted', 'strength 0.5')
     models = {name: measured(0.5 + 0.05 * i) for i, name in enumerate(names)}
-    scores = Comparison(models, 'adapted', (0.0, 0.5, 1.0), {'test': 400}, PairProtocol()).to_dict()
+    scores = Comparison(models, ('adapted',), (0.0, 0.5, 1.0), {'test': 400}, PairProtocol()).to_dict()
     page = Page(write_report(tmp_path, {'scores': scores, 'strength': scores['strength']}))
     assert page.words.strip().startswith('Adapting helps: k-NN +') and RULE in page.words
     assert 'Source, best block' in page.words and 'Adapted, mean of 4 turns' in page.words

@@ -55,7 +55,6 @@ def test_a_row_is_listed_planned_run_reported_and_compared(
 
 
 @pytest.mark.group(name='long')
-@pytest.mark.slow
 def test_the_papers_plan_builds_every_model_without_its_weights(
     call: Callable[..., str], tmp_path: Path
 ) -> None:
