@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from explora_geo._atomic import atomic_path
+from explora_geo._atomic import atomic_path, write_text
 
 from .base import TileDataset
 from .images import BadTileError
@@ -142,8 +142,7 @@ def pack(dataset: TileDataset, out: PathLike) -> Iterator[tuple[int, int]]:
         _save(out, {}, np.zeros(count, np.uint32), np.zeros(count, np.uint8))
         with (out / PIXELS).open('wb') as file:
             file.truncate(header.nbytes)
-        with atomic_path(out / HEADER) as temporary:  # last: it makes the folder a pack
-            temporary.write_text(json.dumps(asdict(header)), encoding='utf-8')
+        write_text(out / HEADER, json.dumps(asdict(header)))  # last: it makes the folder a pack
     pixels, states, checks, reasons = _open(out, header, 'r+')
     todo = np.flatnonzero(states == OPEN)
     for start in range(0, len(todo), BLOCK):
@@ -228,8 +227,7 @@ def _open(root: Path, header: PackHeader, mode: Literal['r', 'r+'] = 'r') -> tup
 
 def _save(out: Path, reasons: dict[str, str], checks: NDArray[Any], states: NDArray[Any]) -> None:
     """Write what is known of the tiles; the states last, which say that the rest is on the disk."""
-    with atomic_path(out / REASONS) as temporary:
-        temporary.write_text(json.dumps(reasons), encoding='utf-8')
+    write_text(out / REASONS, json.dumps(reasons))
     for name, values in ((CHECKS, checks), (STATES, states)):
         with atomic_path(out / name) as temporary, temporary.open('wb') as file:
             np.save(file, values)

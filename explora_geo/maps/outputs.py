@@ -26,8 +26,8 @@ from rasterio.features import shapes
 from rasterio.shutil import copy as copy_raster
 from rasterio.windows import Window
 
+from explora_geo._atomic import atomic_path, write_text
 from explora_geo.bands import true_color_bands
-from explora_geo.checkpoints import atomic_path
 from explora_geo.datasets.plotting import paint
 from explora_geo.maps.grid import Box, TileGrid
 from explora_geo.maps.scene import EQUAL_AREA, Scene
@@ -53,8 +53,7 @@ class Parts:
         stated = self.folder / 'setting'
         if self.folder.is_dir() and (not stated.is_file() or stated.read_text() != key):
             shutil.rmtree(self.folder)
-        with atomic_path(stated) as temporary:
-            temporary.write_text(key)
+        write_text(stated, key)
 
     def file(self, number: int) -> Path:
         """File of a block."""

@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import Tensor, save
 from torchvision.utils import make_grid, save_image
 
-from explora_geo.checkpoints import atomic_path
+from explora_geo._atomic import atomic_path, write_text
 
 #: Validation images that pictures are made of.
 _SHOWN = 8
@@ -162,5 +162,4 @@ def _report(folder: Path, entries: Mapping[str, Any]) -> None:
     """Add entries to the report of a run."""
     file = folder / 'report.json'
     known = json.loads(file.read_text()) if file.is_file() else {}
-    with atomic_path(file) as temporary:
-        temporary.write_text(json.dumps({**known, **entries}, indent=1))
+    write_text(file, json.dumps({**known, **entries}, indent=1))

@@ -25,9 +25,9 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
+from explora_geo._atomic import atomic_path
 from explora_geo._compat import BaseTask, BatchNorm, data_fetcher, many_graphs, slurm_requeue_signal
 from explora_geo.adaptation.frozen import convert_each_time
-from explora_geo.checkpoints.files import atomic_path
 from explora_geo.trainers.artifacts import Artifacts, AtomicCheckpointIO, run_folder
 from explora_geo.trainers.guard import StepClock
 
