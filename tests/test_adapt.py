@@ -89,6 +89,7 @@ def test_an_archive_becomes_an_adapter_and_a_report_that_later_stages_read(
     assert run_app_code(['fit', '--config', str(out / 'config.yaml'), '--dry-run']) == 0
 
 
+@pytest.mark.slow
 def test_patch_alignment_is_named_by_its_notation(tiles: Path, weights: Path, tmp_path: Path) -> None:
     adapted = adapt(tiles, weights, tmp_path / 'run', adaptation='align-[L]-r4')
     how = adapted.report['adaptation']
@@ -160,7 +161,9 @@ def test_an_interrupted_run_ends_as_one_that_was_not(
     assert all(torch.equal(states[0][name], value) for name, value in states[1].items())
 
 
-@pytest.mark.parametrize('adaptation', ['D-ExPLoRA-[L]-r4', 'M-ExPLoRA-[L]-r4'])
+@pytest.mark.parametrize(
+    'adaptation', [pytest.param('D-ExPLoRA-[L]-r4', marks=pytest.mark.slow), 'M-ExPLoRA-[L]-r4']
+)
 def test_the_papers_objectives_are_at_hand(
     tiles: Path, weights: Path, tmp_path: Path, adaptation: str
 ) -> None:

@@ -16,6 +16,12 @@ from .jobs import FOUR
 from .report import METHODS, TITLES, Row, pooled, read, where
 
 D_ROWS = {f'D-{key}': title for key, title in ARMS.items()} | {'anchor-small': 'the anchor (not the paper)'}
+SHIPPED = {'anchor': 'the anchor [L]-r32, the default'}
+#: ExPLoRA and all weights by the same objective, of the ViT-Ti/16 and of the six blocks, by its width.
+WIDTHS = {
+    'D': {192: ('D-explora', 'D-full'), 384: ('D-alone', 'D-full')},
+    'the anchor': {192: ('anchor-small', 'anchor-small-full'), 384: ('anchor', 'anchor-full')},
+}
 M_ROWS = {'M-explora-64': ARMS['explora'], 'M-full-64': ARMS['full'], 'M-scratch': ARMS['scratch']}
 FORGETTING = {
     'anchor': 'the anchor',
@@ -102,9 +108,9 @@ def gained(pairs: Iterable[Sequence[float]]) -> str:
 
 def headline(rows: list[Row], domain: str, names: dict[str, str] | None = None) -> list[str]:
     """What each row gains by linear probe and LoRA-r8 tuning with few and with all labels."""
-    found = [r for r in where(rows, domain=domain) if r.get('labels')]
-    cells = [(str(n), how) for how in ('linear', 'tuned') for n in BUDGETS[domain]]
     names, lines = names or D_ROWS, []
+    found = [r for r in where(rows, domain=domain) if r.get('labels') and r['name'] in names]
+    cells = [(str(n), how) for how in ('linear', 'tuned') for n in BUDGETS[domain]]
     if found:
         first = [np.mean([r['labels'][n][how][0] for r in found if r['seed'] == 0]) for n, how in cells]
         lines.append(['source as it is', '', *(f'{100 * x:.1f}' for x in first)])
@@ -129,6 +135,18 @@ def gains(rows: list[Row], names: dict[str, str], key: Callable[[Row], str] = la
             trained = f'{same[0].get("trained", 0) / 1e3:,.0f} k'
             lines.append([f'{title}{part}', str(len(same)), trained, *cells])
     return markdown_table(['row', 'seeds', 'trains', *METHODS], lines)
+
+
+def widths(of: Mapping[int, list[Row]]) -> list[str]:
+    """Gains of ExPLoRA and of all weights at two widths, from the rows of each."""
+    lines = []
+    for objective, names in WIDTHS.items():
+        for width, pair in names.items():
+            for name, title in zip(pair, ('ExPLoRA [L]-r32', 'all weights'), strict=True):
+                if mine := where(of[width], name=name):
+                    cells = [gained(r['gain']['one'][m] for r in mine) for m in range(3)]
+                    lines.append([f'{objective}, width {width}: {title}', str(len(mine)), *cells])
+    return markdown_table(['row', 'seeds', *METHODS], lines)
 
 
 def lengths(rows: list[Row], letter: str) -> list[str]:
@@ -236,9 +254,9 @@ def costs(measured: Sequence[Row]) -> list[str]:
 def main(file: Path, folder: Path) -> None:
     """Write the tables and figures."""
     rows, short = read(file), read(file.parents[1] / 'study' / 'runs.jsonl')
+    of_six = where([*short, *rows], source='depth6', domain='eurosat', views=6_400)
     carried = {
-        title: where([*short, *rows], name=name, source='depth6', domain='eurosat', views=6_400)
-        for name, title in FORGETTING.items()
+        title: [r for r in where(of_six, name=name) if 'transfer' in r] for name, title in FORGETTING.items()
     }
     beyond = [r for r in rows if FOUR in r.get('gain', ()) and 'transfer' in r]
     # one row of each model, which jobs of several groups may have scored
@@ -273,6 +291,8 @@ def main(file: Path, folder: Path) -> None:
         'Headline: EuroSAT': headline(rows, 'eurosat'),
         'Headline: EuroSAT, M': headline(rows, 'eurosat', M_ROWS),
         'Headline: AID': headline(rows, 'aid'),
+        **{f'Headline: {TITLES[d]}, the six blocks': headline(rows, d, SHIPPED) for d in BUDGETS},
+        'All weights, by width: EuroSAT': widths({192: whole, 384: of_six}),
         'Length: M on EuroSAT': lengths(here, 'M'),
         'Length: D on EuroSAT': lengths(here, 'D'),
         'Gain against loss: the six blocks, adapted to EuroSAT': forgetting(carried),

@@ -87,7 +87,7 @@ def test_held_in_bfloat16_alone_it_computes_what_autocast_did(layer: FrozenLinea
     assert torch.equal(layer(x), layer.merged()(x))
 
 
-@pytest.mark.slow
+@pytest.mark.group(name='long')
 def test_an_adapted_model_held_in_bfloat16_trains_alike_and_compiles(small_names: None) -> None:
     torch.compiler.reset()
     vit = explora(create_vit('vit_small_patch8_32'), ExPLoRAConfig.parse('[L]-r4'))

@@ -71,9 +71,9 @@ def row(metric: str, source: float, gain: float, half: float = 0.014) -> dict[st
     }
 
 
-@pytest.fixture
-def report(sample: Tensor, backbones: tuple[ViT, ViT]) -> dict[str, Any]:
-    """Every part of a report."""
+@pytest.fixture(scope='session')
+def whole(sample: Tensor, backbones: tuple[ViT, ViT]) -> dict[str, Any]:
+    """Every part of a report, which no test changes."""
     steps = np.arange(0, 400, 4)
     return {
         'created': '27 November 2026',
@@ -97,3 +97,9 @@ def report(sample: Tensor, backbones: tuple[ViT, ViT]) -> dict[str, Any]:
         'cost': {'seconds': {'adapting': 1490.0, 'scoring': 42}, 'memory': 2_310_000_000, 'energy': 14.2},
         'next': ['explora-geo probe data --weights w.safetensors', 'two', 'three', 'four'],
     }
+
+
+@pytest.fixture
+def report(whole: dict[str, Any]) -> dict[str, Any]:
+    """Every part of a report, of each test its own."""
+    return copy.deepcopy(whole)

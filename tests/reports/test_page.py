@@ -49,9 +49,14 @@ class Page(HTMLParser):
         return [a[name] or '' for _, a in self.elements if name in a]
 
 
-@pytest.fixture
-def written(report: dict[str, Any], pictures: dict[str, Any], tmp_path: Path) -> Page:
-    return Page(write_report(tmp_path / 'run', report, pictures))
+@pytest.fixture(scope='module')
+def folder(whole: dict[str, Any], pictures: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_report(tmp_path_factory.mktemp('run'), whole, pictures).parent
+
+
+@pytest.fixture(scope='module')
+def written(folder: Path) -> Page:
+    return Page(folder / 'report.html')
 
 
 def test_the_page_holds_every_section_and_is_small(written: Page) -> None:
@@ -102,8 +107,8 @@ def test_colors_of_charts_follow_the_page(written: Page) -> None:
         assert used - {'--tone'} <= set(re.findall(r'(--\w+):', scheme))
 
 
-def test_the_json_is_plain_and_has_the_verdict(written: Page, tmp_path: Path) -> None:
-    content = json.loads((tmp_path / 'run' / 'report.json').read_text(), parse_constant=pytest.fail)
+def test_the_json_is_plain_and_has_the_verdict(folder: Path, written: Page, tmp_path: Path) -> None:
+    content = json.loads((folder / 'report.json').read_text(), parse_constant=pytest.fail)
     assert content['verdict']['outcome'] == 'helps' and content['curves'][1]['y'] == [0.69, None, 0.75]
     assert len(content['skipped']) == 61 and 'and 21 more' in written.words
     again = Page(write_report(tmp_path / 'again', content))
@@ -151,7 +156,8 @@ def test_scores_of_a_comparison_are_shown_as_they_come(tmp_path: Path) -> None:
 
     names = ('source', 'best_block', 'turns_source', 'adapted', 'turns_adapted', 'strength 0.5')
     models = {name: measured(0.5 + 0.05 * i) for i, name in enumerate(names)}
-    scores = Comparison(models, ('adapted',), (0.0, 0.5, 1.0), {'test': 400}, PairProtocol()).to_dict()
+    protocol = PairProtocol(resamples=50)
+    scores = Comparison(models, ('adapted',), (0.0, 0.5, 1.0), {'test': 400}, protocol).to_dict()
     page = Page(write_report(tmp_path, {'scores': scores, 'strength': scores['strength']}))
     assert page.words.strip().startswith('Adapting helps: k-NN +') and RULE in page.words
     assert 'Source, best block' in page.words and 'Adapted, mean of 4 turns' in page.words
@@ -176,8 +182,8 @@ def test_a_page_that_is_too_large_is_refused_and_nothing_is_written(
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason='needs Chromium')
-def test_a_browser_shows_it_without_a_request_or_an_error(written: Page, tmp_path: Path) -> None:
-    path = tmp_path / 'run' / 'report.html'
+def test_a_browser_shows_it_without_a_request_or_an_error(folder: Path, written: Page) -> None:
+    path = folder / 'report.html'
     with start() as browser:
         colors = set()
         for width, scheme in ((1200, 'light'), (390, 'dark')):

@@ -1,6 +1,7 @@
 """Training steps side by side: the same work for everybody, in turns, and tables of it."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -71,10 +72,17 @@ def test_images_are_real_and_of_all_classes() -> None:
         read_images(TILES, 2000, 48)
 
 
-@pytest.mark.parametrize(
-    ('objective', 'name'),
-    [(o, n) for o, steps in CONTENDERS.items() for n in steps if not missing(n) and 'TorchGeo' not in n],
-)
+def _contenders() -> Iterator[Any]:
+    """Ours and the first of the others for every change; all of them are minutes."""
+    for objective, steps in CONTENDERS.items():
+        found = [name for name in steps if not missing(name) and 'TorchGeo' not in name]
+        others = [name for name in found if not name.startswith('explora_geo')]
+        for name in found:
+            marks = () if name in (found[0], others[0]) else pytest.mark.group(name='long')
+            yield pytest.param(objective, name, marks=marks)
+
+
+@pytest.mark.parametrize(('objective', 'name'), _contenders())
 def test_every_contender_learns_from_the_same_images(objective: str, name: str) -> None:
     torch.manual_seed(0)
     step = CONTENDERS[objective][name](_in_precision_of(name))
@@ -96,6 +104,7 @@ def test_every_contender_learns_from_the_same_images(objective: str, name: str) 
     assert (step.trained > 3e6) == full
 
 
+@pytest.mark.group(name='long')
 @pytest.mark.parametrize('objective', ['mae', 'dinov2'])
 def test_checkpointing_and_compiling_change_nothing_but_the_time(
     objective: str, small_names: None, monkeypatch: pytest.MonkeyPatch

@@ -25,8 +25,13 @@ from explora_geo.models import ViT
 STATED = [(t, r) for t in read_tables().values() for r in t.rows.values() if r.trainable]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('table', read_tables().values(), ids=lambda t: t.id)
+@pytest.mark.parametrize(
+    'table',
+    [
+        pytest.param(t, marks=() if t.id == '1' else pytest.mark.group(name='long'), id=t.id)
+        for t in read_tables().values()
+    ],
+)
 def test_every_model_and_loader_of_the_paper_is_built_and_has_the_stated_parameters(table: Table) -> None:
     scale = get_scale('paper')
     planned = plan_rows(table, list(table.rows.values()), scale, 1e14)
