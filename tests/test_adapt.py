@@ -121,6 +121,7 @@ def test_the_same_call_goes_on_and_another_is_refused(tiles: Path, weights: Path
         adapt(tiles, weights, tmp_path / 'full')
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_ends_as_one_that_was_not(
     tiles: Path,
     weights: Path,
