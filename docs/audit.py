@@ -1,8 +1,8 @@
-"""`make audit`: licences and known vulnerabilities of everything that is installed.
+"""`make audit`: licenses and known vulnerabilities of everything that is installed.
 
     python docs/audit.py .venv/bin/python
 
-It writes docs/licences.md anew, and fails where a vulnerability is known.
+It writes docs/licenses.md anew, and fails where a vulnerability is known.
 """
 
 import json
@@ -13,8 +13,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-PAGE = Path(__file__).parent / 'licences.md'
-#: Families of licences by what their names hold, copyleft first.
+PAGE = Path(__file__).parent / 'licenses.md'
+#: Families of licenses by what their names hold, copyleft first.
 FAMILIES = (
     ('GPL', r'(?<!L)(?<!Lesser )GPL(?!.*exception)|GNU General Public'),
     ('LGPL', r'LGPL|Lesser General'),
@@ -28,18 +28,18 @@ FAMILIES = (
     ('PSF', r'PSF|Python Software Foundation'),
 )
 COPYLEFT = ('GPL', 'LGPL', 'MPL-2.0', 'EPL or EUPL')
-#: What distributions without a licence in their metadata say in their files.
+#: What distributions without a license in their metadata say in their files.
 STATED = {'atheris': 'Apache-2.0', 'cuda-toolkit': 'NVIDIA proprietary'}
 
 
-def family(name: str, licence: str) -> str:
-    """The family of a distribution's licence, the strictest that its text names."""
-    text = STATED.get(name, licence)
+def family(name: str, license: str) -> str:
+    """The family of a distribution's license, the strictest that its text names."""
+    text = STATED.get(name, license)
     return next((kind for kind, pattern in FAMILIES if re.search(pattern, text)), 'not stated')
 
 
 def page(rows: Iterable[Mapping[str, str]]) -> str:
-    """The page of licences.
+    """The page of licenses.
 
     Args:
         rows: `Name` and `License` of each distribution.
@@ -47,11 +47,11 @@ def page(rows: Iterable[Mapping[str, str]]) -> str:
     found = sorted((row['Name'].lower(), family(row['Name'], row['License'])) for row in rows)
     counts = Counter(kind for _, kind in found)
     lines = [
-        '# Licences of the dependencies',
+        '# Licenses of the dependencies',
         '',
-        f'What `.[tests]` installs on Linux: {len(found)} distributions, by the family of their licence.',
+        f'What `.[tests]` installs on Linux: {len(found)} distributions, by the family of their license.',
         '',
-        '| licence | distributions | copyleft |',
+        '| license | distributions | copyleft |',
         '|---|---|---|',
     ]
     for kind, count in counts.most_common():
@@ -86,7 +86,7 @@ def advisories(report: Mapping[str, list[dict[str, object]]]) -> tuple[list[str]
 
 
 def main(python: str) -> int:
-    """Write the page of licences and look for vulnerabilities; returns the exit status."""
+    """Write the page of licenses and look for vulnerabilities; returns the exit status."""
     tools = Path(sys.executable).parent
     listed = [tools / 'pip-licenses', f'--python={python}', '--format=json', '--with-system']
     done = subprocess.run(listed, capture_output=True, text=True, check=True)

@@ -37,7 +37,7 @@ def probe(
     epochs: Annotated[int, Option(help='Epochs of the linear sweep.')] = 10,
     iterations: Annotated[int, Option(help='Steps per epoch of the linear sweep.')] = 1500,
     few_iterations: Annotated[int, Option(help='The same with few labels.')] = 150,
-    neighbours: Annotated[int, Option(help='k of k-NN.')] = 5,
+    neighbors: Annotated[int, Option(help='k of k-NN.')] = 5,
     val_split: Annotated[float, Option(help='Share of training held out, without val/.')] = 0.1,
     batch_size: Annotated[int, Option(help='Images per forward pass.')] = 128,
     workers: Annotated[int, Option(help='Processes that read images.')] = 0,
@@ -69,7 +69,7 @@ def probe(
         methods=tuple(m.strip() for m in methods.split(',')),
         sweep=SweepConfig(blocks=tuple(sorted({1, min(4, vit.depth)})), epochs=epochs, iterations=iterations),
         few_iterations=few_iterations,
-        neighbours=neighbours,
+        neighbors=neighbors,
     )
     side = vit.patch_embed.img_size
     datamodule = make(image_size=side, bands=vit.patch_embed.bands)
@@ -202,7 +202,7 @@ def adapter_info(file: Annotated[Path, Argument(help='Adapter file.')]) -> None:
         'configuration': ', '.join(f'{k}={v}' for k, v in header.config.items()),
         'bands': ', '.join(header.bands),
         'normalization': header.normalization and describe(header.normalization, header.bands),
-        'base': ', '.join(filter(None, [header.base, header.licence])),
+        'base': ', '.join(filter(None, [header.base, header.license])),
         'base SHA-256': header.base_sha256,
         'written by': f'explora_geo {header.version}',
         'tensors': f'{len(state)}, {sum(t.numel() for t in state.values()):,} numbers',
@@ -245,7 +245,7 @@ def weights_inspect(
 def weights_list(
     search: Annotated[str, Option(help='Words that name or description must hold.')] = '',
 ) -> None:
-    """List the weights of ours and of TorchGeo that are known by name, their backbone, tokenizer and licence.
+    """List the weights of ours and of TorchGeo that are known by name, their backbone, tokenizer and license.
 
     Example: explora-geo weights list --search "sentinel2 dino"
     """
@@ -258,14 +258,14 @@ def weights_list(
         )
     for name, meta in found.items():  # one line each, whole, so that names can be copied
         parts = [meta['model'], meta.get('tokenizer', 'patch'), 'with decoder' if meta['decoder'] else '']
-        say(f'{name}: {", ".join(filter(None, parts))}; {meta["licence"]}')
+        say(f'{name}: {", ".join(filter(None, parts))}; {meta["license"]}')
 
 
 def push(
     file: Annotated[Path, Argument(help='Adapter, merged model, or folder of export --format peft.')],
     repo: Annotated[str, Argument(help='Repository of the hub, OWNER/NAME.')],
     report: Annotated[Path | None, Option(help='report.json of the run; that beside the file.')] = None,
-    licence: Annotated[str | None, Option(help='Licence of the base, if the file states none.')] = None,
+    license: Annotated[str | None, Option(help='License of the base, if the file states none.')] = None,
     private: Annotated[bool, Option('--private', help='Make a private repository.')] = False,
 ) -> None:
     """Upload an adapter or a model to the Hugging Face hub, with a card; HF_TOKEN says who you are.
@@ -274,7 +274,7 @@ def push(
     """
     from explora_geo.checkpoints.sharing import push as upload
 
-    say(f'{upload(file, repo, report, licence, private)}: load_backbone and --weights read it by this name')
+    say(f'{upload(file, repo, report, license, private)}: load_backbone and --weights read it by this name')
 
 
 def pull(

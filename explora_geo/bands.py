@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 RGB = ('red', 'green', 'blue')
-GREY = ('grey',)
+GRAY = ('gray',)
 
 #: Spellings of the colors that name bands of our own.
-_COLORS = {'r': 'red', 'g': 'green', 'b': 'blue', 'gray': 'grey'}
+_COLORS = {'r': 'red', 'g': 'green', 'b': 'blue', 'grey': 'gray'}
 
 #: Names of one band: Sentinel-2's, and what STAC catalogs and people call it.
 _SENTINEL2 = {
@@ -38,7 +38,7 @@ def canonical(band: str) -> str:
 def spell(names: Sequence[str]) -> tuple[str, ...]:
     """Spell colors in one way, and leave other names as their owner wrote them."""
     plain = [_COLORS.get(name.strip().lower(), name.strip().lower()) for name in names]
-    return tuple(p if p in RGB + GREY else n.strip() for p, n in zip(plain, names, strict=True))
+    return tuple(p if p in RGB + GRAY else n.strip() for p, n in zip(plain, names, strict=True))
 
 
 def same_bands(one: Sequence[str | None], other: Sequence[str | None]) -> bool:
@@ -94,8 +94,8 @@ def select_bands(wanted: Sequence[str] | None, available: Sequence[str]) -> list
 
 
 def default_bands(count: int, dtype: str) -> tuple[str, ...]:
-    """Names of the bands of a file that states none: grey, or the colors of 8-bit images; else nothing."""
-    return GREY if count == 1 else RGB if (count, dtype) == (3, 'uint8') else ()
+    """Names of the bands of a file that states none: gray, or the colors of 8-bit images; else nothing."""
+    return GRAY if count == 1 else RGB if (count, dtype) == (3, 'uint8') else ()
 
 
 def name_bands(

@@ -128,7 +128,7 @@ def doctor(
     here = {name: row for name, row in found['weights'].items() if row['megabytes']}
     for name, row in here.items():
         place = 'shipped' if row['shipped'] else 'in the cache'
-        state[name] = f'{place}, {row["megabytes"]:,.1f} MB, {row["licence"]}'
+        state[name] = f'{place}, {row["megabytes"]:,.1f} MB, {row["license"]}'
     others = len(found['weights']) - len(here)
     state['other weights'] = f'{others} known by name, see explora-geo weights list'
     show('Devices, extras, weights', {**state, 'cache': found['cache']})

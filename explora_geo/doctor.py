@@ -117,7 +117,7 @@ def _weights() -> dict[str, Any]:
         size = path.stat().st_size / 1e6 if path.is_file() else 0.0
         rows[name] = {
             'megabytes': round(size, 1),
-            'licence': entry.meta['licence'],
+            'license': entry.meta['license'],
             'shipped': urlparse(entry.url).scheme == 'file',
         }
     cache: Path = local_file('https://host/any').parent

@@ -20,7 +20,7 @@ def audit() -> ModuleType:
 
 
 def test_families_are_the_strictest_that_a_licence_names(audit: ModuleType) -> None:
-    for licence, expected in {
+    for license, expected in {
         'MPL-2.0 AND MIT': 'MPL-2.0',
         'GNU General Public License v3 (GPLv3)': 'GPL',
         'GNU Lesser General Public License v2 (LGPLv2)': 'LGPL',
@@ -28,7 +28,7 @@ def test_families_are_the_strictest_that_a_licence_names(audit: ModuleType) -> N
         'LicenseRef-NVIDIA-Proprietary': 'proprietary',
         'UNKNOWN': 'not stated',
     }.items():
-        assert audit.family('any', licence) == expected
+        assert audit.family('any', license) == expected
     assert audit.family('atheris', 'UNKNOWN') == 'Apache-2.0'
 
 
@@ -40,11 +40,11 @@ def test_what_was_not_looked_up_is_not_called_safe(audit: ModuleType) -> None:
 
 
 def test_no_copyleft_is_installed_that_the_page_does_not_name(audit: ModuleType) -> None:
-    page = (ROOT / 'docs' / 'licences.md').read_text()
+    page = (ROOT / 'docs' / 'licenses.md').read_text()
     # not the whole path: setuptools, once imported, puts packages of its own there
     for distribution in metadata.distributions(path=[sysconfig.get_path('purelib')]):
         about = distribution.metadata
         texts = [about.get('License-Expression') or '', *(about.get_all('Classifier') or [])]
-        licence = ' '.join(text for text in texts if text.startswith('License') or text == texts[0])
-        if audit.family(about['Name'], licence) in audit.COPYLEFT:
-            assert about['Name'].lower() in page, f'{about["Name"]}: {licence}, run make audit'
+        license = ' '.join(text for text in texts if text.startswith('License') or text == texts[0])
+        if audit.family(about['Name'], license) in audit.COPYLEFT:
+            assert about['Name'].lower() in page, f'{about["Name"]}: {license}, run make audit'

@@ -84,10 +84,10 @@ def test_pretrain_tune_test_and_predict_on_a_fake_of_the_true_layout(
         '--trainer.enable_model_summary=false',
         '--trainer.accelerator=cpu',
     ]
-    unlabelled = ['--data.init_args.unlabelled=true'] if data in ('camelyon17', 'iwildcam') else []
+    unlabeled = ['--data.init_args.unlabeled=true'] if data in ('camelyon17', 'iwildcam') else []
     pretrained, tuned = (f'--trainer.default_root_dir={tmp_path / part}' for part in ('pretrain', 'tune'))
     monitor = ['--model.init_args.monitor_features=none']
-    call('fit', *configs(data, 'pretrain_mae'), *common, *unlabelled, pretrained, *monitor)
+    call('fit', *configs(data, 'pretrain_mae'), *common, *unlabeled, pretrained, *monitor)
     adapter = tmp_path / 'pretrain' / 'adapter.safetensors'
     classes = f'--model.init_args.num_classes={CHAINED[data]}'
     args = [*configs(data, 'lora'), *common, tuned, f'--model.init_args.adapter={adapter}', classes]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from explora_geo.checkpoints import atomic_path
-from explora_geo.evaluation.blocks import analyse_blocks
+from explora_geo.evaluation.blocks import analyze_blocks
 from explora_geo.evaluation.label_free import compare_backbones
 from explora_geo.models.readout import whitening_matrix
 from explora_geo.models.vit import ViT
@@ -93,7 +93,7 @@ class Reading:
             rows = _drawn(index.cpu(), 200, 0).to(index.device)
             batches.append([{'image': self.read(i), 'label': self.domain.label[i]} for i in rows.split(50)])
         fit, test = batches
-        return [[round(float(x), 4) for x in row] for row in analyse_blocks(self.vit, fit, test)]
+        return [[round(float(x), 4) for x in row] for row in analyze_blocks(self.vit, fit, test)]
 
     def tuned(self, budget: int, seed: int) -> Tensor:
         """Hits after LoRA-r8 tuning with so many labels a class, shape (M,)."""

@@ -169,7 +169,7 @@ def _fill(vit: ViT, matched: BackboneWeights, facts: Facts) -> None:
     own = vit.state_dict()
     vit.load_state_dict({**{k: own[k] for k in matched.kept}, **matched.state})
     vit.stored_position = matched.position
-    vit.base, vit.licence = facts.base, facts.licence
+    vit.base, vit.license = facts.base, facts.license
     same = bool(facts.bands) and same_bands(facts.bands, vit.patch_embed.bands)
     vit.normalization = facts.normalization if same else None
 
@@ -321,5 +321,5 @@ def describe_weights(weights: WeightsEnum | str | Path) -> dict[str, str]:
         'parameters': f'{sum(v.numel() for v in state.values()):,} without what stands beside',
         'beside': ', '.join(f'{k} ({n})' for k, n in others.items()) or 'nothing',
     }
-    more = {k: getattr(facts, k) for k in ('licence', 'publication', 'dataset', 'base')}
+    more = {k: getattr(facts, k) for k in ('license', 'publication', 'dataset', 'base')}
     return rows | {k: v for k, v in more.items() if v}

@@ -212,14 +212,14 @@ def _export_program(module: nn.Module, vit: ViT, out: Path) -> float | None:
 
 
 def export_peft(
-    adapter: str | Path, out: str | Path, report: str | Path | None = None, licence: str | None = None
+    adapter: str | Path, out: str | Path, report: str | Path | None = None, license: str | None = None
 ) -> list[str]:
     """Write an adapter in PEFT's layout, for `PeftModel.from_pretrained` on timm's model of the base.
 
     PEFT adapts whole layers: our updates of Q and V, of rank r each, become one update of the fused `qkv` of
     rank 2r whose rows of K are zero. What trained in full goes to `modules_to_save`; PEFT saves modules, so
     bare parameters, such as a class token, go to `parameters.safetensors` beside, which the card explains.
-    Report and licence are those of `model_card`.
+    Report and license are those of `model_card`.
 
     Returns:
         Names of the bare parameters.
@@ -262,7 +262,7 @@ def export_peft(
         'bias': 'none',
         'inference_mode': True,
     }
-    card = model_card(adapter, report, licence, _peft_usage(header, list(bare)))
+    card = model_card(adapter, report, license, _peft_usage(header, list(bare)))
     folder = Path(out)
     named = {f'base_model.model.{k}': v.float() for k, v in tensors.items()}
     write_state(folder / 'adapter_model.safetensors', named, {'format': 'pt'})

@@ -12,6 +12,8 @@ from explora_geo.models.vit import ViT
 #: Most patches along a side of an image that a file may ask for: 4096 px in patches of 16.
 MAX_GRID = 256
 _ARGUMENTS = ('img_size', 'patch_size', 'bands', 'tokenizer', 'tokenizer_options')
+#: What files of before call the license.
+_FORMER = 'licence'
 _JSON = ('bands', 'normalization', 'sizes', 'tokenizer')
 # What damaged or hostile content raises, wherever in it the damage is
 DAMAGE = (AttributeError, KeyError, RecursionError, RuntimeError, TypeError, ValueError)
@@ -29,7 +31,7 @@ class Facts:
     tokenizer_options: dict[str, Any] = field(default_factory=dict)
     normalization: Normalization | None = None  # of the images
     base: str = ''  # name of the weights, of what comes from the hub with the commit
-    licence: str = ''  # theirs, as the publishers state it
+    license: str = ''  # theirs, as the publishers state it
     adaptation: str = ''  # notation of the adapter that was merged
     publication: str = ''  # where they are described
     dataset: str = ''  # what they were trained on
@@ -47,7 +49,7 @@ class Facts:
             tokenizer_options=tokenizer.options,
             normalization=vit.normalization,
             base=vit.base,
-            licence=vit.licence,
+            license=vit.license,
             adaptation=vit.adaptation,
             **more,
         )
@@ -61,6 +63,8 @@ class Facts:
         """
         known = {f.name: get_origin(f.type) or f.type for f in dataclasses.fields(cls)}
         found = dict(stated)
+        if _FORMER in found:
+            found.setdefault('license', found.pop(_FORMER))
         for name, value in found.items():
             kind = known.get(name)
             if kind is None or (kind in (str, int, dict) and type(value) is not kind):
@@ -85,7 +89,7 @@ class Facts:
             ValueError: If one is damaged; the message names the source.
         """
         try:
-            stated: dict[str, Any] = {k: meta[k] for k in _TEXT if k in meta}
+            stated: dict[str, Any] = {k: meta[k] for k in (*_TEXT, _FORMER) if k in meta}
             stated |= {k: json.loads(meta[k]) for k in _JSON if k in meta}
             stated |= dict(stated.pop('sizes', {}))
             if 'tokenizer' in stated:

@@ -148,7 +148,7 @@ class HubFile(NamedTuple):
     path: Path
     name: str  # with the commit, `hf:owner/name@commit/file`, which always means this file
     commit: str
-    licence: str  # by the repository's card; empty if it states none
+    license: str  # by the repository's card; empty if it states none
     card: Path | None
 
 
@@ -191,8 +191,8 @@ def fetch_file(name: str, wanted: Sequence[str] = (MODEL, 'pytorch_model.bin')) 
         except EntryNotFoundError:
             card = None
     facts = (metadata_load(card) if card else None) or {}
-    licence = str(facts.get('license_name') or facts.get('license') or '')
-    return HubFile(path, f'{HUB}{repo}@{commit}/{file}', commit, licence, card)
+    license = str(facts.get('license_name') or facts.get('license') or '')
+    return HubFile(path, f'{HUB}{repo}@{commit}/{file}', commit, license, card)
 
 
 def _others(repo: str, revision: str | None) -> str:

@@ -13,19 +13,19 @@ from explora_geo.checkpoints.remote import ADAPTER, CARD, HUB, MODEL, fetch_file
 from explora_geo.models.normalization import describe
 
 _KNOWN = ('apache-2.0', 'mit', 'cc-by-4.0', 'cc-by-sa-4.0', 'cc-by-nc-4.0', 'cc-by-nc-sa-4.0', 'cc0-1.0')
-# How licences begin that nobody states.
+# How licenses begin that nobody states.
 _UNKNOWN = 'not stated'
 
 
 def model_card(
-    file: str | Path, report: str | Path | None = None, licence: str | None = None, usage: str = ''
+    file: str | Path, report: str | Path | None = None, license: str | None = None, usage: str = ''
 ) -> str:
     """Card of an adapter or a model: what it is, what it reads, whose terms hold, and what was measured.
 
     Args:
         file: Adapter or model file of ours.
         report: `report.json` of the run, whose scores the card quotes; the one beside the file if None.
-        licence: Licence of the base weights, where the file does not state it.
+        license: License of the base weights, where the file does not state it.
         usage: Markdown on how to load it; how this package does if empty.
 
     Raises:
@@ -38,17 +38,17 @@ def model_card(
     kind, adaptation = 'model', facts.adaptation
     if isinstance(facts, AdapterHeader):
         kind, adaptation = 'adapter', facts.explora_config.notation()
-    licence = licence or facts.licence or f'{_UNKNOWN} in the file'
+    license = license or facts.license or f'{_UNKNOWN} in the file'
     rows = {
         'backbone': f'`{facts.backbone}`, img_size {facts.img_size}, patch_size {facts.patch_size}',
         'base': facts.base and f'`{facts.base}`',
         'bands, in this order': ', '.join(facts.bands),
         'images are normalized by mean ± deviation': facts.normalization
         and describe(facts.normalization, facts.bands),
-        'licence of the base, which holds here too': licence,
+        'license of the base, which holds here too': license,
     }
     parts = [
-        _front_matter(kind, facts.base, licence),
+        _front_matter(kind, facts.base, license),
         f'# {facts.backbone}' + (f', adapted by ExPLoRA {adaptation}' if adaptation else ''),
         f'This {kind} was made with explora_geo, which goes on with self-supervised pre-training of vision '
         'transformers on satellite images without labels.',
@@ -63,19 +63,19 @@ def push(
     file: str | Path,
     repo: str,
     report: str | Path | None = None,
-    licence: str | None = None,
+    license: str | None = None,
     private: bool = False,
 ) -> str:
     """Upload an adapter or a model with its card, or a folder of `export_peft`, in one commit.
 
-    The repository `owner/name` is made if there is none; report and licence are those of `model_card`.
+    The repository `owner/name` is made if there is none; report and license are those of `model_card`.
 
     Returns:
         Name of what was uploaded, `hf:owner/name@commit`.
 
     Raises:
         FileNotFoundError: If a file does not exist.
-        ValueError: If the file is none of ours, no licence is known, or the hub does not take it.
+        ValueError: If the file is none of ours, no license is known, or the hub does not take it.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
@@ -88,12 +88,12 @@ def push(
             )
         card = (file / CARD).read_text(encoding='utf-8')
     else:
-        card = model_card(file, report, licence)
+        card = model_card(file, report, license)
         name = ADAPTER if isinstance(_read_facts(file), AdapterHeader) else MODEL
         files = {name: str(file), CARD: card.encode()}
     if f'license_name: "{_UNKNOWN}' in card:
         raise ValueError(
-            f'{file} states no licence of its base weights: read their terms, and give the licence that they '
+            f'{file} states no license of its base weights: read their terms, and give the license that they '
             'allow'
         )
     with hub_errors(repo):
@@ -126,11 +126,11 @@ def _read_facts(file: Path) -> Facts:
     return facts
 
 
-def _front_matter(kind: str, base: str, licence: str) -> str:
+def _front_matter(kind: str, base: str, license: str) -> str:
     """The YAML header that the hub reads."""
-    known = licence.lower() in _KNOWN
+    known = license.lower() in _KNOWN
     lines = [
-        f'license: {licence.lower()}' if known else f'license: other\nlicense_name: {json.dumps(licence)}'
+        f'license: {license.lower()}' if known else f'license: other\nlicense_name: {json.dumps(license)}'
     ]
     if base.startswith((HUB, 'timm/')):  # timm's names are those of its repositories
         lines.append(f'base_model: {"/".join(base.removeprefix(HUB).partition("@")[0].split("/")[:2])}')

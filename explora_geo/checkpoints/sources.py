@@ -1,6 +1,7 @@
 """Where weights come from: files, entries by name, timm's names, repositories of the hub."""
 
 from contextlib import suppress
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ from explora_geo.checkpoints.remote import HUB, fetch, fetch_file
 from explora_geo.models.weights import entry_meta, entry_name, find_weights
 
 # What entries state that goes with the weights
-_STATED = ('bands', 'normalization', 'tokenizer', 'tokenizer_options', 'licence', 'publication', 'dataset')
+_STATED = ('bands', 'normalization', 'tokenizer', 'tokenizer_options', 'license', 'publication', 'dataset')
 
 
 class StoredWeights(NamedTuple):
@@ -56,9 +57,10 @@ def read_weights(weights: WeightsEnum | str | Path | StoredWeights, values: bool
     state, found = read_state(text if file is None else file.path, values)
     base = source if file else Path(text).name + (f', made of {found["base"]}' if 'base' in found else '')
     stated = {'backbone': found.get('backbone') or dino_name(state) or '', 'base': base}
-    if file and 'licence' not in found:
-        stated['licence'] = file.licence
-    return StoredWeights(state, source, Facts.of_entries(found, source, **stated))
+    facts = Facts.of_entries(found, source, **stated)
+    if file and not facts.license:
+        facts = replace(facts, license=file.license)
+    return StoredWeights(state, source, facts)
 
 
 def _read_timm(text: str) -> StoredWeights:
@@ -76,7 +78,7 @@ def _read_timm(text: str) -> StoredWeights:
     elif revision:
         raise ValueError(f'{text} is not on the hub, so it has no revision: give timm/{name}')
     source = text if file is None else f'timm/{name}@{file.commit}'
-    facts = Facts(backbone=name, base=source, licence=getattr(config, 'license', None) or '')
+    facts = Facts(backbone=name, base=source, license=getattr(config, 'license', None) or '')
     return StoredWeights(timm_state(name, file and file.path), source, facts)
 
 

@@ -123,7 +123,7 @@ def read_image(
 ) -> NDArray[Any]:
     """Read chosen bands of an image in the file's own type and units, shape (C, H, W).
 
-    A grey plain image is repeated to three bands where red, green and blue are expected, as
+    A gray plain image is repeated to three bands where red, green and blue are expected, as
     writers of JPEG store colorless pictures so. Pixels without data become the mean of the others.
 
     Args:

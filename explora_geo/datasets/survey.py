@@ -79,7 +79,7 @@ def survey(archive: PathLike | Sequence[PathLike]) -> Survey:
     for what, key in (('bands', lambda h: h.count), ('pixels', lambda h: depth(h.dtype))):
         found, odd = _alike(found, source, key, what)
         skipped += odd
-    return Survey(source, root, files, sorted(found, key=_grey), skipped)
+    return Survey(source, root, files, sorted(found, key=_gray), skipped)
 
 
 def _find(archive: PathLike) -> tuple[Path | None, list[Path | str]]:
@@ -92,7 +92,7 @@ def _find(archive: PathLike) -> tuple[Path | None, list[Path | str]]:
     return locate_images(place)
 
 
-def _grey(header: Header) -> bool:
+def _gray(header: Header) -> bool:
     """Whether it may be a colorless picture of a colored set."""
     return header.whole and header.count == 1 and header.dtype == 'uint8'
 
@@ -101,12 +101,12 @@ def _alike(
     found: list[Header], source: str, key: Callable[[Header], Any], what: str
 ) -> tuple[list[Header], list[str]]:
     """Split files into those like most and the others, `<path>: <reason>`."""
-    colored = [header for header in found if not _grey(header)]
+    colored = [header for header in found if not _gray(header)]
     if not colored:
         return found, []
     usual = Counter(map(key, colored)).most_common(1)[0][0]
     # Colorless pictures among colored ones are read as such.
-    odd = [h for h in found if key(h) != usual and not (_grey(h) and usual in (3, '8-bit'))]
+    odd = [h for h in found if key(h) != usual and not (_gray(h) and usual in (3, '8-bit'))]
     if len(odd) > ODD * len(found):
         one = next(header for header in found if key(header) == usual)
         first, second = (f'{key(header)} {what} ({header.path})' for header in (one, odd[0]))

@@ -1,6 +1,6 @@
 """How good features are: probes on frozen features, block by block, before and after an adaptation."""
 
-from explora_geo.evaluation.blocks import BlockRow, analyse_blocks
+from explora_geo.evaluation.blocks import BlockRow, analyze_blocks
 from explora_geo.evaluation.comparison import Comparison, PairProtocol, interpolate, score_pair
 from explora_geo.evaluation.features import FeatureTable, cached_features, extract_features
 from explora_geo.evaluation.label_free import compare_backbones
@@ -16,7 +16,7 @@ __all__ = [
     'PairProtocol',
     'ProbeProtocol',
     'SweepConfig',
-    'analyse_blocks',
+    'analyze_blocks',
     'bootstrap_interval',
     'cached_features',
     'compare_backbones',

@@ -25,7 +25,7 @@ class BlockRow(NamedTuple):
     label: float  # accuracy by which a patch tells the class of its image
 
 
-def analyse_blocks(
+def analyze_blocks(
     vit: ViT,
     train: Iterable[Mapping[str, Any]],
     test: Iterable[Mapping[str, Any]],

@@ -102,7 +102,7 @@ def logistic_hits(train: Part, val: Part, test: Part, strengths: Sequence[float]
 
 
 def knn_hits(train: Part, val: Part, test: Part, k: int = 5) -> Choice:
-    """Which test images k nearest neighbours classify correctly; validation chooses the feature set."""
+    """Which test images k nearest neighbors classify correctly; validation chooses the feature set."""
     return _choose({f'k={k}': _knn(min(k, len(train[1])))}, train, val, test)
 
 
@@ -120,7 +120,7 @@ def _choose(models: Mapping[str, Any], train: Part, val: Part, test: Part) -> Ch
 
 
 def knn_accuracy(train: Array, train_labels: Array, test: Array, test_labels: Array, k: int = 10) -> float:
-    """Accuracy in [0, 1] of k nearest neighbours by cosine distance, weighted by nearness.
+    """Accuracy in [0, 1] of k nearest neighbors by cosine distance, weighted by nearness.
 
     Features `train`, (N, F), with labels, (N,), classify `test`, (M, F); of fewer than k images all vote.
     """
@@ -132,7 +132,7 @@ def cross_validated_accuracy(
 ) -> float | None:
     """Mean accuracy in [0, 1] of a probe over folds of features, shape (N, F), with labels, shape (N,).
 
-    The method is `knn`, of at most 20 neighbours, or `linear`, a logistic regression. There are fewer folds
+    The method is `knn`, of at most 20 neighbors, or `linear`, a logistic regression. There are fewer folds
     where the rarest class has fewer images, and None without two of each.
     """
     classes, counts = np.unique(labels, return_counts=True)

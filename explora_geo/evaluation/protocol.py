@@ -29,7 +29,7 @@ class ProbeProtocol:
         methods: `linear` (the paper's sweep), `logistic` (regression), `knn`.
         sweep: The sweep with all labels.
         few_iterations: Steps per epoch of the sweep with few labels.
-        neighbours: k of k-NN.
+        neighbors: k of k-NN.
         last_blocks: Last blocks whose class tokens `logistic` and `knn` read; with one, the mean patch token
             of the last block is a second choice.
     """
@@ -39,7 +39,7 @@ class ProbeProtocol:
     methods: tuple[str, ...] = METHODS
     sweep: SweepConfig = field(default_factory=SweepConfig)
     few_iterations: int = 150
-    neighbours: int = 5
+    neighbors: int = 5
     last_blocks: int = 1
 
     def __post_init__(self) -> None:
@@ -47,7 +47,7 @@ class ProbeProtocol:
         unknown = [m for m in self.methods if m not in METHODS]
         if unknown or not self.methods:
             raise ValueError(f'methods must be among {", ".join(METHODS)}, got {", ".join(self.methods)}')
-        for name in ('seeds', 'few_iterations', 'neighbours', 'last_blocks'):
+        for name in ('seeds', 'few_iterations', 'neighbors', 'last_blocks'):
             if getattr(self, name) < 1:
                 raise ValueError(f'{name} must be at least 1, got {getattr(self, name)}')
 
@@ -171,7 +171,7 @@ def run_probes(
             sweep.extend(rows if budget.full else ())
             return choice
         a, b, c = ((t.arrays(protocol.last_blocks), t.label.numpy()) for t in (drawn, val, test))
-        return logistic_hits(a, b, c) if method == 'logistic' else knn_hits(a, b, c, protocol.neighbours)
+        return logistic_hits(a, b, c) if method == 'logistic' else knn_hits(a, b, c, protocol.neighbors)
 
     scores = []
     for budget in protocol.budgets:
@@ -231,7 +231,7 @@ def write_reports(folder: Path, outcome: ProbeOutcome, about: Mapping[str, Any])
             'steps': sweep.epochs * sweep.iterations,
             'steps_few_labels': few.epochs * few.iterations,
             'batch_size': sweep.batch_size,
-            'neighbours': protocol.neighbours,
+            'neighbors': protocol.neighbors,
             'seeds': protocol.seeds,
         },
         'scores': [s.to_dict() for s in outcome.scores],

@@ -80,7 +80,7 @@ def open_model(path: str | Path, device: torch.device | str = 'cpu') -> MapModel
             found = torch.cat([1 - found, found], dim=1)
         return found if task.dense else found[..., None, None].expand(-1, -1, *image.shape[-2:])
 
-    colors = tuple(tuple(map(int, c)) for c in palette(len(classes), task.data.get('colours', ())))
+    colors = tuple(tuple(map(int, c)) for c in palette(len(classes), task.data.get('colors', ())))
     sha256, outputs = state_sha256(task.model.state_dict()), len(classes) or task.outputs
     return MapModel(str(path), sha256, task.model.backbone, task.data, function, outputs, classes, colors)
 

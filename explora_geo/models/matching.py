@@ -76,7 +76,7 @@ def normalization_of(datamodule: Any, bands: Sequence[str]) -> Normalization | N
 def describe_data(datamodule: Any, bands: Sequence[str]) -> dict[str, Any]:
     """What a data module says of its images, as plain values.
 
-    They are the model's `bands`, and where known the fields of `Normalization`, `classes` and `colours`.
+    They are the model's `bands`, and where known the fields of `Normalization`, `classes` and `colors`.
     """
     found: dict[str, Any] = {'bands': list(bands)}
     normalization = normalization_of(datamodule, bands)
@@ -86,8 +86,8 @@ def describe_data(datamodule: Any, bands: Sequence[str]) -> dict[str, Any]:
         dataset = getattr(dataset, 'dataset', dataset)  # a Subset's
         if classes := getattr(dataset, 'classes', None):
             found.setdefault('classes', [str(c) for c in classes])
-        if colours := getattr(dataset, 'colors', None):
-            found.setdefault('colours', [list(map(int, c)) for c in colours])
+        if colors := getattr(dataset, 'colors', None):
+            found.setdefault('colors', [list(map(int, c)) for c in colors])
     return found
 
 

@@ -44,7 +44,7 @@ class ViT(nn.Module):
 
     name: str = ''  # that `create_vit` built it by
     base: str = ''  # name of the weights that were loaded
-    licence: str = ''  # that those weights state
+    license: str = ''  # that those weights state
     adaptation: str = ''  # notation of the adapter that was put on them
     normalization: Normalization | None = None  # of the images that they were adapted on, if they say so
     # As the file of the weights holds them; empty where the model computes its own, None where none was read

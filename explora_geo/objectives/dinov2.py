@@ -277,7 +277,7 @@ class DINOv2(Objective):
                 losses['loss_dino_local'] = loss_local
             if loss_ibot is not None:
                 losses['loss_ibot'] = config.ibot_weight * loss_ibot
-            if config.koleo_weight and images > 1:  # a single image has no neighbour
+            if config.koleo_weight and images > 1:  # a single image has no neighbor
                 spread = [self.koleo(x) for x in cls[0].float().chunk(2)]
                 losses['loss_koleo'] = config.koleo_weight * torch.stack(spread).sum()
         if self.gram is not None:

@@ -322,6 +322,8 @@ class RegressionTask(TuningTask):
 
 
 # The tasks that a file may name
+#: What files of before call entries of the data.
+_FORMER = {'colours': 'colors'}
 _TASKS = {task.__name__: task for task in (ClassificationTask, SegmentationTask, RegressionTask)}
 
 
@@ -354,7 +356,8 @@ def load_task(path: str | Path) -> TuningTask:
         # Lightning's own reader would call whatever the file names as its instantiator.
         hparams = {k: v for k, v in hparams.items() if k not in left_out and k[0] != '_'}
         state = dict(content['state_dict']) if whole else content[0]
-        for name in ('bands', 'mean', 'std', 'classes', 'colours'):
+        data = {_FORMER.get(k, k): v for k, v in data.items()}
+        for name in ('bands', 'mean', 'std', 'classes', 'colors'):
             if not isinstance(data.get(name, []), list):
                 raise ValueError(f'{name} is no list')
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:

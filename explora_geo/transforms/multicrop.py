@@ -140,7 +140,7 @@ class MultiCrop:
         self._colors = self._color_steps(len(bands))
         sizes = ((config.global_size, first), (config.global_size, second), (config.local_size, local))
         self._blurs = [_blur(size or 0, p, config.blur_sigma) for size, p in sizes]
-        self._solarise = K.RandomSolarize((0.5, 0.5), (0.0, 0.0), p=config.solarize)
+        self._solarize = K.RandomSolarize((0.5, 0.5), (0.0, 0.0), p=config.solarize)
 
     @torch.no_grad()
     def __call__(self, image: Tensor, local: bool = True) -> list[Tensor]:
@@ -189,7 +189,7 @@ class MultiCrop:
         return low.view(shape), (bands.amax(2) * std + mean).amax(1).view(shape)
 
     def _paint(
-        self, crops: Tensor, frames: int | None, blur: Any, solarise: bool, span: tuple[Tensor, Tensor] | None
+        self, crops: Tensor, frames: int | None, blur: Any, solarize: bool, span: tuple[Tensor, Tensor] | None
     ) -> Tensor:
         """Change the pixels of crops, shape (N, T·C, h, w)."""
         size = crops.shape[-2]
@@ -207,7 +207,7 @@ class MultiCrop:
             crops = step(crops)
         crops = rearrange(blur(rearrange(crops, **flat)), **tall)
         if span is not None:
-            crops = self._solarise(crops) if solarise else crops
+            crops = self._solarize(crops) if solarize else crops
             crops = (crops * scale + low - mean) / std
         return rearrange(crops, **flat)
 

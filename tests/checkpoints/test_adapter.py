@@ -21,6 +21,7 @@ from explora_geo.checkpoints import (
     merge_adapter,
     read_adapter,
     read_state,
+    read_weights,
     save_adapter,
     scale_adapter,
     write_state,
@@ -348,3 +349,16 @@ def test_everything_trains_of_what_is_loaded(adapter: Path, base_file: Path) -> 
         assert not vit.training and all(p.requires_grad for p in vit.parameters())
         explora(vit, CONFIG)
         assert len(trainable_names(vit)) < len(list(vit.parameters()))
+
+
+@pytest.mark.parametrize('name', ['license', 'licence'])
+def test_a_license_is_read_as_files_of_before_spell_it(adapter: Path, tmp_path: Path, name: str) -> None:
+    state, metadata = read_state(adapter)
+    stated = json.dumps({**json.loads(metadata['adapter']), name: 'MIT'})
+    write_state(tmp_path / 'own.safetensors', state, {**metadata, 'adapter': stated})
+    assert read_adapter(tmp_path / 'own.safetensors')[0].license == 'MIT'
+    header = read_adapter(adapter)[0]
+    write_state(
+        tmp_path / 'model.safetensors', header.build().state_dict(), {**header.entries(), name: 'MIT'}
+    )
+    assert read_weights(tmp_path / 'model.safetensors').facts.license == 'MIT'

@@ -30,7 +30,7 @@ def test_the_shipped_model_is_described_by_name_and_by_file() -> None:
     rows = describe_weights('ViTTiny8_Weights.TINY_IMAGENET_MAE')
     assert rows['backbone'] == 'vit_tiny_patch8_64' and rows['bands'] == 'red, green, blue'
     assert rows['image size'] == '64 px, 8x8 patches' and rows['patch'] == '8 px'
-    assert rows['decoder'] == 'width 128, 2 blocks' and rows['licence'] == 'MIT'
+    assert rows['decoder'] == 'width 128, 2 blocks' and rows['license'] == 'MIT'
     assert describe_weights(ViTTiny8_Weights.TINY_IMAGENET_MAE) == rows
 
 
@@ -69,7 +69,7 @@ def test_what_is_no_vit_is_refused_by_name(describe: Any, encoder_state: State, 
 def test_every_entry_says_what_a_user_must_know(name: str) -> None:
     entry = all_weights()[name]
     meta = entry.meta
-    assert entry.url.startswith(('https://', 'file://', 'hf:')) and meta['licence'] and meta['dataset']
+    assert entry.url.startswith(('https://', 'file://', 'hf:')) and meta['license'] and meta['dataset']
     with torch.device('meta'):
         options = {k: meta[k] for k in ('tokenizer', 'tokenizer_options') if k in meta}
         vit = create_vit(meta['model'], bands=meta['bands'], **options)

@@ -206,7 +206,7 @@ def test_of_a_fused_qkv_the_rows_of_k_are_zero(base_file: Path, tmp_path: Path) 
     config = ExPLoRAConfig.parse('[L]-r4')
     vit = load_backbone('vit_tiny_patch8_32', base_file)
     save_adapter(tmp_path / 'a.safetensors', explora(vit, config), vit.name, config)  # type: ignore[arg-type]
-    export_peft(tmp_path / 'a.safetensors', tmp_path / 'peft', licence='MIT')
+    export_peft(tmp_path / 'a.safetensors', tmp_path / 'peft', license='MIT')
     state = load_file(tmp_path / 'peft' / 'adapter_model.safetensors')
     prefix = 'base_model.model.blocks.0.attn.qkv.'
     assert state[f'{prefix}lora_A.weight'].shape == (8, 32)

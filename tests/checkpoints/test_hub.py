@@ -181,8 +181,8 @@ def model(base_state: dict[str, Tensor], tmp_path: Path) -> bytes:
     return blob(base_state, tmp_path / 'published.safetensors')
 
 
-def readme(licence: str) -> bytes:
-    return f'---\nlicense: {licence}\n---\n# Weights\n'.encode()
+def readme(license: str) -> bytes:
+    return f'---\nlicense: {license}\n---\n# Weights\n'.encode()
 
 
 def test_dinov3_comes_from_the_hub_with_its_own_normalization(
@@ -193,7 +193,7 @@ def test_dinov3_comes_from_the_hub_with_its_own_normalization(
     hub.add('facebook/dinov3-vits16-pretrain-lvd1689m', **{'model.safetensors': content})
     assert not local_file(ViTSmall16_Weights.LVD1689M_DINOV3.url).is_file()
     vit = load_backbone(None, 'ViTSmall16_Weights.LVD1689M_DINOV3')
-    assert torch.equal(vit.reg_token, state['reg_token']) and 'DINOv3 License' in vit.licence
+    assert torch.equal(vit.reg_token, state['reg_token']) and 'DINOv3 License' in vit.license
     assert vit.normalization is not None and vit.normalization.mean[0] == pytest.approx(255 * 0.485)
     assert local_file(ViTSmall16_Weights.LVD1689M_DINOV3.url).read_bytes() == content
 
@@ -205,11 +205,11 @@ def test_a_name_means_the_newest_commit_which_is_recorded_and_can_be_asked_for(
     second = hub.add('own/vit', **{'model.safetensors': model, 'other/weights.safetensors': model})
     stored = read_weights('hf:own/vit')
     assert stored.source == stored.facts.base == f'hf:own/vit@{second}/model.safetensors'
-    assert stored.facts.licence == 'apache-2.0'
+    assert stored.facts.license == 'apache-2.0'
     assert fetch_file(f'hf:own/vit@{first}').commit == first
     assert fetch_file('hf:own/vit/other/weights.safetensors').commit == second
     vit = load_backbone(MODEL, 'hf:own/vit')
-    assert vit.base == stored.source and vit.licence == 'apache-2.0'
+    assert vit.base == stored.source and vit.license == 'apache-2.0'
 
 
 def test_without_a_network_the_cache_serves(hub: Hub, model: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,7 +265,7 @@ def test_the_token_of_the_environment_opens_what_is_gated(
     assert {token for *_, token in hub.asked} == {'Bearer hf_secret'}
 
 
-def test_timms_names_are_pinned_with_their_licence(hub: Hub, tmp_path: Path) -> None:
+def test_timms_names_are_pinned_with_their_license(hub: Hub, tmp_path: Path) -> None:
     name = 'vit_tiny_patch16_224.augreg_in21k'
     theirs = timm.create_model(name, num_classes=2)
     commit = hub.add(
@@ -274,7 +274,7 @@ def test_timms_names_are_pinned_with_their_licence(hub: Hub, tmp_path: Path) -> 
     for given in (f'timm/{name}', f'timm/{name}@{commit}'):
         stored = read_weights(given)
         assert stored.source == stored.facts.base == f'timm/{name}@{commit}'
-        assert (stored.facts.backbone, stored.facts.licence) == (name, 'apache-2.0')
+        assert (stored.facts.backbone, stored.facts.license) == (name, 'apache-2.0')
         assert torch.equal(stored.state['cls_token'], theirs.cls_token)
     assert load_backbone(None, f'timm/{name}').name == name
     with pytest.raises(ValueError, match=r'has no revision v9'):
@@ -371,9 +371,9 @@ def test_push_refuses_in_one_sentence(
     assert 'no report' in refuse('push', adapter, 'me/x', '--report', tmp_path / 'none.json')
     vit = load_backbone(MODEL, base_file)
     save_adapter(tmp_path / 'plain.safetensors', explora(vit, config := ExPLoRAConfig()), MODEL, config)  # type: ignore[arg-type]
-    assert 'states no licence of its base weights' in refuse('push', tmp_path / 'plain.safetensors', 'me/x')
+    assert 'states no license of its base weights' in refuse('push', tmp_path / 'plain.safetensors', 'me/x')
     assert 'me/x' not in hub.commits
-    push(tmp_path / 'plain.safetensors', 'me/x', licence='MIT')
+    push(tmp_path / 'plain.safetensors', 'me/x', license='MIT')
     assert b'license: mit' in hub.commits['me/x'][0]['README.md']
     assert 'the hub shows no repository me/none' in refuse('pull', 'me/none', tmp_path / 'out')
     assert create_vit(MODEL).base == ''

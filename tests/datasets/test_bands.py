@@ -34,4 +34,4 @@ def test_other_bands_are_refused_with_both_lists(given: tuple[str, ...]) -> None
 
 
 def test_only_colors_are_respelled() -> None:
-    assert spell(['R', ' b04 ', 'GRAY', 'B8A']) == ('red', 'b04', 'grey', 'B8A')
+    assert spell(['R', ' b04 ', 'GREY', 'B8A']) == ('red', 'b04', 'gray', 'B8A')

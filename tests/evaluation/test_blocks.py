@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from explora_geo.evaluation import analyse_blocks
+from explora_geo.evaluation import analyze_blocks
 from explora_geo.evaluation.blocks import eigenvalues, linear_accuracy
 from explora_geo.models import create_vit
 
@@ -26,7 +26,7 @@ def noise(images: int, seed: int) -> tuple[Tensor, Tensor]:
 def test_places_and_classes_that_tokens_tell_are_found(small_names: None) -> None:
     vit = create_vit('vit_tiny_patch8_32', learned_position=False)
     vit.pos_embed.data *= 20  # louder than the noise
-    rows = analyse_blocks(vit, batches(*noise(48, 0)), batches(*noise(16, 1)), patches=8)
+    rows = analyze_blocks(vit, batches(*noise(48, 0)), batches(*noise(16, 1)), patches=8)
     assert [row.block for row in rows] == [1, 2, 3]
     assert rows[0].position > 0.5 and rows[0].label > 0.9  # of 16 places and 2 classes
 
@@ -34,14 +34,14 @@ def test_places_and_classes_that_tokens_tell_are_found(small_names: None) -> Non
 def test_without_positions_no_place_is_told(small_names: None) -> None:
     vit = create_vit('vit_tiny_patch8_32')
     nn.init.zeros_(vit.pos_embed)
-    rows = analyse_blocks(vit, batches(*noise(48, 0)), batches(*noise(32, 1)), patches=8)
+    rows = analyze_blocks(vit, batches(*noise(48, 0)), batches(*noise(32, 1)), patches=8)
     assert all(row.position < 0.2 for row in rows)
 
 
 def test_eigenvalues_are_those_of_the_covariance(small_names: None) -> None:
     vit = create_vit('vit_tiny_patch8_32')
     image, label = noise(8, 0)
-    (row, *_) = analyse_blocks(vit, batches(image, label), batches(image, label), patches=16)
+    (row, *_) = analyze_blocks(vit, batches(image, label), batches(image, label), patches=16)
     with torch.no_grad():
         tokens = vit.intermediate(image, [0])[0].patches.reshape(-1, vit.embed_dim)
     values = torch.linalg.eigvalsh(torch.cov(tokens.T))

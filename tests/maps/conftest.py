@@ -61,7 +61,7 @@ def model_file(small_names: None, tmp_path: Path) -> Path:
         'mean': [120.0, 110.0, 100.0],
         'std': [50.0, 45.0, 40.0],
         'classes': ['field', 'forest', 'water'],
-        'colours': [[200, 180, 90], [20, 110, 40], [30, 80, 200]],
+        'colors': [[200, 180, 90], [20, 110, 40], [30, 80, 200]],
     }
     save_task(tmp_path / 'model.safetensors', task.eval())
     return tmp_path / 'model.safetensors'

@@ -45,7 +45,7 @@ def large_images() -> Tensor:
 
 def test_it_is_an_entry_of_torchvisions_kind() -> None:
     assert issubclass(ViTTiny8_Weights, WeightsEnum)
-    assert WEIGHTS.meta['model'] == 'vit_tiny_patch8_64' and WEIGHTS.meta['licence'] == 'MIT'
+    assert WEIGHTS.meta['model'] == 'vit_tiny_patch8_64' and WEIGHTS.meta['license'] == 'MIT'
     assert WEIGHTS.meta['bands'] == ('red', 'green', 'blue')
     sample = {'image': torch.ones(1)}
     assert WEIGHTS.transforms(sample) is sample
@@ -209,12 +209,12 @@ def test_weights_are_searched_by_all_that_they_state() -> None:
     assert set(search_weights('huge imagenet')) == {n for n in names if n.startswith('ViTHuge14_Weights.')}
     found = search_weights('SSL4EO-S12 sentinel1 softcon')
     assert found and all(n.startswith('torchgeo/') and 'SOFTCON' in n for n in found)
-    assert all('licence' in m and 'decoder' in m for m in search_weights().values())
+    assert all('license' in m and 'decoder' in m for m in search_weights().values())
 
 
 def test_the_huge_model_is_for_the_user_to_get() -> None:
     entry = all_weights()['ViTHuge14_Weights.IMAGENET_MAE']
-    assert entry.meta['licence'] == 'CC-BY-NC-4.0' and entry.url.startswith('https://')
+    assert entry.meta['license'] == 'CC-BY-NC-4.0' and entry.url.startswith('https://')
     with torch.device('meta'):
         assert sum(p.numel() for p in create_vit(entry.meta['model']).parameters()) > 6e8
 

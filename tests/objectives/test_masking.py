@@ -51,7 +51,7 @@ def test_masks_are_spread_as_lightlys() -> None:
     ours = torch.cat([block_masks(40, (16, 16))[:, 0] for _ in range(15)]).view(-1, 16, 16).float()
     theirs = torch.cat([random_block_mask((40, 16, 16)) for _ in range(15)]).float()
     assert (ours.mean(0) - theirs.mean(0)).abs().max() < 0.1
-    # Blocks, not specks: the neighbour of a masked patch is mostly masked.
+    # Blocks, not specks: the neighbor of a masked patch is mostly masked.
     for masks in (ours, theirs):
         assert (masks[:, 1:] * masks[:, :-1]).sum() / masks[:, 1:].sum() > 0.7
 
