@@ -75,7 +75,7 @@ def recompress(source: Path, target: Path, bands: tuple[str, ...], window: Windo
     with rasterio.open(target) as dst:
         same = np.array_equal(dst.read(), pixels) and dst.dtypes[0] == profile['dtype']
         if not same or dst.crs != profile['crs'] or dst.transform != profile['transform']:
-            raise ValueError(f'{target} differs from {source}; delete it and run again.')
+            raise ValueError(f'{target} differs from {source}; delete it and run again')
 
 
 def copy_naip(source: Path, out: Path, dates: tuple[str, ...], size: int = 256) -> None:

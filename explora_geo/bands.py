@@ -75,7 +75,7 @@ def match_bands(
     if missing:
         raise ValueError(
             f'Bands {missing} are missing: {wanted_by} {", ".join(wanted)}, {given_by} {", ".join(given)}; '
-            'select other bands, or correct the names with file_bands.'
+            'select other bands, or correct the names with file_bands'
         )
     return [positions[canonical(name)] for name in wanted]
 
@@ -89,7 +89,7 @@ def select_bands(wanted: Sequence[str] | None, available: Sequence[str]) -> list
     if wanted is None:
         return list(range(len(available)))
     if isinstance(wanted, str) or not wanted:
-        raise ValueError(f'bands must be a list of at least one band name, got {wanted!r}.')
+        raise ValueError(f'bands must be a list of at least one band name, got {wanted!r}')
     return match_bands(available, wanted, 'the files have', 'wanted are')
 
 
@@ -122,13 +122,13 @@ def name_bands(
         if not names:
             raise ValueError(
                 f'Bands are used by name, but {where} has {count} unnamed {dtype} bands; '
-                'give file_bands, the name of every band in file order.'
+                'give file_bands, the name of every band in file order'
             )
     if len({canonical(n) for n in names}) != len(names):
-        raise ValueError(f'Band names must differ, but {origin} gives {names}; rename the doubles.')
+        raise ValueError(f'Band names must differ, but {origin} gives {names}; rename the doubles')
     if len(names) != count:
         raise ValueError(
             f'file_bands must name every band in file order, but it names {len(names)} {names} '
-            f'and {where} has {count} bands.'
+            f'and {where} has {count} bands'
         )
     return names

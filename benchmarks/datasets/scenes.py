@@ -36,7 +36,7 @@ class RESISC45DataModule(TileDataModule):
         listed = Path(self.root) / f'resisc45-{"test" if part == "predict" else part}.txt'
         if not listed.is_file():
             download = f'RESISC45({str(self.root)!r}, download=True)'
-            raise FileNotFoundError(f'There is no {listed}: TorchGeo downloads it with {download}.')
+            raise FileNotFoundError(f'There is no {listed}: TorchGeo downloads it with {download}')
         names, folder = frozenset(listed.read_text(encoding='utf-8').split()), listed.parent / 'NWPU-RESISC45'
         known: dict[str, Any] = {'file_bands': RGB, 'labeled': True}
         return FolderDataset(folder, is_valid_file=lambda path: path.name in names, **known, **self.kwargs)
@@ -86,17 +86,17 @@ class NAIPLandCoverDataModule(TileDataModule):
         targets = sorted(folder.glob('y*.npy'))
         if not (folder / 'splits.npy').is_file() or len(targets) != 1:
             found = [p.name for p in targets]
-            raise FileNotFoundError(f'{folder} must hold splits.npy and exactly one y*.npy, found {found}.')
+            raise FileNotFoundError(f'{folder} must hold splits.npy and exactly one y*.npy, found {found}')
         lists = []
         for path in (targets[0], folder / 'splits.npy'):
             try:
                 lists.append(np.load(path))
             except (ValueError, OSError, EOFError) as error:
-                raise ValueError(f'{path} cannot be read ({error}); get it again.') from error
+                raise ValueError(f'{path} cannot be read ({error}); get it again') from error
         codes, splits = lists
         if codes.shape != splits.shape or codes.ndim != 1:
             shapes = f'{codes.shape} and {splits.shape}'
-            raise ValueError(f'{targets[0]} and splits.npy must list the same tiles, got shapes {shapes}.')
+            raise ValueError(f'{targets[0]} and splits.npy must list the same tiles, got shapes {shapes}')
         # Codes of the layer become labels in ascending order, over all parts alike.
         values, labels = np.unique(codes, return_inverse=True)
         chosen = np.flatnonzero(np.isin(splits, {'train': [0], 'val': [1]}.get(part, [1, 2])))

@@ -40,13 +40,13 @@ class SpaceNet1Dataset(TileDataset):
     ) -> None:
         """Initialize a new SpaceNet1Dataset instance; see :class:`SpaceNet1DataModule`."""
         if image not in IMAGE_BANDS:
-            raise ValueError(f'image must be one of {", ".join(IMAGE_BANDS)}, got {image!r}.')
+            raise ValueError(f'image must be one of {", ".join(IMAGE_BANDS)}, got {image!r}')
         self.file_bands, self.ignore_black = IMAGE_BANDS[image], ignore_black
         try:
             self.source = SpaceNet1(str(root), split, image=image)
         except DatasetNotFoundError as error:
             folder = Path(root, 'SN1_buildings', split, image)
-            raise FileNotFoundError(f'There are no SpaceNet 1 images in {folder}: check the path.') from error
+            raise FileNotFoundError(f'There are no SpaceNet 1 images in {folder}: check the path') from error
         files = [Path(path) for path in self.source.images]
         super().__init__(root, files, None, ('other', 'building'), **kwargs)
 
@@ -115,9 +115,9 @@ class SpaceNet1DataModule(TileDataModule):
             **kwargs: Images, loading, augmentation and statistics; see :class:`TileDataModule`.
         """
         if split not in ('names', 'blocks'):
-            raise ValueError(f'split must be names or blocks, got {split!r}.')
+            raise ValueError(f'split must be names or blocks, got {split!r}')
         if not 0 <= val_split < 1:
-            raise ValueError(f'val_split must be in [0, 1), got {val_split}.')
+            raise ValueError(f'val_split must be in [0, 1), got {val_split}')
         super().__init__(root, **kwargs)
         self.kwargs |= {'image': image, 'ignore_black': ignore_black}
         self.split, self.val_split = split, val_split

@@ -31,7 +31,7 @@ class WILDSDataModule(TileDataModule):
             **kwargs: Images, loading, augmentation and statistics; see :class:`TileDataModule`.
         """
         if scored not in ('test', 'val'):
-            raise ValueError(f'scored must be test or val, got {scored!r}.')
+            raise ValueError(f'scored must be test or val, got {scored!r}')
         super().__init__(root, **kwargs)
         self.unlabelled, self.scored = unlabelled, scored
 
@@ -50,7 +50,7 @@ class WILDSDataModule(TileDataModule):
             files, labels, classes = self.listed(name, unlabelled)
             if files and not files[0].is_file():  # a wrong root is found at once
                 raise FileNotFoundError(
-                    f'There is no image {files[0]}, which the list of {self.root} names first.'
+                    f'There is no image {files[0]}, which the list of {self.root} names first'
                 )
             return TileDataset(self.root, files, labels, classes, **self.kwargs)
         except FileNotFoundError:
@@ -66,15 +66,15 @@ class WILDSDataModule(TileDataModule):
             options = f"root_dir='{root}', download=True{', unlabeled=True' if 'unlabeled' in name else ''}"
             how = f"wilds.get_dataset('{name.split('_')[0]}', {options})"
             raise FileNotFoundError(
-                f'There is no folder {name}_v* in {root}: get it from the wilds package, {how}.'
+                f'There is no folder {name}_v* in {root}: get it from the wilds package, {how}'
             )
         file = folders[-1] / 'metadata.csv'
         if not file.is_file():
-            raise FileNotFoundError(f'There is no {file}: the download is incomplete.')
+            raise FileNotFoundError(f'There is no {file}: the download is incomplete')
         try:
             table = pd.read_csv(file, usecols=list(columns), dtype={'patient': 'str'})
         except ValueError as error:  # also of pandas' own kinds
-            raise ValueError(f'{file} does not fit ({str(error).strip()}): download it again.') from error
+            raise ValueError(f'{file} does not fit ({str(error).strip()}): download it again') from error
         return folders[-1], table
 
 

@@ -1,11 +1,11 @@
 """Data modules: folders of tiles and masks, EuroSAT and fMoW, and whole scenes."""
 
-from .base import Augment, TileDataModule
-from .eurosat import EuroSATDataModule
-from .fmow import FMoWRGBDataModule, FMoWSentinelDataModule, FMoWTemporalDataModule
-from .folder import FolderDataModule, MaskFolderDataModule
-from .scenes import SceneDataModule
-from .statistics import Statistics
+from explora_geo.datamodules.base import Augment, TileDataModule
+from explora_geo.datamodules.eurosat import EuroSATDataModule
+from explora_geo.datamodules.fmow import FMoWRGBDataModule, FMoWSentinelDataModule, FMoWTemporalDataModule
+from explora_geo.datamodules.folder import FolderDataModule, MaskFolderDataModule
+from explora_geo.datamodules.scenes import SceneDataModule
+from explora_geo.datamodules.statistics import Statistics
 
 __all__ = [
     'Augment',

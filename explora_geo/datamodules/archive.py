@@ -10,14 +10,18 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Subset
 
-from ..bands import RGB, spell
-from ..datasets import PackedDataset, collate_skipping
-from ..datasets.files import evenly_spaced
-from ..datasets.folder import class_folders
-from ..datasets.images import Header, depth
-from ..datasets.packed import is_pack
-from ..datasets.remote import PathLike
-from ..datasets.survey import (
+from explora_geo.bands import RGB, spell
+from explora_geo.datamodules.base import TileDataModule
+from explora_geo.datamodules.folder import FolderDataModule
+from explora_geo.datamodules.scenes import SceneDataModule
+from explora_geo.datamodules.statistics import usable
+from explora_geo.datasets import PackedDataset, collate_skipping
+from explora_geo.datasets.files import evenly_spaced
+from explora_geo.datasets.folder import class_folders
+from explora_geo.datasets.images import Header, depth
+from explora_geo.datasets.packed import is_pack
+from explora_geo.datasets.remote import PathLike
+from explora_geo.datasets.survey import (
     OPENED,
     Survey,
     UnnamedBandsError,
@@ -26,10 +30,6 @@ from ..datasets.survey import (
     sample_values,
     survey,
 )
-from .base import TileDataModule
-from .folder import FolderDataModule
-from .scenes import SceneDataModule
-from .statistics import usable
 
 #: Side of the largest image by default.
 LARGEST = 224
@@ -140,7 +140,7 @@ def look(
     elif file_bands == pack.file_bands:
         sort, classes = 'pack', pack.classes
     else:
-        raise ValueError(f'The pack {path} names its bands: {", ".join(pack.file_bands)}; use these names.')
+        raise ValueError(f'The pack {path} names its bands: {", ".join(pack.file_bands)}; use these names')
     size = _choose_size(found, patch_size, image_size, sort != 'scenes')
     values, damaged = (
         sample_values(found, file_bands, positions) if pack is None else _pack_values(pack, positions)
@@ -212,11 +212,11 @@ def _choose_kind(found: Survey, wanted: Literal['tiles', 'scenes'] | None) -> Li
     if kind == 'scenes' and found.crs is None:
         raise ValueError(
             f'{found.source} has no coordinate reference system and is no scene: give a folder of tiles, or '
-            'georeference it.'
+            'georeference it'
         )
     if kind == 'tiles' and found.root is None:
         raise ValueError(
-            f'{found.source} are tiles: give their folder, a pattern, or a text file that lists them.'
+            f'{found.source} are tiles: give their folder, a pattern, or a text file that lists them'
         )
     return kind
 
@@ -227,10 +227,10 @@ def _choose_size(found: Survey, patch_size: int, wanted: int | None, enlarge: bo
     if min(height, width) < patch_size:
         raise ValueError(
             f'The images of {found.source} have {height} x {width} pixels, less than a patch of {patch_size} '
-            f'x {patch_size}: give larger images, or weights of smaller patches.'
+            f'x {patch_size}: give larger images, or weights of smaller patches'
         )
     if wanted is not None and (wanted < patch_size or wanted % patch_size):
-        raise ValueError(f'image_size must be a multiple of the patch of {patch_size} pixels, got {wanted}.')
+        raise ValueError(f'image_size must be a multiple of the patch of {patch_size} pixels, got {wanted}')
     return wanted or default_size(min(height, width), patch_size, enlarge)
 
 
@@ -262,12 +262,12 @@ class LabeledTiles(Subset[dict[str, Any]]):
         if len(found.classes) < 2:
             raise ValueError(
                 f'labels={found.source} needs images in at least two class folders, such as '
-                f'{os.path.join(found.source, "forest", "1.tif")}; found {len(found.classes)}.'
+                f'{os.path.join(found.source, "forest", "1.tif")}; found {len(found.classes)}'
             )
         if depth(found.dtype) != depth(archive.dtype):
             raise ValueError(
                 f'labels={found.source} has {found.dtype} pixels, the archive {archive.source} has '
-                f'{archive.dtype}: give labeled tiles of the same range.'
+                f'{archive.dtype}: give labeled tiles of the same range'
             )
         dataset: Any = found.datamodule().make('train')
         self.classes, labels = dataset.classes, np.array(dataset.labels)

@@ -15,13 +15,13 @@ from torch import Tensor
 from torch.utils.data import RandomSampler, Sampler, Subset
 from torchgeo.datamodules import NonGeoDataModule
 
-from ..bands import match_bands
-from ..datasets import TileDataset, collate_skipping
-from ..datasets.files import evenly_spaced
-from ..datasets.images import BadTileError, read_header
-from ..transforms import MultiCrop, ViewsConfig, normalization, training_view
-from .loader import EpochSampler, ReplacingCollate, ResumableLoader, SkippingDataLoader
-from .statistics import SAMPLES, Statistic, Statistics, usable
+from explora_geo.bands import match_bands
+from explora_geo.datamodules.loader import EpochSampler, ReplacingCollate, ResumableLoader, SkippingDataLoader
+from explora_geo.datamodules.statistics import SAMPLES, Statistic, Statistics, usable
+from explora_geo.datasets import TileDataset, collate_skipping
+from explora_geo.datasets.files import evenly_spaced
+from explora_geo.datasets.images import BadTileError, read_header
+from explora_geo.transforms import MultiCrop, ViewsConfig, normalization, training_view
 
 #: Parts of a data set.
 Part = Literal['train', 'val', 'test', 'predict']
@@ -116,9 +116,9 @@ class TileDataModule(NonGeoDataModule):
         )
         for name, value, least in least_values:
             if value < least:
-                raise ValueError(f'{name} must be at least {least}, got {value}.')
+                raise ValueError(f'{name} must be at least {least}, got {value}')
         if not 0 <= self.held_out < 1:
-            raise ValueError(f'val_split must be at least 0 and below 1, got {self.held_out}.')
+            raise ValueError(f'val_split must be at least 0 and below 1, got {self.held_out}')
         given = {'bands': bands, 'size': image_size, 'strict': strict, 'cache': cache}
         super().__init__(self.kind, batch_size, num_workers, **given)
         self.root, self.image_size = root, image_size
@@ -147,7 +147,7 @@ class TileDataModule(NonGeoDataModule):
         if self.train_dataset is None:
             whole: Any = self.make('train')
             if whole is None:
-                raise ValueError(f'{type(self).__name__} needs training images.')
+                raise ValueError(f'{type(self).__name__} needs training images')
             self.dataset = whole  # also what `plot` of the base class shows
             train, held = hold_out(whole, self.held_out)
             bands = tuple(getattr(whole, 'dataset', whole).bands)
@@ -195,7 +195,7 @@ class TileDataModule(NonGeoDataModule):
         if dataset is None:
             raise ValueError(
                 f'{type(self).__name__} has no {split} images; give it a {split} folder, and call '
-                'setup() before asking for a loader.'
+                'setup() before asking for a loader'
             )
         sampler: Any = self._sampler(split)
         options: dict[str, Any] = {
@@ -313,7 +313,7 @@ def hold_out(dataset: Any, share: float) -> tuple[Any, Any | None]:
         return dataset, None
     kept = sorted(set(range(len(dataset))) - set(held))
     if not kept:
-        raise ValueError(f'val_split={share} leaves none of {len(dataset)} images for training.')
+        raise ValueError(f'val_split={share} leaves none of {len(dataset)} images for training')
     train, val = Subset(dataset, kept), Subset(dataset, held)
     # Reports name the classes.
     train.classes = val.classes = getattr(dataset, 'classes', ())  # type: ignore[attr-defined]
@@ -335,7 +335,7 @@ def _move_former(
 ) -> tuple[Augment, Statistics]:
     """Move former arguments into their groups, with a warning; groups may be mappings."""
     if normalise not in (None, 'clip', 'standard'):
-        raise ValueError(f'normalise must be clip or standard, got {normalise!r}.')
+        raise ValueError(f'normalise must be clip or standard, got {normalise!r}')
     clip = None if normalise is None else normalise == 'clip'
     crops = _given(vars(Augment(crop_scale, horizontal_flip, vertical_flip, quarter_turns, views)))
     numbers = _given({'mean': mean, 'std': std, 'clip': clip})

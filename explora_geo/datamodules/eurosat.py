@@ -5,11 +5,11 @@ from typing import Any
 from torch.utils.data import Dataset
 from torchgeo.datamodules.eurosat import MEAN, STD
 
-from ..datasets import EuroSATDataset
-from ..datasets.eurosat import MS_BANDS
-from ..datasets.remote import PathLike
-from .base import Part, TileDataModule
-from .statistics import Statistics
+from explora_geo.datamodules.base import Part, TileDataModule
+from explora_geo.datamodules.statistics import Statistics
+from explora_geo.datasets import EuroSATDataset
+from explora_geo.datasets.eurosat import MS_BANDS
+from explora_geo.datasets.remote import PathLike
 
 
 class EuroSATDataModule(TileDataModule):

@@ -7,13 +7,13 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..bands import RGB
-from ..datasets import FMoWRGB, FMoWSentinel, FMoWTemporal
-from ..datasets.fmow import SENTINEL_BANDS
-from ..datasets.remote import PathLike
-from ..transforms import FramesAsChannels
-from .base import Augment, Part, TileDataModule
-from .statistics import Statistics
+from explora_geo.bands import RGB
+from explora_geo.datamodules.base import Augment, Part, TileDataModule
+from explora_geo.datamodules.statistics import Statistics
+from explora_geo.datasets import FMoWRGB, FMoWSentinel, FMoWTemporal
+from explora_geo.datasets.fmow import SENTINEL_BANDS
+from explora_geo.datasets.remote import PathLike
+from explora_geo.transforms import FramesAsChannels
 
 #: Share of the middle that SatMAE keeps of images that are not cropped at random.
 EVAL_CROP = 224 / 256

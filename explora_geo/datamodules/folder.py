@@ -6,11 +6,11 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from ..datasets import FolderDataset, MaskFolderDataset, PackedDataset
-from ..datasets.packed import is_pack
-from ..datasets.plotting import Color
-from ..datasets.remote import PathLike
-from .base import Augment, Part, TileDataModule
+from explora_geo.datamodules.base import Augment, Part, TileDataModule
+from explora_geo.datasets import FolderDataset, MaskFolderDataset, PackedDataset
+from explora_geo.datasets.packed import is_pack
+from explora_geo.datasets.plotting import Color
+from explora_geo.datasets.remote import PathLike
 
 
 class FolderDataModule(TileDataModule):
@@ -50,7 +50,7 @@ class FolderDataModule(TileDataModule):
             ValueError: If an argument is out of range or contradicts another.
         """
         if val_split and val_root is not None:
-            raise ValueError(f'Give either val_root or val_split, got {val_root} and {val_split}.')
+            raise ValueError(f'Give either val_root or val_split, got {val_root} and {val_split}')
         self.held_out, self.roots = val_split, {'train': root, 'val': val_root, 'test': test_root}
         super().__init__(root, **kwargs)
         self.kwargs |= {'file_bands': file_bands, 'min_size': min_size}

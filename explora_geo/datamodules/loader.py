@@ -138,7 +138,7 @@ class ReplacingCollate:
             else:
                 raise ValueError(
                     f'A batch needs at least one usable tile, but all {len(samples)} were skipped; '
-                    f'repair or remove them, first {[samples[0]["skipped"]]}.'
+                    f'repair or remove them, first {[samples[0]["skipped"]]}'
                 )
         return self.collate(samples)
 
@@ -157,4 +157,4 @@ class SkippingDataLoader(DataLoader[Any]):
                 names = batch['skipped']
                 warnings.warn(f'A batch of {len(names)} is left out, first {names[0]}.', stacklevel=2)
         if names and not found:
-            raise ValueError(f'No image can be used, first {names[0]}; repair or remove the files.')
+            raise ValueError(f'No image can be used, first {names[0]}; repair or remove the files')

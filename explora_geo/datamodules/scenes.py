@@ -10,11 +10,11 @@ import torch
 from torch.utils.data import Sampler
 from torchgeo.datasets.utils import GeoSlice
 
-from ..datasets import SceneDataset
-from ..datasets.files import evenly_spaced
-from ..datasets.remote import PathLike
-from .base import Part, TileDataModule
-from .statistics import SAMPLES
+from explora_geo.datamodules.base import Part, TileDataModule
+from explora_geo.datamodules.statistics import SAMPLES
+from explora_geo.datasets import SceneDataset
+from explora_geo.datasets.files import evenly_spaced
+from explora_geo.datasets.remote import PathLike
 
 
 class RandomWindows(Sampler[GeoSlice]):
@@ -123,7 +123,7 @@ class SceneDataModule(TileDataModule):
             ValueError: If an argument is out of range.
         """
         if length is not None and length < 1:
-            raise ValueError(f'length must be at least 1 window, got {length}.')
+            raise ValueError(f'length must be at least 1 window, got {length}')
         super().__init__(paths, image_size=patch_size, **kwargs)
         del self.kwargs['size']  # windows are cut to size by the sampler
         self.kwargs |= {'file_bands': file_bands, 'res': res}
@@ -143,7 +143,7 @@ class SceneDataModule(TileDataModule):
         if not grid_windows(dataset, self.patch_size, whole=True):
             raise ValueError(
                 f'patch_size={self.patch_size} is larger than every scene '
-                f'({list(dataset.index["filepath"])[:3]}); give a smaller patch_size.'
+                f'({list(dataset.index["filepath"])[:3]}); give a smaller patch_size'
             )
         return dataset
 

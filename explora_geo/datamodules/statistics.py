@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..bands import RGB, canonical, spell
+from explora_geo.bands import RGB, canonical, spell
 
 #: One value per band: by name, in the order of the bands, ImageNet's, or estimated.
 Statistic = Literal['auto', 'imagenet'] | Mapping[str, float] | Sequence[float]
@@ -71,11 +71,11 @@ def resolve(value: Mapping[str, float] | Sequence[float] | str, bands: Sequence[
     """
     if isinstance(value, str):
         if value != 'imagenet':
-            raise ValueError(f"{name} must be 'auto', 'imagenet' or numbers, got {value!r}.")
+            raise ValueError(f"{name} must be 'auto', 'imagenet' or numbers, got {value!r}")
         if not set(spell(bands)) <= set(RGB):  # Sentinel-2's B04 is red, too, but no 8-bit image
             raise ValueError(
                 f"{name}='imagenet' is known for the bands {RGB}, but the bands are "
-                f"{tuple(bands)}; give {name} by band name, or 'auto'."
+                f"{tuple(bands)}; give {name} by band name, or 'auto'"
             )
         value = IMAGENET[name]
     if isinstance(value, Mapping):
@@ -83,18 +83,18 @@ def resolve(value: Mapping[str, float] | Sequence[float] | str, bands: Sequence[
         if missing := [band for band in bands if canonical(band) not in known]:
             raise ValueError(
                 f'{name} must have a value for every band, but {missing} are missing: '
-                f'bands {tuple(bands)}, given {tuple(value)}.'
+                f'bands {tuple(bands)}, given {tuple(value)}'
             )
         value = [known[canonical(band)] for band in bands]
     if len(value) != len(bands):
         raise ValueError(
             f'{name} must have one value per band, got {len(value)} values for the '
-            f'{len(bands)} bands {tuple(bands)}.'
+            f'{len(bands)} bands {tuple(bands)}'
         )
     result = torch.tensor([float(number) for number in value])
     if not torch.isfinite(result).all() or (name == 'std' and (result <= 0).any()):
         rule = 'positive numbers' if name == 'std' else 'finite numbers'
-        raise ValueError(f'{name} must be {rule}, got {list(value)}.')
+        raise ValueError(f'{name} must be {rule}, got {list(value)}')
     return result
 
 
@@ -114,7 +114,7 @@ def usable(samples: Iterable[Mapping[str, Any]], where: object) -> Iterator[Tens
     if skipped and not found:
         raise ValueError(
             f'None of the {len(skipped)} images looked at in {where} can be used, first {skipped[0]}; repair '
-            'or remove them.'
+            'or remove them'
         )
 
 
@@ -136,7 +136,7 @@ def estimate(images: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
     if count == 0:
         raise ValueError(
             "mean or std 'auto' needs at least one readable tile, but none of those looked at can "
-            'be used; repair the files or give mean and std.'
+            'be used; repair the files or give mean and std'
         )
     mean = total / count
     std = (square / count - mean.square()).clamp(min=0).sqrt()

@@ -1,13 +1,13 @@
 """Datasets: folders of tiles and masks, EuroSAT and fMoW, and whole scenes."""
 
-from .base import TileDataset, collate_skipping
-from .eurosat import EuroSATDataset
-from .fmow import FMoWRGB, FMoWSentinel, FMoWTemporal
-from .folder import FolderDataset
-from .masks import MaskFolderDataset
-from .packed import PackedDataset
-from .plotting import plot_rows
-from .scenes import SceneDataset
+from explora_geo.datasets.base import TileDataset, collate_skipping
+from explora_geo.datasets.eurosat import EuroSATDataset
+from explora_geo.datasets.fmow import FMoWRGB, FMoWSentinel, FMoWTemporal
+from explora_geo.datasets.folder import FolderDataset
+from explora_geo.datasets.masks import MaskFolderDataset
+from explora_geo.datasets.packed import PackedDataset
+from explora_geo.datasets.plotting import plot_rows
+from explora_geo.datasets.scenes import SceneDataset
 
 __all__ = [
     'EuroSATDataset',

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from torch.utils.data import default_collate
 from torchgeo.datasets import NonGeoDataset
 
-from ..bands import RGB, select_bands
-from .files import RASTER_SUFFIXES
-from .images import BadTileError, open_raster, read_image, resize
-from .plotting import Color, plot_sample
-from .remote import PathLike
+from explora_geo.bands import RGB, select_bands
+from explora_geo.datasets.files import RASTER_SUFFIXES
+from explora_geo.datasets.images import BadTileError, open_raster, read_image, resize
+from explora_geo.datasets.plotting import Color, plot_sample
+from explora_geo.datasets.remote import PathLike
 
 #: Function applied to each sample.
 Transforms = Callable[[dict[str, Any]], dict[str, Any]]
@@ -77,12 +77,12 @@ class TileDataset(NonGeoDataset):
         """
         for name, value in (('size', size), ('min_size', min_size)):
             if value is not None and value < 1:
-                raise ValueError(f'{name} must be at least 1 pixel, got {value}.')
+                raise ValueError(f'{name} must be at least 1 pixel, got {value}')
         if not len(files):
-            raise FileNotFoundError(f'{root} lists no image of this split; check the split and the path.')
+            raise FileNotFoundError(f'{root} lists no image of this split; check the split and the path')
         if labels is not None and classes and not 0 <= min(labels) <= max(labels) < len(classes):
             raise ValueError(
-                f'Labels of {root} must be 0 to {len(classes) - 1}, got {min(labels)} to {max(labels)}.'
+                f'Labels of {root} must be 0 to {len(classes) - 1}, got {min(labels)} to {max(labels)}'
             )
         self.root, self.files, self.classes = Path(root), list(files), tuple(classes)
         self.labels = None if labels is None else list(labels)
@@ -133,7 +133,7 @@ class TileDataset(NonGeoDataset):
         if missing := [name for name in self.classes if name not in classes]:
             raise ValueError(
                 f'Class folders {missing} of {self.root} are not among the classes '
-                f'{list(classes)}; rename the folders or remove them.'
+                f'{list(classes)}; rename the folders or remove them'
             )
         names = [self.classes[label] for label in self.labels or ()]
         self.labels = None if self.labels is None else [list(classes).index(name) for name in names]
@@ -181,7 +181,7 @@ def skip(message: str, strict: bool, remedy: str = 'repair or remove the file') 
         ValueError: If *strict*.
     """
     if strict:
-        raise ValueError(f'{message}; {remedy}, or set strict=False to skip it.')
+        raise ValueError(f'{message}; {remedy}, or set strict=False to skip it')
     return {'skipped': message}
 
 
@@ -201,7 +201,7 @@ def collate_skipping(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     if len(shapes) > 1:
         raise ValueError(
             f'Images of a batch must have one shape (C, H, W), got {shapes[:4]}; '
-            'give size to bring all tiles to one size.'
+            'give size to bring all tiles to one size'
         )
     batch: dict[str, Any] = default_collate(good) if good else {}
     return {**batch, 'skipped': skipped} if skipped else batch

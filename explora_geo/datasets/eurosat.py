@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 from torchgeo.datasets import EuroSAT
 
-from ..bands import RGB
-from .files import RASTER_SUFFIXES, find_images
-from .folder import FolderDataset
-from .remote import PathLike
+from explora_geo.bands import RGB
+from explora_geo.datasets.files import RASTER_SUFFIXES, find_images
+from explora_geo.datasets.folder import FolderDataset
+from explora_geo.datasets.remote import PathLike
 
 #: Bands of the 13-band tiles in file order: B8A comes last, not after B08.
 MS_BANDS = (*(f'B{i:02d}' for i in range(1, 13)), 'B8A')
@@ -66,7 +66,7 @@ class EuroSATDataset(FolderDataset):
         elif split is not None and folder.is_dir():
             raise ValueError(
                 f'split={split!r} needs a folder {folder / split} or a split_file, but there '
-                'is neither; give split_file, or split=None for all tiles.'
+                'is neither; give split_file, or split=None for all tiles'
             )
         if downloaded:
             folder = folder / EuroSAT.base_dir
@@ -85,17 +85,15 @@ class EuroSATDataset(FolderDataset):
 def _read_split(path: Path, split: str) -> frozenset[str]:
     """Names without their ending of a split in a JSON object of lists, or in TorchGeo's list of it."""
     if not path.is_file():
-        raise FileNotFoundError(
-            f'The split file {path} does not exist; check the path, or set download=True.'
-        )
+        raise FileNotFoundError(f'The split file {path} does not exist; check the path, or set download=True')
     text = path.read_text(encoding='utf-8')
     if path.name in EuroSAT.split_filenames.values():
         return frozenset(Path(line.strip()).stem for line in text.splitlines())
     try:
         splits = json.loads(text)
     except ValueError as error:
-        raise ValueError(f'The split file {path} is not JSON ({error}).') from error
+        raise ValueError(f'The split file {path} is not JSON ({error})') from error
     if not isinstance(splits, dict) or not isinstance(splits.get(split), list):
         keys = sorted(splits) if isinstance(splits, dict) else type(splits).__name__
-        raise ValueError(f'The split file {path} must list tile names under {split!r}, but it has {keys}.')
+        raise ValueError(f'The split file {path} must list tile names under {split!r}, but it has {keys}')
     return frozenset(Path(name).stem for name in splits[split])

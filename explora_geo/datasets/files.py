@@ -4,7 +4,7 @@ import glob
 import os
 from pathlib import Path
 
-from .remote import PathLike, locate
+from explora_geo.datasets.remote import PathLike, locate
 
 #: Plain images, read with Pillow.
 PLAIN_SUFFIXES = frozenset({'.jpg', '.jpeg', '.png', '.bmp', '.webp', '.gif'})
@@ -30,9 +30,9 @@ def find_images(root: PathLike, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> li
     root, found = Path(root), []
     try:
         if not root.exists():
-            raise FileNotFoundError(f'The image folder {root} does not exist; check the path.')
+            raise FileNotFoundError(f'The image folder {root} does not exist; check the path')
         if not root.is_dir():
-            raise NotADirectoryError(f'{root} is a file, but a folder of images was expected.')
+            raise NotADirectoryError(f'{root} is a file, but a folder of images was expected')
         seen = {os.path.realpath(root)}
         for folder, folders, names in os.walk(root, onerror=_fail, followlinks=True):
             # Real folders before links: a link to a sibling must not steal that sibling's files.
@@ -47,7 +47,7 @@ def find_images(root: PathLike, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> li
                     found.append(Path(folder, name))
     except PermissionError as error:
         raise PermissionError(
-            f'The folder {error.filename} may not be read; change its permissions, or leave it out.'
+            f'The folder {error.filename} may not be read; change its permissions, or leave it out'
         ) from error
     return sorted(found)
 
@@ -70,10 +70,10 @@ def locate_images(root: PathLike) -> tuple[Path | None, list[Path | str]]:
     elif is_pattern(root):
         matches = [p for p in map(Path, glob.glob(os.fspath(root), recursive=True)) if p.is_file()]
         if not matches:
-            raise FileNotFoundError(f'No file matches {root}; check the pattern.')
+            raise FileNotFoundError(f'No file matches {root}; check the pattern')
         files += sorted(p for p in matches if p.suffix.lower() in IMAGE_SUFFIXES)
         if not files:
-            raise FileNotFoundError(f'The files of the pattern {root} are no images; check the pattern.')
+            raise FileNotFoundError(f'The files of the pattern {root} are no images; check the pattern')
     else:
         return path, [*find_images(path)]
     if any(isinstance(file, str) for file in files):
@@ -113,17 +113,17 @@ def read_list(path: PathLike) -> list[Path | str]:
     except ImportError as error:
         raise ValueError(
             f"{path} needs pyarrow to be read: pip install 'explora_geo[parquet]', or give a text file with "
-            'one path a line.'
+            'one path a line'
         ) from error
     except OSError:
         raise
     except Exception as error:  # readers of tables raise errors of many kinds on foreign bytes
         raise ValueError(
             f'{path} cannot be read as a list of files ({str(error).splitlines()[0]}); give a text file with '
-            'one path a line, or a table with a column path.'
+            'one path a line, or a table with a column path'
         ) from error
     if not names:
-        raise ValueError(f'The list {path} names no file; give one path a line.')
+        raise ValueError(f'The list {path} names no file; give one path a line')
     places = map(locate, names)
     return list(dict.fromkeys(p if isinstance(p, str) else path.parent / p for p in places))
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torchgeo.datasets import DatasetNotFoundError
 
-from .base import TileDataset
-from .images import BadTileError
-from .remote import PathLike
+from explora_geo.datasets.base import TileDataset
+from explora_geo.datasets.images import BadTileError
+from explora_geo.datasets.remote import PathLike
 
 #: Bands of fMoW-Sentinel's files in their order: B8A stands after B08, unlike in EuroSAT's files.
 SENTINEL_BANDS = (*(f'B{i:02d}' for i in range(1, 9)), 'B8A', *(f'B{i:02d}' for i in range(9, 13)))
@@ -85,7 +85,7 @@ class FMoWRGB(TileDataset):
             ValueError: If the list or an argument does not fit, or *strict* and files are missing.
         """
         if not 0 < crop_pct <= 1:
-            raise ValueError(f'crop_pct must be above 0 and at most 1, got {crop_pct}.')
+            raise ValueError(f'crop_pct must be above 0 and at most 1, got {crop_pct}')
         self.root, self.split, self.crop_pct = Path(root), split, crop_pct
         self.list_path = path = self.root / self.list_name.format(split)
         if not path.is_file():
@@ -93,9 +93,9 @@ class FMoWRGB(TileDataset):
         try:
             table = pd.read_csv(path)
         except (ValueError, UnicodeDecodeError) as error:
-            raise ValueError(f'The list {path} is no CSV file ({error}).') from error
+            raise ValueError(f'The list {path} is no CSV file ({error})') from error
         if table.empty:
-            raise ValueError(f'The list {path} has no rows; get the complete list.')
+            raise ValueError(f'The list {path} has no rows; get the complete list')
         rows = self._rows(table)
         exists = np.array([file.is_file() for file in rows['path']])
         self.missing = [str(file) for file in rows['path'][~exists]]
@@ -106,7 +106,7 @@ class FMoWRGB(TileDataset):
                 f'{len(self.missing)} of {len(rows)} files in {path} do not exist, first {self.missing[0]}'
             )
             if strict:
-                raise ValueError(f'{message}; get them, or set strict=False to leave them out.')
+                raise ValueError(f'{message}; get them, or set strict=False to leave them out')
             warnings.warn(f'{message}; they are left out.', UserWarning, stacklevel=2)
         self.table: pd.DataFrame = rows[exists].reset_index(drop=True)
         files, labels = list(self.table['path']), self.table['label'].tolist()
@@ -120,8 +120,7 @@ class FMoWRGB(TileDataset):
         """The table out of label, path and timestamp, by place in the row; there may be no timestamps."""
         if table.shape[1] < 2:
             raise ValueError(
-                f'The list {self.list_path} must have label, path and timestamp, it has '
-                f'{list(table.columns)}.'
+                f'The list {self.list_path} must have label, path and timestamp, it has {list(table.columns)}'
             )
         paths = [self.root / str(path) for path in table.iloc[:, 1]]
         names = [_NAME.fullmatch(path.stem) for path in paths]
@@ -147,7 +146,7 @@ class FMoWRGB(TileDataset):
         if unknown:
             raise ValueError(
                 f'The list {self.list_path} has classes that fMoW has not, first {unknown[:3]}; classes are '
-                f'numbers from 0 to {len(CLASSES) - 1} or names from {CLASSES[0]} to {CLASSES[-1]}.'
+                f'numbers from 0 to {len(CLASSES) - 1} or names from {CLASSES[0]} to {CLASSES[-1]}'
             )
         return [numbers[str(value)] for value in values]
 
@@ -187,7 +186,7 @@ class FMoWSentinel(FMoWRGB):
         missing = [name for name in needed if name not in table]
         if missing:
             raise ValueError(
-                f'The list {self.list_path} lacks the columns {missing}; it has {list(table.columns)}.'
+                f'The list {self.list_path} lacks the columns {missing}; it has {list(table.columns)}'
             )
         rows = table[needed[1:]].copy()
         rows['label'] = self._labels(table['category'])
@@ -229,7 +228,7 @@ class FMoWTemporal(FMoWRGB):
             ValueError: If the list has no timestamps, or an argument does not fit.
         """
         if num_frames < 1:
-            raise ValueError(f'num_frames must be at least 1, got {num_frames}.')
+            raise ValueError(f'num_frames must be at least 1, got {num_frames}')
         self.num_frames, self.random_frames = num_frames, random_frames
         super().__init__(root, split, **kwargs)
         stamps = self.table['timestamp']
@@ -237,7 +236,7 @@ class FMoWTemporal(FMoWRGB):
         if times.isna().any():
             raise ValueError(
                 f'The list {self.list_path} must state the time of every image, such as '
-                f'2016-05-03T10:24:00Z, in its third column, got {stamps[times.isna()].iloc[0]!r}.'
+                f'2016-05-03T10:24:00Z, in its third column, got {stamps[times.isna()].iloc[0]!r}'
             )
         columns = [times.dt.year - FIRST_YEAR, times.dt.month - 1, times.dt.hour]
         self.times = torch.tensor(np.stack(columns, axis=1), dtype=torch.int64)

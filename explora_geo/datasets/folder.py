@@ -5,11 +5,11 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..bands import name_bands, spell
-from .base import TileDataset
-from .files import locate_images
-from .images import Header, depth, read_headers
-from .remote import PathLike
+from explora_geo.bands import name_bands, spell
+from explora_geo.datasets.base import TileDataset
+from explora_geo.datasets.files import locate_images
+from explora_geo.datasets.images import Header, depth, read_headers
+from explora_geo.datasets.remote import PathLike
 
 #: Files opened to tell a folder of gray images from a color one with some gray images.
 PROBES = 16
@@ -55,20 +55,20 @@ class FolderDataset(TileDataset):
         """
         folder, found = locate_images(root)
         if folder is None:
-            raise ValueError(f'{root} lists images that are no files on disk; read them as scenes.')
+            raise ValueError(f'{root} lists images that are no files on disk; read them as scenes')
         paths = [Path(path) for path in found]
         files = [path for path in paths if is_valid_file is None or is_valid_file(path)]
         if not files:
             which = ' that belongs to this split' if is_valid_file is not None else ''
             raise FileNotFoundError(
                 f'{folder} holds no image{which} (looked for JPEG, PNG, GeoTIFF and the like, '
-                'also in sub-folders); check the path.'
+                'also in sub-folders); check the path'
             )
         loose = [path for path in files if path.parent == folder]
         if labeled and loose:
             raise ValueError(
                 f'labeled=True needs every image in a class folder, but {len(loose)} lie directly '
-                f'in {folder}, first {loose[0].name}; move them.'
+                f'in {folder}, first {loose[0].name}; move them'
             )
         classes = () if labeled is False else class_folders(folder, files, () if labeled else PARTS)
         if classes:  # one without an image of this split must not shift the labels of the others

@@ -20,10 +20,10 @@ from rasterio.enums import ColorInterp
 from rasterio.errors import NodataShadowWarning, NotGeoreferencedWarning, RasterioError
 from torch.nn import functional as F
 
-from .._compat import CPLE_BaseError, CPLE_OutOfMemoryError
-from ..bands import RGB, canonical
-from .files import PLAIN_SUFFIXES, evenly_spaced
-from .remote import PathLike
+from explora_geo._compat import CPLE_BaseError, CPLE_OutOfMemoryError
+from explora_geo.bands import RGB, canonical
+from explora_geo.datasets.files import PLAIN_SUFFIXES, evenly_spaced
+from explora_geo.datasets.remote import PathLike
 
 #: What readers raise on damaged bytes: Pillow almost any kind of plain error, GDAL and zlib their own.
 DAMAGE = (
@@ -204,7 +204,7 @@ def read_headers(
     if not found:
         raise ValueError(
             f'None of the {len(skipped)} files looked at in {where} can be read as an image, first '
-            f'{skipped[0]}; give complete image files: a folder of tiles, a pack, scenes or a list.'
+            f'{skipped[0]}; give complete image files: a folder of tiles, a pack, scenes or a list'
         )
     return found, skipped
 

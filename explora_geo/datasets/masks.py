@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .files import IMAGE_SUFFIXES
-from .folder import FolderDataset
-from .images import BadTileError, open_raster, read_header, resize, without_data
-from .plotting import Color
-from .remote import PathLike
+from explora_geo.datasets.files import IMAGE_SUFFIXES
+from explora_geo.datasets.folder import FolderDataset
+from explora_geo.datasets.images import BadTileError, open_raster, read_header, resize, without_data
+from explora_geo.datasets.plotting import Color
+from explora_geo.datasets.remote import PathLike
 
 
 class MaskFolderDataset(FolderDataset):
@@ -52,7 +52,7 @@ class MaskFolderDataset(FolderDataset):
         images, self.mask_root = Path(root) / 'images', Path(root) / 'masks'
         for folder in (images, self.mask_root):
             if not folder.is_dir():
-                raise FileNotFoundError(f'There is no folder {folder}: put images and masks there.')
+                raise FileNotFoundError(f'There is no folder {folder}: put images and masks there')
         super().__init__(images, labeled=False, **kwargs)
         self.classes, self.colors = tuple(classes), tuple(colors)
         self.mask_values = None if mask_values is None else {int(k): int(v) for k, v in mask_values.items()}

@@ -12,10 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from explora_geo._atomic import atomic_path, write_text
-
-from .base import TileDataset
-from .images import BadTileError
-from .remote import PathLike
+from explora_geo.datasets.base import TileDataset
+from explora_geo.datasets.images import BadTileError
+from explora_geo.datasets.remote import PathLike
 
 FORMAT = 'explora_geo.pack'
 #: Files of a pack: what it is, its pixels, the state of each tile, its checksum, and why some are skipped.
@@ -83,7 +82,7 @@ class PackedDataset(TileDataset):
         if missing:
             raise ValueError(
                 f'The pack {root} lacks {missing} of {len(self._states)} tiles; run the same explora-geo '
-                'pack command again to finish it.'
+                'pack command again to finish it'
             )
         self.file_bands = header.bands
         super().__init__(root, list(map(Path, header.files)), header.labels, header.classes, bands, **kwargs)
@@ -135,7 +134,7 @@ def pack(dataset: TileDataset, out: PathLike) -> Iterator[tuple[int, int]]:
         found = asdict(read_header(out))
         if different := [name for name, value in asdict(header).items() if value != found[name]]:
             raise ValueError(
-                f'{out} holds the pack of other {", ".join(different)}; give another folder, or remove it.'
+                f'{out} holds the pack of other {", ".join(different)}; give another folder, or remove it'
             )
     else:
         count = header.shape[0]
@@ -185,7 +184,7 @@ def header_of(dataset: TileDataset) -> PackHeader:
                 dataset.classes,
                 None if dataset.labels is None else tuple(dataset.labels),
             )
-    raise ValueError(f'None of the {len(dataset)} images in {dataset.root} can be used.')
+    raise ValueError(f'None of the {len(dataset)} images in {dataset.root} can be used')
 
 
 def read_header(root: Path) -> PackHeader:
@@ -197,16 +196,16 @@ def read_header(root: Path) -> PackHeader:
     """
     path = root / HEADER
     if not path.is_file():
-        raise FileNotFoundError(f'{root} is no pack: there is no {path}.')
+        raise FileNotFoundError(f'{root} is no pack: there is no {path}')
     try:
         known = json.loads(path.read_text(encoding='utf-8'))
         values = {name: known[name] for name in PackHeader.__dataclass_fields__}
         tuples: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         header = PackHeader(**tuples)
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f'The header {path} is damaged ({error}); pack the archive again.') from error
+        raise ValueError(f'The header {path} is damaged ({error}); pack the archive again') from error
     if header.format != FORMAT:
-        raise ValueError(f'{path} is no header of a pack, its format is {header.format!r}.')
+        raise ValueError(f'{path} is no header of a pack, its format is {header.format!r}')
     return header
 
 
@@ -221,7 +220,7 @@ def _open(root: Path, header: PackHeader, mode: Literal['r', 'r+'] = 'r') -> tup
             raise ValueError(f'{len(states)} states and {len(checks)} checksums of {header.shape[0]} tiles')
         reasons = dict(json.loads((root / REASONS).read_text(encoding='utf-8')))
     except (ValueError, TypeError, EOFError) as error:
-        raise ValueError(f'The pack {root} is damaged ({error}); remove it and make it again.') from error
+        raise ValueError(f'The pack {root} is damaged ({error}); remove it and make it again') from error
     return np.memmap(root / PIXELS, header.dtype, mode, shape=header.shape), states, checks, reasons
 
 
@@ -239,5 +238,5 @@ def _compare(out: Path, header: PackHeader, checks: NDArray[Any], indices: NDArr
         if zlib.crc32(stored[index].tobytes()) != checks[index]:
             raise ValueError(
                 f'{header.files[index]} in {out / PIXELS} differs from what was written; check the disk, '
-                'remove the pack and make it again.'
+                'remove the pack and make it again'
             )

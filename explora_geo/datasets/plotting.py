@@ -11,7 +11,7 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..bands import RGB, select_bands, true_color_bands
+from explora_geo.bands import RGB, select_bands, true_color_bands
 
 #: Red, green and blue from 0 to 255.
 Color = Sequence[int]

@@ -16,12 +16,19 @@ from rasterio.errors import NodataShadowWarning, RasterioError
 from torchgeo.datasets import RasterDataset
 from torchgeo.datasets.utils import GeoSlice
 
-from ..bands import name_bands, same_bands, select_bands
-from .base import CATALOG_CRS, skip
-from .files import RASTER_SUFFIXES, find_images
-from .images import BadTileError, Header, depth, fill_nodata, raise_machine_failure, read_header
-from .plotting import plot_sample
-from .remote import PathLike, locate, read_apart, remote_options
+from explora_geo.bands import name_bands, same_bands, select_bands
+from explora_geo.datasets.base import CATALOG_CRS, skip
+from explora_geo.datasets.files import RASTER_SUFFIXES, find_images
+from explora_geo.datasets.images import (
+    BadTileError,
+    Header,
+    depth,
+    fill_nodata,
+    raise_machine_failure,
+    read_header,
+)
+from explora_geo.datasets.plotting import plot_sample
+from explora_geo.datasets.remote import PathLike, locate, read_apart, remote_options
 
 #: A date such as 20170827 or 2017-08-27 that is not part of a longer number.
 DATE = re.compile(r'(?<!\d)((?:19|20)\d\d)[-_]?(0[1-9]|1[0-2])[-_]?(0[1-9]|[12]\d|3[01])(?!\d)', re.ASCII)
@@ -84,7 +91,7 @@ class SceneDataset(RasterDataset):
             except BadTileError as error:
                 if strict:
                     raise ValueError(
-                        f'{path} cannot be used: {error}; repair it, or set strict=False.'
+                        f'{path} cannot be used: {error}; repair it, or set strict=False'
                     ) from error
                 warnings.warn(f'{path} is left out: {error}.', UserWarning, stacklevel=2)
             else:
@@ -92,7 +99,7 @@ class SceneDataset(RasterDataset):
         if not usable:
             raise FileNotFoundError(
                 f'No georeferenced scene can be used in {paths}; check the path, or read images '
-                'without coordinates with FolderDataset.'
+                'without coordinates with FolderDataset'
             )
         self.all_bands = names
         chosen = tuple(names[i] for i in select_bands(bands, names))

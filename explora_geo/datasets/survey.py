@@ -11,10 +11,18 @@ from typing import Any
 import numpy as np
 from rasterio.windows import Window
 
-from ..bands import RGB, canonical, default_bands, same_bands
-from .files import evenly_spaced, is_list, is_pattern, locate_images
-from .images import BadTileError, Header, depth, open_raster, read_headers, read_image, without_data
-from .remote import PathLike, locate
+from explora_geo.bands import RGB, canonical, default_bands, same_bands
+from explora_geo.datasets.files import evenly_spaced, is_list, is_pattern, locate_images
+from explora_geo.datasets.images import (
+    BadTileError,
+    Header,
+    depth,
+    open_raster,
+    read_headers,
+    read_image,
+    without_data,
+)
+from explora_geo.datasets.remote import PathLike, locate
 
 #: Files opened at most, remote ones, and files of which pixels are read.
 OPENED, OPENED_REMOTE, DECODED = 200, 8, 32
@@ -72,7 +80,7 @@ def survey(archive: PathLike | Sequence[PathLike]) -> Survey:
     if not files:
         raise FileNotFoundError(
             f'{source or "The archive"} holds no image (looked for JPEG, PNG, GeoTIFF and the like, also in '
-            'sub-folders); check the path.'
+            'sub-folders); check the path'
         )
     remote = any(isinstance(file, str) for file in files)
     found, skipped = read_headers(files, OPENED_REMOTE if remote else OPENED, source)
@@ -88,7 +96,7 @@ def _find(archive: PathLike) -> tuple[Path | None, list[Path | str]]:
     if isinstance(place, str) or (place.is_file() and not is_list(place)):
         return None, [place]
     if not place.exists() and not is_pattern(place):
-        raise FileNotFoundError(f'There is no archive {archive}; check the path.')
+        raise FileNotFoundError(f'There is no archive {archive}; check the path')
     return locate_images(place)
 
 
@@ -112,7 +120,7 @@ def _alike(
         first, second = (f'{key(header)} {what} ({header.path})' for header in (one, odd[0]))
         raise ValueError(
             f'{source} mixes files of {first} and of {second}: keep one kind, or give each a folder of '
-            'its own.'
+            'its own'
         )
     skipped = [f'{header.path}: it has {key(header)} {what} instead of {usual}' for header in odd]
     return [header for header in found if header not in odd], skipped
@@ -153,7 +161,7 @@ def sample_values(
                 low, high = min(low, float(data.min())), max(high, float(data.max()))
     if low > high:
         reason = f'first {skipped[0]}' if skipped else 'they hold nodata only'
-        raise ValueError(f'No pixel of the files looked at in {survey.source} can be used, {reason}.')
+        raise ValueError(f'No pixel of the files looked at in {survey.source} can be used, {reason}')
     return (low, high, float(1 - full / pixels)), skipped
 
 
@@ -198,7 +206,7 @@ def choose_bands(
     names = _names(header)
     entries = wanted.split(',') if isinstance(wanted, str) else wanted
     if entries is not None and not any(entry.strip() for entry in entries):
-        raise ValueError(f'bands must name at least one band of {source}, such as red,green,blue.')
+        raise ValueError(f'bands must name at least one band of {source}, such as red,green,blue')
     chosen: list[str] = []
     for entry in entries or ():
         match = _BAND.fullmatch(entry.strip())
@@ -206,7 +214,7 @@ def choose_bands(
         if match:
             number = int(match['number'])
             if not 1 <= number <= len(names):
-                raise ValueError(f'bands={entry}: the files of {source} have bands 1 to {len(names)}.')
+                raise ValueError(f'bands={entry}: the files of {source} have bands 1 to {len(names)}')
             # A name given here is taken away from the band that had it.
             if (had := _position(chosen[-1], names)) is not None:
                 names[had] = None
@@ -221,15 +229,15 @@ def choose_bands(
         raise UnnamedBandsError(
             f'The files of {source} have {len(names)} {header.dtype} bands, '
             f'{named} (looked at {header.path}): name those to use by their number, such as '
-            'bands=red=1,green=2,blue=3.'
+            'bands=red=1,green=2,blue=3'
         )
     if None in found:
         missing = chosen[found.index(None)]
-        raise ValueError(f'{source} has no band {missing}: its bands are {", ".join(file_bands)}.')
+        raise ValueError(f'{source} has no band {missing}: its bands are {", ".join(file_bands)}')
     positions = [i for i in found if i is not None]
     if len(set(positions)) < len(positions):
         raise ValueError(
-            f'bands must differ, got {", ".join(chosen)} for {", ".join(file_bands)} of {source}.'
+            f'bands must differ, got {", ".join(chosen)} for {", ".join(file_bands)} of {source}'
         )
     return file_bands, positions
 

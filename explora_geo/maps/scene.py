@@ -20,7 +20,7 @@ from explora_geo.datasets.remote import identify, locate, remote_options, short_
 from explora_geo.maps.grid import Box
 from explora_geo.models.normalization import Normalization
 
-#: Equal areas all over the Earth, in metres (EASE-Grid 2.0).
+#: Equal areas all over the Earth, in meters (EASE-Grid 2.0).
 EQUAL_AREA = 'EPSG:6933'
 
 
@@ -128,7 +128,7 @@ class Scene:
         return pixels.astype(np.float32), valid
 
     def check_areas(self) -> None:
-        """Refuse coordinates from which no area in square metres follows.
+        """Refuse coordinates from which no area in square meters follows.
 
         Raises:
             ValueError: If the coordinate reference system has no place on Earth.

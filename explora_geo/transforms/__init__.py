@@ -1,8 +1,14 @@
 """Augmentations that work on the device, for any number of bands."""
 
-from .multicrop import MultiCrop, ViewsConfig
-from .spectral import QuantileNormalize, SpectralJitter, spectral_index
-from .views import FramesAsChannels, dihedral_flips, normalization, on_batches, training_view
+from explora_geo.transforms.multicrop import MultiCrop, ViewsConfig
+from explora_geo.transforms.spectral import QuantileNormalize, SpectralJitter, spectral_index
+from explora_geo.transforms.views import (
+    FramesAsChannels,
+    dihedral_flips,
+    normalization,
+    on_batches,
+    training_view,
+)
 
 __all__ = [
     'FramesAsChannels',

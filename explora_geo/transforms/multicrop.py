@@ -12,7 +12,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..bands import RGB, canonical
+from explora_geo.bands import RGB, canonical
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from kornia.augmentation import random_generator as rg
 from torch import Tensor
 from torchgeo import transforms as tg
 
-from ..bands import canonical
+from explora_geo.bands import canonical
 
 #: Names of the bands that each index of TorchGeo is made of: colors, and Sentinel-2's.
 _ROLES = {
@@ -44,7 +44,7 @@ class QuantileNormalize(K.IntensityAugmentationBase2D):
         """
         super().__init__(p=1)
         if not 0 <= low < high <= 1:
-            raise ValueError(f'low and high must be quantiles with 0 <= low < high <= 1, got {low, high}.')
+            raise ValueError(f'low and high must be quantiles with 0 <= low < high <= 1, got {low, high}')
         self.flags = {'quantiles': (low, high)}
 
     def apply_transform(
@@ -83,7 +83,7 @@ class SpectralJitter(K.IntensityAugmentationBase2D):
         if brightness < 0 or per_band < 0 or not 0 <= contrast + per_band < 1:
             raise ValueError(
                 'brightness and per_band must not be negative, and contrast + per_band must be below 1, got '
-                f'{brightness=}, {contrast=}, {per_band=}.'
+                f'{brightness=}, {contrast=}, {per_band=}'
             )
         self._param_generator = rg.PlainUniformGenerator(
             (torch.tensor([-brightness, brightness]), 'shift', None, None),
@@ -114,7 +114,7 @@ def spectral_index(name: str, bands: Sequence[str]) -> Any:
         ValueError: If the index is unknown or a band it needs is missing.
     """
     if name not in INDICES:
-        raise ValueError(f'index must be one of {", ".join(INDICES)}, got {name!r}.')
+        raise ValueError(f'index must be one of {", ".join(INDICES)}, got {name!r}')
     cls = INDICES[name]
     known = [canonical(band) for band in bands]
     positions = {}
@@ -123,7 +123,7 @@ def spectral_index(name: str, bands: Sequence[str]) -> Any:
         found = [known.index(canonical(n)) for n in names if canonical(n) in known]
         if not found:
             raise ValueError(
-                f'{name} needs one of the bands {", ".join(names)}, there are {", ".join(bands)}.'
+                f'{name} needs one of the bands {", ".join(names)}, there are {", ".join(bands)}'
             )
         positions[role] = found[0]
     return cls(**positions)

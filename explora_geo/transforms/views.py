@@ -68,7 +68,7 @@ def training_view(
     """
     low, high = crop_scale
     if not 0 < low <= high <= 1:
-        raise ValueError(f'crop_scale must be (low, high) with 0 < low <= high <= 1, got {low, high}.')
+        raise ValueError(f'crop_scale must be (low, high) with 0 < low <= high <= 1, got {low, high}')
     crop = K.RandomResizedCrop(
         (image_size, image_size),
         scale=(low, high),
@@ -105,7 +105,7 @@ class FramesAsChannels(nn.Module):
         """
         image: Tensor = batch['image']
         if image.ndim != 5:
-            raise ValueError(f'series must have shape (B, T, C, H, W), got {tuple(image.shape)}.')
+            raise ValueError(f'series must have shape (B, T, C, H, W), got {tuple(image.shape)}')
         changed = self.transform({'image': image.flatten(1, 2)})
         return {**batch, **changed, 'image': changed['image'].unflatten(1, image.shape[1:3])}
 

@@ -161,7 +161,7 @@ def test_a_pack_says_what_is_in_it(tiles: Path) -> None:
     archive = look(tiles.parent / 'pack', patch_size=8)
     assert (archive.kind, archive.count, archive.size) == ('pack', 20, (64, 64))
     archive.datamodule().setup('fit')
-    with pytest.raises(ValueError, match=r'names its bands: red, green, blue; use these names\.'):
+    with pytest.raises(ValueError, match=r'names its bands: red, green, blue; use these names$'):
         look(tiles.parent / 'pack', 'nir=3')
 
 
@@ -273,8 +273,8 @@ def _list(text: str, name: str = 'list.txt') -> Callable[[Path], Path]:
 
 
 BAD: list[tuple[Callable[[Path], Any], dict[str, Any], str]] = [
-    (lambda f: f / 'nowhere', {}, r'There is no archive .*nowhere; check the path\.'),
-    (lambda f: f / '*.tif', {}, r'No file matches .*\*\.tif; check the pattern\.'),
+    (lambda f: f / 'nowhere', {}, r'There is no archive .*nowhere; check the path$'),
+    (lambda f: f / '*.tif', {}, r'No file matches .*\*\.tif; check the pattern$'),
     (lambda f: [], {}, r'The archive holds no image'),
     (_empty, {}, r'holds no image \(looked for JPEG, PNG, GeoTIFF'),
     (_mixed, {}, r'mixes files of [34] bands \(.*\.tif\) and of [34] bands \(.*\.tif\): keep one kind'),
@@ -287,11 +287,11 @@ BAD: list[tuple[Callable[[Path], Any], dict[str, Any], str]] = [
         r'12 x 12 pixels, less than a patch of 16 x 16',
     ),
     (lambda f: write_tif(f / '1.tif', 3), {}, r'1\.tif has no coordinate reference system and is no scene'),
-    (lambda f: NAIP, {}, r'4 uint8 bands, unnamed .*bands=red=1,green=2,blue=3\.'),
+    (lambda f: NAIP, {}, r'4 uint8 bands, unnamed .*bands=red=1,green=2,blue=3$'),
     (lambda f: write_tif(f / '1.tif', 3, dtype='uint16').parent, {}, r'3 uint16 bands, unnamed'),
     (lambda f: write_tif(f / '1.tif', 3, dtype='uint16', names=('nir', '', '')).parent, {}, 'named nir only'),
     (lambda f: write_tif(f / '1.tif', 3).parent, {'bands': 'nir'}, r'has no band nir: its bands are red, gr'),
-    (lambda f: write_tif(f / '1.tif', 3).parent, {'bands': 'nir=9'}, r'bands=nir=9: .* have bands 1 to 3\.'),
+    (lambda f: write_tif(f / '1.tif', 3).parent, {'bands': 'nir=9'}, r'bands=nir=9: .* have bands 1 to 3$'),
     (lambda f: write_tif(f / '1.tif', 3).parent, {'bands': 'red,R'}, r'bands must differ, got red, R'),
     (lambda f: write_tif(f / '1.tif', 3).parent, {'bands': ' '}, r'bands must name at least one band'),
     (
@@ -301,7 +301,7 @@ BAD: list[tuple[Callable[[Path], Any], dict[str, Any], str]] = [
     ),
     (lambda f: write_tif(f / '1.tif', 1, value=0, nodata=0).parent, {}, r'they hold nodata only'),
     (lambda f: [write_tif(f / '1.tif', 3)], {'kind': 'tiles'}, r'are tiles: give their folder, a pattern'),
-    (_list('\n# nothing\n'), {}, r'The list .*list\.txt names no file; give one path a line\.'),
+    (_list('\n# nothing\n'), {}, r'The list .*list\.txt names no file; give one path a line$'),
     (_list('id,name\n1,a.tif\n', 'list.csv'), {}, r"none of its columns \['id', 'name'\] is path, location"),
     (_list('no table', 'list.parquet'), {}, r'list\.parquet cannot be read as a list of files \('),
     (_list('gone/1.tif\ngone/2.tif'), {}, r'None of the 2 files looked at in .*first .*gone/1\.tif: '),
@@ -337,9 +337,9 @@ def test_labeled_tiles_of_the_same_files_have_the_bands_that_the_user_named() ->
 @pytest.mark.parametrize(
     ('folder', 'message'),
     [
-        (RGB / 'train' / 'River', r'needs images in at least two class folders, such as .*; found 0\.'),
+        (RGB / 'train' / 'River', r'needs images in at least two class folders, such as .*; found 0$'),
         (RGB, r'needs images in at least two class folders'),
-        (MS, r'has uint16 pixels, the archive .* has uint8: give labeled tiles of the same range\.'),
+        (MS, r'has uint16 pixels, the archive .* has uint8: give labeled tiles of the same range$'),
         (DATA / 'nowhere', r'There is no archive .*nowhere'),
     ],
 )
