@@ -134,6 +134,7 @@ def small(small_names: None, tmp_path: Path) -> Path:
     return tmp_path / 'source.safetensors'
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('room', [100, 12_000, 60_000])
 def test_a_full_disk_is_one_sentence_and_the_same_command_goes_on(
     archives: Path, tmp_path: Path, small: Path, capsys: pytest.CaptureFixture[str], room: int

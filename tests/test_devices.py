@@ -53,7 +53,11 @@ def test_a_device_is_picked_by_name_or_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ('rate', 'most'), [(0.0, 6), pytest.param(0.5, 16, marks=pytest.mark.group(name='long'))]
+    ('rate', 'most'),
+    [
+        pytest.param(0.0, 6, marks=pytest.mark.slow),
+        pytest.param(0.5, 16, marks=pytest.mark.group(name='long')),
+    ],
 )
 def test_blocks_that_are_alike_compile_once_and_compute_what_they_did(
     rate: float, most: int, monkeypatch: pytest.MonkeyPatch

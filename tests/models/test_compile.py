@@ -16,7 +16,10 @@ def fresh_compiler() -> None:
 
 @pytest.mark.parametrize(
     'tokenizer',
-    ['patch', *(pytest.param(t, marks=pytest.mark.group(name='long')) for t in TOKENIZERS if t != 'patch')],
+    [
+        pytest.param('patch', marks=pytest.mark.slow),
+        *(pytest.param(t, marks=pytest.mark.group(name='long')) for t in TOKENIZERS if t != 'patch'),
+    ],
 )
 def test_an_adapted_backbone_has_no_graph_break(
     tokenizer: str, small_names: None, monkeypatch: pytest.MonkeyPatch

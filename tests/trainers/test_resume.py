@@ -273,6 +273,7 @@ def terminated(folder: Path) -> None:
     fit(folder, 'dinov2', 9, every=None, callbacks=[Signalled(signal.SIGTERM, 4)])
 
 
+@pytest.mark.slow
 def test_a_terminated_run_saves_and_leaves_cleanly(steady_folder: Path) -> None:
     expected = weights(steady_folder, 'dinov2', 9)
     forget(steady_folder)
