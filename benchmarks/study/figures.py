@@ -27,6 +27,7 @@ COLORS = {
     'full': '#40434e',
     'scratch': '#b23a48',
 }
+MARKERS = 'os^vDPX*<>hpd'
 ARCHIVE = 21_600  # unlabeled training tiles of EuroSAT
 SIZES = {'tiny': 'ViT-Ti', 'small': 'ViT-S', 'base': 'ViT-B'}
 BUDGETS = {'eurosat': {22: '1 %', 216: '10 %', 0: 'all'}, 'aid': {5: '5 a class', 25: '25 a class', 0: 'all'}}
@@ -104,23 +105,22 @@ def by_weights(rows: list[Row], names: Mapping[str, str], file: Path) -> None:
     """Gain against the number of weights that train, a point for each row."""
     figure, axes = _panels(2)
     for axis, method in zip(axes, (0, 1), strict=True):
-        for name, title in names.items():
+        for (name, title), marker in zip(names.items(), MARKERS, strict=False):
             mine = where(rows, name=name)
             if mine:
                 mean, half, _ = combined(mine, method)
                 key = next(k for k in COLORS if k in name)
-                point = mine[0]['trained'] / 1e6, 100 * mean
-                axis.errorbar(*point, 100 * half, fmt='o', color=COLORS[key], capsize=3)
-                short = title.replace('ExPLoRA ', '').replace(' only', '')
-                place: Any = {'xytext': (-6, 3), 'ha': 'right'} if key == 'lora' else {'xytext': (6, 3)}
-                axis.annotate(short, point, textcoords='offset points', fontsize=7, **place)
+                point = mine[0]['trained'] / 1e6, 100 * mean, 100 * half
+                axis.errorbar(*point, fmt=marker, ms=7, color=COLORS[key], capsize=3, label=title)
         axis.set(
             xscale='log', xlabel='weights that train, millions', ylabel=f'gain by {METHODS[method]}, points'
         )
         axis.set_ylim(bottom=0)
         axis.set_xticks([0.1, 0.3, 1, 3, 10], ['0.1', '0.3', '1', '3', '10'])
-        axis.set_xlim(0.03, 25)
+        axis.set_xlim(0.03, 10)
         axis.minorticks_off()
+    handles, titles = axes[0].get_legend_handles_labels()
+    figure.legend(handles, titles, loc='outside lower center', ncols=4, frameon=False, fontsize=8)
     _save(figure, file)
 
 
@@ -173,7 +173,7 @@ def gain_against_loss(panels: Mapping[str, Mapping[str, list[Row]]], file: Path)
             found: Any = [[r['gain']['one'], r['transfer']['natural']['gain']] for r in mine]
             if found:
                 x, y = 100 * np.array(found)[..., 0].mean((0, 2))
-                axis.plot(y, x, 'os^vDPX*<>'[i], color=f'C{i}', label=title)
+                axis.plot(y, x, MARKERS[i], color=f'C{i}', label=title)
         axis.set(title=where_adapted, xlabel='change on natural images, points')
         axis.margins(0.2)
         axis.legend(frameon=False, fontsize=7)
