@@ -70,7 +70,7 @@ def _room(temporary: Path) -> int:
 
 
 def _sentence(path: Path, size: int | None, room: int) -> str:
-    before = 'the file of before is as it was' if path.exists() else 'nothing was written'
+    before = 'the existing file is unchanged' if path.exists() else 'nothing was written'
     missing = 'the disk or quota is full'
     if size is not None and size > room:
         missing = f'{size - room:,} bytes are missing'
