@@ -212,7 +212,7 @@ def test_a_full_disk_stops_the_run_and_leaves_the_checkpoint_of_before(
 
     monkeypatch.setattr(artifacts, 'save', full)
     file = steady_folder / 'run' / 'last.ckpt'
-    with pytest.raises(OSError, match=f'no space left to write {file}: .*the file of before is as it was'):
+    with pytest.raises(OSError, match=f'no space left to write {file}: .*the existing file is unchanged'):
         fit(steady_folder, 'mae', 6)
     assert torch.load(file, weights_only=True)['global_step'] == 2
     assert [name for name in os.listdir(file.parent) if name.startswith('.')] == []
