@@ -22,25 +22,25 @@ from explora_geo.datasets.remote import PathLike
 
 #: Function applied to each sample.
 Transforms = Callable[[dict[str, Any]], dict[str, Any]]
-#: Coordinates of catalogs: longitude and latitude.
+#: Coordinate reference system of catalogs: longitude and latitude.
 CATALOG_CRS = 'EPSG:4326'
 
 
 class TileDataset(NonGeoDataset):
-    """Base of all tile data sets: images by path, in the files' own units.
+    """Base class of all tile data sets: images by path, in the files' own units.
 
-    A tile that cannot be used is never replaced in silence: :meth:`__getitem__` returns
-    ``{'skipped': '<path>: <reason>'}``, which :func:`collate_skipping` gathers, or raises if *strict*.
-    Sub-classes find the files; those that read another kind of file override :meth:`_read`, those whose
-    samples hold more than image and label :meth:`_sample`.
+    An unusable tile is never replaced silently: :meth:`__getitem__` returns
+    ``{'skipped': '<path>: <reason>'}``, which :func:`collate_skipping` gathers, or raises ValueError if
+    *strict*. Subclasses find the files. Override :meth:`_read` to read other kinds of files, and
+    :meth:`_sample` if samples hold more than image and label.
     """
 
     file_bands: tuple[str, ...] = RGB  # names of the bands in the files
     bands: tuple[str, ...]  # names of the bands of a sample, in order
-    colors: Sequence[Color] = ()  # of each class in plots of masks, red, green and blue from 0 to 255
+    colors: Sequence[Color] = ()  # of each class in mask plots: red, green and blue from 0 to 255
     dtype: str | None = 'uint8'  # pixel type of the files, None for any
-    crop_pct = 1.0  # share of the resized shorter side that is kept
-    by_name = False  # whether files that state other orders of the same bands are read by name
+    crop_pct = 1.0  # share of the resized shorter side to keep
+    by_name = False  # whether to read files that name the same bands in another order by name
 
     def __init__(
         self,
@@ -60,14 +60,14 @@ class TileDataset(NonGeoDataset):
         Args:
             root: Folder of the data set.
             files: Paths of the images.
-            labels: Label of each, or None.
+            labels: Label of each image, or None.
             classes: Names of the classes.
             bands: Names of the bands to return, in any order; all bands if None.
             size: Side of the returned images, pixels: the shorter side is resized and the center cropped.
                 Images keep their size if None.
-            strict: Whether to raise on a tile that cannot be used instead of skipping it.
+            strict: Whether to raise on an unusable tile instead of skipping it.
             transforms: Function applied to each sample.
-            min_size: Images with a shorter side below this, pixels, before resizing, are not used.
+            min_size: Smallest shorter side of a usable image before resizing, pixels.
             cache: Whether to keep decoded tiles in memory, in their own pixel type. Each worker process
                 keeps its own.
 
@@ -101,7 +101,7 @@ class TileDataset(NonGeoDataset):
 
         Returns:
             ``image``, float32 in the file's own units (8-bit: 0 to 255), shape (C, H, W), ``label``, int64,
-            shape (), if labeled, and what the data set adds; or ``skipped``, which file and why.
+            shape (), if labeled, and any keys the data set adds; or ``skipped``, with the file and reason.
 
         Raises:
             IndexError: If the index is out of range.
@@ -118,14 +118,14 @@ class TileDataset(NonGeoDataset):
     def catalog(self) -> gpd.GeoDataFrame:
         """One row per file with its footprint in longitude and latitude, for QGIS and geopandas.
 
-        Footprints are empty where neither a raster's header nor fMoW's JSON file beside an image tells.
-        `catalog.to_file('tiles.gpkg')` makes a layer of it.
+        A footprint is empty if neither the raster's header nor fMoW's JSON file beside the image gives it.
+        `catalog.to_file('tiles.gpkg')` writes a layer.
         """
         columns = {'path': list(map(str, self.files)), **self._columns()}
         return gpd.GeoDataFrame(columns, geometry=list(map(footprint, self.files)), crs=CATALOG_CRS)
 
     def relabel(self, classes: Sequence[str]) -> None:
-        """Number the labels by another list of classes, e.g. that of the training folder.
+        """Renumber the labels by another list of classes, e.g. the training folder's.
 
         Raises:
             ValueError: If a class of this dataset is not in the list.
@@ -144,20 +144,20 @@ class TileDataset(NonGeoDataset):
         return plot_sample(sample, self.bands, self.classes, self.colors, show_titles, suptitle)
 
     def _columns(self) -> dict[str, Any]:
-        """Columns of the catalog."""
+        """Return the columns of the catalog besides path and footprint."""
         if self.labels is None:
             return {}
         return {'label': self.labels, 'category': [self.classes[label] for label in self.labels]}
 
     def _sample(self, index: int) -> dict[str, Any]:
-        """A sample before transforms; raises BadTileError if it cannot be used."""
+        """Load a sample before transforms; raise BadTileError if it is unusable."""
         sample: dict[str, Any] = {'image': torch.from_numpy(self._load(index).astype(np.float32))}
         if self.labels is not None:
             sample['label'] = torch.tensor(self.labels[index])
         return sample
 
     def _load(self, index: int) -> NDArray[Any]:
-        """Pixels of the size asked for, shape (C, H, W), in the file's type."""
+        """Load pixels at the requested size, shape (C, H, W), in the file's type."""
         if index in self._cached:
             return self._cached[index]
         pixels = self._read(index)
@@ -170,12 +170,12 @@ class TileDataset(NonGeoDataset):
         return pixels
 
     def _read(self, index: int) -> NDArray[Any]:
-        """Pixels of one file as they are, shape (C, H, W)."""
+        """Read the pixels of one file unchanged, shape (C, H, W)."""
         return read_image(self.files[index], self.file_bands, self._positions, self.dtype, self.by_name)
 
 
 def skip(message: str, strict: bool, remedy: str = 'repair or remove the file') -> dict[str, str]:
-    """The sample ``{'skipped': '<path>: <reason>'}`` in place of one that must not be used.
+    """Return the sample ``{'skipped': '<path>: <reason>'}`` in place of an unusable one.
 
     Raises:
         ValueError: If *strict*.
@@ -186,11 +186,11 @@ def skip(message: str, strict: bool, remedy: str = 'repair or remove the file') 
 
 
 def collate_skipping(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Stack the good samples of a batch and name the others.
+    """Stack the usable samples of a batch and list the skipped ones.
 
     Returns:
-        What the good samples hold: ``image``, shape (B, C, H, W), ``label``, shape (B,), if there are labels,
-        and so on; and, only if samples were skipped, ``skipped``, the list of their messages.
+        The stacked keys of the usable samples: ``image``, shape (B, C, H, W), ``label``, shape (B,), if
+        labeled, and so on; and, only if samples were skipped, ``skipped``, the list of their messages.
 
     Raises:
         ValueError: If the images differ in size.
@@ -208,7 +208,7 @@ def collate_skipping(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def footprint(path: Path) -> Any:
-    """The place of an image in longitude and latitude, by its header or the JSON beside it; or None."""
+    """Return an image's footprint in longitude and latitude, by its header or the JSON beside it, or None."""
     try:
         if path.suffix.lower() in RASTER_SUFFIXES:
             with open_raster(path, any_size=True) as source:
@@ -218,5 +218,5 @@ def footprint(path: Path) -> Any:
                 return place if np.isfinite(place.bounds).all() else None
         text = json.loads(path.with_suffix('.json').read_text(encoding='utf-8'))['raw_location']
         return gpd.GeoSeries.from_wkt([text], on_invalid='ignore')[0]
-    except Exception:  # readers of coordinates, text and headers raise errors of many kinds on foreign ones
+    except Exception:  # readers of coordinates, text and headers raise many kinds of errors
         return None

@@ -16,9 +16,9 @@ from explora_geo.datasets.base import TileDataset
 from explora_geo.datasets.images import BadTileError
 from explora_geo.datasets.remote import PathLike
 
-#: Bands of fMoW-Sentinel's files in their order: B8A stands after B08, unlike in EuroSAT's files.
+#: Bands of fMoW-Sentinel in file order: B8A follows B08, unlike in EuroSAT.
 SENTINEL_BANDS = (*(f'B{i:02d}' for i in range(1, 9)), 'B8A', *(f'B{i:02d}' for i in range(9, 13)))
-#: The first year that SatMAE's timestamps count from.
+#: First year of SatMAE's timestamps.
 FIRST_YEAR = 2002
 
 CLASSES = tuple(
@@ -41,19 +41,19 @@ _NAME = re.compile(r'(?P<category>.+)_(?P<location>-?\d+)_(?P<image>\d+)(?P<kind
 class FMoWRGB(TileDataset):
     """Functional Map of the World in RGB: 62 classes of places.
 
-    The layout is ``root/<split>_62classes.csv``, rows of label, image path relative to *root* and
-    timestamp, beside the images. The data cannot be downloaded here: see
-    https://github.com/fMoW/dataset, and the lists of SatMAE and ExPLoRA.
+    The layout is ``root/<split>_62classes.csv``, with columns for label, image path relative to *root*
+    and timestamp, beside the images. The data is not downloaded: get it from
+    https://github.com/fMoW/dataset, and the lists from SatMAE or ExPLoRA.
 
-    Rows without a file are left out and counted in :attr:`missing`. An image that cannot be used is
-    returned as ``{'skipped': '<path>: <reason>'}``. Both raise if *strict*.
+    Rows without a file are left out and listed in :attr:`missing`. An unusable image is returned as
+    ``{'skipped': '<path>: <reason>'}``. Both raise an error if *strict*.
 
     If you use this dataset in your research, please cite https://arxiv.org/abs/1711.07846.
 
     Attributes:
-        table: One row per image: path, label, location_id, image_id, timestamp and series, which images of
-            one place and kind of file share.
-        missing: Files that the list names and that do not exist.
+        table: One row per image: path, label, location_id, image_id, timestamp and series, shared by images
+            of one place and kind of file.
+        missing: Listed files that do not exist.
     """
 
     labels: list[int]
@@ -73,16 +73,16 @@ class FMoWRGB(TileDataset):
 
         Args:
             root: Folder of the lists.
-            split: Which list: train, val or test.
+            split: List to read: train, val or test.
             bands: Names of the bands to return, in any order; all bands if None.
-            size: Side of the returned images, which differ in size; as they are if None.
-            crop_pct: Share of the resized side that is kept; SatMAE evaluates with 224/256.
+            size: Side of the returned images, pixels; None keeps their own sizes, which differ.
+            crop_pct: Share of the resized side to keep; SatMAE evaluates with 224/256.
             strict: Whether to raise on missing and unusable images instead of leaving them out.
             **kwargs: ``transforms``, ``min_size`` and ``cache`` of :class:`TileDataset`.
 
         Raises:
-            DatasetNotFoundError: If there is no list, or none of its files.
-            ValueError: If the list or an argument does not fit, or *strict* and files are missing.
+            DatasetNotFoundError: If the list or all of its files are missing.
+            ValueError: If the list or an argument is invalid, or files are missing and *strict* is set.
         """
         if not 0 < crop_pct <= 1:
             raise ValueError(f'crop_pct must be above 0 and at most 1, got {crop_pct}')
@@ -117,7 +117,7 @@ class FMoWRGB(TileDataset):
         return {**super()._columns(), **{name: list(self.table[name]) for name in names}}
 
     def _rows(self, table: pd.DataFrame) -> pd.DataFrame:
-        """The table out of label, path and timestamp, by place in the row; there may be no timestamps."""
+        """Build the table from label, path and, if present, timestamp, the first columns of the list."""
         if table.shape[1] < 2:
             raise ValueError(
                 f'The list {self.list_path} must have label, path and timestamp, it has {list(table.columns)}'
@@ -131,7 +131,7 @@ class FMoWRGB(TileDataset):
                 'location_id': [int(m['location']) if m else -1 for m in names],
                 'image_id': [int(m['image']) if m else -1 for m in names],
                 'timestamp': table.iloc[:, 2].astype(str) if table.shape[1] > 2 else '',
-                # The folder is part of a series' name: a place in two splits is two series.
+                # The folder is part of the series name: one place in two splits makes two series.
                 'series': [
                     f'{path.parent}/{m["category"]}_{m["location"]}{m["kind"] or ""}' if m else str(path)
                     for path, m in zip(paths, names, strict=True)
@@ -140,7 +140,7 @@ class FMoWRGB(TileDataset):
         )
 
     def _labels(self, values: pd.Series) -> list[int]:
-        """Numbers of classes out of their numbers or names."""
+        """Return class numbers from class numbers or names."""
         numbers = {name: i for i, name in enumerate(CLASSES)} | {str(i): i for i in range(len(CLASSES))}
         unknown = sorted({str(v) for v in values} - set(numbers))
         if unknown:
@@ -152,15 +152,15 @@ class FMoWRGB(TileDataset):
 
 
 class FMoWSentinel(FMoWRGB):
-    """Sentinel-2 tiles of the places of Functional Map of the World, 13 bands.
+    """13-band Sentinel-2 tiles of the places in Functional Map of the World.
 
     The layout is ``root/train.csv`` and ``root/val.csv`` with the columns ``category, location_id,
     image_id, timestamp``, and ``root/fmow-sentinel/<split>/<category>/<category>_<location_id>/
-    <category>_<location_id>_<image_id>.tif``. Get it from https://purl.stanford.edu/vg497cb6002, whose
-    terms are to be accepted first.
+    <category>_<location_id>_<image_id>.tif``. Get it from https://purl.stanford.edu/vg497cb6002 after
+    accepting its terms.
 
-    Bands have the order B01 to B08, B8A, B09 to B12 in the files, unlike EuroSAT's: choose them by name.
-    Some published files hold one empty band: they are skipped as unusable.
+    Files order their bands B01 to B08, B8A, B09 to B12, unlike EuroSAT's: choose bands by name.
+    Some published files hold a single empty band; they are skipped as unusable.
 
     If you use this dataset in your research, please cite https://arxiv.org/abs/2207.08051.
     """
@@ -181,7 +181,7 @@ class FMoWSentinel(FMoWRGB):
         super().__init__(root, split, bands, size, **kwargs)
 
     def _rows(self, table: pd.DataFrame) -> pd.DataFrame:
-        # A column `image_path` is not used: the published one does not name the files.
+        # Ignore a column `image_path`: the published one does not name the files.
         needed = ['category', 'location_id', 'image_id', 'timestamp']
         missing = [name for name in needed if name not in table]
         if missing:
@@ -199,11 +199,11 @@ class FMoWSentinel(FMoWRGB):
 
 
 class FMoWTemporal(FMoWRGB):
-    """Series of RGB images of one place each, as SatMAE reads them.
+    """Time series of RGB images, one place each, as SatMAE reads them.
 
-    The layout is that of :class:`FMoWRGB`; the list must have timestamps. A sample is an image and
-    others of the same place, drawn at random; a place with too few images repeats them. ``image`` has the
-    shape (T, C, H, W), ``timestamps``, int64 years since 2002, months since January and hours, (T, 3).
+    The layout is that of :class:`FMoWRGB`; the list must have timestamps. A sample is an image and random
+    others of the same place; a place with too few images repeats them. ``image`` has shape (T, C, H, W);
+    ``timestamps``, int64, shape (T, 3), holds years since 2002, months since January and hours.
     """
 
     def __init__(
@@ -218,14 +218,14 @@ class FMoWTemporal(FMoWRGB):
 
         Args:
             root: Folder of the lists.
-            split: Which list: train, val or test.
-            num_frames: Images of a series T.
-            random_frames: Whether to draw the other images anew each time; else always the same.
+            split: List to read: train, val or test.
+            num_frames: Number of images in a series, T.
+            random_frames: Whether to draw the other images anew each time, instead of always the same.
             **kwargs: Further arguments of :class:`FMoWRGB`.
 
         Raises:
-            DatasetNotFoundError: If there is no list, or none of its files.
-            ValueError: If the list has no timestamps, or an argument does not fit.
+            DatasetNotFoundError: If the list or all of its files are missing.
+            ValueError: If the list has no timestamps, or an argument is invalid.
         """
         if num_frames < 1:
             raise ValueError(f'num_frames must be at least 1, got {num_frames}')
@@ -256,7 +256,7 @@ class FMoWTemporal(FMoWRGB):
         return {'image': image, 'timestamps': self.times[rows], 'label': label}
 
     def _draw(self, index: int) -> list[int]:
-        """Rows of the other frames: all different while there are enough, else repeated."""
+        """Draw the rows of the other frames: all different if there are enough, else repeated."""
         wanted, others = self.num_frames - 1, self._others[index]
         if not len(others):
             return [index] * wanted

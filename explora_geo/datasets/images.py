@@ -25,17 +25,17 @@ from explora_geo.bands import RGB, canonical
 from explora_geo.datasets.files import PLAIN_SUFFIXES, evenly_spaced
 from explora_geo.datasets.remote import PathLike
 
-#: What readers raise on damaged bytes: Pillow almost any kind of plain error, GDAL and zlib their own.
+#: Errors of readers on damaged bytes: almost any built-in error in Pillow; GDAL and zlib have their own.
 DAMAGE = (
     *(ArithmeticError, EOFError, LookupError, OSError, SyntaxError, TypeError, ValueError, struct.error),
     *(Image.DecompressionBombError, CPLE_BaseError, RasterioError, zlib.error),
 )
-#: Errors of the machine, which say nothing about the file.
+#: System errors, which say nothing about the file.
 MACHINE_FAILURES = frozenset({errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE})
 
 
 class BadTileError(ValueError):
-    """An image file that must not be used; the message says why."""
+    """Error for an image file that must not be used; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,13 @@ class Header:
 
     path: Path | str  # path, URL or GDAL name
     dtype: str  # NumPy name of the pixel type
-    descriptions: tuple[str | None, ...]  # name of each band that is stored in the file, if there is one
+    descriptions: tuple[str | None, ...]  # band names stored in the file, None where missing
     height: int
     width: int
-    colors: tuple[str | None, ...] = ()  # of a raster's bands by its tags; empty unless each occurs once
+    colors: tuple[str | None, ...] = ()  # of a raster's bands by tag; empty unless each occurs once
     crs: str | None = None  # coordinate reference system
     nodata: float | None = None  # value of pixels without data
-    whole: bool = False  # read as a whole: plain images, and rasters of indices of colors
+    whole: bool = False  # always read whole: plain images and palette rasters
 
     @property
     def count(self) -> int:
@@ -64,11 +64,11 @@ class Header:
 
 
 def read_header(path: PathLike, names: Sequence[str] | None = None) -> Header:
-    """Bands, pixel type, size and place of what :func:`read_image` returns.
+    """Read the bands, pixel type, size and location of the image that :func:`read_image` returns.
 
     Args:
         path: Image file, as `Path`, or a name that GDAL opens, as `str`.
-        names: Names of the bands expected, if known.
+        names: Names of the expected bands, if known.
 
     Raises:
         BadTileError: If the file is not a readable image.
@@ -81,11 +81,11 @@ def read_header(path: PathLike, names: Sequence[str] | None = None) -> Header:
 def _open(
     path: PathLike, names: Sequence[str] | None, any_size: bool = False
 ) -> Iterator[tuple[Header, Callable[[Sequence[int]], NDArray[Any]]]]:
-    """The header of an image, and a function that reads its bands at zero-based positions, (C, H, W)."""
+    """Yield the header of an image and a function that reads bands at zero-based positions, (C, H, W)."""
     place = path if isinstance(path, str) else Path(path)
     if _is_plain(place):
         with _pillow(place) as image:
-            # One pixel shows what the mode becomes.
+            # One pixel is enough to learn the resulting bands and type.
             pixels = _plain_bands(Image.new(image.mode, (1, 1)), names)
             size = image.height, image.width
             header = Header(place, pixels.dtype.name, (None,) * len(pixels), *size, whole=True)
@@ -109,7 +109,7 @@ def _open(
 
 
 def depth(dtype: str) -> str:
-    """Kind of pixel values, such as `16-bit` or `float`, which must not be mixed."""
+    """Return the kind of pixel values, such as `16-bit` or `float`; kinds must not be mixed."""
     kind = np.dtype(dtype)
     return 'float' if kind.kind == 'f' else f'{8 * kind.itemsize}-bit'
 
@@ -123,19 +123,19 @@ def read_image(
 ) -> NDArray[Any]:
     """Read chosen bands of an image in the file's own type and units, shape (C, H, W).
 
-    A gray plain image is repeated to three bands where red, green and blue are expected, as
-    writers of JPEG store colorless pictures so. Pixels without data become the mean of the others.
+    A plain gray image is repeated to three bands if red, green and blue are expected, because JPEG
+    writers store colorless pictures as gray. Nodata pixels take the mean of the valid ones.
 
     Args:
         path: Image file.
         names: Names of all bands the file should have, in file order.
         positions: Zero-based positions of the bands to return.
         dtype: Pixel type of the other images, if known.
-        by_name: Whether bands are looked for by the names that the file states, if it does.
+        by_name: Whether to find bands by the names stored in the file, if any.
 
     Raises:
-        BadTileError: If the file is damaged, has other bands or pixels of another range, holds nodata only,
-            or NaN or infinite pixels.
+        BadTileError: If the file is damaged, has other bands or another kind of pixels, holds only nodata,
+            or has NaN or infinite pixels.
     """
     with _open(path, names) as (header, read):
         if header.count != len(names):
@@ -155,7 +155,7 @@ def read_image(
 def _own_positions(
     descriptions: Sequence[str | None], names: Sequence[str], positions: Sequence[int]
 ) -> Sequence[int]:
-    """Positions by the band names of the file, or the given ones if it states none."""
+    """Return positions by the band names in the file, or the given ones if it does not name them all."""
     stated, wanted = [canonical(d) for d in descriptions if d], [canonical(n) for n in names]
     if len(stated) < len(wanted) or stated == wanted:
         return positions
@@ -168,9 +168,9 @@ def _own_positions(
 
 
 def without_data(pixels: NDArray[Any], nodata: float) -> NDArray[np.bool_]:
-    """Where an image, shape (C, H, W), has no data: NaN, or else *nodata* in every band.
+    """Mark the nodata pixels of an image, shape (C, H, W): NaN, or else *nodata* in every band.
 
-    A dark pixel of one band is no hole.
+    A pixel that is dark in only one band is not a hole.
     """
     if np.isnan(nodata):
         return np.isnan(pixels)
@@ -178,7 +178,7 @@ def without_data(pixels: NDArray[Any], nodata: float) -> NDArray[np.bool_]:
 
 
 def fill_nodata(pixels: NDArray[Any], nodata: float | None) -> NDArray[Any]:
-    """Give pixels without data the mean of their band's others; raises BadTileError if there are none."""
+    """Fill nodata pixels with the mean of their band's valid pixels; raise BadTileError if it has none."""
     if nodata is None or not (empty := without_data(pixels, nodata)).any():
         return pixels
     if empty.all((1, 2)).any():
@@ -190,10 +190,10 @@ def fill_nodata(pixels: NDArray[Any], nodata: float | None) -> NDArray[Any]:
 def read_headers(
     files: Sequence[PathLike], most: int, where: object, names: Sequence[str] | None = None
 ) -> tuple[list[Header], list[str]]:
-    """Headers of at most *most* evenly spaced files, and which cannot be read, `<path>: <reason>`.
+    """Read the headers of at most *most* evenly spaced files; list unreadable ones, `<path>: <reason>`.
 
     Raises:
-        ValueError: If none can; the message names *where*.
+        ValueError: If none can be read; the message names *where*.
     """
     found, skipped = list[Header](), list[str]()
     for index in evenly_spaced(len(files), most):
@@ -216,9 +216,9 @@ def resize(
 
     Args:
         pixels: Image, shape (C, H, W).
-        size: Side of the result, whose type stays; None, or the side that an image has, leaves it as it is.
-        nearest: Whether pixels take the nearest value, as those of masks, instead of a bicubic mean.
-        crop_pct: Share of the resized shorter side that is kept.
+        size: Side of the result, pixels, in the same pixel type; None leaves the image unchanged.
+        nearest: Whether to interpolate by nearest neighbor, as for masks, instead of bicubically.
+        crop_pct: Share of the resized shorter side to keep.
     """
     if size is None:
         return pixels
@@ -230,7 +230,7 @@ def resize(
         tensor = torch.from_numpy(pixels.astype(np.float64 if nearest else np.float32))
         resized = F.interpolate(tensor[None], shape, **how)[0].double().numpy()
         if pixels.dtype.kind in 'iu':
-            # Bicubic weights are partly negative, so sharp edges leave the range of the type.
+            # Some bicubic weights are negative, so sharp edges overshoot the range of the type.
             limits = np.iinfo(pixels.dtype)
             resized = np.clip(np.rint(resized), limits.min, limits.max)
         pixels = resized.astype(pixels.dtype)
@@ -239,21 +239,21 @@ def resize(
 
 
 def _is_plain(path: Path | str) -> bool:
-    """Whether Pillow reads a file; it cuts 16-bit color to 8 bits and knows few kinds of TIFF."""
+    """Return whether Pillow reads a file; it cuts 16-bit color to 8 bits and knows few kinds of TIFF."""
     if isinstance(path, str) or path.suffix.lower() not in PLAIN_SUFFIXES:
         return False
     with readable(path), path.open('rb') as file:
         start = file.read(25)
-    # By content, as names may be wrong. Byte 24 of a PNG is its bit depth.
+    # Judge by content, as names may be wrong. Byte 24 of a PNG is its bit depth.
     deep = start.startswith(b'\x89PNG') and start[24:] == b'\x10'
     return not deep and not start.startswith((b'II*\0', b'MM\0*', b'II+\0', b'MM\0+'))
 
 
 @contextmanager
 def readable(path: PathLike, *damage: type[Exception]) -> Iterator[None]:
-    """Turn errors that damaged bytes cause in a reader, and *damage*, into BadTileError.
+    """Turn a reader's errors on damaged bytes, and *damage*, into BadTileError.
 
-    An OSError of the machine passes: no memory, too many open files, a disk or a network drive.
+    System errors pass as OSError: out of memory, too many open files, a failing disk or network drive.
     """
     try:
         yield
@@ -266,9 +266,9 @@ def readable(path: PathLike, *damage: type[Exception]) -> Iterator[None]:
 
 
 def raise_machine_failure(error: Exception, path: PathLike | None = None) -> None:
-    """Raise an OSError that the machine caused, not the file.
+    """Raise OSError if the system caused the error, not the file.
 
-    GDAL keeps no error number: reading a local file again tells.
+    GDAL keeps no error number, so a local file is read again to find out.
     """
     cause: BaseException | None = error
     while cause is not None:
@@ -305,13 +305,13 @@ def _pillow(path: Path | str) -> Iterator[Image.Image]:
 
 @contextmanager
 def open_raster(path: PathLike, any_size: bool = False) -> Iterator[rasterio.DatasetReader]:
-    """Open a raster, no larger than tiles are; what goes wrong in the body is a `BadTileError`."""
+    """Open a raster no larger than a tile may be; errors in the body become `BadTileError`."""
     with readable(path), warnings.catch_warnings():
         # Tiles need no georeference, and many four-band files tag near infrared as alpha.
         for category in (NotGeoreferencedWarning, NodataShadowWarning):
             warnings.simplefilter('ignore', category)
         with rasterio.open(path) as source:
-            # Pillow's limit: a small file may unpack to any size.
+            # Apply Pillow's limit: a small file may unpack to any size.
             limit = 2 * (Image.MAX_IMAGE_PIXELS or np.inf)
             if source.width * source.height > limit and not any_size:
                 raise BadTileError(

@@ -1,4 +1,4 @@
-"""Packs: all tiles of an archive in one memory-mapped file, written in blocks, resumable, verified."""
+"""Packs: an archive's tiles in one memory-mapped file, written in resumable, verified blocks."""
 
 import json
 import zlib
@@ -17,13 +17,13 @@ from explora_geo.datasets.images import BadTileError
 from explora_geo.datasets.remote import PathLike
 
 FORMAT = 'explora_geo.pack'
-#: Files of a pack: what it is, its pixels, the state of each tile, its checksum, and why some are skipped.
+#: Files of a pack: header, pixels, states and checksums of the tiles, and reasons for skipped ones.
 HEADER, PIXELS, STATES, CHECKS, REASONS = (
     *('pack.json', 'pixels.bin', 'states.npy', 'checks.npy', 'skipped.json'),
 )
 #: States of a tile in a pack.
 OPEN, DONE, SKIPPED = 0, 1, 2
-#: Tiles per checkpoint: an interrupted run repeats at most these.
+#: Tiles per block: an interrupted run repeats at most one block.
 BLOCK = 256
 
 
@@ -35,13 +35,13 @@ class PackHeader:
     dtype: str  # NumPy name of the pixel type
     bands: tuple[str, ...]  # names, in order
     files: tuple[str, ...]  # names of the source files, relative to their folder
-    classes: tuple[str, ...]  # names in the order of their labels
+    classes: tuple[str, ...]  # names in label order
     labels: tuple[int, ...] | None  # of each tile, or None if unlabeled
     format: str = FORMAT
 
     @property
     def nbytes(self) -> int:
-        """Size of all pixels."""
+        """Size of all pixels, bytes."""
         return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
 
     def __post_init__(self) -> None:
@@ -58,9 +58,9 @@ class PackHeader:
 
 
 class PackedDataset(TileDataset):
-    """A pack that :func:`pack` made of a folder, with the folder's samples.
+    """The samples of a folder, read from a pack that :func:`pack` made of it.
 
-    Pixels are mapped into memory, so that workers share them and no file is decoded.
+    Pixels are memory-mapped, so that workers share them and no file is decoded.
     """
 
     def __init__(self, root: PathLike, bands: Sequence[str] | None = None, **kwargs: Any) -> None:
@@ -73,7 +73,7 @@ class PackedDataset(TileDataset):
 
         Raises:
             FileNotFoundError: If there is no pack.
-            ValueError: If it is damaged or not complete, or bands do not fit.
+            ValueError: If it is damaged or incomplete, or bands do not match.
         """
         root = Path(root)
         self.header = header = read_header(root)
@@ -89,7 +89,7 @@ class PackedDataset(TileDataset):
 
     @property
     def skipped_count(self) -> int:
-        """Tiles that could not be packed."""
+        """Number of tiles that could not be packed."""
         return int((self._states == SKIPPED).sum())
 
     def _read(self, index: int) -> NDArray[Any]:
@@ -102,32 +102,32 @@ class PackedDataset(TileDataset):
         return {**self.__dict__, '_pixels': None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Open the memory map again."""
+        """Reopen the memory map."""
         self.__dict__.update(state)
         self._pixels = _open(self.root, self.header)[0]
 
 
 def is_pack(root: PathLike) -> bool:
-    """Whether a folder is a pack."""
+    """Return whether a folder is a pack."""
     return (Path(root) / HEADER).is_file()
 
 
 def pack(dataset: TileDataset, out: PathLike) -> Iterator[tuple[int, int]]:
     """Write all tiles of a folder into a pack, resuming an interrupted run.
 
-    A tile that cannot be used, or differs in size or type from the first, is skipped and its reason
-    kept. What was written is read back and compared before it counts as done.
+    A tile that is unusable, or differs from the first in size or type, is skipped and its reason
+    recorded. Each block is read back and verified before it counts as done.
 
     Args:
-        dataset: Folder; its bands and size are the pack's.
+        dataset: Folder, whose bands and size the pack takes.
         out: Folder of the pack.
 
     Yields:
-        Tiles that are done, and their number, after each block.
+        Number of finished tiles and number of all tiles, after each block.
 
     Raises:
-        ValueError: If the folder holds the pack of other tiles, bands or sizes, or a tile does not come
-            back from the disk as it was written.
+        ValueError: If *out* holds a pack of other tiles, bands or sizes, or a tile reads back differently
+            from how it was written.
     """
     out, header = Path(out), header_of(dataset)
     if is_pack(out):
@@ -168,10 +168,10 @@ def pack(dataset: TileDataset, out: PathLike) -> Iterator[tuple[int, int]]:
 
 
 def header_of(dataset: TileDataset) -> PackHeader:
-    """Header for the pack of a folder, from its first usable tile.
+    """Build the pack header of a folder from its first usable tile.
 
     Raises:
-        ValueError: If no tile can be used.
+        ValueError: If no tile is usable.
     """
     for index in range(len(dataset)):
         with suppress(BadTileError):
@@ -188,7 +188,7 @@ def header_of(dataset: TileDataset) -> PackHeader:
 
 
 def read_header(root: Path) -> PackHeader:
-    """Read what a pack says of itself.
+    """Read the header of a pack.
 
     Raises:
         FileNotFoundError: If there is no pack.
@@ -210,7 +210,7 @@ def read_header(root: Path) -> PackHeader:
 
 
 def _open(root: Path, header: PackHeader, mode: Literal['r', 'r+'] = 'r') -> tuple[Any, Any, Any, Any]:
-    """Memory-mapped pixels, (N, C, H, W), states and checksums, (N,), and reasons of skipping by file."""
+    """Open memory-mapped pixels, (N, C, H, W), states and checksums, (N,), and skip reasons by file."""
     try:
         size = (root / PIXELS).stat().st_size
         if size != header.nbytes:
@@ -225,7 +225,7 @@ def _open(root: Path, header: PackHeader, mode: Literal['r', 'r+'] = 'r') -> tup
 
 
 def _save(out: Path, reasons: dict[str, str], checks: NDArray[Any], states: NDArray[Any]) -> None:
-    """Write what is known of the tiles; the states last, which say that the rest is on the disk."""
+    """Write reasons and checksums, then the states, which confirm that the rest is on disk."""
     write_text(out / REASONS, json.dumps(reasons))
     for name, values in ((CHECKS, checks), (STATES, states)):
         with atomic_path(out / name) as temporary, temporary.open('wb') as file:

@@ -37,14 +37,14 @@ DATE = re.compile(r'(?<!\d)((?:19|20)\d\d)[-_]?(0[1-9]|1[0-2])[-_]?(0[1-9]|[12]\
 class SceneDataset(RasterDataset):
     """Georeferenced scenes of any size, indexed by place and time.
 
-    Scenes are told apart in time, so that a later image of the same place does not hide behind
-    an earlier one: a date in the file name gives the day, and a scene without one gets an instant
-    of its own. Nodata pixels, and what a window has beyond the edge of a scene, become the mean of
-    the window's other pixels, or 0 beyond the edge of a scene that declares no nodata value.
+    Each scene has its own time, so that an earlier image does not hide a later one of the same
+    place: the day in its file name, or else a unique instant. Nodata pixels, and pixels beyond the
+    edge of a scene, take the mean of the window's valid pixels; beyond the edge of a scene that
+    declares no nodata value they are 0.
 
-    A window of nodata only, with other NaN or infinite pixels, or whose file cannot be read, is returned as
-    ``{'skipped': '<place>: <reason>'}``, or raises if *strict*. A scene that is no file on disk raises where
-    it cannot be read: servers and networks fail, and their failures are no damage.
+    A window that holds only nodata, has other NaN or infinite pixels, or cannot be read is returned as
+    ``{'skipped': '<place>: <reason>'}``, or raises ValueError if *strict*. A scene that is not a file on
+    disk raises an error if it cannot be read, because a failing server or network is not damage.
     """
 
     def __init__(
@@ -61,22 +61,22 @@ class SceneDataset(RasterDataset):
         """Initialize a new SceneDataset instance.
 
         Args:
-            paths: Folders to search, files to load, or whatever GDAL opens: `https://...`, `/vsicurl/...`,
+            paths: Folders to search, files to load, or anything GDAL opens: `https://...`, `/vsicurl/...`,
                 `s3://...`, `/vsizip/...`.
             bands: Names of the bands to return, in any order; all bands if None.
             file_bands: Names of all bands in file order, e.g. ``('red', 'green', 'blue', 'nir')``.
-                By default the band descriptions stored in the files, or red, green and blue for
-                8-bit scenes of three bands.
+                Defaults to the band descriptions stored in the files, or to red, green and blue for
+                8-bit scenes with three bands.
             crs: Coordinate reference system to warp to; that of the first scene if None.
             res: Pixel size in units of *crs*; that of the first scene if None.
-            strict: Whether to raise on a scene that cannot be used instead of leaving it out.
+            strict: Whether to raise on an unusable scene instead of leaving it out.
             cache: Whether to keep files open between windows. Leave it off in a process that
                 forks workers afterwards, as open files must not be shared.
             transforms: Function applied to each sample.
 
         Raises:
-            FileNotFoundError: If a path does not exist, or no scene can be used.
-            ValueError: If the band names do not fit, or *strict* and a scene cannot be used.
+            FileNotFoundError: If a path does not exist, or no scene is usable.
+            ValueError: If the band names do not match, or a scene is unusable and *strict* is set.
         """
         self.strict = strict
         usable: dict[str, Header] = {}
@@ -111,12 +111,12 @@ class SceneDataset(RasterDataset):
         self.bands: tuple[str, ...] = chosen
         self.index.index = _intervals(self.index['filepath'])
         kinds = {(type(header.path), header.nodata) for header in usable.values()}
-        #: One that stands for all: local scenes of one nodata value need not be told apart.
+        #: One scene to stand for all, if all are local files with the same nodata value.
         self._alike = self.files[:1] if len(kinds) == 1 and not self._remote(usable) else []
 
     @property
     def files(self) -> list[str]:
-        """The scenes in use; TorchGeo would look for them on disk, where a URL is none."""
+        """Paths of the scenes in use; TorchGeo would look for them on disk and miss URLs."""
         return sorted(self._headers)
 
     def __getitem__(self, query: GeoSlice) -> dict[str, Any]:
@@ -130,9 +130,9 @@ class SceneDataset(RasterDataset):
             in units of :attr:`crs` as (xmin, ymin, xmax, ymax), shape (4,); or ``skipped``.
 
         Raises:
-            IndexError: If no scene is there.
+            IndexError: If no scene covers the window.
             ValueError: If the window cannot be used and *strict* is set.
-            ConnectionError: If a scene that is no file on disk cannot be read.
+            ConnectionError: If a scene that is not a file on disk cannot be read.
         """
         x, y, _ = self._disambiguate_slice(query)
         files = self._files_at(query)
@@ -155,7 +155,7 @@ class SceneDataset(RasterDataset):
             message = f'window x {x.start}:{x.stop}, y {y.start}:{y.stop}: {error}'
             return skip(message, self.strict, 'repair the scene')
         bounds = torch.tensor([x.start, y.start, x.stop, y.stop], dtype=torch.float64)
-        # The other keys of TorchGeo differ between its versions, and cannot all be stacked.
+        # TorchGeo's other keys differ between its versions, and not all of them can be stacked.
         sample: dict[str, Any] = {'image': image, 'bounds': bounds}
         return sample if self._sample_transforms is None else self._sample_transforms(sample)
 
@@ -178,7 +178,7 @@ class SceneDataset(RasterDataset):
         return image
 
     def _files_at(self, query: GeoSlice) -> list[str]:
-        """The scenes of a window, or one for all if they do not differ."""
+        """List the scenes of a window, or one to stand for all if they are alike."""
         if self._alike:
             return self._alike
         x, y, t = self._disambiguate_slice(query)
@@ -186,12 +186,12 @@ class SceneDataset(RasterDataset):
         return list(map(str, scenes.cx[x.start : x.stop, y.start : y.stop]['filepath']))
 
     def _remote(self, files: Iterable[str]) -> list[str]:
-        """Those of the scenes that are no files on disk."""
+        """List the scenes that are not files on disk."""
         return [file for file in files if isinstance(self._headers[file].path, str)]
 
 
 def _check(header: Header, names: Sequence[str], first: Header, by_name: bool) -> None:
-    """Raise BadTileError if a scene has no place, or other bands or pixels than the first one."""
+    """Raise BadTileError if a scene has no CRS, or differs from the first in bands or kind of pixels."""
     if header.crs is None:
         raise BadTileError('it has no coordinate reference system')
     if header.count != len(names):
@@ -205,7 +205,7 @@ def _check(header: Header, names: Sequence[str], first: Header, by_name: bool) -
 
 
 def _find_scenes(paths: PathLike | Iterable[PathLike]) -> list[Path | str]:
-    """List raster files in folders; keep files and what only GDAL opens as given; drop duplicates."""
+    """List raster files in folders; keep files and names for GDAL as given; drop duplicates."""
     given = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
     found: set[Path | str] = set()
     for path in map(locate, given):
@@ -215,14 +215,14 @@ def _find_scenes(paths: PathLike | Iterable[PathLike]) -> list[Path | str]:
 
 
 def _intervals(files: Iterable[str]) -> pd.IntervalIndex:
-    """Give each scene its day, or an instant of its own if its name has no valid date."""
+    """Assign each scene its day, or a unique instant if its name has no valid date."""
     intervals = []
     for number, file in enumerate(files):
         match = DATE.search(os.path.basename(file))
         day = pd.to_datetime('-'.join(match.groups()), errors='coerce') if match else pd.NaT
         if pd.isna(day):
             instant = pd.Timestamp(0) + pd.Timedelta(seconds=number)
-            # Not of zero length: TorchGeo queries intervals without their left end.
+            # Not of zero length, as TorchGeo queries intervals without their left end.
             intervals.append((instant, instant + pd.Timedelta(milliseconds=500)))
         else:
             intervals.append((day, day + pd.Timedelta(days=1) - pd.Timedelta(microseconds=1)))

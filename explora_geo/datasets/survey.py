@@ -1,4 +1,4 @@
-"""Survey an archive by a sample of its files, and choose among its bands by name, color or number."""
+"""Survey an archive from a sample of its files, and choose its bands by name, color or number."""
 
 import os
 import re
@@ -24,20 +24,20 @@ from explora_geo.datasets.images import (
 )
 from explora_geo.datasets.remote import PathLike, locate
 
-#: Files opened at most, remote ones, and files of which pixels are read.
+#: Maximum number of files opened, of remote files opened, and of files decoded.
 OPENED, OPENED_REMOTE, DECODED = 200, 8, 32
-#: Side of the windows of which pixels are read.
+#: Side of the decoded windows, pixels.
 WINDOW = 512
 #: Centers of these windows, as shares of height and width.
 PLACES = ((0.5, 0.5), (0.3, 0.3), (0.7, 0.7), (0.3, 0.7), (0.7, 0.3))
-#: Largest share of files unlike the others, which are skipped.
+#: Largest share of files that may differ from the rest and are skipped.
 ODD = 0.05
 
 _BAND = re.compile(r'(?P<name>[^=]*[^=\s])\s*=\s*(?P<number>\d+)')
 
 
 class UnnamedBandsError(ValueError):
-    """Raised if bands must be named before they can be chosen."""
+    """Error for bands that must be named before they can be chosen."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,10 @@ class Survey:
     """Headers of a sample of files."""
 
     source: str  # the archive as it was given, for messages
-    root: Path | None  # folder that holds the files; None for single files, remote ones and sequences
+    root: Path | None  # folder of the files; None for single files, remote files and sequences
     files: list[Path | str]
-    found: list[Header]  # of those looked at that are alike; the first is a representative one
-    skipped: list[str]  # others that were looked at, `<path>: <reason>`
+    found: list[Header]  # of the sampled files that are alike; the first is representative
+    skipped: list[str]  # other sampled files, `<path>: <reason>`
 
     @property
     def size(self) -> tuple[int, int]:
@@ -57,9 +57,9 @@ class Survey:
 
     @property
     def crs(self) -> str | None:
-        """Coordinate reference system of most files, and how many others there are."""
+        """Most common coordinate reference system, and the number of others."""
         (usual, _), *others = Counter(f.crs for f in self.found).most_common()
-        if usual and len(usual) > 40:  # well-known text of a whole screen
+        if usual and len(usual) > 40:  # well-known text can fill a screen
             usual = 'a CRS of its own'
         return f'{usual} and {len(others)} others' if usual and others else usual
 
@@ -69,7 +69,7 @@ def survey(archive: PathLike | Sequence[PathLike]) -> Survey:
 
     Raises:
         FileNotFoundError: If there is no such archive, or it is empty.
-        ValueError: If none of the files can be read, or more than one in twenty is unlike the others.
+        ValueError: If none of the files can be read, or more than one in twenty differs from the rest.
     """
     if isinstance(archive, str | os.PathLike):
         source = os.fspath(archive)
@@ -91,7 +91,7 @@ def survey(archive: PathLike | Sequence[PathLike]) -> Survey:
 
 
 def _find(archive: PathLike) -> tuple[Path | None, list[Path | str]]:
-    """The folder of an archive's files, if they may be tiles, and the files."""
+    """Return the folder of an archive's files, or None if they cannot be tiles, and the files."""
     place = locate(archive)
     if isinstance(place, str) or (place.is_file() and not is_list(place)):
         return None, [place]
@@ -101,19 +101,19 @@ def _find(archive: PathLike) -> tuple[Path | None, list[Path | str]]:
 
 
 def _gray(header: Header) -> bool:
-    """Whether it may be a colorless picture of a colored set."""
+    """Return whether an image may be a colorless picture in a color set."""
     return header.whole and header.count == 1 and header.dtype == 'uint8'
 
 
 def _alike(
     found: list[Header], source: str, key: Callable[[Header], Any], what: str
 ) -> tuple[list[Header], list[str]]:
-    """Split files into those like most and the others, `<path>: <reason>`."""
+    """Split files into those like the majority and the rest, `<path>: <reason>`."""
     colored = [header for header in found if not _gray(header)]
     if not colored:
         return found, []
     usual = Counter(map(key, colored)).most_common(1)[0][0]
-    # Colorless pictures among colored ones are read as such.
+    # Gray pictures in a color set are read as color.
     odd = [h for h in found if key(h) != usual and not (_gray(h) and usual in (3, '8-bit'))]
     if len(odd) > ODD * len(found):
         one = next(header for header in found if key(header) == usual)
@@ -129,7 +129,7 @@ def _alike(
 def sample_values(
     survey: Survey, names: Sequence[str], positions: Sequence[int]
 ) -> tuple[tuple[float, float, float], list[str]]:
-    """Look at windows of 512 px of at most 32 files; at several of each if there are few.
+    """Read windows of 512 px from at most 32 files, several per file if there are few.
 
     Args:
         survey: Headers of the files.
@@ -137,20 +137,20 @@ def sample_values(
         positions: Zero-based positions of the bands to read.
 
     Returns:
-        Smallest and largest value of pixels with data, and the share of those without, in [0, 1]; and which
-        files are damaged, `<path>: <reason>`.
+        Smallest and largest valid value and the share of nodata pixels, in [0, 1]; and the damaged files,
+        `<path>: <reason>`.
 
     Raises:
-        ValueError: If no pixel holds data.
+        ValueError: If no pixel is valid.
     """
     low, high, full, pixels = np.inf, -np.inf, 0, 0
     skipped = []
-    # Rotated scenes are empty at some of these.
+    # Rotated scenes hold no data at some of these places.
     places = PLACES[: max(1, DECODED // len(survey.found))]
     for index in evenly_spaced(len(survey.found), DECODED):
         header = survey.found[index]
         try:
-            # A generator would raise after the first windows were counted.
+            # A list, because a generator would raise after some windows were counted.
             windows = list(_read_windows(header, names, positions, places))
         except BadTileError as error:
             skipped.append(f'{header.path}: {error}')
@@ -168,7 +168,7 @@ def sample_values(
 def _read_windows(
     header: Header, names: Sequence[str], positions: Sequence[int], places: Sequence[tuple[float, float]]
 ) -> Iterator[np.ma.MaskedArray[Any, Any]]:
-    """Pixels of windows, shape (C, H, W), those without data masked."""
+    """Yield the pixels of windows, shape (C, H, W), with nodata masked."""
     if header.whole:
         yield np.ma.masked_array(read_image(Path(header.path), names, positions, header.dtype))
         return
@@ -188,19 +188,19 @@ def _read_windows(
 def choose_bands(
     wanted: str | Sequence[str] | None, header: Header, source: str
 ) -> tuple[tuple[str, ...], list[int]]:
-    """Name the bands of files and choose among them.
+    """Name the bands of the files and choose among them.
 
     Args:
-        wanted: Names in order, as a sequence or with commas, `name=number` for a band that has another name
-            or none; None for red, green and blue, or all bands where there are no such.
-        header: What a file says.
+        wanted: Names in order, as a sequence or comma-separated, `name=number` for a band with another name
+            or none; None for red, green and blue, or all bands if these are missing.
+        header: Header of a representative file.
         source: The archive, for messages.
 
     Returns:
         Names of all bands in file order, and zero-based positions of the chosen ones.
 
     Raises:
-        UnnamedBandsError: If bands without names have to be named first.
+        UnnamedBandsError: If unnamed bands must be named first.
         ValueError: If a band does not exist, or is chosen twice.
     """
     names = _names(header)
@@ -215,7 +215,7 @@ def choose_bands(
             number = int(match['number'])
             if not 1 <= number <= len(names):
                 raise ValueError(f'bands={entry}: the files of {source} have bands 1 to {len(names)}')
-            # A name given here is taken away from the band that had it.
+            # The name moves here from the band that had it.
             if (had := _position(chosen[-1], names)) is not None:
                 names[had] = None
             names[number - 1] = chosen[-1]
@@ -243,14 +243,14 @@ def choose_bands(
 
 
 def names_for_dataset(header: Header, names: tuple[str, ...]) -> list[str] | None:
-    """Names for the data set; None where it finds the same by itself, also in files of another order."""
+    """Return names for the data set; None if it finds them itself, even in files of another order."""
     stated = all(header.descriptions)
     own = header.descriptions if stated else default_bands(header.count, header.dtype)
     return None if same_bands(own, names) else list(names)
 
 
 def _color_of(band: str) -> str:
-    """Red, green or blue if a band's name says so (`R`, `B04`, `Red (665 nm)`), else the name."""
+    """Return red, green or blue if a band's name says so (`R`, `B04`, `Red (665 nm)`), else the name."""
     name = canonical(band)
     words = re.findall('[a-z]+', name)
     colors = [word for word in words if word in RGB]
@@ -258,15 +258,15 @@ def _color_of(band: str) -> str:
 
 
 def _names(header: Header) -> list[str | None]:
-    """Names of the bands, None where unknown."""
+    """Return the names of the bands, None where unknown."""
     given = [name.lower() for name in header.descriptions if name]
-    doubled = len(set(given)) < len(given)  # the same text for several bands names none
+    doubled = len(set(given)) < len(given)  # a text shared by several bands names none
     tags = header.colors or (None,) * header.count
     names = [tag if doubled else name or tag for name, tag in zip(header.descriptions, tags, strict=True)]
     if not any(names):
         return [*default_bands(header.count, header.dtype)] or names
     colors = [_color_of(name) if name else None for name in names]
-    # Wordy descriptions of colors become these, unless two claim one; B04 and R are names already.
+    # Wordy descriptions become the color they name, unless two claim it; B04 and R are names already.
     return [
         color if color in RGB and colors.count(color) == 1 and canonical(name or '') != color else name
         for name, color in zip(names, colors, strict=True)
@@ -274,6 +274,6 @@ def _names(header: Header) -> list[str | None]:
 
 
 def _position(band: str, names: Sequence[str | None]) -> int | None:
-    """Position of a band by its name, or else by the color that it says."""
+    """Return the position of a band by its name, or else by the color in its name."""
     known = [canonical(name or '') for name in names]
     return next((known.index(name) for name in (canonical(band), _color_of(band)) if name in known), None)
