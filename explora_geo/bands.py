@@ -1,14 +1,14 @@
-"""Names of spectral bands: guessed from a file, matched, never counted on by position."""
+"""Names of spectral bands: inferred from a file and matched by name, never by position."""
 
 from collections.abc import Sequence
 
 RGB = ('red', 'green', 'blue')
 GRAY = ('gray',)
 
-#: Spellings of the colors that name bands of our own.
+#: Other spellings of the colors that serve as band names.
 _COLORS = {'r': 'red', 'g': 'green', 'b': 'blue', 'grey': 'gray'}
 
-#: Names of one band: Sentinel-2's, and what STAC catalogs and people call it.
+#: Names of the same band: Sentinel-2's, those of STAC catalogs, and those in common use.
 _SENTINEL2 = {
     'b01': ('coastal', 'b1'),
     'b05': ('rededge1', 'rededge', 'b5'),
@@ -25,30 +25,30 @@ _SENTINEL2 = {
     'nir': ('b08', 'b8'),
 }
 
-#: Other names of a band, in lower case.
+#: Band names by alias, in lower case.
 ALIASES = _COLORS | {other: name for name, others in _SENTINEL2.items() for other in others}
 
 
 def canonical(band: str) -> str:
-    """The one name used for comparison: lower case, without aliases; `R`, `Red` and `B04` are `red`."""
+    """Return the name used for comparison: lower case, without aliases; `R`, `Red` and `B04` are `red`."""
     name = band.strip().lower()
     return ALIASES.get(name, name)
 
 
 def spell(names: Sequence[str]) -> tuple[str, ...]:
-    """Spell colors in one way, and leave other names as their owner wrote them."""
+    """Spell colors uniformly and leave other names as written."""
     plain = [_COLORS.get(name.strip().lower(), name.strip().lower()) for name in names]
     return tuple(p if p in RGB + GRAY else n.strip() for p, n in zip(plain, names, strict=True))
 
 
 def same_bands(one: Sequence[str | None], other: Sequence[str | None]) -> bool:
-    """Whether two lists name the same bands in the same order, in any spelling."""
+    """Return whether two lists name the same bands in the same order, in any spelling."""
     first, second = ([canonical(n or '') for n in names] for names in (one, other))
     return first == second
 
 
 def true_color_bands(bands: Sequence[str]) -> list[int]:
-    """Positions of the red, green and blue band, in this order; of the first band where one is missing."""
+    """Return the positions of red, green and blue, in this order, or of the first band if one is missing."""
     names = [canonical(band) for band in bands]
     return [names.index(band) for band in RGB] if set(RGB) <= set(names) else [0]
 
@@ -59,16 +59,16 @@ def match_bands(
     given_by: str = 'the data has',
     wanted_by: str = 'the model reads',
 ) -> list[int]:
-    """Positions of wanted bands among those given, by name in any spelling: the one rule of the package.
+    """Return positions of wanted bands among those given, by name in any spelling: the package's only rule.
 
     Args:
-        given: Names of the bands that are there, in order.
-        wanted: Names of the bands that are read, in order.
+        given: Names of the available bands, in order.
+        wanted: Names of the bands to read, in order.
         given_by: Who has the bands, for the message.
         wanted_by: Who reads them, for the message.
 
     Raises:
-        ValueError: If a wanted band is not there; the message names both lists.
+        ValueError: If a wanted band is missing; the message names both lists.
     """
     positions = {canonical(name): i for i, name in enumerate(given)}
     missing = [name for name in wanted if canonical(name) not in positions]
@@ -81,7 +81,7 @@ def match_bands(
 
 
 def select_bands(wanted: Sequence[str] | None, available: Sequence[str]) -> list[int]:
-    """Zero-based positions of the wanted bands in a file, in the order wanted; of all bands if None.
+    """Return zero-based positions of the wanted bands in a file, in that order; of all bands if None.
 
     Raises:
         ValueError: If a wanted band is not available, or none is wanted.
@@ -94,7 +94,7 @@ def select_bands(wanted: Sequence[str] | None, available: Sequence[str]) -> list
 
 
 def default_bands(count: int, dtype: str) -> tuple[str, ...]:
-    """Names of the bands of a file that states none: gray, or the colors of 8-bit images; else nothing."""
+    """Return names for the bands of an unnamed file: gray, or the colors of 8-bit images; else none."""
     return GRAY if count == 1 else RGB if (count, dtype) == (3, 'uint8') else ()
 
 
@@ -107,7 +107,7 @@ def name_bands(
         count: Number of bands in the file.
         dtype: NumPy name of the pixel type.
         descriptions: Band descriptions stored in the file, None where there is none.
-        file_bands: Names given by the user, which win over everything else.
+        file_bands: Names given by the user, which take precedence.
         where: File to name in error messages.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Data modules: folders of tiles and masks, EuroSAT and fMoW, and whole scenes."""
+"""Data modules: folders of tiles and masks, EuroSAT, fMoW and whole scenes."""
 
 from explora_geo.datamodules.base import Augment, TileDataModule
 from explora_geo.datamodules.eurosat import EuroSATDataModule

@@ -1,4 +1,4 @@
-"""Look at an archive of images, and choose the data module that trains on it; labeled tiles that fit it."""
+"""Inspect an image archive, choose the data module to train on it, and find labeled tiles that match it."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -31,13 +31,13 @@ from explora_geo.datasets.survey import (
     survey,
 )
 
-#: Side of the largest image by default.
+#: Largest default side of images, pixels.
 LARGEST = 224
 #: Georeferenced rasters of at least this side are scenes.
 SCENE = 448
-#: Patches on a side that small tiles are enlarged to, at most twofold.
+#: Patches per side that small tiles are enlarged to, at most twofold.
 PATCHES = 8
-#: Labeled tiles of a class, at least.
+#: Minimum number of labeled tiles per class.
 LEAST = 3
 
 _MODULES: dict[str, Any] = {'tiles': FolderDataModule, 'pack': FolderDataModule, 'scenes': SceneDataModule}
@@ -45,36 +45,36 @@ _MODULES: dict[str, Any] = {'tiles': FolderDataModule, 'pack': FolderDataModule,
 
 @dataclass(frozen=True)
 class Archive:
-    """What `look` found in an archive."""
+    """Properties of an archive, as found by `look`."""
 
     source: str  # the archive as it was given
     kind: Literal['tiles', 'pack', 'scenes']  # image tiles, a pack of them, or scenes to be cut into windows
     count: int  # tiles or scenes
-    opened: int  # how many of them were looked at
-    skipped: tuple[str, ...]  # those of them that cannot be used, `<path>: <reason>`
+    opened: int  # number of them that were inspected
+    skipped: tuple[str, ...]  # inspected files that are unusable, `<path>: <reason>`
     size: tuple[int, int]  # median height and width, pixels
     file_bands: tuple[str, ...]  # names of all bands in file order
     bands: tuple[str, ...]  # names of the bands to train on, in order
     dtype: str  # NumPy name of the pixel type
-    low: float  # smallest value of these bands in a sample of pixels with data
+    low: float  # smallest value of these bands in a sample of valid pixels
     high: float  # largest value
-    nodata: float  # share of pixels without data in the sample, in [0, 1]
-    crs: str | None  # coordinate reference system of most files
+    nodata: float  # share of nodata pixels in the sample, in [0, 1]
+    crs: str | None  # most common coordinate reference system
     classes: tuple[str, ...]  # names of the class folders, empty if there are none
-    images: int  # of one pass: tiles, or windows that fit side by side into the scenes
+    images: int  # per epoch: tiles, or windows that fit side by side into the scenes
     image_size: int  # side of the images to train on, pixels
     settings: dict[str, Any] = field(repr=False)  # class_path and init_args of the data module, as in YAML
 
     def datamodule(self, **options: Any) -> TileDataModule:
-        """Make the data module that trains on the archive; *options* replace the arguments chosen."""
+        """Make the data module to train on the archive; *options* replace the chosen arguments."""
         return _MODULES[self.kind](**{**self.settings['init_args'], **options})
 
     def facts(self) -> dict[str, Any]:
-        """Fields as JSON-ready values."""
+        """Return the fields as JSON-ready values."""
         return asdict(self)
 
     def sentences(self) -> str:
-        """What was found, in at most two lines."""
+        """Summarize the archive in at most two lines."""
         what = {'scenes': 'scene', 'pack': 'packed tile', 'tiles': 'tile'}[self.kind]
         height, width = self.size
         size = f'{height} px' if height == width else f'{height} x {width} px'
@@ -100,31 +100,31 @@ def look(
     kind: Literal['tiles', 'scenes'] | None = None,
     batch_size: int = 64,
 ) -> Archive:
-    """Look at an archive: what it holds, and how to train on it.
+    """Inspect the content of an archive and choose how to train on it.
 
-    At most 200 evenly spaced files are opened, and pixels of 32. Red, green and blue are found by the names
-    of the bands, by the color interpretation of GeoTIFF, or taken for granted in 8-bit images of three bands.
-    Up to one file in twenty may be unlike the others and is skipped.
+    At most 200 evenly spaced files are opened, and 32 of them decoded. Red, green and blue are found by band
+    name or by GeoTIFF color interpretation, or assumed in 8-bit images with three bands. Up to one file in
+    twenty may differ from the rest and is skipped.
 
     Args:
         archive: Folder of tiles with or without class folders, pack, scenes (files, folder, pattern, URL,
-            whatever GDAL opens), list of files (text, CSV, Parquet), or a sequence of scenes.
-        bands: Names of the bands to use, in order, as a sequence or with commas; `name=number` names a band
-            by its number in the files, from 1. If None, red, green and blue, or all bands where there are
-            no such.
+            anything GDAL opens), list of files (text, CSV, Parquet), or a sequence of scenes.
+        bands: Names of the bands to use, in order, as a sequence or comma-separated; `name=number` names a
+            band by its number in the files, from 1. If None, red, green and blue, or all bands if these are
+            missing.
         patch_size: Patch side of the model, pixels.
-        image_size: Side of the images, pixels; by the data if None, see `default_size`.
+        image_size: Side of the images, pixels; chosen from the data if None, see `default_size`.
         kind: Whether images are tiles or scenes. If None, georeferenced rasters of 448 px and more, single
-            files and remote ones are scenes.
-        batch_size: Images in a batch; at most as many as there are tiles.
+            files and remote files are scenes.
+        batch_size: Images per batch, limited to the number of tiles.
 
     Returns:
-        What was found.
+        The properties of the archive.
 
     Raises:
         FileNotFoundError: If there is no such archive, or it is empty.
-        ValueError: If files cannot be read or differ in their bands, bands have no names or do not exist, or
-            images are smaller than a patch.
+        ValueError: If files cannot be read or differ in their bands, bands are unnamed or missing, or images
+            are smaller than a patch.
     """
     path = os.fspath(archive) if isinstance(archive, str | os.PathLike) else None
     pack = PackedDataset(path) if path is not None and is_pack(path) else None
@@ -154,7 +154,7 @@ def look(
     else:
         batch_size = min(batch_size, images)
         init = {'root': found.source, **init, 'image_size': size}
-    # Weights of natural images were trained on these statistics; other bands and ranges have their own.
+    # Weights trained on natural images expect these statistics; other bands and ranges have their own.
     statistic = 'imagenet' if spell(chosen) == RGB and usual.dtype == 'uint8' else 'auto'
     init |= {'batch_size': batch_size, 'statistics': {'mean': statistic, 'std': statistic}}
     return Archive(
@@ -177,10 +177,10 @@ def look(
 
 
 def default_size(side: int, patch_size: int, enlarge: bool = True) -> int:
-    """Side of images that suits tiles of a shorter *side*: a multiple of the patch, at most 224 px.
+    """Return the image side for tiles whose shorter side is *side*: a multiple of the patch, at most 224 px.
 
-    With *enlarge* they may be larger than the tiles: up to the next multiple, and small tiles up to twofold
-    where they have less than 8 x 8 patches.
+    With *enlarge*, images may be larger than the tiles: rounded up to the next multiple, and up to twofold
+    for tiles of fewer than 8 x 8 patches.
     """
     largest = max(LARGEST // patch_size, 1) * patch_size
     if not enlarge:
@@ -190,7 +190,7 @@ def default_size(side: int, patch_size: int, enlarge: bool = True) -> int:
 
 
 def _survey_pack(pack: PackedDataset) -> Survey:
-    """What a pack says of itself, as of an archive of its tiles."""
+    """Describe a pack as an archive of its tiles."""
     count, _, height, width = pack.header.shape
     header = Header(pack.root, pack.header.dtype, pack.file_bands, height, width)
     return Survey(str(pack.root), pack.root, [*pack.files], [header] * min(count, OPENED), [])
@@ -199,7 +199,7 @@ def _survey_pack(pack: PackedDataset) -> Survey:
 def _pack_values(
     pack: PackedDataset, positions: Sequence[int]
 ) -> tuple[tuple[float, float, float], list[str]]:
-    """Smallest and largest value of some tiles and no nodata; and which tiles are skipped."""
+    """Return the smallest and largest value of some tiles, 0 for nodata, and the skipped tiles."""
     seen = [pack[i] for i in evenly_spaced(len(pack), OPENED)]
     images = [image[list(positions)] for image in usable(seen, pack.root)]
     low, high = min(float(x.min()) for x in images), max(float(x.max()) for x in images)
@@ -222,7 +222,7 @@ def _choose_kind(found: Survey, wanted: Literal['tiles', 'scenes'] | None) -> Li
 
 
 def _choose_size(found: Survey, patch_size: int, wanted: int | None, enlarge: bool) -> int:
-    """Side of the images, for which those of the archive are large enough."""
+    """Choose the side of the images; raise ValueError if it or the archive's images do not suit the patch."""
     height, width = found.size
     if min(height, width) < patch_size:
         raise ValueError(
@@ -235,28 +235,28 @@ def _choose_size(found: Survey, patch_size: int, wanted: int | None, enlarge: bo
 
 
 class LabeledTiles(Subset[dict[str, Any]]):
-    """Tiles in class folders, for scoring only: as many of each class, evenly spaced.
+    """Tiles in class folders, for scoring only: evenly spaced, with the same limit for each class.
 
-    They have the bands and the size of the archive, and as `classes` their names in the order of the labels.
+    They have the bands and image size of the archive; `classes` holds the class names in label order.
     """
 
     def __init__(self, folder: PathLike, archive: Archive, limit: int = 2000) -> None:
-        """Find labeled tiles that fit an archive.
+        """Find labeled tiles that match an archive.
 
         Args:
             folder: Folder with one folder per class.
             archive: The archive that a model is adapted to.
-            limit: Most tiles to use.
+            limit: Maximum number of tiles.
 
         Raises:
             FileNotFoundError: If there is no such folder, or it is empty.
-            ValueError: If it has no class folders, too few tiles of a class, or other bands or another pixel
-                type than the archive.
+            ValueError: If it has no class folders, has too few tiles of a class, or differs from the archive
+                in bands or pixel type.
         """
         try:
             found = look(folder, archive.bands, 1, archive.image_size, kind='tiles')
         except UnnamedBandsError:
-            # The bands of the same files, as the user has named them.
+            # Unnamed bands take the archive's order, as named by the user.
             numbers = [f'{b}={archive.file_bands.index(b) + 1}' for b in archive.bands]
             found = look(folder, numbers, 1, archive.image_size, kind='tiles')
         if len(found.classes) < 2:
@@ -282,11 +282,11 @@ class LabeledTiles(Subset[dict[str, Any]]):
         super().__init__(dataset, sorted(m[i] for m in members for i in evenly_spaced(len(m), share)))
 
     def batches(self, datamodule: TileDataModule, size: int = 64) -> Iterator[dict[str, Tensor]]:
-        """Read the tiles, normalized as the archive's.
+        """Read the tiles in batches, normalized like the archive's.
 
         Args:
-            datamodule: The archive's data module, set up.
-            size: Tiles in a batch.
+            datamodule: The archive's data module, already set up.
+            size: Tiles per batch.
 
         Yields:
             `image`, shape (B, C, H, W), and `label`, shape (B,); damaged tiles are left out.

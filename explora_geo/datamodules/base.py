@@ -1,4 +1,4 @@
-"""Base of all data modules: splits, statistics by band name, augmentation on the device, loaders."""
+"""Base class of all data modules: splits, statistics by band name, augmentation on the device, loaders."""
 
 import copy
 import warnings
@@ -26,22 +26,22 @@ from explora_geo.transforms import MultiCrop, ViewsConfig, normalization, traini
 #: Parts of a data set.
 Part = Literal['train', 'val', 'test', 'predict']
 
-#: Images whose lowest and highest value are looked at.
+#: Training images read to find the range of values.
 LOOKED_AT = 16
 
 
 @dataclass(frozen=True)
 class Augment:
-    """Augmentation of training images on the device; None is the data module's own choice.
+    """Augmentation of training images on the device; None keeps the data module's default.
 
     Attributes:
-        crop_scale: Smallest and largest share of an image's area in a training crop; 0.2 and 1, or 0.5 and 1
-            where images have masks.
-        horizontal_flip: Whether to mirror training images left to right; yes, but for series.
-        vertical_flip: Whether to mirror training images top to bottom; no, but with masks.
-        quarter_turns: Whether to turn training images by multiples of 90 degrees; no, but with masks.
-        views: Several crops of every training image, under the key ``views``, instead of one; objectives that
-            need several bring their own if None.
+        crop_scale: Smallest and largest share of an image's area in a training crop; by default 0.2 and 1, or
+            0.5 and 1 with masks.
+        horizontal_flip: Whether to flip training images left to right; by default, except for time series.
+        vertical_flip: Whether to flip training images top to bottom; by default only with masks.
+        quarter_turns: Whether to rotate training images by multiples of 90°; by default only with masks.
+        views: Several crops per training image, under the key ``views``, instead of one; if None, objectives
+            that need several bring their own.
     """
 
     crop_scale: tuple[float, float] | None = None
@@ -51,29 +51,29 @@ class Augment:
     views: ViewsConfig | None = None
 
     def over(self, default: 'Augment') -> 'Augment':
-        """These settings, with another's where they are None."""
+        """Return these settings, filled in from *default* where they are None."""
         return replace(default, **_given(vars(self)))
 
 
 class TileDataModule(NonGeoDataModule):
-    """Base class of all data modules: sub-classes make the data set of each part.
+    """Base class of all data modules; subclasses make the data set of each part.
 
     Images are normalized and augmented in batches on the device, by TorchGeo's ``on_after_batch_transfer``.
     """
 
     kind: type[Any] = TileDataset  # class of the data sets
-    #: What training images go through unless *augment* says otherwise.
+    #: Default augmentation of training images, which *augment* overrides.
     augmentation = Augment((0.2, 1.0), horizontal_flip=True, vertical_flip=False, quarter_turns=False)
     published: Statistics | None = None  # mean and standard deviation by band for 'auto'; estimated if None
-    #: Whether images are taken straight from above and have no up: several crops of an image are then turned
-    #: and mirrored in all ways, unless their views say otherwise.
+    #: Whether images are taken at nadir and have no up: views are then rotated and flipped in all ways,
+    #: unless their configuration says otherwise.
     nadir = False
-    clip = False  # whether what (x - mean) / std maps beyond [0, 1] is cut off, as SatMAE does
-    held_out = 0.0  # share of the training images that validates instead, evenly spaced
-    #: Lowest and highest value of a few training images; None if none was looked at.
+    clip = False  # whether (x - mean) / std is clipped to [0, 1], as in SatMAE
+    held_out = 0.0  # share of the training images held out for validation, evenly spaced
+    #: Lowest and highest value of a few training images; None if none were read.
     value_range: tuple[float, float] | None = None
-    #: Names of the bands of a batch, in order, and their statistics in units of the images, shape (C,); known
-    #: after `setup`.
+    #: Names of the bands of a batch, in order, and their statistics in units of the images, shape (C,); set
+    #: by `setup`.
     bands: tuple[str, ...]
     mean: Tensor
     std: Tensor
@@ -97,14 +97,14 @@ class TileDataModule(NonGeoDataModule):
             root: Folder of the data set.
             bands: Names of the bands to use, in any order; all bands if None.
             image_size: Side of the images, pixels: the shorter side is resized and the center cropped;
-                training takes random crops of that.
+                training takes random crops of the result.
             batch_size: Size of each mini-batch.
-            num_workers: Number of processes that load data.
-            augment: Crops, flips and turns of training images.
-            statistics: Mean and standard deviation by which images are normalized.
-            strict: Whether to raise on an image that cannot be used instead of skipping it.
-            cache: Whether to keep decoded tiles in memory, or the files of scenes open; each worker its own.
-            **former: Arguments of earlier versions, which are part of *augment* and *statistics* now.
+            num_workers: Number of data-loading processes.
+            augment: Crops, flips and rotations of training images.
+            statistics: Mean and standard deviation for normalization.
+            strict: Whether to raise on an unusable image instead of skipping it.
+            cache: Whether each worker keeps decoded tiles in memory, or the files of scenes open.
+            **former: Arguments of earlier versions, now part of *augment* and *statistics*.
 
         Raises:
             ValueError: If an argument is out of range.
@@ -127,7 +127,7 @@ class TileDataModule(NonGeoDataModule):
         self.clip = self.clip if self.statistics.clip is None else self.statistics.clip
         crop = {name: value for name, value in vars(self.augment).items() if name != 'views'}
         self._crop: dict[str, Any] = {'image_size': image_size, **crop}
-        # Checked before, not after, a long scan of the archive.
+        # Checked before a long scan of the archive.
         training_view(torch.zeros(1), torch.ones(1), **self._crop)
         self._views_of_objective: ViewsConfig | None = None
         self.bands: tuple[str, ...] = ()
@@ -139,16 +139,16 @@ class TileDataModule(NonGeoDataModule):
         """Make the data set of a part, or return None if there is none."""
 
     def setup(self, stage: str) -> None:
-        """Set up datasets, and the statistics of the bands; *stage* is fit, validate, test or predict.
+        """Set up the datasets and band statistics; *stage* is fit, validate, test or predict.
 
         Raises:
-            ValueError: If there is no training image, or none can be used.
+            ValueError: If there is no usable training image.
         """
         if self.train_dataset is None:
             whole: Any = self.make('train')
             if whole is None:
                 raise ValueError(f'{type(self).__name__} needs training images')
-            self.dataset = whole  # also what `plot` of the base class shows
+            self.dataset = whole  # also shown by the base class's `plot`
             train, held = hold_out(whole, self.held_out)
             bands = tuple(getattr(whole, 'dataset', whole).bands)
             images = usable(self._samples(train), self.root)
@@ -167,11 +167,11 @@ class TileDataModule(NonGeoDataModule):
             self.predict_dataset = self.make('predict')
 
     def _shared(self, dataset: Any) -> Any:
-        """The data set of a part, with labels numbered as in the first part that has all its classes."""
+        """Number the labels of a data set as in the first part that has all its classes, and return it."""
         known: Any = [d for d in (self.dataset, self.val_dataset) if isinstance(d, TileDataset)]
         if isinstance(dataset, TileDataset) and dataset.classes and known:
             first, names = known[0].classes, set(dataset.classes)
-            # Labels mean the same everywhere: what training does not know is numbered after what it does.
+            # Labels mean the same everywhere: classes unknown in training are numbered after the known ones.
             merged = [*first, *(name for name in dataset.classes if name not in first)]
             classes = next((other.classes for other in known if names <= set(other.classes)), merged)
             if first or classes is not merged:
@@ -179,16 +179,16 @@ class TileDataModule(NonGeoDataModule):
         return dataset
 
     def _samples(self, train: Any) -> Iterator[Any]:
-        """Samples for estimating statistics, or only the range of values if these are known."""
+        """Yield samples to estimate statistics, or only the range of values if these are known."""
         given = self.published or 'auto' not in (self.statistics.mean, self.statistics.std)
         return (train[i] for i in evenly_spaced(len(train), LOOKED_AT if given else SAMPLES))
 
     def _sampler(self, split: str) -> Sampler[Any] | list[Any] | None:
-        """Choose how to index the dataset of a split; by position if None."""
+        """Choose the sampler of a split; None indexes the dataset by position."""
         return None
 
     def _dataloader_factory(self, split: str) -> Any:
-        """Make the loader of a split: shuffled to train, in order else; none where nothing validates."""
+        """Make the loader of a split, shuffled for training; return [] if there is no validation split."""
         dataset = getattr(self, f'{split}_dataset')
         if dataset is None and split == 'val':
             return []
@@ -206,7 +206,7 @@ class TileDataModule(NonGeoDataModule):
         }
         if split != 'train':
             return SkippingDataLoader(dataset, sampler=sampler, collate_fn=self.collate_fn, **options)
-        # This process's share of an order that seed and epoch determine.
+        # This process's share of an order determined by seed and epoch.
         seed, world = torch.initial_seed(), (1, 0)
         if self.trainer is not None:
             seed = self.trainer.strategy.broadcast(seed)
@@ -222,7 +222,7 @@ class TileDataModule(NonGeoDataModule):
 
     @property
     def given_statistics(self) -> bool:
-        """Whether mean and std were given, and not left to the data module."""
+        """Whether mean or std was given and not left to the data module."""
         return (self.statistics.mean, self.statistics.std) != ('auto', 'auto')
 
     @property
@@ -233,16 +233,16 @@ class TileDataModule(NonGeoDataModule):
             dataset = dataset.dataset
         try:
             return read_header(Path(dataset.files[0])).side
-        except (BadTileError, OSError, TypeError, AttributeError):  # not set up, of a pack, or skipped
+        except (BadTileError, OSError, TypeError, AttributeError):  # not set up, a pack, or unreadable
             return None
 
     def use_bands(self, wanted: Sequence[str]) -> None:
-        """Give batches the bands of a model, in its order, by name.
+        """Select the bands of a model from batches by name, in the model's order.
 
         Raises:
             ValueError: If the images lack one.
         """
-        if not self.bands:  # not set up, or by a class that says nothing of its bands
+        if not self.bands:  # not set up, or by a class that does not name its bands
             return
         bands, mean, std, self.clip = self._whole
         chosen = match_bands(bands, wanted)
@@ -251,28 +251,28 @@ class TileDataModule(NonGeoDataModule):
         self._set_transforms()
 
     def use_normalization(self, mean: Sequence[float], std: Sequence[float], clip: bool = False) -> None:
-        """Normalize by a model's statistics, one value per band; *clip* cuts off what lies beyond [0, 1]."""
+        """Normalize by a model's statistics, one value per band; *clip* limits the result to [0, 1]."""
         self.mean, self.std, self.clip = torch.tensor(mean), torch.tensor(std), clip
         self._set_transforms()
 
     def use_views(self, views: ViewsConfig | None) -> None:
-        """Give training batches several crops of every image, as an objective needs them; None for one.
+        """Add several crops of every image to training batches, as an objective needs them; None for one.
 
-        They are drawn from images normalized as for validation. Views of the data module itself come first.
+        They are drawn from images normalized as for validation. The data module's own views take precedence.
         """
         self._views_of_objective = views
         if self.bands:  # else statistics are not known yet
             self._set_transforms()
 
     def plot(self, sample: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Plot a sample of a data set, or of a batch, which has the bands that were chosen."""
+        """Plot a sample of a data set, or of a batch with the chosen bands."""
         shown: Any = copy.copy(getattr(self.dataset, 'dataset', self.dataset))
         if sample['image'].shape[-3] == len(self.bands):
             shown.bands = self.bands
         return shown.plot(sample, *args, **kwargs)
 
     def _set_transforms(self) -> None:
-        """Make the transforms of batches from bands, statistics and views."""
+        """Make the batch transforms from bands, statistics and views."""
         self.aug = self._transform(normalization)
         views, flip, turn = self.augment.views, self.augment.vertical_flip, self.augment.quarter_turns
         views = views or self._views_of_objective
@@ -289,7 +289,7 @@ class TileDataModule(NonGeoDataModule):
         self.train_aug = add_views
 
     def _transform(self, make: Callable[..., Any]) -> Any:
-        """A transform of the chosen bands, made from their statistics."""
+        """Make a transform of the chosen bands from their statistics."""
         made, chosen = self._make_transform(partial(make, clip=self.clip), self.mean, self.std), self._chosen
         if chosen is None:
             return made
@@ -303,10 +303,10 @@ def hold_out(dataset: Any, share: float) -> tuple[Any, Any | None]:
     """Hold out an evenly spaced share, in [0, 1), of a data set for validation.
 
     Returns:
-        The images to train on, and those held out; the data set itself and None if these are none.
+        The training and the held-out images; the data set itself and None if none are held out.
 
     Raises:
-        ValueError: If none is left to train on.
+        ValueError: If no image is left to train on.
     """
     held = evenly_spaced(len(dataset), round(len(dataset) * share))
     if not held:

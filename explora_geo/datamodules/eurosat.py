@@ -13,11 +13,11 @@ from explora_geo.datasets.remote import PathLike
 
 
 class EuroSATDataModule(TileDataModule):
-    """LightningDataModule for EuroSAT's red, green and blue JPEG or 13-band GeoTIFF tiles.
+    """LightningDataModule for EuroSAT as RGB JPEG or 13-band GeoTIFF tiles.
 
     The layout is that of :class:`~explora_geo.datasets.EuroSATDataset`. A share of the training
-    tiles is held out for validation, so that nothing is chosen on the test tiles. Statistics that are
-    not given are TorchGeo's for 13-band tiles, and estimated for JPEG.
+    tiles is held out for validation, so that nothing is tuned on the test tiles. By default,
+    statistics are TorchGeo's for 13-band tiles and estimated for JPEG.
     """
 
     kind = EuroSATDataset
@@ -36,7 +36,7 @@ class EuroSATDataModule(TileDataModule):
         Args:
             root: Folder of class folders, or of the folders ``train`` and ``test``.
             split_file: JSON object that lists tile names under ``train`` and ``test``.
-            image_size: Side of the images, pixels; tiles have 64.
+            image_size: Side of the images, pixels; tiles are 64 pixels wide.
             val_split: Share of the training tiles held out for validation, evenly spaced.
             **kwargs: Images, loading, augmentation and statistics; see :class:`TileDataModule`.
         """
@@ -45,7 +45,7 @@ class EuroSATDataModule(TileDataModule):
         self.kwargs['split_file'] = split_file
 
     def make(self, part: Part) -> Dataset[Any] | None:
-        """Training or test tiles; the latter also to predict."""
+        """Make the training or test tiles; the test tiles also serve for prediction."""
         if part == 'val':
             return None
         if part == 'predict':

@@ -15,12 +15,12 @@ from explora_geo.datasets.fmow import SENTINEL_BANDS
 from explora_geo.datasets.remote import PathLike
 from explora_geo.transforms import FramesAsChannels
 
-#: Share of the middle that SatMAE keeps of images that are not cropped at random.
+#: Share of the side in SatMAE's center crop of images that are not cropped at random.
 EVAL_CROP = 224 / 256
-#: Of fMoW-RGB from 0 to 255 (SatMAE's values are of 0 to 1).
+#: Statistics of fMoW-RGB from 0 to 255 (SatMAE's values are for 0 to 1).
 RGB_MEAN = dict(zip(RGB, (255 * x for x in (0.41820073, 0.42147991, 0.39912757)), strict=True))
 RGB_STD = dict(zip(RGB, (255 * x for x in (0.28774282, 0.27541766, 0.27640176)), strict=True))
-#: Of fMoW-Sentinel in units of the files.
+#: Statistics of fMoW-Sentinel in units of the files.
 _MEANS = (
     *(1370.19, 1184.38, 1120.77, 1136.26, 1263.74, 1645.40, 1846.87, 1762.60, 1972.62),
     *(582.73, 14.77, 1732.16, 1247.92),
@@ -36,8 +36,8 @@ SENTINEL_STD = dict(zip(SENTINEL_BANDS, _STDS, strict=True))
 class FMoWRGBDataModule(TileDataModule):
     """LightningDataModule for fMoW-RGB, with the lists `train`, `val` and `test`.
 
-    Splits whose list does not exist are left out: SatMAE publishes `val_62classes.csv`, ExPLoRA
-    `test_62classes.csv`. Statistics that are not given are SatMAE's.
+    Splits without a list are left out: SatMAE publishes `val_62classes.csv`, ExPLoRA
+    `test_62classes.csv`. Statistics default to SatMAE's.
     """
 
     nadir = True
@@ -45,11 +45,11 @@ class FMoWRGBDataModule(TileDataModule):
     kind: type[FMoWRGB] = FMoWRGB
 
     def make(self, part: Part) -> Dataset[Any] | None:
-        """A split; to predict the test images, or those of validation or training."""
+        """Make a split; prediction uses the test images, or else those of validation or training."""
         if part == 'predict':
             return self.test_dataset or self.val_dataset or self.train_dataset
         listed = (Path(self.root) / self.kind.list_name.format(part)).is_file()
-        # Without a training list the data set says what is missing.
+        # The data set reports a missing training list.
         return self._split(part) if listed or part == 'train' else None
 
     def _split(self, part: Part, **kwargs: Any) -> Any:
@@ -60,8 +60,8 @@ class FMoWRGBDataModule(TileDataModule):
 class FMoWSentinelDataModule(FMoWRGBDataModule):
     """LightningDataModule for fMoW-Sentinel, by default SatMAE's ten bands and normalization.
 
-    Two standard deviations about the mean are mapped to [0, 1] and the rest is cut off, unless
-    ``statistics.clip`` is False.
+    Values within two standard deviations of the mean are mapped to [0, 1] and the rest is clipped,
+    unless ``statistics.clip`` is False.
     """
 
     published = Statistics(SENTINEL_MEAN, SENTINEL_STD)
@@ -89,7 +89,7 @@ class FMoWSentinelDataModule(FMoWRGBDataModule):
 class FMoWTemporalDataModule(FMoWRGBDataModule):
     """LightningDataModule for series of fMoW-RGB images; batches carry `timestamps`, shape (B, T, 3).
 
-    Crops and flips are the same for all frames of a series. As in SatMAE there are no flips by default.
+    Crops and flips are the same for all frames of a series. As in SatMAE, there are no flips by default.
     """
 
     augmentation = Augment((0.2, 1.0), horizontal_flip=False, vertical_flip=False, quarter_turns=False)
@@ -100,7 +100,7 @@ class FMoWTemporalDataModule(FMoWRGBDataModule):
 
         Args:
             root: Folder of the lists.
-            num_frames: Images of a series T; validation and test always take the same ones.
+            num_frames: Number of images in a series, T; validation and test always take the same ones.
             **kwargs: Images, loading, augmentation and statistics; see :class:`TileDataModule`.
         """
         super().__init__(root, **kwargs)

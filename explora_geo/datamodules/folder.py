@@ -1,4 +1,4 @@
-"""Data modules over folders: of images, and of images with masks."""
+"""Data modules for folders of images, and of images with masks."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -16,8 +16,8 @@ from explora_geo.datasets.remote import PathLike
 class FolderDataModule(TileDataModule):
     """LightningDataModule for folders of image tiles.
 
-    Training needs no labels. Where a folder has one sub-folder per class, batches carry ``label``,
-    which validation uses to watch the features by k-nearest neighbors. Labels are numbered by
+    Training needs no labels. If a folder has one sub-folder per class, batches carry ``label``,
+    which validation uses to monitor the features by k-nearest neighbors. Labels are numbered by
     the training folder's classes wherever those include the classes of the other folder.
     """
 
@@ -36,14 +36,14 @@ class FolderDataModule(TileDataModule):
         """Initialize a new FolderDataModule instance.
 
         Args:
-            root: Folder of training images, a pack that `explora-geo pack` made of one, a list of image files
+            root: Folder of training images, a pack made by `explora-geo pack`, a list of image files
                 (text, CSV or Parquet) or a pattern such as ``tiles/*/*.tif``.
             val_root: Folder of validation images.
-            test_root: Folder of test images, also used to predict; *root* is used if None.
+            test_root: Folder of test images, also used for prediction, which uses *root* if None.
             file_bands: Names of all bands in file order, see :class:`FolderDataset`.
             val_split: Share of the training images held out for validation, evenly spaced; only
                 without *val_root*.
-            min_size: Images with a shorter side below this, pixels, are not used.
+            min_size: Smallest shorter side of a usable image, pixels.
             **kwargs: Images, loading, augmentation and statistics; see :class:`TileDataModule`.
 
         Raises:
@@ -56,14 +56,14 @@ class FolderDataModule(TileDataModule):
         self.kwargs |= {'file_bands': file_bands, 'min_size': min_size}
 
     def make(self, part: Part) -> Dataset[Any] | None:
-        """The folder of a part; that of tests to predict, or else that of training."""
+        """Make the data set of a part; prediction uses the test images, or else the training images."""
         if part == 'predict':
             return self.test_dataset or self.dataset
         root = self.roots[part]
         if root is None:
             return None
         if self.kind is FolderDataset and is_pack(root):
-            # It says its own file bands, and its tiles passed `min_size` if they were to.
+            # A pack names its own file bands, and any `min_size` was applied when it was made.
             return PackedDataset(root, **{k: self.kwargs[k] for k in ('bands', 'size', 'strict')})
         return self.kind(root, **self.kwargs)
 
@@ -71,8 +71,8 @@ class FolderDataModule(TileDataModule):
 class MaskFolderDataModule(FolderDataModule):
     """LightningDataModule for segmentation, or dense regression, in folders of images and masks.
 
-    Every root holds the folders ``images`` and ``masks``; crops, flips and turns move both. Pre-training
-    reads the images only.
+    Every root holds the folders ``images`` and ``masks``; crops, flips and rotations apply to both.
+    Pre-training reads only the images.
     """
 
     kind = MaskFolderDataset
@@ -97,7 +97,7 @@ class MaskFolderDataModule(FolderDataModule):
             classes: Names of the classes.
             colors: Color of each class, red, green and blue from 0 to 255.
             mask_values: Class of each value in the files; values are classes if None.
-            ignore_black: Value of the mask where every band is 0, for the task's ``ignore_index``.
+            ignore_black: Mask value where every band is 0, for the task's ``ignore_index``.
             numbers: Whether masks hold numbers to regress.
             batch_size: Size of each mini-batch.
             colours: Former name of *colors*.

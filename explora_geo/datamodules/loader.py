@@ -1,4 +1,4 @@
-"""Loaders: reproducible, resumable order of training data; batches without a usable sample."""
+"""Loaders: reproducible, resumable training order; replacement of batches without a usable sample."""
 
 import random
 import warnings
@@ -14,28 +14,28 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch.utils.data import DataLoader, DistributedSampler, Sampler, Subset
 
 Collate = Callable[[Sequence[dict[str, Any]]], dict[str, Any]]
-#: Samples tried before a training batch without a usable one is an error.
+#: Samples to try before a training batch without a usable one is an error.
 ATTEMPTS = 64
 
 
 class EpochSampler(DistributedSampler[Any]):
-    """Any sampler, drawn once per epoch from a random state of its own.
+    """Any sampler, drawn once per epoch from its own random state.
 
-    The draw depends on neither what ran before nor the number of workers, and all processes make the same
-    one, of which each takes every world-size-th element: together they see what one process would.
+    The draw depends neither on earlier random draws nor on the number of workers. All processes make the
+    same draw and each takes every world-size-th element: together they see what one process would.
 
-    It is a `DistributedSampler` so that Lightning leaves it in place and tells it the epoch.
+    It is a `DistributedSampler` so that Lightning leaves it in place and sets its epoch.
     """
 
     def __init__(self, sampler: Sampler[Any], seed: int, num_replicas: int = 1, rank: int = 0) -> None:
-        """Initialize an EpochSampler for a process, number *rank* of those that share the draw."""
+        """Initialize an EpochSampler for process *rank* of the *num_replicas* that share the draw."""
         super().__init__(cast(Any, sampler), num_replicas, rank, shuffle=True, seed=seed)
         self.sampler = sampler
         self.skip = 0
         self._drawn: list[Any] = []
 
     def draw(self, epoch: int, skip: int = 0) -> None:
-        """Draw an epoch, of whose elements the next pass leaves out the first *skip* of this process."""
+        """Draw an epoch; the next pass leaves out this process's first *skip* elements."""
         self.skip = skip
         seed = int(np.random.SeedSequence((self.seed, epoch)).generate_state(1)[0])
         with isolate_rng(include_cuda=False):
@@ -44,38 +44,38 @@ class EpochSampler(DistributedSampler[Any]):
             torch.default_generator.manual_seed(seed)
             every = list(self.sampler)
         total = ceil(len(every) / self.num_replicas) * self.num_replicas
-        # Equally many for every process: one without a batch would leave the others waiting.
+        # Equal counts for all processes: one without a batch would leave the others waiting.
         self._drawn = list(islice(cycle(every), total))[self.rank :: self.num_replicas]
 
     def __iter__(self) -> Iterator[Any]:
-        """Pass over what was drawn, or draw the current epoch."""
+        """Iterate over the current draw; draw the current epoch if there is none."""
         if not self._drawn:
             self.draw(self.epoch)
         return islice(self._drawn, self.skip, None)
 
     def place(self, position: int) -> Any:
-        """The element at a position of the current draw."""
+        """Return the element at a position of the current draw."""
         return self._drawn[position]
 
 
 class ResumableLoader(DataLoader[Any]):
-    """Loader of training data whose place in an epoch is part of a checkpoint (Lightning's protocol).
+    """Training data loader whose position in an epoch is part of a checkpoint (Lightning's protocol).
 
-    A resumed run goes on with the next batch of the same epoch, without reading those before.
+    A resumed run continues with the next batch of the same epoch, without reading earlier ones.
     """
 
     def __init__(self, dataset: Any, *args: Any, **kwargs: Any) -> None:
-        """Initialize a ResumableLoader: arguments of a `DataLoader`, whose sampler is an `EpochSampler`."""
+        """Initialize a ResumableLoader with `DataLoader` arguments; the sampler is an `EpochSampler`."""
         super().__init__(dataset, *args, **kwargs)
-        # Workers are seeded from here, not from the state that training draws from.
+        # Workers are seeded from here, not from training's random state.
         self.generator = torch.Generator()
         self._epoch = self._done = 0
         self._resumed = False
 
     def __iter__(self) -> Any:
-        """Start, or go on with, an epoch."""
+        """Start or resume an epoch."""
         sampler = self.sampler
-        if isinstance(sampler, EpochSampler):  # Lightning takes another for `overfit_batches`
+        if isinstance(sampler, EpochSampler):  # Lightning replaces it for `overfit_batches`
             if not self._resumed:
                 self._epoch, self._done = sampler.epoch, 0
             self.generator.manual_seed(sampler.seed + self._epoch)
@@ -89,18 +89,18 @@ class ResumableLoader(DataLoader[Any]):
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Epoch, its finished batches, and the seed of the order."""
+        """Return the epoch, its finished batches, and the seed of the order."""
         epoch, done = divmod(self._done, max(1, len(self)))
         return {'epoch': self._epoch + epoch, 'batches': done, 'seed': getattr(self.sampler, 'seed', 0)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there with the next pass."""
+        """Resume from a saved position with the next pass."""
         self._epoch, self._done, self._resumed = state['epoch'], state['batches'], True
         if isinstance(self.sampler, EpochSampler):
             self.sampler.seed = state['seed']
 
     def names(self) -> list[str]:
-        """Files of the batch that was handed out last, as far as the dataset names any."""
+        """Return the files of the last batch, or sample numbers if the dataset names no files."""
         size, sampler = self.batch_size or 1, self.sampler
         if not isinstance(sampler, EpochSampler) or not self._done:
             return []
@@ -114,19 +114,19 @@ class ResumableLoader(DataLoader[Any]):
 
 
 class ReplacingCollate:
-    """Collate for training: if every sample of a batch is skipped, draw others until one is usable.
+    """Training collate function that draws further samples if every sample of a batch is skipped.
 
-    A run of days must not end because a batch, which may be a single tile, is damaged.
+    A run of several days must not end because a batch, which may be a single tile, is damaged.
     """
 
     def __init__(self, collate: Collate, dataset: Any, order: EpochSampler | None = None) -> None:
-        """Initialize a ReplacingCollate; *order* draws indices of the data set that are not 0, 1, 2, ..."""
+        """Initialize a ReplacingCollate; *order* supplies the indices of the data set if not 0, 1, 2, ..."""
         self.collate, self.dataset, self.order = collate, dataset, order
 
     def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Stack the good samples of a batch and name the others; ValueError if none was found."""
+        """Stack the usable samples and list the skipped ones; raise ValueError if none is usable."""
         if all('skipped' in sample for sample in samples):
-            # Seeded by the samples, so that a resumed run equals an uninterrupted one.
+            # Seeded by the samples, so that a resumed run matches an uninterrupted one.
             seed = zlib.crc32('\n'.join(sample['skipped'] for sample in samples).encode())
             count = len(self.dataset if self.order is None else self.order)
             positions = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
@@ -144,10 +144,10 @@ class ReplacingCollate:
 
 
 class SkippingDataLoader(DataLoader[Any]):
-    """DataLoader for evaluation: a batch without a usable sample is skipped with a warning."""
+    """DataLoader for evaluation that skips a batch without a usable sample and warns."""
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        """Iterate over the batches that hold an image; ValueError if none does."""
+        """Iterate over the batches that hold an image; raise ValueError if none does."""
         found, names = False, []
         for batch in super().__iter__():
             if 'image' in batch:

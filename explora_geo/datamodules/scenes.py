@@ -1,6 +1,6 @@
-"""Data module over whole georeferenced scenes, and their windows.
+"""Data module for whole georeferenced scenes, and their windows.
 
-Windows are counted in whole pixels: TorchGeo's samplers compare rounded coordinates exactly.
+Windows are counted in whole pixels, because TorchGeo's samplers compare rounded coordinates exactly.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ from explora_geo.datasets.remote import PathLike
 
 
 class RandomWindows(Sampler[GeoSlice]):
-    """Random windows of scenes that are large enough, weighted by the scenes' area."""
+    """Random windows of sufficiently large scenes, weighted by scene area."""
 
     def __init__(self, dataset: SceneDataset, size: int, length: int | None = None) -> None:
         """Initialize RandomWindows.
@@ -26,18 +26,18 @@ class RandomWindows(Sampler[GeoSlice]):
         Args:
             dataset: Scenes.
             size: Side of a window in pixels.
-            length: Windows per epoch; as many as a grid over these scenes has if None.
+            length: Windows per epoch; those of a grid over these scenes if None.
         """
         self.size = size
         self.scenes = [scene for scene in _scenes(dataset) if min(scene.height, scene.width) >= size]
         self.length = length or sum(-(-s.height // size) * -(-s.width // size) for s in self.scenes)
 
     def __len__(self) -> int:
-        """Windows per epoch."""
+        """Return the number of windows per epoch."""
         return self.length
 
     def __iter__(self) -> Iterator[GeoSlice]:
-        """Draw from torch's random state."""
+        """Draw windows from torch's random state."""
         areas = torch.tensor([float(scene.height * scene.width) for scene in self.scenes])
         for _ in range(self.length):
             scene = self.scenes[int(torch.multinomial(areas, 1))]
@@ -46,9 +46,9 @@ class RandomWindows(Sampler[GeoSlice]):
 
 
 def grid_windows(dataset: SceneDataset, size: int, whole: bool = False) -> list[GeoSlice]:
-    """Windows of *size* pixels a side, side by side, row by row over every scene, from its upper left on.
+    """Return a grid of windows with a side of *size* pixels over every scene, row by row from its upper left.
 
-    The last windows may reach over a scene's edges, or with *whole* are left out.
+    The last windows may extend beyond a scene's edges; with *whole*, those are left out.
     """
     beyond = size - 1 if whole else 0
     return [
@@ -60,7 +60,7 @@ def grid_windows(dataset: SceneDataset, size: int, whole: bool = False) -> list[
 
 
 class _Scene(NamedTuple):
-    """Rows and columns at the resolution of a data set, upper left corner, size of a pixel, and time."""
+    """Rows and columns at the resolution of a data set, upper left corner, pixel size, and time."""
 
     height: int
     width: int
@@ -70,7 +70,7 @@ class _Scene(NamedTuple):
     time: slice
 
     def window(self, size: int, row: int, column: int) -> GeoSlice:
-        """The square window whose upper left pixel is given."""
+        """Return the square window with the given upper left pixel."""
         x, y = self.res
         left, top = self.left + column * x, self.top - row * y
         return slice(left, left + size * x), slice(top - size * y, top), self.time
@@ -87,9 +87,9 @@ def _scenes(dataset: SceneDataset) -> Iterator[_Scene]:
 class SceneDataModule(TileDataModule):
     """LightningDataModule for georeferenced scenes, cut into windows while training.
 
-    Training draws windows at random from scenes that are as large, weighted by their area; validation and
-    prediction lay a grid over each scene. Grid windows carry ``bounds``, shape (B, 4), so that what is
-    predicted can be put back on the map.
+    Training draws random windows from scenes that are large enough, weighted by area; validation and
+    prediction lay a grid over each scene. Grid windows carry ``bounds``, shape (B, 4), so that
+    predictions can be put back on the map.
     """
 
     kind = SceneDataset
@@ -97,7 +97,7 @@ class SceneDataModule(TileDataModule):
 
     def __init__(
         self,
-        # Sequences first: of a configuration, a list would be taken for the text of one path.
+        # Sequences first, else a list in a configuration would be parsed as the text of one path.
         paths: Sequence[PathLike] | PathLike,
         val_paths: Sequence[PathLike] | PathLike | None = None,
         predict_paths: Sequence[PathLike] | PathLike | None = None,
@@ -110,13 +110,13 @@ class SceneDataModule(TileDataModule):
         """Initialize a new SceneDataModule instance.
 
         Args:
-            paths: Folders or files of the training scenes, or whatever GDAL opens, such as a URL.
+            paths: Folders or files of the training scenes, or anything GDAL opens, such as a URL.
             val_paths: The same for validation.
             predict_paths: The same for prediction; *paths* if None.
             file_bands: Names of all bands in file order, e.g. red, green, blue, nir.
             patch_size: Side of a window, pixels.
             length: Windows per training epoch; as many as fit side by side if None.
-            res: Size of a pixel in units of the scenes' coordinates; as in the first scene if None.
+            res: Pixel size in units of the scenes' coordinates; that of the first scene if None.
             **kwargs: Images, loading, augmentation and statistics; see :class:`TileDataModule`.
 
         Raises:
@@ -131,10 +131,10 @@ class SceneDataModule(TileDataModule):
         self.patch_size, self.length = patch_size, length
 
     def make(self, part: Part) -> SceneDataset | None:
-        """The scenes of a part; those of training to predict if no others are given.
+        """Make the data set of a part; prediction uses the training scenes if no others are given.
 
         Raises:
-            ValueError: If no scene is as large as a window.
+            ValueError: If every scene is smaller than a window.
         """
         paths = self.paths.get(part)
         if paths is None:
@@ -148,7 +148,7 @@ class SceneDataModule(TileDataModule):
         return dataset
 
     def _samples(self, train: SceneDataset) -> Iterator[dict[str, Any]]:
-        # A data set of its own, as files opened here must not be inherited by workers.
+        # A separate data set, as workers must not inherit files opened here.
         once = SceneDataset(self.root, **{**self.kwargs, 'cache': False}) if self.kwargs['cache'] else train
         windows = grid_windows(once, self.patch_size, whole=True)
         return (once[windows[i]] for i in evenly_spaced(len(windows), SAMPLES))
@@ -156,7 +156,7 @@ class SceneDataModule(TileDataModule):
     def transfer_batch_to_device(
         self, batch: dict[str, Any], device: torch.device, dataloader_idx: int
     ) -> dict[str, Any]:
-        """Move a batch to the device, but for ``bounds``, (B, 4): not every device has float64."""
+        """Move a batch to the device, except ``bounds``, (B, 4), as not every device has float64."""
         kept = {key: value for key, value in batch.items() if key == 'bounds'}
         moved = {key: value for key, value in batch.items() if key != 'bounds'}
         return {**super().transfer_batch_to_device(moved, device, dataloader_idx), **kept}

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from explora_geo.bands import RGB, canonical, spell
 
-#: One value per band: by name, in the order of the bands, ImageNet's, or estimated.
+#: One value per band: by name, in band order, ImageNet's, or estimated.
 Statistic = Literal['auto', 'imagenet'] | Mapping[str, float] | Sequence[float]
 
-#: Most tiles looked at to estimate statistics.
+#: Maximum number of tiles read to estimate statistics.
 SAMPLES = 512
 
 #: ImageNet's statistics for pixels from 0 to 255.
@@ -24,15 +24,15 @@ IMAGENET = {
 
 @dataclass(frozen=True)
 class Statistics:
-    """Mean and standard deviation of each band, by which images are normalized.
+    """Mean and standard deviation of each band for normalizing images.
 
     Attributes:
-        mean: Mean of each band in units of the files: by band name, in the order of the bands, ``'imagenet'``
-            (red, green and blue from 0 to 255) or ``'auto'``: published where the data set has such, else
-            estimated from up to 512 evenly spaced training images.
-        std: Standard deviation of each band, likewise.
-        clip: Map two standard deviations about the mean to [0, 1] and cut off the rest, as SatMAE, instead of
-            subtracting the mean and dividing by the standard deviation; as the data module does if None.
+        mean: Mean of each band in units of the files: by band name, in band order, ``'imagenet'`` (red, green
+            and blue from 0 to 255) or ``'auto'``: published values if the data set has them, else estimates
+            from up to 512 evenly spaced training images.
+        std: Standard deviation of each band, as for *mean*.
+        clip: Map values within two standard deviations of the mean to [0, 1] and clip the rest, as in SatMAE,
+            instead of computing (image - mean) / std; the data module's choice if None.
     """
 
     mean: Statistic = 'auto'
@@ -42,7 +42,7 @@ class Statistics:
     def settle(
         self, bands: Sequence[str], images: Iterable[Tensor], published: 'Statistics | None' = None
     ) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation in units of the images, float32, each of shape (C,).
+        """Determine mean and standard deviation in units of the images, float32, each of shape (C,).
 
         Args:
             bands: Names of the bands of the images.
@@ -50,10 +50,10 @@ class Statistics:
             published: Values that replace ``'auto'``.
 
         Raises:
-            ValueError: If values do not fit the bands, or there is no image to estimate from.
+            ValueError: If values do not match the bands, or there is no image to estimate from.
         """
         settled: list[Any] = []
-        # Check what is given before taking time to estimate the rest.
+        # Check given values before spending time on estimating the rest.
         for name in ('mean', 'std'):
             value = getattr(self, name)
             value = getattr(published, name, 'auto') if value == 'auto' else value
@@ -64,15 +64,15 @@ class Statistics:
 
 
 def resolve(value: Mapping[str, float] | Sequence[float] | str, bands: Sequence[str], name: str) -> Tensor:
-    """Order a given ``mean`` or ``std``, whichever *name* says, by the bands: float32, shape (C,).
+    """Order a given ``mean`` or ``std``, as *name* says, by the bands: float32, shape (C,).
 
     Raises:
-        ValueError: If values are missing, of the wrong number, or not positive for ``std``.
+        ValueError: If values are missing, not finite or of the wrong number, or a ``std`` is not positive.
     """
     if isinstance(value, str):
         if value != 'imagenet':
             raise ValueError(f"{name} must be 'auto', 'imagenet' or numbers, got {value!r}")
-        if not set(spell(bands)) <= set(RGB):  # Sentinel-2's B04 is red, too, but no 8-bit image
+        if not set(spell(bands)) <= set(RGB):  # Sentinel-2's B04 is red, too, but not 8-bit
             raise ValueError(
                 f"{name}='imagenet' is known for the bands {RGB}, but the bands are "
                 f"{tuple(bands)}; give {name} by band name, or 'auto'"
@@ -99,10 +99,10 @@ def resolve(value: Mapping[str, float] | Sequence[float] | str, bands: Sequence[
 
 
 def usable(samples: Iterable[Mapping[str, Any]], where: object) -> Iterator[Tensor]:
-    """Images of the samples of a data set that can be used, each of shape (C, H, W).
+    """Yield the images of the usable samples of a data set, each of shape (C, H, W).
 
     Raises:
-        ValueError: After the last, if there was none.
+        ValueError: After the last sample, if all were skipped.
     """
     found, skipped = False, []
     for sample in samples:
@@ -119,11 +119,11 @@ def usable(samples: Iterable[Mapping[str, Any]], where: object) -> Iterator[Tens
 
 
 def estimate(images: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each band over the pixels of images, each of shape (C, H, W).
+    """Estimate the mean and standard deviation of each band over images, each of shape (C, H, W).
 
     Returns:
-        Both in units of the images, float32, shape (C,). A constant band gets the standard deviation 1, which
-        leaves it at zero.
+        Both in units of the images, float32, shape (C,). A constant band gets a standard deviation of 1,
+        which normalizes it to zero.
 
     Raises:
         ValueError: If there is no image.

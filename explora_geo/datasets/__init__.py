@@ -1,4 +1,4 @@
-"""Datasets: folders of tiles and masks, EuroSAT and fMoW, and whole scenes."""
+"""Datasets: folders of tiles and masks, EuroSAT, fMoW and whole scenes."""
 
 from explora_geo.datasets.base import TileDataset, collate_skipping
 from explora_geo.datasets.eurosat import EuroSATDataset

@@ -43,20 +43,20 @@ class EuroSATDataset(FolderDataset):
 
         Args:
             root: Folder of class folders, or of the folders ``train`` and ``test``.
-            split: Which part to read; all tiles if None.
+            split: Part to read; all tiles if None.
             bands: Names of the bands to return, in any order; all bands if None.
             split_file: JSON object that lists tile names by split. Names are compared without
-                their ending, so one file serves JPEG and GeoTIFF tiles.
-            download: Whether to get the 13-band tiles through TorchGeo if *root* does not hold them.
+                extension, so one file serves JPEG and GeoTIFF tiles.
+            download: Whether to download the 13-band tiles through TorchGeo if *root* lacks them.
             **kwargs: ``size``, ``strict``, ``cache`` and ``transforms`` of :class:`FolderDataset`.
 
         Raises:
             FileNotFoundError: If the folder or the split file does not exist, or no tile is found.
-            ValueError: If the split cannot be told apart, or bands do not fit.
+            ValueError: If the split cannot be determined, or bands do not match.
         """
         folder, members = Path(root), None
         download = download and not (folder / EuroSAT.base_dir).is_dir()
-        for part in EuroSAT.splits if download else ():  # each has a list of its own
+        for part in EuroSAT.splits if download else ():  # each split has its own list
             EuroSAT(str(root), part, download=True)
         downloaded = (folder / EuroSAT.base_dir).is_dir()
         if split is not None and (split_file is not None or downloaded):
@@ -83,7 +83,7 @@ class EuroSATDataset(FolderDataset):
 
 
 def _read_split(path: Path, split: str) -> frozenset[str]:
-    """Names without their ending of a split in a JSON object of lists, or in TorchGeo's list of it."""
+    """Read a split's tile names, without extension, from a JSON object of lists or TorchGeo's list."""
     if not path.is_file():
         raise FileNotFoundError(f'The split file {path} does not exist; check the path, or set download=True')
     text = path.read_text(encoding='utf-8')

@@ -1,4 +1,4 @@
-"""Find image files: below a folder, in a list, by a pattern."""
+"""Find image files in a folder, in a list or by a pattern."""
 
 import glob
 import os
@@ -12,20 +12,20 @@ PLAIN_SUFFIXES = frozenset({'.jpg', '.jpeg', '.png', '.bmp', '.webp', '.gif'})
 RASTER_SUFFIXES = frozenset({'.tif', '.tiff', '.jp2', '.img', '.vrt'})
 IMAGE_SUFFIXES = PLAIN_SUFFIXES | RASTER_SUFFIXES
 _TABLES = frozenset({'.csv', '.parquet', '.geoparquet'})
-#: Columns of a table that name files, in the order in which they are looked for.
+#: Table columns that may name files, in order of preference.
 _PATH_COLUMNS = ('path', 'location', 'filename', 'filepath', 'file_path', 'file', 'image', 'href', 'url')
 
 
 def find_images(root: PathLike, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> list[Path]:
-    """Find all images below a folder, sorted, by the ending of their names.
+    """Find all images below a folder by file extension, sorted.
 
-    Hidden files and folders are ignored, and so is `__MACOSX`. Symbolic links are followed, but no folder is
-    entered twice, so a loop ends. A link that leads nowhere counts as an image.
+    Hidden files and folders and `__MACOSX` are ignored. Symbolic links are followed, but no folder is
+    entered twice, so loops end. A broken link counts as an image.
 
     Raises:
         FileNotFoundError: If the folder does not exist.
         NotADirectoryError: If it is a file.
-        PermissionError: If it, or a folder below it, may not be read.
+        PermissionError: If it, or a folder below it, is not readable.
     """
     root, found = Path(root), []
     try:
@@ -56,12 +56,12 @@ def locate_images(root: PathLike) -> tuple[Path | None, list[Path | str]]:
     """Find the images of a folder, a list of files, or a pattern such as `tiles/*/*.tif`.
 
     Returns:
-        The folder that holds all images, None if some are no files on disk, and the images: sorted, or in the
-        order of a list.
+        The folder that holds all images, or None if some are not files on disk; and the images, sorted or
+        in the order of the list.
 
     Raises:
-        FileNotFoundError: If there is no such folder, list or file of the pattern.
-        NotADirectoryError: If it is another kind of file.
+        FileNotFoundError: If the folder or list does not exist, or no file matches the pattern.
+        NotADirectoryError: If *root* is another kind of file.
         ValueError: If the list cannot be read.
     """
     path, files = Path(root), list[Path | str]()
@@ -82,26 +82,26 @@ def locate_images(root: PathLike) -> tuple[Path | None, list[Path | str]]:
 
 
 def is_pattern(root: PathLike) -> bool:
-    """Whether a path is a pattern such as `tiles/*.tif` rather than a file or folder of that name."""
+    """Return whether a path is a pattern such as `tiles/*.tif` rather than a file or folder of that name."""
     return glob.has_magic(os.fspath(root)) and not Path(root).exists()
 
 
 def is_list(root: PathLike) -> bool:
-    """Whether a path is a list of files: text with one path a line, or a table."""
+    """Return whether a path is a list of files: text with one path per line, or a table."""
     return Path(root).suffix.lower() in _TABLES | {'.txt'} and Path(root).is_file()
 
 
 def read_list(path: PathLike) -> list[Path | str]:
-    """Read a list of files, in its order, without doubles.
+    """Read a list of files in order, without duplicates.
 
-    Relative paths start at the list's folder; URLs and GDAL's `/vsi` names stay as they are.
+    Relative paths start at the list's folder; URLs and GDAL's `/vsi` names are kept unchanged.
 
     Args:
-        path: Text file with one path a line, where lines that begin with `#` are left out, or a table (CSV,
+        path: Text file with one path per line, ignoring lines that begin with `#`, or a table (CSV,
             Parquet or GeoParquet) with a column such as `path`, `location` or `filename`.
 
     Raises:
-        ValueError: If the list cannot be read, names nothing or has no such column.
+        ValueError: If the list cannot be read, is empty or has no such column.
     """
     path = Path(path)
     try:
@@ -117,7 +117,7 @@ def read_list(path: PathLike) -> list[Path | str]:
         ) from error
     except OSError:
         raise
-    except Exception as error:  # readers of tables raise errors of many kinds on foreign bytes
+    except Exception as error:  # table readers raise many kinds of errors on foreign bytes
         raise ValueError(
             f'{path} cannot be read as a list of files ({str(error).splitlines()[0]}); give a text file with '
             'one path a line, or a table with a column path'
@@ -140,7 +140,7 @@ def _column(path: Path) -> list[str]:
 
 
 def evenly_spaced(length: int, count: int) -> list[int]:
-    """Choose at most `count` of `length` positions, evenly spaced and always the same."""
+    """Choose at most `count` of `length` positions, evenly spaced and deterministic."""
     if length <= count:
         return list(range(length))
     return [i * length // count for i in range(count)]

@@ -13,15 +13,15 @@ from explora_geo.datasets.remote import PathLike
 
 #: Files opened to tell a folder of gray images from a color one with some gray images.
 PROBES = 16
-#: Names of folders that are parts of a data set, not classes.
+#: Folder names that stand for parts of a data set, not classes.
 PARTS = frozenset({'train', 'training', 'val', 'valid', 'validation', 'test', 'testing'})
 
 
 class FolderDataset(TileDataset):
     """A folder of image tiles of any file type, pixel type and band count.
 
-    A folder whose sub-folders hold images is read as one class per sub-folder, unless these are the parts of
-    a data set (train, val, test); any other folder is read as unlabeled. Plain images (JPEG, PNG, ...) are
+    If all images lie in sub-folders, each sub-folder is a class, unless these are the parts of a data set
+    (train, val, test); any other folder is read as unlabeled. Plain images (JPEG, PNG, ...) are
     read with Pillow, rasters (GeoTIFF, JPEG 2000, ...) with rasterio. Palette and CMYK images become red,
     green and blue, and the alpha channel of a plain RGBA image is dropped unless four bands are named.
     """
@@ -41,8 +41,8 @@ class FolderDataset(TileDataset):
             root: Folder of images, a list of image files (text, CSV or Parquet) or a pattern such as
                 ``tiles/*/*.tif``.
             bands: Names of the bands to return, in any order; all bands if None.
-            file_bands: Names of all bands in file order. By default the band descriptions stored
-                in the files, or red, green and blue for 8-bit images of three bands.
+            file_bands: Names of all bands in file order. Defaults to the band descriptions stored in
+                the files, or to red, green and blue for 8-bit images with three bands.
             labeled: Whether sub-folders are classes; if None, they are if every image lies in
                 one.
             is_valid_file: Function that tells whether a file belongs to the dataset.
@@ -51,7 +51,7 @@ class FolderDataset(TileDataset):
 
         Raises:
             FileNotFoundError: If the folder does not exist or holds no image.
-            ValueError: If band names, class folders or sizes do not fit.
+            ValueError: If band names, class folders or sizes are invalid.
         """
         folder, found = locate_images(root)
         if folder is None:
@@ -71,7 +71,7 @@ class FolderDataset(TileDataset):
                 f'in {folder}, first {loose[0].name}; move them'
             )
         classes = () if labeled is False else class_folders(folder, files, () if labeled else PARTS)
-        if classes:  # one without an image of this split must not shift the labels of the others
+        if classes:  # a class without an image in this split must not shift the other labels
             classes = class_folders(folder, (path for path in paths if path.parent != folder), ())
         number = {name: i for i, name in enumerate(classes)}
         labels = [number[path.relative_to(folder).parts[0]] for path in files] if classes else None
@@ -84,12 +84,12 @@ class FolderDataset(TileDataset):
 
 
 def _representative(root: Path, files: Sequence[Path], names: tuple[str, ...] | None) -> Header:
-    """Header of a file like most, with the bands named if there is one."""
+    """Return the header of a typical file, preferably one with the named number of bands."""
     found, _ = read_headers(files, PROBES, root, names)
     if names is not None:
         settled = [header for header in found if header.count == len(names)]
     else:
-        # Gray images may be the colorless ones of a color set.
+        # Gray images may belong to a color set.
         settled = [header for header in found if header.count != 1 or header.dtype != 'uint8']
     settled = settled or found
     usual, _ = Counter(depth(header.dtype) for header in settled).most_common(1)[0]
@@ -97,7 +97,7 @@ def _representative(root: Path, files: Sequence[Path], names: tuple[str, ...] | 
 
 
 def class_folders(root: Path, files: Iterable[Path], parts: Collection[str] = PARTS) -> tuple[str, ...]:
-    """Name the classes of images, one per folder below the root, sorted.
+    """Return the class names, sorted: the folders directly below the root.
 
     There are none if an image lies in the root, or the folders are parts of a data set.
     """

@@ -1,4 +1,4 @@
-"""A folder of images with a folder of masks: segmentation and dense regression."""
+"""A folder of images and a folder of masks, for segmentation and dense regression."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,9 +18,9 @@ from explora_geo.datasets.remote import PathLike
 class MaskFolderDataset(FolderDataset):
     """Images in ``root/images`` and masks of the same name and size in ``root/masks``.
 
-    Masks are images of one band: classes per pixel (of palette images the indices), or numbers. A tile
-    whose mask is missing, damaged or of another size is skipped and named, or raises if *strict*.
-    Samples have a ``mask``, shape (H, W), int64 or, of numbers, float32.
+    Masks are single-band images of classes (the indices in palette images) or of numbers to regress. A
+    tile whose mask is missing, damaged or of another size is skipped and reported, or raises ValueError if
+    *strict*. Samples have a ``mask``, shape (H, W), int64 for classes and float32 for numbers.
     """
 
     def __init__(
@@ -40,14 +40,14 @@ class MaskFolderDataset(FolderDataset):
             classes: Names of the classes in the order of their values, for plots and maps.
             colors: Color of each class, red, green and blue from 0 to 255.
             mask_values: Class of each value in the files, such as ``{0: 0, 255: 1}``; values are classes if
-                None. Values that are not listed are an error.
-            ignore_black: Value of the mask where every band of the image is 0 (outside the scene).
+                None. Unlisted values are an error.
+            ignore_black: Mask value where every band of the image is 0 (outside the scene).
             numbers: Whether masks hold numbers to regress instead of classes.
-            **kwargs: Bands and images; see :class:`FolderDataset`. Masks are resized to the nearest value.
+            **kwargs: Bands and images; see :class:`FolderDataset`. Masks are resized by nearest neighbor.
 
         Raises:
             FileNotFoundError: If one of the folders does not exist or holds no image.
-            ValueError: If band names do not fit.
+            ValueError: If band names do not match.
         """
         images, self.mask_root = Path(root) / 'images', Path(root) / 'masks'
         for folder in (images, self.mask_root):
@@ -72,7 +72,7 @@ class MaskFolderDataset(FolderDataset):
                 raise BadTileError(
                     f'its mask holds the values {unknown[:5]}, which mask_values does not list'
                 )
-            table = values.astype(np.int64)  # of any label, whatever the file's type can hold
+            table = values.astype(np.int64)  # holds any label, whatever the file's type
             for value, label in self.mask_values.items():
                 table[values == value] = label
             values = table
@@ -80,7 +80,7 @@ class MaskFolderDataset(FolderDataset):
         mask = torch.from_numpy(resize(values[None], self.size, nearest=True)[0])
         if self.ignore_black is not None:
             mask[(sample['image'] == 0).all(0)] = self.ignore_black
-            if header.nodata is not None:  # the image has other values where the file has this one
+            if header.nodata is not None:  # filled in the image, so look for it in the file
                 with open_raster(file) as source:
                     pixels = source.read([i + 1 for i in self._positions if i < source.count])
                 hole = np.asarray(without_data(pixels, header.nodata).all(0))[None]
@@ -96,7 +96,7 @@ class MaskFolderDataset(FolderDataset):
         raise BadTileError(f'there is no mask {same.with_suffix(".*")}')
 
     def _read_mask(self, path: Path) -> NDArray[Any]:
-        """The one band of a mask, shape (H, W); of numbers float32, with NaN for nodata, no measurement."""
+        """Read a single-band mask, shape (H, W); numbers as float32, with NaN for nodata (no measurement)."""
         with open_raster(path) as source:
             if source.count != 1:
                 raise BadTileError(f'its mask {path.name} has {source.count} bands instead of one')

@@ -1,4 +1,4 @@
-"""Plots of samples of any dataset, with their masks and predictions."""
+"""Plot samples of any dataset with their masks and predictions."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,13 +16,13 @@ from explora_geo.bands import RGB, select_bands, true_color_bands
 #: Red, green and blue from 0 to 255.
 Color = Sequence[int]
 
-#: Most classes a legend names.
+#: Maximum number of classes in a legend.
 _SHOWN = 12
 
 
 def palette(count: int, colors: Sequence[Color] = ()) -> NDArray[np.uint8]:
-    """A color per class, (count, 3), 0 to 255: the given ones, else hues that neighbors do not share."""
-    # Steps of the golden ratio spread any number of hues; value and saturation tell close ones apart.
+    """Return a color per class, (count, 3), 0 to 255: the given ones, else hues unlike those of neighbors."""
+    # Steps of the golden ratio spread any number of hues; value and saturation separate close ones.
     steps = np.arange(count)
     hues = (steps * 0.618034 + 0.33) % 1
     hsv = np.stack([hues, 0.55 + 0.3 * (steps % 2), 0.9 - 0.25 * (steps % 3 == 2)], axis=1)
@@ -33,7 +33,7 @@ def palette(count: int, colors: Sequence[Color] = ()) -> NDArray[np.uint8]:
 
 
 def paint(values: NDArray[Any], table: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Classes as colors, (H, W) -> (H, W, 3); values without a color are white."""
+    """Paint classes in their colors, (H, W) -> (H, W, 3); values without a color are white."""
     known = (values >= 0) & (values < len(table))
     picture = np.full((*values.shape, 3), 255, dtype=np.uint8)
     picture[known] = table[values[known].astype(int)]
@@ -56,7 +56,7 @@ def plot_sample(
             either.
         bands: Names of the bands of the image.
         classes: Names of the classes.
-        colors: Colors of the classes of masks, which have a legend of those that occur.
+        colors: Colors of the mask classes; a legend lists the classes that occur.
         show_titles: Whether to show titles above the panels, such as class names.
         suptitle: Title of the whole figure.
     """
@@ -97,19 +97,19 @@ def plot_rows(
     titles: Sequence[str] = (),
     shown: Sequence[str] | None = None,
 ) -> Figure:
-    """Show versions of the same images below one another, such as input, masked input and reconstruction.
+    """Show versions of the same images in rows, such as input, masked input and reconstruction.
 
     Each image is stretched between the 2nd and 98th percentile of its first version, so that versions
     can be compared.
 
     Args:
-        rows: Images by name of the row, each of shape (N, C, H, W), in equal units.
+        rows: Images by row name, each of shape (N, C, H, W), in the same units.
         bands: Names of the bands of the images.
         titles: Titles of the columns.
         shown: Three bands to show as red, green and blue, or one; true color if None.
 
     Raises:
-        ValueError: If a band to show is not there.
+        ValueError: If a band to show is missing.
     """
     first = next(iter(rows.values()))
     limits = [np.percentile(_pixels(image, bands, shown), (2, 98)) for image in first]
@@ -132,7 +132,7 @@ def _name(label: int, classes: Sequence[str]) -> str:
 
 
 def _pixels(image: Tensor, bands: Sequence[str], shown: Sequence[str] | None = None) -> NDArray[np.float32]:
-    """The bands of an image (C, H, W) that are shown; true color, or else the first, if None."""
+    """Select the bands of an image (C, H, W) to show; if None, true color or else the first band."""
     chosen = true_color_bands(bands) if shown is None else select_bands(shown, bands)
     return image[chosen].detach().cpu().float().numpy()
 

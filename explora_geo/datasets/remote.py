@@ -12,16 +12,16 @@ import rasterio
 import requests
 from torch.utils.data import get_worker_info
 
-#: Either spelling of a path that users may give.
+#: A path as users may give it, as text or as an object.
 PathLike = str | os.PathLike[str]
 
 #: `/vsicurl/...`, `https://...`, and names that begin with a driver, such as `NETCDF:file.nc:band`.
 _GDAL_ONLY = re.compile(r'/vsi\w+[/?]|[a-zA-Z][\w+.-]*://|[A-Z][A-Z0-9_]+:')
-#: What `Path` makes of the two slashes of a URL.
+#: A URL whose two slashes `Path` has merged into one.
 _FOLDED = re.compile(r'\b(https?|ftp|s3|gs|az|oss):/(?=[^/])')
-#: The part of a name that a web server knows.
+#: The part of a name to request from a web server.
 _ON_THE_WEB = re.compile(r'https?://[^{}!]+?(?=\.(?:zip|tar|tgz|gz)[/}!])\.\w+|https?://[^{}]+')
-#: Patience with servers, and bytes of their files kept in memory; the environment's settings come first.
+#: Retries and time-outs for servers, and cache size in bytes; environment variables take precedence.
 _OPTIONS = {
     'GDAL_HTTP_MAX_RETRY': 3,
     'GDAL_HTTP_RETRY_DELAY': 1,
@@ -35,7 +35,7 @@ _threads: dict[int, ThreadPoolExecutor] = {}
 
 
 def locate(path: PathLike) -> Path | str:
-    """A file on disk as `Path`; a URL or another name that only GDAL understands as `str`, as it is."""
+    """Return a file on disk as `Path`, and a URL or other name that only GDAL understands as `str`."""
     text = os.fspath(path)
     if text.startswith('file://'):
         return Path(unquote(urlsplit(text).path))
@@ -44,20 +44,20 @@ def locate(path: PathLike) -> Path | str:
 
 
 def short_name(path: Path | str) -> str:
-    """The last part of a path or URL, without its query, which may hold a secret."""
+    """Return the last part of a path or URL, without its query, which may hold a secret."""
     text = path.name if isinstance(path, Path) else re.split(r'[/!]', path.partition('?')[0].rstrip('/'))[-1]
     return text or str(path)
 
 
 def identify(path: Path | str) -> dict[str, Any]:
-    """Identity of a raster, which changes with its content, JSON-ready.
+    """Return the identity of a raster, which changes with its content, as JSON-ready values.
 
     Args:
         path: What `locate` returned.
 
     Returns:
-        Name, `size` in bytes, and `changed`: the time of a file or of the archive that holds it, the
-        `ETag`, or else `Last-Modified`, of a URL; None where nobody tells.
+        Name, `size` in bytes, and `changed`: the modification time of a file or of the archive that holds
+        it, or the `ETag`, else `Last-Modified`, of a URL; None if unknown.
     """
     named = {'file': path.name} if isinstance(path, Path) else {'url': path}
     if isinstance(path, str) and (found := _ON_THE_WEB.search(path)):
@@ -70,7 +70,7 @@ def identify(path: Path | str) -> dict[str, Any]:
 
 
 def _ask(url: str) -> dict[str, Any]:
-    """Size and version of a file on the web; a request for one byte also suits URLs signed for reading."""
+    """Request the size and version of a web file; asking for one byte also suits URLs signed for reading."""
     try:
         with requests.get(url, headers={'Range': 'bytes=0-0'}, stream=True, timeout=30) as answer:
             headers = answer.headers if answer.ok else {}
@@ -81,22 +81,22 @@ def _ask(url: str) -> dict[str, Any]:
 
 
 def _archive(name: str) -> Path | None:
-    """The file on disk that a name such as `/vsizip/a.zip/b.tif` or `zip://a.zip!b.tif` leads into."""
+    """Find the file on disk that a name such as `/vsizip/a.zip/b.tif` or `zip://a.zip!b.tif` refers to."""
     parts = re.split(r'([/!}])', re.sub(r'^(?:/vsi\w+/|[\w+.-]+://)\{?', '', name))
     places = (Path(''.join(parts[:end])) for end in range(len(parts), 0, -2))
     return next((place for place in places if place.is_file()), None)
 
 
 def remote_options() -> rasterio.Env:
-    """GDAL's settings for networks, to be entered around what reads."""
+    """Return GDAL's network settings, a context to enter around reads."""
     return rasterio.Env(**{k: v for k, v in _OPTIONS.items() if k not in os.environ})
 
 
 def read_apart(function: Callable[..., T], *args: Any) -> T:
-    """Call a function that reads; workers call it in a thread of their own.
+    """Call a reading function; in a worker process, call it in a separate thread.
 
-    GDAL keeps connections by thread, and the main thread of a forked worker inherits those of its parent:
-    both, and all other workers, would write into the same one.
+    GDAL keeps connections per thread, and the main thread of a forked worker inherits its parent's:
+    parent and workers would all write to the same connection.
     """
     if get_worker_info() is None:
         return function(*args)

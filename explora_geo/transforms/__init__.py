@@ -1,4 +1,4 @@
-"""Augmentations that work on the device, for any number of bands."""
+"""On-device augmentations for any number of bands."""
 
 from explora_geo.transforms.multicrop import MultiCrop, ViewsConfig
 from explora_geo.transforms.spectral import QuantileNormalize, SpectralJitter, spectral_index

@@ -17,35 +17,35 @@ from explora_geo.bands import RGB, canonical
 
 @dataclass(frozen=True)
 class ViewsConfig:
-    """Two global crops and several local ones of every image; the defaults are close to DINOv2's.
+    """Two global crops and several local crops per image; the defaults are close to DINOv2's.
 
-    Images from above have no up: data modules of such images have crops turned and mirrored freely too,
-    unless that is set here. DINOv2's crops are mirrored left to right alone: `vertical_flip` and
-    `quarter_turns` False.
+    Nadir images have no up: their data modules also flip crops top to bottom and rotate them, unless
+    that is set here. DINOv2 flips crops only left to right: set `vertical_flip` and `quarter_turns` to
+    False.
 
     Attributes:
-        global_size: Side of global crops, pixels; the backbone's image if None.
+        global_size: Side of global crops, pixels; the backbone's image size if None.
         local_size: Side of local crops, pixels; 98 / 224 of the global ones if None.
         num_local: Local crops per image.
         global_scale: Smallest and largest share of the image's area in a global crop.
-        local_scale: Likewise in a local crop.
-        horizontal_flip: Mirror half of the crops left to right.
-        vertical_flip: Mirror half of the crops top to bottom; as the data module says if None, else not.
-        quarter_turns: Turn crops by multiples of 90 degrees; as the data module says if None, else not.
-        jitter: Probability of changes of brightness and contrast, and for RGB of saturation and hue.
-        brightness: Largest relative change; for other bands than RGB, in standard deviations.
+        local_scale: Smallest and largest share of the image's area in a local crop.
+        horizontal_flip: Flip half of the crops left to right.
+        vertical_flip: Flip half of the crops top to bottom; the data module decides if None, else False.
+        quarter_turns: Rotate crops by multiples of 90 degrees; the data module decides if None, else False.
+        jitter: Probability of changing brightness and contrast and, for RGB, saturation and hue.
+        brightness: Largest relative change; for bands other than RGB, in standard deviations.
         contrast: Largest relative change.
         saturation: Largest relative change, RGB only.
         hue: Largest change as a share of the color circle, RGB only.
-        color_range: What RGB operations take for black and white, in the images' own units (DINOv2: that of
-            8 bits, 0 and 255); the darkest and brightest value of each image if None.
-        grayscale: Probability of a gray crop, RGB only.
-        band_drop: Probability that one band of a crop is blank, for other bands than RGB.
-        blur: Probabilities of Gaussian blur of first global, second global and local crops. DINOv2 states
+        color_range: Black and white for RGB operations, in the images' own units (DINOv2: the 8-bit range,
+            0 and 255); the darkest and brightest value of each image if None.
+        grayscale: Probability of a grayscale crop, RGB only.
+        band_drop: Probability of blanking one band of a crop, for bands other than RGB.
+        blur: Probabilities of Gaussian blur for first global, second global and local crops. DINOv2 states
             1, 0.1 and 0.5, but its code applies the complement: 0, 0.9 and 0.5.
-        blur_sigma: Smallest and largest width of the blur, pixels (DINOv2: 0.1 and 2); these for a crop of
-            224 pixels, and in proportion for others, if None.
-        solarize: Probability of solarization of the second global crop, RGB only.
+        blur_sigma: Smallest and largest width of the blur, pixels (DINOv2: 0.1 and 2); if None, these for a
+            crop of 224 pixels, and in proportion for others.
+        solarize: Probability of solarizing the second global crop, RGB only.
         flips: Deprecated: `horizontal_flip` and `vertical_flip` in one.
     """
 
@@ -94,18 +94,18 @@ class ViewsConfig:
             raise ValueError(f'{", ".join(wrong) or "blur"} must hold probabilities in [0, 1]')
 
     def sized(self, side: int = 224, patch: int = 14) -> 'ViewsConfig':
-        """The same with sizes where none are given.
+        """Return a copy with unset sizes filled in.
 
         Args:
             side: Side of the backbone's image, pixels.
-            patch: Side of its patches, of which a crop is a multiple.
+            patch: Side of its patches, pixels; the local size filled in is a multiple of it.
         """
         size = self.global_size or side
         local = max(1, round(size / patch * 98 / 224)) * patch  # DINOv2's sides are 224 and 98
         return replace(self, global_size=size, local_size=self.local_size or local)
 
     def oriented(self, vertical_flip: bool, quarter_turns: bool) -> 'ViewsConfig':
-        """The same with the symmetries of the data where they are not set."""
+        """Return a copy with unset flips and rotations filled in from the symmetries of the data."""
         return replace(
             self,
             vertical_flip=vertical_flip if self.vertical_flip is None else self.vertical_flip,
@@ -114,10 +114,10 @@ class ViewsConfig:
 
 
 class MultiCrop:
-    """Makes the views of a batch.
+    """Multi-crop views of a batch.
 
-    Color jitter, gray and solarization are defined for red, green and blue alone and are applied to
-    these alone; other bands get brightness and contrast about their mean, and dropped bands.
+    Color jitter, grayscale and solarization are defined only for red, green and blue and applied only
+    to these; other bands get changes of brightness and contrast about their mean, and band dropping.
     """
 
     def __init__(
@@ -126,11 +126,11 @@ class MultiCrop:
         """Initialize a MultiCrop.
 
         Args:
-            config: What to draw; crops of 224 and 98 pixels if it names no sizes.
+            config: Settings of the views; crops of 224 and 98 pixels if it sets no sizes.
             bands: Names of the bands, in image order.
-            mean: Mean of each band by which images were normalized, shape (C,), if known: color
-                operations are defined on colors.
-            std: Standard deviation of each band, shape (C,), likewise.
+            mean: Mean of each band used to normalize the images, shape (C,), if known: color
+                operations need the original colors.
+            std: Standard deviation of each band, shape (C,), as for *mean*.
         """
         self.config = config = config.sized()
         self.rgb = tuple(canonical(band) for band in bands) == RGB
@@ -148,12 +148,12 @@ class MultiCrop:
 
         Args:
             image: Normalized images, shape (B, C, H, W), or time series, shape (B, T, C, H, W), whose
-                frames all get the same crop and the same changes.
-            local: Draw local crops too.
+                frames all share the same crop and changes.
+            local: Whether to draw local crops too.
 
         Returns:
-            Global crops, all first ones before all second ones, shape (2·B, ..., G, G), and unless there
-            are none, local crops in the same way, shape (n·B, ..., g, g).
+            Global crops, all first ones before all second ones, shape (2·B, ..., G, G), and local
+            crops, if any, in the same order, shape (n·B, ..., g, g).
         """
         with torch.autocast(image.device.type, enabled=False):
             config = self.config
@@ -168,7 +168,7 @@ class MultiCrop:
         return [view.unflatten(1, (frames, -1)) if frames else view for view in views]
 
     def _cut(self, pixels: Tensor, count: int, size: int, scale: tuple[float, float]) -> Tensor:
-        """Crop, mirror and turn in one interpolation, (B, C, H, W) -> (count·B, C, size, size)."""
+        """Crop, flip and rotate in one interpolation, (B, C, H, W) -> (count·B, C, size, size)."""
         crops = pixels.repeat(count, 1, 1, 1)
         config = self.config
         flips = config.horizontal_flip, bool(config.vertical_flip)
@@ -178,7 +178,7 @@ class MultiCrop:
         return F.grid_sample(crops, grid, 'bicubic', padding_mode='border', align_corners=False)
 
     def _range(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """What counts as black and white in each image, in its own units, shape (B, 1, 1, 1)."""
+        """Return black and white of each image, in its own units, each of shape (B, 1, 1, 1)."""
         shape = (len(pixels), 1, 1, 1)
         if self.config.color_range is not None:
             low, high = self.config.color_range
@@ -191,9 +191,9 @@ class MultiCrop:
     def _paint(
         self, crops: Tensor, frames: int | None, blur: Any, solarize: bool, span: tuple[Tensor, Tensor] | None
     ) -> Tensor:
-        """Change the pixels of crops, shape (N, T·C, h, w)."""
+        """Jitter, blur and solarize crops, shape (N, T·C, h, w)."""
         size = crops.shape[-2]
-        # Frames one below the other: what is drawn for an image holds for all its frames.
+        # Stack frames vertically, so that one draw per image applies to all its frames.
         tall: dict[str, Any] = {'pattern': 'b (t c) h w -> b c (t h) w', 't': frames or 1}
         flat: dict[str, Any] = {'pattern': 'b c (t h) w -> b (t c) h w', 'h': size}
         crops = rearrange(crops, **tall)
@@ -201,7 +201,7 @@ class MultiCrop:
         if span is not None:
             low, high = (x.repeat(len(crops) // len(x), 1, 1, 1) for x in span)
             scale = (high - low).clamp(min=1e-6)
-            # Color operations are defined on [0, 1], which bicubic interpolation leaves.
+            # Color operations are defined on [0, 1], which bicubic interpolation overshoots.
             crops = ((crops * std + mean - low) / scale).clamp(0, 1)
         for step in self._colors:
             crops = step(crops)
@@ -223,22 +223,22 @@ class MultiCrop:
             K.RandomBrightness(factors[0], clip_output=False, p=config.jitter),
             K.RandomContrast(factors[1], clip_output=False, p=config.jitter),
         ]
-        # Without its only band nothing is left of an image.
+        # Dropping its only band would blank an image.
         return [*steps, K.RandomChannelDropout(p=config.band_drop)] if bands > 1 else steps
 
 
 def _blur(size: int, probability: float, sigma: tuple[float, float] | None) -> Any:
-    """Gaussian blur, by default of the width that DINOv2 has for crops of 224, in proportion to the crop."""
+    """Make a Gaussian blur, by default with DINOv2's width at 224 pixels, in proportion to the crop."""
     low, high = sigma or (0.1 * size / 224, 2.0 * size / 224)
     side = 2 * math.ceil(2 * high) + 1
     return K.RandomGaussianBlur((side, side), (low, high), p=probability)
 
 
 def _random_affine(count: int, scale: tuple[float, float], flips: tuple[bool, bool], turns: bool) -> Tensor:
-    """Maps from a crop's coordinates to its image's, both from -1 to 1, shape (count, 2, 3).
+    """Draw maps from a crop's coordinates to its image's, both from -1 to 1, shape (count, 2, 3).
 
-    Area and aspect ratio are drawn as in torchvision's `RandomResizedCrop`; a side that would reach over
-    the image is cut to it.
+    Area and aspect ratio are drawn as in torchvision's `RandomResizedCrop`; a side longer than the image
+    is shortened to fit.
     """
     area = torch.empty(count).uniform_(*scale)
     ratio = torch.empty(count).uniform_(math.log(3 / 4), math.log(4 / 3)).exp()
@@ -248,7 +248,7 @@ def _random_affine(count: int, scale: tuple[float, float], flips: tuple[bool, bo
     cosine, sine = torch.tensor([1.0, 0, -1, 0])[turn], torch.tensor([0.0, 1, 0, -1])[turn]
     rotation = torch.stack([cosine, -sine, sine, cosine], dim=1).view(count, 2, 2)
     if any(flips):
-        # The first column of the map belongs to the crop's x, so that the mirror precedes the turn.
+        # The first column of the map belongs to the crop's x, so that the flip precedes the rotation.
         signs = torch.randint(0, 2, (count, 1, 2)) * 2 - 1
         rotation = rotation * torch.where(torch.tensor(flips), signs, 1)
     return torch.cat([sides[:, :, None] * rotation, center[:, :, None]], dim=2)

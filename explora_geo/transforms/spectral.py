@@ -1,4 +1,4 @@
-"""Transforms of bands, in batches, for use inside `K.AugmentationSequential`; masks and boxes stay."""
+"""Batched band transforms for use inside `K.AugmentationSequential`; masks and boxes stay unchanged."""
 
 from collections.abc import Sequence
 from inspect import signature
@@ -12,7 +12,7 @@ from torchgeo import transforms as tg
 
 from explora_geo.bands import canonical
 
-#: Names of the bands that each index of TorchGeo is made of: colors, and Sentinel-2's.
+#: Band names for each index argument of TorchGeo: colors, and Sentinel-2's.
 _ROLES = {
     'index_red': ('red', 'B04'),
     'index_green': ('green', 'B03'),
@@ -22,7 +22,7 @@ _ROLES = {
     'index_swir2': ('swir2', 'B12'),
     'index_vre1': ('rededge', 'B05'),
 }
-#: TorchGeo's indices by name. Its burn ratio takes the longer short-wave band.
+#: TorchGeo's indices by name. Its burn ratio uses the longer short-wave band.
 INDICES: dict[str, Any] = {
     name: getattr(tg, f'Append{name}')
     for name in ('NDVI', 'NDWI', 'NDBI', 'NDSI', 'NBR', 'SWI', 'GNDVI', 'BNDVI', 'NDRE')
@@ -30,7 +30,7 @@ INDICES: dict[str, Any] = {
 
 
 class QuantileNormalize(K.IntensityAugmentationBase2D):
-    """Map each band of each image from two of its own quantiles to [0, 1] and cut off what lies outside."""
+    """Normalization of each band of each image from two of its own quantiles to [0, 1], with clipping."""
 
     def __init__(self, low: float = 0.02, high: float = 0.98) -> None:
         """Initialize a QuantileNormalize.
@@ -40,7 +40,7 @@ class QuantileNormalize(K.IntensityAugmentationBase2D):
             high: Quantile that becomes 1.
 
         Raises:
-            ValueError: If they are no range within [0, 1].
+            ValueError: If they do not form a range within [0, 1].
         """
         super().__init__(p=1)
         if not 0 <= low < high <= 1:
@@ -50,8 +50,8 @@ class QuantileNormalize(K.IntensityAugmentationBase2D):
     def apply_transform(
         self, input: Tensor, params: dict[str, Tensor], flags: dict[str, Any], transform: Tensor | None = None
     ) -> Tensor:
-        """Normalize, shape (B, C, H, W)."""
-        # By sorting, as torch.quantile has a limit of 2^24 values.
+        """Normalize images, shape (B, C, H, W)."""
+        # Sort, as torch.quantile is limited to 2^24 values.
         ordered = input.flatten(2).sort(dim=-1).values
         last = ordered.shape[-1] - 1
         low, high = (ordered[..., round(q * last)][..., None, None] for q in flags['quantiles'])
@@ -59,10 +59,10 @@ class QuantileNormalize(K.IntensityAugmentationBase2D):
 
 
 class SpectralJitter(K.IntensityAugmentationBase2D):
-    """Change brightness and contrast of any bands: of all alike, as light does, and a little of each.
+    """Brightness and contrast jitter for any bands: shared, like a change of light, plus a little per band.
 
-    Values are changed about each band's own mean, so that no band loses its place in the spectrum, and
-    nothing is cut off. For red, green and blue alone kornia's `K.ColorJitter` also changes colors.
+    Values change about each band's own mean, so that every band keeps its place in the spectrum, and
+    nothing is clipped. For red, green and blue only, kornia's `K.ColorJitter` also changes colors.
     """
 
     def __init__(
@@ -73,8 +73,8 @@ class SpectralJitter(K.IntensityAugmentationBase2D):
         Args:
             brightness: Largest shift of all bands, in standard deviations of the image's band.
             contrast: Largest relative change of contrast of all bands, below 1.
-            per_band: Largest further shift and change of each band by itself, likewise.
-            p: Share of the images that change.
+            per_band: Largest additional shift and contrast change of each band alone, in the same units.
+            p: Probability of changing an image.
 
         Raises:
             ValueError: If a strength is negative or contrast can vanish.
@@ -94,7 +94,7 @@ class SpectralJitter(K.IntensityAugmentationBase2D):
     def apply_transform(
         self, input: Tensor, params: dict[str, Tensor], flags: dict[str, Any], transform: Tensor | None = None
     ) -> Tensor:
-        """Change, shape (B, C, H, W)."""
+        """Jitter images, shape (B, C, H, W)."""
         std, mean = torch.std_mean(input, dim=(-2, -1), keepdim=True)
         shape = (*input.shape[:2], 1, 1)
         own = flags['per_band']
@@ -104,7 +104,7 @@ class SpectralJitter(K.IntensityAugmentationBase2D):
 
 
 def spectral_index(name: str, bands: Sequence[str]) -> Any:
-    """One of TorchGeo's index transforms, which append a band, by the names of the bands.
+    """Make one of TorchGeo's index transforms, which append a band, from the names of the bands.
 
     Args:
         name: Index, such as `NDVI`.

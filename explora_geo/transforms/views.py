@@ -1,4 +1,4 @@
-"""The views of a batch that a model sees, augmented and normalized on the device by kornia."""
+"""Model views of a batch, augmented and normalized on the device by kornia."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,19 +10,19 @@ Transform = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 def on_batches(*steps: Any) -> Any:
-    """Kornia augmentations as one function from batch to batch.
+    """Combine kornia augmentations into one function from batch to batch.
 
     Args:
         *steps: Augmentations, in order.
 
     Returns:
-        Function that changes ``image``, shape (B, C, H, W), and with it masks and boxes; other keys pass.
+        Function that changes ``image``, shape (B, C, H, W), masks and boxes and keeps other keys.
     """
     return K.AugmentationSequential(*steps, data_keys=None, keepdim=True)
 
 
 def dihedral_flips() -> list[Any]:
-    """Flips and quarter turns, for nadir images, that together give all eight orientations alike."""
+    """Return flips and quarter turns for nadir images that make all eight orientations equally likely."""
     return [K.RandomHorizontalFlip(), K.RandomVerticalFlip(), K.RandomRotation90(times=(0, 3), p=1.0)]
 
 
@@ -32,7 +32,7 @@ def normalization(mean: Tensor, std: Tensor, clip: bool = False) -> Transform:
     Args:
         mean: Mean of each band in the units of the images, shape (C,).
         std: Standard deviation of each band, shape (C,).
-        clip: Whether what lies beyond [0, 1] then is cut off.
+        clip: Whether to clip the result to [0, 1].
     """
     return on_batches(*_normalize(mean, std, clip))
 
@@ -47,21 +47,21 @@ def training_view(
     quarter_turns: bool = False,
     clip: bool = False,
 ) -> Transform:
-    """Make a transform that draws one random crop per image, mirrors it and normalizes.
+    """Make a transform that draws one random crop per image, flips and normalizes it.
 
     Args:
         mean: Mean of each band in the units of the images, shape (C,).
         std: Standard deviation of each band, shape (C,).
-        image_size: Side of the result.
+        image_size: Side of the result, pixels.
         crop_scale: Smallest and largest share of the image's area to crop.
-        horizontal_flip: Whether to mirror half of the images left to right.
-        vertical_flip: Whether to mirror half of the images top to bottom.
-        quarter_turns: Whether to turn images by a random multiple of 90 degrees.
-        clip: Whether what normalization maps beyond [0, 1] is cut off.
+        horizontal_flip: Whether to flip half of the images left to right.
+        vertical_flip: Whether to flip half of the images top to bottom.
+        quarter_turns: Whether to rotate images by a random multiple of 90 degrees.
+        clip: Whether to clip normalized values to [0, 1].
 
     Returns:
         Function from batch to batch that changes ``image`` from shape (B, C, H, W) to
-        (B, C, image_size, image_size); other keys pass.
+        (B, C, image_size, image_size) and keeps other keys.
 
     Raises:
         ValueError: If the crop scale is not an interval within (0, 1].
@@ -73,35 +73,35 @@ def training_view(
         (image_size, image_size),
         scale=(low, high),
         resample='bicubic',
-        # Half-pixel centers as in Pillow and torchvision, whose crops the weights were made on.
+        # Half-pixel centers as in Pillow and torchvision, whose crops the weights were trained on.
         align_corners=False,
         cropping_mode='slice',
     )
     asked = (horizontal_flip, vertical_flip, quarter_turns)
     moves = [crop, *(step for step, given in zip(dihedral_flips(), asked, strict=True) if given)]
     normalize = _normalize(mean, std, clip)
-    # As in SatMAE values are cut off before the crop, whose interpolation then sees those that count.
+    # As in SatMAE, clip before the crop, which then interpolates clipped values.
     return on_batches(*normalize, *moves) if clip else on_batches(*moves, *normalize)
 
 
 class FramesAsChannels(nn.Module):
-    """Apply a transform of images to series: what is drawn for a series holds for all its frames.
+    """Image transform applied to time series, with the same random draw for all frames of a series.
 
-    The frames are stacked as bands, so that a crop or a flip is the same for all; TorchGeo's
-    `torchgeo.transforms.Rearrange` does the stacking alone. Statistics for it are one per band and frame:
+    Frames are stacked as bands, so that all share a crop or a flip; TorchGeo's
+    `torchgeo.transforms.Rearrange` only stacks. Give statistics per band and frame:
     `mean.repeat(num_frames)`.
     """
 
     def __init__(self, transform: Transform) -> None:
-        """Initialize a FramesAsChannels of a function of batches with ``image``, shape (B, T·C, H, W)."""
+        """Initialize a FramesAsChannels from a transform of batches with ``image``, shape (B, T·C, H, W)."""
         super().__init__()
         self.transform = transform
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Transform ``image``, shape (B, T, C, H, W); other keys pass.
+        """Transform ``image``, shape (B, T, C, H, W), and keep other keys.
 
         Raises:
-            ValueError: If the images are no series.
+            ValueError: If the images are not series.
         """
         image: Tensor = batch['image']
         if image.ndim != 5:
