@@ -50,8 +50,8 @@ class Archive:
     source: str  # the archive as it was given
     kind: Literal['tiles', 'pack', 'scenes']  # image tiles, a pack of them, or scenes to be cut into windows
     count: int  # tiles or scenes
-    opened: int  # number of them that were inspected
-    skipped: tuple[str, ...]  # inspected files that are unusable, `<path>: <reason>`
+    opened: int  # number of files inspected
+    skipped: tuple[str, ...]  # unusable ones among these, `<path>: <reason>`
     size: tuple[int, int]  # median height and width, pixels
     file_bands: tuple[str, ...]  # names of all bands in file order
     bands: tuple[str, ...]  # names of the bands to train on, in order

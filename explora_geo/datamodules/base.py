@@ -37,9 +37,9 @@ class Augment:
     Attributes:
         crop_scale: Smallest and largest share of an image's area in a training crop; by default 0.2 and 1, or
             0.5 and 1 with masks.
-        horizontal_flip: Whether to flip training images left to right; by default, except for time series.
-        vertical_flip: Whether to flip training images top to bottom; by default only with masks.
-        quarter_turns: Whether to rotate training images by multiples of 90°; by default only with masks.
+        horizontal_flip: Whether to flip training images left to right; on by default, except for time series.
+        vertical_flip: Whether to flip training images top to bottom; off by default, except with masks.
+        quarter_turns: Whether to rotate images by multiples of 90 degrees; off by default, except with masks.
         views: Several crops per training image, under the key ``views``, instead of one; if None, objectives
             that need several bring their own.
     """
@@ -179,7 +179,7 @@ class TileDataModule(NonGeoDataModule):
         return dataset
 
     def _samples(self, train: Any) -> Iterator[Any]:
-        """Yield samples to estimate statistics, or only the range of values if these are known."""
+        """Yield samples to estimate statistics, or fewer for the range of values if statistics are known."""
         given = self.published or 'auto' not in (self.statistics.mean, self.statistics.std)
         return (train[i] for i in evenly_spaced(len(train), LOOKED_AT if given else SAMPLES))
 

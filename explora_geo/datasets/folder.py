@@ -13,7 +13,7 @@ from explora_geo.datasets.remote import PathLike
 
 #: Files opened to tell a folder of gray images from a color one with some gray images.
 PROBES = 16
-#: Folder names that stand for parts of a data set, not classes.
+#: Names of folders that are parts of a data set, not classes.
 PARTS = frozenset({'train', 'training', 'val', 'valid', 'validation', 'test', 'testing'})
 
 
@@ -21,9 +21,9 @@ class FolderDataset(TileDataset):
     """A folder of image tiles of any file type, pixel type and band count.
 
     If all images lie in sub-folders, each sub-folder is a class, unless these are the parts of a data set
-    (train, val, test); any other folder is read as unlabeled. Plain images (JPEG, PNG, ...) are
-    read with Pillow, rasters (GeoTIFF, JPEG 2000, ...) with rasterio. Palette and CMYK images become red,
-    green and blue, and the alpha channel of a plain RGBA image is dropped unless four bands are named.
+    (train, val, test); any other folder is read as unlabeled. Plain images (JPEG, PNG, ...) are read with
+    Pillow, rasters (GeoTIFF, JPEG 2000, ...) with rasterio. Palette and CMYK images become red, green and
+    blue, and the alpha channel of a plain RGBA image is dropped unless four bands are named.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class FolderDataset(TileDataset):
 
 
 def _representative(root: Path, files: Sequence[Path], names: tuple[str, ...] | None) -> Header:
-    """Return the header of a typical file, preferably one with the named number of bands."""
+    """Return the header of a typical file, if possible with as many bands as are named."""
     found, _ = read_headers(files, PROBES, root, names)
     if names is not None:
         settled = [header for header in found if header.count == len(names)]

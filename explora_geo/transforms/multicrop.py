@@ -19,8 +19,8 @@ from explora_geo.bands import RGB, canonical
 class ViewsConfig:
     """Two global crops and several local crops per image; the defaults are close to DINOv2's.
 
-    Nadir images have no up: their data modules also flip crops top to bottom and rotate them, unless
-    that is set here. DINOv2 flips crops only left to right: set `vertical_flip` and `quarter_turns` to
+    Nadir images have no up: their data modules also flip crops top to bottom and rotate them, unless that is
+    set here. To flip crops only left to right, as DINOv2 does, set `vertical_flip` and `quarter_turns` to
     False.
 
     Attributes:
@@ -30,8 +30,8 @@ class ViewsConfig:
         global_scale: Smallest and largest share of the image's area in a global crop.
         local_scale: Smallest and largest share of the image's area in a local crop.
         horizontal_flip: Flip half of the crops left to right.
-        vertical_flip: Flip half of the crops top to bottom; the data module decides if None, else False.
-        quarter_turns: Rotate crops by multiples of 90 degrees; the data module decides if None, else False.
+        vertical_flip: Flip half of the crops top to bottom; if None, set by the data module, or else off.
+        quarter_turns: Rotate crops by multiples of 90 degrees; if None, set by the data module, or else off.
         jitter: Probability of changing brightness and contrast and, for RGB, saturation and hue.
         brightness: Largest relative change; for bands other than RGB, in standard deviations.
         contrast: Largest relative change.
@@ -228,7 +228,7 @@ class MultiCrop:
 
 
 def _blur(size: int, probability: float, sigma: tuple[float, float] | None) -> Any:
-    """Make a Gaussian blur, by default with DINOv2's width at 224 pixels, in proportion to the crop."""
+    """Make a Gaussian blur, by default with DINOv2's width for 224-pixel crops, scaled to the crop."""
     low, high = sigma or (0.1 * size / 224, 2.0 * size / 224)
     side = 2 * math.ceil(2 * high) + 1
     return K.RandomGaussianBlur((side, side), (low, high), p=probability)
