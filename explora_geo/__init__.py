@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from explora_geo.models import create_vit as create_vit
     from explora_geo.trainers import ExPLoRATask as ExPLoRATask
 
-# Resolved on first use, so that `import explora_geo` costs nothing and the command line starts fast.
+# Resolved on first use, to keep `import explora_geo` cheap and the command line fast to start.
 _EXPORTS = {
     'ExPLoRAConfig': 'explora_geo.adaptation',
     'ExPLoRATask': 'explora_geo.trainers',
@@ -27,7 +27,7 @@ __all__ = ['ExPLoRAConfig', 'ExPLoRATask', '__version__', 'adapt', 'create_vit',
 
 
 def __getattr__(name: str) -> Any:
-    """Import the public names on first access."""
+    """Import a public name on first access."""
     if name in _EXPORTS:
         return getattr(importlib.import_module(_EXPORTS[name]), name)
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

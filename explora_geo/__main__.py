@@ -1,4 +1,4 @@
-"""`python -m explora_geo` is the command line."""
+"""Run the command line by `python -m explora_geo`."""
 
 from explora_geo.cli import main
 

@@ -1,4 +1,4 @@
-"""The main job as one verb: adapt a backbone to an archive, and say whether that helped."""
+"""Adapt a backbone to an archive in one call, and report whether that helped."""
 
 import json
 import logging
@@ -30,22 +30,22 @@ from explora_geo.configured import read_yaml
 from explora_geo.datamodules.archive import look
 from explora_geo.reports.page import duration
 
-#: Adapted where nothing else is asked for.
+#: Default source.
 DEFAULT_WEIGHTS = 'timm/vit_small_patch14_dinov2.lvd142m'
 
 
 class Adapted(NamedTuple):
-    """What an adaptation left behind."""
+    """Files and results of an adaptation."""
 
-    folder: Path  # of the run
-    adapter: Path  # the adapter file
-    page: Path  # the report, to open in a browser
+    folder: Path  # run folder
+    adapter: Path  # adapter file
+    page: Path  # HTML report
     report: dict[str, Any]  # content of `report.json`; `report['verdict']` says whether it helped
 
 
 @contextmanager
 def _quiet_lightning() -> Iterator[None]:
-    """Leave out what Lightning says of devices, seeds and folders; `adapt` says itself what matters."""
+    """Silence Lightning's messages about devices, seeds and folders; `adapt` reports what matters."""
     loggers = [logging.getLogger(f'lightning.{name}') for name in ('pytorch', 'fabric')]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
@@ -73,34 +73,34 @@ def adapt(
     strength: float | str = 'auto',
     **options: Any,
 ) -> Adapted:
-    """Adapt a backbone to an archive of unlabeled images, and measure it before and after.
+    """Adapt a backbone to an archive of unlabeled images, and score it before and after.
 
-    The same call on the same folder goes on where it was stopped.
+    Repeat the same call on the same folder to resume an interrupted run.
 
     Args:
         archive: Folder of tiles, pack, scenes or list of files; see `explora_geo.datamodules.archive.look`.
-        out: Folder of the run: `adapter.safetensors`, `config.yaml`, `report.json`, `report.html`.
-        weights: What is adapted: a `WeightsEnum` or its name, a file, `timm/<name>` or `hf:<owner>/<name>`.
-        adaptation: `D-ExPLoRA-[L]-r32` or `M-ExPLoRA-[L]-r32`, the paper's; `anchor-[L]-r32`, ours;
-            `align-[L]-r32`, patch kernel alignment, cheap and for sources made with labels. If None,
-            M for weights of a masked autoencoder, else the anchor, which does a strong source no harm.
-        length: Such as `30 minutes`, `600 steps` or `2 epochs`; minutes become steps once.
+        out: Run folder, which gets `adapter.safetensors`, `config.yaml`, `report.json` and `report.html`.
+        weights: Source: a `WeightsEnum` or its name, a file, `timm/<name>` or `hf:<owner>/<name>`.
+        adaptation: `D-ExPLoRA-[L]-r32` or `M-ExPLoRA-[L]-r32` (the paper's), `anchor-[L]-r32` (ours), or
+            `align-[L]-r32` (patch kernel alignment; cheap, for supervised sources). If None, M for weights
+            of a masked autoencoder, else the anchor, which does a strong source no harm.
+        length: Such as `30 minutes`, `600 steps` or `2 epochs`; minutes are converted to steps once.
         bands: Bands to use, in order; see `look`.
-        labels: Folder of labeled tiles, by which source and adapted features are scored; never trained on.
-        retention: Folder of labeled natural images: what the model still knows of them.
-        config: YAML file of `explora-geo fit` whose entries replace those chosen here.
-        strength: Share of what was learned that the adapter file adds to the source, from 0 (nothing) to 1.
-            `auto` takes the one that validation tiles of `labels` prefer, which may be 0; without labels 1,
-            or less where the label-free score falls.
-        **options: `beside`, `quick`, `quoted` and `force` as of `explora-geo adapt`; `say`, a function that
-            is told what is done.
+        labels: Folder of labeled tiles to score source and adapted features on; never used for training.
+        retention: Folder of labeled natural images, to measure what the model still knows about them.
+        config: YAML file of `explora-geo fit` whose entries override those chosen here.
+        strength: Share of the learned change that the adapter file adds to the source, from 0 (none) to 1.
+            `auto` takes the best strength on validation tiles of `labels`, which may be 0; without labels
+            it is 1, or less if the label-free score falls.
+        **options: `beside`, `quick`, `quoted` and `force` as for `explora-geo adapt`; `say`, a function
+            that receives progress messages.
 
     Returns:
-        The run.
+        The run's files and results.
 
     Raises:
         FileNotFoundError: If archive, labels or weights do not exist.
-        ValueError: If something does not fit, or the folder holds another run.
+        ValueError: If the settings do not fit, or the folder holds another run.
     """
     given = Options(labels, retention, strength, **options)
     folder, wanted, source = Path(out), Length.parse(length), find_source(weights)
@@ -139,7 +139,7 @@ def adapt(
     except OSError as error:
         if error.errno not in FULL:
             raise
-        # Lightning's logger names no file.
+        # Errors from Lightning's logger do not name the file.
         bare = error.strerror == os.strerror(error.errno)
         text = f'no space left to write to {folder}: make room and run again' if bare else error.strerror
         raise OSError(error.errno, f'{text}; the same command goes on') from error
@@ -147,7 +147,7 @@ def adapt(
 
 
 def _plan(settings: dict[str, Any], job: Run, seconds: float) -> str:
-    """What is about to be done, in two lines."""
+    """Describe the run to come in two lines."""
     trainer, batch = settings['trainer'], settings['data']['init_args']['batch_size']
     size, steps = settings['model']['init_args']['img_size'], trainer['max_steps']
     return (

@@ -1,4 +1,4 @@
-"""What `adapt` does while it trains: shows where it is, adds up what it costs, stops so that it can go on."""
+"""Training loop of `adapt`: progress bar, cost accounting and resumable interruption."""
 
 import copy
 import ctypes
@@ -19,24 +19,24 @@ from explora_geo._atomic import write_text
 from explora_geo.adaptation import merge_lora
 from explora_geo.models.vit import ViT
 
-#: RAPL counters of processors, whole packages.
+#: Folder of the CPUs' RAPL energy counters.
 RAPL = Path('/sys/class/powercap')
 
 
 def train(command: Any, watch: 'Watch') -> None:
-    """Train trainer, task and data module of a command from the last checkpoint, if there is one, to the end.
+    """Train a command's task to the end, from the last checkpoint if there is one.
 
-    Ctrl-C is a KeyboardInterrupt once the run is saved.
+    Ctrl-C saves the run, then raises KeyboardInterrupt.
     """
     log = watch.folder / 'metrics.csv'
     command.trainer.callbacks.append(watch)
-    if log.is_file():  # Lightning's logger starts it anew
+    if log.is_file():  # Lightning's logger overwrites it
         log.rename(log.with_name(f'metrics_until_{int(time.time())}.csv'))
     handler, last = signal.getsignal(signal.SIGINT), watch.last if watch.last.is_file() else None
     try:
         command.trainer.fit(command.model, datamodule=command.datamodule, ckpt_path=last)
     finally:
-        # Lightning would leave Ctrl-C without effect.
+        # Lightning would leave Ctrl-C disabled.
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, handler)
     if watch.asked:
@@ -44,11 +44,11 @@ def train(command: Any, watch: 'Watch') -> None:
 
 
 class Watch(Callback):
-    """Shows where a run is, scores it on the way, saves it, and adds up what each leg of it costs.
+    """Callback that shows progress, scores the run at intervals, saves it, and records each leg's cost.
 
-    Ctrl-C, which sets `asked`, ends the run behind the step that is under way and saves it; a second one ends
-    it at once. A score has a name in the log and a title; `prepare` is called once when training begins and
-    returns what scores a backbone: the source, and the run as many `times`, if any.
+    Ctrl-C sets `asked`: the run finishes the current step, is saved and stops; a second Ctrl-C stops it at
+    once. The score has a log name and a title. `prepare` is called once when training begins and returns the
+    function that scores a backbone: the source first, then the run `times` times.
     """
 
     def __init__(
@@ -59,9 +59,9 @@ class Watch(Callback):
         prepare: Callable[[], Callable[[ViT], float | None]],
         times: int,
     ) -> None:
-        """Initialize a Watch of the run whose checkpoints, log and `legs.json` are in a folder."""
+        """Initialize a Watch for the run whose checkpoints, log and `legs.json` are in a folder."""
         self.folder, self.last, self.times = folder, folder / 'last.ckpt', times
-        self.asked, self.text = False, ''  # the score so far beside that of the source
+        self.asked, self.text = False, ''  # latest score, with the source's
         self._name, self._title, self._prepare = name, title, prepare
         self._first: float | None = None
         self._meter: EnergyMeter | None = None
@@ -69,15 +69,15 @@ class Watch(Callback):
         self._bar = Progress(TextColumn('steps'), *columns, transient=True)
 
     def state_dict(self) -> dict[str, Any]:
-        """What the source scored, for a run that goes on."""
+        """Return the source's score, for resumed runs."""
         return {'first': self._first}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Read it back."""
+        """Restore the source's score."""
         self._first = state_dict['first']
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Score the source, start bar and clocks, and take Ctrl-C over; who trains gives it back."""
+        """Score the source, start the bar and clocks, and handle Ctrl-C until `train` restores it."""
         parts = max(self.times, 0) + 1
         self._due = {round(trainer.max_steps * i / parts) for i in range(1, parts)}
         if self._due:
@@ -94,7 +94,7 @@ class Watch(Callback):
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *unused: Any) -> None:
-        """Score, show the step, read the meters before their counters start anew, and stop if asked to."""
+        """Score if due, update the bar, read the energy meters before they wrap, and stop if asked to."""
         if trainer.global_step in self._due:
             self._due.discard(trainer.global_step)
             self._note(trainer, pl_module)
@@ -110,7 +110,7 @@ class Watch(Callback):
             trainer.should_stop = True
 
     def _note(self, trainer: Trainer, task: Any) -> None:
-        """Score a copy, so that caches of the backbone that trains stay as they are."""
+        """Score a copy, which leaves the caches of the training backbone untouched."""
         value = self._score(merge_lora(copy.deepcopy(task.model.final_backbone)).eval())  # type: ignore[arg-type]
         if value is None:
             return
@@ -120,13 +120,13 @@ class Watch(Callback):
             trainer.logger.log_metrics({self._name: value}, step=trainer.global_step)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note the leg, and save what is done, so that nothing trains again if scoring is stopped."""
+        """Record the leg and save a checkpoint, so that interrupted scoring does not repeat training."""
         self._end_leg(trainer)
         if not self.asked:
             trainer.save_checkpoint(self.last)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave the terminal as it was, and note a leg that was cut off, if it had begun."""
+        """Restore the terminal, and record an interrupted leg if it had begun."""
         self._bar.stop()
         if not isinstance(exception, OSError):  # a full disk
             self._end_leg(trainer)
@@ -146,18 +146,18 @@ class Watch(Callback):
 
 
 def read_legs(folder: Path) -> list[dict[str, Any]]:
-    """What `Watch` has noted; nothing if it has not."""
+    """Return the legs that `Watch` recorded, if any."""
     file = folder / 'legs.json'
     return json.loads(file.read_text(encoding='utf-8')) if file.is_file() else []
 
 
 class EnergyMeter:
-    """Energy since it was made, of the GPU (NVML) and the processors (RAPL), as far as meters can be read.
+    """Meter of the energy used by the GPU (NVML) and CPUs (RAPL) since its creation, where readable.
 
-    Where the GPU has no meter there is none: processors are the smaller part.
+    On a machine whose GPU has no meter it measures nothing: the CPUs are the smaller part.
 
     Attributes:
-        kinds: Which meters are read, such as `NVML+RAPL`; empty without any.
+        kinds: Meters in use, such as `NVML+RAPL`; empty without any.
     """
 
     def __init__(self) -> None:
@@ -170,7 +170,7 @@ class EnergyMeter:
         self._last, self._joules = [meter() for meter, _ in self._meters], 0.0
 
     def read(self) -> None:
-        """Read the meters, more often than a counter of RAPL starts anew: after half an hour and more."""
+        """Read the meters; call it more often than RAPL counters wrap, which takes half an hour or more."""
         now = [meter() for meter, _ in self._meters]
         for before, after, (_, size) in zip(self._last, now, self._meters, strict=True):
             self._joules += (after - before) % size if size else after - before
@@ -183,12 +183,12 @@ class EnergyMeter:
         return self._joules / 3600 if self._meters else None
 
 
-#: Function that reads joules, and the joules after which it starts anew, or 0.
+#: Function that reads joules, and the value at which its counter wraps, or 0.
 Meter = tuple[Callable[[], float], float]
 
 
 def _rapl_meters() -> list[Meter]:
-    """Meters of the processors' packages that this user may read; parts of packages have two colons."""
+    """Return the readable RAPL meters of whole CPU packages; names of sub-domains have two colons."""
     found: list[Meter] = []
     for folder in sorted(RAPL.glob('intel-rapl:[0-9]*')):
         counter = folder / 'energy_uj'
@@ -203,7 +203,7 @@ def _rapl_meters() -> list[Meter]:
 
 
 def _nvml_meters() -> list[Meter]:
-    """The meter of the GPU in use, if it has one."""
+    """Return the meter of the current GPU, if it has one."""
     if not torch.cuda.is_available():
         return []
     try:

@@ -1,4 +1,4 @@
-"""What `adapt` measures of source and adapted backbone, on which images, and the report of it."""
+"""Score the source and the adapted backbone of an `adapt` run, and write its report."""
 
 import json
 import resource
@@ -33,18 +33,18 @@ from explora_geo.models.vit import ViT
 from explora_geo.objectives import MAE
 from explora_geo.reports import compute_pictures, display_tiles, reconstruct, write_report
 
-#: Strengths at which the adapter is scored where there are labels.
+#: Strengths at which the adapter is scored if there are labels.
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
-#: How features are scored on labeled tiles, and on natural images, of which k-NN alone is shown.
+#: Scoring protocols for labeled tiles and for natural images; of the latter only k-NN is shown.
 PROTOCOL = PairProtocol()
 _RETENTION = PairProtocol(draws=2, penalties=(0.1,), turns=1, whitening=())
-#: Images of the archive that pictures and label-free scores are made of, at most.
+#: Largest number of archive images used for pictures and label-free scores.
 SAMPLE = 300
-#: Labeled tiles that a run is scored on while it trains; half as many without labels.
+#: Labeled tiles for scores during training; half as many unlabeled tiles without labels.
 ON_THE_WAY = 150
-#: Share of a run that scores on the way may take, and how many there are at most after the source's.
+#: Largest share of a run spent on scores during training, and largest number of them after the source's.
 SHARE, MOST = 0.02, 4
-# Scores on the way by their names in the log.
+# Titles of scores during training, by log name.
 _SO_FAR = {
     'knn_so_far': 'k-NN accuracy on some labeled tiles',
     'label_free_so_far': SCORES[DEFAULT_SCORE].title,
@@ -52,10 +52,10 @@ _SO_FAR = {
 
 
 def sample(datamodule: Any, most: int = SAMPLE) -> tuple[Tensor, list[str]]:
-    """Evenly spaced images of the archive as they are scored, shape (N, C, H, W), and their names."""
+    """Return evenly spaced, normalized images of the archive, shape (N, C, H, W), and their names."""
     dataset, names = datamodule.train_dataset, []
     if isinstance(dataset, SceneDataset):
-        # Windows at random places, always the same, about twice as many as fit side by side; a few at least.
+        # Random windows with a fixed seed: about twice as many as a grid would hold, at least 12.
         beside = len(grid_windows(dataset, datamodule.patch_size, whole=True))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -73,9 +73,9 @@ def sample(datamodule: Any, most: int = SAMPLE) -> tuple[Tensor, list[str]]:
 
 
 def watch(command: Any, run: Run, seconds: float) -> Watch:
-    """What watches a run, of so many seconds a step, and scores it on the way in `SHARE` of its time.
+    """Make the `Watch` of a run from its seconds per step; its scores take at most `SHARE` of the time.
 
-    The score is k-NN on some labeled tiles, or without labels the label-free score.
+    The score is k-NN on some labeled tiles, or the label-free score without labels.
     """
     datamodule, labels = command.datamodule, run.options.labels
 
@@ -92,7 +92,7 @@ def watch(command: Any, run: Run, seconds: float) -> Watch:
     def label_free() -> Callable[[ViT], float | None]:
         return partial(default_score, images=sample(datamodule, ON_THE_WAY // 2)[0])
 
-    # A step sees each of its images three times at least: forward, and backward; two crops of each without.
+    # A step costs three or more forward passes per image; a score one per tile, or two without labels.
     cost, planned = ON_THE_WAY * seconds / datamodule.batch_size / 3, seconds * command.trainer.max_steps
     times = min(MOST, int(SHARE * planned / cost) - 1)
     if labels is not None:
@@ -103,10 +103,10 @@ def watch(command: Any, run: Run, seconds: float) -> Watch:
 def choose_strength(
     asked: float | None, curve: Mapping[str, Any], score: Callable[[float], float] | None
 ) -> tuple[float, str]:
-    """The strength to keep, and who chose it: `request`, `labels`, `default`, or `label-free`.
+    """Return the strength to keep and its origin: `request`, `labels`, `default` or `label-free`.
 
-    It is what was asked for, what validation prefers by `Comparison.curve`, or all of the adapter unless the
-    label-free score at a strength, where it tells something, fell.
+    Use the requested strength, else the one that `Comparison.curve` chooses on validation, else 1, or the
+    best strength by the label-free score if `score` is given and falls at 1.
     """
     if asked is not None:
         return asked, 'request'
@@ -119,14 +119,14 @@ def choose_strength(
 
 
 def measure(command: Any, run: Run, measured: list[dict[str, Any]]) -> tuple[Path, dict[str, Any]]:
-    """Measure source and adapted backbone of a run that has trained; returns the page and `report.json`.
+    """Score source and adapted backbone of a trained run; return the page and the content of `report.json`.
 
-    Writes both, and the adapter at the strength to keep; `measured` is what was tried to settle the batch.
+    Write both, and the adapter at the chosen strength. `measured` lists the trials that settled the batch.
     """
     task, datamodule, trainer = command.model, command.datamodule, command.trainer
     found, source, wanted = run.found, run.source, run.options
     started, device, trained = time.perf_counter(), pick_device(), run.training / 'adapter.safetensors'
-    weights = read_weights(source.weights)  # once, for up to four backbones
+    weights = read_weights(source.weights)  # read once for up to four backbones
 
     def adapted(file: PathLike[str] | str) -> ViT:
         shape: dict[str, Any] = {'img_size': found.image_size, 'bands': found.bands}
@@ -151,7 +151,7 @@ def measure(command: Any, run: Run, measured: list[dict[str, Any]]) -> tuple[Pat
     def told(strength: float) -> float:
         return default_score(interpolate(before, whole, strength), images)
 
-    # What the label-free score is worth was not measured for masked autoencoding.
+    # The label-free score was not validated for masked autoencoding.
     score = told if run.scalable and run.kind != 'MAE' else None
     strength, by = choose_strength(wanted.share, curve, score)
     scale_adapter(trained, before, run.adapter, strength)
@@ -211,7 +211,7 @@ def measure(command: Any, run: Run, measured: list[dict[str, Any]]) -> tuple[Pat
 
 
 def _curves(logs: list[Path]) -> list[dict[str, Any]]:
-    """Losses over training, of a run that was resumed in one piece."""
+    """Return losses and scores over training, with resumed legs joined."""
     parts = [pd.read_csv(log) for log in logs if log.stat().st_size]
     table = pd.concat(parts).sort_values('step', kind='stable') if parts else pd.DataFrame()
     titles = {'train_loss': 'Training loss', 'train_cosine': "Cosine to the source's mean of all turns"}
@@ -226,7 +226,7 @@ def _curves(logs: list[Path]) -> list[dict[str, Any]]:
 
 
 def _cost(run: Run, started: float) -> dict[str, Any]:
-    """What all legs of the run took, and scoring since a time."""
+    """Return the cost of all legs of the run, and of scoring since `started`."""
     legs = read_legs(run.training)
     trained, images = (sum(leg[k] for leg in legs) for k in ('seconds', 'images'))
     energies, threads = [leg['watt_hours'] for leg in legs], torch.get_num_threads()
@@ -243,7 +243,7 @@ def _cost(run: Run, started: float) -> dict[str, Any]:
 
 
 def _next(run: Run) -> list[str]:
-    """Commands that go on from here."""
+    """Return suggested follow-up commands."""
     given = (run.options.beside or run.adapter, run.folder / 'merged.safetensors', run.source.weights)
     adapter, merged, weights = (shlex.quote(str(text)) for text in given)
     tiles = shlex.quote(str(run.options.labels or 'LABELED_TILES'))

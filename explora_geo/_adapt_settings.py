@@ -1,4 +1,4 @@
-"""What `adapt` chooses: weights, objective, and the settings of a run as `explora-geo fit` reads them."""
+"""Choices of `adapt`: source, objective, and the settings of a run in the format of `explora-geo fit`."""
 
 import json
 import math
@@ -22,25 +22,25 @@ from explora_geo.models.vit import ViT
 from explora_geo.objectives.short_runs import SHORT_DINOV2, SHORT_OPTIM, SHORT_VIEWS, crop_sides
 from explora_geo.trainers.presets import weights_objective
 
-#: The objective of ours, by which strong sources are adapted unless another is asked for.
+#: Our own objective, the default for strong sources.
 ANCHOR = 'anchor'
-#: Objectives that the paper does not have: they look at whole images and turn them themselves.
+#: Objectives beyond the paper's: they read whole images and turn them themselves.
 _WHOLE = {ANCHOR: 'Anchor', 'align': 'PatchAlignment'}
-#: Images of the archive, at least: pictures and label-free scores need as many.
+#: Smallest archive, images: pictures and label-free scores need this many.
 LEAST = 3
-#: Classes of objectives by what begins a notation.
+#: Objective classes by the first part of the notation.
 CLASSES = {'D': 'DINOv2', 'M': 'MAE', **_WHOLE}
 
 
 class Length(NamedTuple):
-    """How long to adapt."""
+    """Length of an adaptation."""
 
     amount: float
-    unit: str  # `minutes`, which become steps once the machine is known, `steps` or `epochs`
+    unit: str  # `minutes` (converted to steps once steps are timed), `steps` or `epochs`
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read `30 minutes`, `600 steps` or `2 epochs`; a ValueError if the text is something else."""
+        """Parse `30 minutes`, `600 steps` or `2 epochs`; raise ValueError for any other text."""
         match = re.fullmatch(r'(-?(?:[\d.]+(?:e[+-]?\d+)?|inf)|nan)\s*(minute|step|epoch)s?', text.strip())
         if match is None:
             raise ValueError(f'length must be such as "30 minutes", "600 steps" or "2 epochs", got {text!r}')
@@ -52,11 +52,11 @@ class Length(NamedTuple):
         return cls(amount, unit)
 
     def __str__(self) -> str:
-        """Text that `parse` reads."""
+        """Return the text that `parse` reads."""
         return f'{self.amount:g} {self.unit}'
 
     def steps(self, images: int, batch_size: int, seconds: float) -> int:
-        """Optimizer steps, at least one, where a pass has so many images and a step takes so many seconds."""
+        """Return optimizer steps, at least one, given images per epoch, batch size and seconds per step."""
         if self.unit == 'steps':
             return int(self.amount)
         passes = images / batch_size
@@ -67,24 +67,24 @@ class Length(NamedTuple):
 
 @dataclass(frozen=True)
 class Options:
-    """What may change between calls on the same run: what it is measured by, and how it is told."""
+    """Options that may change between calls on the same run: its scoring and its reporting."""
 
     labels: str | PathLike[str] | None = None  # folder of labeled tiles
     retention: str | PathLike[str] | None = None  # folder of labeled natural images
-    strength: float | str = 'auto'  # share of the adapter that is kept, in [0, 1]
-    beside: str | PathLike[str] | None = None  # adapter file of the same weights that is scored, too
-    quick: bool = False  # only shows how it goes: without orientations, and strengths between
-    quoted: str | PathLike[str] | None = None  # JSON of scores from elsewhere whose rivals the page quotes
+    strength: float | str = 'auto'  # share of the adapter to keep, in [0, 1]
+    beside: str | PathLike[str] | None = None  # adapter file of the same source to score as well
+    quick: bool = False  # demonstration: score no orientations and no intermediate strengths
+    quoted: str | PathLike[str] | None = None  # JSON of scores from elsewhere; the page quotes their rivals
     force: bool = False  # adapt against advice
-    say: Callable[[str], None] = lambda text: None  # told what is done
+    say: Callable[[str], None] = lambda text: None  # receives progress messages
 
     @property
     def share(self) -> float | None:
-        """The strength, or None if it is chosen."""
+        """The requested strength; None for `auto`."""
         return None if self.strength == 'auto' else float(self.strength)
 
     def __post_init__(self) -> None:
-        """Check what can be checked before anything is written."""
+        """Check the values before anything is written."""
         try:
             sound = self.strength == 'auto' or 0 <= float(self.strength) <= 1
         except ValueError:
@@ -105,7 +105,7 @@ class Options:
 
 
 def read_quoted(file: Path) -> dict[str, Any]:
-    """Scores that were measured elsewhere, as reports quote them; an error names the file without any."""
+    """Read scores measured elsewhere, for quotation in reports; errors name a file without scores."""
     if not file.is_file():
         raise FileNotFoundError(f'no file {file}: quoted is a JSON file of scores')
     try:
@@ -117,27 +117,27 @@ def read_quoted(file: Path) -> dict[str, Any]:
 
 
 class Source(NamedTuple):
-    """The weights that are adapted."""
+    """Weights to adapt."""
 
     weights: str  # name, path or `timm/<name>`
-    model: str  # name of the backbone
-    objective: str  # `M` or `D` where the weights say which objective made them, else nothing
+    model: str  # backbone name
+    objective: str  # `M` or `D` if the weights state their pre-training objective, else empty
     patch_size: int  # pixels
-    bands: tuple[str, ...]  # that the weights read
+    bands: tuple[str, ...]  # input bands of the weights
 
     def embeds(self, bands: Sequence[str]) -> bool:
-        """Whether the patch embedding reads these bands; else one starts from its filters by wavelength."""
+        """Return whether the patch embedding fits these bands; if not, filters are mapped by wavelength."""
         return same_bands(self.bands, bands)
 
     def backbone(self, found: Archive) -> ViT:
-        """The source as it reads an archive, before anything trains."""
+        """Build the untrained source for the bands and image size of an archive."""
         vit = create_vit(self.model.split('.')[0], img_size=found.image_size, bands=found.bands)
         load_weights(vit, self.weights, () if self.embeds(found.bands) else ('patch_embed',), 'wavelength')
         return vit.eval()
 
 
 def find_source(weights: WeightsEnum | str | PathLike[str]) -> Source:
-    """Look at the weights that are to be adapted, which must say which backbone they are."""
+    """Inspect the weights to adapt; they must state their backbone."""
     text = str(weights)
     try:
         given = weights if isinstance(weights, WeightsEnum) else text
@@ -161,9 +161,9 @@ def find_source(weights: WeightsEnum | str | PathLike[str]) -> Source:
 
 
 def choose_adaptation(source: Source, adaptation: str | None, force: bool) -> str:
-    """Notation of what trains, by which objective: `D-...`, `M-...`, `anchor-...` or `align-...`.
+    """Return the notation of objective and trained parts: `D-...`, `M-...`, `anchor-...` or `align-...`.
 
-    A ValueError if what was asked for names no objective, or one that destroys such weights without `force`.
+    Raise ValueError if `adaptation` names no objective, or without `force` one that destroys such weights.
     """
     masked = source.objective == 'M'
     if adaptation is None:
@@ -175,7 +175,7 @@ def choose_adaptation(source: Source, adaptation: str | None, force: bool) -> st
             f'anchor-[L]-r32 or align-[L]-r32, got {adaptation!r}'
         )
     with torch.device('meta'):
-        explora(create_vit(source.model), ExPLoRAConfig.create(_plain(adaptation)))  # names blocks that exist
+        explora(create_vit(source.model), ExPLoRAConfig.create(_plain(adaptation)))  # checks block numbers
     harm = None
     if letter == 'D' and masked:
         harm = 'were made by masked autoencoding, which M-ExPLoRA-[L]-r32 goes on with'
@@ -192,38 +192,38 @@ def choose_adaptation(source: Source, adaptation: str | None, force: bool) -> st
 
 @dataclass(frozen=True)
 class Run:
-    """One adaptation: of what, by what, where it is kept, and what it is measured by."""
+    """One adaptation: its folder, archive, source, method and options."""
 
     folder: Path
     found: Archive
     source: Source
-    notation: str  # objective and what trains
+    notation: str  # objective and trained parts
     options: Options = Options()
 
     @property
     def kind(self) -> str:
-        """Class of the objective."""
+        """Class name of the objective."""
         return CLASSES[self.notation.partition('-')[0]]
 
     @property
     def training(self) -> Path:
-        """Folder of checkpoints, logs and the adapter as it was trained."""
+        """Folder of checkpoints, logs and the adapter at full strength."""
         return self.folder / 'run'
 
     @property
     def adapter(self) -> Path:
-        """File of the adapter at the strength that is kept."""
+        """Adapter file at the chosen strength."""
         return self.folder / 'adapter.safetensors'
 
     @property
     def scalable(self) -> bool:
-        """Whether a part of the adapter can be taken: not of a patch embedding that is new."""
+        """Whether the adapter can be scaled; one with a new patch embedding cannot."""
         return self.source.embeds(self.found.bands)
 
     def check(self) -> None:
-        """Refuse now, and not after training, what does not fit, by a ValueError."""
+        """Raise ValueError before training if the settings do not fit."""
         found, wanted, source = self.found, self.options, self.source
-        if found.kind != 'scenes' and found.images < LEAST:  # scenes are cut anew as often as it takes
+        if found.kind != 'scenes' and found.images < LEAST:  # scenes yield any number of windows
             raise ValueError(
                 f'{found.source} holds {found.images} image{"s"[: found.images != 1]}: give {LEAST} or more'
             )
@@ -239,12 +239,12 @@ class Run:
             load_backbone(source.model, source.weights, Path(wanted.beside))
 
     def settings(self) -> dict[str, Any]:
-        """Settings as `explora-geo fit --config` reads them; the length is settled later."""
+        """Return settings in the format of `explora-geo fit --config`; `settle` adds the length."""
         found, source, folder, adaptation = self.found, self.source, self.folder, _plain(self.notation)
         arguments: dict[str, Any] = {}
         data = dict(found.settings['init_args'])
         if self.kind == 'DINOv2':
-            data['augment'] = {'vertical_flip': True, 'quarter_turns': True}  # seen from above, no side is up
+            data['augment'] = {'vertical_flip': True, 'quarter_turns': True}  # overhead images have no up
             views = {**crop_sides(found.image_size, source.patch_size), **SHORT_VIEWS}
             arguments = {**SHORT_DINOV2, 'views': views}
         elif self.kind in _WHOLE.values():
@@ -284,7 +284,7 @@ class Run:
 
 
 def merge_settings(base: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """Settings with the entries of others in their place, level by level."""
+    """Merge settings recursively; entries of `other` override those of `base`."""
     merged = dict(base)
     for key, value in other.items():
         both = isinstance(base.get(key), dict) and isinstance(value, dict)
@@ -293,7 +293,7 @@ def merge_settings(base: dict[str, Any], other: dict[str, Any]) -> dict[str, Any
 
 
 def check_folder(folder: Path, request: dict[str, Any]) -> None:
-    """Refuse, by a ValueError, a folder that holds something else than this very run."""
+    """Raise ValueError if a folder holds anything but this run."""
     file = folder / 'request.json'
     if file.is_file():
         other = json.loads(file.read_text(encoding='utf-8'))
@@ -310,6 +310,6 @@ def check_folder(folder: Path, request: dict[str, Any]) -> None:
 
 
 def _plain(notation: str) -> str:
-    """Notation without the name of an objective that the paper does not have."""
+    """Return a notation without the name of an objective beyond the paper's."""
     first, _, rest = notation.strip().partition('-')
     return rest if first in _WHOLE else notation.strip()

@@ -1,4 +1,4 @@
-"""What `adapt` chooses by measurement: precision, images in a batch, processes that read, number of steps."""
+"""Settings that `adapt` chooses by measurement: precision, batch size, data-loading workers, steps."""
 
 import itertools
 import math
@@ -18,28 +18,28 @@ from explora_geo.configured import run as lightning
 from explora_geo.datamodules.archive import Archive
 from explora_geo.devices import faster_precision
 
-#: Batches that are tried on a GPU, upward as long as the step before gained; the first is the recipes' own.
+#: Batch sizes to try on a GPU, upward while the previous one gained; the first is the recipes' default.
 BATCHES = (64, 128, 256)
-#: Share of the run, and seconds, that the steps of each further trial may take.
+#: Largest share of the run, and largest number of seconds, for the steps of each further trial.
 SHARE, MOST = 0.02, 20.0
-# Gain in images per second that is worth a larger batch, or processes that read.
+# Speed-up in images per second that justifies a larger batch, or workers.
 _GAIN = 1.1
-# Share of the time spent waiting for images that processes that read could win back.
+# Share of time spent waiting for images above which workers are tried.
 _WAIT = 0.05
-#: Steps that are timed, after one that is not: the first allocates.
+#: Timed steps, after an untimed first one that allocates memory.
 TIMED = 3
-# Batches that make an epoch, at least: in fewer, an order says little.
+# Fewest batches per epoch: with fewer, shuffling has little effect.
 _BATCHES_OF_EPOCH = 4
 
 
 class Trial(NamedTuple):
-    """Some real steps of a model that is thrown away."""
+    """Timing of some real steps of a discarded model."""
 
     batch_size: int
-    workers: int  # processes that read images
-    seconds: float  # median of a step
-    waited: float  # share of them spent waiting for images, in [0, 1]
-    memory: float = 0.0  # share of the GPU's memory that was taken at most; 0 without a GPU
+    workers: int  # data-loading processes
+    seconds: float  # median per step
+    waited: float  # share of the time spent waiting for images, in [0, 1]
+    memory: float = 0.0  # peak share of GPU memory; 0 without a GPU
 
     @property
     def rate(self) -> float:
@@ -47,18 +47,17 @@ class Trial(NamedTuple):
         return self.batch_size / self.seconds
 
     def to_dict(self) -> dict[str, Any]:
-        """Fields as JSON-ready values."""
+        """Return the fields as JSON-ready values."""
         return {**self._asdict(), 'images_per_second': self.rate}
 
 
 def settle(
     settings: dict[str, Any], stated: Mapping[str, Any], found: Archive, length: Length
 ) -> tuple[dict[str, Any], list[Trial]]:
-    """Choose by measurement what is not stated; returns all settings, and trials, the chosen one first.
+    """Measure settings that are not stated; return all settings, and the trials with the chosen one first.
 
-    On a GPU a batch grows while that gains a tenth in images per second, as long as memory, the archive and
-    the time allow. Processes that read are tried where training waits for images. Runs that are too short for
-    that keep the recipe's.
+    On a GPU the batch grows while images per second rise by a tenth and memory, archive and time allow.
+    Workers are tried if training waits for images. Runs too short for trials keep the recipe's values.
     """
     trainer = {'precision': faster_precision(), **settings['trainer']}
     settings = {**settings, 'trainer': trainer}
@@ -83,14 +82,14 @@ def settle(
                 break
             best = trials[-1]
     readers = min(8, (os.cpu_count() or 1) // 2)
-    timed = 2 * readers + TIMED  # beyond the batches that were read before the first step
+    timed = 2 * readers + TIMED  # more than the batches prefetched before the first step
     waits = 'num_workers' not in given and best.waited > _WAIT
     if waits and readers and (timed + 1) * best.seconds <= allowed:
         trials.append(try_steps(settings, best.batch_size, readers, timed))
         best = trials[-1] if trials[-1].rate > _GAIN * best.rate else best
     steps = steps_of(best)
     for callback in trainer['callbacks']:
-        if callback['class_path'].endswith('ModelCheckpoint'):  # about every minute, so that little is lost
+        if callback['class_path'].endswith('ModelCheckpoint'):  # about every minute, to lose little work
             every = max(1, min(steps // 4, int(60 / best.seconds)))
             callback['init_args'].setdefault('every_n_train_steps', every)
     trainer |= {'max_steps': steps, 'log_every_n_steps': max(1, min(50, steps // 40))}
@@ -99,13 +98,13 @@ def settle(
 
 
 def _with_data(settings: dict[str, Any], batch_size: int, workers: int) -> dict[str, Any]:
-    """Settings with a batch and a number of processes that read."""
+    """Return settings with a batch size and a number of workers."""
     init = {**settings['data']['init_args'], 'batch_size': batch_size, 'num_workers': workers}
     return {**settings, 'data': {**settings['data'], 'init_args': init}}
 
 
 def _first_that_fits(settings: dict[str, Any], stated: bool) -> Trial:
-    """The first trial: of the recipe's batch, or half of it as often as memory wants."""
+    """Run the first trial with the recipe's batch size, halved until it fits in memory."""
     init = settings['data']['init_args']
     batch = init.get('batch_size', 1)
     while True:
@@ -123,14 +122,14 @@ def _first_that_fits(settings: dict[str, Any], stated: bool) -> Trial:
 
 
 class _StepTimes(Callback):
-    """When steps end, and how long all of them waited for images."""
+    """Callback that records when steps end, and the cumulative wait for images."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
         self.waits: list[float] = []
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *unused: Any) -> None:
-        """Note the time, once the device is done."""
+        """Record the time once the device is done."""
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.ends.append(time.perf_counter())
@@ -138,7 +137,7 @@ class _StepTimes(Callback):
 
 
 def try_steps(settings: dict[str, Any], batch_size: int, workers: int, steps: int = TIMED) -> Trial:
-    """Time so many real steps, of many the second half, of a model that is thrown away."""
+    """Time real steps of a discarded model; of more than `TIMED` steps only the second half counts."""
     cuda = torch.cuda.is_available()
     with TemporaryDirectory() as scratch:
         trainer = {**settings['trainer'], 'logger': False, 'default_root_dir': scratch, 'callbacks': []}
@@ -146,7 +145,7 @@ def try_steps(settings: dict[str, Any], batch_size: int, workers: int, steps: in
         command = prepare(_with_data({**settings, 'trainer': trainer}, batch_size, workers))
         clock = _StepTimes()
         command.trainer.callbacks.append(clock)
-        command.trainer.fast_dev_run = True  # reports of a trial are not wanted
+        command.trainer.fast_dev_run = True  # suppresses the reports of a trial
         if cuda:
             torch.cuda.reset_peak_memory_stats()
         command.trainer.fit(command.model, datamodule=command.datamodule)
@@ -159,8 +158,8 @@ def try_steps(settings: dict[str, Any], batch_size: int, workers: int, steps: in
 
 
 def prepare(settings: dict[str, Any]) -> Any:
-    """Trainer, task and data module of settings, as `explora-geo fit` makes them, but silent."""
+    """Make trainer, task and data module from settings as `explora-geo fit` does, but silently."""
     trainer = {**settings['trainer'], 'enable_progress_bar': False, 'enable_model_summary': False}
-    # The folder of the run has a configuration already.
+    # The run folder already has a configuration.
     options = {'subcommand': 'fit', 'fit': {**settings, 'trainer': trainer}}
     return lightning(options, start=False, save_config_callback=None)

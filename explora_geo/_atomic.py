@@ -1,4 +1,4 @@
-"""Files that are written in one piece or not at all."""
+"""Atomic writing of files."""
 
 import errno
 import os
@@ -10,20 +10,20 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-#: What systems say when there is no room: the disk, a quota, a limit on the size of files.
+#: Error numbers for a full disk, an exhausted quota and the limit on file size.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
 def atomic_path(path: str | Path, size: int | None = None) -> Iterator[Path]:
-    """A temporary path that becomes `path` only when the block ends without an error.
+    """Yield a temporary path that replaces `path` only if the block ends without an error.
 
     Args:
         path: File to write.
-        size: About how many bytes it will have, if known.
+        size: Approximate size in bytes, if known.
 
     Raises:
-        OSError: If there is no room for it; the message names the file and the bytes that are missing.
+        OSError: If there is no room for the file; the message names it and the missing bytes.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -35,11 +35,11 @@ def atomic_path(path: str | Path, size: int | None = None) -> Iterator[Path]:
             os.fsync(file.fileno())
         umask = os.umask(0)
         os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)  # mkstemp makes private files
+        os.chmod(name, 0o666 & ~umask)  # mkstemp creates private files
         os.replace(name, path)
     except (OSError, RuntimeError, SafetensorError) as error:
         room = _room(Path(name))
-        # torch.save and safetensors report a failed write without its number.
+        # torch.save and safetensors report a failed write without its error number.
         number = error.errno if isinstance(error, OSError) else _growth_error(Path(name))
         if number not in FULL and (isinstance(error, OSError) or size is None or size <= room):
             raise
@@ -49,13 +49,13 @@ def atomic_path(path: str | Path, size: int | None = None) -> Iterator[Path]:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a text file in one piece; errors are those of `atomic_path`."""
+    """Write a text file atomically; errors are those of `atomic_path`."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding='utf-8')
 
 
 def _growth_error(file: Path) -> int | None:
-    """Number of the error that keeps a file from growing, if one does."""
+    """Return the error number if a file cannot grow, else None."""
     try:
         with open(file, 'ab') as grown:
             grown.write(bytes(1 << 16))
@@ -65,7 +65,7 @@ def _growth_error(file: Path) -> int | None:
 
 
 def _room(temporary: Path) -> int:
-    """Bytes that a file has taken and could still take."""
+    """Return the bytes that a file occupies plus those still free."""
     return temporary.stat().st_size + shutil.disk_usage(temporary.parent).free
 
 

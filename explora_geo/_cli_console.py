@@ -1,4 +1,4 @@
-"""What the command lines print, and how they fail."""
+"""Console output and error messages of the command lines."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -14,12 +14,12 @@ console = Console()
 
 
 def say(text: str) -> None:
-    """Print a text as it is, however wide the terminal."""
+    """Print a text verbatim, without wrapping to the terminal."""
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def show(title: str, rows: Mapping[str, object], numbers: bool = False) -> None:
-    """Print names and texts, or numbers, as a table."""
+    """Print names with texts or numbers as a table."""
     table = Table(show_header=False, title=escape(title), title_justify='left')
     table.add_column(overflow='fold')
     table.add_column(justify='right' if numbers else 'left')
@@ -29,13 +29,13 @@ def show(title: str, rows: Mapping[str, object], numbers: bool = False) -> None:
 
 
 def names(text: str) -> list[str] | None:
-    """The names in an option, parted by commas; None without any."""
+    """Split the comma-separated names of an option; return None if there are none."""
     return [name.strip() for name in text.split(',') if name.strip()] or None
 
 
 @contextmanager
 def bars() -> Iterator[Callable[[str, int, int], None]]:
-    """A function that shows how much of something is done, on a terminal."""
+    """Yield a function that shows progress bars on a terminal."""
     from rich.progress import Progress
 
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
@@ -50,7 +50,7 @@ def bars() -> Iterator[Callable[[str, int, int], None]]:
 
 
 def run_app(application: typer.Typer, args: list[str]) -> None:
-    """Run a command line; user errors become one sentence and exit code 2.
+    """Run a command line; turn user errors into one sentence and exit code 2.
 
     Args:
         application: Commands.
@@ -60,7 +60,7 @@ def run_app(application: typer.Typer, args: list[str]) -> None:
     try:
         application([a for a in args if a != '--debug'])
     except Exception as error:
-        # jsonargparse and Lightning are imported only by some commands, so their errors are known by name.
+        # Only some commands import jsonargparse and Lightning, so their errors are matched by name.
         named = type(error).__name__ in ('ArgumentError', 'MisconfigurationException')
         if debug or not (named or isinstance(error, ValueError | OSError | ImportError)):
             raise
@@ -70,20 +70,20 @@ def run_app(application: typer.Typer, args: list[str]) -> None:
 
 
 def _sentence(error: Exception) -> str:
-    """The user's part of an error message, on one line."""
+    """Return the part of an error message that matters to users, on one line."""
     plain = error.strerror if isinstance(error, OSError) and error.filename is None else None
-    text = ' '.join((plain or str(error)).split())  # without the number of the error
+    text = ' '.join((plain or str(error)).split())  # without the error number
     if text.startswith('Caught ') and 'DataLoader worker process' in text:
-        # torch puts the traceback of the worker into the message, and the error itself at its end
+        # torch embeds the worker's traceback in the message, with the error itself at the end
         text = str(error).strip().splitlines()[-1].partition(': ')[2]
     unknown = re.search(r"Option '([^']+)' is not accepted|Key '([^']+)' is not expected", text)
-    if unknown is not None:  # jsonargparse lists every alternative it tried around this
+    if unknown is not None:  # jsonargparse surrounds this with every alternative it tried
         key = unknown[1] or unknown[2]
         return (
             f'unknown key {key!r} in the configuration: '
             'correct it, explora-geo fit --print_config shows the keys that exist'
         )
-    # The innermost of the errors it wraps, without the values it repeats around them
+    # Keep the innermost wrapped error, without the values repeated around it
     inner = re.search(r".*Errors: - (.+?)(?: - Expected a <class 'NoneType'>| Given value type:)", text)
     if inner is not None:
         return re.sub(r"^Problem with given class_path '[^']*': ", '', inner[1]).replace(

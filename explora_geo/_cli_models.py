@@ -1,4 +1,4 @@
-"""Commands that measure, map, export, and look into models."""
+"""Commands that evaluate, map, export, inspect and share models."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,7 +8,7 @@ from typer import Argument, Option
 
 from explora_geo._cli_console import bars, console, names, say, show
 
-# Options of several commands
+# Options shared by several commands
 _Adapter = Annotated[Path | None, Option(help='Adapter file made on these weights.')]
 _Name = Annotated[str | None, Option(help='Backbone name, if the file does not state it.')]
 _Device = Annotated[str, Option(help='cpu, cuda or auto.')]
@@ -45,7 +45,7 @@ def probe(
     statistics: Annotated[str, Option(help='Normalize by those of the model or the data.')] = '',
     dry_run: Annotated[bool, Option('--dry-run', help='Say how much there is to do.')] = False,
 ) -> None:
-    """Measure frozen features: linear sweep, logistic regression, k-NN, with few and all labels.
+    """Evaluate frozen features with few and all labels: linear sweep, logistic regression, k-NN.
 
     Features are extracted once and cached. Example:
     explora-geo probe tests/data/eurosat_rgb --weights ViTTiny8_Weights.TINY_IMAGENET_MAE --budgets 5,all
@@ -115,7 +115,7 @@ def map_scene(
 ) -> None:
     """Map a scene of any size: classes or numbers per pixel, polygons, embeddings.
 
-    An interrupted map goes on with the same command. What GDAL opens is a scene: https://..., s3://...,
+    Repeat the command to resume an interrupted map. A scene is any raster GDAL opens: https://..., s3://...,
     /vsicurl/..., /vsizip/... Example:
     explora-geo map scene.tif --model runs/segmentation/model.safetensors --out map.tif --quicklook map.png
     """
@@ -188,7 +188,7 @@ def export(
 
 @adapter_app.command('info')
 def adapter_info(file: Annotated[Path, Argument(help='Adapter file.')]) -> None:
-    """Show what an adapter file holds and which base it belongs to.
+    """Show the content of an adapter file and the base it belongs to.
 
     Example: explora-geo adapter info runs/demo/adapter.safetensors
     """
@@ -218,7 +218,7 @@ def adapter_merge(
     out: Annotated[Path, Option(help='Model file to write (.safetensors).')],
     strength: Annotated[float, Option(help='Share of what the adapter adds, from 0 to 1.')] = 1.0,
 ) -> None:
-    """Merge an adapter into its base: a plain model with timm's keys.
+    """Merge an adapter into its base, and write a plain model with timm's keys.
 
     Example: explora-geo adapter merge adapter.safetensors --base base.safetensors --out model.safetensors
     """
@@ -232,7 +232,7 @@ def adapter_merge(
 def weights_inspect(
     weights: Annotated[str, Argument(help='File, timm/<name>, hf:<owner>/<name> or a known name.')],
 ) -> None:
-    """Show what weights are: layout, backbone, bands, patch, size, and what stands beside the backbone.
+    """Describe weights: layout, backbone, bands, patch, size, and content beyond the backbone.
 
     Example: explora-geo weights inspect ViTTiny8_Weights.TINY_IMAGENET_MAE
     """
@@ -245,7 +245,7 @@ def weights_inspect(
 def weights_list(
     search: Annotated[str, Option(help='Words that name or description must hold.')] = '',
 ) -> None:
-    """List the weights of ours and of TorchGeo that are known by name, their backbone, tokenizer and license.
+    """List our and TorchGeo's named weights with their backbone, tokenizer and license.
 
     Example: explora-geo weights list --search "sentinel2 dino"
     """
@@ -256,7 +256,7 @@ def weights_list(
         raise ValueError(
             f'no weights hold {search!r}: search for one word, such as sentinel2, landsat or mae'
         )
-    for name, meta in found.items():  # one line each, whole, so that names can be copied
+    for name, meta in found.items():  # one unwrapped line each, so that names can be copied
         parts = [meta['model'], meta.get('tokenizer', 'patch'), 'with decoder' if meta['decoder'] else '']
         say(f'{name}: {", ".join(filter(None, parts))}; {meta["license"]}')
 
@@ -268,7 +268,7 @@ def push(
     license: Annotated[str | None, Option(help='License of the base, if the file states none.')] = None,
     private: Annotated[bool, Option('--private', help='Make a private repository.')] = False,
 ) -> None:
-    """Upload an adapter or a model to the Hugging Face hub, with a card; HF_TOKEN says who you are.
+    """Upload an adapter or a model with a card to the Hugging Face hub, authenticated by HF_TOKEN.
 
     Example: explora-geo push runs/mine/adapter.safetensors OWNER/NAME
     """
@@ -281,7 +281,7 @@ def pull(
     repo: Annotated[str, Argument(help='OWNER/NAME, OWNER/NAME@REVISION or OWNER/NAME/FILE.')],
     out: Annotated[Path, Argument(help='Folder to write.')],
 ) -> None:
-    """Copy an adapter or a model and its card from the Hugging Face hub.
+    """Download an adapter or a model and its card from the Hugging Face hub.
 
     Example: explora-geo pull OWNER/NAME runs/theirs
     """

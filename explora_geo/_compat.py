@@ -1,7 +1,7 @@
-"""The one place that knows what other packages do not promise: private names, and both lines of TorchGeo.
+"""All uses of unstable APIs of other packages: private names, and both lines of TorchGeo.
 
-A test looks at each of them, and says in a sentence what an upgrade has moved. What is heavy is imported when
-it is asked for: models need neither Lightning nor TorchGeo.
+A test checks each of them and names whatever an upgrade moved. Heavy packages are imported on demand: models
+need neither Lightning nor TorchGeo.
 """
 
 import importlib
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 __all__ = ['BatchNorm', 'Weights', 'WeightsEnum']  # imported for others
 
-# Where classes are that are imported when they are asked for; the first module that there is counts.
+# Modules of classes that are imported on demand; the first module that exists is used.
 _PLACES = {
     'BaseTask': ('torchgeo.tasks', 'torchgeo.trainers'),  # TorchGeo 0.10; 0.8 and 0.9
     'CPLE_BaseError': ('rasterio._err',),
     'CPLE_OutOfMemoryError': ('rasterio._err',),
 }
-# Decoders of segmentation-models-pytorch, which exports whole models alone
+# Decoders of segmentation-models-pytorch, which exports only whole models
 _DECODERS = {
     'UPerNetDecoder': 'upernet',
     'FPNDecoder': 'fpn',
@@ -50,13 +50,13 @@ def __getattr__(name: str) -> Any:
 
 
 def smp_decoder(name: str) -> Any:
-    """A decoder class of segmentation-models-pytorch, such as `UPerNetDecoder`."""
+    """Return a decoder class of segmentation-models-pytorch, such as `UPerNetDecoder`."""
     module = importlib.import_module(f'segmentation_models_pytorch.decoders.{_DECODERS[name]}.decoder')
     return getattr(module, name)
 
 
 def fuse_attention(module: nn.Module, fused: bool) -> None:
-    """Use torch's fused attention in all blocks, timm's and ours, or do without."""
+    """Turn torch's fused attention on or off in all blocks, timm's and ours."""
     for part in module.modules():
         if hasattr(part, 'fused_attn'):
             attention: Any = part
@@ -64,19 +64,19 @@ def fuse_attention(module: nn.Module, fused: bool) -> None:
 
 
 def log_hparams(task: 'LightningModule', values: dict[str, Any]) -> None:
-    """Replace hyper-parameters of a task, also in what loggers write."""
+    """Replace hyper-parameters of a task, and in the loggers' output."""
     initial: Any = task._hparams_initial
     task.hparams.update(values)
     initial.update(values)
 
 
 def data_fetcher(trainer: 'Trainer') -> Any:
-    """What the training loop asks for batches; None before it starts."""
+    """Return the data fetcher of the training loop; None before it starts."""
     return trainer.fit_loop._data_fetcher
 
 
 def slurm_requeue_signal(trainer: 'Trainer') -> Signals | None:
-    """The signal by which Slurm announces the end of a job that it queues again; None without one."""
+    """Return the signal with which Slurm announces the end of a job to requeue; None without one."""
     from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
     environment = trainer._accelerator_connector.cluster_environment
@@ -86,14 +86,14 @@ def slurm_requeue_signal(trainer: 'Trainer') -> Signals | None:
 
 
 def unscaled_by_clipping(optimizer: torch.optim.Optimizer) -> None:
-    """Have Lightning clip the gradients of a fused optimizer, which it refuses for fear of scaled ones."""
+    """Let Lightning clip gradients of a fused optimizer, which it refuses because they may be scaled."""
     optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
 
 
 def many_graphs() -> AbstractContextManager[None]:
-    """Let compiled blocks have as many graphs as they need, where torch would give up after a few.
+    """Raise torch's limit on graphs per compiled block to at least 128.
 
-    With LoRA, in full, crops of two sizes, a teacher, every rate of stochastic depth: 128 of a block.
+    LoRA and full training, two crop sizes, a teacher, and each stochastic-depth rate need their own graphs.
     """
     config: Any = torch._dynamo.config
     changed: AbstractContextManager[None] = config.patch(recompile_limit=max(config.recompile_limit, 128))
@@ -101,5 +101,5 @@ def many_graphs() -> AbstractContextManager[None]:
 
 
 def weight_norm(direction: Tensor, gain: Tensor) -> Tensor:
-    """Rows of a matrix, shape (K, D), with lengths, shape (K, 1): torch's kernel, one pass each way."""
+    """Scale the rows of a matrix, shape (K, D), to lengths, shape (K, 1), by torch's one-pass kernel."""
     return torch._weight_norm(direction, gain, 0)

@@ -1,4 +1,4 @@
-"""The command line `explora-geo`: a command reads its options, calls the library, and prints."""
+"""The command line `explora-geo`: commands parse options, call the library and print."""
 
 import json
 import os
@@ -23,7 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={'help_option_names': ['-h', '--help']},
 )
-# Settings of commands whose options LightningCLI reads itself
+# Settings of commands whose options LightningCLI parses
 _PASS_ON = {'allow_extra_args': True, 'ignore_unknown_options': True, 'help_option_names': []}
 
 
@@ -64,8 +64,8 @@ def adapt(
 ) -> None:
     """Adapt a backbone to an archive of unlabeled images, and report whether that helped.
 
-    The folder of the run gets adapter.safetensors, config.yaml, report.json and report.html. The same command
-    goes on with a run that was stopped. Example:
+    The run folder gets adapter.safetensors, config.yaml, report.json and report.html. Repeat the command to
+    resume an interrupted run. Example:
 
     explora-geo adapt tests/data/eurosat_rgb/train --labels tests/data/eurosat_rgb/test --minutes 2
     --weights ViTSmall14_Weights.LVD142M_DINOV2_DEPTH6 --out runs/adapt
@@ -90,16 +90,16 @@ def adapt(
 
 
 def opens(environment: Mapping[str, str], terminal: bool, platform: str) -> bool:
-    """Whether a page opens by itself: where somebody sits before a desktop, and not on a far machine."""
+    """Return whether to open a page unasked: in a terminal on a local desktop, not over SSH or in CI."""
     desktop = platform in ('darwin', 'win32') or any(map(environment.get, ('DISPLAY', 'WAYLAND_DISPLAY')))
     return terminal and desktop and not any(map(environment.get, ('CI', 'SSH_CONNECTION')))
 
 
 def _open(page: Path) -> None:
-    """Show a page in the browser of the desktop, if there is one."""
+    """Open a page in a desktop browser, if there is one."""
     with suppress(webbrowser.Error, OSError):
         browser = webbrowser.get()
-        if type(browser) is not webbrowser.GenericBrowser:  # that one would take over the terminal
+        if type(browser) is not webbrowser.GenericBrowser:  # it would take over the terminal
             browser.open(page.resolve().as_uri())
 
 
@@ -107,7 +107,7 @@ def _open(page: Path) -> None:
 def doctor(
     as_json: Annotated[bool, Option('--json', help='Print JSON for bug reports and scripts.')] = False,
 ) -> None:
-    """Show versions, devices, extras and cached weights; exit with 1 if something needs mending.
+    """Show versions, devices, extras and cached weights; exit with 1 if something needs fixing.
 
     Example: explora-geo doctor --json
     """
@@ -149,10 +149,10 @@ def params(
     tokenizer: Annotated[str, Option(help='patch, group-channel or temporal.')] = 'patch',
     objective: Annotated[str, Option(help='mae to count its decoder too, else none.')] = 'none',
 ) -> None:
-    """Count what an adaptation trains, without building the weights.
+    """Count the parameters that an adaptation trains, without allocating the weights.
 
-    Groups of bands are counted as they train from RGB weights: their patch embeddings and predictions start
-    anew. Examples:
+    For band groups the count assumes RGB weights: their patch embeddings and prediction layers are trained
+    from scratch. Examples:
 
     explora-geo params "D-ExPLoRA-[L]-r32" --backbone vit_large_patch14_dinov2
 
@@ -183,10 +183,10 @@ def pack(
     file_bands: Annotated[str, Option(help='Names of all bands in file order, if files lack them.')] = '',
     dry_run: Annotated[bool, Option('--dry-run', help='Say how large the pack will be.')] = False,
 ) -> None:
-    """Copy an archive into one file of pixels, which is read many times faster than the tiles.
+    """Copy an archive into a single pixel file that reads many times faster than the tiles.
 
-    Run it again to go on after an interruption, and once more to check every tile. The pack goes where
-    the folder went: --data.init_args.root=OUT. Example:
+    Repeat the command to resume after an interruption, and once more to check every tile. Give the pack in
+    place of the folder: --data.init_args.root=OUT. Example:
 
     explora-geo pack tests/data/eurosat_rgb/train runs/pack
     """
@@ -219,7 +219,7 @@ def pack(
 
 @app.command(context_settings=_PASS_ON, rich_help_panel='Train')
 def fit(context: typer.Context) -> None:
-    """Pre-train or tune by a YAML file (LightningCLI); --dry-run shows the plan and trains nothing.
+    """Pre-train or tune from a YAML file (LightningCLI); --dry-run shows the plan without training.
 
     Example: explora-geo fit --config tests/conf/pretrain_mae_folder.yaml --dry-run
     """
@@ -232,7 +232,7 @@ def fit(context: typer.Context) -> None:
 
 
 def lightning(context: typer.Context) -> None:
-    """Run the subcommand of LightningCLI that has the name of the command."""
+    """Run the LightningCLI subcommand of the same name as the command."""
     from explora_geo.configured import run
 
     run([str(context.info_name), *context.args])

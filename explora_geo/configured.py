@@ -1,4 +1,4 @@
-"""What YAML files describe: runs of Lightning with TorchGeo's and our tasks, and data to measure on."""
+"""Objects described in YAML files: Lightning runs of TorchGeo's and our tasks, and data for probes."""
 
 import warnings
 from collections.abc import Callable
@@ -16,14 +16,14 @@ from torchgeo.datamodules import BaseDataModule
 from explora_geo._compat import BaseTask
 from explora_geo._version import __version__
 from explora_geo.checkpoints.files import read_checkpoint
-from explora_geo.datamodules import FolderDataModule  # its package lets a YAML name classes by name alone
+from explora_geo.datamodules import FolderDataModule  # the import lets YAML use bare class names
 from explora_geo.datasets.files import find_images
 from explora_geo.datasets.images import BadTileError, read_header
 from explora_geo.models.builders import DINOV2_SIZE
 from explora_geo.trainers import CropLink
 from explora_geo.trainers.resume import ReproducibleTask
 
-# What the help of a subcommand ends with
+# Last lines of the help of subcommands
 _MORE = {'fit': '--dry-run', **dict.fromkeys(('validate', 'test', 'predict'), '--ckpt_path last.ckpt')}
 _EXAMPLES = {k: {'epilog': f'Example: explora-geo {k} --config run.yaml {v}'} for k, v in _MORE.items()}
 
@@ -33,13 +33,13 @@ def read_yaml(file: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is no YAML, or holds anything else.
+        ValueError: If it is not YAML, or holds anything but a mapping.
     """
     if not file.is_file():
         raise FileNotFoundError(f'no configuration file {file}')
     try:
         content = yaml.safe_load(file.read_text(encoding='utf-8'))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # or no text at all
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # or not even text
         raise ValueError(f'{file} is not YAML ({error})') from error
     if not isinstance(content, dict):
         raise ValueError(f'{file} holds no keys and values, but {type(content).__name__}: give a YAML file')
@@ -47,22 +47,22 @@ def read_yaml(file: Path) -> dict[str, Any]:
 
 
 class _Checked(LightningCLI):
-    """LightningCLI that runs no code of checkpoints, and refuses what cannot be read before it starts."""
+    """LightningCLI that never executes code in checkpoints, and rejects unreadable ones before it starts."""
 
     def parse_arguments(self, parser: Any, args: ArgsType) -> None:
-        """Read the configuration, and look at the checkpoint that it names."""
+        """Parse the configuration, and check that its checkpoint is readable."""
         super().parse_arguments(parser, args)
         options = self.config.get(self.config.get('subcommand')) or {}
         path = options.get('ckpt_path')
         if path is not None and path not in ('last', 'best', 'hpc') and '://' not in str(path):
             read_checkpoint(path, mmap=True)
         if options.get('weights_only') is None:
-            options['weights_only'] = True  # Lightning would unpickle what it downloads
+            options['weights_only'] = True  # Lightning would unpickle downloads
 
     def before_instantiate_classes(self) -> None:
-        """Have the check before training cover the whole labeled set, if nothing else is asked for.
+        """By default, let the sanity check before training cover the whole labeled set.
 
-        What the starting weights score is what later scores are compared with.
+        The score of the starting weights is the baseline for later scores.
         """
         options = self.config.get(self.subcommand) or {}
         task, trainer = options.get('model') or {}, options.get('trainer') or {}
@@ -72,10 +72,10 @@ class _Checked(LightningCLI):
 
 
 class _Prepared(_Checked):
-    """The same command, made ready and not started."""
+    """The same command, instantiated but not started."""
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Start nothing."""
+        """Do nothing."""
 
 
 def run(args: ArgsType = None, start: bool = True, **kwargs: Any) -> LightningCLI:
@@ -83,12 +83,12 @@ def run(args: ArgsType = None, start: bool = True, **kwargs: Any) -> LightningCL
 
     Args:
         args: `fit`, `validate`, `test` or `predict` with the options of LightningCLI.
-        start: False makes `trainer`, `model` and `datamodule` of the command, and leaves it at that.
+        start: If False, only instantiate the command's `trainer`, `model` and `datamodule`.
         **kwargs: Further arguments of `LightningCLI`.
 
     Raises:
-        FileNotFoundError: If a file of `--config` does not exist.
-        ValueError: If one is no YAML file of keys and values.
+        FileNotFoundError: If a `--config` file does not exist.
+        ValueError: If one is not a YAML mapping.
         jsonargparse.ArgumentError: If a key or value of the configuration is unknown.
     """
     if isinstance(args, list):
@@ -115,9 +115,9 @@ def run(args: ArgsType = None, start: bool = True, **kwargs: Any) -> LightningCL
 
 
 def plan(args: list[str]) -> dict[str, str]:
-    """What `fit` with options of LightningCLI would do, as texts by what they are about.
+    """Describe what `fit` with LightningCLI options would do, as texts by topic.
 
-    Model and data are made, nothing is trained or written.
+    Model and data are instantiated; nothing is trained or written.
 
     Raises:
         ValueError: If model, weights and data do not fit.
@@ -151,7 +151,7 @@ def plan(args: list[str]) -> dict[str, str]:
 
 
 def _backbone(task: Any, datamodule: Any) -> dict[str, str]:
-    """What one of our tasks trains; TorchGeo's have models of many kinds."""
+    """Describe the model of one of our tasks; those of TorchGeo's tasks vary too much."""
     vit = task.model.backbone
     tokenizer = vit.patch_embed
     views = getattr(task.model, 'views', None)
@@ -166,20 +166,21 @@ def _backbone(task: Any, datamodule: Any) -> dict[str, str]:
 
 
 def open_data(data: Path, val_split: float) -> tuple[int, Callable[..., Any]]:
-    """Look at data to measure on.
+    """Open data for probes.
 
     Args:
         data: Folder with `train/` and `test/`, and optionally `val/`, of class folders; or a YAML file with
             `class_path` and `init_args`, or a whole configuration of `explora-geo fit`.
-        val_split: Share of the training images of a folder that is held out where it has no `val/`.
+        val_split: Share of the training images that is held out if a folder has no `val/`.
 
     Returns:
-        Shorter side of the images, pixels (224, DINOv2's, where nothing says so), and a function that makes
-        the data module, not set up: of a folder with its arguments, of a YAML file as the file says.
+        Shorter side of the images, pixels (if unknown, DINOv2's 224), and a function that makes the data
+        module, not yet set up; its arguments apply to a folder and are ignored for a YAML file.
 
     Raises:
-        FileNotFoundError: If there is no such file or folder, or a part is missing.
-        ValueError: If the YAML file is no data module, a class folder is empty, or nothing is held out.
+        FileNotFoundError: If there is no such file or folder, or `train/` or `test/` is missing.
+        ValueError: If the YAML file describes no data module, a class folder is empty, or `val_split` is not
+            between 0 and 1.
     """
     if not 0 < val_split < 1:
         raise ValueError(f'val_split must be between 0 and 1, as probes are chosen on it, got {val_split}')

@@ -1,4 +1,4 @@
-"""What is installed, what is missing and how to get it."""
+"""Diagnosis of the installation: versions, missing packages and how to install them."""
 
 import os
 import platform
@@ -8,7 +8,7 @@ from typing import Any
 
 from explora_geo._version import __version__
 
-#: What the extras of the package are for.
+#: Purpose of each extra of the package.
 _EXTRAS = {
     'onnx': 'explora-geo export to .onnx',
     'parquet': 'explora-geo map with GeoParquet files',
@@ -19,10 +19,10 @@ _EXTRAS = {
 
 
 def diagnose() -> dict[str, Any]:
-    """What `doctor` shows, as JSON-ready values.
+    """Collect the facts that `doctor` shows.
 
     Returns:
-        Versions by package, devices, extras, weights known by name, their cache, and what is wrong.
+        Versions by package, devices, extras, named weights, their cache, and problems; JSON-ready.
     """
     from packaging.requirements import Requirement
 
@@ -39,7 +39,7 @@ def diagnose() -> dict[str, Any]:
             have = f'version {row["version"]} is installed' if row['version'] else 'it is missing'
             problems.append(f'{name} {row["needed"]} is needed, {have}: pip install "{name}{row["needed"]}"')
     try:
-        import torchvision  # noqa: F401 - built for another torch, it fails on import
+        import torchvision  # noqa: F401 - fails on import if built for another torch
     except (ImportError, RuntimeError, AttributeError) as error:
         broken = str(error).split('\n')[0]
         problems.append(
@@ -64,7 +64,7 @@ def diagnose() -> dict[str, Any]:
 
 
 def _installed(requirement: Any) -> dict[str, Any]:
-    """Version of a package, what is needed, and whether it fits."""
+    """Return the installed version of a package, the required one, and whether they match."""
     try:
         version = metadata.version(requirement.name)
     except metadata.PackageNotFoundError:
@@ -74,7 +74,7 @@ def _installed(requirement: Any) -> dict[str, Any]:
 
 
 def _devices() -> dict[str, str]:
-    """Processors and GPUs as torch sees them."""
+    """Describe the CPU and the GPUs that torch can use."""
     import torch
 
     from explora_geo.devices import faster_precision
@@ -97,7 +97,7 @@ def _devices() -> dict[str, str]:
 
 
 def _processor() -> str:
-    """Name of the processor."""
+    """Return the name of the CPU."""
     cpuinfo = Path('/proc/cpuinfo')
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
     names = [line.partition(':')[2].strip() for line in lines if line.startswith('model name')]
@@ -105,7 +105,7 @@ def _processor() -> str:
 
 
 def _weights() -> dict[str, Any]:
-    """Weights known by name, and their size where they are on the disk."""
+    """Return the named weights, with their size if they are on disk, and the cache folder."""
     from urllib.parse import urlparse
 
     from explora_geo.checkpoints.remote import local_file

@@ -1,4 +1,4 @@
-"""How good features are: probes on frozen features, block by block, before and after an adaptation."""
+"""Evaluation of frozen features: probes, block-wise analysis, scores before and after an adaptation."""
 
 from explora_geo.evaluation.blocks import BlockRow, analyze_blocks
 from explora_geo.evaluation.comparison import Comparison, PairProtocol, interpolate, score_pair

@@ -1,4 +1,4 @@
-"""What the blocks of a backbone know (the paper's block-wise analysis, ICML version)."""
+"""Block-wise analysis of a backbone, as in the ICML version of the paper."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -16,13 +16,13 @@ from explora_geo.models.vit import ViT
 
 
 class BlockRow(NamedTuple):
-    """One block's patch tokens, through the final norm; accuracies are of linear classifiers, in [0, 1]."""
+    """Analysis of one block's patch tokens after the final norm; accuracies of linear probes in [0, 1]."""
 
     block: int  # from 1
     eigenvalue_mean: float  # of the covariance of the tokens
     eigenvalue_variance: float
-    position: float  # accuracy by which a patch tells its place in its image
-    label: float  # accuracy by which a patch tells the class of its image
+    position: float  # accuracy of predicting a patch's position in its image
+    label: float  # accuracy of predicting the class of a patch's image
 
 
 def analyze_blocks(
@@ -32,13 +32,13 @@ def analyze_blocks(
     patches: int = 16,
     seed: int = 0,
 ) -> list[BlockRow]:
-    """Analyse every block: how spread its patch tokens are, and what each of them tells.
+    """Analyze every block: the spread of its patch tokens, and the position and class they encode.
 
     Args:
         vit: Plain or merged backbone, on the device to use.
-        train: Batches with normalized `image`, shape (B, C, H, W), and `label`, to fit classifiers on.
-        test: Batches on which they are measured.
-        patches: Patches drawn of each image; the same places for every block.
+        train: Batches with normalized `image`, shape (B, C, H, W), and `label`, to fit linear probes on.
+        test: Batches to score them on.
+        patches: Patches drawn from each image, at the same positions for every block.
         seed: Seed of the draw.
     """
     tokens, *known = _tokens(vit, train, patches, seed)
@@ -52,13 +52,13 @@ def analyze_blocks(
 
 
 def eigenvalues(tokens: NDArray[Any]) -> NDArray[Any]:
-    """Eigenvalues of the covariance of tokens, (N, D) -> (D,), largest first."""
+    """Compute the eigenvalues of the covariance of tokens, (N, D) -> (D,), largest first."""
     covariance = np.cov(tokens.astype(np.float64), rowvar=False)
     return np.maximum(np.linalg.eigvalsh(covariance)[::-1], 0)
 
 
 def linear_accuracy(x: NDArray[Any], y: NDArray[Any], test: NDArray[Any], expected: NDArray[Any]) -> float:
-    """Accuracy in [0, 1] on tokens `test`, (M, D), of a ridge classifier of tokens `x`, (N, D)."""
+    """Fit a ridge classifier to tokens `x`, (N, D); return its accuracy in [0, 1] on `test`, (M, D)."""
     model = make_pipeline(StandardScaler(), RidgeClassifier())
     return float(model.fit(x, y).score(test, expected))
 
@@ -66,7 +66,7 @@ def linear_accuracy(x: NDArray[Any], y: NDArray[Any], test: NDArray[Any], expect
 def _tokens(
     vit: ViT, batches: Iterable[Mapping[str, Any]], patches: int, seed: int
 ) -> tuple[list[NDArray[Any]], NDArray[Any], NDArray[Any]]:
-    """Patch tokens by block, each of shape (N·patches, D), their places and their images' classes."""
+    """Return patch tokens by block, each (N·patches, D), with their positions and their images' classes."""
     generator = torch.Generator().manual_seed(seed)
     tokens: list[list[Tensor]] = [[] for _ in range(vit.depth)]
     places: list[Tensor] = []
@@ -80,7 +80,7 @@ def _tokens(
             chosen = torch.rand(images, length, generator=generator).argsort(dim=1)[:, :patches]
             rows = torch.arange(images)[:, None]
             for kept, features in zip(tokens, found, strict=True):
-                # Slots are reduced first, so that a place is one token.
+                # Slots are averaged first, so that each position has one token.
                 kept.append(features.patches.mean(1).cpu()[rows, chosen].flatten(0, 1))
             places.append(chosen.flatten())
             labels.append(batch['label'].repeat_interleave(chosen.shape[1]))

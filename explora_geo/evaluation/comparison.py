@@ -1,4 +1,4 @@
-"""Frozen features before and after an adaptation, beside rivals that cost nothing, with paired intervals."""
+"""Scores of frozen features before and after an adaptation and of free rivals, with paired intervals."""
 
 import copy
 import itertools
@@ -17,28 +17,28 @@ from explora_geo.models.readout import check_turns, whitening_matrix
 from explora_geo.models.vit import ViT
 
 Outcome = Literal['helps', 'no difference', 'harm']
-#: Batches that can be read more than once, or a function that makes them anew.
+#: Batches that can be iterated repeatedly, or a function that makes them.
 Batches = Iterable[Mapping[str, Any]] | Callable[[], Iterable[Mapping[str, Any]]]
 
-#: Measurements by key, as reports name them.
+#: Titles of the methods in reports.
 METHODS = {'knn': 'k-NN', 'linear': 'Linear probe', 'few': 'Few labels'}
-#: Loss of accuracy that counts as harm.
+#: Loss of accuracy above which an adaptation does harm.
 MARGIN = 0.01
-#: How outcomes are told.
+#: Rule for outcomes.
 RULE = (
     'harm if any score falls by more than one point; helps if k-NN or linear probe gain outside their paired '
     '95 % interval and nothing is harmed; else no difference'
 )
 SOURCE, ADAPTED, BESIDE = 'source', 'adapted', 'beside'
 BEST_BLOCK, TURNS, WHITENED = 'best_block', 'turns', 'whitened'
-#: k of k-NN, at most the mean number of tiles of a class; labels per class of the measurement with few.
+#: k of k-NN, at most the mean number of tiles per class; labels per class of the few-label probe.
 NEIGHBORS, FEW = 20, 10
-#: Share of each class that is tested on, and share of the others that chooses settings.
+#: Share of each class for testing, and share of the rest for validation.
 TEST_SHARE, VAL_SHARE = 0.5, 0.2
 
 
 def outcome_of(gains: Mapping[str, Mapping[str, Any]]) -> Outcome:
-    """What paired gains by method say, by `RULE`; one without an interval is not told from chance."""
+    """Apply `RULE` to paired gains by method; a gain without an interval counts as chance."""
     if any(gain['mean'] < -MARGIN for gain in gains.values()):
         return 'harm'
     told = any((gain.get('low') or 0) > 0 for method, gain in gains.items() if method != 'few')
@@ -47,15 +47,15 @@ def outcome_of(gains: Mapping[str, Mapping[str, Any]]) -> Outcome:
 
 @dataclass(frozen=True)
 class PairProtocol:
-    """How mean patch tokens are scored; the same draws for every model.
+    """Protocol for scoring mean patch tokens, with the same draws for every model.
 
     Attributes:
-        penalties: Inverse regularization strengths, of which validation chooses one.
+        penalties: Inverse regularization strengths to choose from on validation.
         draws: Draws of training and validation tiles.
         turns: Orientations that rivals are averaged over: 4, 8, or 1 for no such rival.
-        whitening: Powers of `whitening_matrix` of which validation chooses one for the whitened source;
-            the tiles that are not tested on give its covariance; none for no such rival.
-        resamples: Bootstrap samples of an interval.
+        whitening: Powers of `whitening_matrix` to choose from on validation for the whitened source, whose
+            covariance is that of all tiles outside the test set; empty for no such rival.
+        resamples: Bootstrap samples per interval.
     """
 
     penalties: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3)
@@ -72,25 +72,25 @@ class PairProtocol:
 
 
 class Measured(NamedTuple):
-    """One measurement of one model."""
+    """Results of one method for one model."""
 
-    hits: NDArray[np.bool_]  # whether each test tile is right under each draw, shape (draws, M)
-    validations: tuple[float, ...]  # validation accuracy of what was chosen, one per draw
-    settings: tuple[str, ...]  # what was chosen, one per draw
+    hits: NDArray[np.bool_]  # whether each test tile is classified correctly in each draw, shape (draws, M)
+    validations: tuple[float, ...]  # validation accuracy of the chosen setting, one per draw
+    settings: tuple[str, ...]  # chosen setting, one per draw
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Scores of a source, of what was adapted from it, and of rivals that cost nothing.
+    """Scores of a source, of its adapted models, and of rivals that need no training.
 
     Attributes:
-        models: Measurements by model and method. Models are `source`, `best_block` (of the source, chosen on
-            validation), `turns_source`, `whitened`, each adapted one by its name and averaged over
-            turns as `turns_<name>`, and `strength <s>`.
+        models: Results by model and method. Models are `source`, `best_block` (of the source, chosen on
+            validation), `turns_source`, `whitened`, each adapted model by its name and, averaged over
+            turns, as `turns_<name>`, and `strength <s>`.
         adapted: Names of the adapted models.
-        strengths: Strengths of the first that were scored, 0 and 1 included; or none.
+        strengths: Strengths scored for the first adapted model, including 0 and 1; or empty.
         labels: Numbers of tiles and classes.
-        protocol: How it was measured.
+        protocol: Scoring protocol.
     """
 
     models: dict[str, dict[str, Measured]]
@@ -100,11 +100,11 @@ class Comparison:
     protocol: PairProtocol
 
     def score(self, model: str, method: str) -> dict[str, Any]:
-        """Mean accuracy in [0, 1], and the ends of its 95 % interval."""
+        """Return the mean accuracy in [0, 1] with its 95 % interval."""
         return self._interval(self.models[model][method].hits)
 
     def gain(self, model: str, method: str) -> dict[str, Any]:
-        """Paired gain over the source on the same draws and test tiles, with its 95 % interval."""
+        """Return the gain over the source, paired by draw and test tile, with its 95 % interval."""
         after, before = (self.models[name][method].hits.astype(np.float32) for name in (model, SOURCE))
         return self._interval(after - before)
 
@@ -113,15 +113,15 @@ class Comparison:
         return {'mean': float(values.mean()), 'low': low, 'high': high}
 
     def outcome(self, model: str | None = None) -> Outcome:
-        """Whether an adapted model helps, by `RULE`; the first one if None."""
+        """Return whether an adapted model (by default the first) helps, by `RULE`."""
         return outcome_of({method: self.gain(model or self.adapted[0], method) for method in METHODS})
 
     def rows(self, model: str | None = None) -> list[dict[str, Any]]:
-        """One row per method for reports, of one adapted model, the first one if None; JSON-ready.
+        """Return one JSON-ready report row per method for an adapted model, by default the first.
 
         A row has `metric`, `title`, and the scores `source`, `adapted`, `gain`, `best_block`, `turns_source`,
-        `turns_adapted`, `whitened` and, of a model with that name, `beside` with its own `gain`. Strengths
-        between source and adapted model were not averaged over orientations.
+        `turns_adapted`, `whitened` and, if there is a model of that name, `beside` with its own `gain`.
+        Models at intermediate strengths have no score averaged over orientations.
         """
         name = model or self.adapted[0]
         shown = {key: key for key in (SOURCE, BEST_BLOCK, f'{TURNS}_{SOURCE}', WHITENED)}
@@ -142,10 +142,10 @@ class Comparison:
         return rows
 
     def curve(self) -> dict[str, Any]:
-        """Accuracy by strength, and the strength that validation chooses; JSON-ready, empty without any.
+        """Return accuracy by strength and the strength chosen on validation; JSON-ready, or empty.
 
-        The chosen one has the highest mean validation accuracy of those that lose no more than one point in
-        any measurement; 0 is the source.
+        The chosen strength has the highest mean validation accuracy among those that lose at most one point
+        by any method; 0 is the source.
         """
         if not self.strengths:
             return {}
@@ -162,11 +162,11 @@ class Comparison:
         }
 
     def at(self, strength: float) -> str:
-        """Name of the first adapted model at one of the strengths that were scored."""
+        """Return the name of the first adapted model at a scored strength."""
         return {0.0: SOURCE, 1.0: self.adapted[0]}.get(strength, f'strength {strength:g}')
 
     def to_dict(self, model: str | None = None) -> dict[str, Any]:
-        """All of it as JSON-ready values, with `rows` and `outcome` of one adapted model."""
+        """Return everything as JSON-ready values, with `rows` and `outcome` of one adapted model."""
         return {
             'labels': self.labels,
             'rows': self.rows(model),
@@ -198,21 +198,21 @@ def score_pair(
     strengths: Sequence[float] = (),
     protocol: PairProtocol = PairProtocol(),
 ) -> Comparison:
-    """Score a source and what was adapted from it on labeled tiles, with the same draws for all.
+    """Score a source and its adapted models on labeled tiles, with the same draws for all.
 
-    Half of the tiles of each class are tested on; every setting is chosen on validation tiles drawn from the
-    others. Each model sees each tile once, or once per orientation.
+    Half of the tiles of each class form the test set; every setting is chosen on validation tiles drawn from
+    the rest. Each tile passes each model once, or once per orientation.
 
     Args:
         before: Source.
         after: Adapted model, or several by name.
         batches: Normalized `image`, shape (B, C, H, W), and `label`, shape (B,), always in the same order.
-        strengths: Also score weights between the source (0) and the first adapted model (1).
-        protocol: How to score.
+        strengths: Also score weights interpolated between the source (0) and the first adapted model (1).
+        protocol: Scoring protocol.
 
     Raises:
-        ValueError: If there are no labeled tiles or too few of a class, batches differ between readings, a
-            strength is out of range, or weights do not fit one another.
+        ValueError: If there are no labeled tiles or too few of a class, batches differ between passes, a
+            strength is out of range, or the models' weights do not match.
     """
     adapted = after if isinstance(after, Mapping) else {ADAPTED: after}
     if not adapted or {SOURCE, BEST_BLOCK} & set(adapted):
@@ -235,7 +235,7 @@ def score_pair(
         if turns > 1:
             found[f'{TURNS}_{name}'] = {f'last block, {turns} turns': turned}
         if name == SOURCE:
-            # From the last one on, which wins where validation cannot tell.
+            # Last block first, so that it wins ties on validation.
             found[BEST_BLOCK] = {f'block {i + 1}': read[:, i] for i in reversed(range(vit.depth))}
             if protocol.whitening:
                 found[WHITENED] = splits.whitened(read[:, -1])
@@ -247,10 +247,10 @@ def score_pair(
 
 
 def interpolate(before: ViT, after: ViT, strength: float) -> ViT:
-    """A copy of a model whose weights lie between source (0) and adapted model (1), whose LoRA is merged.
+    """Return a model with weights interpolated between source (0) and adapted model (1), LoRA merged.
 
     Raises:
-        ValueError: If the strength is not in [0, 1], or the models have other weights.
+        ValueError: If the strength is not in [0, 1], or the models' weights differ in name or shape.
     """
     if not 0 <= strength <= 1:
         raise ValueError(f'a strength is from 0 (source) to 1 (adapted), got {strength:g}')
@@ -268,7 +268,7 @@ def interpolate(before: ViT, after: ViT, strength: float) -> ViT:
 
 
 class _Splits:
-    """Test tiles, and training, validation and few training tiles of every draw, as indices."""
+    """Indices of the test tiles, and of each draw's training, validation and few-label tiles."""
 
     def __init__(self, label: NDArray[Any], protocol: PairProtocol) -> None:
         self.label, self.protocol = label, protocol
@@ -294,7 +294,7 @@ class _Splits:
         return train, self.pool[held], train[few]
 
     def whitened(self, features: NDArray[Any]) -> dict[str, NDArray[Any]]:
-        """Features whitened by the tiles that are not tested on, one set for each power."""
+        """Whiten features by the covariance of tiles outside the test set; one set per power."""
         centered = torch.from_numpy(features - features[self.pool].mean(0))
         covariance = centered[self.pool].T.cov(correction=0)
         return {
@@ -303,7 +303,7 @@ class _Splits:
         }
 
     def measure(self, sets: dict[str, NDArray[Any]]) -> dict[str, Measured]:
-        """Score feature sets, one of which validation chooses."""
+        """Score feature sets by every method; validation chooses among the sets."""
         choices = []
         for indices in self.draws:
             train, val, few, test = (
@@ -321,11 +321,11 @@ class _Splits:
 def _extract(
     vit: ViT, batches: Iterable[Mapping[str, Any]], blocks: int, turns: int
 ) -> tuple[NDArray[Any], ...]:
-    """Features of the last blocks, (N, blocks, D), the last one averaged over turns, (N, D); labels, (N,)."""
+    """Return features of the last blocks, (N, blocks, D), turn-averaged last one, (N, D), labels, (N,)."""
     parts = []
     with evaluating(vit):
         for batch in batches:
-            # Every block of the tile as it is, the last one of its other orientations.
+            # All blocks for the original orientation, only the last one for the others.
             seen = [tokens_of(vit, batch, range(-1 if n else -blocks, 0), n)[1] for n in range(turns)]
             turned = torch.stack([tokens[:, -1] for tokens in seen]).mean(0)
             parts.append((seen[0].cpu(), turned.cpu(), batch['label'].cpu()))

@@ -1,4 +1,4 @@
-"""Frozen features of images, and a cache of them on disk, for the same weights, images and transform."""
+"""Frozen features of images, and their disk cache, keyed by weights, images and transform."""
 
 import hashlib
 import itertools
@@ -21,16 +21,16 @@ from explora_geo.models.matching import match_data
 from explora_geo.models.readout import check_turns, turn
 from explora_geo.models.vit import ViT
 
-#: Images per file of the cache: what an interruption can cost.
+#: Images per cache file: the most work an interruption can lose.
 SHARD = 2048
-# Raised when what a file holds, or what identifies it, changes.
+# Incremented when the content or the key of cache files changes.
 _VERSION = 2
-# Images that show what a data set and a transform make of files.
+# Images hashed to identify the transform.
 _FIRST = 8
 
 
 class FeatureTable(NamedTuple):
-    """Features of a data set; in half precision from the cache.
+    """Features of a data set, in half precision if cached.
 
     Attributes:
         cls: Class tokens of the last blocks, last block last, shape (N, blocks, D).
@@ -45,20 +45,20 @@ class FeatureTable(NamedTuple):
     skipped: tuple[str, ...] = ()
 
     def take(self, index: Tensor) -> Self:
-        """Some of the rows."""
+        """Select rows."""
         return self._replace(cls=self.cls[index], avg=self.avg[index], label=self.label[index])
 
     def stacked(self, blocks: int) -> Tensor:
-        """One vector per image, shape (N, (1 + blocks)·D), of which every variant of the sweep is a slice.
+        """Return one vector per image, shape (N, (1 + blocks)·D); each sweep variant is a slice of it.
 
         The mean patch token of the last block comes first, then class tokens from the last block backwards.
         """
         return torch.cat([self.avg[:, -1], self.cls[:, -blocks:].flip(1).flatten(1)], dim=1)
 
     def arrays(self, last_blocks: int = 1) -> dict[str, NDArray[np.float32]]:
-        """Feature sets of methods without a sweep over blocks, by name, each of shape (N, F).
+        """Return feature sets by name, each of shape (N, F), for methods without a sweep over blocks.
 
-        Class and mean patch token of the last block, or the class tokens of several blocks side by side.
+        Class and mean patch token of the last block, or the concatenated class tokens of several blocks.
         """
         if last_blocks == 1:
             return {kind: getattr(self, kind)[:, -1].float().numpy() for kind in ('cls', 'avg')}
@@ -66,14 +66,14 @@ class FeatureTable(NamedTuple):
 
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
-        """The rows of several tables."""
+        """Concatenate the rows of several tables."""
         tokens, means, labels, skipped = zip(*parts, strict=True)
         return cls(torch.cat(tokens), torch.cat(means), torch.cat(labels), tuple(itertools.chain(*skipped)))
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[torch.device]:
-    """A model in evaluation mode without gradients, and afterwards as it was; gives its device."""
+    """Put a model in evaluation mode without gradients, yield its device, and restore its mode."""
     training = model.training
     model.eval()
     try:
@@ -86,7 +86,7 @@ def evaluating(model: nn.Module) -> Iterator[torch.device]:
 def tokens_of(
     vit: ViT, batch: Mapping[str, Any], blocks: Sequence[int], orientation: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Class and mean patch tokens of a batch in one orientation, each of shape (B, blocks, D)."""
+    """Compute class and mean patch tokens of a batch in one orientation, each of shape (B, blocks, D)."""
     device, times = vit.cls_token.device, batch.get('timestamps')
     times = None if times is None else times.to(device)
     found = vit.intermediate(turn(batch['image'].to(device), orientation), blocks, timestamps=times)
@@ -95,7 +95,7 @@ def tokens_of(
 
 
 def mean_patches(vit: ViT, images: Tensor, batch_size: int = 64) -> Tensor:
-    """Mean patch tokens of the last block, shape (N, D), of normalized images, shape (N, C, H, W)."""
+    """Compute the last block's mean patch tokens, shape (N, D), of normalized images, (N, C, H, W)."""
     with evaluating(vit) as device:
         parts = [vit(b.to(device)).patches.flatten(1, 2).mean(1).cpu() for b in images.split(batch_size)]
     return torch.cat(parts).float()
@@ -104,17 +104,17 @@ def mean_patches(vit: ViT, images: Tensor, batch_size: int = 64) -> Tensor:
 def extract_features(
     vit: ViT, batches: Iterable[Mapping[str, Any]], blocks: int = 4, turns: int = 1
 ) -> FeatureTable:
-    """Class and mean patch tokens of the last blocks, in float32.
+    """Extract class and mean patch tokens of the last blocks, in float32.
 
     Args:
         vit: Backbone, on the device to use.
-        batches: Sample dicts with normalized `image`, shape (B, C, H, W) or as the tokenizer says, `label`,
-            shape (B,), and `timestamps` for temporal tokenizers; without `image` only `skipped` counts.
-        blocks: How many of the last blocks.
+        batches: Sample dicts with normalized `image`, shape (B, C, H, W) or the tokenizer's, `label`, shape
+            (B,), and `timestamps` for temporal tokenizers; without `image` only `skipped` is read.
+        blocks: Number of last blocks.
         turns: Orientations of each image that features are averaged over: 1, 4 or 8.
 
     Raises:
-        ValueError: If there is no image, images carry no class each, or `turns` is another number.
+        ValueError: If there is no image, an image has no single class, or `turns` is another number.
     """
     check_turns(turns)
     skipped: list[str] = []
@@ -141,10 +141,10 @@ def extract_features(
 
 
 def dataset_sha256(dataset: Dataset[Any]) -> str | None:
-    """Hash of the images of a data set: their files by name, size and time of change, and their labels.
+    """Hash a data set by the names, sizes and modification times of its files, and its labels.
 
-    `Subset` and `ConcatDataset` are looked into. None if a data set lists no files, in `files` or `samples`,
-    or draws its images at random.
+    `Subset` and `ConcatDataset` are unwrapped. Return None if a data set lists no files, in `files` or
+    `samples`, or draws its images at random.
     """
     if isinstance(dataset, Subset):
         whole = dataset_sha256(dataset.dataset)
@@ -164,7 +164,7 @@ def dataset_sha256(dataset: Dataset[Any]) -> str | None:
     lines = []
     for path in files:
         version = 'missing'
-        with suppress(OSError):  # skipped when it is read, or of a pack, which has files of its own
+        with suppress(OSError):  # a missing file is skipped when read; a pack has its own files
             version = f'{path.stat().st_size}|{path.stat().st_mtime_ns}'
         lines.append(f'{path.relative_to(root) if path.is_relative_to(root) else path}|{version}\n')
     return _sha256(''.join(lines) + f'{getattr(dataset, "classes", "")}{getattr(dataset, "labels", "")}')
@@ -183,27 +183,26 @@ def cached_features(
     num_workers: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> FeatureTable:
-    """Features of a data set, from the cache where it has them.
+    """Extract features of a data set, or read them from the cache.
 
-    A cache entry belongs to one hash of weights, files and transform (of what data set and transform make of
-    the first few images), whatever the batch size. Each of its files appears in one piece, so an interrupted
-    extraction goes on with the first file that is missing. Nothing is kept, with a warning, of data that list
-    no files or draw images at random.
+    A cache entry is keyed by weights, files and transform (by its output for the first few images), not by
+    batch size. Its files are written atomically, so an interrupted extraction resumes at the first missing
+    file. Data that list no files or draw images at random are not cached, with a warning.
 
     Args:
-        folder: Folder of the cache; None keeps nothing.
+        folder: Cache folder; None disables the cache.
         vit: Plain or merged backbone, on the device to use.
         dataset: Samples with `image`, `label` and, for temporal tokenizers, `timestamps`.
         transform: Normalization of a batch, on the device.
-        collate: Makes a batch of samples.
-        blocks: How many of the last blocks; all of a shallower backbone.
+        collate: Function that makes a batch of samples.
+        blocks: Number of last blocks; all of a shallower backbone.
         turns: Orientations of each image that features are averaged over: 1, 4 or 8.
         batch_size: Images per forward pass.
-        num_workers: Processes that read images.
-        progress: Told the images done and their number.
+        num_workers: Data-loading processes.
+        progress: Called with the number of images done and the total.
 
     Returns:
-        The features, in the order of the data set, in half precision; errors are those of `extract_features`.
+        Features in the order of the data set, in half precision; errors are those of `extract_features`.
     """
     total: int = len(dataset)  # type: ignore[arg-type]
     if not total:
@@ -265,9 +264,9 @@ def extract_parts(
     statistics: Literal['model', 'data'] | None = None,
     **options: Any,
 ) -> dict[str, FeatureTable]:
-    """Cached features of `train`, `val` and `test` of a data module; arguments are those of `probe`.
+    """Extract cached features of a data module's `train`, `val` and `test`; arguments are those of `probe`.
 
-    Without a validation part a tenth of the training images is held out, evenly spaced within each class.
+    Without a validation split, hold out a tenth of the training images, evenly spaced within each class.
     """
     for stage in ('fit', 'test'):
         datamodule.setup(stage)

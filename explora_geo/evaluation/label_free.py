@@ -1,8 +1,8 @@
-"""Scores of frozen features that need no labels, before and after an adaptation.
+"""Label-free scores of frozen features, before and after an adaptation.
 
-All functions take image features, shape (N, D): one row per tile, any unit; two sets are of the same tiles in
-the same order. None of them proves a gain; `SCORES` says which way each one should move. What is no finite
-table, or of other tiles, is refused by a ValueError.
+All functions take image features, shape (N, D): one row per tile, any unit; two sets hold the same tiles in
+the same order. No score proves a gain; `SCORES` states which direction is better. Features that are not a
+finite table, or not of the same tiles, raise ValueError.
 """
 
 from typing import NamedTuple
@@ -21,13 +21,13 @@ Array = NDArray[np.float64]
 
 
 class ScoreInfo(NamedTuple):
-    """What readers must know of a score."""
+    """Explanation of a score for readers."""
 
     title: str
-    meaning: str  # and which way is better, where a change alone says that
+    meaning: str  # and the better direction, if there is one
 
 
-#: Every score of `compare_backbones`, by its key.
+#: Scores of `compare_backbones` by key.
 SCORES = {
     'effective_rank': ScoreInfo(
         'Effective rank', 'Directions that the features use, about evenly (RankMe). Higher is better.'
@@ -50,9 +50,9 @@ SCORES = {
     ),
 }
 
-#: The score that stands for all of them where one must decide.
+#: The score used for decisions.
 DEFAULT_SCORE = 'view_retrieval'
-#: What it is worth, by `benchmarks/results/study/label_free.json`.
+#: Its reliability, according to `benchmarks/results/study/label_free.json`.
 WORTH = (
     'In 95 short adaptations, good and bad, the change of "crop finds its tile" followed the gain of k-NN '
     'with rank correlations of 0.78 on EuroSAT, 0.89 on AID and 0.91 on natural images; it fell in 11 of the '
@@ -61,11 +61,11 @@ WORTH = (
 
 
 def effective_rank(features: ArrayLike, centered: bool = False) -> float:
-    """Effective rank of features: how many directions they take, about evenly, from 1 to min(N, D).
+    """Compute the effective rank of features, the number of directions they use, from 1 to min(N, D).
 
     RankMe (Garrido et al. 2023, section 3): the exponential of the entropy of the normalized singular values.
-    Without centering, features that are all the same up to noise have rank 1; `centered` takes off the mean
-    of all tiles first, as a mean that dominates hides everything else.
+    Without centering, features that are identical up to noise have rank 1; `centered` first subtracts the
+    mean of all tiles, because a dominant mean hides everything else.
     """
     x = _table(features, 1)
     values = np.linalg.svd(x - x.mean(0) if centered else x, compute_uv=False)
@@ -75,7 +75,7 @@ def effective_rank(features: ArrayLike, centered: bool = False) -> float:
 
 
 def nearest(features: ArrayLike, neighbors: int = 10) -> NDArray[np.int64]:
-    """Nearest other tiles of each tile by cosine of centered features: rows, nearest first, shape (N, k)."""
+    """Find each tile's nearest other tiles by cosine of centered features: row indices, shape (N, k)."""
     x = _table(features)
     if not 0 < neighbors < len(x):
         raise ValueError(f'neighbors must be from 1 to {len(x) - 1} for {len(x)} tiles, got {neighbors}')
@@ -85,12 +85,12 @@ def nearest(features: ArrayLike, neighbors: int = 10) -> NDArray[np.int64]:
 
 
 def neighbor_agreement(first: ArrayLike, second: ArrayLike, neighbors: int = 10) -> float:
-    """Mean share in [0, 1] of common nearest tiles in two sets of features, whose widths may differ.
+    """Compute the mean share in [0, 1] of nearest tiles that two feature sets, of any widths, share.
 
     Huh et al. 2024 (The Platonic Representation Hypothesis, section 2) compare networks with it. Between
-    two crops of each tile it asks whether neighborhoods hold on to content; between source and adapted
-    features it says how many neighborhoods were kept. Unrelated features give k / (N - 1), features that are
-    the same for all tiles 0, as they have no neighbors.
+    two crops of each tile it measures whether neighborhoods depend on content; between source and adapted
+    features, how many neighborhoods survive. Unrelated features give k / (N - 1), constant features 0, as
+    they have no neighbors.
     """
     a, b = _pair(first, second)
     if _constant(a) or _constant(b):
@@ -100,22 +100,22 @@ def neighbor_agreement(first: ArrayLike, second: ArrayLike, neighbors: int = 10)
 
 
 def view_retrieval(first: ArrayLike, second: ArrayLike) -> float:
-    """Share in [0, 1] of tiles whose nearest second view is their own; unrelated features give 1 / N."""
+    """Compute the share in [0, 1] of tiles whose nearest second view is their own; 1 / N by chance."""
     a, b = _pair(first, second, same_width=True)
     similarity = cosine_similarity(a - a.mean(0), b - b.mean(0))
     return float((similarity.argmax(1) == np.arange(len(a))).mean())
 
 
 def cosine_drift(source: ArrayLike, adapted: ArrayLike) -> float:
-    """How far features turned away: one minus the mean cosine, in [0, 2]; 0 for the same directions."""
+    """Compute one minus the mean cosine to the source features, in [0, 2]; 0 for the same directions."""
     a, b = _pair(source, adapted, same_width=True)
     return float(paired_cosine_distances(a, b).mean())
 
 
 def cka_drift(source: ArrayLike, adapted: ArrayLike) -> float:
-    """One minus linear centered kernel alignment (Kornblith et al. 2019, section 3), in [0, 1].
+    """Compute one minus linear centered kernel alignment (Kornblith et al. 2019, section 3), in [0, 1].
 
-    0 where features are the same up to rotation, scale and shift, 1 where either is constant; the widths may
+    It is 0 if features are equal up to rotation, scale and shift, 1 if either is constant; the widths may
     differ.
     """
     first, second = _pair(source, adapted)
@@ -129,9 +129,9 @@ def cka_drift(source: ArrayLike, adapted: ArrayLike) -> float:
 def crop_views(
     images: Tensor, seed: int = 0, area: tuple[float, float] = (0.4, 0.8)
 ) -> tuple[Tensor, Tensor]:
-    """Two views of each tile, cropped, turned and mirrored independently, of the same shape (N, C, H, W).
+    """Make two views of each tile, cropped, turned and mirrored independently, each (N, C, H, W).
 
-    Views cover a share of the `area` in (0, 1]; the same tiles get the same ones with the same seed.
+    A view covers a share of the tile drawn from the range `area`, in (0, 1]; a seed reproduces the views.
     """
     generator = np.random.default_rng(seed)
     height, width = images.shape[-2:]
@@ -151,24 +151,24 @@ def crop_views(
 
 
 def default_score(vit: ViT, images: Tensor) -> float:
-    """`DEFAULT_SCORE` of one backbone, in [0, 1], on normalized tiles of the archive, shape (N, C, H, W)."""
+    """Compute `DEFAULT_SCORE`, in [0, 1], of a backbone on normalized tiles, shape (N, C, H, W)."""
     return view_retrieval(*(mean_patches(vit, view) for view in crop_views(images)))
 
 
 def compare_backbones(
     source: ViT, adapted: ViT, images: Tensor, *, neighbors: int = 10, batch_size: int = 64
 ) -> dict[str, dict[str, float]]:
-    """Every label-free score of two backbones, by their mean patch tokens, on a sample of the archive.
+    """Compute all label-free scores of two backbones from mean patch tokens of a sample of the archive.
 
     Args:
-        source: Backbone before.
-        adapted: Backbone after, on the same device.
-        images: Normalized tiles, shape (N, C, H, W); some hundred are enough.
-        neighbors: Neighbors k; fewer where there are not enough tiles.
+        source: Backbone before adaptation.
+        adapted: Backbone after it, on the same device.
+        images: Normalized tiles, shape (N, C, H, W); a few hundred are enough.
+        neighbors: Neighbors k; fewer if there are not enough tiles.
         batch_size: Tiles per forward pass.
 
     Returns:
-        Scores by the names of `SCORES` of `source`, whose drift is 0, and of `adapted`.
+        Scores by the keys of `SCORES` for `source`, whose drift is 0, and `adapted`.
     """
     if len(images) < 3:
         raise ValueError(f'label-free scores need at least 3 tiles, got {len(images)}')
@@ -206,5 +206,5 @@ def _pair(first: ArrayLike, second: ArrayLike, same_width: bool = False) -> tupl
 
 
 def _constant(x: Array) -> bool:
-    """Whether tiles differ by no more than the rounding of a forward pass."""
+    """Return whether tiles differ by no more than the rounding error of a forward pass."""
     return bool(np.linalg.norm(x - x.mean(0)) <= 1e-5 * np.linalg.norm(x))

@@ -1,4 +1,4 @@
-"""Draws of labels, k-NN and logistic regression on frozen features, and intervals of what they hit."""
+"""Label draws, k-NN and logistic regression on frozen features, and bootstrap intervals of accuracy."""
 
 import itertools
 import re
@@ -23,18 +23,18 @@ Part = tuple[dict[str, Array], Array]
 
 #: Inverse regularization strengths of logistic regression: 0.1 suits tens of labels, 1 to 10 thousands.
 STRENGTHS = (0.01, 0.1, 1.0, 10.0)
-# Numbers of a validation set from which on more than one thread fits faster.
+# Values in a validation set above which several threads fit faster.
 _LARGE = 1_000_000
 _BUDGET = re.compile(r'(?P<share>\d+(?:\.\d+)?)\s*%|(?P<count>\d+)|all')
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How many training labels are used.
+    """Number of training labels to use.
 
     Attributes:
         share: Share of each class in (0, 1]; 1 is all labels.
-        per_class: Images of each class, instead of a share.
+        per_class: Images per class, instead of a share.
     """
 
     share: float = 1.0
@@ -42,7 +42,7 @@ class Budget:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read `all`, a share such as `1%`, or a number per class such as `10`; else a ValueError."""
+        """Parse `all`, a share such as `1%`, or a number per class such as `10`; else raise ValueError."""
         match = _BUDGET.fullmatch(text.strip())
         share = float(match['share']) / 100 if match and match['share'] else 1.0
         count = int(match['count']) if match and match['count'] else None
@@ -54,18 +54,18 @@ class Budget:
         return cls(share, count)
 
     def __str__(self) -> str:
-        """Text that `parse` reads back."""
+        """Return the text that `parse` reads."""
         if self.per_class is not None:
             return str(self.per_class)
         return 'all' if self.full else f'{100 * self.share:g}%'
 
     @property
     def full(self) -> bool:
-        """Whether every label is used, so that seeds draw the same."""
+        """Whether all labels are used, so that seeds make no difference."""
         return self.per_class is None and self.share == 1
 
     def draw(self, label: Tensor, seed: int) -> Tensor:
-        """Ascending indices of a random draw from `label`, shape (N,): of each class at least one."""
+        """Draw at random from `label`, shape (N,), at least one per class; return ascending indices."""
         generator = torch.Generator().manual_seed(seed)
         drawn = []
         for c in label.unique():
@@ -77,9 +77,9 @@ class Budget:
 
 
 def hold_out(label: Tensor) -> tuple[Tensor, Tensor]:
-    """Ascending indices to train on, and of a tenth of each class, evenly spaced, to validate on.
+    """Hold out an evenly spaced tenth of each class in `label`, shape (N,), at least one image each.
 
-    Of every class in `label`, shape (N,), at least one image is held out.
+    Return ascending indices to train on, and to validate on.
     """
     held = torch.zeros(len(label), dtype=torch.bool)
     for c in label.unique():
@@ -89,26 +89,26 @@ def hold_out(label: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Choice(NamedTuple):
-    """The setting that was best on validation."""
+    """Best setting on validation."""
 
-    hits: NDArray[np.bool_]  # whether each test image is right, shape (M,)
+    hits: NDArray[np.bool_]  # whether each test image is classified correctly, shape (M,)
     validation: float  # accuracy in [0, 1]
-    setting: str  # names feature set and setting
+    setting: str  # names of feature set and setting
 
 
 def logistic_hits(train: Part, val: Part, test: Part, strengths: Sequence[float] = STRENGTHS) -> Choice:
-    """Which test images a logistic regression gets right; validation chooses feature set and strength."""
+    """Fit a logistic regression whose feature set and strength validation chooses; return its test hits."""
     return _choose({f'C={strength:g}': _logistic(strength) for strength in strengths}, train, val, test)
 
 
 def knn_hits(train: Part, val: Part, test: Part, k: int = 5) -> Choice:
-    """Which test images k nearest neighbors classify correctly; validation chooses the feature set."""
+    """Classify by k nearest neighbors with the feature set that validation chooses; return test hits."""
     return _choose({f'k={k}': _knn(min(k, len(train[1])))}, train, val, test)
 
 
 def _choose(models: Mapping[str, Any], train: Part, val: Part, test: Part) -> Choice:
-    """Of models by setting, each fitted to each feature set, the first that is best on validation."""
-    # Threads of a small fit wait for one another: on a busy machine one is many times faster than two.
+    """Fit every model to every feature set, and return the first that is best on validation."""
+    # Threads wait for one another in small fits: on a busy machine one is many times faster than two.
     small = max(values.size for values in val[0].values()) < _LARGE
     best = Choice(np.zeros(0, bool), -1.0, '')
     with threadpool_limits(1 if small else None, user_api='blas'):
@@ -120,7 +120,7 @@ def _choose(models: Mapping[str, Any], train: Part, val: Part, test: Part) -> Ch
 
 
 def knn_accuracy(train: Array, train_labels: Array, test: Array, test_labels: Array, k: int = 10) -> float:
-    """Accuracy in [0, 1] of k nearest neighbors by cosine distance, weighted by nearness.
+    """Compute the accuracy in [0, 1] of k-NN by cosine distance, with votes weighted by inverse distance.
 
     Features `train`, (N, F), with labels, (N,), classify `test`, (M, F); of fewer than k images all vote.
     """
@@ -130,10 +130,10 @@ def knn_accuracy(train: Array, train_labels: Array, test: Array, test_labels: Ar
 def cross_validated_accuracy(
     features: Array, labels: Array, method: str = 'knn', folds: int = 5
 ) -> float | None:
-    """Mean accuracy in [0, 1] of a probe over folds of features, shape (N, F), with labels, shape (N,).
+    """Cross-validate a probe on features, shape (N, F), with labels, (N,); return its accuracy in [0, 1].
 
-    The method is `knn`, of at most 20 neighbors, or `linear`, a logistic regression. There are fewer folds
-    where the rarest class has fewer images, and None without two of each.
+    The method is `knn`, with at most 20 neighbors, or `linear`, a logistic regression. There are at most as
+    many folds as images in the rarest class. Return None with fewer than two folds or classes.
     """
     classes, counts = np.unique(labels, return_counts=True)
     folds = min(folds, int(counts.min()))
@@ -147,10 +147,10 @@ def cross_validated_accuracy(
 def bootstrap_interval(
     hits: NDArray[np.bool_] | Sequence[NDArray[np.bool_]], draws: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of a mean accuracy, over seeds and test images.
+    """Compute the 95 % percentile bootstrap interval of a mean accuracy over seeds and test images.
 
-    Both are drawn with replacement, as a few seeds alone would give too narrow an interval, from whether each
-    test image is right under each seed, shape (seeds, M), with M above 0.
+    Both are resampled, because a few seeds alone would give too narrow an interval. `hits` states whether
+    each test image is classified correctly under each seed, shape (seeds, M), with M above 0.
     """
     table = np.atleast_2d(np.asarray(hits)).astype(np.float32)
     if table.size == 0:
@@ -166,7 +166,7 @@ def bootstrap_interval(
 
 
 def _logistic(strength: float) -> Any:
-    # The coarse tolerance is far below what moves an accuracy, and several times faster.
+    # The coarse tolerance is too small to change an accuracy, and several times faster.
     return make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=500, tol=1e-3))
 
 

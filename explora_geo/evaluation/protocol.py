@@ -1,4 +1,4 @@
-"""The whole protocol of frozen features, methods x label budgets x seeds, and its reports."""
+"""Full evaluation protocol for frozen features, methods x label budgets x seeds, and its reports."""
 
 import json
 from collections import Counter
@@ -15,23 +15,23 @@ from explora_geo.evaluation.probes import Budget, Choice, bootstrap_interval, kn
 from explora_geo.evaluation.sweep import SweepConfig, SweepRow, linear_sweep
 from explora_geo.models.vit import ViT
 
-#: Methods by the name that options and reports use.
+#: Method names in options and reports.
 METHODS = ('linear', 'logistic', 'knn')
 
 
 @dataclass(frozen=True)
 class ProbeProtocol:
-    """What is measured on frozen features.
+    """Protocol for probes on frozen features.
 
     Attributes:
         budgets: Label budgets.
-        seeds: Draws of labels for every budget but `all`.
+        seeds: Label draws for every budget but `all`.
         methods: `linear` (the paper's sweep), `logistic` (regression), `knn`.
-        sweep: The sweep with all labels.
+        sweep: Sweep with all labels.
         few_iterations: Steps per epoch of the sweep with few labels.
         neighbors: k of k-NN.
-        last_blocks: Last blocks whose class tokens `logistic` and `knn` read; with one, the mean patch token
-            of the last block is a second choice.
+        last_blocks: Number of last blocks whose class tokens `logistic` and `knn` read; with one, validation
+            may choose its mean patch token instead.
     """
 
     budgets: tuple[Budget, ...] = (Budget(),)
@@ -52,7 +52,7 @@ class ProbeProtocol:
                 raise ValueError(f'{name} must be at least 1, got {getattr(self, name)}')
 
     def sweep_of(self, budget: Budget) -> SweepConfig:
-        """The sweep with as many labels: shorter with few."""
+        """Return the sweep for a label budget: shorter with few labels."""
         least = min(self.sweep.iterations, self.few_iterations)
         return self.sweep if budget.full else replace(self.sweep, iterations=least)
 
@@ -64,8 +64,8 @@ class ProbeScore(NamedTuple):
     budget: Budget
     accuracies: list[float]  # one per seed
     interval: tuple[float, float]  # 95 % bootstrap over seeds and test images
-    settings: list[str]  # what validation chose, one per seed
-    validations: list[float]  # validation accuracy of it, one per seed
+    settings: list[str]  # chosen on validation, one per seed
+    validations: list[float]  # validation accuracy of the chosen setting, one per seed
     labels: int  # training labels used
 
     @property
@@ -75,22 +75,22 @@ class ProbeScore(NamedTuple):
 
     @property
     def chosen(self) -> str:
-        """The setting that most seeds chose."""
+        """Setting chosen by most seeds."""
         return max(self.settings, key=self.settings.count)
 
     def to_dict(self) -> dict[str, Any]:
-        """Fields as JSON-ready values."""
+        """Return the fields as JSON-ready values."""
         return {**self._asdict(), 'budget': str(self.budget), 'mean': self.mean}
 
 
 class ProbeOutcome(NamedTuple):
-    """Everything measured."""
+    """All results of a probe."""
 
     protocol: ProbeProtocol
     scores: list[ProbeScore]  # one per method and budget
-    sweep: list[SweepRow]  # every configuration of the paper's sweep with all labels, if it was run
+    sweep: list[SweepRow]  # all configurations of the paper's sweep with all labels, if it ran
     absent: dict[str, dict[str, int]]  # see `describe_absent`
-    images: dict[str, int]  # number by part
+    images: dict[str, int]  # number per split
     skipped: list[str]  # `<path>: <reason>` of images that could not be read
 
 
@@ -104,19 +104,19 @@ def probe(
     progress: Callable[[str], None] = lambda text: None,
     **options: Any,
 ) -> ProbeOutcome:
-    """Measure the frozen features of a backbone on a data module.
+    """Evaluate the frozen features of a backbone on a data module.
 
     Args:
-        vit: Backbone, on the device where it runs.
+        vit: Backbone, on the device to use.
         datamodule: Data module of ours or of TorchGeo.
-        protocol: What is measured.
-        cache: Folder of cached features; None keeps none.
-        statistics: Whose mean and standard deviation normalize; see `match_data`.
-        progress: Told what is done next.
+        protocol: Probe protocol.
+        cache: Folder of cached features; None disables the cache.
+        statistics: Source of the mean and standard deviation for normalization; see `match_data`.
+        progress: Receives a description of each next step.
         **options: `turns`, `batch_size` and `num_workers` of `cached_features`.
 
     Raises:
-        ValueError: If there is no test part, or the data do not fit the backbone.
+        ValueError: If there is no test split, or the data do not fit the backbone.
     """
     tables = extract_parts(vit, datamodule, cache, progress, statistics, **options)
     classes = tuple(getattr(datamodule.train_dataset, 'classes', ()))
@@ -124,7 +124,7 @@ def probe(
 
 
 def describe_plan(datamodule: Any, protocol: ProbeProtocol) -> str:
-    """How much there is to do, in one sentence."""
+    """Describe the amount of work in one sentence."""
     for stage in ('fit', 'test'):
         datamodule.setup(stage)
     found = {part: getattr(datamodule, f'{part}_dataset', None) for part in ('train', 'val', 'test')}
@@ -142,13 +142,13 @@ def run_probes(
     classes: Sequence[str] = (),
     progress: Callable[[str], None] = lambda text: None,
 ) -> ProbeOutcome:
-    """Measure frozen features.
+    """Run the probes of a protocol on extracted features.
 
-    Labels are drawn from the table `train`; every setting is chosen on `val` and reported on `test`. Images
-    of a class that no training image has count as wrong in both; `classes` names them.
+    Labels are drawn from the table `train`; every setting is chosen on `val` and scored on `test`. Images of
+    classes without training images count as wrong in both; `classes` names them.
 
     Raises:
-        ValueError: If the training images have one class only.
+        ValueError: If the training images have fewer than two classes.
     """
     train, val, test = (tables[part] for part in ('train', 'val', 'test'))
     present = set(train.label.tolist())
@@ -191,7 +191,7 @@ def run_probes(
 
 
 def describe_absent(absent: Mapping[str, Mapping[str, int]]) -> str:
-    """One sentence on validation and test images, by class and part, of classes without training images."""
+    """Describe in a sentence the validation and test images of classes without training images."""
     named = (
         f'{name} ({" and ".join(f"{count} {part}" for part, count in counts.items())})'
         for name, counts in absent.items()
@@ -203,7 +203,7 @@ def describe_absent(absent: Mapping[str, Mapping[str, int]]) -> str:
 def describe_source(
     vit: ViT, dataset: str, weights: str, adapter: Path | None = None, turns: int = 1, name: str = ''
 ) -> dict[str, Any]:
-    """What `write_reports` says of a backbone, its weights and orientations; it names itself by default."""
+    """Describe a backbone for `write_reports`; the default name is made of backbone and weights."""
     return {
         'name': name or (f'{vit.name} + {adapter.name}' if adapter else f'{vit.name} {weights}'),
         'dataset': dataset,
@@ -218,7 +218,7 @@ def describe_source(
 
 
 def write_reports(folder: Path, outcome: ProbeOutcome, about: Mapping[str, Any]) -> list[Path]:
-    """Write what was measured, how, and `about` what (`describe_source`), as `probe.json` and `probe.md`."""
+    """Write results, protocol and model (`about`, from `describe_source`) as `probe.json` and `probe.md`."""
     protocol = outcome.protocol
     sweep, few = protocol.sweep, protocol.sweep_of(Budget(per_class=1))
     content = {
@@ -246,7 +246,7 @@ def write_reports(folder: Path, outcome: ProbeOutcome, about: Mapping[str, Any])
 
 
 def _markdown(outcome: ProbeOutcome) -> str:
-    """Scores, classes without training images, and damaged images."""
+    """Format scores, classes without training images, and skipped images as Markdown."""
     lines = [
         f'Images: {", ".join(f"{count} {part}" for part, count in outcome.images.items())}. Settings are '
         'chosen on validation and scored on test; intervals are 95 % percentile bootstraps over label draws '

@@ -1,4 +1,4 @@
-"""The paper's linear probe: learning rates x blocks x pooling, trained together in one pass."""
+"""The paper's linear probe: learning rates x blocks x pooling, all trained in one pass."""
 
 import itertools
 import math
@@ -12,23 +12,23 @@ from torch import Tensor
 from explora_geo.evaluation.features import FeatureTable
 from explora_geo.evaluation.probes import Choice
 
-#: Momentum of SGD, which has no weight decay and a cosine to zero.
+#: Momentum of SGD, without weight decay and with a cosine schedule to zero.
 MOMENTUM = 0.9
-#: Learning rates at a batch of 256 (appendix D.1).
+#: Learning rates for a batch of 256 (appendix D.1).
 LEARNING_RATES = (1e-4, 1e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)
 
 
 @dataclass(frozen=True)
 class SweepConfig:
-    """The sweep; the defaults are the paper's (appendix D.1, which follows DINOv2).
+    """Settings of the sweep; the defaults are the paper's (appendix D.1, which follows DINOv2).
 
     Attributes:
-        learning_rates: Rates at a batch of 256; they scale with the batch.
-        blocks: How many of the last blocks lend their class tokens, one variant each.
+        learning_rates: Rates for a batch of 256; they scale with the batch.
+        blocks: Numbers of last blocks whose class tokens are read, one variant each.
         epochs: Length in epochs of `iterations` steps.
         iterations: Steps per epoch.
-        batch_size: Images per step; all of them if there are fewer.
-        seed: Seed of the weights and of the order.
+        batch_size: Images per step; all if there are fewer.
+        seed: Seed of weights and image order.
     """
 
     learning_rates: tuple[float, ...] = LEARNING_RATES
@@ -50,24 +50,24 @@ class SweepConfig:
 
 
 class SweepRow(NamedTuple):
-    """One configuration."""
+    """Accuracy of one configuration."""
 
     blocks: int  # last blocks whose class tokens are read
     average: bool  # whether the mean patch token of the last block is appended
-    lr: float  # learning rate at a batch of 256
+    lr: float  # learning rate for a batch of 256
     validation: float  # accuracy in [0, 1]
     test: float  # accuracy in [0, 1]
 
     @property
     def setting(self) -> str:
-        """Text that names the configuration."""
+        """Name of the configuration."""
         tokens = 'cls + avg' if self.average else 'cls'
         plural = 'block' if self.blocks == 1 else f'{self.blocks} blocks'
         return f'{tokens}, last {plural}, lr {self.lr:g}'
 
 
 class Segment(NamedTuple):
-    """Columns of the features that the same variants read."""
+    """Feature columns read by the same variants."""
 
     columns: slice
     users: slice  # variants that read them
@@ -76,17 +76,17 @@ class Segment(NamedTuple):
 
 
 class BatchedLinear:
-    """One linear classifier per feature variant and learning rate.
+    """Linear classifiers, one per feature variant and learning rate.
 
-    The `variants`, blocks and whether the average is read, are slices of one vector `(average, class token of
-    the last block, of the one before, …)`. Each column is multiplied once for all variants and learning rates
-    that read it: few wide products take two thirds of the time of many narrow ones.
+    The `variants` (number of blocks, whether the average is read) are slices of one vector `(average, class
+    token of the last block, of the one before, …)`. Each column is multiplied once for all variants and
+    learning rates that read it: few wide products take two thirds of the time of many narrow ones.
     """
 
     def __init__(
         self, dim: int, classes: int, blocks: Sequence[int], rates: int, generator: torch.Generator
     ) -> None:
-        """Initialize with normal weights of deviation 0.01, as DINOv2, and biases of shape (V, R, K)."""
+        """Initialize weights as DINOv2, normal with standard deviation 0.01, and zero biases, (V, R, K)."""
         counts = sorted(set(blocks))
         self.variants = [(n, average) for n in counts for average in (False, True)]
         self.bias = torch.zeros(len(self.variants), rates, classes)
@@ -101,7 +101,7 @@ class BatchedLinear:
             self.segments.append(Segment(slice(start, stop), used, weight, torch.zeros_like(weight)))
 
     def __call__(self, features: Tensor) -> Tensor:
-        """Scores of all classifiers by variant, (B, F) -> (B, V, R, K)."""
+        """Compute the scores of all classifiers by variant, (B, F) -> (B, V, R, K)."""
         scores = self.bias.expand(len(features), *self.bias.shape).clone()
         for columns, users, weight, _ in self.segments:
             scores[:, users] += (features[:, columns] @ weight).unflatten(1, (-1, *self.bias.shape[1:]))
@@ -112,12 +112,12 @@ class BatchedLinear:
     ) -> None:
         """Take a step of SGD on the mean cross-entropy of each classifier.
 
-        The gradient with respect to the scores is softmax minus target, so no graph is needed; the product
-        that makes the gradient of a weight adds it to the velocity. Features are (B, F), classes (B,), rates
-        (R,), the factor that of the schedule.
+        The gradient with respect to the scores is softmax minus target, so no graph is needed; weight
+        gradients are accumulated directly into the velocity. Features are (B, F), classes (B,), rates (R,);
+        the factor is the schedule's.
         """
         scores = self(features)
-        # Several times faster than `softmax` along an axis as short as the classes.
+        # Several times faster than `softmax` along the short class axis.
         gradient = (scores - scores.amax(-1, keepdim=True)).exp_()
         gradient /= gradient.sum(-1, keepdim=True)
         gradient[torch.arange(len(target)), ..., target] -= 1
@@ -132,21 +132,21 @@ class BatchedLinear:
 def linear_sweep(
     train: FeatureTable, val: FeatureTable, test: FeatureTable, config: SweepConfig = SweepConfig()
 ) -> tuple[list[SweepRow], Choice]:
-    """Train every configuration at once on cached features.
+    """Train all configurations at once on cached features.
 
-    The classifiers share nothing and momentum is linear in the gradient, so gradients times learning rates
-    and one factor of the schedule do what one optimizer per classifier would.
+    The classifiers share nothing and momentum is linear in the gradient, so scaling gradients by learning
+    rates and one schedule factor is equivalent to one optimizer per classifier.
 
     Returns:
-        Accuracies of every configuration, and what the one that is best on validation hits.
+        Accuracies of all configurations, and the one that is best on validation with its test hits.
 
     Raises:
-        ValueError: If the features hold fewer blocks than the sweep reads, or one class only.
+        ValueError: If the features hold fewer blocks than the sweep reads, or only one class.
     """
     available, count = train.cls.shape[1], max(config.blocks)
     if count > available:
         raise ValueError(f'the sweep reads the last {count} blocks, the features hold {available}')
-    known = train.label.unique()  # ascending; an image of any other class is wrong whatever is predicted
+    known = train.label.unique()  # ascending; images of any other class always count as wrong
     if len(known) < 2:
         raise ValueError('a probe needs at least two classes among the training labels, got one')
     generator = torch.Generator().manual_seed(config.seed)
@@ -161,7 +161,7 @@ def linear_sweep(
             order, position = torch.randperm(len(inputs), generator=generator), 0
         index = order[position : position + batch]
         position += batch
-        # A sixth of the time of `inputs[index]`.
+        # Takes a sixth of the time of `inputs[index]`.
         drawn = inputs.index_select(0, index).float()
         factor = (1 + math.cos(math.pi * step / steps)) / 2
         model.step(drawn, target[index], rates * batch / 256, factor, MOMENTUM)

@@ -1,4 +1,4 @@
-"""The report of an adaptation: one self-contained page."""
+"""Report of an adaptation: a single self-contained page."""
 
 from explora_geo.reports.page import write_report
 from explora_geo.reports.pictures import compute_pictures, display_tiles, reconstruct

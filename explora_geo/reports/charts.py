@@ -1,4 +1,4 @@
-"""Charts of the report as inline SVG whose colors and fonts are those of the page."""
+"""Charts of the report as inline SVG in the page's colors and fonts."""
 
 import io
 import re
@@ -11,10 +11,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-# Stand-ins in the drawing for the page's CSS variables, so that charts follow light and dark.
+# Placeholder colors for the page's CSS variables, so that charts follow light and dark mode.
 _NAMES = ('ink', 'muted', 'line', 'source', 'adapted', 'block', 'turns', 'few')
 _COLORS = {name: f'#{number:06x}' for number, name in enumerate(_NAMES, start=0x010203)}
-#: Color and marker of each variant of the features, told apart without colors, too.
+#: Color, marker and title of each feature variant; markers distinguish them without color.
 VARIANTS = {
     'source': ('source', 'o', 'Source'),
     'best_block': ('block', 's', 'Source, best block'),
@@ -36,17 +36,17 @@ _STYLE: Any = {
     'axes.spines.right': False,
     'axes.axisbelow': True,
 }
-#: Smallest span of an axis of accuracies, points: a small change must look small.
+#: Smallest span of an accuracy axis, points: a small change must look small.
 SPAN = 20.0
 
 
 @matplotlib.rc_context(_STYLE)
 def score_chart(row: Mapping[str, Any], key: str) -> str:
-    """Accuracies of all variants of the features by one measurement, with their intervals, as SVG.
+    """Draw the accuracies of all feature variants by one method, with their intervals, as SVG.
 
     Args:
         row: A row of `scores.rows` (see `page`) with the `titles` of its scores.
-        key: Prefix of the ids, different for every chart of the page.
+        key: Prefix of the ids, unique to each chart of the page.
     """
     found = [(name, row[name]) for name in VARIANTS if row.get(name)]
     figure, axis = _figure(0.42 * len(found) + 0.62)
@@ -76,11 +76,11 @@ def score_chart(row: Mapping[str, Any], key: str) -> str:
 
 @matplotlib.rc_context(_STYLE)
 def curve_chart(curve: Mapping[str, Any], points: Sequence[tuple[float, float]], key: str) -> str:
-    """One quantity over training as SVG, with its `start` as a dotted line where it is given.
+    """Draw one quantity over training as SVG, with its `start`, if given, as a dotted line.
 
     Args:
         curve: An entry of `curves`; see `page`.
-        points: Its points without gaps.
+        points: Its points without missing values.
         key: Prefix of the ids.
     """
     figure, axis = _figure(2.3)
@@ -99,13 +99,13 @@ def curve_chart(curve: Mapping[str, Any], points: Sequence[tuple[float, float]],
 
 
 def _figure(height: float) -> tuple[Figure, Any]:
-    """A drawing as wide as a phone, so that text is as large as the page's."""
+    """Make a figure as wide as a phone, so that its text is as large as the page's."""
     figure = Figure(figsize=(5.0, height), layout='constrained')
     return figure, figure.subplots()
 
 
 def _svg(figure: Figure, key: str, text: str) -> str:
-    """Inline SVG: no header, no foreign names, ids of its own, colors by variables, and a text for all."""
+    """Return inline SVG without header or namespaces, with unique ids, CSS colors and an ARIA label."""
     file = io.StringIO()
     figure.savefig(file, format='svg', transparent=True)
     svg = file.getvalue()

@@ -1,31 +1,31 @@
 """`report.html` of an adaptation, made from `report.json` and pictures.
 
-The page needs no network, holds no script and at most 5 MB. `report.json` is plain JSON. Everything in it
-may be missing, and then its part of the page is; a *score* is `{"mean", "low", "high"}` in [0, 1], the ends
-of its 95 % interval optional:
+The page needs no network, has no scripts and takes at most 5 MB. `report.json` is plain JSON. Any entry may
+be missing, and then so is its part of the page. A *score* is `{"mean", "low", "high"}` in [0, 1]; the ends
+of its 95 % interval are optional:
 
 - `created`: date and time as text. `version`: of the package. `next`: commands, three of which are shown.
-- `verdict`: `{"outcome", "text", "advice"}`, which `verdict.judge` adds.
+- `verdict`: `{"outcome", "text", "advice"}`, added by `verdict.judge`.
 - `archive`: `source` (its path), `kind`, `count`, `size` [height, width] in pixels, `bands`, `file_bands`,
   `dtype`, `low`, `high`, `nodata` (share), `crs`; other keys are kept. `model`: `weights`, `backbone`,
   `parameters`.
 - `adaptation`: `notation` (`D-ExPLoRA-[L]-r32`), `objective` (`dinov2`, `mae`, `anchor`, ...), `trainable`
   (share), `steps`, `batch_size`, `views`, `image_size`, `precision`, `strength` (0 recommends the source),
-  `strength_by` (`labels`, `request`, `label-free` or `default`), `short` (a run that only shows how it goes),
-  `stopped` (why early), `measured` (what was tried, the chosen first: `batch_size`, `workers`,
+  `strength_by` (`labels`, `request`, `label-free` or `default`), `short` (a demonstration run), `stopped`
+  (reason for an early stop), `measured` (trials, the chosen one first: `batch_size`, `workers`,
   `images_per_second`, `waited`).
-- `scores`: what `Comparison.to_dict` gives: `labels` `{"source", "train", "validation", "test", "classes"}`,
-  `rule`, and `rows`, each with `metric`, `title` and scores by variant; `beside` was made beforehand.
-- `quoted`: rivals that were measured elsewhere: `source` (a file), `command` and `rows`, as in `scores`.
+- `scores`: output of `Comparison.to_dict`: `labels` `{"source", "train", "validation", "test", "classes"}`,
+  `rule`, and `rows`, each with `metric`, `title` and scores by variant; `beside` was adapted beforehand.
+- `quoted`: rivals measured elsewhere: `source` (a file), `command` and `rows`, as in `scores`.
 - `label_free`: output of `evaluation.compare_backbones` (`source`, `adapted`), `tiles`, `worth` (a sentence).
-- `retention`: `source` of the images and `row`, as in `scores`: what the model still knows.
+- `retention`: scores on natural images: their `source` and a `row`, as in `scores`.
 - `strength`: `x` in [0, 1], `series` `[{"title", "y" (shares)}]`, `chosen`.
 - `curves`: `[{"title", "x", "y", "x_label", "start" (value of the source)}]`.
 - `skipped`: `"<path>: <reason>"` each.
 - `cost`: `seconds` by name, `images_per_second`, `memory` (peak, bytes), `energy` (watt-hours), `device`,
   `adapter_bytes`.
 
-`pictures` (NumPy, kept out of the JSON) are what `compute_pictures` and `reconstruct` return.
+`pictures` (NumPy, not part of the JSON) are the output of `compute_pictures` and `reconstruct`.
 """
 
 import json
@@ -47,19 +47,19 @@ from explora_geo.reports.verdict import RIVALS, judge, signed
 
 #: Largest page, bytes.
 LIMIT = 5_000_000
-#: Skipped files that are listed; all are in report.json.
+#: Number of skipped files to list; report.json has all.
 LISTED = 40
 
 
 def write_report(
     folder: str | Path, report: Mapping[str, Any], pictures: Mapping[str, Any] | None = None
 ) -> Path:
-    """Write `report.json`, with the verdict in it, and `report.html`.
+    """Write `report.json`, including the verdict, and `report.html`.
 
     Args:
-        folder: Folder of the run.
-        report: Content of `report.json`; see the head of this module.
-        pictures: Arrays of the pictures; see there. None leaves them out.
+        folder: Run folder.
+        report: Content of `report.json`; see the module docstring.
+        pictures: Arrays of the pictures; see there. None omits them.
 
     Returns:
         Path of the page.
@@ -68,7 +68,7 @@ def write_report(
         ValueError: If the page is too large.
         OSError: If a file cannot be written.
     """
-    # As JSON has it: arrays as lists, paths as text, numbers that are none as null.
+    # Convert to plain JSON: arrays to lists, paths to text, NaN and infinity to null.
     text = json.dumps(report, default=lambda x: x.tolist() if hasattr(x, 'tolist') else str(x))
     content = json.loads(text, parse_constant=lambda name: None)
     content['verdict'] = judge(content)._asdict()
@@ -84,7 +84,7 @@ def write_report(
 
 
 def _render(report: Mapping[str, Any], pictures: Mapping[str, Any]) -> str:
-    """The page as HTML, from the content of `report.json` with its verdict and the arrays of the pictures."""
+    """Render the page as HTML from the content of `report.json`, with its verdict, and the pictures."""
     environment = Environment(
         autoescape=True, undefined=ChainableUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -124,7 +124,7 @@ def _render(report: Mapping[str, Any], pictures: Mapping[str, Any]) -> str:
 
 
 def _titled(row: Mapping[str, Any], quoted: Mapping[str, Any], short: bool) -> dict[str, Any]:
-    """A row with the free rivals that were measured elsewhere, and the titles of its scores."""
+    """Add free rivals measured elsewhere, and the titles of all scores, to a row."""
     rivals = {key: quoted[key] for key in RIVALS if quoted.get(key) and not row.get(key)}
     row = {'title': METHODS.get(row['metric'], row['metric']), **row, **rivals}
     titles = {}
@@ -139,17 +139,17 @@ def _titled(row: Mapping[str, Any], quoted: Mapping[str, Any], short: bool) -> d
 
 
 def breakable(text: str) -> str:
-    """Text that breaks where names have their joints: at capitals, digits and after punctuation."""
+    """Allow line breaks within names: before capitals and after punctuation."""
     return re.sub(r'(?<=[_/.\-])(?=\w)|(?<=[a-z])(?=[A-Z])', '\u200b', text)
 
 
 def steady(text: str) -> str:
-    """Text in which k-NN, and a gain with its name, stay on one line."""
+    """Keep k-NN, and a gain with its name, on one line."""
     return re.sub(r' (?=[+\N{MINUS SIGN}]\d)', '\u00a0', text.replace('k-NN', 'k\u2011NN'))
 
 
 def duration(seconds: float) -> str:
-    """Seconds, minutes or hours."""
+    """Format seconds as seconds, minutes or hours."""
     minutes = round(seconds / 60)
     if seconds < 100:
         return f'{seconds:.0f} s'

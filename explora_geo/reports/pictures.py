@@ -1,4 +1,4 @@
-"""Pictures of a report: what two backbones see in the same tiles."""
+"""Pictures of a report: features and nearest neighbors of the same tiles in several backbones."""
 
 import base64
 import io
@@ -19,12 +19,12 @@ from explora_geo.models.vit import ViT
 from explora_geo.objectives import MAE
 
 Pixels = NDArray[np.uint8]
-#: From normalized tiles, shape (N, C, H, W), to pixels, shape (N, H, W, 3).
+#: Function from normalized tiles, shape (N, C, H, W), to pixels, shape (N, H, W, 3).
 Display = Callable[[Tensor], Pixels]
 
-#: Patches along a side of a feature picture, at least.
+#: Fewest patches along a side of a feature picture.
 GRID = 14
-#: Tiles whose features and reconstructions are shown, and those that tell what every place has in common.
+#: Tiles whose features and reconstructions are shown, and tiles for the mean feature at each position.
 FEW, MANY = 8, 40
 
 
@@ -34,10 +34,10 @@ def display_tiles(
     bands: Sequence[str],
     high: float | None = 255.0,
 ) -> Display:
-    """A function that shows tiles normalized by mean and std, shape (C,), in true color or else gray.
+    """Return a function that shows tiles normalized by mean and std, shape (C,), in true color, else gray.
 
-    `high` is the value shown as white, with 0 as black; None stretches every stack of tiles between its 2nd
-    and 98th percentile.
+    `high` is the value shown as white, with 0 as black; None stretches each stack of tiles between its 2nd
+    and 98th percentiles.
     """
     shown = (3 * true_color_bands(bands))[:3]
     center, scale = (
@@ -60,15 +60,15 @@ def compute_pictures(
     shown: int = 12,
     neighbors: int = 5,
 ) -> dict[str, Any]:
-    """Feature pictures and nearest neighbors before and after.
+    """Compute feature pictures and nearest neighbors before and after an adaptation.
 
     Args:
-        models: Backbones by kind: `source`, `adapted` and perhaps `beside`, another adapted one.
-        images: Sample of the archive, normalized, shape (M, C, H, W), M from 2 on.
-        display: What shows such tiles; see `display_tiles`.
+        models: Backbones by kind: `source`, `adapted` and optionally `beside`, another adapted one.
+        images: Normalized sample of the archive, shape (M, C, H, W), with M of 2 or more.
+        display: Function that shows such tiles; see `display_tiles`.
         names: Names of the tiles.
-        shown: Tiles whose neighbors are shown, evenly spaced; features of the first eight.
-        neighbors: Neighbors of each of them.
+        shown: Evenly spaced tiles whose neighbors are shown; at most eight of them also show features.
+        neighbors: Neighbors per tile.
 
     Returns:
         `tiles`, uint8 (N, H, W, 3), and `names`; `patches_<kind>`, (N, h, w, D); `gallery`, uint8
@@ -94,12 +94,12 @@ def compute_pictures(
 
 
 def _spaced(count: int, most: int) -> NDArray[np.int64]:
-    """Evenly spaced indices, the first and the last among them."""
+    """Return evenly spaced indices, including the first and the last."""
     return np.unique(np.linspace(0, count - 1, most).round().astype(int))
 
 
 def _nearest(vit: ViT, images: Tensor, queries: NDArray[Any], neighbors: int) -> NDArray[np.int64]:
-    """Nearest other tiles of some tiles by cosine, as k-NN sees them, shape (Q, k)."""
+    """Find the nearest other tiles of some tiles by cosine, as in k-NN, shape (Q, k)."""
     found = F.normalize(mean_patches(vit, images, 32), dim=1)
     similarity = found[queries] @ found.T
     similarity[torch.arange(len(queries)), torch.from_numpy(queries)] = -torch.inf
@@ -107,18 +107,18 @@ def _nearest(vit: ViT, images: Tensor, queries: NDArray[Any], neighbors: int) ->
 
 
 def _patches(vit: ViT, images: Tensor, few: NDArray[Any]) -> NDArray[np.float32]:
-    """Patch features of some tiles without what each place has in all of them, which is its position."""
+    """Compute patch features of some tiles minus the mean at each position, which encodes the position."""
     many = np.union1d(few, _spaced(len(images), MANY))
     maps = patch_maps(vit, images[many])
-    if len(many) >= MANY // 2:  # the mean of a few tiles would be these tiles
+    if len(many) >= MANY // 2:  # a mean of fewer tiles would mostly reflect their content
         maps = maps - maps.mean(0)
     return maps[np.searchsorted(many, few)]
 
 
 def patch_maps(vit: ViT, images: Tensor, grid: int = GRID) -> NDArray[np.float32]:
-    """Patch features averaged over slots, shape (N, h, w, D), of normalized tiles, shape (N, C, H, W).
+    """Compute slot-averaged patch features, shape (N, h, w, D), of normalized tiles, shape (N, C, H, W).
 
-    Tiles are enlarged until the shorter side has as many patches as `grid`.
+    Tiles are enlarged until the shorter side has at least `grid` patches.
     """
     tokenizer = vit.patch_embed
     size = tokenizer.patch_size
@@ -136,7 +136,7 @@ def patch_maps(vit: ViT, images: Tensor, grid: int = GRID) -> NDArray[np.float32
 
 
 def reconstruct(objective: MAE, images: Tensor, display: Display) -> dict[str, Pixels]:
-    """What a masked autoencoder makes of normalized tiles, shape (N, C, H, W): for the page."""
+    """Reconstruct masked normalized tiles, shape (N, C, H, W), by a masked autoencoder for the page."""
     images = images[:FEW]
     with torch.random.fork_rng(), evaluating(objective) as device:
         torch.manual_seed(0)
@@ -149,10 +149,10 @@ def reconstruct(objective: MAE, images: Tensor, display: Display) -> dict[str, P
 
 
 def feature_colors(source: NDArray[Any], *adapted: NDArray[Any]) -> tuple[Pixels, ...]:
-    """The first three principal components of patch features, shape (N, h, w, D), as red, green and blue.
+    """Show the first three principal components of patch features, shape (N, h, w, D), as RGB.
 
-    Each set is centered and scaled by itself, then one PCA is fitted to all, so that equal colors mean equal
-    directions; limits are shared, too. Sets of different shapes are a ValueError.
+    Each set is centered and scaled on its own, then one PCA is fitted to all, so that equal colors mean equal
+    directions; color limits are shared, too. Sets of different shapes raise ValueError.
     """
     for other in adapted:
         if source.shape != other.shape or source.ndim != 4:
@@ -162,7 +162,7 @@ def feature_colors(source: NDArray[Any], *adapted: NDArray[Any]) -> tuple[Pixels
     sets = [x.reshape(-1, x.shape[-1]).astype(np.float64) for x in (source, *adapted)]
     sets = [(x - x.mean(0)) / max(float(x.std()), 1e-12) for x in sets]
     flat = np.concatenate(sets)
-    with np.errstate(invalid='ignore'):  # features that are all the same vary by nothing
+    with np.errstate(invalid='ignore'):  # constant features have zero variance
         scores = PCA(min(3, flat.shape[1]), svd_solver='covariance_eigh').fit_transform(flat)
     scores = np.pad(scores, ((0, 0), (0, 3 - scores.shape[1])))
     low, high = np.percentile(scores, (2, 98), axis=0)
@@ -171,12 +171,12 @@ def feature_colors(source: NDArray[Any], *adapted: NDArray[Any]) -> tuple[Pixels
 
 
 def _bytes(values: NDArray[Any]) -> Pixels:
-    """Values in [0, 1] as bytes."""
+    """Convert values in [0, 1] to bytes."""
     return (255 * np.clip(np.nan_to_num(values), 0, 1)).round().astype(np.uint8)
 
 
 def data_uri(pixels: NDArray[Any], side: int | None = None, quality: int | None = None) -> str:
-    """Pixels, shape (H, W, 3), scaled down to a side: JPEG with a quality (1 to 95), otherwise PNG."""
+    """Encode pixels, shape (H, W, 3), scaled down to `side`: JPEG with a quality (1 to 95), else PNG."""
     picture = Image.fromarray(np.ascontiguousarray(pixels, dtype=np.uint8))
     if side is not None:
         picture.thumbnail((side, side), Image.Resampling.LANCZOS)

@@ -1,4 +1,4 @@
-"""What a report says first: whether the adaptation helps, and what to do."""
+"""Verdict of a report: whether the adaptation helps, and what to do next."""
 
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
@@ -8,9 +8,9 @@ from explora_geo.evaluation.label_free import DEFAULT_SCORE, SCORES
 
 Outcome = Literal['helps', 'no difference', 'harm', 'unmeasured']
 
-# A label-free score must move by this share of its value to be worth a word.
+# Smallest relative change of a label-free score that counts as a hint.
 _MOVED = 0.02
-#: Variants of the features that need no training, as sentences name them.
+#: Feature variants that need no training, with their names in sentences.
 RIVALS = {
     'best_block': "the source's best block",
     'turns_source': 'the source averaged over turns',
@@ -19,15 +19,15 @@ RIVALS = {
 
 
 class Verdict(NamedTuple):
-    """The first lines of a report."""
+    """First lines of a report."""
 
-    outcome: Outcome  # what labels say, by `comparison.RULE`; or that there were none
+    outcome: Outcome  # by `comparison.RULE`; `unmeasured` without labels
     text: str
     advice: str
 
 
 def judge(report: Mapping[str, Any]) -> Verdict:
-    """Judge an adaptation, of which `report.json` tells, by its paired gains, or by the label-free score."""
+    """Judge an adaptation from `report.json`, by its paired gains or by the label-free score."""
     how, scores = report.get('adaptation') or {}, report.get('scores') or {}
     rows = [r for r in scores.get('rows', []) if r.get('gain')]
     if how.get('short') and rows and all((r.get('beside') or {}).get('gain') for r in rows):
@@ -46,7 +46,7 @@ def judge(report: Mapping[str, Any]) -> Verdict:
 
 
 def _beside(rows: list[Any], how: Mapping[str, Any]) -> Verdict:
-    """Of a short run what it is, and of the adapter made beforehand whether it helps."""
+    """Judge the adapter made beforehand, and mention that this run was short."""
     long = _with_labels([{**r, 'gain': r['beside']['gain'], 'adapted': r['beside']} for r in rows])
     steps = f'{how["steps"]} steps' if how.get('steps') else 'a few steps'
     advice = f'This run was short, {steps}, and only shows how it goes: {_points(rows)}. {long.advice}'
@@ -105,12 +105,12 @@ def _points(rows: list[Any]) -> str:
 
 
 def signed(gain: Mapping[str, Any]) -> str:
-    """Mean of a gain in points."""
+    """Format the mean of a gain in points."""
     return f'{100 * gain["mean"]:+.1f}'.replace('-', '\N{MINUS SIGN}')
 
 
 def _rival(rows: list[Any]) -> str:
-    """A sentence about a free rival that stands higher, if one does."""
+    """Return a sentence on a free rival that scores higher, if one does."""
     for name, title in RIVALS.items():
         better = [
             r
