@@ -1,4 +1,4 @@
-"""Maps of whole scenes: tiled prediction with georeferenced output, bounded in memory."""
+"""Maps of whole scenes: tiled prediction with georeferenced output in bounded memory."""
 
 from explora_geo.maps.run import MapOptions, Outputs, describe_plan, make_map
 

@@ -1,4 +1,4 @@
-"""Which tiles cover a scene, how they blend, and which blocks of the output are worked on."""
+"""Tiles that cover a scene, their blending weights, and the blocks of the output."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 
 class Box(NamedTuple):
-    """A rectangle of pixels or cells: rows `top` to `bottom`, columns `left` to `right`, ends excluded."""
+    """Rectangle of pixels or cells: rows `top` to `bottom`, columns `left` to `right`, ends excluded."""
 
     top: int
     left: int
@@ -21,7 +21,7 @@ class Box(NamedTuple):
         return self.bottom - self.top, self.right - self.left
 
     def within(self, other: 'Box') -> tuple[slice, slice]:
-        """Rows and columns of what both share, counted from the corner of the other."""
+        """Return the rows and columns of the overlap, relative to the corner of the other box."""
         return (
             slice(max(self.top - other.top, 0), min(self.bottom, other.bottom) - other.top),
             slice(max(self.left - other.left, 0), min(self.right, other.right) - other.left),
@@ -30,17 +30,17 @@ class Box(NamedTuple):
 
 @dataclass(frozen=True)
 class TileGrid:
-    """Overlapping tiles over a scene of whole cells, the same wherever a computation starts."""
+    """Grid of overlapping tiles over a scene of whole cells, independent of where computation starts."""
 
     height: int  # of the scene, pixels
     width: int  # of the scene, pixels
     tile: int  # side of a tile, pixels
-    overlap: float  # share of a tile that the next one covers again, in [0, 1)
+    overlap: float  # share of a tile that the next one overlaps, in [0, 1)
     block: int  # side of the blocks that are finished one by one, pixels
-    cell: int = 1  # side of a cell of the output, pixels: 1, or the patch side for features of patches
+    cell: int = 1  # side of an output cell, pixels: 1, or the patch side for patch features
 
     def __post_init__(self) -> None:
-        """Check the values, and cut off what is no whole cell."""
+        """Check the values, and crop the scene to whole cells."""
         if not 0 <= self.overlap < 1:
             raise ValueError(f'overlap must be at least 0 and below 1, got {self.overlap}')
         if min(self.height, self.width) < self.tile:
@@ -53,11 +53,11 @@ class TileGrid:
             object.__setattr__(self, name, max(whole, least))
 
     def cells(self, box: Box) -> Box:
-        """The cells of a box of pixels."""
+        """Convert a box of pixels to cells."""
         return Box(*(v // self.cell for v in box))
 
     def blocks(self) -> list[Box]:
-        """Blocks that cover the scene without overlap, row by row."""
+        """Return the blocks that cover the scene without overlap, row by row."""
         return [
             Box(top, left, min(top + self.block, self.height), min(left + self.block, self.width))
             for top in range(0, self.height, self.block)
@@ -65,19 +65,19 @@ class TileGrid:
         ]
 
     def tiles(self, block: Box) -> list[Box]:
-        """All tiles that reach into a block: its result is the same whatever was computed before."""
+        """Return all tiles that intersect a block, whose result thus never depends on other blocks."""
         rows = self._starts(self.height, block.top, block.bottom)
         columns = self._starts(self.width, block.left, block.right)
         return [Box(row, column, row + self.tile, column + self.tile) for row in rows for column in columns]
 
     def _starts(self, length: int, first: int, end: int) -> list[int]:
-        """First pixels of the tiles that reach into a range of rows or columns; the last ends at the edge."""
+        """Return the first pixels of tiles that intersect a range; the last tile ends at the edge."""
         stride = max(round(self.tile * (1 - self.overlap)) // self.cell * self.cell, self.cell)
         every = [*range(0, length - self.tile, stride), length - self.tile]
         return [start for start in every if start < end and start + self.tile > first]
 
 
 def blending_weights(size: int) -> NDArray[np.float32]:
-    """Weights of a tile's cells, shape (size, size): a raised cosine that fades to the edges, never to 0."""
+    """Compute cell weights of a tile, (size, size): a raised cosine that fades to the edges, never to 0."""
     line = np.maximum(np.sin(np.pi * (np.arange(size) + 0.5) / size) ** 2, 1e-3)
     return np.outer(line, line).astype(np.float32)

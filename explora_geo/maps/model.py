@@ -1,4 +1,4 @@
-"""Models of any kind as functions from tiles to maps, blended over the blocks of a scene."""
+"""Models as functions from tiles to maps, blended over the blocks of a scene."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -23,42 +23,42 @@ from explora_geo.models.readout import to_map
 from explora_geo.models.vit import ViT
 from explora_geo.trainers import ClassificationTask, RegressionTask, SegmentationTask, load_task
 
-#: From normalized tiles, shape (B, C, T, T), to values of cells, shape (B, K, T / cell, T / cell).
+#: Function from normalized tiles, shape (B, C, T, T), to cell values, shape (B, K, T / cell, T / cell).
 Function = Callable[[Tensor], Tensor]
 
 
 class MapModel(NamedTuple):
-    """What a map needs of a model."""
+    """Model prepared for mapping."""
 
-    source: str  # its file or name, for messages and tags
-    sha256: str  # of its weights
-    backbone: ViT  # for features of patches
-    data: Mapping[str, Any]  # what is known of its training images
-    function: Function | None = None  # to values per pixel, shape (B, K, T, T); None for a backbone alone
+    source: str  # file or name, for messages and tags
+    sha256: str  # of the weights
+    backbone: ViT  # for patch features
+    data: Mapping[str, Any]  # facts about the training images
+    function: Function | None = None  # to values per pixel, shape (B, K, T, T); None for a bare backbone
     outputs: int = 0  # values per pixel K
-    classes: tuple[str, ...] = ()  # none for numbers
+    classes: tuple[str, ...] = ()  # empty for regression
     colors: tuple[tuple[int, ...], ...] = ()  # of the classes
 
     @property
     def bands(self) -> tuple[str, ...]:
-        """Names of the bands that it reads, in order."""
+        """Names of the input bands, in order."""
         return self.backbone.patch_embed.bands
 
     @property
     def tile(self) -> int:
-        """Side of its images, pixels."""
+        """Side of the input tiles, pixels."""
         return self.backbone.patch_embed.grid_size[0] * self.backbone.patch_embed.patch_size
 
 
 def open_model(path: str | Path, device: torch.device | str = 'cpu') -> MapModel:
-    """Read a tuned model for mapping; one of whole images gives every pixel of a tile its prediction.
+    """Load a tuned model for mapping; an image-level model predicts one value for all pixels of a tile.
 
     Args:
         path: `model.safetensors` or a checkpoint of a tuning run.
-        device: Where to run it.
+        device: Device to run on.
 
     Raises:
-        ValueError: If it is no tuned model, or of a kind that has no map.
+        ValueError: If the file is not a tuned model, or is of a kind without maps.
     """
     task = load_task(path).to(device)
     classes: tuple[str, ...] = ()
@@ -74,7 +74,7 @@ def open_model(path: str | Path, device: torch.device | str = 'cpu') -> MapModel
     @torch.no_grad()
     def function(image: Tensor) -> Tensor:
         found = task.predict(task(image))
-        if found.ndim == (3 if task.dense else 1):  # binary, or one number
+        if found.ndim == (3 if task.dense else 1):  # binary, or a single number
             found = found.unsqueeze(1)
         if len(classes) == 2 and found.shape[1] == 1:
             found = torch.cat([1 - found, found], dim=1)
@@ -86,19 +86,19 @@ def open_model(path: str | Path, device: torch.device | str = 'cpu') -> MapModel
 
 
 def open_features(vit: ViT, device: torch.device | str = 'cpu', source: str | None = None) -> MapModel:
-    """A backbone without a head, for features of patches alone, and where it is from."""
+    """Prepare a backbone without a head for maps of patch features; `source` names its origin."""
     vit.to(device).eval()
     data = {} if vit.normalization is None else vit.normalization.to_dict()
     return MapModel(source or vit.name, state_sha256(vit.state_dict()), vit, data)
 
 
 def patch_features(vit: ViT) -> Function:
-    """Features of patches as a map, shape (B, D, T / P, T / P); slots are averaged."""
+    """Return a function from tiles to maps of slot-averaged patch features, shape (B, D, T / P, T / P)."""
     return torch.no_grad()(lambda image: to_map(vit(image), vit.patch_embed.grid(image), 'mean'))
 
 
 class _Tiles(Dataset[tuple[Tensor, Tensor]]):
-    """Pixels of tiles, shape (C, T, T), and where they are data, shape (T, T)."""
+    """Pixels of tiles, shape (C, T, T), and their valid-data masks, shape (T, T)."""
 
     def __init__(self, scene: Scene, boxes: Sequence[Box], source: DatasetReader | None) -> None:
         self.scene, self.boxes, self.source = scene, boxes, source
@@ -113,29 +113,29 @@ class _Tiles(Dataset[tuple[Tensor, Tensor]]):
         return torch.from_numpy(pixels), torch.from_numpy(valid)
 
     def _read(self, box: Box) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        if self.source is None:  # not before a worker has started: processes must not share a file
+        if self.source is None:  # opened in the worker: processes must not share a file
             self.source = self._files.enter_context(self.scene.open())
         return self.scene.read(self.source, box)
 
 
 @dataclass(frozen=True)
 class Blend:
-    """Predictions for blocks of a scene: weighted means of all tiles that reach into them."""
+    """Prediction of scene blocks as the weighted mean of all intersecting tiles."""
 
     scene: Scene
     grid: TileGrid
     function: Function
-    normalization: Normalization  # what the model reads pixels by
+    normalization: Normalization  # of the input pixels
     batch_size: int = 16  # tiles per call
-    workers: int = 0  # processes that read tiles
-    device: torch.device | str = 'cpu'  # where the model is
+    workers: int = 0  # data-loading processes
+    device: torch.device | str = 'cpu'  # device of the model
 
     def predict(
         self, source: DatasetReader, block: Box
     ) -> tuple[NDArray[np.float32] | None, NDArray[np.bool_]]:
-        """Values of the cells of a block, shape (K, h, w), and where there is data, shape (h, w).
+        """Predict the cells of a block, shape (K, h, w), with their valid-data mask, shape (h, w).
 
-        Values are None without data. The scene is open, as what GDAL has read serves the next block.
+        Values are None without data. Keep `source` open between blocks to make use of GDAL's cache.
         """
         cell = self.grid.cell
         _, valid = self.scene.read(source, block)
@@ -163,12 +163,12 @@ class Blend:
                     total[target] += weights[part]
         if sums is None:
             return None, valid
-        # Cells of tiles that hold no data were not computed, and are not valid either.
+        # Cells covered only by tiles without data were not computed, and are not valid.
         sums /= np.maximum(total, np.float32(1e-12))
         return sums, valid & (total > 0)
 
     def _run(self, pixels: Tensor, data: Tensor) -> NDArray[np.float32]:
-        """The model on normalized tiles, in which nodata is the mean of its band."""
+        """Normalize tiles, set nodata pixels to the band mean, and run the model."""
         used = self.normalization
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (used.mean, used.std))
         image = (pixels - mean) / std

@@ -1,4 +1,4 @@
-"""What a map leaves: finished blocks, from which it goes on, and the raster, polygons and picture of them."""
+"""Outputs of a map: finished blocks to resume from, and the rasters, polygons and picture made of them."""
 
 import hashlib
 import json
@@ -32,22 +32,22 @@ from explora_geo.datasets.plotting import paint
 from explora_geo.maps.grid import Box, TileGrid
 from explora_geo.maps.scene import EQUAL_AREA, Scene
 
-#: Value of pixels without data in a map of classes.
+#: Nodata value of class maps.
 NODATA = 255
-#: Longer side of a panel of a quick-look, pixels.
+#: Longer side of a quick-look panel, pixels.
 SIDE = 900
 
 
 def parts_folder(out: Path) -> Path:
-    """Where the finished blocks of an output are kept."""
+    """Return the folder of an output's finished blocks."""
     return out.with_name(f'.{out.name}.parts')
 
 
 class Parts:
-    """Folder of finished blocks beside the output; it belongs to one model, scene and setting."""
+    """Folder of finished blocks beside the output, for one model, scene and setting."""
 
     def __init__(self, out: Path, setting: Mapping[str, Any]) -> None:
-        """Open, or make, the folder of an output; parts of another setting are discarded."""
+        """Open or create the folder of an output, and discard blocks of another setting."""
         self.folder = parts_folder(out)
         key = hashlib.sha256(json.dumps(setting, sort_keys=True, default=str).encode()).hexdigest()
         stated = self.folder / 'setting'
@@ -56,16 +56,16 @@ class Parts:
         write_text(stated, key)
 
     def file(self, number: int) -> Path:
-        """File of a block."""
+        """Return the file of a block."""
         return self.folder / f'{number:06d}.npz'
 
     def write(self, number: int, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Keep a finished block, in one piece or not at all."""
+        """Save a finished block atomically."""
         with atomic_path(self.file(number)) as temporary, temporary.open('wb') as file:
             np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
     def read(self, number: int, key: str) -> NDArray[Any]:
-        """An array of a finished block; a damaged file is a `ValueError`."""
+        """Load an array of a finished block; raise ValueError for a damaged file."""
         path = self.file(number)
         try:
             with np.load(path) as content:
@@ -77,22 +77,22 @@ class Parts:
             ) from error
 
     def remove(self) -> None:
-        """Forget all blocks once the outputs are written."""
+        """Delete all blocks once the outputs are written."""
         shutil.rmtree(self.folder)
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A raster that is assembled of finished blocks: classes (uint8) if they have colors, else float32."""
+    """Raster assembled from finished blocks: classes (uint8) if there are colors, else float32."""
 
     path: Path  # Cloud-Optimized GeoTIFF to write
     count: int  # bands
-    names: Sequence[str]  # description of each band, if there are some
-    tags: Mapping[str, str]  # text entries of the file
+    names: Sequence[str]  # band descriptions, or empty
+    tags: Mapping[str, str]  # metadata of the file
     colors: Sequence[Sequence[int]] = ()  # of the classes
 
     def finish(self, values: NDArray[np.float32] | None, valid: NDArray[np.bool_]) -> NDArray[Any]:
-        """What is kept of a block of values (K, h, w): themselves, or the class of the largest."""
+        """Convert block values, shape (K, h, w), to what the raster stores: the values, or the best class."""
         if self.colors:
             best = np.zeros(valid.shape) if values is None else values.argmax(0)
             return np.where(valid, best, NODATA).astype(np.uint8)[None]
@@ -100,7 +100,7 @@ class Layer:
         return np.where(valid, known, np.nan).astype(np.float32)
 
     def write(self, scene: Scene, grid: TileGrid, parts: Parts, key: str) -> None:
-        """Write the file of the arrays of a key, one block in memory at a time.
+        """Write the raster from the blocks' arrays named `key`, one block in memory at a time.
 
         Raises:
             OSError: If the disk is full.
@@ -140,7 +140,7 @@ class Layer:
                     optimized,
                     driver='COG',
                     compress='deflate',
-                    blocksize=512 if self.count <= 16 else 128,  # a pixel costs a block of all bands
+                    blocksize=512 if self.count <= 16 else 128,  # reading a pixel loads a block of all bands
                     overview_resampling='mode' if self.colors else 'average',
                     predictor='no' if self.colors else 'yes',
                     bigtiff='if_safer',
@@ -155,10 +155,10 @@ class Layer:
 def polygonize(
     raster: Path, out: Path, classes: Sequence[str], wanted: Sequence[str] = (), min_area: float = 0.0
 ) -> None:
-    """Write the regions of a map of classes as polygons with the columns `class`, `name` and `area_m2`.
+    """Write the regions of a class map as polygons with the columns `class`, `name` and `area_m2`.
 
     Args:
-        raster: Map of classes.
+        raster: Class map.
         out: `.gpkg`, `.parquet` or `.geojson` file to write, in the map's coordinates (GeoJSON: longitude
             and latitude).
         classes: Names of the classes.
@@ -167,7 +167,7 @@ def polygonize(
     """
     kept = {i for i, name in enumerate(classes) if not wanted or name in wanted}
     with rasterio.open(raster) as source:
-        # Of the band itself, not of an array, so that GDAL reads line by line.
+        # Pass the band, not an array, so that GDAL reads line by line.
         found = [
             {'geometry': place, 'properties': {'class': int(v), 'name': classes[int(v)]}}
             for place, v in shapes(rasterio.band(source, 1))
@@ -188,12 +188,12 @@ def polygonize(
 
 
 def embedding_points(raster: Path, out: Path, cells: int = 1 << 18) -> None:
-    """Write features of patches as one point per patch, with the features as a list (GeoParquet 1.0).
+    """Write patch features as GeoParquet 1.0, one point per patch with its features as a list.
 
     Args:
-        raster: Features as bands; NaN where there are none.
+        raster: Features as bands, NaN where missing.
         out: `.parquet` file to write.
-        cells: Patches in memory at once, however large the scene.
+        cells: Patches in memory at once, regardless of the size of the scene.
     """
     import pyarrow as pa
     from pyarrow.parquet import ParquetWriter
@@ -219,7 +219,7 @@ def embedding_points(raster: Path, out: Path, cells: int = 1 << 18) -> None:
 def draw(
     path: Path, scene: Scene, raster: Path, classes: Sequence[str], colors: Sequence[Any], title: str
 ) -> None:
-    """Draw a scene beside its map as PNG, with a legend of the classes, if there are some, by share."""
+    """Draw a scene beside its map as PNG, with a legend of the classes, if any, ordered by share."""
     scale = min(1.0, SIDE / max(scene.height, scene.width))
     small = max(round(scene.height * scale), 1), max(round(scene.width * scale), 1)
     with scene.open() as source:

@@ -1,4 +1,4 @@
-"""From a scene to a map: block by block, resumable, and the files made of it."""
+"""Mapping of a scene: block by block, resumable, with all output files."""
 
 import importlib.util
 from collections.abc import Callable, Mapping
@@ -17,12 +17,12 @@ from explora_geo.maps.scene import Scene, UnreadableError
 from explora_geo.models.normalization import Normalization
 from explora_geo.models.readout import average_maps, check_turns
 
-#: What GDAL may keep of the scene in memory, bytes: rasterio hands the number on as it is.
+#: GDAL's cache of the scene, bytes: rasterio passes the number on unchanged.
 CACHE = 256 << 20
 Progress = Callable[[str, int, int], None]
 
 _RASTERS = '.tif', '.tiff'
-# Endings of the files of `Outputs`
+# File extensions allowed in `Outputs`
 _ENDINGS = {
     'out': _RASTERS,
     'probabilities': _RASTERS,
@@ -34,14 +34,14 @@ _ENDINGS = {
 
 @dataclass(frozen=True)
 class MapOptions:
-    """How a map is made."""
+    """Options for making a map."""
 
-    overlap: float = 0.25  # share of a tile that the next one covers again
-    block: int = 2048  # side of the blocks that are finished, and kept, one by one, pixels
+    overlap: float = 0.25  # share of a tile that the next one overlaps
+    block: int = 2048  # side of the blocks that are finished and saved one by one, pixels
     batch_size: int = 16  # tiles per forward pass
-    workers: int = 0  # processes that read tiles; of a scene behind a URL each fetches its own bytes
-    device: torch.device | str = 'cpu'  # where the model runs
-    statistics: Literal['model', 'scene'] = 'model'  # of the training images, or the scene, normalize
+    workers: int = 0  # data-loading processes; for a scene at a URL each fetches its own bytes
+    device: torch.device | str = 'cpu'  # device of the model
+    statistics: Literal['model', 'scene'] = 'model'  # normalize by the training images' or the scene's
     turns: int = 1  # orientations of a tile that values are averaged over: 1, 4 or 8
 
     def __post_init__(self) -> None:
@@ -54,29 +54,29 @@ class MapOptions:
             raise ValueError(f'statistics must be model or scene, got {self.statistics!r}')
 
     def grid(self, scene: Scene, model: MapModel, cell: int = 1) -> TileGrid:
-        """Tiles and blocks of a scene."""
+        """Return the tile grid of a scene."""
         return TileGrid(scene.height, scene.width, model.tile, self.overlap, self.block, cell)
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """Files to make of a scene."""
+    """Files to make from a scene."""
 
-    # Cloud-Optimized GeoTIFF of classes (uint8, 255 without data) or numbers (float32)
+    # Cloud-Optimized GeoTIFF of classes (uint8, 255 is nodata) or numbers (float32)
     out: Path | None = None
-    probabilities: Path | None = None  # GeoTIFF of a probability per class, as bands
+    probabilities: Path | None = None  # GeoTIFF with one band per class probability
     vectors: Path | None = None  # polygons of the classes
     vector_classes: tuple[str, ...] = ()  # classes to polygonize; all if empty
     min_area: float = 0.0  # smallest area of a polygon, square meters
-    embeddings: Path | None = None  # GeoTIFF, or `.parquet`, of features per patch
+    embeddings: Path | None = None  # GeoTIFF or `.parquet` of patch features
     quicklook: Path | None = None  # PNG of scene and map
 
     def check(self, scene: Scene, model: MapModel) -> None:
-        """Refuse what would fail after hours of computing, or overwrite the scene; see `make_map`.
+        """Reject outputs that would fail after hours of computing, or overwrite the scene; see `make_map`.
 
         Raises:
             ValueError: If outputs do not fit the model, the scene or one another.
-            ImportError: If a package that writes them is missing.
+            ImportError: If a package needed to write them is missing.
         """
         source, unknown = model.source, [n for n in self.vector_classes if n not in model.classes]
         for wrong, sentence in (
@@ -125,7 +125,7 @@ class Outputs:
 
 
 def _check_file(path: Path, endings: tuple[str, ...], scene: Scene) -> None:
-    """Refuse another ending, one whose package is missing, and blocks of a scene that nobody knows again."""
+    """Reject wrong extensions, missing packages, and finished blocks of a scene that cannot be identified."""
     if path.suffix.lower() not in endings:
         raise ValueError(f'cannot write {path.name}: give it the ending {" or ".join(endings)}')
     if path.suffix == '.parquet' and importlib.util.find_spec('pyarrow') is None:
@@ -142,7 +142,7 @@ def _check_file(path: Path, endings: tuple[str, ...], scene: Scene) -> None:
 
 
 def describe_plan(scene: Scene, model: MapModel, options: MapOptions) -> str:
-    """How much there is to do to map a scene, in one sentence."""
+    """Describe the work of mapping a scene in one sentence."""
     grid = options.grid(scene, model)
     tiles = [len(grid.tiles(block)) for block in grid.blocks()]
     return (
@@ -162,19 +162,19 @@ def make_map(
 ) -> dict[str, Path]:
     """Map a scene.
 
-    Finished blocks are kept beside the output until it is written: after an interruption, a full disk, or a
-    server that fails, the same call goes on from there. A scene behind a URL is known by URL, size and `ETag`
-    (or `Last-Modified`).
+    Finished blocks are kept beside the output until it is written: after an interruption, a full disk or a
+    server failure, repeat the call to resume from them. A scene at a URL is identified by URL, size and
+    `ETag` (or `Last-Modified`).
 
     Args:
-        scene: The scene.
-        model: The model.
+        scene: Scene to map.
+        model: Model to map with.
         outputs: Files to make.
-        options: How.
-        progress: Told what is done, blocks finished and their number.
+        options: Options for making them.
+        progress: Called with the layer's name, the number of finished blocks, and the total.
 
     Returns:
-        The files by kind.
+        Files by kind.
 
     Raises:
         ValueError: If the scene is smaller than a tile, or outputs or options do not fit the model.
@@ -191,7 +191,7 @@ def make_map(
         **{name: getattr(options, name) for name in ('overlap', 'block', 'turns')},
     }
     made: dict[str, Path] = {}
-    kept: list[Parts] = []  # until all is written, so that the same command goes on from them
+    kept: list[Parts] = []  # kept until all files are written, to resume from
 
     def rasters(out: Path, function: Function, layers: Mapping[str, Layer], cell: int = 1) -> None:
         grid = options.grid(scene, model, cell)
@@ -213,7 +213,7 @@ def make_map(
             rasters(outputs.out, model.function, layers)
         if (path := outputs.embeddings) is not None:
             vit, points = model.backbone, path.suffix == '.parquet'
-            # Not beside the points, where a file of the user's may have the raster's name.
+            # Not beside the points, where the user may have a file of that name.
             raster = parts_folder(path) / 'embeddings.tif' if points else path
             layers = {'embeddings': Layer(raster, vit.embed_dim, [], tags)}
             rasters(path, patch_features(vit), layers, vit.patch_embed.patch_size)
@@ -233,7 +233,7 @@ def make_map(
 
 
 def _normalization(scene: Scene, model: MapModel, options: MapOptions) -> Normalization:
-    """What the model's training images state, or what the scene has."""
+    """Return the normalization of the model's training images, or of the scene."""
     data, clip = model.data, bool(model.data.get('clip'))
     if options.statistics == 'scene':
         return scene.statistics(clip)
@@ -246,7 +246,7 @@ def _normalization(scene: Scene, model: MapModel, options: MapOptions) -> Normal
 
 
 def _fill(blend: Blend, parts: Parts, layers: Mapping[str, Layer], progress: Progress) -> None:
-    """Finish the blocks that are missing."""
+    """Compute and save the missing blocks."""
     blocks, what = blend.grid.blocks(), next(iter(layers))
     with blend.scene.open() as source:
         for number, block in enumerate(blocks):
@@ -260,7 +260,7 @@ def _fill(blend: Blend, parts: Parts, layers: Mapping[str, Layer], progress: Pro
                 values, valid = blend.predict(source, block)
                 parts.write(number, {k: layer.finish(values, valid) for k, layer in layers.items()})
             except UnreadableError as error:
-                raise UnreadableError(f'{str(error).rstrip()}. {kept}') from error  # a worker's has lines
+                raise UnreadableError(f'{str(error).rstrip()}. {kept}') from error  # a worker's ends in \n
             except OSError as error:
                 raise OSError(f'{error.strerror or error}. {kept}') from error
     progress(what, len(blocks), len(blocks))

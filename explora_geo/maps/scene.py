@@ -1,4 +1,4 @@
-"""One scene, on disk or wherever GDAL reads, window by window."""
+"""A scene, on disk or anywhere GDAL can read, accessed by windows."""
 
 import warnings
 from collections.abc import Iterator, Sequence
@@ -20,23 +20,23 @@ from explora_geo.datasets.remote import identify, locate, remote_options, short_
 from explora_geo.maps.grid import Box
 from explora_geo.models.normalization import Normalization
 
-#: Equal areas all over the Earth, in meters (EASE-Grid 2.0).
+#: Global equal-area projection in meters (EASE-Grid 2.0).
 EQUAL_AREA = 'EPSG:6933'
 
 
 class UnreadableError(ValueError):
-    """A scene, or a window of it, that GDAL cannot read."""
+    """Error for a scene, or a window of it, that GDAL cannot read."""
 
 
 class Scene:
-    """A georeferenced raster whose bands are used by name.
+    """Georeferenced raster with bands selected by name.
 
     Attributes:
-        path: The file, or as text what GDAL reads it by, such as a URL; `name` is its last part.
-        height, width: Pixels.
-        crs, transform: Coordinate reference system, and from pixels to its coordinates.
+        path: File, or GDAL's name for it as text, such as a URL; `name` is its last part.
+        height, width: Size, pixels.
+        crs, transform: Coordinate reference system, and transform from pixels to its coordinates.
         bands: Names of the bands that `read` returns; `indices` are their positions in the file, from 1.
-        identity: What tells this scene from a changed one, JSON-ready; `changed` is None if nothing does.
+        identity: JSON-ready facts that reveal changes of the scene; `changed` is None if none can.
     """
 
     def __init__(
@@ -45,14 +45,14 @@ class Scene:
         """Open a scene.
 
         Args:
-            path: Raster file, or whatever GDAL opens: `https://...`, `/vsicurl/...`, `s3://...`,
+            path: Raster file, or anything GDAL opens: `https://...`, `/vsicurl/...`, `s3://...`,
                 `/vsizip/...`.
             bands: Names of the bands to read, in order; all if None.
             file_bands: Names of all bands in file order, if the file does not state them.
 
         Raises:
             FileNotFoundError: If there is no such file.
-            ValueError: If it cannot be read, has no coordinate reference system, or lacks a band.
+            ValueError: If the scene cannot be read, has no coordinate reference system, or lacks a band.
         """
         self.path = locate(path)
         self.name = short_name(self.path)
@@ -81,7 +81,7 @@ class Scene:
 
     @contextmanager
     def open(self) -> Iterator[rasterio.DatasetReader]:
-        """The file, open for reading; a process opens its own."""
+        """Open the file for reading; each process must open its own."""
         with warnings.catch_warnings(), self._named():
             warnings.simplefilter('ignore', NotGeoreferencedWarning)
             # Many four-band files tag near infrared as alpha, which nodata overrides.
@@ -91,7 +91,7 @@ class Scene:
 
     @contextmanager
     def _named(self) -> Iterator[None]:
-        """Errors of GDAL in one sentence."""
+        """Turn GDAL's errors into one sentence."""
         try:
             yield
         except RasterioError as error:
@@ -105,11 +105,11 @@ class Scene:
     def read(
         self, source: rasterio.DatasetReader, box: Box, shape: tuple[int, int] | None = None
     ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """Read a window, sampled at another height and width if they are given.
+        """Read a window, resampled to a height and width if given.
 
         Returns:
-            Pixels in units of the file, shape (C, H, W), and where they are data, shape (H, W): the file's
-            mask, if any, says so, some band differs from nodata and all are finite.
+            Pixels in units of the file, shape (C, H, W), and their valid-data mask, shape (H, W): pixels are
+            valid if the file's mask, if any, agrees, some band differs from nodata and all are finite.
 
         Raises:
             UnreadableError: If the file is damaged there.
@@ -123,12 +123,12 @@ class Scene:
             if MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags:  # see above
                 valid &= source.dataset_mask(window=window, out_shape=(height, width)) > 0
         if source.nodata is not None and np.isfinite(source.nodata):
-            # All bands: a dark pixel of one band is no hole.
+            # In all bands: one dark band does not make a pixel nodata.
             valid &= ~(pixels == source.nodata).all(0)
         return pixels.astype(np.float32), valid
 
     def check_areas(self) -> None:
-        """Refuse coordinates from which no area in square meters follows.
+        """Check that areas in square meters can be computed.
 
         Raises:
             ValueError: If the coordinate reference system has no place on Earth.
@@ -145,11 +145,11 @@ class Scene:
             )
 
     def statistics(self, clip: bool = False) -> Normalization:
-        """What normalizes each band by its data in 64 evenly spaced windows of 256 pixels.
+        """Compute the normalization of each band from 64 evenly spaced windows of 256 pixels.
 
         Args:
-            clip: Whether results are cut off, as SatMAE's: from two standard deviations below the mean to two
-                above it.
+            clip: Whether to clip results, as SatMAE does, to two standard deviations below and above the
+                mean.
 
         Raises:
             ValueError: If no window has data.
