@@ -47,8 +47,8 @@ class Watch(Callback):
     """Callback that shows progress, scores the run at intervals, saves it, and records each leg's cost.
 
     Ctrl-C sets `asked`: the run finishes the current step, is saved and stops; a second Ctrl-C stops it at
-    once. The score has a log name and a title. `prepare` is called once when training begins and returns the
-    function that scores a backbone: the source first, then the run `times` times.
+    once. The score has a log name and a title. If `times` is positive, `prepare` is called when training
+    begins and returns the function that scores a backbone: the source first, then the run `times` times.
     """
 
     def __init__(

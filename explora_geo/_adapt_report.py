@@ -105,8 +105,8 @@ def choose_strength(
 ) -> tuple[float, str]:
     """Return the strength to keep and its origin: `request`, `labels`, `default` or `label-free`.
 
-    Use the requested strength, else the one that `Comparison.curve` chooses on validation, else 1, or the
-    best strength by the label-free score if `score` is given and falls at 1.
+    Use the requested strength, else the one that `Comparison.curve` chooses on validation, else 1, unless
+    the label-free `score`, if given, falls at 1: then the strength that it rates best.
     """
     if asked is not None:
         return asked, 'request'

@@ -179,8 +179,7 @@ def open_data(data: Path, val_split: float) -> tuple[int, Callable[..., Any]]:
 
     Raises:
         FileNotFoundError: If there is no such file or folder, or `train/` or `test/` is missing.
-        ValueError: If the YAML file describes no data module, a class folder is empty, or `val_split` is not
-            between 0 and 1.
+        ValueError: If the YAML file has no data module, a class is empty, or val_split is not in (0, 1).
     """
     if not 0 < val_split < 1:
         raise ValueError(f'val_split must be between 0 and 1, as probes are chosen on it, got {val_split}')

@@ -36,7 +36,7 @@ class Scene:
         height, width: Size, pixels.
         crs, transform: Coordinate reference system, and transform from pixels to its coordinates.
         bands: Names of the bands that `read` returns; `indices` are their positions in the file, from 1.
-        identity: JSON-ready facts that reveal changes of the scene; `changed` is None if none can.
+        identity: JSON-ready facts that reveal a changed scene; `changed` is None if nothing does.
     """
 
     def __init__(
