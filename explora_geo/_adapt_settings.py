@@ -130,7 +130,7 @@ class Source(NamedTuple):
         return same_bands(self.bands, bands)
 
     def backbone(self, found: Archive) -> ViT:
-        """Build the untrained source for the bands and image size of an archive."""
+        """Build the source, before adaptation, for the bands and image size of an archive."""
         vit = create_vit(self.model.split('.')[0], img_size=found.image_size, bands=found.bands)
         load_weights(vit, self.weights, () if self.embeds(found.bands) else ('patch_embed',), 'wavelength')
         return vit.eval()
