@@ -1,4 +1,4 @@
-"""How timm's blocks run: their attention, rotated or not, and without computing what is dropped."""
+"""Run timm's blocks with plain or rotary attention, and skip images that stochastic depth drops."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,45 +15,45 @@ from torch.utils.checkpoint import checkpoint
 
 from explora_geo.models.position import RotaryConfig, rotate
 
-#: Rate of stochastic depth above which it is worth to compute only what is kept, as in DINOv2.
+#: Stochastic-depth rate above which computing only the kept images pays off, as in DINOv2.
 SUBSET_RATE = 0.1
 
 
 @dataclass(frozen=True)
 class TrunkConfig:
-    """How the blocks of a ViT are made, which its weights decide."""
+    """Block settings of a ViT, determined by its weights."""
 
-    mlp_ratio: float = 4  # hidden width of the MLP over D; with `swiglu` it counts both halves
+    mlp_ratio: float = 4  # hidden width of the MLP over D; with `swiglu`, of both halves together
     swiglu: bool = False  # gated MLPs (DINOv2's ViT-g)
-    init_values: float | None = None  # start of LayerScale (DINOv2 and 3)
-    norm_eps: float = 1e-6  # of all norms; 1e-5 of DINOv3
+    init_values: float | None = None  # initial LayerScale (DINOv2 and DINOv3)
+    norm_eps: float = 1e-6  # epsilon of all norms; 1e-5 in DINOv3
     registers: int = 0  # register tokens R beside the class token (Darcet et al. 2024)
-    rotary: RotaryConfig | None = None  # rotations of queries and keys (DINOv3) instead of a table
-    qkv_bias: bool = True  # with `rotary`, whether queries and values have a bias; otherwise they do
+    rotary: RotaryConfig | None = None  # rotary positions (DINOv3) instead of a position table
+    qkv_bias: bool = True  # bias of queries and values with `rotary`; always on without
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention; the keys are those of timm's `Attention`."""
+    """Multi-head self-attention with the state-dict keys of timm's `Attention`."""
 
     def __init__(self, dim: int, num_heads: int, qkv_bias: bool = True) -> None:
-        """Initialize an Attention of tokens of width `dim`, with a bias or none."""
+        """Initialize an Attention for tokens of width `dim`, with or without a bias."""
         super().__init__()
         self.num_heads, self.scale = num_heads, (dim // num_heads) ** -0.5
-        self.fused_attn: bool | None = None  # torch's fused attention, where it is the faster one if None
+        self.fused_attn: bool | None = None  # use torch's fused attention; where it is faster if None
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
 
     def heads(self, x: Tensor, rope: Tensor | None = None) -> tuple[Tensor, ...]:
-        """Queries, keys and values of normed tokens, (B, N, D) -> (B, heads, N, head_dim).
+        """Return queries, keys and values of normed tokens, (B, N, D) -> (B, heads, N, head_dim).
 
-        `rope` are rotations of the tokens, which `RotaryAttention` alone takes.
+        Only `RotaryAttention` uses `rope`, the rotations of the tokens.
         """
         return self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind()
 
     def forward(self, x: Tensor, rope: Tensor | None = None, **unused: Any) -> Tensor:
         """Attend, shape (B, N, D) -> (B, N, D); see `heads`."""
         q, k, v = self.heads(x, rope)
-        # In bfloat16 a CPU's backward pass of the fused one takes longer than all products of a block.
+        # On a CPU in bfloat16, fused attention's backward takes longer than all matrix products of a block.
         slow = q.requires_grad and q.device.type == 'cpu' and q.dtype == torch.bfloat16
         if not slow if self.fused_attn is None else self.fused_attn:
             seen = F.scaled_dot_product_attention(q, k, v)
@@ -63,23 +63,23 @@ class Attention(nn.Module):
 
 
 class RotaryAttention(Attention):
-    """Self-attention with rotary position; the keys are those of timm's `EvaAttention`.
+    """Self-attention with rotary positions and the state-dict keys of timm's `EvaAttention`.
 
-    The bias of queries and values stands beside `qkv`, and keys have none: a bias of keys, which rotation
-    makes count, was masked in DINOv3. The matrix itself is called as a module, so that LoRA may replace it.
+    Queries and values have biases beside `qkv`. Keys have none: rotation would give a key bias an effect,
+    and DINOv3 masked it. The `qkv` matrix is called as a module so that LoRA can replace it.
     """
 
     def __init__(self, dim: int, num_heads: int, qkv_bias: bool = True) -> None:
-        """Initialize a RotaryAttention; `qkv_bias` says whether queries and values have a bias."""
+        """Initialize a RotaryAttention; `qkv_bias` gives queries and values a bias."""
         super().__init__(dim, num_heads, qkv_bias=False)
         self.q_bias = nn.Parameter(torch.zeros(dim)) if qkv_bias else None
         self.v_bias = nn.Parameter(torch.zeros(dim)) if qkv_bias else None
 
     def heads(self, x: Tensor, rope: Tensor | None = None) -> tuple[Tensor, ...]:
-        """Rotated queries, rotated keys, and values; see `rotate` for rotations, of which None are none."""
+        """Return rotated queries, rotated keys, and values; no rotation if `rope` is None (see `rotate`)."""
         parts = list(self.qkv(x).chunk(3, dim=-1))
         if self.q_bias is not None:
-            parts[0] = parts[0] + self.q_bias.to(parts[0].dtype)  # of autocast, where x is not
+            parts[0] = parts[0] + self.q_bias.to(parts[0].dtype)  # autocast's dtype, which x may not have
             parts[2] = parts[2] + self.v_bias.to(parts[2].dtype)  # type: ignore[union-attr]
         q, k, v = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in parts)
         if rope is None:
@@ -89,7 +89,7 @@ class RotaryAttention(Attention):
 
 
 def build_block(dim: int, num_heads: int, trunk: TrunkConfig, drop_path: float = 0.0) -> nn.Module:
-    """Timm's block with our attention, which LoRA can adapt; a rotary one passes rotations on."""
+    """Build timm's block with our attention, which LoRA can adapt; a rotary block passes rotations on."""
     options: dict[str, Any] = {
         'mlp_ratio': trunk.mlp_ratio,
         'init_values': trunk.init_values,
@@ -108,17 +108,17 @@ def build_block(dim: int, num_heads: int, trunk: TrunkConfig, drop_path: float =
 
 
 def run_block(block: Any, x: Tensor, rope: Tensor | None = None, recompute: bool = False) -> Tensor:
-    """Run a block; with much stochastic depth its branches see a part of the batch only.
+    """Run a block; at high stochastic-depth rates its branches see only part of the batch.
 
-    Each branch runs for as many images as are kept on average, drawn anew, and counts for the others: the
-    expectation is that of dropping image by image (Oquab et al. 2024, section 5). A compiled block drops
-    image by image.
+    Each branch runs on a fresh draw of as many images as are kept on average and is scaled up to match: the
+    expectation equals that of dropping per image (Oquab et al. 2024, section 5). A compiled block drops
+    per image.
 
     Args:
         block: Block of a `ViT`.
         x: Tokens, shape (B, N, D).
-        rope: Rotations, where positions are rotary; see `rotate`.
-        recompute: Keep no activations for the backward pass.
+        rope: Rotations for rotary positions; see `rotate`.
+        recompute: Recompute activations in the backward pass instead of storing them.
     """
     if recompute and torch.is_grad_enabled():
         return checkpoint(run_block, block, x, rope, use_reentrant=False)

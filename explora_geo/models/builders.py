@@ -1,4 +1,4 @@
-"""Named backbones: timm's names where timm has the model."""
+"""Backbones by name, with timm's names where timm has the model."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -22,19 +22,19 @@ _NAME = re.compile(
     r'vit_(?P<size>tiny|small|base|large|huge|giant)_patch(?P<patch>\d+)_(?:reg(?P<registers>[1-8])_)?'
     r'(?:(?P<img>\d+)|(?P<dinov2>dinov2)|(?P<dinov3>dinov3)(?P<bias>_qkvb)?)(?:_depth(?P<depth>[1-9]\d?))?'
 )
-# Sizes of DINOv2's and DINOv3's models; the larger ones of DINOv3 have gated MLPs of another kind.
+# Sizes of DINOv2's and DINOv3's models; the larger DINOv3 models use a different gated MLP.
 _PUBLISHED = {'dinov2': ('small', 'base', 'large', 'giant'), 'dinov3': ('small', 'base', 'large')}
-# Image side of names that state none, as in timm
+# Image side for names without one, as in timm
 _IMG_SIZE = {'dinov2': 518, 'dinov3': 256}
-#: Image side at which DINOv2's backbones do most of their training; timm's 518 is for its last steps alone.
+#: Image side of most of DINOv2's training; timm's 518 applies to its last steps only.
 DINOV2_SIZE = 224
 
 
 def task_size(name: str, patch_size: int | None = None, largest: int | None = None) -> int | None:
-    """Image side that tasks and commands give a backbone whose name states none.
+    """Return the image side, pixels, that tasks and commands use for a backbone whose name gives none.
 
-    At most `DINOV2_SIZE`, and the side of the largest images at hand, pixels, above which there is nothing to
-    see, in whole patches; None where the name states a size.
+    The side is at most `DINOV2_SIZE` and the side of the `largest` images, pixels, beyond which there is no
+    more detail, rounded down to whole patches. Return None if the name gives a size.
     """
     match = _NAME.fullmatch(name.split('.')[0])
     if match is None or match['img']:
@@ -55,21 +55,21 @@ def create_vit(
     rotary: RotaryConfig | None = None,
     **options: Any,
 ) -> ViT:
-    """Build a ViT by name, with random weights; build it under `torch.device('meta')` to count only.
+    """Build a ViT by name with random weights; use `torch.device('meta')` to count parameters only.
 
     Args:
         name: `vit_{tiny,small,base,large,huge}_patch{P}_{size}`,
             `vit_{small,base,large,giant}_patch14_dinov2` or `vit_{small,base,large}_patch16_dinov3` (`_qkvb`
-            where queries and values have a bias) as in timm, any P and size; a tag such as `.mae` is ignored.
-            `reg4_` after the patch adds registers, `_depth6` at the end builds the first six blocks and norm.
+            for a bias on queries and values) as in timm, any P and size; a tag such as `.mae` is ignored.
+            `reg4_` after the patch adds registers; a final `_depth6` keeps only the first six blocks.
         img_size: Image side, pixels; from the name if None (518 for DINOv2, 256 for DINOv3, as in timm).
         patch_size: Patch side, pixels; from the name if None.
-        bands: Band names of the input, in order; the tokenizer's default if None: red, green and blue,
-            or for `group-channel` the bands of its groups.
+        bands: Band names of the input, in order. If None, red, green and blue, or the bands of the groups
+            for `group-channel`.
         tokenizer: `patch`, `group-channel` (groups of spectral bands) or `temporal` (several dates).
-        tokenizer_options: Further arguments of that tokenizer's class: `channel_groups`, `num_frames`, ...
-        dynamic_img_size: Accept other image sizes by resampling the positions; DINOv3's always do.
-        rotary: How the rotations of DINOv3's backbones vary in training; not at all if None.
+        tokenizer_options: Further arguments of the tokenizer class: `channel_groups`, `num_frames`, ...
+        dynamic_img_size: Accept other image sizes by resampling the positions; DINOv3 always does.
+        rotary: Augmentation of rotary positions in training (DINOv3 backbones); none if None.
         **options: Further arguments of `ViT`: `drop_path_rate`, `uniform_drop_path`, `learned_position`,
             `mask_token`, `final_norm`.
 
@@ -94,7 +94,7 @@ def create_vit(
         raise ValueError(f'rotary is of backbones of DINOv3, {name!r} has a table of positions: leave it out')
     swiglu = match['size'] == 'giant'
     trunk = TrunkConfig(
-        mlp_ratio=16 / 3 if swiglu else 4,  # the gate and the value, each 8/3 of the width
+        mlp_ratio=16 / 3 if swiglu else 4,  # gate and value, each 8/3 of the width
         swiglu=swiglu,
         init_values=1e-5 if family else None,
         norm_eps=1e-5 if dinov3 else 1e-6,
@@ -104,7 +104,7 @@ def create_vit(
     )
     given = dict(tokenizer_options or {})
     if dinov3 and (step := getattr(TOKENIZERS.get(tokenizer), 'slot_step', 0)):
-        given.setdefault('slot_dim', width // step * step)  # places need none of the width
+        given.setdefault('slot_dim', width // step * step)  # rotary positions take none of the width
     patch = patch_size or int(match['patch'])
     side = img_size or int(match['img'] or _IMG_SIZE[family or ''])
     dynamic = dynamic_img_size or dinov3
@@ -115,5 +115,5 @@ def create_vit(
 
 
 def size_name(width: int, depth: int) -> str | None:
-    """What a backbone of this width and number of blocks is called, such as `base`, if anything."""
+    """Return the size name of a backbone of this width and depth, such as `base`, or None."""
     return next((name for name, (w, d, _) in _SIZES.items() if (w, d) == (width, depth)), None)

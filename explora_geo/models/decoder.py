@@ -1,4 +1,4 @@
-"""The light decoder of masked autoencoders."""
+"""Lightweight decoder for masked autoencoders."""
 
 import torch
 from torch import Tensor, nn
@@ -9,10 +9,9 @@ from explora_geo.models.vit import init_transformer
 
 
 class MAEDecoder(nn.Module):
-    """Predicts the pixels of every patch from the tokens of the kept ones (He et al. 2022, section 3).
+    """Decoder that predicts the pixels of all patches from the kept tokens (He et al. 2022, section 3).
 
-    Blocks and norm carry the names `blocks` and `norm`, so that `explora()` adapts a decoder as it
-    does a ViT.
+    Its attributes `blocks` and `norm` are named as in a ViT, so `explora()` adapts it the same way.
     """
 
     def __init__(
@@ -26,10 +25,10 @@ class MAEDecoder(nn.Module):
     ) -> None:
         """Initialize an MAEDecoder with random weights.
 
-        The encoder's tokenizer gives positions and the size of a target; `in_dim` is the encoder's width.
+        The encoder's tokenizer provides positions and the target size; `in_dim` is the encoder's width.
         """
         super().__init__()
-        # Held in a tuple: the tokenizer belongs to the encoder and must not be registered twice.
+        # A tuple keeps the tokenizer, which belongs to the encoder, from being registered twice.
         self._tokenizer = (tokenizer,)
         self.grad_checkpointing = False
         self.embed = nn.Linear(in_dim, embed_dim)
@@ -38,7 +37,7 @@ class MAEDecoder(nn.Module):
         self.blocks = nn.ModuleList(build_block(embed_dim, num_heads, trunk) for _ in range(depth))
         self.norm = nn.LayerNorm(embed_dim, eps=trunk.norm_eps)
         self.pred = tokenizer.build_prediction(embed_dim)
-        # Sine-cosine codes are computed; a checkpoint may hold them rounded, and then its own are right.
+        # Sine-cosine codes are computed; rounded ones in a checkpoint take precedence.
         self.pos_embed: Tensor | None
         self.slot_embed: Tensor | None
         self.register_buffer('pos_embed', None, persistent=False)
@@ -56,7 +55,7 @@ class MAEDecoder(nn.Module):
         slots: int,
         timestamps: Tensor | None = None,
     ) -> Tensor:
-        """Predict all patches as the tokenizer's `patchify` orders them, shape (B, S, L, ·).
+        """Predict all patches in the order of the tokenizer's `patchify`, shape (B, S, L, ·).
 
         Args:
             cls: Class token of the encoder, shape (B, D).

@@ -1,4 +1,4 @@
-"""Dense heads by name: from a ViT's patch tokens to a score per pixel."""
+"""Dense heads by name, which map a ViT's patch tokens to per-pixel scores."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -13,7 +13,7 @@ from explora_geo.models.vit import Features
 
 
 class DenseHead(nn.Module):
-    """Scores per pixel from the features of some blocks, by a decoder of segmentation-models-pytorch."""
+    """Per-pixel scores from several blocks, through a segmentation-models-pytorch decoder."""
 
     def __init__(
         self,
@@ -33,8 +33,8 @@ class DenseHead(nn.Module):
             patch_size: Patch side, pixels.
             outputs: Scores per pixel.
             num_slots: Slots S of the backbone.
-            slots: How they are reduced: `mean`, or `concat` of their widths.
-            channels: Width of pyramid and decoder.
+            slots: Slot reduction: `mean`, or `concat` along the width.
+            channels: Width of the pyramid and the decoder.
         """
         super().__init__()
         if name not in HEADS:
@@ -44,7 +44,7 @@ class DenseHead(nn.Module):
         self.decoder = HEADS[name](width, patch_size, outputs, channels)
 
     def forward(self, features: list[Features], grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
-        """Scores, shape (B, outputs, H, W).
+        """Compute scores, shape (B, outputs, H, W).
 
         Args:
             features: Features of four blocks, last block last.
@@ -52,17 +52,17 @@ class DenseHead(nn.Module):
             size: Height and width of the image, pixels.
 
         Raises:
-            ValueError: If the head does not take images of this size or batches of one image.
+            ValueError: If the head does not support this image size or single-image batches.
         """
         if self.name in ('fpn', 'dpt') and (size[0] % 32 or size[1] % 32):
             raise ValueError(
                 f'the head {self.name} needs image sides that are multiples of 32, got {size[0]}x{size[1]}: '
                 'choose another image size or the head upernet'
             )
-        if self.name == 'pan' and min(size) < 128:  # its attention halves the map at 1/16 three times
+        if self.name == 'pan' and min(size) < 128:  # its attention halves the 1/16 map three times
             raise ValueError(f'the head pan needs images of at least 128 pixels, got {size[0]}x{size[1]}')
         if self.name in ('upernet', 'pan') and self.training and len(features[0].cls) == 1:
-            raise ValueError(  # a batch norm would see one value an image
+            raise ValueError(  # batch norm would see one value per image
                 'the heads upernet and pan need batches of two images or more: raise batch_size, leave out '
                 'a shorter last batch (drop_last), or take the head linear, fpn, psp or dpt'
             )
@@ -71,16 +71,16 @@ class DenseHead(nn.Module):
 
 
 class FeaturePyramid(nn.Module):
-    """Maps at several scales from one (Li et al. 2022, section 3), as convolutional decoders expect them.
+    """Multi-scale maps for convolutional decoders, from a ViT's single scale (Li et al. 2022, section 3).
 
-    Finer maps come from transposed convolutions, coarser ones from max pooling; what a patch side leaves
-    (14 is no power of two) is interpolated.
+    Transposed convolutions give finer maps, max pooling coarser ones; interpolation covers patch sides that
+    are no power of two, such as 14.
     """
 
     def __init__(
         self, in_channels: int, channels: int, patch_size: int, strides: Sequence[int] = (4, 8, 16, 32)
     ) -> None:
-        """Initialize a FeaturePyramid of levels with these strides, pixels of the image per cell."""
+        """Initialize a FeaturePyramid with levels of these strides, image pixels per cell."""
         super().__init__()
         self.strides = tuple(strides)
         self.levels = nn.ModuleList()
@@ -93,10 +93,10 @@ class FeaturePyramid(nn.Module):
             self.levels.append(nn.Sequential(*steps))
 
     def forward(self, maps: Sequence[Tensor], size: tuple[int, int]) -> list[Tensor]:
-        """Levels of shape (B, channels, H / stride, W / stride) of an image of this size, at least one cell.
+        """Compute levels of at least one cell, shape (B, channels, H / stride, W / stride).
 
         Args:
-            maps: One map per level, each of shape (B, D, h, w).
+            maps: One map per level, shape (B, D, h, w) each.
             size: Height and width of the image, pixels.
         """
         found = []
@@ -110,14 +110,14 @@ class FeaturePyramid(nn.Module):
 
 
 def resample(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear resampling of a map, shape (B, K, h, w) -> (B, K, *size)."""
+    """Resample a map bilinearly, shape (B, K, h, w) -> (B, K, *size)."""
     if tuple(x.shape[-2:]) == size:
         return x
     return F.interpolate(x, size, mode='bilinear', align_corners=False)
 
 
 class _Linear(nn.Module):
-    """One linear layer per patch of the last block, after a batch norm without parameters (MAE's probe)."""
+    """A parameter-free batch norm and one linear layer on the patches of the last block (MAE's probe)."""
 
     def __init__(self, width: int, patch_size: int, outputs: int, channels: int) -> None:
         super().__init__()
@@ -129,7 +129,7 @@ class _Linear(nn.Module):
 
 
 class _Pyramid(nn.Module):
-    """Pyramid, a decoder of segmentation-models-pytorch, and a layer of scores."""
+    """A pyramid, a segmentation-models-pytorch decoder, and a score layer."""
 
     def __init__(
         self,
@@ -147,17 +147,17 @@ class _Pyramid(nn.Module):
 
     def forward(self, maps: list[Tensor], size: tuple[int, int]) -> Tensor:
         levels = self.pyramid(maps[-len(self.pyramid.strides) :], size)
-        if len(levels) > 1:  # decoders list the full and half resolution, too
+        if len(levels) > 1:  # decoders also expect full and half resolution
             levels = [levels[0].new_empty(0)] * 2 + levels
         return self.scores(self.decoder(levels))
 
 
 class _DPT(nn.Module):
-    """Reassembled maps of four blocks, fused from coarse to fine (Ranftl et al. 2021)."""
+    """Reassembled maps of four blocks, fused coarse to fine (Ranftl et al. 2021)."""
 
     def __init__(self, width: int, patch_size: int, outputs: int, channels: int) -> None:
         super().__init__()
-        # The decoder knows strides that are powers of two: others are resampled to 16.
+        # The decoder supports strides that are powers of two; others are resampled to 16.
         self.stride = patch_size if patch_size in (4, 8, 16, 32) else 16
         self.decoder = smp_decoder('DPTDecoder')(
             encoder_out_channels=[width] * 4,

@@ -1,4 +1,4 @@
-"""Projection heads of self-distillation."""
+"""Projection heads for self-distillation."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -13,15 +13,15 @@ from explora_geo._compat import weight_norm
 
 @dataclass(frozen=True)
 class HeadConfig:
-    """Size of a projection head; the defaults suit thousands of images, DINOv2's suit millions.
+    """Sizes of a projection head. The defaults suit thousands of images; DINOv2's suit millions.
 
     Attributes:
-        prototypes: Outputs K (DINOv2: 65536).
+        prototypes: Number of outputs K (DINOv2: 65536).
         hidden_dim: Width of the hidden layers (DINOv2: 2048).
-        bottleneck_dim: Width before the prototypes (DINOv2: 256).
+        bottleneck_dim: Width of the layer before the prototypes (DINOv2: 256).
         num_layers: Layers before the prototypes (DINOv2: 3).
-        train_gain: Train the gain of each prototype, as DINOv2 does; at 1 short runs are steadier.
-        load: Start from the heads of the weights, if they carry heads of these sizes.
+        train_gain: Train the gain of each prototype, as DINOv2 does; a fixed gain of 1 steadies short runs.
+        load: Start from the heads in the source weights if their sizes match.
     """
 
     prototypes: int = 4096
@@ -39,34 +39,34 @@ class HeadConfig:
 
 
 class LastLayer(nn.Module):
-    """Weight-normalized linear layer without bias: one direction and one gain per prototype.
+    """Weight-normalized linear layer without bias, with one direction and one gain per prototype.
 
-    Keys are those of `torch.nn.utils.weight_norm`, which DINOv2's checkpoints hold and PyTorch deprecates.
+    The keys are those of the deprecated `torch.nn.utils.weight_norm`, which DINOv2's checkpoints use.
     """
 
     def __init__(self, in_features: int, out_features: int, train_gain: bool = False) -> None:
-        """Initialize a LastLayer with gain 1, which trains if asked for."""
+        """Initialize a LastLayer with gain 1, trainable if `train_gain`."""
         super().__init__()
         self.weight_g = nn.Parameter(torch.ones(out_features, 1), requires_grad=train_gain)
         self.weight_v = nn.Parameter(torch.empty(out_features, in_features))
         nn.init.trunc_normal_(self.weight_v, std=0.02)
 
     def weight(self) -> Tensor:
-        """The prototypes, shape (K, in), in the type of autocast."""
+        """Return the prototypes, shape (K, in), in autocast's dtype."""
         weight = weight_norm(self.weight_v, self.weight_g)
         device = weight.device.type
         return weight.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else weight
 
     def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
-        """Gain times cosine, for inputs of length one, shape (..., in) -> (..., K); see `ProjectionHead`."""
+        """Compute gain times cosine for unit-length inputs, (..., in) -> (..., K); see `ProjectionHead`."""
         return F.linear(x, self.weight() if weight is None else weight)
 
 
 class ProjectionHead(nn.Module):
-    """DINOv2's head, with its key names: an MLP, L2 normalization, and weight-normalized prototypes."""
+    """DINOv2's head with its key names: an MLP, L2 normalization, and weight-normalized prototypes."""
 
     def __init__(self, in_dim: int, config: HeadConfig) -> None:
-        """Initialize a ProjectionHead for tokens of width `in_dim` with random weights."""
+        """Initialize a ProjectionHead with random weights for tokens of width `in_dim`."""
         super().__init__()
         hidden = [config.hidden_dim] * (config.num_layers - 1)
         layers: list[Any] = []
@@ -79,11 +79,11 @@ class ProjectionHead(nn.Module):
         self.last_layer = LastLayer(config.bottleneck_dim, config.prototypes, config.train_gain)
 
     def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
-        """Logits over prototypes, shape (..., D) -> (..., K).
+        """Compute logits over prototypes, shape (..., D) -> (..., K).
 
         Args:
             x: Tokens.
-            weight: What `last_layer.weight()` gave, for several calls in one step.
+            weight: Output of `last_layer.weight()`, to share it between calls in one step.
         """
         x = self.mlp(x)
         # Half precision needs a larger epsilon than float32's default.

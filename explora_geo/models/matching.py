@@ -1,4 +1,4 @@
-"""Where data meet a backbone: the same bands in the same order, normalized as it knows them."""
+"""Match data to a backbone: the same bands, in the same order, with its normalization."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -11,18 +11,17 @@ from explora_geo.models.vit import ViT
 
 
 def match_data(datamodule: Any, vit: ViT, statistics: Literal['model', 'data'] | None = None) -> None:
-    """Have a data module give the bands that a backbone reads, normalized as its weights say.
+    """Make a data module deliver the bands of a backbone, normalized as its weights expect.
 
-    Data modules of ours reorder or leave out bands, and take over the statistics that the weights state
-    unless they were given some.
+    Our data modules reorder and drop bands, and adopt the statistics of the weights unless given their own.
 
     Args:
-        datamodule: Data module of ours or of TorchGeo, set up, or None.
+        datamodule: Data module of ours or of TorchGeo, already set up, or None.
         vit: The backbone.
-        statistics: Whose mean and standard deviation count where they differ; refused if None.
+        statistics: Which mean and standard deviation win where they differ; if None, an error.
 
     Raises:
-        ValueError: If bands are missing, or statistics or units contradict those of the weights.
+        ValueError: If bands are missing, or statistics or units conflict with those of the weights.
     """
     if statistics not in ('model', 'data', None):
         raise ValueError(f'statistics must be model or data, got {statistics!r}')
@@ -58,13 +57,13 @@ def match_data(datamodule: Any, vit: ViT, statistics: Literal['model', 'data'] |
 
 
 def normalization_of(datamodule: Any, bands: Sequence[str]) -> Normalization | None:
-    """How a data module of ours or of TorchGeo normalizes its images of these bands, if it says so."""
+    """Return how a data module of ours or of TorchGeo normalizes these bands, or None if it does not say."""
     values = [getattr(datamodule, name, None) for name in ('mean', 'std')]
     if any(value is None for value in values):
         return None
     mean, std = (torch.as_tensor(v).float().flatten() for v in values)
     if not {len(mean), len(std)} <= {1, len(bands)}:
-        return None  # of other bands, or per frame
+        return None  # for other bands, or per frame
     return Normalization(
         tuple(mean.expand(len(bands)).tolist()),
         tuple(std.expand(len(bands)).tolist()),
@@ -74,16 +73,16 @@ def normalization_of(datamodule: Any, bands: Sequence[str]) -> Normalization | N
 
 
 def describe_data(datamodule: Any, bands: Sequence[str]) -> dict[str, Any]:
-    """What a data module says of its images, as plain values.
+    """Describe the images of a data module as plain values.
 
-    They are the model's `bands`, and where known the fields of `Normalization`, `classes` and `colors`.
+    These are the model's `bands` and, where known, the fields of `Normalization`, `classes` and `colors`.
     """
     found: dict[str, Any] = {'bands': list(bands)}
     normalization = normalization_of(datamodule, bands)
     if normalization is not None:
         found |= {k: v for k, v in normalization.to_dict().items() if v}
     for dataset in (getattr(datamodule, f'{part}_dataset', None) for part in ('train', 'val', 'test')):
-        dataset = getattr(dataset, 'dataset', dataset)  # a Subset's
+        dataset = getattr(dataset, 'dataset', dataset)  # unwrap a Subset
         if classes := getattr(dataset, 'classes', None):
             found.setdefault('classes', [str(c) for c in classes])
         if colors := getattr(dataset, 'colors', None):
@@ -92,13 +91,13 @@ def describe_data(datamodule: Any, bands: Sequence[str]) -> dict[str, Any]:
 
 
 def tile_side(datamodule: Any) -> int | None:
-    """Shorter side of the training images before they are resized, pixels, if a data module says so."""
+    """Return the shorter side of the training images before resizing, pixels, or None if unknown."""
     sides = [getattr(datamodule, name, None) for name in ('native_side', 'image_size')]
     return min((side for side in sides if isinstance(side, int)), default=None)
 
 
 def describe_enlarging(datamodule: Any, size: int) -> str:
-    """Say that images are enlarged to the side that a model reads, pixels; nothing where they are not."""
+    """Return a note if images are enlarged to the model's input side `size`, pixels; else an empty string."""
     side = tile_side(datamodule)
     if side is None or side >= size:
         return ''

@@ -1,22 +1,22 @@
-"""How the images that a backbone learned from were normalized."""
+"""Normalization of the images that a backbone was trained on."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
-#: How many times larger pixel values must be for their units to be others, such as 0 to 255 and 0 to 10,000.
+#: Ratio of pixel values above which units are taken to differ, such as 0 to 255 and 0 to 10,000.
 OTHER_UNITS = 16
 
 
 @dataclass(frozen=True)
 class Normalization:
-    """What turns the pixels of files into the numbers that a backbone reads: (x - mean) / std."""
+    """Conversion of file pixels to a backbone's inputs: (x - mean) / std."""
 
-    mean: tuple[float, ...]  # value of each band that becomes 0, in units of the files
-    std: tuple[float, ...]  # length in those units that becomes 1, one per band
-    clip: bool = False  # cut results off to [0, 1], as SatMAE's; then `mean` is where its range starts
-    value_range: tuple[float, float] | None = None  # lowest and highest pixel value seen: tells other units
+    mean: tuple[float, ...]  # per band, in file units: the value mapped to 0
+    std: tuple[float, ...]  # per band, in file units: the length mapped to 1
+    clip: bool = False  # clip results to [0, 1], as SatMAE does; `mean` is then the start of the range
+    value_range: tuple[float, float] | None = None  # lowest and highest pixel value seen, to detect units
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -31,7 +31,7 @@ class Normalization:
 
     @classmethod
     def read(cls, fields: Any, bands: Sequence[str]) -> Self:
-        """Read the fields of a file's header, for these bands; a ValueError if they are anything else."""
+        """Read the fields of a file header for these bands; raise ValueError if they do not fit."""
         try:
             values: dict[str, Any] = {
                 k: tuple(map(float, v)) if isinstance(v, list) else v for k, v in fields.items()
@@ -44,11 +44,11 @@ class Normalization:
         return found
 
     def to_dict(self) -> dict[str, Any]:
-        """Fields as JSON-ready values."""
+        """Return the fields as JSON-ready values."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
     def agrees(self, other: 'Normalization') -> bool:
-        """Whether both give nearly the same numbers, to a hundredth of a standard deviation."""
+        """Return whether both agree to within a hundredth of a standard deviation."""
         close = (
             abs(a - b) <= 0.01 * s and abs(s - t) <= 0.01 * s
             for a, b, s, t in zip(self.mean, other.mean, self.std, other.std, strict=True)
@@ -56,7 +56,7 @@ class Normalization:
         return self.clip == other.clip and all(close)
 
     def other_units(self, value_range: tuple[float, float] | None) -> bool:
-        """Whether pixels of this range have other units than those of these statistics."""
+        """Return whether pixels in this range have different units from these statistics."""
         if self.value_range is None or value_range is None:
             return False
         mine, theirs = (max(abs(x) for x in pair) for pair in (self.value_range, value_range))
@@ -64,7 +64,7 @@ class Normalization:
 
 
 def describe(normalization: Normalization, bands: Sequence[str]) -> str:
-    """Mean and standard deviation by band, for messages; `bands` names its bands."""
+    """Format mean and standard deviation by band for messages; `bands` are the band names."""
     rows = zip(bands, normalization.mean, normalization.std, strict=True)
     shown = ', '.join(f'{band} {mean:.4g} ± {std:.4g}' for band, mean, std in rows)
     return f'{shown}, cut off to [0, 1]' if normalization.clip else shown
