@@ -1,4 +1,4 @@
-"""What is read of a backbone's tokens: slots on one grid, one vector per image, orientations averaged."""
+"""Read a backbone's tokens: reduce slots, pool images to vectors, and average over orientations."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -14,9 +14,9 @@ Tokens = Literal['cls', 'avg', 'cls+avg']
 
 
 def reduce_slots(patches: Tensor, mode: Slots = 'mean') -> Tensor:
-    """Patches of all slots on one grid, shape (B, S, L, D) -> (B, L, D) or (B, L, S·D).
+    """Reduce the slots of patches, shape (B, S, L, D) -> (B, L, D) or (B, L, S·D).
 
-    `mode` is `mean` over slots, or `concat` of their widths; a ValueError if it is another name.
+    `mode` is `mean` over slots, or `concat` along the width; ValueError for other names.
     """
     if mode not in ('mean', 'concat'):
         raise ValueError(f'slots must be mean or concat, got {mode!r}')
@@ -24,17 +24,17 @@ def reduce_slots(patches: Tensor, mode: Slots = 'mean') -> Tensor:
 
 
 def to_map(features: Features, grid: tuple[int, int], slots: Slots) -> Tensor:
-    """Patch tokens as a map, shape (B, D, h, w), with slots reduced."""
+    """Arrange patch tokens as a map with slots reduced, shape (B, D, h, w)."""
     return rearrange(reduce_slots(features.patches, slots), 'b (h w) d -> b d h w', h=grid[0])
 
 
 def pool(features: list[Features], tokens: Tokens = 'avg', slots: Slots = 'mean') -> Tensor:
-    """One vector per image, shape (B, F): D for each class token, D or S·D for the mean patch.
+    """Pool each image to a vector, shape (B, F): D per class token, D or S·D for the mean patch.
 
     Args:
-        features: Features of some blocks, last block last.
+        features: Features of one or more blocks, last block last.
         tokens: Class tokens of the blocks, mean patch of the last block, or both.
-        slots: How slots are reduced before patches are averaged.
+        slots: Slot reduction before patches are averaged.
 
     Raises:
         ValueError: If a name is unknown.
@@ -48,12 +48,12 @@ def pool(features: list[Features], tokens: Tokens = 'avg', slots: Slots = 'mean'
 
 
 def evenly_spaced(depth: int, count: int = 4) -> list[int]:
-    """Indices of evenly spaced blocks, the last among them: 2, 5, 8, 11 of twelve."""
+    """Return the indices of evenly spaced blocks including the last: 2, 5, 8, 11 of twelve."""
     return [max(depth * (i + 1) // count - 1, 0) for i in range(count)]
 
 
 def check_turns(turns: int) -> int:
-    """The number of orientations of a tile, which from above has no upright one.
+    """Check and return a number of orientations; a tile seen from above has no upright one.
 
     Raises:
         ValueError: If it is not 1, 4 (quarter turns) or 8 (these and their mirror images).
@@ -64,7 +64,7 @@ def check_turns(turns: int) -> int:
 
 
 def turn(image: Tensor, number: int) -> Tensor:
-    """An orientation of an image, shape (..., H, W): mirrored from number 4 on, then quarter turns."""
+    """Return an orientation of an image, shape (..., H, W): mirrored from number 4 on, then turned."""
     return torch.rot90(image.flip(-1) if number >= 4 else image, number % 4, (-2, -1))
 
 
@@ -75,9 +75,9 @@ def turn_back(image: Tensor, number: int) -> Tensor:
 
 
 def average_maps(function: Callable[[Tensor], Tensor], image: Tensor, turns: int = 1) -> Tensor:
-    """Mean over orientations of what a function gives for each place of images, shape (B, K, h, w).
+    """Average a function's maps over orientations of the images, turned back, shape (B, K, h, w).
 
-    The function goes from images, shape (..., H, W), to maps; `turns` is 1, 4 or 8, a ValueError otherwise.
+    The function maps images, shape (..., H, W), to maps; `turns` is 1, 4 or 8 (ValueError otherwise).
     """
     total = function(image)
     for number in range(1, check_turns(turns)):
@@ -86,19 +86,19 @@ def average_maps(function: Callable[[Tensor], Tensor], image: Tensor, turns: int
 
 
 def whitening_matrix(covariance: Tensor, power: float, ridge: float = 0.02) -> Tensor:
-    """A symmetric matrix that evens out the principal directions of features and keeps their axes.
+    """Return a symmetric matrix that evens out the variance of features along their principal axes.
 
-    What all images share counts less then, what tells them apart counts more.
+    It weakens what all images share and strengthens what sets them apart.
 
     Args:
         covariance: Covariance of the features, shape (D, D).
-        power: Power of the inverse standard deviation of each direction: 0 leaves the features, 1 whitens
-            them.
-        ridge: Added to the standard deviations, as a share of the largest, so that noise stays small.
+        power: Power of the inverse standard deviation of each axis: 0 leaves the features as they are, 1
+            whitens them.
+        ridge: Share of the largest standard deviation added to all of them, to keep noise small.
 
     Returns:
-        What centered features (N, D) are multiplied with, shape (D, D); it keeps their mean squared length.
-        The identity where all features are the same.
+        Matrix to multiply centered features (N, D) by, shape (D, D); it keeps their mean squared length.
+        The identity if all features are equal.
     """
     values, vectors = torch.linalg.eigh(covariance.double().cpu())
     deviations = values.clamp(min=0).sqrt()

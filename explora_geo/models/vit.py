@@ -1,4 +1,4 @@
-"""The one vision transformer: a tokenizer, class and register tokens, and timm blocks."""
+"""Vision transformer made of a tokenizer, class and register tokens, and timm blocks."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -13,17 +13,17 @@ from explora_geo.models.normalization import Normalization
 from explora_geo.models.position import RotaryPosition, sincos_2d
 from explora_geo.models.tokenizers import Tokenizer
 
-#: Tokens without position, shape (B, S, L, D), and the patch grid: output of a tokenizer.
+#: Output of a tokenizer: tokens without position, shape (B, S, L, D), and the patch grid.
 Embedded = tuple[Tensor, tuple[int, int]]
 
 
 class Begun(NamedTuple):
-    """A forward pass after some blocks; see `ViT.begin`."""
+    """State of a forward pass after its first blocks; see `ViT.begin`."""
 
     x: Tensor  # tokens, shape (B, 1 + R + N, D)
     slots: tuple[int, int] | None  # slots and patches per slot; None where patches were dropped
-    rope: Tensor | None  # rotations of the tokens, where positions are rotary
-    blocks: int  # that are done
+    rope: Tensor | None  # rotations of the tokens if positions are rotary
+    blocks: int  # number of blocks already run
 
 
 class Features(NamedTuple):
@@ -31,25 +31,25 @@ class Features(NamedTuple):
 
     cls: Tensor  # class token, shape (B, D)
     patches: Tensor  # patch tokens, shape (B, S, L, D); with `keep`, the kept ones, shape (B, K, D)
-    registers: Tensor | None = None  # register tokens, shape (B, R, D), or None without any
+    registers: Tensor | None = None  # register tokens, shape (B, R, D), or None
 
 
 class ViT(nn.Module):
-    """Vision transformer whose input side is a tokenizer.
+    """Vision transformer with a tokenizer as its input stage.
 
     With a `PatchTokenizer` the state dict has timm's keys (`patch_embed.proj`, `cls_token`, `reg_token`,
-    `pos_embed`, `blocks.i`, `norm`), of DINOv3's models those of timm's `Eva`. Positions have an entry of the
-    class token, none of registers. `rope` rotates by place instead of a table, or is None.
+    `pos_embed`, `blocks.i`, `norm`); DINOv3's models have those of timm's `Eva`. Positions cover the class
+    token but not registers. `rope` holds rotary positions, which replace the table, or is None.
     """
 
-    name: str = ''  # that `create_vit` built it by
+    name: str = ''  # passed to `create_vit`
     base: str = ''  # name of the weights that were loaded
-    license: str = ''  # that those weights state
-    adaptation: str = ''  # notation of the adapter that was put on them
-    normalization: Normalization | None = None  # of the images that they were adapted on, if they say so
-    # As the file of the weights holds them; empty where the model computes its own, None where none was read
+    license: str = ''  # stated by those weights
+    adaptation: str = ''  # notation of the adapter applied to them
+    normalization: Normalization | None = None  # of the images they were adapted on, if stated
+    # As in the weights file; empty where the model computes its own, None where no file was read
     stored_position: Tensor | None = None
-    pos_embed: Tensor | None  # table, shape (1, 1 + L, D), without the width of slots; None with `rope`
+    pos_embed: Tensor | None  # table, shape (1, 1 + L, D - slot_dim); None with `rope`
 
     def __init__(
         self,
@@ -67,20 +67,20 @@ class ViT(nn.Module):
         """Initialize a ViT with random weights.
 
         Args:
-            tokenizer: Input side; registered as `patch_embed`, timm's name.
+            tokenizer: Input stage; registered as `patch_embed`, timm's name.
             embed_dim: Width D.
             depth: Number of blocks.
             num_heads: Attention heads per block.
-            trunk: How the blocks are made; as MAE's if None.
-            drop_path_rate: Stochastic depth of the last block.
+            trunk: Block settings; MAE's if None.
+            drop_path_rate: Stochastic-depth rate of the last block.
             uniform_drop_path: Use that rate in every block (DINOv2) instead of a linear rise (timm).
-            learned_position: Train `pos_embed`; False starts from fixed sine-cosine codes as MAE. Codes
-                beside those of slots are always fixed, as SatMAE's.
-            mask_token: Hold a token that replaces masked patches (iBOT); adds the key `mask_token`.
-            final_norm: Norm after the last block; models tuned on average-pooled patches have none.
+            learned_position: Train `pos_embed`; False uses fixed sine-cosine codes, as MAE does. Positions
+                combined with slot codes are always fixed, as in SatMAE.
+            mask_token: Add a token that replaces masked patches (iBOT), with the key `mask_token`.
+            final_norm: Norm after the last block; models fine-tuned on average-pooled patches have none.
 
         Raises:
-            ValueError: If the codes of slots leave no width for positions.
+            ValueError: If slot codes leave no width for positions.
         """
         super().__init__()
         trunk = trunk or TrunkConfig()
@@ -97,7 +97,7 @@ class ViT(nn.Module):
         position = torch.zeros(1, 1 + tokenizer.num_patches, embed_dim - tokenizer.slot_dim)
         if learned_position:
             self.pos_embed = nn.Parameter(position)
-        else:  # what is fixed is a buffer, so that nothing can train it
+        else:  # fixed positions are a buffer so that nothing trains them
             self.register_buffer('pos_embed', None if self.rope else position)
         rates = torch.linspace(0, drop_path_rate, depth, device='cpu').tolist()
         self.blocks = nn.ModuleList(
@@ -105,11 +105,11 @@ class ViT(nn.Module):
             for rate in rates
         )
         self.norm = nn.LayerNorm(embed_dim, eps=trunk.norm_eps) if final_norm else nn.Identity()
-        if not self.cls_token.is_meta:  # models built only to be counted hold no numbers
+        if not self.cls_token.is_meta:  # meta models, built for counting, hold no values
             self._init_weights()
 
     def _init_weights(self) -> None:
-        """Xavier for matrices, normal 0.02 for tokens (MAE's scheme)."""
+        """Initialize matrices with Xavier and tokens with normal 0.02 (MAE's scheme)."""
         init_transformer(self)
         nn.init.normal_(self.cls_token, std=0.02)
         if self.reg_token is not None:
@@ -122,18 +122,18 @@ class ViT(nn.Module):
 
     @property
     def learned_position(self) -> bool:
-        """Whether positions are parameters; fixed ones are a buffer."""
+        """Whether positions are parameters rather than a fixed buffer."""
         return isinstance(self.pos_embed, nn.Parameter)
 
     @property
     def num_parameters(self) -> int:
-        """Parameters as papers count them, fixed positions among them."""
+        """Number of parameters as papers count them, including fixed positions."""
         fixed = 0 if self.learned_position or self.pos_embed is None else self.pos_embed.numel()
         return fixed + sum(p.numel() for p in self.parameters())
 
     @property
     def num_prefix_tokens(self) -> int:
-        """Tokens before the patches: the class token and registers."""
+        """Number of tokens before the patches: the class token and registers."""
         return 1 if self.reg_token is None else 1 + self.reg_token.shape[1]
 
     @property
@@ -149,11 +149,11 @@ class ViT(nn.Module):
         keep: Tensor | None = None,
         embedded: Embedded | None = None,
     ) -> tuple[Tensor, tuple[int, int], Tensor | None]:
-        """Tokens before the first block, in the order tokens → mask → position → keep → prefix.
+        """Build the input of the first block, in the order tokens → mask → position → keep → prefix.
 
         Returns:
             Tokens, shape (B, 1 + R + N, D) or (B, 1 + R + K, D) with `keep`, (slots, patches per slot), and
-            the rotations of the tokens, where positions are rotary; see `rotate`.
+            the rotations of the tokens if positions are rotary; see `rotate`.
         """
         tokens, grid = self.patch_embed(image) if embedded is None else embedded
         if token_mask is not None:
@@ -164,7 +164,7 @@ class ViT(nn.Module):
         cls_position, position = self.patch_embed.position(self.pos_embed, grid, timestamps)
         if position.shape[1] not in (1, tokens.shape[1]):
             raise ValueError(f'got {position.shape[1]} timestamps for {tokens.shape[1]} frames of each image')
-        if self.rope is not None:  # the codes of slots alone, at full width
+        if self.rope is not None:  # slot codes alone, padded to full width
             fill = (0, self.embed_dim - position.shape[-1])
             cls_position, position = (F.pad(x.to(tokens.device), fill) for x in (cls_position, position))
         tokens = tokens + position
@@ -181,9 +181,9 @@ class ViT(nn.Module):
     def _rotations(
         self, grid: tuple[int, int], slots: int, keep: Tensor | None, device: torch.device
     ) -> Tensor:
-        """Rotations of all tokens, shape (2, N, ·) or (2, B, 1, K, ·); the prefix is not turned."""
+        """Return the rotations of all tokens, shape (2, N, ·) or (2, B, 1, K, ·), prefix unrotated."""
         assert self.rope is not None
-        turns = self.rope(grid, device).repeat(1, slots, 1)  # each slot has the places anew
+        turns = self.rope(grid, device).repeat(1, slots, 1)  # every slot has the same places
         if keep is not None:
             turns = turns[:, keep].unsqueeze(2)
         sin, cos = F.pad(turns, (0, 0, self.num_prefix_tokens, 0))
@@ -200,15 +200,15 @@ class ViT(nn.Module):
         embedded: Embedded | None = None,
         begun: Begun | None = None,
     ) -> Features:
-        """Features of the last block after the final norm.
+        """Compute the features of the last block after the final norm.
 
         Args:
             image: Normalized image, shape (B, C, H, W), or as the tokenizer says.
             timestamps: Acquisition times for temporal tokenizers, shape (B, T, 3).
             token_mask: True where the mask token replaces a patch (iBOT), shape (B, S, L) or (B, S·L).
-            keep: Indices into the N = S·L tokens to run, the others are dropped (MAE), shape (B, K).
-            embedded: What `patch_embed(image)` gave, where it was asked already.
-            begun: What `begin` gave for the image, to go on from.
+            keep: Indices of the tokens to keep out of N = S·L; the others are dropped (MAE), shape (B, K).
+            embedded: Output of `patch_embed(image)`, if already computed.
+            begun: Output of `begin` for the image, to continue from.
         """
         if begun is None:
             options: dict[str, Any] = {'token_mask': token_mask, 'keep': keep, 'embedded': embedded}
@@ -219,7 +219,7 @@ class ViT(nn.Module):
         return self._features(x, begun.slots)
 
     def begin(self, image: Tensor, blocks: int, **options: Any) -> Begun:
-        """Run the first blocks alone; options are those of `forward`."""
+        """Run only the first blocks, with the options of `forward`."""
         x, slots, rope = self.embed(image, **options)
         for block in self.blocks[:blocks]:
             x = run_block(block, x, rope, self.grad_checkpointing)
@@ -228,11 +228,11 @@ class ViT(nn.Module):
     def intermediate(
         self, image: Tensor, blocks: Sequence[int], *, timestamps: Tensor | None = None
     ) -> list[Features]:
-        """Features after the named blocks, in their order, each through the final norm (DINOv2's probing).
+        """Compute features after the given blocks, in order and through the final norm (DINOv2's probing).
 
         Args:
             image: Normalized image, shape (B, C, H, W), or as the tokenizer says.
-            blocks: Block indices counted from 0; negative ones from the end.
+            blocks: Block indices from 0; negative ones count from the end.
             timestamps: Acquisition times for temporal tokenizers, shape (B, T, 3).
         """
         wanted = [range(self.depth)[i] for i in blocks]
@@ -252,7 +252,7 @@ class ViT(nn.Module):
 
 
 def init_transformer(module: nn.Module) -> None:
-    """Initialize matrices as MAE does: Xavier-uniform, convolutions as the matrices they are."""
+    """Initialize linear layers and, as matrices, convolutions with Xavier-uniform, as MAE does."""
     for layer in module.modules():
         if isinstance(layer, nn.Linear | nn.Conv2d):
             nn.init.xavier_uniform_(layer.weight.view(layer.weight.shape[0], -1))

@@ -1,8 +1,8 @@
-"""Weights by name: those that ship with the package, where to get published ones, and TorchGeo's.
+"""Weights by name: shipped with the package, published elsewhere, or listed by TorchGeo.
 
-Each entry states its bands, its license, the objective that made it (`M` for MAE, `D` for DINOv2) and the
-arguments of `create_vit` that it belongs to. A `sha256` in `meta`, or its beginning, is checked each time;
-most publishers state none.
+Each entry states its bands, license, training objective (`M` for MAE, `D` for DINOv2) and the arguments of
+`create_vit` that it fits. A `sha256` in `meta`, or a prefix of one, is checked at every load; most
+publishers state none.
 """
 
 import importlib
@@ -20,8 +20,8 @@ from explora_geo.models.tokenizers import RGB, SENTINEL2
 
 _SHIPPED = (Path(__file__).parent / 'files').as_uri()
 _NATURAL, _FMOW = 'LVD-142M, natural images', 'fMoW-RGB, labels not used'
-_SAME = nn.Identity()  # the data modules normalize by band
-# Where files are, the paper's number on arXiv, the license, and the objective
+_SAME = nn.Identity()  # data modules normalize by band
+# Base URL, arXiv number, license, and objective
 _SOURCES = {
     'dinov2': ('https://dl.fbaipublicfiles.com/dinov2', '2304.07193', 'Apache-2.0', 'D'),
     'dinov3': ('hf:facebook', '2508.10104', 'DINOv3 License, to be accepted on the hub (gated)', 'D'),
@@ -82,7 +82,7 @@ _SENTINEL = 'explora_mae_multispectral/explora_mae_fmow_sentinel'
 
 
 def _sentinel(source: str, file: str, size: str = 'large', decoder: bool = True, **meta: Any) -> Weights:
-    """Weights of groups of Sentinel-2's bands."""
+    """Build an entry for groups of Sentinel-2 bands."""
     groups = {'bands': SENTINEL2, 'tokenizer': 'group-channel', 'objective': 'M'}
     dataset = 'fMoW-Sentinel, labels not used'
     return _weights(source, file, f'vit_{size}_patch8_96', dataset, decoder, **groups, **meta)
@@ -94,7 +94,7 @@ def _explora(size: str, suffix: str = '') -> Weights:
 
 
 class ViTTiny8_Weights(WeightsEnum):
-    """ViT-Ti/8 at 64 px for experiments at the size of EuroSAT tiles."""
+    """ViT-Ti/8 at 64 px, the size of EuroSAT tiles, for experiments."""
 
     TINY_IMAGENET_MAE = _weights(
         'ours',
@@ -107,7 +107,7 @@ class ViTTiny8_Weights(WeightsEnum):
 
 
 class ViTSmall14_Weights(WeightsEnum):
-    """ViT-S/14. `_DEPTH6`, its first six blocks and the norm, ships here and is not Meta's file."""
+    """ViT-S/14. `_DEPTH6`, its first six blocks and the norm, ships here and is no file of Meta's."""
 
     LVD142M_DINOV2 = _dinov2('small')
     LVD142M_DINOV2_REG4 = _dinov2('small', 'reg4_')
@@ -149,7 +149,7 @@ class ViTGiant14_Weights(WeightsEnum):
 
 
 class ViTSmall16_Weights(WeightsEnum):
-    """ViT-S/16 with rotary positions; DINOv3's weights are gated: accept their license on the hub first."""
+    """ViT-S/16 with rotary positions. DINOv3's weights are gated: accept their license on the hub first."""
 
     LVD1689M_DINOV3 = _dinov3('small')
 
@@ -207,13 +207,13 @@ class ViTLarge8_Weights(WeightsEnum):
 
 
 def all_weights() -> dict[str, WeightsEnum]:
-    """Every entry of ours by its full name, such as `ViTBase16_Weights.IMAGENET_MAE`."""
+    """Return all of our entries by full name, such as `ViTBase16_Weights.IMAGENET_MAE`."""
     return _entries(globals(), r'\w+_Weights')
 
 
 @cache
 def torchgeo_weights() -> dict[str, WeightsEnum]:
-    """TorchGeo's entries for vision transformers by its own names, without `torchgeo/` before them."""
+    """Return TorchGeo's vision transformer entries by its own names, without the prefix `torchgeo/`."""
     theirs = vars(importlib.import_module('torchgeo.models'))
     return _entries(dict(sorted(theirs.items())), r'ViT\w+_Weights')
 
@@ -223,19 +223,19 @@ def _entries(names: Mapping[str, Any], pattern: str) -> dict[str, WeightsEnum]:
     return {str(entry): entry for group in groups for entry in group}
 
 
-# Objectives that go on with what TorchGeo's `ssl_method` made, and the pixel values of its data sets.
+# Objective that continues each `ssl_method` of TorchGeo, and the pixel range of each sensor.
 _METHODS = {'mae': 'M', 'fg-mae': 'M', 'dino': 'D'}
 _RANGES = {'SENTINEL2': (0.0, 10_000.0), 'LANDSAT': (0.0, 255.0)}
 _ENTRY = re.compile(r'(torchgeo/)?(\w+_Weights\.[A-Z0-9_]+)')
 
 
 def find_weights(name: str) -> WeightsEnum | None:
-    """Find an entry by its name, such as `ViTTiny8_Weights.TINY_IMAGENET_MAE`; None of any other text.
+    """Find an entry by name, such as `ViTTiny8_Weights.TINY_IMAGENET_MAE`; return None for other text.
 
-    Where ours and TorchGeo's have the same name, `torchgeo/` before it means theirs.
+    The prefix `torchgeo/` selects TorchGeo's entry where both packages use the same name.
 
     Raises:
-        ValueError: If neither package has the entry; the message tells the nearest names.
+        ValueError: If neither package has the entry; the message lists the nearest names.
     """
     match = _ENTRY.fullmatch(name)
     if match is None:
@@ -252,15 +252,15 @@ def find_weights(name: str) -> WeightsEnum | None:
 
 
 def entry_name(entry: WeightsEnum) -> str:
-    """The name by which `find_weights` finds an entry, whichever names there will be."""
+    """Return the name that always finds an entry with `find_weights`, even if more names are added."""
     return f'{"torchgeo/" if _of_torchgeo(entry) else ""}{entry}'
 
 
 def entry_meta(entry: WeightsEnum) -> dict[str, Any]:
-    """What an entry of ours, of TorchGeo or of the user states, in the terms of ours.
+    """Return the metadata of an entry of ours, TorchGeo's or the user's, in our terms.
 
-    TorchGeo's state a normalization, too, that of their transforms. Bands of Sentinel-2 are spelled as ours;
-    those of Landsat as USGS does, which are other wavelengths.
+    TorchGeo's entries include the normalization of their transforms. Sentinel-2 bands follow our spelling;
+    Landsat bands keep that of USGS, since their wavelengths differ.
     """
     meta = dict(entry.meta)
     if not _of_torchgeo(entry):
@@ -272,7 +272,7 @@ def entry_meta(entry: WeightsEnum) -> dict[str, Any]:
     mean, std = [0.0] * len(bands), [1.0] * len(bands)
     for step in entry.transforms.modules():
         if hasattr(step, 'mean') and hasattr(step, 'std'):
-            for i in range(len(bands)):  # a single value is that of all bands
+            for i in range(len(bands)):  # a single value applies to all bands
                 mean[i] += std[i] * step.mean[i % len(step.mean)]
                 std[i] *= step.std[i % len(step.std)]
     found = {
@@ -295,7 +295,7 @@ def entry_meta(entry: WeightsEnum) -> dict[str, Any]:
 
 
 def search_weights(text: str = '') -> dict[str, dict[str, Any]]:
-    """What entries of ours and of TorchGeo state, by name, where it holds all words of a text."""
+    """Return the metadata, by name, of our and TorchGeo's entries that contain all words of a text."""
     entries = [*all_weights().values(), *torchgeo_weights().values()]
     found = {entry_name(entry): entry_meta(entry) for entry in entries}
     words = text.lower().split()
@@ -303,5 +303,5 @@ def search_weights(text: str = '') -> dict[str, dict[str, Any]]:
 
 
 def _of_torchgeo(entry: WeightsEnum) -> bool:
-    """Whether this is an entry of TorchGeo that one of our backbones can be built from."""
+    """Return whether one of our backbones can be built from this entry of TorchGeo."""
     return type(entry).__module__.startswith('torchgeo.') and type(entry).__name__.startswith('ViT')

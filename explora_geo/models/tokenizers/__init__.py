@@ -1,4 +1,4 @@
-"""Tokenizers turn images into tokens with a slot axis, (B, S, L, D): the only code that knows bands."""
+"""Tokenizers, which turn images into tokens with a slot axis, (B, S, L, D); only they know about bands."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ __all__ = [
     'build_tokenizer',
 ]
 
-#: Tokenizers by the name that configurations and file headers use.
+#: Tokenizers by their name in configurations and file headers.
 TOKENIZERS: dict[str, type[Tokenizer]] = {
     cls.kind: cls for cls in (PatchTokenizer, GroupChannelTokenizer, TemporalTokenizer)
 }
@@ -37,12 +37,12 @@ def build_tokenizer(
     dynamic_img_size: bool = False,
     options: Mapping[str, Any] | None = None,
 ) -> Tokenizer:
-    """Build the tokenizer of a name, with further arguments of its class as `options`.
+    """Build a tokenizer by name, with further arguments of its class as `options`.
 
-    Bands are the class's own, or those of the groups that are given, if None.
+    If None, `bands` are those of the given channel groups, else the default of the class.
 
     Raises:
-        ValueError: If the name or an option is unknown, or values do not fit.
+        ValueError: If the name or an option is unknown, or a value does not fit.
     """
     if kind not in TOKENIZERS:
         raise ValueError(f'unknown tokenizer {kind!r}: use {", ".join(TOKENIZERS)}')

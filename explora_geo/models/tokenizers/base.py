@@ -1,4 +1,4 @@
-"""What every tokenizer offers a ViT and a decoder."""
+"""Tokenizer interface for ViTs and decoders."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -12,27 +12,27 @@ from explora_geo.models.position import resample_position, sincos_2d
 
 
 class Tokenizer(nn.Module, ABC):
-    """What a ViT asks of its input side.
+    """Base class of the input stage of a ViT.
 
-    A token's position is a spatial code next to a code of its slot (channel group, frame). The ViT stores the
-    spatial one, `pos_embed`, of width D - `slot_dim`; the tokenizer joins both. `grid_size` are the patches
-    along height and width at the nominal image side `img_size`, pixels, in patches of `patch_size` pixels.
+    A token's position joins a spatial code with a code of its slot (channel group, frame). The ViT stores the
+    spatial code, `pos_embed`, of width D - `slot_dim`; the tokenizer concatenates both. `grid_size` counts
+    patches of `patch_size` pixels along height and width at the nominal image side `img_size`, pixels.
     """
 
     kind: str  # name in configurations
     num_slots: int = 1  # slots S of the tokens at the nominal input
-    slot_dim: int = 0  # width of the slot code in the ViT; 0 without slots, and then positions can be learned
-    slot_step: int = 0  # what widths of slot codes are multiples of
-    fresh: tuple[str, ...] = ()  # parts that no RGB weights can fill, and that train where they start anew
+    slot_dim: int = 0  # width of the slot code in the ViT; 0 without slots, which allows learned positions
+    slot_step: int = 0  # slot-code widths are multiples of this
+    fresh: tuple[str, ...] = ()  # parts that RGB weights cannot fill; they train if newly initialized
     axes = 'B, {}, H, W'
 
     def __init__(self, img_size: int, patch_size: int, bands: Sequence[str], dynamic_img_size: bool) -> None:
-        """Check and keep what all tokenizers share.
+        """Check and store the settings that all tokenizers share.
 
         Args:
-            img_size: Nominal image side, pixels, a multiple of `patch_size`; a ValueError otherwise.
+            img_size: Nominal image side, pixels, a multiple of `patch_size` (ValueError otherwise).
             patch_size: Patch side P, pixels.
-            bands: Band names in image order, each once; a ValueError otherwise.
+            bands: Distinct band names in image order (ValueError otherwise).
             dynamic_img_size: Accept other image sizes and resample the positions to them.
         """
         super().__init__()
@@ -48,7 +48,7 @@ class Tokenizer(nn.Module, ABC):
         self._widths: dict[str, int] = {}
 
     def _set_slots(self, count: int, embed_dim: int, slot_dim: int | None, decoder: int | None) -> None:
-        """Set the number of slots and the widths of their codes, SatMAE's shares where None is given."""
+        """Set the number of slots and the widths of their codes; None means SatMAE's share of the width."""
         given = {'slot_dim': slot_dim, 'decoder_slot_dim': decoder}
         self._widths = {name: width for name, width in given.items() if width is not None}
         for name, width in self._widths.items():
@@ -61,7 +61,7 @@ class Tokenizer(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, image: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """Embed a normalized image, shape (B, C, H, W), or (B, T, C, H, W) of series.
+        """Embed a normalized image, shape (B, C, H, W), or a series, shape (B, T, C, H, W).
 
         Returns:
             Tokens without position, shape (B, S, L, D), and the patch grid (height, width).
@@ -72,64 +72,64 @@ class Tokenizer(nn.Module, ABC):
 
     @abstractmethod
     def patchify(self, image: Tensor) -> Tensor:
-        """Pixels of each patch in (c, p, q) order: the MAE target, shape (B, S, L, `target_dim`).
+        """Return the pixels of each patch in (c, p, q) order: the MAE target, shape (B, S, L, `target_dim`).
 
-        Where a slot has fewer bands than another, its numbers are followed by zeros.
+        Slots with fewer bands are zero-padded.
         """
 
     @abstractmethod
     def unpatchify(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Inverse of `patchify`."""
+        """Invert `patchify`."""
 
     def build_prediction(self, dim: int) -> nn.Module:
-        """The last layer of an MAE decoder of width `dim`, which `predict` runs."""
+        """Build the last layer of an MAE decoder of width `dim`, which `predict` runs."""
         return nn.Linear(dim, self.target_dim)
 
     def predict(self, layer: nn.Module, tokens: Tensor) -> Tensor:
-        """Patches that the last layer predicts, (B, S, L, dim) -> (B, S, L, `target_dim`)."""
+        """Predict patches with the last layer, (B, S, L, dim) -> (B, S, L, `target_dim`)."""
         return layer(tokens)
 
     @property
     def target_sizes(self) -> tuple[int, ...]:
-        """Numbers per patch of each slot, or one number for all slots."""
+        """Values per patch in each slot, or a single number for all slots."""
         return (len(self.bands) * self.patch_size**2,)
 
     @property
     def target_dim(self) -> int:
-        """Numbers per patch of the largest slot."""
+        """Values per patch in the largest slot."""
         return max(self.target_sizes)
 
     @property
     def options(self) -> dict[str, Any]:
-        """What the constructor got beyond sizes and bands, as JSON-ready values."""
+        """Constructor arguments beyond sizes and bands, as JSON-ready values."""
         return dict(self._widths)
 
     @staticmethod
     def slot_width(dim: int) -> int:
-        """Width of slot codes beside tokens of width `dim`, where none is given."""
+        """Return the default width of slot codes for tokens of width `dim`."""
         return 0
 
     def slot_codes(self, timestamps: Tensor | None) -> Tensor:
-        """Slot codes in the ViT, class token first, shape (1 or B, 1 + S, `slot_dim`)."""
+        """Return the slot codes for the ViT, class token first, shape (1 or B, 1 + S, `slot_dim`)."""
         return torch.zeros(1, 1 + self.num_slots, 0)
 
     def decoder_slot_codes(self, dim: int, timestamps: Tensor | None) -> Tensor:
-        """Slot codes in a decoder of width `dim`, class token first, shape (1 or B, 1 + S, ·)."""
+        """Return the slot codes for a decoder of width `dim`, class token first, shape (1 or B, 1 + S, ·)."""
         return self.slot_codes(timestamps)
 
     def position(
         self, stored: Tensor | None, grid: tuple[int, int], timestamps: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Position codes of the class token and of the patches in the ViT.
+        """Return the ViT's position codes for the class token and the patches.
 
         Args:
-            stored: The ViT's spatial code, class token first, shape (1, 1 + L, D - `slot_dim`), or None where
-                places are told by rotation; then codes are `slot_dim` wide.
+            stored: The ViT's spatial codes, class token first, shape (1, 1 + L, D - `slot_dim`), or None with
+                rotary positions; the returned codes are then `slot_dim` wide.
             grid: Patch grid of this image.
             timestamps: Acquisition times for tokenizers that use them, shape (B, T, 3).
 
         Returns:
-            Codes of shape (1 or B, 1, D), and of patches, broadcastable to (B, S, L, D).
+            Class-token codes, shape (1 or B, 1, D), and patch codes, broadcastable to (B, S, L, D).
         """
         codes = self.slot_codes(timestamps)
         if stored is None:
@@ -145,10 +145,10 @@ class Tokenizer(nn.Module, ABC):
         slot_embed: Tensor | None = None,
         device: torch.device | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Fixed position codes of width `dim` on a patch grid, for decoders; returns what `position` does.
+        """Return fixed position codes of width `dim` for decoders, in the form of `position`.
 
-        Codes of a checkpoint, class token first, are used instead: `pos_embed` at its own grid, and
-        `slot_embed`, shape (1, 1 + S, ·). On the device of the tokens no code waits for a copy.
+        Codes from a checkpoint, class token first, take precedence: `pos_embed` if its grid matches, and
+        `slot_embed`, shape (1, 1 + S, ·). Pass the tokens' `device` to avoid a copy.
         """
         slots = self.decoder_slot_codes(dim, timestamps) if slot_embed is None else slot_embed
         width = dim - slots.shape[-1]
@@ -157,20 +157,20 @@ class Tokenizer(nn.Module, ABC):
         return _join(slots.new_zeros(1, 1, width), sincos_2d(width, grid, device)[None], slots)
 
     def target_statistics(self, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and variance of each patch of a target (`norm_pix_loss`), broadcastable to it."""
+        """Return mean and variance of each target patch (`norm_pix_loss`), broadcastable to the target."""
         return target.mean(dim=-1, keepdim=True), target.var(dim=-1, keepdim=True)
 
     def grid(self, image: Tensor) -> tuple[int, int]:
-        """Patches along height and width of an image, shape (..., H, W)."""
+        """Count the patches along height and width of an image, shape (..., H, W)."""
         return image.shape[-2] // self.patch_size, image.shape[-1] // self.patch_size
 
     @property
     def num_patches(self) -> int:
-        """Patches L per slot at the nominal image size."""
+        """Number of patches L per slot at the nominal image size."""
         return self.grid_size[0] * self.grid_size[1]
 
     def _check(self, image: Tensor) -> None:
-        """Refuse an image that does not fit the bands, the patch size or the nominal size."""
+        """Raise ValueError if an image does not fit the bands, the patch size or the nominal size."""
         if image.ndim != self.axes.count(',') + 1 or image.shape[-3] != len(self.bands):
             raise ValueError(
                 f'the model reads images of shape ({self.axes.format(len(self.bands))}) with bands '
@@ -191,7 +191,7 @@ class Tokenizer(nn.Module, ABC):
 
 
 def _join(cls: Tensor, patches: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
-    """Put spatial codes (1, 1, ·), (1, L, ·) and slot codes (b, 1 + S, ·) side by side."""
+    """Concatenate spatial codes (1, 1, ·), (1, L, ·) with slot codes (b, 1 + S, ·)."""
     if not slots.shape[-1]:
         return cls, patches.unsqueeze(1)
     batch, count, length = slots.shape[0], slots.shape[1] - 1, patches.shape[1]

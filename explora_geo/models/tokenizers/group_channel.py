@@ -11,23 +11,23 @@ from torch.nn import functional as F
 from explora_geo.models.position import sincos_1d
 from explora_geo.models.tokenizers.base import Tokenizer
 
-#: Sentinel-2's groups in SatMAE and in the paper: visible and near infrared, red edge, short-wave.
+#: Sentinel-2 groups of SatMAE and the paper: visible and near infrared, red edge, short-wave infrared.
 CHANNEL_GROUPS = (('B02', 'B03', 'B04', 'B08'), ('B05', 'B06', 'B07', 'B8A'), ('B11', 'B12'))
-#: Their bands in SatMAE's image order: B01, B09 and B10 are left out.
+#: Their bands in SatMAE's image order, without B01, B09 and B10.
 SENTINEL2 = ('B02', 'B03', 'B04', 'B05', 'B06', 'B07', 'B08', 'B8A', 'B11', 'B12')
 
 
 class GroupChannelTokenizer(Tokenizer):
-    """One slot per group of bands, each with its own patch embedding.
+    """Tokenizer with one slot per group of bands, each with its own patch embedding.
 
-    A token's position is a spatial code next to a code of its group. `channel_groups` name their bands,
-    together all bands once, so that the order of the bands in an image is free. `slot_dim`, the width of the
-    group code, is even: SatMAE's 256 for D of 768 and more, else a quarter of D; `decoder_slot_dim` is the
-    same in decoders (128 of 512).
+    A token's position joins a spatial code with a code of its group. `channel_groups` list every band exactly
+    once by name, so the bands of an image may come in any order. `slot_dim`, the width of the group code, is
+    even: SatMAE's 256 for D of 768 and more, else a quarter of D; `decoder_slot_dim` is its counterpart in
+    decoders (128 of 512).
 
-    With `satmae_band_pairing` a decoder's predictions are paired with bands as SatMAE's code does: the k-th
-    prediction, counted group after group, stands for the k-th band of the *image*, so that some predict a
-    band of another group. Needed to go on from SatMAE's decoders.
+    With `satmae_band_pairing`, predictions of a decoder are paired with bands as in SatMAE's code: the k-th
+    prediction, counted across groups, stands for the k-th band of the *image*, so some predict a band of
+    another group. SatMAE's decoders need it.
     """
 
     kind = 'group-channel'
@@ -46,7 +46,7 @@ class GroupChannelTokenizer(Tokenizer):
         decoder_slot_dim: int | None = None,
         satmae_band_pairing: bool = False,
     ) -> None:
-        """Initialize a GroupChannelTokenizer; sizes and bands are those of `Tokenizer`."""
+        """Initialize a GroupChannelTokenizer; see `Tokenizer` for sizes and bands."""
         super().__init__(img_size, patch_size, bands, dynamic_img_size)
         self.channel_groups = tuple(tuple(group) for group in channel_groups)
         grouped = [band for group in self.channel_groups for band in group]
@@ -62,13 +62,13 @@ class GroupChannelTokenizer(Tokenizer):
         self.proj = nn.ModuleList(
             nn.Conv2d(len(group), embed_dim, patch_size, stride=patch_size) for group in self.channel_groups
         )
-        # A buffer: fixed in pre-training, yet some fine-tuned checkpoints bring their own.
+        # A buffer: fixed in pre-training, but some fine-tuned checkpoints bring their own.
         codes = sincos_1d(self.slot_dim, torch.arange(self.num_slots, device='cpu'))
         self.channel_embed: Tensor
         self.register_buffer('channel_embed', codes[None].to(next(self.parameters()).device))
 
     def forward(self, image: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """Embed an image, shape (B, C, H, W): tokens (B, G, L, D) and the patch grid."""
+        """Embed an image, shape (B, C, H, W), into tokens (B, G, L, D), and return the patch grid too."""
         self._check(image)
         tokens = torch.stack(
             [proj(image[:, list(bands)]) for proj, bands in zip(self.proj, self.indices, strict=True)], dim=1
@@ -77,28 +77,28 @@ class GroupChannelTokenizer(Tokenizer):
 
     @staticmethod
     def slot_width(dim: int) -> int:
-        """256 as in SatMAE, or a quarter of a smaller model."""
+        """Return 256 as in SatMAE, or a quarter of the width of smaller models."""
         return 256 if dim >= 768 else max(4, dim // 16 * 4)
 
     def slot_codes(self, timestamps: Tensor | None) -> Tensor:
-        """Zeros for the class token, then a code per group, shape (1, 1 + G, `slot_dim`)."""
+        """Return zeros for the class token, then a code per group, shape (1, 1 + G, `slot_dim`)."""
         return torch.cat([torch.zeros_like(self.channel_embed[:, :1]), self.channel_embed], dim=1)
 
     def decoder_slot_codes(self, dim: int, timestamps: Tensor | None) -> Tensor:
-        """Codes at a decoder's width; there the class token has a place of its own, after the groups."""
+        """Return the codes for a decoder of width `dim`, which places the class token after the groups."""
         width = self._widths.get('decoder_slot_dim', self.slot_width(dim))
         places = torch.arange(-1, self.num_slots)
         return sincos_1d(width, torch.where(places < 0, self.num_slots, places))[None]
 
     def patchify(self, image: Tensor) -> Tensor:
-        """Pixels of each patch, (B, C, H, W) -> (B, G, L, `target_dim`), small groups filled with zeros."""
+        """Return the pixels of each patch, (B, C, H, W) -> (B, G, L, `target_dim`); zeros pad small groups."""
         self._check(image)
         size = self.patch_size
         patches = rearrange(image, 'b c (h p) (w q) -> b (h w) c (p q)', p=size, q=size)
         return self._stack([patches[:, :, list(bands)].flatten(2) for bands in self.indices])
 
     def unpatchify(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Image of the patches, (B, G, L, `target_dim`) -> (B, C, H, W)."""
+        """Reassemble the image from patches, (B, G, L, `target_dim`) -> (B, C, H, W)."""
         size = self.patch_size
         by_group = [patches[:, i, :, :width] for i, width in enumerate(self.target_sizes)]
         joined = rearrange(
@@ -108,11 +108,11 @@ class GroupChannelTokenizer(Tokenizer):
         return joined[:, [order.index(i) for i in range(len(order))]]
 
     def build_prediction(self, dim: int) -> nn.Module:
-        """One linear layer per group; the keys are `0.weight`, `1.weight`, ... as SatMAE's."""
+        """Build one linear layer per group, with SatMAE's keys `0.weight`, `1.weight`, ..."""
         return nn.ModuleList(nn.Linear(dim, width) for width in self.target_sizes)
 
     def predict(self, layer: nn.Module, tokens: Tensor) -> Tensor:
-        """Patches that the groups' layers predict, (B, G, L, dim) -> (B, G, L, `target_dim`)."""
+        """Predict patches with the layer of each group, (B, G, L, dim) -> (B, G, L, `target_dim`)."""
         parts = [linear(tokens[:, i]) for i, linear in enumerate(layer.children())]
         if self.satmae_band_pairing:
             bands = torch.cat(parts, dim=-1).unflatten(-1, (len(self.bands), -1))
@@ -120,7 +120,7 @@ class GroupChannelTokenizer(Tokenizer):
         return self._stack(parts)
 
     def target_statistics(self, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and variance over all bands of a patch, as in SatMAE, each of shape (B, 1, L, 1)."""
+        """Return mean and variance over all bands of a patch, as in SatMAE, shape (B, 1, L, 1) each."""
         parts = [target[:, i, :, :width] for i, width in enumerate(self.target_sizes)]
         whole = torch.cat(parts, dim=-1)
         var, mean = torch.var_mean(whole, dim=-1, keepdim=True)
@@ -128,16 +128,16 @@ class GroupChannelTokenizer(Tokenizer):
 
     @property
     def target_sizes(self) -> tuple[int, ...]:
-        """Numbers per patch of each group."""
+        """Values per patch in each group."""
         return tuple(len(group) * self.patch_size**2 for group in self.channel_groups)
 
     @property
     def options(self) -> dict[str, Any]:
-        """Groups, and what differs from the defaults."""
+        """Groups and non-default arguments."""
         groups = [list(group) for group in self.channel_groups]
         pairing = {'satmae_band_pairing': True} if self.satmae_band_pairing else {}
         return {'channel_groups': groups, **self._widths, **pairing}
 
     def _stack(self, parts: list[Tensor]) -> Tensor:
-        """Bring the groups' patches, each (B, L, ·), to one width and stack them, (B, G, L, ·)."""
+        """Pad the groups' patches, each (B, L, ·), to one width and stack them, (B, G, L, ·)."""
         return torch.stack([F.pad(part, (0, self.target_dim - part.shape[-1])) for part in parts], dim=1)

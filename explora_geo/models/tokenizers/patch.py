@@ -1,4 +1,4 @@
-"""The ordinary ViT patch embedding, for any band count."""
+"""Standard ViT patch embedding for any number of bands."""
 
 from collections.abc import Sequence
 
@@ -9,9 +9,9 @@ from explora_geo.models.tokenizers.base import RGB, Tokenizer
 
 
 class PatchTokenizer(Tokenizer):
-    """One slot of patches over all bands.
+    """Tokenizer with a single slot of patches over all bands.
 
-    The convolution is named `proj` as in timm, MAE and DINOv2, so that their weights load as they are.
+    The convolution is named `proj` as in timm, MAE and DINOv2, so their weights load unchanged.
     """
 
     kind = 'patch'
@@ -24,7 +24,7 @@ class PatchTokenizer(Tokenizer):
         bands: Sequence[str] = RGB,
         dynamic_img_size: bool = False,
     ) -> None:
-        """Initialize a PatchTokenizer; arguments are those of `Tokenizer`."""
+        """Initialize a PatchTokenizer; see `Tokenizer` for the arguments."""
         super().__init__(img_size, patch_size, bands, dynamic_img_size)
         self.proj = nn.Conv2d(len(bands), embed_dim, patch_size, stride=patch_size)
 
@@ -34,12 +34,12 @@ class PatchTokenizer(Tokenizer):
         return rearrange(self.proj(image), 'b d h w -> b 1 (h w) d'), self.grid(image)
 
     def patchify(self, image: Tensor) -> Tensor:
-        """Pixels of each patch, (B, C, H, W) -> (B, 1, L, C·P·P)."""
+        """Return the pixels of each patch, (B, C, H, W) -> (B, 1, L, C·P·P)."""
         self._check(image)
         size = self.patch_size
         return rearrange(image, 'b c (h p) (w q) -> b 1 (h w) (c p q)', p=size, q=size)
 
     def unpatchify(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Image of the patches, (B, 1, L, C·P·P) -> (B, C, H, W)."""
+        """Reassemble the image from patches, (B, 1, L, C·P·P) -> (B, C, H, W)."""
         size = self.patch_size
         return rearrange(patches, 'b 1 (h w) (c p q) -> b c (h p) (w q)', h=grid[0], p=size, q=size)
