@@ -1,4 +1,4 @@
-"""Self-supervised objectives on an adapted backbone."""
+"""Self-supervised objectives for adapted backbones."""
 
 from explora_geo.objectives.alignment import PatchAlignment
 from explora_geo.objectives.anchor import Anchor, AnchorConfig

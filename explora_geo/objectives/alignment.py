@@ -1,4 +1,4 @@
-"""Patch kernel alignment (PaKa, arXiv 2509.05606) over the orientations of an image: not the paper's."""
+"""Patch kernel alignment (PaKa, arXiv 2509.05606) over image orientations; not part of the ExPLoRA paper."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,11 +15,11 @@ from explora_geo.objectives.teacher import Teacher
 
 
 class PatchAlignment(Objective):
-    """Patches of a turned image with another contrast relate to each other as a teacher's of the image do.
+    """Alignment of patch relations between a turned, contrast-changed image and a teacher's original.
 
-    The loss is 1 - the centered kernel alignment of an image's patch features, student's and teacher's: it
-    asks for no features in particular, so there are no heads, no crops and no prototypes, and a step costs
-    less than half of one of `DINOv2`. The teacher is a running average of the student, which slows to a halt.
+    The loss is 1 - the centered kernel alignment between student and teacher patch features of an image. It
+    prescribes no particular features, so it needs no heads, crops or prototypes, and a step costs less than
+    half as much as with `DINOv2`. The teacher is a running average of the student whose momentum rises to 1.
     """
 
     def __init__(
@@ -29,11 +29,10 @@ class PatchAlignment(Objective):
 
         Args:
             backbone: Student with its weights and adaptation.
-            momentum: Share of the teacher that stays at a step, at first, in [0, 1]; it rises to 1 as a
-                cosine.
-            contrast: Largest change of an image's contrast about the archive's mean, in [0, 1).
-            oriented: Leave images as they are, not in one of eight orientations: for archives in which the
-                orientation tells something.
+            momentum: Initial momentum of the teacher, in [0, 1]; it rises to 1 along a cosine.
+            contrast: Largest relative change of contrast about the archive's mean, in [0, 1).
+            oriented: Keep images as they are instead of drawing one of eight orientations, for archives where
+                orientation carries information.
 
         Raises:
             ValueError: If a value is out of range.
@@ -51,11 +50,11 @@ class PatchAlignment(Objective):
     pool = staticmethod(mean_patch)
 
     def set_schedule(self, total: int, epoch: float) -> None:
-        """Set the length of training, over which the teacher comes to a halt."""
+        """Set the number of steps over which the teacher's momentum rises to 1."""
         self.horizon = TrainingLength(max(total, 1), epoch)
 
     def forward(self, batch: Mapping[str, Any], step: int) -> dict[str, Tensor]:
-        """The loss of a batch; see `Objective.forward`."""
+        """Compute the loss of a batch; see `Objective.forward`."""
         image, times = batch['image'], batch.get('timestamps')
         teacher: Any = self.teacher.parts.eval()['backbone']
         with torch.no_grad():
@@ -68,12 +67,12 @@ class PatchAlignment(Objective):
             found, wanted = turned_features(self.backbone, image, wanted, times)
         if self.training:
             self.watched = found.mean((1, 3, 4)).detach()
-        # (B,S,D,h,w) -> (B,S·h·w,D): slots of bands or dates relate to each other, too
+        # (B,S,D,h,w) -> (B,S·h·w,D): the alignment covers relations between slots too
         mine, theirs = (x.transpose(2, 4).flatten(1, 3).float() for x in (found, wanted))
         with torch.autocast(image.device.type, enabled=False):
             return {'loss_alignment': self.loss(mine, theirs)}
 
     def after_step(self, step: int) -> None:
-        """Average the teacher."""
+        """Update the teacher's running average."""
         momentum = self.horizon.cosine(step, self.momentum, 1.0)
         self.teacher.update(nn.ModuleDict({'backbone': self.backbone}), momentum)

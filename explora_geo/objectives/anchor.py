@@ -1,4 +1,4 @@
-"""Teach a strong source the orientations and the statistics of an archive: ours, not the paper's."""
+"""Adapt a strong source to the orientations and statistics of an archive; ours, not the paper's."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,18 +17,18 @@ from explora_geo.objectives.teacher import Teacher
 
 @dataclass(frozen=True)
 class AnchorConfig:
-    """What the anchor asks for.
+    """Settings of the anchor loss.
 
     Attributes:
-        turns: Orientations that the target averages: 1, 4 quarter turns, or 8 with mirror images.
-        oriented: Show the student images as they are, not in one of eight orientations: for archives in
-            which the orientation tells something. The target then averages none, whatever `turns` says.
-        whitening: Power of the inverse standard deviation by which each principal direction of the
-            archive's mean patch features is scaled: 0 leaves the source's geometry, 1 whitens.
-        ridge: Added to each standard deviation, as a share of the largest, so that noise stays small.
-        patch_weight: Weight of smooth L1 between patch features, over their deviation.
-        centered_weight: Weight of 1 - cosine of the mean patch features, minus the archive's mean.
-        mean_weight: Weight of 1 - cosine of the mean patch features as they are.
+        turns: Orientations averaged in the target: 1, 4 (quarter turns), or 8 (also mirrored).
+        oriented: Show the student images as they are instead of in one of eight orientations, for archives
+            where orientation carries information. The target then uses one orientation and ignores `turns`.
+        whitening: Power of the inverse standard deviation that scales each principal direction of the
+            archive's mean patch features: 0 keeps the source's geometry, 1 whitens.
+        ridge: Share of the largest standard deviation added to all of them, to keep noise small.
+        patch_weight: Weight of smooth L1 between patch features divided by their standard deviation.
+        centered_weight: Weight of 1 - cosine of the mean patch features minus the archive's mean.
+        mean_weight: Weight of 1 - cosine of the mean patch features.
     """
 
     turns: int = 4
@@ -55,12 +55,12 @@ class AnchorConfig:
 
 
 class AnchorLoss(nn.Module):
-    """How far a student is from what its source sees on average in all orientations of an image.
+    """Distance between a student and the mean features of its source over all orientations of an image.
 
-    The target is the mean of the frozen source's patch features over the orientations of an image, turned
-    back, and partly whitened with the covariance of the archive's images: what all tiles share counts less,
-    what tells them apart counts more. The student sees the image in one of eight orientations. The source
-    costs no second model: it shares every tensor that does not train.
+    The target averages the frozen source's patch features over the orientations of an image, turned back, and
+    whitens them in part by the archive's covariance, which weakens what all tiles share and strengthens what
+    sets them apart. The student sees the image in one of eight orientations. The source adds no second model:
+    it shares every frozen tensor.
 
     Attributes:
         metrics: Cosines of the last batch, by name.
@@ -70,8 +70,8 @@ class AnchorLoss(nn.Module):
         """Initialize an AnchorLoss.
 
         Args:
-            source: The backbone as the run starts, by the name `backbone`.
-            config: What to ask for.
+            source: The backbone at the start of the run, under the name `backbone`.
+            config: Settings of the loss.
         """
         super().__init__()
         self.config = config
@@ -81,18 +81,18 @@ class AnchorLoss(nn.Module):
         self.metrics: dict[str, Tensor] = {}
 
     def forward(self, backbone: ViT, batch: Mapping[str, Any], step: int) -> tuple[dict[str, Tensor], Tensor]:
-        """Weighted losses of a batch by name, and the student's mean patch features, shape (B, D).
+        """Compute the weighted losses of a batch by name, and the student's mean patch features, (B, D).
 
         Args:
             backbone: Student.
-            batch: Sample dict as `Objective.forward` reads it.
+            batch: Sample dict, as for `Objective.forward`.
             step: Optimizer steps done so far.
         """
         config, image, times = self.config, batch['image'], batch.get('timestamps')
         seen = self.targets(image, times)
         if self.training:
             self.archive.add(seen.mean((1, 3, 4)))
-            if config.whitening and step & (step - 1) == 0:  # steps 0, 1, 2, 4, ...: later ones change little
+            if config.whitening and step & (step - 1) == 0:  # steps 0, 1, 2, 4, ...: changes shrink
                 self.archive.whiten(config.whitening, config.ridge)
         wanted = self.archive.whitened(seen)
         if config.oriented:
@@ -114,7 +114,7 @@ class AnchorLoss(nn.Module):
 
     @torch.no_grad()
     def targets(self, image: Tensor, timestamps: Tensor | None = None) -> Tensor:
-        """What the source sees, averaged over the orientations of each image.
+        """Compute the source's features, averaged over the orientations of each image.
 
         Args:
             image: Normalized image, shape (B, C, H, W), or as the tokenizer says.
@@ -129,9 +129,9 @@ class AnchorLoss(nn.Module):
 
 
 class Anchor(Objective):
-    """Predict from one orientation of an image what the source sees on average in all of them: `AnchorLoss`.
+    """Prediction of the source's mean features over all orientations of an image from one (`AnchorLoss`).
 
-    There are no heads, so a strong source has nothing to unlearn. It is not part of ExPLoRA (Khanna et al.
+    It has no heads, so a strong source has nothing to unlearn. It is not part of ExPLoRA (Khanna et al.
     2025), whose objectives are `DINOv2` (D) and `MAE` (M).
     """
 
@@ -141,11 +141,11 @@ class Anchor(Objective):
         """Initialize an Anchor objective.
 
         Args:
-            backbone: Student, with the source's weights; LoRA adds nothing yet.
+            backbone: Student with the source's weights, whose LoRA updates are still zero.
             **config: Arguments of `AnchorConfig`.
 
         Raises:
-            ValueError: If `AnchorConfig` refuses a value.
+            ValueError: If `AnchorConfig` rejects a value.
         """
         super().__init__(backbone)
         source = Teacher(nn.ModuleDict({'backbone': backbone}))
@@ -154,7 +154,7 @@ class Anchor(Objective):
     pool = staticmethod(mean_patch)
 
     def forward(self, batch: Mapping[str, Any], step: int) -> dict[str, Tensor]:
-        """Weighted losses of a batch; see `Objective.forward`."""
+        """Compute the weighted losses of a batch; see `Objective.forward`."""
         losses, mine = self.anchor(self.backbone, batch, step)
         self.metrics = self.anchor.metrics
         if self.training:
@@ -165,13 +165,13 @@ class Anchor(Objective):
 def turned_features(
     backbone: ViT, image: Tensor, target: Tensor, times: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Features of images in orientations drawn for each, and the targets turned alike."""
+    """Return features of images, each in a random orientation, and the targets turned alike."""
     square = image.shape[-2] == image.shape[-1]
-    allowed = [k for k in range(8) if square or k % 2 == 0]  # a batch has one shape
+    allowed = [k for k in range(8) if square or k % 2 == 0]  # a non-square batch keeps its shape
     drawn = torch.randint(len(allowed), (len(image),)).tolist()
     turned, wanted = torch.empty_like(image), torch.empty_like(target)
     for choice in set(drawn):
-        # Rows are found on the CPU: a boolean index would wait for the device.
+        # Indices are built on the CPU: a boolean mask would synchronize with the device.
         rows = torch.tensor([i for i, other in enumerate(drawn) if other == choice], device=image.device)
         turned[rows] = turn(image[rows], allowed[choice])
         wanted[rows] = turn(target[rows], allowed[choice])
@@ -179,13 +179,13 @@ def turned_features(
 
 
 class ArchiveStatistics(nn.Module):
-    """Mean and covariance of an archive's features, gathered batch by batch over all processes.
+    """Mean and covariance of an archive's features, accumulated by batch over all processes.
 
     Attributes:
-        count: Features so far.
+        count: Number of features so far.
         mean: Their mean, shape (D,).
         covariance: Their covariance, shape (D, D).
-        matrix: What `whitened` multiplies features with, shape (D, D); the identity at first.
+        matrix: Matrix that `whitened` applies to features, shape (D, D); initially the identity.
     """
 
     count: Tensor
@@ -194,7 +194,7 @@ class ArchiveStatistics(nn.Module):
     matrix: Tensor
 
     def __init__(self, dim: int) -> None:
-        """Initialize without features.
+        """Initialize an ArchiveStatistics without features.
 
         Args:
             dim: Width D of the features.
@@ -207,18 +207,18 @@ class ArchiveStatistics(nn.Module):
 
     @torch.no_grad()
     def add(self, features: Tensor) -> None:
-        """Take features of a batch into account, on every process alike.
+        """Add the features of a batch, with the same result on every process.
 
         Args:
-            features: Shape (N, D).
+            features: Features, shape (N, D).
         """
         offset = features.float() - self.mean
         sums = torch.cat([offset, torch.ones_like(offset[:, :1])], dim=1)
         with torch.autocast(features.device.type, enabled=False):
-            moments = sums.T @ sums  # offset products, their sums, and the number, in one matrix
+            moments = sums.T @ sums  # products, sums and count of the offsets in one matrix
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(moments)
-        # Features that are not finite count as none: the run stops, and its checkpoint stays whole.
+        # Ignore non-finite features: the run stops, and its checkpoint stays intact.
         moments = torch.where(torch.isfinite(moments).all(), moments, torch.zeros_like(moments))
         total = self.count + moments[-1, -1]
         shift = moments[:-1, -1] / total.clamp(min=1)
@@ -229,16 +229,16 @@ class ArchiveStatistics(nn.Module):
 
     @torch.no_grad()
     def whiten(self, power: float, ridge: float) -> None:
-        """Have `whitened` whiten features in part, keeping their axes and their mean squared length.
+        """Set the partial whitening that `whitened` applies; it keeps axes and mean squared length.
 
         Args:
             power: Power of the inverse standard deviation of each principal direction, in [0, 1].
-            ridge: Added to the standard deviations, as a share of the largest.
+            ridge: Share of the largest standard deviation added to all of them.
         """
         self.matrix.copy_(whitening_matrix(self.covariance, power, ridge))
 
     def whitened(self, features: Tensor) -> Tensor:
-        """Whiten around the archive's mean, which stays.
+        """Whiten features about the archive's mean, which does not change.
 
         Args:
             features: Maps, shape (B, S, D, h, w).
@@ -249,6 +249,6 @@ class ArchiveStatistics(nn.Module):
 
 
 def feature_map(vit: ViT, image: Tensor, times: Tensor | None) -> Tensor:
-    """Patch features of images as maps, shape (B, S, D, h, w)."""
+    """Compute the patch features of images as maps, shape (B, S, D, h, w)."""
     patches = vit(image, timestamps=times).patches.float()
     return patches.transpose(2, 3).unflatten(3, vit.patch_embed.grid(image))  # (B,S,L,D) -> (B,S,D,h,w)

@@ -1,4 +1,4 @@
-"""The contract between an objective and the task that trains it."""
+"""Interface between an objective and the task that trains it."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -12,22 +12,22 @@ from explora_geo.transforms.multicrop import ViewsConfig
 
 
 def mean_patch(features: Features) -> Tensor:
-    """Mean patch token over all slots, shape (B, D), for objectives that move patches alone."""
+    """Return the mean patch token over all slots, shape (B, D), for objectives that train only patches."""
     return features.patches.flatten(1, -2).mean(dim=1)
 
 
 class Objective(nn.Module, ABC):
-    """A self-supervised loss on one adapted backbone, with the parts that only pre-training needs.
+    """Self-supervised loss on an adapted backbone, with the parts needed only in pre-training.
 
     Attributes:
-        backbone: The ViT that is trained and later kept.
-        letter: How the paper's notation names weights of this objective (`M`, `D`).
+        backbone: The ViT that is trained and kept.
+        letter: Letter for this objective in the paper's notation (`M`, `D`).
         backbone_options: Arguments of `create_vit` that the objective needs.
-        flat_keys: Arguments that the class takes beside those of its signature.
+        flat_keys: Arguments that the class takes beyond its signature.
         views: Crops that the objective learns from, or None for the image itself.
-        metrics: Numbers of the last batch that are worth a look but not minimised, by name.
-        watched: Features of the last training batch in which a collapse would show, shape (N, D), or None.
-        usage: How evenly the last training batches use all targets, from 0 for a single one to 1, or None.
+        metrics: Values of the last batch to monitor but not minimize, by name.
+        watched: Features of the last training batch to check for collapse, shape (N, D), or None.
+        usage: How evenly recent training batches use the targets, from 0 (only one) to 1, or None.
     """
 
     letter: str = ''
@@ -36,7 +36,7 @@ class Objective(nn.Module, ABC):
     views: ViewsConfig | None = None
 
     def __init__(self, backbone: ViT) -> None:
-        """Initialize an Objective around a backbone that carries its weights and adaptation."""
+        """Initialize an Objective on a backbone with its weights and adaptation."""
         super().__init__()
         self.backbone = backbone
         self.metrics: dict[str, Tensor] = {}
@@ -45,23 +45,23 @@ class Objective(nn.Module, ABC):
 
     @property
     def final_backbone(self) -> ViT:
-        """The backbone that a run leaves behind: the trained one, unless the objective says otherwise."""
+        """The backbone to keep after a run: the trained one by default."""
         return self.backbone
 
     def load_pretrained(self, parts: Mapping[str, Tensor]) -> str:
-        """Take the objective's own pre-trained parts (a decoder, heads) from a checkpoint.
+        """Load the objective's own pre-trained parts (a decoder, heads) from a checkpoint.
 
         Args:
-            parts: Tensors of the checkpoint that are not the backbone's.
+            parts: Checkpoint tensors that do not belong to the backbone.
 
         Returns:
-            One sentence that says what was taken.
+            A one-sentence description of what was loaded.
         """
         return 'the objective has no pre-trained parts'
 
     @abstractmethod
     def forward(self, batch: Mapping[str, Any], step: int) -> dict[str, Tensor]:
-        """Losses of a batch.
+        """Compute the losses of a batch.
 
         Args:
             batch: Sample dict with `image`, shape (B, C, H, W), and for temporal tokenizers
@@ -69,24 +69,24 @@ class Objective(nn.Module, ABC):
             step: Optimizer steps done so far, for schedules.
 
         Returns:
-            Scalar losses by name; their sum is minimised.
+            Scalar losses by name; their sum is minimized.
         """
 
     @staticmethod
     def pool(features: Features) -> Tensor:
-        """One vector per image that suits the objective: the class token, shape (B, D)."""
+        """Return one vector per image, shape (B, D): by default the class token."""
         return features.cls
 
     def extra_state(self) -> dict[str, Tensor]:
-        """The objective's own tensors that `load_pretrained` reads back."""
+        """Return the objective's own tensors, which `load_pretrained` reads back."""
         return {}
 
     def pictures(self, image: Tensor, timestamps: Tensor | None = None) -> dict[str, Tensor]:
-        """Images that show what the objective does, by title, each of the input's shape; or none."""
+        """Return images that illustrate the objective, by title, in the input's shape; none by default."""
         return {}
 
     def set_schedule(self, total: int, epoch: float) -> None:
-        """Set the total number of steps, for schedules; nothing by default.
+        """Set the total number of steps for schedules; does nothing by default.
 
         Args:
             total: Optimizer steps of the whole run.
@@ -94,7 +94,7 @@ class Objective(nn.Module, ABC):
         """
 
     def cap_views(self, largest: int) -> None:
-        """Keep crops that were not given from being larger than the images; nothing without crops.
+        """Cap default crop sizes at the image size; does nothing without crops.
 
         Args:
             largest: Side of the images, pixels.
@@ -102,21 +102,21 @@ class Objective(nn.Module, ABC):
 
     @property
     def clipped(self) -> Sequence[nn.Module]:
-        """Modules whose gradients are clipped each by its own norm: the whole objective."""
+        """Modules whose gradients are clipped by separate norms: by default one, the whole objective."""
         return [self]
 
     def before_step(self, step: int) -> None:
-        """Act on gradients before an optimizer step; nothing by default."""
+        """Modify gradients before an optimizer step; does nothing by default."""
 
     def after_step(self, step: int) -> None:
-        """Act after an optimizer step, for instance average a teacher; nothing by default."""
+        """Run after an optimizer step, for instance to update a teacher; does nothing by default."""
 
 
 def objective_class(factory: Callable[..., Any]) -> type[Objective] | None:
-    """The objective that a factory builds, as far as it can be told.
+    """Return the objective class that a factory builds, if known.
 
     Args:
-        factory: A class, or a partial of one; command lines wrap the class as an argument of a partial.
+        factory: A class or a partial of one; the command line passes the class as an argument of a partial.
 
     Returns:
         The class, or None for other callables.

@@ -1,4 +1,4 @@
-"""Hold on to what the source sees: Gram anchoring of patches (DINOv3), and preservation of class tokens."""
+"""Preserve the source's features: Gram anchoring of patches (DINOv3), and class-token preservation."""
 
 from dataclasses import dataclass
 
@@ -13,19 +13,19 @@ from explora_geo.objectives.teacher import Teacher
 
 @dataclass(frozen=True)
 class GramConfig:
-    """How strongly a run keeps to its source, beside its own losses.
+    """Losses that keep a run close to its source, in addition to its own.
 
     Attributes:
-        weight: Weight of the Gram loss: the squared difference between the cosines of all pairs of patches
-            of an image in the student and in the source (Siméoni et al. 2025, section 4). Features stay free
-            to turn, and dense ones are held that long runs would blur.
-        start_steps: Optimizer steps before the Gram loss counts.
+        weight: Weight of the Gram loss: the squared difference between student and source in the cosines
+            of all patch pairs of an image (Siméoni et al. 2025, section 4). Features may still rotate, but
+            dense ones do not blur in long runs.
+        start_steps: Optimizer steps before the Gram loss starts.
         start_epochs: The same in passes over the data.
         start_fraction: The same as a share of the run; 0.5 if none is given.
         preserve_weight: Weight of 1 - cosine between the class tokens of student and source, from the first
             step on; 0 for none. Ours, not DINOv3's.
-        every: Look at one global crop every so many steps, and count it as often: each look costs a
-            forward pass of the source.
+        every: Interval in steps at which one global crop is compared, with its losses scaled up by as much;
+            each comparison costs a forward pass of the source.
     """
 
     weight: float = 1.0
@@ -48,19 +48,19 @@ class GramConfig:
 
     @property
     def start(self) -> Length:
-        """When the Gram loss starts."""
+        """Start of the Gram loss."""
         return Length.of(self, 'start', Length('start_fraction', 0.5))
 
 
 class GramLoss(nn.Module):
-    """Distance of a student from its source, which shares with it every tensor that does not train."""
+    """Distance between a student and its source, which share every frozen tensor."""
 
     def __init__(self, source: Teacher, config: GramConfig) -> None:
         """Initialize a GramLoss.
 
         Args:
-            source: The backbone as the run starts, by the name `backbone`.
-            config: What counts, and when.
+            source: The backbone at the start of the run, under the name `backbone`.
+            config: Weights and timing of the losses.
         """
         super().__init__()
         self.config = config
@@ -69,14 +69,14 @@ class GramLoss(nn.Module):
     def forward(
         self, crops: Tensor, features: Features, times: Tensor | None, step: int, length: TrainingLength
     ) -> dict[str, Tensor]:
-        """Weighted losses by name, none at steps without a look.
+        """Compute weighted losses by name; none at steps without a comparison.
 
         Args:
-            crops: Both global crops of B images, shape (2·B, C, H, W) or as the tokenizer says.
-            features: The student's, of these crops.
+            crops: Both global crops of B images, shape (2·B, C, H, W), or as the tokenizer says.
+            features: The student's features of these crops.
             times: Acquisition times of the images for temporal tokenizers, shape (B, T, 3).
             step: Optimizer steps done so far.
-            length: How long training is.
+            length: Length of training.
         """
         config = self.config
         late = config.weight > 0 and step >= length.steps(config.start)

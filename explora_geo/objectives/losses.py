@@ -1,8 +1,8 @@
-"""Losses of self-distillation (Oquab et al. 2024), in float32 whatever the model computes in.
+"""Self-distillation losses (Oquab et al. 2024), in float32 regardless of the model's precision.
 
 lightly's `DINOLoss` and `IBOTPatchLoss` give the same totals (tests/objectives/test_losses.py), but each
-ties the teacher's centering, the loss and the update of the center into one call. Apart, they let Sinkhorn
-take the place of centering, show the shares of global and local crops, and validate without an update.
+combines centering, loss and center update in one call. Separate steps allow Sinkhorn instead of centering,
+separate losses for global and local crops, and validation without an update.
 """
 
 import math
@@ -14,15 +14,15 @@ from lightly.models.modules.center import Center, center_momentum
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-#: Logits whose float32 numbers exist at a time; DINOv2's heads give 40 million for eight images.
+#: Logits converted to float32 at a time; DINOv2's heads produce 40 million for eight images.
 _PIECE = 2**22
 
 
 class TargetCentering(nn.Module):
-    """Turns a teacher's logits into targets over prototypes that cannot all be the same one.
+    """Conversion of a teacher's logits to targets that cannot all collapse to one prototype.
 
     `centering` subtracts a running mean of the logits before the softmax (DINO); `sinkhorn` spreads the
-    batch evenly over the prototypes by three Sinkhorn-Knopp iterations (SwAV), without memory.
+    batch evenly over the prototypes with three stateless Sinkhorn-Knopp iterations (SwAV).
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class TargetCentering(nn.Module):
         """Initialize a TargetCentering.
 
         Args:
-            prototypes: Prototypes K.
+            prototypes: Number of prototypes K.
             kind: `centering` or `sinkhorn`.
             momentum: Momentum of the center.
 
@@ -46,9 +46,9 @@ class TargetCentering(nn.Module):
 
     @torch.no_grad()
     def forward(self, logits: Tensor, temperature: float) -> Tensor:
-        """Targets of a batch.
+        """Compute the targets of a batch.
 
-        The center is updated after it was used, and in training only.
+        The center is updated after use, and only in training.
 
         Args:
             logits: Teacher's logits, shape (N, K).
@@ -65,27 +65,27 @@ class TargetCentering(nn.Module):
             count = _total(logits.new_tensor(float(len(logits))))
             mean = _total(logits.sum(0, keepdim=True)) / count
             moved = center_momentum(self.center.value, mean, self.center.momentum)
-            usable = (count > 0) & torch.isfinite(mean).all()  # else the center stays, also for a checkpoint
+            usable = (count > 0) & torch.isfinite(mean).all()  # else keep the center, which checkpoints hold
             self.center.center = torch.where(usable, moved, self.center.value)
         return targets
 
 
 @torch.no_grad()
 def sinkhorn(logits: Tensor, temperature: float, iterations: int = 3) -> Tensor:
-    """Sinkhorn-Knopp over the logits of all processes, however many rows each of them has.
+    """Run Sinkhorn-Knopp over the logits of all processes, with any number of rows in each.
 
-    lightly's (tests/objectives/test_losses.py compares) takes it that all processes have as many, and that
-    a caller shifts their logits alike.
+    lightly's version (compared in tests/objectives/test_losses.py) assumes equal row counts in all processes
+    and a caller that shifts their logits alike.
 
     Args:
-        logits: Teacher's logits of this process, shape (N, K), N at least 0.
+        logits: Teacher's logits in this process, shape (N, K), N at least 0.
         temperature: Teacher's temperature.
-        iterations: Times that prototypes, then rows, are made to sum up evenly.
+        iterations: Number of normalizations of prototypes, then rows.
 
     Returns:
         Probabilities, shape (N, K).
     """
-    # A common shift changes nothing but keeps the exponential in range.
+    # A common shift keeps the exponential in range without changing the result.
     highest = logits.max() if len(logits) else logits.new_tensor(float('-inf'))
     shares = ((logits - _total(highest, dist.ReduceOp.MAX)) / temperature).exp()
     for _ in range(iterations):
@@ -95,14 +95,14 @@ def sinkhorn(logits: Tensor, temperature: float, iterations: int = 3) -> Tensor:
 
 
 def _total(values: Tensor, operation: Any = dist.ReduceOp.SUM) -> Tensor:
-    """Sum, or another reduction, over all processes."""
+    """Reduce values over all processes, by default to their sum."""
     if dist.is_initialized():
         dist.all_reduce(values, operation)
     return values
 
 
 def cross_entropies(targets: Tensor, logits: Tensor, temperature: float) -> Tensor:
-    """Cross-entropy of every student crop to every teacher crop, averaged over images.
+    """Compute the cross-entropy of every student crop to every teacher crop, averaged over images.
 
     Args:
         targets: Teacher's probabilities by crop, shape (T, B, K).
@@ -113,14 +113,14 @@ def cross_entropies(targets: Tensor, logits: Tensor, temperature: float) -> Tens
         Means, shape (T, S).
     """
     logits = logits.float() / temperature
-    # -sum(t log softmax(s)) = logsumexp(s) - sum(t s), as targets sum to one: no log-softmax is stored.
+    # -sum(t log softmax(s)) = logsumexp(s) - sum(t s), as targets sum to 1: avoids storing a log-softmax.
     return logits.logsumexp(-1).mean(1) - torch.einsum('tbk,sbk->ts', targets, logits) / logits.shape[1]
 
 
 def dino_losses(
     targets: Tensor, global_logits: Tensor, local_logits: Tensor | None, temperature: float
 ) -> tuple[Tensor, Tensor | None]:
-    """Class-token loss of global and local crops, as weighted in DINOv2's total.
+    """Compute the class-token losses of global and local crops, as weighted in DINOv2's total.
 
     Args:
         targets: Teacher's probabilities of the global crops, shape (G, B, K).
@@ -129,8 +129,8 @@ def dino_losses(
         temperature: Student's temperature.
 
     Returns:
-        Loss of the global crops, each against the other ones, and of the local crops against all: each
-        summed over pairs and divided by the number of all pairs.
+        Loss of the global crops, each against the others, and of the local crops against all global ones;
+        both are summed over their pairs and divided by the number of all pairs.
     """
     count = len(targets)
     local = 0 if local_logits is None else len(local_logits)
@@ -143,12 +143,12 @@ def dino_losses(
 
 
 def ibot_loss(targets: Tensor, logits: Tensor, mask: Tensor, temperature: float) -> Tensor:
-    """Masked-patch loss: cross-entropy averaged over an image's masked tokens, then over all images.
+    """Compute the masked-patch loss: cross-entropy averaged over masked tokens per image, then over images.
 
     Args:
         targets: Teacher's probabilities of the masked tokens, shape (M, K).
         logits: Student's logits of the same tokens, shape (M, K).
-        mask: True where a token is masked, shape (B, ...), in the order of the rows above; on any device.
+        mask: True where a token is masked, shape (B, ...), in the row order above; on any device.
         temperature: Student's temperature.
 
     Returns:
@@ -162,15 +162,15 @@ def ibot_loss(targets: Tensor, logits: Tensor, mask: Tensor, temperature: float)
 
 
 class _PieceWise(torch.autograd.Function):
-    """Cross-entropy of each row, (M, K) and (M, K) -> (M,), of few rows at a time in float32.
+    """Cross-entropy per row, (M, K) and (M, K) -> (M,), in float32 for a few rows at a time.
 
-    What the gradient needs is made at once and takes the place of targets and logits: whoever goes on with
-    other crops has their memory free.
+    The forward pass stores only what the gradient needs instead of targets and logits, which frees their
+    memory for other crops.
     """
 
     @staticmethod
     def forward(ctx: Any, targets: Tensor, logits: Tensor, temperature: float) -> Tensor:
-        """Log of the sum less the share of the targets; kept is the softmax less the targets."""
+        """Compute logsumexp minus the targets' share; save softmax minus targets for the backward pass."""
         rows = max(1, _PIECE // logits.shape[1])
         found, kept = [], torch.empty_like(logits) if ctx.needs_input_grad[1] else None
         for i in range(0, max(1, len(logits)), rows):
@@ -187,20 +187,20 @@ class _PieceWise(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None]:
-        """That over the temperature."""
+        """Scale the saved difference by the incoming gradient over the temperature."""
         (kept,) = ctx.saved_tensors
         return None, kept.mul_((grad / ctx.temperature)[:, None]), None
 
 
 def entropies(targets: Tensor) -> tuple[Tensor, Tensor]:
-    """How vague targets are, and how evenly a batch uses the prototypes, for watching over collapse.
+    """Measure how vague targets are and how evenly a batch uses the prototypes, to detect collapse.
 
     Args:
         targets: Probabilities, shape (..., K).
 
     Returns:
-        Mean entropy of a row over log K: 1 where targets say nothing. Entropy of the mean row over the
-        most that as many sharp rows can have: 0 where all rows choose one prototype, at most 1.
+        Mean row entropy / log K: 1 if targets carry no information. Entropy of the mean row / the largest
+        that as many sharp rows can reach: 0 if all rows choose the same prototype, at most 1.
     """
     rows = targets.flatten(0, -2)
     count, prototypes = rows.shape

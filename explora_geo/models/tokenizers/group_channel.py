@@ -91,7 +91,7 @@ class GroupChannelTokenizer(Tokenizer):
         return sincos_1d(width, torch.where(places < 0, self.num_slots, places))[None]
 
     def patchify(self, image: Tensor) -> Tensor:
-        """Return the pixels of each patch, (B, C, H, W) -> (B, G, L, `target_dim`); zeros pad small groups."""
+        """Return the pixels of each patch, (B, C, H, W) -> (B, G, L, `target_dim`), zero-padded."""
         self._check(image)
         size = self.patch_size
         patches = rearrange(image, 'b c (h p) (w q) -> b (h w) c (p q)', p=size, q=size)
