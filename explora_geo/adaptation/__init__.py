@@ -1,4 +1,4 @@
-"""ExPLoRA's adaptation of a pre-trained transformer (paper, section 4)."""
+"""Adaptation of pre-trained transformers by ExPLoRA (paper, section 4)."""
 
 from explora_geo.adaptation.explora import (
     ExPLoRAConfig,

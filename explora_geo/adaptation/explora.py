@@ -1,4 +1,4 @@
-"""ExPLoRA: which few percent of a pre-trained transformer train on the new domain (section 4)."""
+"""ExPLoRA: select the few percent of a pre-trained transformer that train on a new domain (section 4)."""
 
 import math
 import re
@@ -22,24 +22,24 @@ _BLOCK = re.compile(r'(?P<first>[1-9]\d*)|L(?:-(?P<before>\d+))?')
 
 @dataclass(frozen=True)
 class ExPLoRAConfig:
-    """What trains in a transformer whose other weights stay as they were pre-trained.
+    """Trainable parts of a transformer whose other weights stay frozen.
 
     Attributes:
         unfrozen_blocks: The set U of blocks trained in full, as Python indices (0 the first, -1 the
             last), or `'all'` for full pre-training, which leaves everything trainable.
         rank: Rank r of LoRA in the blocks outside U; 0 for no LoRA.
-        alpha: LoRA's alpha, the update is scaled by alpha / r; None means alpha = r, scale 1. The
+        alpha: LoRA's alpha; updates are scaled by alpha / r. None means alpha = r, scale 1. The
             released ExPLoRA code uses 1.
         dropout: Dropout on the input of LoRA updates.
         targets: Matrices that get LoRA: the paper's `('q', 'v')`, or any of q, k, v, proj, fc1, fc2.
-        mlp_rank_ratio: Rank of LoRA on fc1 and fc2, where they are targets, over the rank of the others; the
-            released ExPLoRA code uses 0.25.
-        rank_stabilized: Scale updates by alpha / sqrt(r) instead (Kalajdzievski 2023), where alpha is given.
-        last_blocks: Adapt the last k blocks only (ours, not the paper's): all before, with the class token,
-            stay as they are and need no gradient. All blocks if None.
+        mlp_rank_ratio: Ratio of the LoRA rank on fc1 and fc2, if they are targets, to the rank elsewhere;
+            the released ExPLoRA code uses 0.25.
+        rank_stabilized: Scale updates by alpha / sqrt(r) instead (Kalajdzievski 2023), if alpha is given.
+        last_blocks: Adapt only the last k blocks (ours, not the paper's); earlier blocks and the class
+            token stay frozen and need no gradient. All blocks if None.
         train_norms: Train the norms of all blocks and the final norm.
         train_cls_token: Train the class token.
-        extra: Names of further parameters or modules that train, such as `patch_embed`.
+        extra: Names of further parameters or modules to train, such as `patch_embed`.
     """
 
     unfrozen_blocks: tuple[int, ...] | Literal['all'] = (-1,)
@@ -55,8 +55,8 @@ class ExPLoRAConfig:
     last_blocks: int | None = None
 
     def __post_init__(self) -> None:
-        """Check the values that need no model."""
-        for field in ('unfrozen_blocks', 'targets', 'extra'):  # lists from YAML and JSON, or a single name
+        """Check the values that do not depend on a model."""
+        for field in ('unfrozen_blocks', 'targets', 'extra'):  # YAML and JSON give lists or a single name
             value = getattr(self, field)
             if isinstance(value, Iterable) and not isinstance(value, str):
                 object.__setattr__(self, field, tuple(value))
@@ -80,11 +80,11 @@ class ExPLoRAConfig:
 
     @property
     def scale(self) -> float:
-        """Factor on LoRA's updates, alpha / r; 1 without LoRA."""
+        """Scale of LoRA updates, alpha / r; 1 without LoRA."""
         return self.scale_of(self.rank)
 
     def scale_of(self, rank: int) -> float:
-        """Factor on the updates of matrices with this rank."""
+        """Return the scale of LoRA updates of this rank."""
         if self.alpha is None or not rank:
             return 1.0
         return self.alpha / (math.sqrt(rank) if self.rank_stabilized else rank)
@@ -96,11 +96,11 @@ class ExPLoRAConfig:
 
     @classmethod
     def parse(cls, notation: str, **changes: Any) -> Self:
-        """Read the paper's notation, with changes of other fields, such as `alpha=1`.
+        """Parse the paper's notation; `changes` set other fields, such as `alpha=1`.
 
-        It is `D-ExPLoRA-[L]-r32`, `M-ExPLoRA-[1,L]-r32`, `[L-1,L]` (no LoRA), `[]-r256` (LoRA only),
-        `[L]-r32@12` (in the last 12 blocks only) or `full`. Blocks count from 1, L is the last. The leading D
-        or M names the objective, which is not part of the configuration. Other text is a ValueError.
+        Examples are `D-ExPLoRA-[L]-r32`, `M-ExPLoRA-[1,L]-r32`, `[L-1,L]` (no LoRA), `[]-r256` (LoRA only),
+        `[L]-r32@12` (last 12 blocks only) and `full`. Blocks count from 1; L is the last. The leading D or M
+        names the objective, which is not part of the configuration. Other text raises ValueError.
         """
         if notation.strip().lower() == 'full':
             return cls(unfrozen_blocks='all', rank=0, **changes)
@@ -119,7 +119,7 @@ class ExPLoRAConfig:
         return cls(unfrozen_blocks=unfrozen, rank=int(match['rank'] or 0), **changes)
 
     def notation(self, prefix: str = '') -> str:
-        """The paper's notation, which `parse` reads, with `D` or `M` before it for an objective."""
+        """Return the paper's notation, which `parse` reads; `prefix` is `D` or `M` to name an objective."""
         if self.full:
             return 'full'
         blocks = f'[{",".join(map(_spell, self.unfrozen_blocks))}]' + (f'-r{self.rank}' if self.rank else '')
@@ -128,47 +128,46 @@ class ExPLoRAConfig:
 
     @classmethod
     def create(cls, value: 'ExPLoRAConfig | Mapping[str, Any] | str') -> 'ExPLoRAConfig':
-        """Accept a configuration, its fields as a mapping, or the paper's notation."""
+        """Create a configuration from another one, a mapping of fields, or the paper's notation."""
         if isinstance(value, ExPLoRAConfig):
             return value
         return cls.parse(value) if isinstance(value, str) else cls(**value)
 
     def with_extra(self, names: Iterable[str]) -> Self:
-        """The same configuration in which these parts train too."""
+        """Return a copy of the configuration that also trains these parts."""
         new = tuple(name for name in names if name not in self.extra)
         return self if self.full or not new else replace(self, extra=(*self.extra, *new))
 
     def to_dict(self) -> dict[str, Any]:
-        """Fields as JSON-ready values."""
+        """Return the fields as JSON-ready values."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
 
 def _spell(index: Any) -> str:
-    """A block as the notation counts it: from 1, or from L, the last."""
+    """Spell a block index as in the notation: from 1, or back from L, the last."""
     return str(index + 1) if index >= 0 else 'L' if index == -1 else f'L{index + 1}'
 
 
 def notation_objective(notation: str) -> str:
-    """The objective that the paper's notation names: `D`, `M`, or nothing."""
+    """Return the objective in the paper's notation: `D`, `M`, or an empty string."""
     match = _NOTATION.fullmatch(notation.strip())
     return (match['prefix'] or '')[:1] if match else ''
 
 
 def explora(model: nn.Module, config: ExPLoRAConfig) -> nn.Module:
-    """Adapt a transformer in place, and return it: steps (ii) and (iii) of section 4.
+    """Adapt a transformer in place and return it: steps (ii) and (iii) of section 4.
 
-    Everything is frozen; the blocks of U are unfrozen; all other blocks get LoRA on the target
-    matrices; norms, class token, the named extras and a mask token that no weights filled train. With
-    `last_blocks` the blocks before and the class token stay frozen, and drop no paths. With `full`
-    everything trains. What trained before does not matter: this function alone sets `requires_grad`. The
-    output does not change.
+    Freeze everything, unfreeze the blocks of U, and add LoRA to the target matrices of all other blocks.
+    Norms, class token, the named extras and a mask token without loaded weights train too. With
+    `last_blocks`, earlier blocks and the class token stay frozen, and these blocks drop no paths. With
+    `full` everything trains. Any previous `requires_grad` is overwritten. The output does not change.
 
     Args:
-        model: Any module with `blocks` of timm's layout and a final `norm`: a `ViT`, a `MAEDecoder`.
-        config: What trains.
+        model: Any module with `blocks` in timm's layout and a final `norm`, such as a `ViT` or `MAEDecoder`.
+        config: What to train.
 
     Raises:
-        ValueError: If a block or an extra does not exist, or the model is adapted already.
+        ValueError: If a block or an extra does not exist, or the model is already adapted.
     """
     if any(isinstance(layer, LoRALinear) for layer in model.modules()):
         raise ValueError('the model carries LoRA already: merge it before it is adapted again')
@@ -180,7 +179,7 @@ def explora(model: nn.Module, config: ExPLoRAConfig) -> nn.Module:
     for i, block in enumerate(blocks):
         if i in unfrozen:
             block.requires_grad_(True)
-        elif i < first:  # the same in training and in evaluation
+        elif i < first:  # identical in training and evaluation
             block.drop_path1 = block.drop_path2 = nn.Identity()
         elif config.rank:
             _add_lora(block, config)
@@ -210,7 +209,7 @@ def explora(model: nn.Module, config: ExPLoRAConfig) -> nn.Module:
 
 
 def _chosen_blocks(config: ExPLoRAConfig, depth: int) -> tuple[set[int], int]:
-    """Indices of the blocks that train in full, and of the first block that is adapted."""
+    """Return the indices of the blocks that train in full, and of the first adapted block."""
     indices: Any = config.unfrozen_blocks
     if wrong := [i for i in indices if not -depth <= i < depth]:
         shown = ', '.join(map(_spell, wrong))
@@ -226,9 +225,9 @@ def _chosen_blocks(config: ExPLoRAConfig, depth: int) -> tuple[set[int], int]:
 
 
 def frozen_blocks(model: nn.Module) -> int:
-    """Blocks at the start of an adapted ViT in which, and before which, nothing trains.
+    """Count the leading blocks of an adapted ViT in and before which nothing trains.
 
-    A mask token is not counted: unmasked images do not see it.
+    The mask token is ignored, as unmasked images do not use it.
     """
     before = (p for n, p in model.named_parameters() if not n.startswith(('blocks.', 'norm.', 'mask_token')))
     if any(p.requires_grad for p in before):
@@ -238,7 +237,7 @@ def frozen_blocks(model: nn.Module) -> int:
 
 
 def _add_lora(block: Any, config: ExPLoRAConfig) -> None:
-    """Replace the target matrices of one block by their LoRA form."""
+    """Replace the target matrices of a block with LoRA layers."""
     for name, parent in (('qkv', block.attn), ('proj', block.attn), ('fc1', block.mlp), ('fc2', block.mlp)):
         layer = getattr(parent, name)
         slices = {'all': (0, layer.out_features)} if name in config.targets else {}
@@ -252,15 +251,15 @@ def _add_lora(block: Any, config: ExPLoRAConfig) -> None:
 
 
 def trainable_names(model: nn.Module) -> list[str]:
-    """Names of the parameters that train, in the model's order."""
+    """Return the names of the trainable parameters, in the model's order."""
     return [name for name, p in model.named_parameters() if p.requires_grad]
 
 
 def trainable_summary(model: nn.Module) -> dict[str, int]:
-    """Count what trains by the parts that the paper counts.
+    """Count the trainable parameters by the parts that the paper lists.
 
     Returns:
-        Parameters per part (`unfrozen block 24`, `LoRA`, `norms`, `cls_token`, other top names), in
+        Parameters per part (`unfrozen block 24`, `LoRA`, `norms`, `cls_token`, other top-level names), in
         that order; their sum is the number of trainable parameters.
     """
     blocks: Any = model.blocks

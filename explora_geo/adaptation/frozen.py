@@ -1,4 +1,4 @@
-"""Frozen linear layers that cache a low-precision copy of their weight, or hold nothing else."""
+"""Frozen linear layers that cache a low-precision copy of their weight, or store only that copy."""
 
 import torch
 from torch import Tensor, nn
@@ -8,16 +8,16 @@ _HELD = '_in_low_precision'
 
 
 class FrozenLinear(nn.Linear):
-    """A linear layer whose weight does not train; its output is that of `nn.Linear` in every precision.
+    """Linear layer with a frozen weight, whose output equals that of `nn.Linear` in every precision.
 
     Attributes:
-        keeps_copy: Whether a copy in autocast's type is kept from one use to the next.
+        keeps_copy: Whether to cache a copy in autocast's dtype between uses.
     """
 
     keeps_copy = True
 
     def __init__(self, base: nn.Linear) -> None:
-        """Take over a linear layer, whose weight and bias are not copied."""
+        """Wrap a linear layer without copying its weight and bias."""
         nn.Module.__init__(self)
         self.in_features, self.out_features = base.in_features, base.out_features
         self.weight, self.bias = base.weight, base.bias
@@ -26,7 +26,7 @@ class FrozenLinear(nn.Linear):
         """Apply the layer, shape (..., in) -> (..., out)."""
         weight = self._low(self.weight)
         if weight.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
-            weight = weight.to(x.dtype)  # held in a lower precision than what is computed in
+            weight = weight.to(x.dtype)  # stored in lower precision than the computation
         return F.linear(x, weight, self.bias if self.bias is None else self._low(self.bias))
 
     def _low(self, tensor: Tensor) -> Tensor:
@@ -34,7 +34,7 @@ class FrozenLinear(nn.Linear):
 
     @torch.no_grad()
     def merged(self) -> nn.Linear:
-        """A plain linear layer with the same numbers."""
+        """Return a plain linear layer with the same values."""
         return self._plain(self.weight if self.bias is None else self.weight.to(self.bias.dtype))
 
     def _plain(self, weight: Tensor) -> nn.Linear:
@@ -46,11 +46,11 @@ class FrozenLinear(nn.Linear):
 
 
 def in_autocast_type(weight: Tensor) -> Tensor:
-    """Convert a frozen matrix as autocast would, once, and cache the copy on the matrix.
+    """Convert a frozen matrix to autocast's dtype once and cache the copy on the matrix.
 
-    Autocast itself converts at every use, and autograd keeps each copy until the backward pass: global crops,
-    local crops and the teacher would have one each. A teacher that shares the matrix shares the copy. Numbers
-    written through `.data` go unseen. A weight that trains, or is no plain parameter, is returned as it is.
+    Autocast itself converts at every use, and autograd keeps each copy until the backward pass: one each for
+    global crops, local crops and the teacher. A teacher that shares the matrix shares the copy. Writes
+    through `.data` go unnoticed. Trainable weights and anything but plain parameters are returned unchanged.
     """
     device = weight.device.type
     if weight.requires_grad or type(weight) is not nn.Parameter or torch.compiler.is_compiling():
@@ -60,33 +60,33 @@ def in_autocast_type(weight: Tensor) -> Tensor:
     dtype = torch.get_autocast_dtype(device)
     if weight.dtype == dtype:
         return weight
-    state = dtype, weight.data_ptr(), weight._version  # another if the numbers have changed
+    state = dtype, weight.data_ptr(), weight._version  # changes with the values
     held = getattr(weight, _HELD, None)
     if held is None or held[0] != state:
-        with torch.inference_mode(False):  # validation comes first, and training must be able to use it
+        with torch.inference_mode(False):  # a copy made in validation must work in training
             held = state, weight.detach().to(dtype)
         setattr(weight, _HELD, held)
     return held[1]
 
 
 def convert_each_time(model: nn.Module) -> None:
-    """Keep no copies in autocast's type, in place: sharded matrices are whole only while they are used."""
+    """Disable cached copies in place; sharded matrices are whole only while in use."""
     for module in model.modules():
         if isinstance(module, FrozenLinear):
             module.keeps_copy = False
 
 
 def hold_frozen(model: nn.Module, dtype: torch.dtype) -> int:
-    """Hold the frozen matrices of an adapted model in a lower precision only, in place.
+    """Store the frozen matrices of an adapted model only in a lower precision, in place.
 
-    Under autocast of that type the model, and a teacher that shares its layers, computes what it did. The
-    float32 numbers are gone: what needs them reads the weights that the model was adapted from.
+    Under autocast to that dtype, the outputs of the model and of a teacher that shares its layers do not
+    change. The float32 values are discarded; reload the source weights where they are needed.
 
     Returns:
-        Bytes saved.
+        Number of bytes saved.
     """
     layers = (m for m in model.modules() if isinstance(m, FrozenLinear))
-    weights = {id(m.weight): m.weight for m in layers if not m.weight.requires_grad}  # extras train
+    weights = {id(m.weight): m.weight for m in layers if not m.weight.requires_grad}  # extras may train
     before = sum(w.nbytes for w in weights.values())
     for weight in weights.values():
         weight.data = weight.data.to(dtype)

@@ -15,24 +15,24 @@ Span = tuple[int, int]
 
 
 class LoRALinear(FrozenLinear):
-    """A frozen linear layer plus low-rank updates of some of its output rows (equation 1).
+    """Frozen linear layer with low-rank updates of some of its output rows (equation 1).
 
-    The layer keeps `weight` and `bias` under their own names, so plain checkpoints load and save as
-    before; the update of slice `s` is `(alpha / r) · lora_b[s] @ lora_a[s]`. On a fused `qkv` with the
-    slices q and v the rows of K have no parameters and cannot change.
+    `weight` and `bias` keep their names, so plain checkpoints load and save as usual. The update of slice
+    `s` is `(alpha / r) · lora_b[s] @ lora_a[s]`. On a fused `qkv` with slices q and v, the rows of K have no
+    parameters and cannot change.
     """
 
     def __init__(
         self, base: nn.Linear, slices: Mapping[str, Span], rank: int, alpha: float, dropout: float = 0.0
     ) -> None:
-        """Take over a linear layer; the output is unchanged until the first update.
+        """Wrap a linear layer; its output does not change until the first update.
 
         Args:
-            base: Layer whose weight and bias are kept (not copied).
+            base: Layer whose weight and bias are reused, not copied.
             slices: Output rows `(start, stop)` to adapt, by name.
             rank: Rank r of every slice.
             alpha: Numerator of the scale alpha / r.
-            dropout: Dropout on the input of the update, in training.
+            dropout: Dropout on the input of the update in training.
         """
         super().__init__(base)
         self.slices = dict(slices)
@@ -49,15 +49,15 @@ class LoRALinear(FrozenLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer and its updates, shape (..., in) -> (..., out)."""
-        # Without gradients, folding the update in costs less than running it beside half as many tokens
-        # as the layer is wide. A weight held in lower precision would swallow updates below its last digit.
+        # Without gradients, merging the update is cheaper than a separate pass once tokens exceed half the
+        # layer's width. A low-precision weight would round small updates away.
         exact = self.weight.dtype == next(iter(self.lora_a.values())).dtype
         dropping = self.training and self.lora_dropout.p > 0
         many = 2 * x[..., 0].numel() > self.in_features
         if exact and many and not dropping and not torch.is_grad_enabled():
             return F.linear(x, self.weight + self.delta(), self.bias)
-        # One matrix product for the A of all slices, then each B on its own rows. A ParameterDict sorts
-        # its keys, so the order is that of the slices.
+        # One matrix product for the A of all slices, then each B on its own rows. Iterate over `slices` for
+        # the order, as a ParameterDict sorts its keys.
         a, spans = torch.cat([self.lora_a[name] for name in self.slices]), tuple(self.slices.values())
         bs = [self.lora_b[name] for name in self.slices]
         frozen = not any(p is not None and p.requires_grad for p in (self.weight, self.bias))
@@ -70,14 +70,14 @@ class LoRALinear(FrozenLinear):
         y = super().forward(x)
         low = F.linear(self.lora_dropout(x), a)
         if self.scale != 1:
-            low = low * self.scale  # narrower than the output
+            low = low * self.scale  # cheaper here than on the wider output
         for part, (start, stop), b in zip(low.split(self.rank, dim=-1), spans, bs, strict=True):
             y[..., start:stop] += F.linear(part, b)
         return y
 
     @torch.no_grad()
     def delta(self) -> Tensor:
-        """The update of the whole weight, shape (out, in)."""
+        """Return the update of the whole weight, shape (out, in)."""
         delta = torch.zeros_like(self.weight, dtype=next(iter(self.lora_a.values())).dtype)
         for name, (start, stop) in self.slices.items():
             delta[start:stop] = self.scale * (self.lora_b[name] @ self.lora_a[name])
@@ -85,14 +85,14 @@ class LoRALinear(FrozenLinear):
 
     @torch.no_grad()
     def merged(self) -> nn.Linear:
-        """A plain linear layer that computes the same in evaluation mode."""
+        """Return a plain linear layer with the same output in evaluation mode."""
         return self._plain(self.weight + self.delta())
 
 
 class _Update(torch.autograd.Function):
-    """A frozen layer and its updates, all of one type: as few kernels as there are matrix products.
+    """A frozen layer and its updates in one dtype, with one kernel per matrix product.
 
-    Recorded one by one, each addition to a slice of the output copies the gradient of the whole of it.
+    With separate autograd operations, each addition to an output slice would copy the whole gradient.
     """
 
     @staticmethod
@@ -106,7 +106,7 @@ class _Update(torch.autograd.Function):
         a: Tensor,
         *bs: Tensor,
     ) -> Tensor:
-        """Shapes (..., in), (out, in), (S·r, in) and S times (stop - start, r) -> (..., out)."""
+        """Compute the output, (..., in), (out, in), (S·r, in) and S times (stop - start, r) -> (..., out)."""
         flat = x.reshape(-1, x.shape[-1])
         y = F.linear(flat, weight, bias)
         low = F.linear(flat, a)
@@ -121,7 +121,7 @@ class _Update(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        """Gradients of x, of a and of each b."""
+        """Return the gradients of x, a and each b."""
         flat, weight, low, a, *bs = ctx.saved_tensors
         rows = grad.reshape(-1, grad.shape[-1])
         slices = [rows[:, start:stop] for start, stop in ctx.spans]
@@ -136,7 +136,7 @@ class _Update(torch.autograd.Function):
 
 
 def merge_lora(module: nn.Module) -> nn.Module:
-    """Fold every LoRA update into its weight, in place: plain linear layers and plain state-dict keys."""
+    """Merge all LoRA updates into their weights in place, which restores plain layers and state-dict keys."""
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, FrozenLinear):

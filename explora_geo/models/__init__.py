@@ -1,7 +1,7 @@
-"""Vision transformers with a tokenizer in front.
+"""Vision transformers with tokenizers as their input stage.
 
-Shapes, everywhere in this package: B batch, T frames, C bands, H and W pixels, P patch side,
-S slots (1 for RGB, channel groups for multi-spectral, frames for time series), L patches per slot,
+Symbols for shapes in this package: B batch, T frames, C bands, H and W pixels, P patch side,
+S slots (1 for RGB, channel groups for multispectral images, frames for time series), L patches per slot,
 N = S·L tokens, K kept tokens, D width, r rank.
 """
 

@@ -27,13 +27,13 @@ _HEADS = ('dino_head', 'ibot_head')
 
 @dataclass(frozen=True)
 class LossConfig:
-    """What DINOv2 compares, and how much each loss counts.
+    """Loss settings of DINOv2.
 
     Attributes:
         student_temperature: Temperature of the student's predictions.
         ibot_weight: Weight of the masked-patch loss.
-        koleo_weight: Weight of KoLeo, which spreads the class tokens of a batch.
-        token: What is compared between crops: the class token (DINOv2), or the mean patch token, for
+        koleo_weight: Weight of KoLeo, which spreads out the class tokens of a batch.
+        token: Token compared between crops: the class token (DINOv2), or the mean patch token, for
             trunks whose class token is unfinished.
     """
 
@@ -49,7 +49,7 @@ class LossConfig:
 
 
 class _Moved(TypedDict, total=False):
-    """Arguments of earlier versions, which groups hold now."""
+    """Arguments of earlier versions that have moved into groups."""
 
     student_temperature: float | None
     ibot_weight: float | None
@@ -61,7 +61,7 @@ class _Moved(TypedDict, total=False):
 
 
 def _regroup(name: str, value: Any) -> tuple[str, dict[str, Any]]:
-    """Group that holds an argument of earlier versions, and what changes there; with a warning."""
+    """Return the group that now holds an old argument and the changes to make there; warn of it."""
     if name not in _Moved.__annotations__:
         raise TypeError(f"DINOv2 got an unexpected keyword argument '{name}'")
     if name in ('freeze_last_layer', 'head_warmup'):
@@ -75,10 +75,10 @@ MASKS, LOSSES = MaskConfig(), LossConfig()
 
 
 class DINOv2(Objective):
-    """Predict a teacher's view of an image: from other crops (DINO) and from hidden patches (iBOT).
+    """Prediction of a teacher's view of an image from other crops (DINO) and masked patches (iBOT).
 
-    The teacher is a running average of the student that shares every frozen tensor with it, and what a
-    run leaves behind, as in DINOv2. Heads start random and train in full.
+    The teacher, a running average of the student with which it shares every frozen tensor, is the result
+    of a run, as in DINOv2. Heads start random and train in full.
     """
 
     letter = 'D'
@@ -105,25 +105,25 @@ class DINOv2(Objective):
     ) -> None:
         """Initialize a DINOv2 objective.
 
-        In `ExPLoRATask` the preset fills what is None; alone, or with `preset: null`, the defaults of the
-        groups do, which suit runs of hundreds to thousands of steps.
+        In `ExPLoRATask` the preset replaces None; alone, or with `preset: null`, the defaults of the groups
+        do, which suit runs of hundreds to thousands of steps.
 
         Args:
-            backbone: Student, with a mask token and for images of any size; its mask token trains if it
-                never did, that is if it is zero.
-            head: Size of the head of class tokens, and of masked tokens unless those have their own.
-            ibot_head: Size of a separate head of masked tokens.
-            teacher: How the teacher follows.
-            masks: What the student does not see.
-            losses: What is compared, and how much each loss counts.
-            phases: How long the prototypes stay as they are, and the heads train alone.
-            views: Crops; DINOv2's in proportion to the backbone's image size if None.
-            anchor: Also keep to what the source sees, see `AnchorConfig`; ours, not the paper's.
-            gram: Hold on to the patch similarities of the source (DINOv3), and to its class tokens.
-            **moved: Deprecated: keys of `losses` and `phases`, and `load_heads`; a warning names the new key.
+            backbone: Student with a mask token and support for any image size; its mask token trains if it is
+                zero, that is, untrained.
+            head: Sizes of the head for class tokens, and for masked tokens unless they have their own.
+            ibot_head: Sizes of a separate head for masked tokens.
+            teacher: Settings of the teacher.
+            masks: Tokens hidden from the student.
+            losses: Token to compare and loss weights.
+            phases: How long the prototypes stay frozen and the heads train alone.
+            views: Crops; DINOv2's, scaled to the backbone's image size, if None.
+            anchor: Settings of an additional `AnchorLoss` to the source; ours, not the paper's.
+            gram: Settings to preserve the source's patch similarities (DINOv3) and class tokens.
+            **moved: Deprecated arguments, now in `losses`, `phases` and `head`; a warning names the new key.
 
         Raises:
-            ValueError: If the backbone lacks a mask token, or a crop is no multiple of the patch.
+            ValueError: If the backbone lacks a mask token, or a crop side is no multiple of the patch side.
         """
         super().__init__(backbone)
         if backbone.mask_token is None or not getattr(backbone.patch_embed, 'dynamic_img_size', True):
@@ -151,20 +151,20 @@ class DINOv2(Objective):
         self.assign_cls, self.assign_patches = (
             TargetCentering(size, teacher.centering, teacher.center_momentum) for size in sizes
         )
-        # A frozen patch embedding is the teacher's too, so that crops are embedded once.
+        # Student and teacher share a frozen patch embedding, so crops are embedded once.
         self._shares_embedding = not any(p.requires_grad for p in backbone.patch_embed.parameters())
-        # So are frozen blocks before all that trains, unless rotations vary in training.
+        # They also share frozen blocks before any trained part, unless training augments rotations.
         varied = backbone.rope is not None and backbone.rope.varies
         self._shared_blocks = frozen_blocks(backbone) if self._shares_embedding and not varied else 0
         self.teacher = Teacher(self.student)
         self._multi_crop = MultiCrop(self.views, backbone.patch_embed.bands)
-        # Both look at the same frozen source.
+        # Anchor and Gram loss share one frozen source.
         source = Teacher(nn.ModuleDict({'backbone': backbone})) if anchor or gram else None
         self.anchor = AnchorLoss(source, anchor) if source and anchor else None
         self.gram = GramLoss(source, gram) if source and gram else None
 
     def cap_views(self, largest: int) -> None:
-        """Keep crops that were not given from being larger than the images, in whole patches."""
+        """Cap default crop sizes at the image size, in whole patches."""
         self.views = self._fit_views(self._given_views, largest)
         self._multi_crop = MultiCrop(self.views, self.backbone.patch_embed.bands)
 
@@ -185,7 +185,7 @@ class DINOv2(Objective):
 
     @property
     def student(self) -> nn.ModuleDict:
-        """Backbone and heads, as the teacher has them."""
+        """Backbone and heads, in the teacher's layout."""
         parts: dict[str, nn.Module] = {'backbone': self.backbone, 'dino_head': self.dino_head}
         return nn.ModuleDict(parts if self.ibot_head is None else {**parts, 'ibot_head': self.ibot_head})
 
@@ -195,7 +195,7 @@ class DINOv2(Objective):
         return self.teacher.parts['backbone']  # type: ignore[return-value]
 
     def load_pretrained(self, parts: Mapping[str, Tensor]) -> str:
-        """Take heads of the checkpoint if they have the size of these; else heads start random."""
+        """Load the checkpoint's heads if their sizes match; otherwise heads start random."""
         taken = []
         for name in _HEADS:
             state = {k.removeprefix(f'{name}.'): v for k, v in parts.items() if k.startswith(f'{name}.')}
@@ -208,24 +208,24 @@ class DINOv2(Objective):
         return f'{" and ".join(taken)} loaded' if taken else 'the heads start random and train in full'
 
     def extra_state(self) -> dict[str, Tensor]:
-        """The teacher's heads."""
+        """Return the teacher's heads."""
         state = self.teacher.parts.state_dict()
         return {k: v for k, v in state.items() if k.startswith(_HEADS)}
 
     def set_schedule(self, total: int, epoch: float) -> None:
-        """Set the length of training, for the schedules."""
+        """Set the total number of steps for the schedules."""
         self.horizon = TrainingLength(max(total, 1), epoch)
         self.horizon.check(self.targets.warmup_length, 'the temperature never reaches final_temperature')
         self.horizon.check(self.phases.freeze_last_layer, 'the prototypes never train')
         self.horizon.check(self.phases.head_warmup, 'the backbone never trains')
 
     def forward(self, batch: Mapping[str, Any], step: int) -> dict[str, Tensor]:
-        """Weighted losses of a batch; see `Objective.forward`.
+        """Compute the weighted losses of a batch; see `Objective.forward`.
 
         Args:
             batch: Sample dict with `views`, the output of `MultiCrop`, or with `image`, shape
-                (B, C, H, W), from which views are drawn here, in validation global ones only; and
-                `timestamps` where the tokenizer reads them.
+                (B, C, H, W), from which views are drawn here (only global ones in validation); and
+                `timestamps` if the tokenizer reads them.
             step: Optimizer steps done so far.
         """
         if 'views' in batch:
@@ -238,7 +238,7 @@ class DINOv2(Objective):
         embedded = self.backbone.patch_embed(crops)
         tokens, grid = embedded
         mask = block_masks(len(crops), grid, tokens.shape[1], **vars(self.masks))
-        # Rows of the masked tokens, found on the CPU: a boolean index would wait for the device.
+        # Masked rows are found on the CPU: a boolean mask would synchronize with the device.
         rows = mask.flatten().nonzero().squeeze(1).to(crops.device)
         begun = self._begin(crops, embedded, times)
         targets, of_patches = self._teacher_targets(crops, embedded, rows, times, step, begun)
@@ -253,7 +253,7 @@ class DINOv2(Objective):
                 begun=None if begun is None else self._mask_begun(begun, crops, embedded, mask, times),
             )
         prototypes = self.dino_head.last_layer.weight()
-        # The loss of patches comes first: local crops then find the memory of its targets free.
+        # The patch loss comes first so that the memory of its targets is free for the local crops.
         loss_ibot = None
         if of_patches is not None:
             masked = features.patches.flatten(0, 2)[rows]
@@ -289,7 +289,7 @@ class DINOv2(Objective):
 
     @torch.no_grad()
     def _begin(self, crops: Tensor, embedded: Embedded, times: Tensor | None) -> Begun | None:
-        """The blocks that student and teacher share, run once for both; None if they share none."""
+        """Run the blocks that student and teacher share, once for both; return None if they share none."""
         count = self._shared_blocks
         if not count:
             return None
@@ -298,7 +298,7 @@ class DINOv2(Objective):
     def _mask_begun(
         self, begun: Begun, crops: Tensor, embedded: Embedded, mask: Tensor, times: Tensor | None
     ) -> Begun:
-        """What was begun, with images that have masked tokens begun anew."""
+        """Return `begun` with the images that have masked tokens rerun through the shared blocks."""
         hidden = mask.flatten(1).any(1).nonzero().squeeze(1).to(crops.device)
         if not len(hidden):
             return begun
@@ -313,7 +313,7 @@ class DINOv2(Objective):
         return begun._replace(x=begun.x.index_copy(0, hidden, anew.x.to(begun.x.dtype)))
 
     def pool(self, features: Features) -> Tensor:  # type: ignore[override]
-        """What is compared between crops: class token or mean patch token, shape (B, D)."""
+        """Return the token compared between crops, class token or mean patch token, shape (B, D)."""
         return features.cls if self.losses.token == 'cls' else mean_patch(features)
 
     @torch.no_grad()
@@ -326,13 +326,13 @@ class DINOv2(Objective):
         step: int,
         begun: Begun | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Targets of the teacher for global crops, shape (2·B, C, H, W).
+        """Compute the teacher's targets for the global crops, shape (2·B, C, H, W).
 
         Returns:
-            Probabilities of the class tokens by crop, shape (2, B, K), and of the tokens in `rows`, shape
-            (M,), shape (M, K), or None without any.
+            Probabilities of the class tokens by crop, shape (2, B, K), and of the M tokens in `rows`, shape
+            (M, K), or None if there are none.
         """
-        parts = self.teacher.parts.eval()  # the student alone drops paths
+        parts = self.teacher.parts.eval()  # only the student drops paths
         teacher: ViT = self.final_backbone
         features = teacher(
             crops,
@@ -343,7 +343,7 @@ class DINOv2(Objective):
         pooled, masked = self.pool(features), features.patches.flatten(0, 2)[rows]
         if 'ibot_head' in parts:
             cls, patches = parts['dino_head'](pooled), parts['ibot_head'](masked)
-        else:  # in one call
+        else:  # one call for both
             both = parts['dino_head'](torch.cat([pooled, masked]))
             cls, patches = both.split([len(crops), len(rows)])
         config = self.targets
@@ -352,7 +352,7 @@ class DINOv2(Objective):
         )
         with torch.autocast(crops.device.type, enabled=False):
             probabilities = self.assign_cls(cls, temperature)
-            # Other processes may have masked tokens, and then wait for this one.
+            # Other processes may have masked tokens and would wait for this one.
             some = len(rows) or dist.is_initialized()
             found = self.assign_patches(patches, temperature) if some else None
             sharp, spread = entropies(probabilities)
@@ -363,17 +363,17 @@ class DINOv2(Objective):
         return probabilities.unflatten(0, (2, -1)), found
 
     def _warming_up(self, step: int) -> bool:
-        """Whether the backbone needs no gradients; distributed training wants them of everything."""
+        """Return whether the backbone needs no gradients; distributed training needs all of them."""
         waiting = step < self.horizon.steps(self.phases.head_warmup)
         return self.training and not dist.is_initialized() and waiting
 
     @property
     def clipped(self) -> Sequence[nn.Module]:
-        """Backbone and heads, each by its own norm, as DINOv2's code clips them."""
+        """Backbone and heads, clipped by separate norms as in DINOv2's code."""
         return [self.backbone, *(head for head in (self.dino_head, self.ibot_head) if head is not None)]
 
     def before_step(self, step: int) -> None:
-        """Withhold the gradients of what does not train yet."""
+        """Drop the gradients of parts that do not train yet."""
         if step < self.horizon.steps(self.phases.freeze_last_layer):
             for head in (self.dino_head, self.ibot_head):
                 if head is not None:

@@ -13,19 +13,19 @@ from explora_geo.models.vit import ViT
 from explora_geo.objectives.base import Objective, mean_patch
 from explora_geo.objectives.masking import random_keep
 
-# What trains in a pre-trained decoder without a preset: close to the released script, and its mask token.
+# Default adaptation of a pre-trained decoder: close to the released script, plus the mask token.
 DECODER_ADAPTATION = ExPLoRAConfig(unfrozen_blocks=(), rank=8, extra=('mask_token',))
-# What the paper counts for groups of bands (appendix B.2): r32, the predictions start anew.
+# The paper's count for groups of bands (appendix B.2): r32, with newly initialized predictions.
 SLOTS_DECODER_ADAPTATION = ExPLoRAConfig(unfrozen_blocks=(), rank=32)
 
 
 class Reconstruction(NamedTuple):
-    """One forward pass of the autoencoder.
+    """Output of a forward pass of the autoencoder.
 
     Attributes:
-        pred: Predicted patches as the tokenizer's `patchify` orders them, shape (B, S, L, ·).
+        pred: Predicted patches in the order of the tokenizer's `patchify`, shape (B, S, L, ·).
         mask: 1 where a patch was removed, shape (B, S, L).
-        latent: Class and kept tokens of the encoder, shape (B, 1 + K, D).
+        latent: Class token and kept tokens of the encoder, shape (B, 1 + K, D).
     """
 
     pred: Tensor
@@ -34,7 +34,7 @@ class Reconstruction(NamedTuple):
 
 
 class MAE(Objective):
-    """Reconstruct removed patches from the kept ones."""
+    """Reconstruction of removed patches from the kept ones."""
 
     letter = 'M'
 
@@ -51,26 +51,25 @@ class MAE(Objective):
     ) -> None:
         """Initialize an MAE objective.
 
-        In `ExPLoRATask` the preset fills what is None; alone, or with `preset: null`, the values named below
-        do.
+        In `ExPLoRATask` the preset replaces None; alone, or with `preset: null`, the values below do.
 
         Args:
             backbone: Encoder.
             mask_ratio: Share of removed patches, in (0, 1); 0.75 if None.
-            norm_pix_loss: Predict each patch normalized by its own mean and variance (for groups of
-                bands: those over all its bands); True if None.
-            decoder_embed_dim: Width of the decoder; replaced by that of a checkpoint that carries one.
-            decoder_depth: Blocks of the decoder; likewise.
-            decoder_num_heads: Heads of the decoder, which no checkpoint states; heads of width 32, as
-                MAE's, if None.
-            decoder_adaptation: What trains in a pre-trained decoder; a random one trains in full. If
-                None, LoRA r8, norms and the mask token; for groups of bands LoRA r32 and norms, as the paper
+            norm_pix_loss: Predict each patch normalized by its own mean and variance (over all bands, for
+                groups of bands); True if None.
+            decoder_embed_dim: Width of the decoder, unless the checkpoint carries a decoder.
+            decoder_depth: Number of decoder blocks, unless the checkpoint carries a decoder.
+            decoder_num_heads: Attention heads of the decoder, which checkpoints do not state; if None, heads
+                of width 32, as in MAE.
+            decoder_adaptation: What trains in a pre-trained decoder; a random one trains in full. If None,
+                LoRA r8, norms and the mask token, or for groups of bands LoRA r32 and norms, as the paper
                 counts.
-            shared_across_slots: Remove the same patches in every slot (group of bands, frame) instead
-                of choosing them for each slot anew.
+            shared_across_slots: Remove the same patches in every slot (group of bands, frame) instead of
+                choosing them per slot.
 
         Raises:
-            ValueError: If the mask ratio leaves no patch to keep or to predict.
+            ValueError: If the mask ratio leaves no patches to keep or to predict.
         """
         super().__init__(backbone)
         mask_ratio = 0.75 if mask_ratio is None else mask_ratio
@@ -100,9 +99,9 @@ class MAE(Objective):
         )
 
     def load_pretrained(self, parts: Mapping[str, Tensor]) -> str:
-        """Take the checkpoint's decoder, whatever its size, and adapt it; else train it in full."""
+        """Load and adapt the checkpoint's decoder of any size; without one, the decoder trains in full."""
         state = {k.removeprefix('decoder.'): v for k, v in parts.items() if k.startswith('decoder.')}
-        if not {'mask_token', 'blocks.0.mlp.fc1.bias'} <= state.keys():  # none, or one of another kind
+        if not {'mask_token', 'blocks.0.mlp.fc1.bias'} <= state.keys():  # no decoder, or one of another kind
             return 'the weights carry no decoder: it starts random and trains in full'
         position, slot_embed = state.pop('pos_embed', None), state.pop('slot_embed', None)
         embed_dim = state['mask_token'].shape[-1]
@@ -113,7 +112,7 @@ class MAE(Objective):
         pred = {f'pred.{k}': v for k, v in self.decoder.pred.state_dict().items()}
         stored = {k: v.shape for k, v in state.items() if k.startswith('pred.')}
         if stored and stored != {k: v.shape for k, v in pred.items()}:
-            # Other bands than the source: the prediction starts anew and trains (appendix B.2).
+            # The bands differ from the source's: the prediction starts anew and trains (appendix B.2).
             state = {k: v for k, v in state.items() if k not in stored} | pred
             adaptation = adaptation.with_extra(['pred'])
             note = '; its prediction starts anew'
@@ -132,11 +131,11 @@ class MAE(Objective):
         return f'decoder of {depth} blocks, width {embed_dim}, loaded and adapted as {name}{note}'
 
     def extra_state(self) -> dict[str, Tensor]:
-        """The decoder with its LoRA merged, so that the file starts another run."""
+        """Return the decoder with its LoRA merged, so that another run can start from the file."""
         merged = merge_lora(copy.deepcopy(self.decoder))
         return {f'decoder.{k}': v for k, v in merged.state_dict().items()}
 
-    pool = staticmethod(mean_patch)  # MAE's class token is trained by no loss of its own
+    pool = staticmethod(mean_patch)  # no loss trains MAE's class token directly
 
     def reconstruct(
         self, image: Tensor, noise: Tensor | None = None, timestamps: Tensor | None = None
@@ -145,11 +144,11 @@ class MAE(Objective):
 
         Args:
             image: Normalized image, shape (B, C, H, W), or as the tokenizer says.
-            noise: Noise that orders the patches, shape (B, S·L) ((B, L) if shared); drawn if None.
+            noise: Noise that orders the patches, shape (B, S·L), or (B, L) if shared; drawn if None.
             timestamps: Acquisition times for temporal tokenizers, shape (B, T, 3).
 
         Returns:
-            Prediction, mask and latent.
+            The prediction, mask and latent.
         """
         tokenizer = self.backbone.patch_embed
         targets = tokenizer.patchify(image)
@@ -166,7 +165,7 @@ class MAE(Objective):
         return Reconstruction(pred, mask.unflatten(1, (slots, length)), latent)
 
     def loss(self, image: Tensor, pred: Tensor, mask: Tensor) -> Tensor:
-        """Mean squared error over the removed patches, each of equal weight.
+        """Compute the mean squared error over the removed patches, with equal weight for each.
 
         Args:
             image: Normalized image, shape (B, C, H, W), or as the tokenizer says.
@@ -185,19 +184,19 @@ class MAE(Objective):
         sizes = tokenizer.target_sizes
         if len(set(sizes)) == 1:
             error = error.mean(dim=-1)
-        else:  # small slots are filled up to the largest with numbers that are none of theirs
+        else:  # ignore the padding of small slots
             error = torch.stack([error[:, i, :, :n].mean(dim=-1) for i, n in enumerate(sizes)], dim=1)
         return (error * mask).sum() / mask.sum()
 
     def forward(self, batch: Mapping[str, Any], step: int) -> dict[str, Tensor]:
-        """Reconstruction loss of a batch; see `Objective.forward`."""
+        """Compute the reconstruction loss of a batch; see `Objective.forward`."""
         image = batch['image']
         out = self.reconstruct(image, timestamps=batch.get('timestamps'))
         return {'loss_mae': self.loss(image, out.pred, out.mask)}
 
     @torch.no_grad()
     def pictures(self, image: Tensor, timestamps: Tensor | None = None) -> dict[str, Tensor]:
-        """Masked input and reconstruction, both in the units of the input.
+        """Return the masked input and the reconstruction, both in the units of the input.
 
         Args:
             image: Normalized image, shape (B, C, H, W), or as the tokenizer says.
@@ -205,7 +204,7 @@ class MAE(Objective):
 
         Returns:
             `masked`, the input with removed patches set to zero, and `reconstruction`, the input with
-            them predicted (their mean and variance are the input's if those were normalized away).
+                removed patches predicted (with the input's mean and variance under `norm_pix_loss`).
         """
         tokenizer = self.backbone.patch_embed
         out = self.reconstruct(image, timestamps=timestamps)

@@ -1,4 +1,4 @@
-"""Random masks over tokens."""
+"""Random token masks."""
 
 import random
 from dataclasses import dataclass
@@ -10,11 +10,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class MaskConfig:
-    """Which tokens of global crops the student does not see (iBOT).
+    """Masking of global crops for the student (iBOT).
 
     Attributes:
         ratio: Smallest and largest masked share of a masked crop.
-        probability: Share of the global crops that are masked.
+        probability: Share of global crops that are masked.
         shared_across_slots: Mask the same patches in every slot.
     """
 
@@ -34,17 +34,17 @@ class MaskConfig:
 def random_keep(
     noise: Tensor, mask_ratio: float, slots: int = 1, shared_across_slots: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Choose the tokens that MAE keeps: those with the smallest noise.
+    """Choose the tokens with the smallest noise, which MAE keeps.
 
     Args:
         noise: Noise per token, shape (B, S·L), or per patch if shared across slots, shape (B, L).
-        mask_ratio: Share of tokens that are removed.
+        mask_ratio: Share of tokens to remove.
         slots: Slots S.
         shared_across_slots: Remove the same patches in every slot.
 
     Returns:
-        Indices of the kept tokens in ascending order of noise (slot after slot if shared), shape
-        (B, K), and the mask, 1 where a token is removed, shape (B, S·L).
+        Indices of the kept tokens in ascending order of noise (slot by slot if shared), shape (B, K),
+        and the mask, 1 where a token is removed, shape (B, S·L).
     """
     length = noise.shape[1]
     kept = int(length * (1 - mask_ratio))
@@ -65,18 +65,18 @@ def block_masks(
     probability: float = 0.5,
     shared_across_slots: bool = False,
 ) -> Tensor:
-    """Block-wise masks of DINOv2 on a share of the images.
+    """Draw DINOv2's block-wise masks for a share of the images.
 
-    The masked share of the chosen images is spread evenly over `ratio`, as DINOv2's collation does, and
-    rectangles fill it. Unlike lightly's `random_block_mask`, grids of a few patches are allowed, where
-    four patches, DINOv2's smallest block, would exceed the share.
+    The masked shares of the chosen images are spread evenly over `ratio`, as in DINOv2's collation, and
+    filled by rectangles. Unlike lightly's `random_block_mask`, this supports grids so small that four
+    patches, DINOv2's smallest block, would exceed the share.
 
     Args:
-        images: Images B.
+        images: Number of images B.
         grid: Patches along height and width.
         slots: Slots S.
         ratio: Smallest and largest share of an image's patches to mask.
-        probability: Share of the images that are masked.
+        probability: Share of images that are masked.
         shared_across_slots: Mask the same patches in every slot.
 
     Returns:

@@ -1,4 +1,4 @@
-"""How many parameters an adaptation trains, counted without building the weights."""
+"""Count the parameters that an adaptation trains, without allocating weights."""
 
 from typing import NamedTuple
 
@@ -10,11 +10,11 @@ from explora_geo.objectives.mae import MAE
 
 
 class ParameterCount(NamedTuple):
-    """Parameters of an adapted model.
+    """Parameter counts of an adapted model.
 
     Attributes:
-        parts: Trained parameters by part.
-        total: All parameters, frozen ones too.
+        parts: Trainable parameters by part.
+        total: All parameters, including frozen ones.
     """
 
     parts: dict[str, int]
@@ -22,23 +22,22 @@ class ParameterCount(NamedTuple):
 
     @property
     def trained(self) -> int:
-        """Parameters that train."""
+        """Number of trainable parameters."""
         return sum(self.parts.values())
 
 
 def count_parameters(
     config: ExPLoRAConfig, backbone: str, tokenizer: str = 'patch', objective: str = 'none'
 ) -> ParameterCount:
-    """Count what an adaptation trains.
+    """Count the parameters that an adaptation trains.
 
-    Groups of bands are counted as they train from RGB weights: their patch embeddings and predictions start
-    anew.
+    Groups of bands are counted as trained from RGB weights: patch embeddings and predictions start anew.
 
     Args:
         config: The adaptation.
         backbone: Backbone by timm's name.
         tokenizer: `patch`, `group-channel` or `temporal`.
-        objective: `mae` to count its decoder, too, else `none`.
+        objective: `mae` to include its decoder, else `none`.
 
     Raises:
         ValueError: If a name is unknown.
@@ -53,7 +52,7 @@ def count_parameters(
         explora(vit, config.with_extra(vit.patch_embed.fresh))
         counts = trainable_summary(vit)
         if isinstance(model, MAE):
-            # From the decoder that RGB weights of the same backbone carry.
+            # Start from the decoder in RGB weights of the same backbone.
             rgb = MAE(create_vit(backbone)).extra_state()
             model.load_pretrained(rgb)
             counts |= {f'decoder {part}': n for part, n in trainable_summary(model.decoder).items()}

@@ -1,4 +1,4 @@
-"""Schedules of an objective by optimizer step, and lengths that carry their unit in the name."""
+"""Schedules by optimizer step, and durations whose option names state their unit."""
 
 import math
 import warnings
@@ -11,11 +11,11 @@ _UNITS = ('steps', 'epochs', 'fraction')
 
 
 class Length(NamedTuple):
-    """How long a phase of training lasts.
+    """Length of a training phase.
 
     Attributes:
-        name: Option that states it, such as `warmup_steps`.
-        value: Optimizer steps, passes over the data, or a share of the run, as the end of the name says.
+        name: Option that sets it, such as `warmup_steps`.
+        value: Optimizer steps, passes over the data, or a share of the run, according to the suffix.
     """
 
     name: str
@@ -23,11 +23,11 @@ class Length(NamedTuple):
 
     @classmethod
     def of(cls, config: object, phase: str, default: 'Length') -> 'Length':
-        """Read `{phase}_steps`, `{phase}_epochs` or `{phase}_fraction` of a configuration.
+        """Read `{phase}_steps`, `{phase}_epochs` or `{phase}_fraction` from a configuration.
 
         Args:
-            config: Object with these three attributes, of which at most one is not None.
-            phase: What lasts, such as `warmup`.
+            config: Object with these three attributes, at most one of them not None.
+            phase: Name of the phase, such as `warmup`.
             default: Length if none is given.
 
         Raises:
@@ -48,15 +48,15 @@ class Length(NamedTuple):
 
 
 def rename_length(phase: str, value: float, group: str = '') -> dict[str, float | None]:
-    """The options that take the place of a length without a unit, with a warning.
+    """Return the options that replace a length without a unit, and warn of the deprecation.
 
     Args:
-        phase: What lasts, which is also the old option: a share of the run below 1, else epochs.
-        value: Its value.
-        group: Configuration that holds the new options, if it is another one, with a dot.
+        phase: Name of the phase and of the old option, a share of the run below 1, else epochs.
+        value: Value of the old option.
+        group: Configuration that holds the new options if it differs, ending in a dot.
 
     Returns:
-        The options in all units, of which one has the value.
+        The options for all units, one of them with the value.
     """
     unit = 'fraction' if value < 1 else 'epochs'
     warnings.warn(
@@ -68,7 +68,7 @@ def rename_length(phase: str, value: float, group: str = '') -> dict[str, float 
 
 
 class TrainingLength(NamedTuple):
-    """How long training is.
+    """Length of a training run.
 
     Attributes:
         total: Optimizer steps of the whole run.
@@ -81,10 +81,10 @@ class TrainingLength(NamedTuple):
     batch: int = 1
 
     def steps(self, length: Length) -> int:
-        """Optimizer steps of a phase, which may be more than the run has.
+        """Return the optimizer steps of a phase, possibly more than the run has.
 
         Raises:
-            ValueError: If it is given in epochs, which have no end.
+            ValueError: If the phase is given in epochs but epochs of the data have no end.
         """
         if length.name.endswith('_steps'):
             return int(length.value)
@@ -100,11 +100,11 @@ class TrainingLength(NamedTuple):
         return int(length.value * self.epoch)
 
     def check(self, length: Length, outcome: str) -> None:
-        """Warn of a phase that is not over when the run ends.
+        """Warn if a phase does not end before the run does.
 
         Args:
-            length: The phase.
-            outcome: What the run misses.
+            length: Length of the phase.
+            outcome: Consequence to name in the warning.
         """
         steps = self.steps(length)
         if steps >= self.total > 1:
@@ -117,24 +117,24 @@ class TrainingLength(NamedTuple):
             )
 
     def cosine(self, step: int, start: float, end: float) -> float:
-        """Half a cosine from `start` to `end` over the run."""
+        """Return the value at a step on a half cosine from `start` to `end` over the run."""
         return float(cosine_schedule(min(step, self.total), self.total, start, end))
 
     def linear_warmup(self, step: int, start: float, end: float, length: Length) -> float:
-        """Linear from `start` to `end` over a phase, then `end`."""
+        """Return the value at a step on a line from `start` to `end` over a phase, then `end`."""
         steps = self.steps(length)
         return end if step >= steps else start + (end - start) * step / steps
 
 
 @dataclass(frozen=True)
 class PhaseConfig:
-    """What does not train at first; each phase is given in one unit.
+    """Initial phases in which some parts do not train, each given in one unit.
 
     Attributes:
-        freeze_last_layer_steps: Optimizer steps in which the prototypes stay as they are (DINOv2: 1,250).
+        freeze_last_layer_steps: Optimizer steps with frozen prototypes (DINOv2: 1,250).
         freeze_last_layer_epochs: The same in passes over the data.
         freeze_last_layer_fraction: The same as a share of the run; 0.01 if none is given.
-        head_warmup_steps: Optimizer steps in which the heads train alone: random heads would harm the
+        head_warmup_steps: Optimizer steps in which only the heads train, as random heads would harm the
             backbone (DINOv2: 0).
         head_warmup_epochs: The same in passes over the data.
         head_warmup_fraction: The same as a share of the run; 0.05 if none is given.
@@ -153,10 +153,10 @@ class PhaseConfig:
 
     @property
     def freeze_last_layer(self) -> Length:
-        """How long the prototypes stay as they are."""
+        """Length of the phase with frozen prototypes."""
         return Length.of(self, 'freeze_last_layer', Length('freeze_last_layer_fraction', 0.01))
 
     @property
     def head_warmup(self) -> Length:
-        """How long the heads train alone."""
+        """Length of the phase in which only the heads train."""
         return Length.of(self, 'head_warmup', Length('head_warmup_fraction', 0.05))

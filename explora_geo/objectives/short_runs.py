@@ -1,13 +1,13 @@
-"""Settings of runs of minutes as plain data, which YAML holds: `adapt` writes them, studies vary them."""
+"""YAML-ready settings for runs of minutes, which `adapt` writes and studies vary."""
 
 from typing import Any
 
-#: Arguments of `DINOv2`: small heads, sharp targets.
+#: Arguments of `DINOv2`: small heads and sharp targets.
 SHORT_DINOV2: dict[str, dict[str, Any]] = {
     'head': {'prototypes': 1024, 'hidden_dim': 512, 'bottleneck_dim': 128},
     'teacher': {'centering': 'sinkhorn', 'temperature': 0.04, 'final_temperature': 0.04},
 }
-#: Its crops but for their sides: color is evidence in satellite images.
+#: Its crops, except their sides; color carries information in satellite images.
 SHORT_VIEWS: dict[str, Any] = {
     'num_local': 4,
     'local_scale': [0.1, 0.4],
@@ -28,6 +28,6 @@ SHORT_OPTIM: dict[str, dict[str, Any]] = {
 
 
 def crop_sides(side: int, patch: int) -> dict[str, int]:
-    """Sides of global and local crops, pixels: three quarters and three eighths of an image's side."""
+    """Return the sides of global and local crops, pixels: three quarters and three eighths of the image's."""
     grid = max(2, round(0.75 * side / patch))
     return {'global_size': grid * patch, 'local_size': max(1, grid // 2) * patch}

@@ -1,4 +1,4 @@
-"""A teacher that costs only what trains: frozen tensors are the student's own."""
+"""Teacher that copies only trainable tensors and shares frozen ones with the student."""
 
 import copy
 from collections.abc import Mapping
@@ -13,17 +13,17 @@ from explora_geo.objectives.schedules import Length, rename_length
 
 @dataclass(frozen=True)
 class TeacherConfig:
-    """How the teacher follows the student and how sharp its targets are.
+    """Momentum and target sharpness of the teacher.
 
     Attributes:
-        momentum: Share of the teacher that stays at a step, at first; it rises to 1 as a cosine. If None,
-            the teacher remembers a twentieth of the run: 0.95 for 400 steps, at most DINOv2's 0.992.
-        temperature: Temperature of the targets at first.
+        momentum: Initial momentum, which rises to 1 along a cosine. If None, the teacher averages over a
+            twentieth of the run: 0.95 for 400 steps, at most DINOv2's 0.992.
+        temperature: Initial temperature of the targets.
         final_temperature: Temperature after its warm-up.
         temperature_warmup_steps: Length of that warm-up in optimizer steps.
         temperature_warmup_epochs: The same in passes over the data.
         temperature_warmup_fraction: The same as a share of the run; 0.3 if none is given.
-        centering: `centering` by a running mean, or `sinkhorn` for Sinkhorn-Knopp on each batch.
+        centering: `centering` with a running mean, or `sinkhorn` for Sinkhorn-Knopp on each batch.
         center_momentum: Momentum of the running mean.
         temperature_warmup: Deprecated: a share of the run if below 1, else epochs.
     """
@@ -58,31 +58,31 @@ class TeacherConfig:
 
     @property
     def warmup_length(self) -> Length:
-        """How long the temperature rises."""
+        """Length of the temperature warm-up."""
         return Length.of(self, 'temperature_warmup', Length('temperature_warmup_fraction', 0.3))
 
     def momentum_of(self, total: int) -> float:
-        """Momentum at the start of a run of `total` optimizer steps."""
+        """Return the initial momentum of a run of `total` optimizer steps."""
         if self.momentum is not None:
             return self.momentum
         return min(0.992, max(0.9, 1 - 20 / total))
 
 
 class Teacher(nn.Module):
-    """Running average of a student, which shares every tensor of the student that does not train.
+    """Running average of a student that shares the student's frozen tensors.
 
-    Its state dict leaves the shared tensors out, so that a checkpoint holds them once.
+    Its state dict omits the shared tensors, so a checkpoint stores them only once.
     """
 
     def __init__(self, student: nn.ModuleDict) -> None:
-        """Copy what trains of a student, and share the rest.
+        """Copy the trainable tensors of a student and share the rest.
 
         Args:
-            student: Modules by name; what trains now is what will be averaged.
+            student: Modules by name; the tensors that train now are the ones to average.
         """
         super().__init__()
         frozen = {id(p): p for p in student.parameters() if not p.requires_grad}
-        # deepcopy takes what its memo holds instead of copying it.
+        # deepcopy reuses the objects in its memo instead of copying them.
         self.parts: nn.ModuleDict = copy.deepcopy(student, dict(frozen))
         self.parts.requires_grad_(False)
         self.shared = frozenset(
@@ -93,11 +93,11 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def update(self, student: nn.ModuleDict, momentum: float) -> None:
-        """Move towards the student.
+        """Move the teacher towards the student.
 
         Args:
-            student: The student of the same layout.
-            momentum: Share of the teacher that stays, in [0, 1].
+            student: Student of the same layout.
+            momentum: Share of the teacher to keep, in [0, 1].
         """
         if momentum == 1:
             return
@@ -112,7 +112,7 @@ def _leave_shared_out(module: Teacher, state: dict[str, Any], prefix: str, metad
 
 
 def _fill_shared_in(module: Teacher, state: dict[str, Any], prefix: str, *unused: Any) -> None:
-    # The student's tensors are read into the same memory, before or after.
+    # Loading the student fills the same memory, before or after.
     parameters: Mapping[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
     for name in module.shared:
         state[f'{prefix}{name}'] = parameters[name].detach()
