@@ -203,7 +203,7 @@ class ViT(nn.Module):
         """Compute the features of the last block after the final norm.
 
         Args:
-            image: Normalized image, shape (B, C, H, W), or as the tokenizer says.
+            image: Normalized image, shape (B, C, H, W), or as the tokenizer expects.
             timestamps: Acquisition times for temporal tokenizers, shape (B, T, 3).
             token_mask: True where the mask token replaces a patch (iBOT), shape (B, S, L) or (B, S·L).
             keep: Indices of the tokens to keep out of N = S·L; the others are dropped (MAE), shape (B, K).
@@ -231,7 +231,7 @@ class ViT(nn.Module):
         """Compute features after the given blocks, in order and through the final norm (DINOv2's probing).
 
         Args:
-            image: Normalized image, shape (B, C, H, W), or as the tokenizer says.
+            image: Normalized image, shape (B, C, H, W), or as the tokenizer expects.
             blocks: Block indices from 0; negative ones count from the end.
             timestamps: Acquisition times for temporal tokenizers, shape (B, T, 3).
         """

@@ -124,7 +124,7 @@ class ViTSmall14_Weights(WeightsEnum):
 
 
 class ViTBase14_Weights(WeightsEnum):
-    """ViT-B/14. `_FULL` is the official file with split attention beside the encoder-only one."""
+    """ViT-B/14. `_FULL` is the official file with split attention, next to the encoder-only file."""
 
     LVD142M_DINOV2 = _dinov2('base')
     LVD142M_DINOV2_REG4 = _dinov2('base', 'reg4_')
@@ -133,7 +133,7 @@ class ViTBase14_Weights(WeightsEnum):
 
 
 class ViTLarge14_Weights(WeightsEnum):
-    """ViT-L/14. `_FULL` is the official file with split attention beside the encoder-only one."""
+    """ViT-L/14. `_FULL` is the official file with split attention, next to the encoder-only file."""
 
     LVD142M_DINOV2 = _dinov2('large')
     LVD142M_DINOV2_REG4 = _dinov2('large', 'reg4_')
@@ -155,7 +155,7 @@ class ViTSmall16_Weights(WeightsEnum):
 
 
 class ViTBase16_Weights(WeightsEnum):
-    """ViT-B/16. `_FULL` has the decoder for normalized pixels, `_PIXELS` (visualize) that for raw ones."""
+    """ViT-B/16. `_FULL` has the decoder for normalized pixels, `_PIXELS` (visualize) the one for raw ones."""
 
     LVD1689M_DINOV3 = _dinov3('base')
     IMAGENET_MAE = _mae('base', decoder=False)
@@ -164,7 +164,7 @@ class ViTBase16_Weights(WeightsEnum):
 
 
 class ViTLarge16_Weights(WeightsEnum):
-    """ViT-L/16. `_FULL` has the decoder for normalized pixels, `_PIXELS` (visualize) that for raw ones."""
+    """ViT-L/16. `_FULL` has the decoder for normalized pixels, `_PIXELS` (visualize) the one for raw ones."""
 
     LVD1689M_DINOV3 = _dinov3('large')
     SAT493M_DINOV3 = _dinov3('large', satellite=True)
@@ -185,7 +185,7 @@ class ViTLarge16_Weights(WeightsEnum):
 
 
 class ViTHuge14_Weights(WeightsEnum):
-    """ViT-H/14. `_FULL` has the decoder for normalized pixels, `_PIXELS` (visualize) that for raw ones."""
+    """ViT-H/14. `_FULL` has the decoder for normalized pixels, `_PIXELS` (visualize) the one for raw ones."""
 
     IMAGENET_MAE = _mae('huge', decoder=False)
     IMAGENET_MAE_FULL = _mae('huge', _FULL)

@@ -117,7 +117,7 @@ class AnchorLoss(nn.Module):
         """Compute the source's features, averaged over the orientations of each image.
 
         Args:
-            image: Normalized image, shape (B, C, H, W), or as the tokenizer says.
+            image: Normalized image, shape (B, C, H, W), or as the tokenizer expects.
             timestamps: Acquisition times for temporal tokenizers, shape (B, T, 3).
 
         Returns:

@@ -72,7 +72,7 @@ class GramLoss(nn.Module):
         """Compute weighted losses by name; none at steps without a comparison.
 
         Args:
-            crops: Both global crops of B images, shape (2·B, C, H, W), or as the tokenizer says.
+            crops: Both global crops of B images, shape (2·B, C, H, W), or as the tokenizer expects.
             features: The student's features of these crops.
             times: Acquisition times of the images for temporal tokenizers, shape (B, T, 3).
             step: Optimizer steps done so far.

@@ -143,7 +143,7 @@ class MAE(Objective):
         """Mask, encode and decode.
 
         Args:
-            image: Normalized image, shape (B, C, H, W), or as the tokenizer says.
+            image: Normalized image, shape (B, C, H, W), or as the tokenizer expects.
             noise: Noise that orders the patches, shape (B, S·L), or (B, L) if shared; drawn if None.
             timestamps: Acquisition times for temporal tokenizers, shape (B, T, 3).
 
@@ -168,7 +168,7 @@ class MAE(Objective):
         """Compute the mean squared error over the removed patches, with equal weight for each.
 
         Args:
-            image: Normalized image, shape (B, C, H, W), or as the tokenizer says.
+            image: Normalized image, shape (B, C, H, W), or as the tokenizer expects.
             pred: Predicted patches, shape (B, S, L, ·).
             mask: 1 where a patch was removed, shape (B, S, L).
 
@@ -199,7 +199,7 @@ class MAE(Objective):
         """Return the masked input and the reconstruction, both in the units of the input.
 
         Args:
-            image: Normalized image, shape (B, C, H, W), or as the tokenizer says.
+            image: Normalized image, shape (B, C, H, W), or as the tokenizer expects.
             timestamps: Acquisition times for temporal tokenizers, shape (B, T, 3).
 
         Returns:
