@@ -24,8 +24,8 @@ class GramConfig:
         start_fraction: The same as a share of the run; 0.5 if none is given.
         preserve_weight: Weight of 1 - cosine between the class tokens of student and source, from the first
             step on; 0 for none. Ours, not DINOv3's.
-        every: Interval in steps at which one global crop is compared, with its losses scaled up by as much;
-            each comparison costs a forward pass of the source.
+        every: Steps between comparisons of one global crop, and the factor on their losses; each comparison
+            costs a forward pass of the source.
     """
 
     weight: float = 1.0

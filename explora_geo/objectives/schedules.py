@@ -53,7 +53,7 @@ def rename_length(phase: str, value: float, group: str = '') -> dict[str, float 
     Args:
         phase: Name of the phase and of the old option, a share of the run below 1, else epochs.
         value: Value of the old option.
-        group: Configuration that holds the new options if it differs, ending in a dot.
+        group: Prefix, ending in a dot, of the configuration with the new options, if it differs.
 
     Returns:
         The options for all units, one of them with the value.
