@@ -218,11 +218,12 @@ def blocks(rows: Mapping[str, Row]) -> list[str]:
     return markdown_table(header, lines)
 
 
-def free(rows: list[Row], domain: str) -> list[str]:
+def free(rows: list[Row], domain: str, source: str = 'vit_ti16') -> list[str]:
     """What may be done to features of the source and of models for nothing; gains over the source."""
     lines = []
     for name, title in READ.items():
-        mine = [r for r in where(rows, name=name, domain=domain, images=0, seed=0) if len(r['gain']) > 1]
+        same = where(rows, name=name, domain=domain, source=source, images=0, seed=0)
+        mine = [r for r in same if len(r['gain']) > 1]
         gain, after = ({k: v for row in mine for k, v in row[what].items()} for what in ('gain', 'after'))
         blocks = [k for k in gain if k.startswith('block')]
         best = max(blocks, key=lambda k: sum(after[k]), default='')
@@ -307,6 +308,7 @@ def main(file: Path, folder: Path) -> None:
             for d in BUDGETS
         },
         **{f'What costs nothing: {TITLES[d]}': free(rows, d) for d in BUDGETS},
+        **{f'What costs nothing: {TITLES[d]}, the six blocks': free(rows, d, 'depth6') for d in BUDGETS},
         'Red, green and blue as groups of bands, M, 600 steps': gains(
             where(models.values(), domain='eurosat'), GROUPS
         ),
