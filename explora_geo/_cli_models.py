@@ -9,8 +9,8 @@ from typer import Argument, Option
 from explora_geo._cli_console import bars, console, names, say, show
 
 # Options shared by several commands
-_Adapter = Annotated[Path | None, Option(help='Adapter file made on these weights.')]
-_Name = Annotated[str | None, Option(help='Backbone name, if the file does not state it.')]
+_Adapter = Annotated[Path | None, Option(help='Adapter file made from these weights.')]
+_Name = Annotated[str | None, Option(help='Name of the backbone, if the file does not state it.')]
 _Device = Annotated[str, Option(help='cpu, cuda or auto.')]
 
 adapter_app = typer.Typer(help='Look into adapter files and merge them.', no_args_is_help=True)
@@ -19,31 +19,31 @@ weights_app = typer.Typer(help='Look into weights of any known layout.', no_args
 
 def probe(
     data: Annotated[
-        Path, Argument(help='Folder with train/ and test/ class folders, or YAML of a data module.')
+        Path, Argument(help='Folder with class folders in train/ and test/, or YAML of a data module.')
     ],
     weights: Annotated[str, Option(help='Backbone: a file, a known name, timm/<name>, hf:<owner>/<name>.')],
     adapter: _Adapter = None,
     model: _Name = None,
-    out: Annotated[Path, Option(help='Folder of the reports.')] = Path('runs/probe'),
+    out: Annotated[Path, Option(help='Output folder of the reports.')] = Path('runs/probe'),
     cache: Annotated[Path, Option(help='Folder of cached features.')] = Path('runs/features'),
     name: Annotated[str, Option(help='Name of the backbone in reports.')] = '',
-    image_size: Annotated[int | None, Option(help='Image side, pixels; from the model.')] = None,
-    turns: Annotated[
-        int, Option(help='Orientations of a tile that features are averaged over: 1, 4 or 8.')
-    ] = 1,
-    budgets: Annotated[str, Option(help='Label budgets: all, shares, numbers per class.')] = 'all',
-    seeds: Annotated[int, Option(help='Label draws of every budget but all.')] = 5,
-    methods: Annotated[str, Option(help='Of linear, logistic, knn.')] = 'linear,logistic,knn',
+    image_size: Annotated[
+        int | None, Option(help='Image side, pixels; that of the model by default.')
+    ] = None,
+    turns: Annotated[int, Option(help='Average features over 1, 4 or 8 orientations of a tile.')] = 1,
+    budgets: Annotated[str, Option(help='Label budgets: all, percentages, or numbers per class.')] = 'all',
+    seeds: Annotated[int, Option(help='Random draws of each budget except all.')] = 5,
+    methods: Annotated[str, Option(help='Any of linear, logistic, knn.')] = 'linear,logistic,knn',
     epochs: Annotated[int, Option(help='Epochs of the linear sweep.')] = 10,
     iterations: Annotated[int, Option(help='Steps per epoch of the linear sweep.')] = 1500,
-    few_iterations: Annotated[int, Option(help='The same with few labels.')] = 150,
+    few_iterations: Annotated[int, Option(help='Steps per epoch with few labels.')] = 150,
     neighbors: Annotated[int, Option(help='k of k-NN.')] = 5,
-    val_split: Annotated[float, Option(help='Share of training held out, without val/.')] = 0.1,
+    val_split: Annotated[float, Option(help='Share of training images held out if there is no val/.')] = 0.1,
     batch_size: Annotated[int, Option(help='Images per forward pass.')] = 128,
     workers: Annotated[int, Option(help='Processes that read images.')] = 0,
     device: _Device = 'auto',
-    statistics: Annotated[str, Option(help='Normalize by those of the model or the data.')] = '',
-    dry_run: Annotated[bool, Option('--dry-run', help='Say how much there is to do.')] = False,
+    statistics: Annotated[str, Option(help='Statistics to normalize with: model or data.')] = '',
+    dry_run: Annotated[bool, Option('--dry-run', help='Print the amount of work and stop.')] = False,
 ) -> None:
     """Evaluate frozen features with few and all labels: linear sweep, logistic regression, k-NN.
 
@@ -97,21 +97,19 @@ def map_scene(
     adapter: _Adapter = None,
     probabilities: Annotated[Path | None, Option(help='Probability of each class (.tif).')] = None,
     vectors: Annotated[Path | None, Option(help='Polygons (.gpkg, .parquet, .geojson).')] = None,
-    classes: Annotated[str, Option(help='Classes to polygonize, comma-separated; all.')] = '',
+    classes: Annotated[str, Option(help='Classes to polygonize, comma-separated; all by default.')] = '',
     min_area: Annotated[float, Option(help='Smallest polygon, square meters.')] = 0.0,
     embeddings: Annotated[Path | None, Option(help='Features per patch (.tif, .parquet).')] = None,
     quicklook: Annotated[Path | None, Option(help='Picture of scene and map (.png).')] = None,
     file_bands: Annotated[str, Option(help='Names of all bands in file order.')] = '',
-    statistics: Annotated[str, Option(help='Normalize by those of the model or the scene.')] = '',
-    overlap: Annotated[float, Option(help='Share of a tile that the next covers again.')] = 0.25,
-    block: Annotated[int, Option(help='Side of blocks finished one by one, pixels.')] = 2048,
-    turns: Annotated[
-        int, Option(help='Orientations of a tile that the map is averaged over: 1, 4 or 8.')
-    ] = 1,
+    statistics: Annotated[str, Option(help='Statistics to normalize with: model or scene.')] = '',
+    overlap: Annotated[float, Option(help='Overlap of neighboring tiles, as a share of a tile.')] = 0.25,
+    block: Annotated[int, Option(help='Side of the blocks written one by one, pixels.')] = 2048,
+    turns: Annotated[int, Option(help='Average the map over 1, 4 or 8 orientations of a tile.')] = 1,
     batch_size: Annotated[int, Option(help='Tiles per forward pass.')] = 16,
     workers: Annotated[int, Option(help='Processes that read tiles.')] = 0,
     device: _Device = 'auto',
-    dry_run: Annotated[bool, Option('--dry-run', help='Say how much there is to do.')] = False,
+    dry_run: Annotated[bool, Option('--dry-run', help='Print the amount of work and stop.')] = False,
 ) -> None:
     """Map a scene of any size: classes or numbers per pixel, polygons, embeddings.
 
@@ -157,9 +155,9 @@ def export(
     ] = None,
     adapter: _Adapter = None,
     model: _Name = None,
-    tuned: Annotated[Path | None, Option(help='Tuned model instead, for .pt2 and .onnx.')] = None,
+    tuned: Annotated[Path | None, Option(help='Tuned model instead of weights, for .pt2 and .onnx.')] = None,
     layout: Annotated[
-        str, Option('--format', help='Folder for peft (the adapter) or transformers; else by the ending.')
+        str, Option('--format', help='peft (the adapter) or transformers, into a folder; else by the ending.')
     ] = '',
 ) -> None:
     """Export a backbone with its adapter merged, a tuned model, or an adapter for PEFT.
@@ -214,9 +212,9 @@ def adapter_info(file: Annotated[Path, Argument(help='Adapter file.')]) -> None:
 @adapter_app.command('merge')
 def adapter_merge(
     file: Annotated[Path, Argument(help='Adapter file.')],
-    base: Annotated[str, Option(help='Base weights, as --weights of export.')],
+    base: Annotated[str, Option(help='Base weights: a file, a known name, timm/<name>, hf:<owner>/<name>.')],
     out: Annotated[Path, Option(help='Model file to write (.safetensors).')],
-    strength: Annotated[float, Option(help='Share of what the adapter adds, from 0 to 1.')] = 1.0,
+    strength: Annotated[float, Option(help='Share of the adapter to apply, from 0 to 1.')] = 1.0,
 ) -> None:
     """Merge an adapter into its base, and write a plain model with timm's keys.
 
@@ -230,7 +228,7 @@ def adapter_merge(
 
 @weights_app.command('inspect')
 def weights_inspect(
-    weights: Annotated[str, Argument(help='File, timm/<name>, hf:<owner>/<name> or a known name.')],
+    weights: Annotated[str, Argument(help='A file, timm/<name>, hf:<owner>/<name> or a known name.')],
 ) -> None:
     """Describe weights: layout, backbone, bands, patch, size, and content beyond the backbone.
 
@@ -243,7 +241,7 @@ def weights_inspect(
 
 @weights_app.command('list')
 def weights_list(
-    search: Annotated[str, Option(help='Words that name or description must hold.')] = '',
+    search: Annotated[str, Option(help='Words that the name or description must contain.')] = '',
 ) -> None:
     """List our and TorchGeo's named weights with their backbone, tokenizer and license.
 
@@ -262,9 +260,11 @@ def weights_list(
 
 
 def push(
-    file: Annotated[Path, Argument(help='Adapter, merged model, or folder of export --format peft.')],
-    repo: Annotated[str, Argument(help='Repository of the hub, OWNER/NAME.')],
-    report: Annotated[Path | None, Option(help='report.json of the run; that beside the file.')] = None,
+    file: Annotated[Path, Argument(help='Adapter, merged model, or a folder from export --format peft.')],
+    repo: Annotated[str, Argument(help='Repository on the hub, OWNER/NAME.')],
+    report: Annotated[
+        Path | None, Option(help='report.json of the run; by default the one next to the file.')
+    ] = None,
     license: Annotated[str | None, Option(help='License of the base, if the file states none.')] = None,
     private: Annotated[bool, Option('--private', help='Make a private repository.')] = False,
 ) -> None:
@@ -279,7 +279,7 @@ def push(
 
 def pull(
     repo: Annotated[str, Argument(help='OWNER/NAME, OWNER/NAME@REVISION or OWNER/NAME/FILE.')],
-    out: Annotated[Path, Argument(help='Folder to write.')],
+    out: Annotated[Path, Argument(help='Output folder.')],
 ) -> None:
     """Download an adapter or a model and its card from the Hugging Face hub.
 

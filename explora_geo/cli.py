@@ -29,38 +29,37 @@ _PASS_ON = {'allow_extra_args': True, 'ignore_unknown_options': True, 'help_opti
 
 @app.command(rich_help_panel='Start')
 def adapt(
-    archive: Annotated[list[str], Argument(help='Folder of tiles, pack, list of files, or scenes.')],
+    archive: Annotated[list[str], Argument(help='Folder of tiles, a pack, a list of files, or scenes.')],
     weights: Annotated[
-        str,
-        Option(help='What is adapted: a file, timm/<name>, hf:<owner>/<name> or a name of `weights list`.'),
+        str, Option(help='Source: a file, timm/<name>, hf:<owner>/<name>, or a name from `weights list`.')
     ] = 'timm/vit_small_patch14_dinov2.lvd142m',
     adaptation: Annotated[
-        str | None, Option(help='{D-ExPLoRA,M-ExPLoRA,anchor,align}-[L]-r32: objective and what trains.')
+        str | None, Option(help='Objective and trained parts: {D-ExPLoRA,M-ExPLoRA,anchor,align}-[L]-r32.')
     ] = None,
-    minutes: Annotated[float | None, Option(help='Length; 30 minutes if nothing is given.')] = None,
+    minutes: Annotated[float | None, Option(help='Length in minutes; 30 by default.')] = None,
     steps: Annotated[int | None, Option(help='Length in optimizer steps.')] = None,
     epochs: Annotated[float | None, Option(help='Length in passes over the archive.')] = None,
-    bands: Annotated[str | None, Option(help='Bands to use, in order, with commas.')] = None,
+    bands: Annotated[str | None, Option(help='Bands to use, in order, separated by commas.')] = None,
     labels: Annotated[
-        Path | None, Option(help='Labeled tiles, to score and choose the strength; never trained on.')
+        Path | None, Option(help='Labeled tiles for scores and the strength; never trained on.')
     ] = None,
-    retention: Annotated[
-        Path | None, Option(help='Labeled natural images: what is still known of them.')
-    ] = None,
+    retention: Annotated[Path | None, Option(help='Labeled natural images, to measure forgetting.')] = None,
     strength: Annotated[
-        str, Option(help='Share of the adapter that is kept, 0 to 1; auto: what validation prefers.')
+        str, Option(help='Share of the adapter to keep, 0 to 1; auto: best on validation.')
     ] = 'auto',
-    config: Annotated[Path | None, Option(help='YAML of `fit` whose entries come first.')] = None,
-    out: Annotated[Path, Option(help='Folder of the run.')] = Path('runs/adapt'),
-    beside: Annotated[Path | None, Option(help='Adapter of the same weights to score beside it.')] = None,
+    config: Annotated[Path | None, Option(help='YAML for `fit`; its entries take precedence.')] = None,
+    out: Annotated[Path, Option(help='Output folder of the run.')] = Path('runs/adapt'),
+    beside: Annotated[
+        Path | None, Option(help='Another adapter of the same weights to score alongside.')
+    ] = None,
     quick: Annotated[
-        bool, Option('--quick', help='A short run to see how it goes: no turns, no strengths between.')
+        bool, Option('--quick', help='A short trial: no orientations, no intermediate strengths.')
     ] = False,
     quoted: Annotated[
-        Path | None, Option(help='JSON of scores measured elsewhere, whose rivals the page quotes.')
+        Path | None, Option(help='JSON of scores measured elsewhere; the report quotes its rivals.')
     ] = None,
     force: Annotated[bool, Option('--force', help='Adapt against advice.')] = False,
-    no_open: Annotated[bool, Option('--no-open', help='Leave the report closed.')] = False,
+    no_open: Annotated[bool, Option('--no-open', help='Do not open the report.')] = False,
 ) -> None:
     """Adapt a backbone to an archive of unlabeled images, and report whether that helped.
 
@@ -143,11 +142,11 @@ def doctor(
 def params(
     adaptation: Annotated[str, Argument(help='Notation such as "D-ExPLoRA-[L]-r32" or full.')],
     backbone: Annotated[str, Option(help='Backbone by timm name.')] = 'vit_large_patch14_dinov2',
-    alpha: Annotated[float | None, Option(help='LoRA alpha; the rank if not given.')] = None,
+    alpha: Annotated[float | None, Option(help='LoRA alpha; equals the rank by default.')] = None,
     targets: Annotated[str, Option(help='Matrices with LoRA, of q,k,v,proj,fc1,fc2.')] = 'q,v',
     norms: Annotated[bool, Option(help='Train the norms.')] = True,
     tokenizer: Annotated[str, Option(help='patch, group-channel or temporal.')] = 'patch',
-    objective: Annotated[str, Option(help='mae to count its decoder too, else none.')] = 'none',
+    objective: Annotated[str, Option(help='mae to count its decoder as well, or none.')] = 'none',
 ) -> None:
     """Count the parameters that an adaptation trains, without allocating the weights.
 
@@ -176,12 +175,12 @@ def params(
 
 @app.command(rich_help_panel='Plan and prepare')
 def pack(
-    root: Annotated[Path, Argument(help='Folder of tiles, with one sub-folder per class or without.')],
-    out: Annotated[Path, Argument(help='Folder of the pack.')],
-    size: Annotated[int | None, Option(help='Side of the tiles; that of the files if not given.')] = None,
+    root: Annotated[Path, Argument(help='Folder of tiles, with or without one sub-folder per class.')],
+    out: Annotated[Path, Argument(help='Output folder of the pack.')],
+    size: Annotated[int | None, Option(help='Side of the tiles, pixels; as in the files by default.')] = None,
     bands: Annotated[str, Option(help='Bands to keep, such as B04,B03,B02; all if empty.')] = '',
-    file_bands: Annotated[str, Option(help='Names of all bands in file order, if files lack them.')] = '',
-    dry_run: Annotated[bool, Option('--dry-run', help='Say how large the pack will be.')] = False,
+    file_bands: Annotated[str, Option(help='Names of all bands in file order, if the files lack them.')] = '',
+    dry_run: Annotated[bool, Option('--dry-run', help='Print the size of the pack and stop.')] = False,
 ) -> None:
     """Copy an archive into a single pixel file that reads many times faster than the tiles.
 
