@@ -227,7 +227,8 @@ def free(rows: list[Row], domain: str, source: str = 'vit_ti16') -> list[str]:
         gain, after = ({k: v for row in mine for k, v in row[what].items()} for what in ('gain', 'after'))
         blocks = [k for k in gain if k.startswith('block')]
         best = max(blocks, key=lambda k: sum(after[k]), default='')
-        what = {best: f'block {int(best[5:]) + 1}, the best by test'} if best else {'one': ''}
+        what = {} if name == 'source' else {'one': ''}
+        what = {best: f'block {int(best[5:]) + 1}, the best by test'} if best else what
         for key, how in (what | FREE).items():
             if key in gain:
                 cells = [gained([pair]) for pair in gain[key]]
