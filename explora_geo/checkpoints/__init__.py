@@ -1,4 +1,4 @@
-"""Read weights of any known layout, write ours."""
+"""Read weights in any known layout, and write ours."""
 
 from explora_geo.checkpoints.adapter import AdapterHeader, read_adapter, save_adapter, scale_adapter
 from explora_geo.checkpoints.backbone import BackboneWeights, load_backbone, load_weights, merge_adapter

@@ -22,22 +22,22 @@ from explora_geo.models.vit import ViT
 
 _FORMAT = 'explora_geo.adapter'
 _HEADER = 2
-# Used by pre-training alone: backbones with and without it take the same adapters.
+# Used only in pre-training: backbones with and without it accept the same adapters.
 _PRETRAINING = {'mask_token'}
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterHeader(Facts):
-    """Header of an adapter file: what the adapted backbone is, and which base it belongs to."""
+    """Header of an adapter file: the adapted backbone, and the base it belongs to."""
 
     config: dict[str, Any]  # fields of the `ExPLoRAConfig`
-    base_sha256: str  # of the base weights that stay as they are, from `frozen_sha256`
-    version: str = __version__  # of the package that wrote the file
-    # 1 hashed the base with positions resampled to `img_size`, and does not state the normalization
+    base_sha256: str  # hash of the frozen base weights, from `frozen_sha256`
+    version: str = __version__  # package version that wrote the file
+    # version 1 hashed the base with positions resampled to `img_size`, and omits the normalization
     header: int = _HEADER
 
     def build(self) -> ViT:
-        """The unadapted backbone, with random weights."""
+        """Build the unadapted backbone with random weights."""
         return create_vit(self.backbone, **self.arguments)
 
     @property
@@ -46,7 +46,7 @@ class AdapterHeader(Facts):
         return ExPLoRAConfig(**self.config)
 
     def write(self, path: str | Path, state: Mapping[str, Tensor]) -> None:
-        """Write the file of the adapter, atomically."""
+        """Write the adapter file, atomically."""
         stated = {k: v for k, v in asdict(self).items() if v}
         write_state(path, state, {'format': _FORMAT, 'adapter': json.dumps(stated)})
 
@@ -66,10 +66,10 @@ def save_adapter(
         path: File to write, `.safetensors`.
         vit: Adapted backbone.
         backbone: Its name, for rebuilding.
-        config: Its adaptation; a ValueError if it is full: then the model is the file to keep.
-        source: Backbone of the same layout whose values are written, such as its teacher.
-        dtype: Type of the values in the file: float32, or bfloat16 for a file of half the size.
-        base_sha256: What `frozen_sha256` says of the backbone, where that is known already.
+        config: Its adaptation; ValueError if it is full, as the whole model must be saved then.
+        source: Backbone of the same layout to take the values from, such as the teacher.
+        dtype: Data type of the values in the file: float32, or bfloat16 to halve its size.
+        base_sha256: Result of `frozen_sha256` for the backbone, if already known.
     """
     if config.full:
         raise ValueError('full pre-training has no adapter: save the whole model')
@@ -82,11 +82,11 @@ def save_adapter(
 
 
 def frozen_sha256(vit: ViT, trains: Iterable[str] | None = None, grid: tuple[int, int] | None = None) -> str:
-    """Hash of what an adapted backbone keeps from its base: every tensor the adapter does not hold.
+    """Hash what an adapted backbone keeps from its base: every tensor that the adapter does not hold.
 
-    Positions count as the file of the base stores them, so that the hash is the same at every image size;
-    those that the model computes itself do not count. Of a backbone that is not adapted, `trains` names what
-    the adapter holds; `grid` resamples positions to it first, as headers of version 1 were hashed.
+    Positions are hashed as stored in the base file, so that the hash is the same at every image size;
+    positions computed by the model do not count. For an unadapted backbone, `trains` names the adapter's
+    tensors; `grid` resamples positions to it first, as in headers of version 1.
     """
     names = {*(trainable_names(vit) if trains is None else trains), *_PRETRAINING}
     state = {k: v for k, v in vit.state_dict().items() if k not in names}
@@ -97,7 +97,7 @@ def frozen_sha256(vit: ViT, trains: Iterable[str] | None = None, grid: tuple[int
 
 
 def _position_at(vit: ViT, grid: tuple[int, int]) -> Tensor:
-    """Frozen positions, resampled to another patch grid."""
+    """Return frozen positions resampled to another patch grid."""
     stored = vit.stored_position
     assert stored is not None and vit.pos_embed is not None
     if stored.numel():
@@ -107,7 +107,7 @@ def _position_at(vit: ViT, grid: tuple[int, int]) -> Tensor:
 
 
 def _still_stored(vit: ViT, stored: Tensor) -> bool:
-    """Whether positions still equal those of the file."""
+    """Return whether positions still equal those of the file."""
     assert vit.pos_embed is not None
     if not stored.numel():
         return not vit.learned_position
@@ -115,11 +115,11 @@ def _still_stored(vit: ViT, stored: Tensor) -> bool:
 
 
 def read_adapter(path: str | Path) -> tuple[AdapterHeader, dict[str, Tensor]]:
-    """Read an adapter file, or one of the hub by `hf:owner/name[@revision][/file]`.
+    """Read an adapter from a file, or from the hub by `hf:owner/name[@revision][/file]`.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is damaged, no adapter file, or holds other tensors than its header says.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If it is damaged, not an adapter file, or its tensors do not match its header.
     """
     if str(path).startswith(HUB):
         path = fetch_file(str(path), (ADAPTER,)).path
@@ -132,7 +132,7 @@ def read_adapter(path: str | Path) -> tuple[AdapterHeader, dict[str, Tensor]]:
             raise ValueError(f'its version is {header.header}, not 1 to {_HEADER}: update explora_geo')
         if not header.bands or not header.img_size:
             raise ValueError('it lacks bands or sizes')
-        with torch.device('meta'):  # which takes no memory
+        with torch.device('meta'):  # takes no memory
             plan = header.build()
         names = trainable_names(explora(plan, header.explora_config))
     except DAMAGE as error:  # building fails in many ways if the header describes no ViT
@@ -149,7 +149,7 @@ def read_adapter(path: str | Path) -> tuple[AdapterHeader, dict[str, Tensor]]:
 
 
 def check_architecture(header: AdapterHeader, vit: ViT, path: str | Path) -> None:
-    """Refuse a backbone of other bands or another layout than an adapter's; image sizes may differ."""
+    """Reject a backbone whose bands or layout differ from the adapter's; image sizes may differ."""
     with torch.device('meta'):
         plan = header.build()
     wanted, given = (
@@ -169,7 +169,7 @@ def check_architecture(header: AdapterHeader, vit: ViT, path: str | Path) -> Non
 def put_adapter(
     vit: ViT, header: AdapterHeader, state: dict[str, Tensor], path: str | Path, strength: float = 1.0
 ) -> None:
-    """Adapt a backbone of the adapter's architecture, in place; a ValueError if it carries another base."""
+    """Apply an adapter to a backbone of its architecture, in place; ValueError if the base differs."""
     _check_strength(strength, header, path)
     grid, own = (header.img_size // header.patch_size,) * 2, vit.patch_embed.grid_size
     found = frozen_sha256(vit, state, grid if header.header == 1 else None)
@@ -180,9 +180,9 @@ def put_adapter(
         )
     explora(vit, header.explora_config)
     computed = vit.stored_position is not None and not vit.stored_position.numel()
-    if 'pos_embed' in state:  # positions that were trained are of the adapter's own image size
+    if 'pos_embed' in state:  # trained positions have the adapter's image size
         state = {**state, 'pos_embed': fit_position(state['pos_embed'], own)}
-    elif computed and grid != own:  # it knows the codes of its own grid, as a merged file has them
+    elif computed and grid != own:  # it was trained on the codes of its own grid, as in a merged file
         state = {**state, 'pos_embed': fit_position(_position_at(vit, grid), own)}
     if strength < 1:
         state = _weaken(state, vit.state_dict(), strength)
@@ -203,17 +203,17 @@ def _check_strength(strength: float, header: AdapterHeader, path: str | Path) ->
 
 
 def _weaken(state: Mapping[str, Tensor], base: Mapping[str, Tensor], strength: float) -> dict[str, Tensor]:
-    """Scale the difference from the base that an adapter makes."""
+    """Scale the adapter's difference from the base."""
     weaker = {k: strength * v if '.lora_b.' in k else v for k, v in state.items() if '.lora_' in k}
     rest = {k: v for k, v in state.items() if k not in weaker}
     return weaker | {k: torch.lerp(base[k], v.to(base[k]), strength) for k, v in rest.items()}
 
 
 def scale_adapter(path: str | Path, base: ViT, out: str | Path, strength: float) -> AdapterHeader:
-    """Write a copy of an adapter file at a strength from 0, which leaves the base as it is, to 1.
+    """Write a copy of an adapter file at a strength from 0, which leaves the base unchanged, to 1.
 
-    `base` is the backbone it was made on, not adapted. A ValueError if the strength is out of range, or below
-    1 where the adapter holds what the base lacks.
+    `base` is the unadapted backbone it was made on. ValueError if the strength is out of range, or below 1
+    for an adapter that holds parameters which the base lacks.
     """
     header, state = read_adapter(path)
     _check_strength(strength, header, path)

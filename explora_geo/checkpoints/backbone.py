@@ -1,4 +1,4 @@
-"""Load backbones: weights of any known layout, an adapter on top, or both written as one file."""
+"""Load backbones: weights in any known layout, an adapter on top, or both merged into one file."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -32,19 +32,19 @@ from explora_geo.models.vit import ViT
 
 # Parts that objectives continue to train.
 _OBJECTIVES = ('decoder.', 'dino_head.', 'ibot_head.')
-# Codes that the model computes if the file has none that fit.
+# Codes computed by the model if the file has none that fit.
 _FIXED = ('pos_embed', 'patch_embed.channel_embed')
 
 
 class BackboneWeights(NamedTuple):
-    """Weights in the form of a backbone."""
+    """Weights in the layout of a backbone."""
 
-    state: dict[str, Tensor]  # of the backbone, with our keys
-    parts: dict[str, Tensor]  # of the objective (`decoder.*`)
+    state: dict[str, Tensor]  # tensors of the backbone, with our keys
+    parts: dict[str, Tensor]  # tensors of the objective (`decoder.*`)
     report: str  # one sentence: the layout, how many tensors matched, what was resampled or left out
     anew: tuple[str, ...] = ()  # parameters that the weights could not fill; they must train
-    position: Tensor | None = None  # as stored; empty where the model computes its own
-    kept: tuple[str, ...] = ()  # tensors of the backbone that stay as they are
+    position: Tensor | None = None  # as stored; empty if the model computes its own
+    kept: tuple[str, ...] = ()  # tensors of the backbone left unchanged
 
 
 def load_weights(
@@ -53,18 +53,18 @@ def load_weights(
     fresh: Sequence[str] = (),
     patch_embed_init: Literal['random', 'wavelength'] = 'random',
 ) -> BackboneWeights:
-    """Load weights, as `read_weights` takes them, into a backbone, whose grid positions are resampled to.
+    """Load weights, given as for `read_weights`, into a backbone; resample positions to its grid.
 
     Args:
         vit: Backbone to fill, in place.
-        weights: A file, an entry, `timm/...`, `hf:...`, or what `read_weights` returned.
-        fresh: Modules that may keep their random start where shapes or bands differ, such as `patch_embed`.
-        patch_embed_init: How patch embeddings of other bands start: at random as in the paper, or from
+        weights: A file, an entry, `timm/...`, `hf:...`, or the result of `read_weights`.
+        fresh: Modules that may keep their random start if shapes or bands differ, such as `patch_embed`.
+        patch_embed_init: Initialization of patch embeddings for other bands: random as in the paper, or from
             the filters of the weights' bands by wavelength.
 
     Raises:
         FileNotFoundError: If a file does not exist.
-        ValueError: If bands differ, a tensor is missing, unexpected, of another shape, or no weights.
+        ValueError: If bands differ, or a tensor is missing, unexpected, of another shape, or not a weight.
     """
     stored = read_weights(weights)
     matched = _match(vit, stored, _converted(stored), fresh, patch_embed_init)
@@ -80,25 +80,25 @@ def load_backbone(
     largest: int | None = None,
     **kwargs: Any,
 ) -> ViT:
-    """Build a backbone and load its weights, and an adapter on top if given.
+    """Build a backbone, load its weights, and merge an adapter if given.
 
-    Name, image and patch size, bands and tokenizer are those that the adapter or the weights state, unless
-    others are asked for; positions are resampled to another image size. Everything is checked before memory
-    is allocated, and each file is read once.
+    Name, image and patch size, bands and tokenizer default to those stated by the adapter or the weights;
+    positions are resampled to other image sizes. Everything is checked before allocation, and each file is
+    read once.
 
     Args:
-        name: Backbone name, see `create_vit`; as the files state it if None.
-        weights: As `read_weights` takes them (a file, an entry, `timm/...`, `hf:...`), or what it returned.
+        name: Backbone name, see `create_vit`; if None, as stated by the files.
+        weights: Source for `read_weights` (a file, an entry, `timm/...`, `hf:...`), or its result.
         adapter: Adapter file made on exactly these weights; it is merged.
-        strength: Share of the adapter's difference from the weights, from 0 (none) to 1.
-        largest: Side of the images at hand, pixels: where nothing states a size, DINOv2's backbones are built
-            for at most this and 224 instead of timm's 518.
+        strength: Fraction of the adapter's difference from the weights to apply, from 0 (none) to 1.
+        largest: Side of the largest available images, in pixels: if no size is stated, DINOv2 backbones are
+            built for at most this and 224 instead of timm's 518.
         **kwargs: Further arguments of `create_vit`; None means as stated.
 
     Returns:
         The backbone, with its `name`, in evaluation mode (`eval()`); all its parameters train
-        (`requires_grad`) until `explora` chooses. `normalization` says how the images that it was trained on
-        were normalized, or is None if the files do not state it.
+        (`requires_grad`) until `explora` selects some. `normalization` is that of its training images, or
+        None if the files do not state it.
 
     Raises:
         FileNotFoundError: If a file does not exist.
@@ -115,14 +115,14 @@ def load_backbone(
         raise ValueError(
             f'{source} does not say which backbone it is: give model, such as vit_base_patch16_224'
         )
-    sizes = () if found == facts.backbone else ('img_size', 'patch_size')  # those of another model
+    sizes = () if found == facts.backbone else ('img_size', 'patch_size')  # stated for another model
     options = {k: v for k, v in facts.arguments.items() if k not in sizes}
     options |= {k: v for k, v in kwargs.items() if v is not None}
     if largest is not None and 'img_size' not in options:
         options['img_size'] = task_size(found, options.get('patch_size'), largest)
     converted = _converted(stored)
     options.setdefault('learned_position', not _has_fixed_position(converted.backbone))
-    with torch.device('meta'):  # which takes no memory
+    with torch.device('meta'):  # takes no memory
         plan = create_vit(found, **options)
     tokenizer = plan.patch_embed
     if tokenizer.grid_size[0] > MAX_GRID:
@@ -142,7 +142,7 @@ def load_backbone(
 
 
 def merge_adapter(path: str | Path, base: str | Path, out: str | Path, strength: float = 1.0) -> ViT:
-    """Write base + adapter as one plain model with timm's keys; see `load_backbone`."""
+    """Merge an adapter into its base and write one plain model with timm's keys; see `load_backbone`."""
     vit = load_backbone(None, base, path, strength)
     write_state(out, vit.state_dict(), model_metadata(vit, vit.name))
     return vit
@@ -156,7 +156,7 @@ def _converted(stored: StoredWeights) -> Converted:
 
 
 def _has_fixed_position(state: Mapping[str, Tensor]) -> bool:
-    """Whether stored positions are fixed sine-cosine codes."""
+    """Return whether stored positions are fixed sine-cosine codes."""
     side = grid_side(state.get('pos_embed'))
     if not 0 < side <= MAX_GRID or state['pos_embed'].shape[2] % 4:
         return False
@@ -165,7 +165,7 @@ def _has_fixed_position(state: Mapping[str, Tensor]) -> bool:
 
 
 def _fill(vit: ViT, matched: BackboneWeights, facts: Facts) -> None:
-    """Load what was matched into a backbone, in place."""
+    """Load matched weights into a backbone, in place."""
     own = vit.state_dict()
     vit.load_state_dict({**{k: own[k] for k in matched.kept}, **matched.state})
     vit.stored_position = matched.position
@@ -181,7 +181,7 @@ def _match(
     fresh: Sequence[str],
     patch_embed_init: Literal['random', 'wavelength'] = 'random',
 ) -> BackboneWeights:
-    """Match weights to a backbone, which is unchanged and may be on the meta device."""
+    """Match weights to a backbone without changing it; it may be on the meta device."""
     (backbone, parts, layout), source, own = converted, stored.source, vit.state_dict()
     _check_family(backbone, vit, source)
     state = fit_bias(backbone, own)
@@ -202,7 +202,7 @@ def _match(
             f'{source} was trained on the bands {", ".join(bands)}, the model reads {", ".join(reads)}: '
             'select the same bands in the same order, or train a new patch embedding (extra: patch_embed)'
         )
-    # Filters of other bands are no start, even where their number is the same.
+    # Filters of other bands are no useful start, even if their number is the same.
     dropped = {k for k in state if other and _below(k, ['patch_embed'])}
     fits = {k for k, v in state.items() if k in own and v.shape == own[k].shape and k not in dropped}
     anew = [k for k in own if _below(k, fresh) and k not in fixed and k not in fits]
@@ -241,7 +241,7 @@ def _match(
 
 
 def _check_family(state: Mapping[str, Tensor], vit: ViT, source: str) -> None:
-    """Check that weights and model tell places and hold registers alike."""
+    """Check that weights and model agree in kind of positions and number of registers."""
     rotary = any('.gamma_1' in k for k in state)
     theirs, mine = (
         f'{"rotary positions" if turns else "a table of positions"} and {count} register tokens'
@@ -260,18 +260,18 @@ def _below(key: str, modules: Sequence[str]) -> bool:
 
 
 def _summary(keys: Sequence[str]) -> str:
-    """Names, or counts by first component if there are many."""
+    """Return names, or counts by first component if there are many."""
     counts = Counter(k.split('.')[0] for k in keys)
     return ', '.join(keys if len(keys) <= 4 else (f'{name} ({count})' for name, count in counts.items()))
 
 
 def _fit_position(state: dict[str, Tensor], vit: ViT, source: str) -> list[str]:
-    """Resample stored positions, class token first, to the grid of the model, in place."""
+    """Resample stored positions, class token first, to the model's grid, in place; return notes."""
     stored = state.get('pos_embed')
     if stored is None or vit.pos_embed is None or stored.shape == vit.pos_embed.shape:
         return []
     if vit.patch_embed.slot_dim and stored.shape[-1] == vit.embed_dim:
-        del state['pos_embed']  # part of the width now belongs to the codes of the slots
+        del state['pos_embed']  # the codes of the slots now take part of the width
         return []
     side = grid_side(stored)
     if not side or stored.shape[2] != vit.pos_embed.shape[2]:
@@ -285,11 +285,11 @@ def _fit_position(state: dict[str, Tensor], vit: ViT, source: str) -> list[str]:
 
 
 def describe_weights(weights: WeightsEnum | str | Path) -> dict[str, str]:
-    """Describe weights of any known layout, as `read_weights` takes them, in rows of title and text.
+    """Describe weights in any known layout, given as for `read_weights`, in rows of title and text.
 
     Raises:
         FileNotFoundError: If a file does not exist.
-        ValueError: If it cannot be read or is no ViT.
+        ValueError: If it cannot be read or is not a ViT.
     """
     stored = read_weights(weights, values=False)
     (state, parts, layout), facts, source = _converted(stored), stored.facts, stored.source

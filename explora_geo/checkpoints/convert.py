@@ -1,7 +1,7 @@
 """Convert state dicts of other projects to ours: pure functions of keys and tensors.
 
-Ours are timm's keys for the backbone, and `decoder.*` for MAE's decoder with patches in (c, p, q) order.
-Of groups of bands, `patch_embed.proj.{g}` embeds and `decoder.pred.{g}` predicts group g.
+We use timm's keys for the backbone, and `decoder.*` for MAE's decoder with patches in (c, p, q) order.
+For groups of bands, `patch_embed.proj.{g}` embeds and `decoder.pred.{g}` predicts group g.
 """
 
 import re
@@ -20,7 +20,7 @@ from explora_geo.models.position import RotaryConfig
 
 State = dict[str, Tensor]
 
-# Hugging Face's names by those of the authors; names that start with a dot replace parts of others.
+# Hugging Face's names by those of the authors; a leading dot marks part of a name.
 _DINOV2 = {
     **{token: f'embeddings.{token}' for token in ('cls_token', 'mask_token')},
     'reg_token': 'embeddings.register_tokens',
@@ -45,7 +45,7 @@ _DINOV3 = {
     '.mlp.fc1.': '.mlp.up_proj.',
     '.mlp.fc2.': '.mlp.down_proj.',
 }
-# What ViTMAE and later versions of transformers write besides.
+# Other spellings of ViTMAE and later versions of transformers.
 _SPELLINGS = {
     'embeddings.': '',
     'layers.': 'blocks.',
@@ -80,12 +80,12 @@ class Converted(NamedTuple):
     """A state dict with our keys."""
 
     backbone: State  # tensors of the ViT
-    parts: State  # all others: `decoder.*` of MAE, heads, what a trainer kept beside the backbone
-    layout: str  # as `recognize` says
+    parts: State  # all others: `decoder.*` of MAE, heads, other parts of the trainer
+    layout: str  # from `recognize`
 
 
 def convert(state: Mapping[str, Tensor]) -> Converted:
-    """Convert a state dict of any known layout to our keys; a ValueError if it cannot be a backbone."""
+    """Convert a state dict in any known layout to our keys; ValueError if it cannot be a backbone."""
     if any('lora_a' in k.lower() or 'lora_b' in k.lower() for k in state):
         raise ValueError(
             'the file holds LoRA updates that are not merged: merge them first (explora-geo adapter merge), '
@@ -110,9 +110,9 @@ def convert(state: Mapping[str, Tensor]) -> Converted:
 
 
 def recognize(state: Mapping[str, Tensor]) -> str:
-    """Name of the layout of a state dict, after the prefix of a trainer if there is one.
+    """Return the name of a state dict's layout, with the trainer's prefix if there is one.
 
-    `timm`, which encoder-only files of MAE and ExPLoRA share, `dinov2`, `dinov3`, `mae`, `satmae temporal`,
+    `timm` (also encoder-only files of MAE and ExPLoRA), `dinov2`, `dinov3`, `mae`, `satmae temporal`,
     `satmae group-channel`, `explora` (the official code's split attention), `hugging face`, `explora_geo`.
     """
     if any(k.endswith('embeddings.cls_token') for k in state):
@@ -148,24 +148,24 @@ def _is_backbone(key: str) -> bool:
 
 
 def _root(state: Mapping[str, Tensor]) -> str:
-    """Prefix of the backbone's keys, such as `model.backbone.` in a trainer's file."""
+    """Return the prefix of the backbone's keys, such as `model.backbone.` in a trainer's file."""
     roots = [k.removesuffix('cls_token') for k in state if k.split('.')[-1] == 'cls_token']
     averaged = ('teacher', 'momentum', 'ema')
     return min(roots, key=lambda root: (any(a in root for a in averaged), len(root)), default='')
 
 
 def dino_name(state: Mapping[str, Tensor]) -> str | None:
-    """Name of the backbone of DINOv2's and DINOv3's files of any layout, which never say it."""
+    """Return the backbone name of DINOv2 and DINOv3 files in any layout, which never state it."""
     if not any(k.endswith(('.ls1.gamma', '.gamma_1', '.layer_scale1.lambda1')) for k in state):
         return None
     try:
         return backbone_name(convert({k: v.to('meta') for k, v in state.items()}).backbone)
-    except ValueError:  # told when the weights are loaded
+    except ValueError:  # reported when the weights are loaded
         return None
 
 
 def backbone_name(state: Mapping[str, Tensor]) -> str | None:
-    """Name of a backbone by its tensors with our keys, if its size has one."""
+    """Return the name of a backbone from its tensors with our keys, if its size has one."""
     filters = next((v for k, v in state.items() if k.startswith('patch_embed.proj') and v.ndim == 4), None)
     size = None if filters is None else size_name(filters.shape[0], depth_of(state))
     side = grid_side(state.get('pos_embed'))
@@ -179,7 +179,7 @@ def backbone_name(state: Mapping[str, Tensor]) -> str | None:
 
 
 def grid_side(position: Tensor | None) -> int:
-    """Patches along a side of stored positions, class token first; 0 where they are no square grid."""
+    """Return the patches per side of stored positions, class token first; 0 if the grid is not square."""
     if position is None or position.ndim != 3 or position.shape[0] != 1 or position.shape[1] < 2:
         return 0
     side = isqrt(position.shape[1] - 1)
@@ -187,13 +187,13 @@ def grid_side(position: Tensor | None) -> int:
 
 
 def register_count(state: Mapping[str, Tensor]) -> int:
-    """Number of register tokens."""
+    """Return the number of register tokens."""
     token = state.get('reg_token')
     return token.shape[1] if token is not None and token.ndim == 3 else 0
 
 
 def depth_of(state: Mapping[str, Tensor], prefix: str = 'blocks.') -> int:
-    """Number of blocks whose names start so."""
+    """Return the number of blocks under a prefix."""
     return len({k.removeprefix(prefix).split('.')[0] for k in state if k.startswith(prefix)})
 
 
@@ -211,13 +211,13 @@ def from_trainer(state: State) -> State:
     for key, value in state.items():
         parent = next(p for p in parents if key.startswith(p))
         name = key.removeprefix(parent)
-        # A second backbone or anything else that looks like ours but is not below the root.
+        # A second backbone, or anything else that looks like ours outside the root.
         renamed[name if parent == root or not _is_backbone(name) else f'beside.{name}'] = value
     return renamed
 
 
 def respell(state: State) -> State:
-    """Names of DINOv2, MAE and SatMAE to ours, with pixels of predictions and codes of slots in our order."""
+    """Rename DINOv2, MAE and SatMAE keys to ours, and reorder pixels of predictions and codes of slots."""
     mae = any(k.startswith('decoder_') for k in state)
     renamed: State = {}
     for key, value in state.items():
@@ -231,21 +231,21 @@ def respell(state: State) -> State:
             value = value.roll(1, dims=1)
         renamed[name] = value
     position = renamed.get('pos_embed')
-    # Beside registers timm folds the position of the class token into the token: ours is zero then.
+    # With registers, timm folds the position of the class token into the token: ours is zero then.
     if position is not None and 'reg_token' in renamed and isqrt(position.shape[1]) ** 2 == position.shape[1]:
         renamed['pos_embed'] = F.pad(position, (0, 0, 1, 0))
     code = renamed.pop('channel_cls_embed', None)
-    if code is not None:  # which SatMAE's classifiers add to the class token, and nothing else reads
+    if code is not None:  # SatMAE's classifiers add it to the class token; nothing else reads it
         cls = renamed['cls_token']
         renamed['cls_token'] = cls + F.pad(code, (cls.shape[-1] - code.shape[-1], 0)).to(cls)
     return renamed
 
 
 def from_dinov3(state: State) -> State:
-    """DINOv3's names, which has no table of positions, to those of timm's `Eva`.
+    """Rename DINOv3 keys, which include no table of positions, to those of timm's `Eva`.
 
-    A bias of keys is dropped: it was masked, and files hold NaN in its place. Other periods of the rotation
-    than ours are a ValueError.
+    The bias of keys is dropped: it was masked, and files hold NaN in its place. Rotation periods other than
+    ours raise ValueError.
     """
     if 'pos_embed' in state or not any(k.endswith('.ls1.gamma') for k in state):
         return state
@@ -265,7 +265,7 @@ def from_dinov3(state: State) -> State:
 
 
 def fit_bias(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> State:
-    """Bring the bias of queries and values to a model, `own`, with or without, where both are the same."""
+    """Add zero biases of queries and values that a model, `own`, needs; drop zero ones that it lacks."""
     bias = ('.attn.q_bias', '.attn.v_bias')
     zeros = {k: torch.zeros(v.shape) for k, v in own.items() if k.endswith(bias) and k not in state}
     extra = {k: v for k, v in state.items() if k.endswith(bias) and k not in own}
@@ -275,10 +275,10 @@ def fit_bias(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> State:
 
 
 def fuse_qkv(state: State) -> State:
-    """Attention with separate `q_proj`, `k_proj`, `v_proj` (official ExPLoRA) to timm's fused `qkv`.
+    """Fuse separate `q_proj`, `k_proj`, `v_proj` (official ExPLoRA) into timm's `qkv`.
 
-    Without a bias of keys (DINOv3) those of queries and values stay apart, `q_bias` and `v_bias`. A
-    ValueError if a file holds both and they differ.
+    Without a bias of keys (DINOv3), those of queries and values stay separate, as `q_bias` and `v_bias`.
+    ValueError if a file holds both forms and they differ.
     """
     fused = {k: v for k, v in state.items() if not _SPLIT.fullmatch(k)}
     for attn, part, kind in (match.groups() for k in state if (match := _SPLIT.fullmatch(k))):
@@ -298,7 +298,7 @@ def fuse_qkv(state: State) -> State:
 
 
 def from_hugging_face(state: State) -> State:
-    """ViTMAE, Dinov2 and DINOv3 of Hugging Face's transformers, in any spelling, to the authors' names."""
+    """Rename ViTMAE, Dinov2 and DINOv3 keys of Hugging Face, in any spelling, to those of the authors."""
     if not any(k.endswith('embeddings.cls_token') for k in state):
         return state
     gated = any(k.endswith('.mlp.gate_proj.weight') for k in state)
@@ -315,7 +315,7 @@ def from_hugging_face(state: State) -> State:
 
 
 def to_hugging_face(state: Mapping[str, Tensor], gated: bool = False) -> State:
-    """A backbone to the names of Dinov2 (with gated MLPs), or of DINOv3 without a table of positions."""
+    """Rename backbone keys to Dinov2's (gated MLPs optional) or, without a position table, to DINOv3's."""
     names = (_DINOV2 | (_GATED if gated else {})) if 'pos_embed' in state else _DINOV3
     renamed: State = {}
     for key, value in state.items():
@@ -330,7 +330,7 @@ def to_hugging_face(state: Mapping[str, Tensor], gated: bool = False) -> State:
 
 
 def _rename(key: str, names: Mapping[str, str]) -> str:
-    """Replace the longest names first: those from a dot on anywhere, others at the start."""
+    """Replace the longest names first: those with a leading dot anywhere, others at the start."""
     for old in sorted(names, key=len, reverse=True):
         if old.startswith('.'):
             key = key.replace(old, names[old])

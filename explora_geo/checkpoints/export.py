@@ -1,4 +1,4 @@
-"""Files that other libraries load: of timm, TorchGeo, transformers and PEFT, and exported programs."""
+"""Export to the formats of timm, TorchGeo, transformers and PEFT, and to compiled programs."""
 
 import importlib.util
 import json
@@ -19,17 +19,17 @@ from explora_geo.checkpoints.files import atomic_path, write_state
 from explora_geo.checkpoints.sharing import model_card
 from explora_geo.models.vit import ViT
 
-# Formats of backbones alone
+# Formats for backbones only
 _FILES = ('.safetensors', '.ckpt')
 
 
 def export(module: nn.Module, name: str, out: str | Path) -> float | None:
-    """Write a backbone or a tuned model in the format that the ending names.
+    """Write a backbone or a tuned model in the format given by the file extension.
 
-    - `.safetensors`: a backbone with timm's keys; timm's model of this name takes it strictly, as does the
+    - `.safetensors`: a backbone with timm's keys; loads strictly into timm's model of this name and into the
       `model` of a `tu-` encoder of segmentation-models-pytorch.
-    - `.ckpt`: `weights` of TorchGeo's ClassificationTask and RegressionTask, whose `model` is the name.
-    - `.pt2`: a program for any number of images, which `torch.export.load(out).module()` runs; a backbone
+    - `.ckpt`: `weights` for TorchGeo's ClassificationTask and RegressionTask, with the name as `model`.
+    - `.pt2`: a program for any number of images, run by `torch.export.load(out).module()`; a backbone
       returns class and patch tokens.
     - `.onnx`: the same as an ONNX model, compared with onnxruntime.
 
@@ -39,11 +39,11 @@ def export(module: nn.Module, name: str, out: str | Path) -> float | None:
         out: File to write.
 
     Returns:
-        The largest absolute difference between torch and onnxruntime, of `.onnx` alone.
+        The largest absolute difference between torch and onnxruntime for `.onnx`, otherwise None.
 
     Raises:
         ImportError: If onnx, onnxscript or onnxruntime is not installed for `.onnx`.
-        ValueError: If no format has the ending, or the format cannot hold the module.
+        ValueError: If no format has the extension, or the format cannot hold the module.
     """
     vit: ViT = module if isinstance(module, ViT) else module.backbone  # type: ignore[assignment]
     suffix = check_format(out, backbone=module is vit)
@@ -61,7 +61,7 @@ def export(module: nn.Module, name: str, out: str | Path) -> float | None:
 def check_request(
     out: Path, layout: str, weights: str | None, adapter: Path | None, model: str | None, tuned: Path | None
 ) -> None:
-    """Refuse, by a ValueError, what is not one thing to export, or what a format or ending cannot hold."""
+    """Raise ValueError unless the arguments name one thing to export, in a format that can hold it."""
     sentence = ''
     if layout not in ('', 'peft', 'transformers'):
         sentence = f'format is peft or transformers; all others go by the ending, got {layout}'
@@ -80,10 +80,10 @@ def check_request(
 
 
 def check_format(out: str | Path, backbone: bool = True) -> str:
-    """The ending of a file to write, of a backbone or a tuned model.
+    """Return the extension of the file to write for a backbone or a tuned model.
 
     Raises:
-        ValueError: If no format has the ending, or its format holds no tuned model.
+        ValueError: If no format has the extension, or its format cannot hold a tuned model.
     """
     suffix = Path(out).suffix
     if suffix not in (*_FILES, '.pt2', '.onnx'):
@@ -97,15 +97,15 @@ def _timm_state(vit: ViT) -> dict[str, Tensor]:
     if vit.patch_embed.kind != 'patch':
         raise ValueError(_no_timm(vit.patch_embed.kind))
     state = _plain_state(vit)
-    state.pop('mask_token', None)  # only pre-training reads it
-    if 'reg_token' in state and 'pos_embed' in state:  # there the class token has its position in itself
+    state.pop('mask_token', None)  # only used in pre-training
+    if 'reg_token' in state and 'pos_embed' in state:  # timm folds the position into the class token
         state['cls_token'] = state['cls_token'] + state['pos_embed'][:, :1]
         state['pos_embed'] = state['pos_embed'][:, 1:]
     return state
 
 
 def _plain_state(vit: ViT) -> dict[str, Tensor]:
-    """Tensors of a backbone on the CPU; a ValueError if it carries LoRA."""
+    """Return the tensors of a backbone on the CPU; ValueError if it carries LoRA."""
     state = {k: v.detach().cpu() for k, v in vit.state_dict().items()}
     if lora := next((k for k in state if '.lora_' in k), ''):
         raise ValueError(f'the backbone carries LoRA ({lora}): merge it first')
@@ -116,11 +116,11 @@ def export_transformers(vit: ViT, out: str | Path) -> str:
     """Write a backbone as `config.json` and `model.safetensors` of Hugging Face's transformers.
 
     Args:
-        vit: Backbone of DINOv2 or DINOv3 without LoRA; a ValueError if it is another.
+        vit: Backbone of DINOv2 or DINOv3 without LoRA; ValueError for any other.
         out: Folder to write.
 
     Returns:
-        The class of transformers whose `from_pretrained(out)` takes it.
+        The transformers class whose `from_pretrained(out)` loads it.
     """
     state = _plain_state(vit)
     scaled = any(k.endswith(('.ls1.gamma', '.gamma_1')) for k in state)
@@ -140,7 +140,7 @@ def export_transformers(vit: ViT, out: str | Path) -> str:
 
 
 def _transformers_config(vit: ViT, state: dict[str, Tensor]) -> tuple[str, dict[str, Any]]:
-    """Class of transformers, and what its configuration says."""
+    """Return the transformers class and its configuration."""
     tokenizer, registers = vit.patch_embed, vit.num_prefix_tokens - 1
     hidden = len(state['blocks.0.mlp.fc1.bias'])
     if vit.rope is not None:
@@ -170,20 +170,20 @@ def _transformers_config(vit: ViT, state: dict[str, Tensor]) -> tuple[str, dict[
 
 
 class _Outputs(nn.Module):
-    """A backbone whose outputs are plain tensors."""
+    """Backbone wrapper that returns plain tensors."""
 
     def __init__(self, vit: ViT) -> None:
         super().__init__()
         self.vit = vit
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Class token and patch tokens."""
+        """Return the class token and the patch tokens."""
         found = self.vit(image)
         return found.cls, found.patches
 
 
 def _export_program(module: nn.Module, vit: ViT, out: Path) -> float | None:
-    """Write a program as `export` says."""
+    """Write a `.pt2` or `.onnx` program; see `export`."""
     tokenizer = vit.patch_embed
     if tokenizer.kind == 'temporal':
         raise ValueError('programs take one image tensor: series with timestamps cannot be exported')
@@ -202,7 +202,7 @@ def _export_program(module: nn.Module, vit: ViT, out: Path) -> float | None:
                 torch.export.save(program, file)
             return None
         with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # of versions inside the exporter
+            warnings.simplefilter('ignore')  # about versions inside the exporter
             torch.onnx.export(program, (), dynamo=True, verbose=False).save(str(temporary))  # type: ignore[union-attr]
         runtime: Any = importlib.import_module('onnxruntime')
         session = runtime.InferenceSession(str(temporary), providers=['CPUExecutionProvider'])
@@ -217,15 +217,15 @@ def export_peft(
     """Write an adapter in PEFT's layout, for `PeftModel.from_pretrained` on timm's model of the base.
 
     PEFT adapts whole layers: our updates of Q and V, of rank r each, become one update of the fused `qkv` of
-    rank 2r whose rows of K are zero. What trained in full goes to `modules_to_save`; PEFT saves modules, so
-    bare parameters, such as a class token, go to `parameters.safetensors` beside, which the card explains.
-    Report and license are those of `model_card`.
+    rank 2r whose rows for K are zero. Fully trained modules go to `modules_to_save`; PEFT cannot save bare
+    parameters, such as a class token, so these go to `parameters.safetensors`, as the card explains. For
+    report and license, see `model_card`.
 
     Returns:
         Names of the bare parameters.
 
     Raises:
-        ValueError: If it is no adapter, has no LoRA, or timm has no such model.
+        ValueError: If it is not an adapter, has no LoRA, or timm has no such model.
     """
     header, state = read_adapter(adapter)
     with torch.device('meta'):
@@ -274,7 +274,7 @@ def export_peft(
 
 
 def _whole_update(layer: LoRALinear, name: str, state: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """A of all slices above one another, and B with each slice's block at its rows and zeros elsewhere."""
+    """Return A with all slices stacked, and B with each slice's block in its rows and zeros elsewhere."""
     a = [state[f'{name}.lora_a.{part}'].float() for part in layer.slices]
     b = torch.zeros(layer.out_features, layer.rank * len(a))
     for i, (part, (start, stop)) in enumerate(layer.slices.items()):
@@ -307,7 +307,7 @@ def _peft_usage(header: AdapterHeader, bare: Sequence[str]) -> str:
 
 
 def _no_peft(header: AdapterHeader, state: Mapping[str, Tensor], own: set[str]) -> str:
-    """Why PEFT cannot give the features of an adapter on timm's model, or an empty string."""
+    """Return why PEFT on timm's model cannot give the adapter's features, or an empty string."""
     merge = 'merge it into its base, and export that'
     if header.tokenizer != 'patch':
         return _no_timm(header.tokenizer)

@@ -1,4 +1,4 @@
-"""What files state of a backbone, read and checked before anything is built from it."""
+"""Facts that files state about a backbone, read and checked before anything is built from them."""
 
 import dataclasses
 import json
@@ -9,36 +9,36 @@ from typing import Any, Self, get_origin
 from explora_geo.models.normalization import Normalization
 from explora_geo.models.vit import ViT
 
-#: Most patches along a side of an image that a file may ask for: 4096 px in patches of 16.
+#: Maximum patches per image side that a file may request: 4096 px in patches of 16.
 MAX_GRID = 256
 _ARGUMENTS = ('img_size', 'patch_size', 'bands', 'tokenizer', 'tokenizer_options')
-#: What files of before call the license.
+#: Key of the license in older files.
 _FORMER = 'licence'
 _JSON = ('bands', 'normalization', 'sizes', 'tokenizer')
-# What damaged or hostile content raises, wherever in it the damage is
+# Errors that damaged or hostile content can raise
 DAMAGE = (AttributeError, KeyError, RecursionError, RuntimeError, TypeError, ValueError)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What a file states of a backbone; empty where it does not."""
+    """Facts that a file states about a backbone; empty where it states none."""
 
-    backbone: str = ''  # name, as `create_vit` takes it
+    backbone: str = ''  # name for `create_vit`
     bands: tuple[str, ...] = ()  # names, in order
     img_size: int = 0  # image side, pixels
     patch_size: int = 0  # patch side, pixels
     tokenizer: str = 'patch'
     tokenizer_options: dict[str, Any] = field(default_factory=dict)
-    normalization: Normalization | None = None  # of the images
-    base: str = ''  # name of the weights, of what comes from the hub with the commit
-    license: str = ''  # theirs, as the publishers state it
-    adaptation: str = ''  # notation of the adapter that was merged
-    publication: str = ''  # where they are described
-    dataset: str = ''  # what they were trained on
+    normalization: Normalization | None = None  # of the input images
+    base: str = ''  # name of the weights, with the commit if from the hub
+    license: str = ''  # license of the weights, as stated by their publishers
+    adaptation: str = ''  # notation of the merged adapter
+    publication: str = ''  # where the weights are described
+    dataset: str = ''  # training data of the weights
 
     @classmethod
     def of(cls, vit: ViT, backbone: str, **more: Any) -> Self:
-        """Facts of a model of this name, and further fields."""
+        """Return the facts of a model of this name, with further fields."""
         tokenizer = vit.patch_embed
         return cls(
             backbone=backbone,
@@ -56,10 +56,10 @@ class Facts:
 
     @classmethod
     def read(cls, stated: Mapping[str, Any]) -> Self:
-        """Read fields as JSON or an entry gives them.
+        """Read fields from JSON or from an entry.
 
         Raises:
-            ValueError: If one is unknown or not what it should be; the message does not name the source.
+            ValueError: If one is unknown or invalid; the message does not name the source.
         """
         known = {f.name: get_origin(f.type) or f.type for f in dataclasses.fields(cls)}
         found = dict(stated)
@@ -83,7 +83,7 @@ class Facts:
 
     @classmethod
     def of_entries(cls, meta: Mapping[str, str], source: str, **more: Any) -> Self:
-        """Read text entries of a model's header; more fields, such as those of an entry, count first.
+        """Read the text entries of a model's header; further fields, such as an entry's, take precedence.
 
         Raises:
             ValueError: If one is damaged; the message names the source.
@@ -100,7 +100,7 @@ class Facts:
             raise ValueError(f'{source} has a damaged header: {error}') from error
 
     def entries(self) -> dict[str, str]:
-        """Text entries of a model's header, which `of_entries` reads; nothing of what is unknown."""
+        """Return text entries for a model's header, readable by `of_entries`; unknown facts are omitted."""
         facts: dict[str, Any] = {name: getattr(self, name) for name in _TEXT} | {
             'bands': self.bands,
             'sizes': {'img_size': self.img_size, 'patch_size': self.patch_size},
@@ -112,7 +112,7 @@ class Facts:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """Arguments of `create_vit` that the file states."""
+        """Arguments of `create_vit` stated by the file."""
         return {name: value for name in _ARGUMENTS if (value := getattr(self, name))}
 
 
@@ -120,10 +120,10 @@ _TEXT = tuple(f.name for f in dataclasses.fields(Facts) if f.type is str and f.n
 
 
 def check_sizes(img_size: Any, patch_size: Any) -> None:
-    """Check image and patch sizes, pixels, before a model is built for them.
+    """Check image and patch sizes, in pixels, before a model is built for them.
 
     Raises:
-        ValueError: If one is no whole number, or there would be more than `MAX_GRID` patches along a side.
+        ValueError: If one is not an integer, or there would be more than `MAX_GRID` patches per side.
     """
     whole = all(type(size) is int for size in (img_size, patch_size))
     if not whole or not 0 < patch_size <= img_size <= MAX_GRID * patch_size:
@@ -131,5 +131,5 @@ def check_sizes(img_size: Any, patch_size: Any) -> None:
 
 
 def model_metadata(vit: ViT, backbone: str) -> dict[str, str]:
-    """Text entries for the header of a whole model's file, which state all `Facts` of it."""
+    """Return header entries for the file of a whole model, which state all its `Facts`."""
     return {'format': 'pt', **Facts.of(vit, backbone).entries()}

@@ -14,41 +14,41 @@ from torch import Tensor
 
 from explora_geo._atomic import atomic_path as atomic_path
 
-#: The header entry of files whose matrices are int8 with one scale per row, and all else float16.
+#: Header entry of files with int8 matrices, one scale per row, and float16 for everything else.
 QUANTIZATION = {'quantization': 'int8-rows'}
 _SCALE = '.scale'
-# Smaller tensors and position codes are kept in float16: they cost little and round badly.
+# Smaller tensors and position codes stay in float16: they are cheap and round badly.
 _SMALLEST = 20_000
 _KEPT = ('pos_embed', 'cls_token')
-# Where trainers nest the state dict, in the order in which they are looked for.
+# Keys under which trainers nest the state dict, in the order of lookup.
 _NESTS = ('model', 'state_dict', 'teacher', 'module')
-# Types by their names in safetensors; float32 is the default.
+# Data types by their names in safetensors; float32 is the default.
 _TYPES = {'F16': torch.float16, 'BF16': torch.bfloat16, 'F64': torch.float64, 'I8': torch.int8}
-# Types of weights; integers are quantized, and mean nothing without their scales.
+# Data types of weights; integers are quantized, and meaningless without their scales.
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def read_state(path: str | Path, values: bool = True) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read a state dict from a `.safetensors` file, or from any other file of `torch.save`.
+    """Read a state dict from a `.safetensors` file, or from any other `torch.save` file.
 
     Returns:
-        Tensors by name, with the nesting of trainers removed and quantized rows as float32, and the metadata.
+        Tensors by name, without the nesting of trainers and with quantized rows as float32, and the metadata.
         Without `values`, tensors have shape and type only (on the meta device).
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file is damaged, would need to run code, or states tensors larger than itself.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If it is damaged, would need to run code, or declares tensors larger than itself.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f'no weights file {path}')
     if path.suffix == '.safetensors':
         try:
-            path.open('rb').close()  # the library takes a file that may not be read for none
+            path.open('rb').close()  # safetensors reports an unreadable file as missing
             with safe_open(path, 'pt') as file:
                 read = file.get_tensor if values else lambda name: _outline(file, name)
                 state, metadata = {k: read(k) for k in file.keys()}, file.metadata() or {}
-        except Exception as error:  # the library's own, and torch's for types that it lacks
+        except Exception as error:  # safetensors' own errors, and torch's for unknown types
             raise ValueError(f'{path} is damaged or no safetensors file ({first_line(error)})') from error
         if QUANTIZATION.items() <= metadata.items():
             state = dequantize_rows(state, str(path))
@@ -64,10 +64,10 @@ def _outline(file: Any, name: str) -> Tensor:
 
 
 def read_checkpoint(path: str | Path, mmap: bool = False) -> Any:
-    """Read a file of `torch.save` without running code; with `mmap`, tensors stay on the disk where they can.
+    """Read a `torch.save` file without running code; with `mmap`, tensors stay on disk if possible.
 
     Raises:
-        FileNotFoundError: If there is no such file.
+        FileNotFoundError: If the file does not exist.
         ValueError: If it is damaged or would need to run code.
     """
     path = Path(path)
@@ -80,17 +80,17 @@ def read_checkpoint(path: str | Path, mmap: bool = False) -> Any:
                 size = sum(entry.file_size for entry in archive.infolist())
             if size > path.stat().st_size:
                 raise ValueError(f'it would unpack to {size:,} bytes')
-        # Trainers keep their arguments beside the tensors: a plain container, safe to rebuild.
+        # Trainers store their arguments beside the tensors: a plain container, safe to rebuild.
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location='cpu', weights_only=True, mmap=mmap and packed)
-    except Exception as error:  # the unpickler raises almost any kind on damaged bytes
+    except Exception as error:  # the unpickler raises almost anything on damaged bytes
         raise ValueError(
             f'{path} cannot be read as tensors alone, it is damaged or holds code ({first_line(error)})'
         ) from error
 
 
 def check_values(state: Mapping[str, Tensor], source: str | Path) -> None:
-    """Check that tensors are floating-point weights, finite in float32; a ValueError otherwise."""
+    """Check that tensors are floating-point weights, finite in float32; ValueError otherwise."""
     for name, tensor in state.items():
         if tensor.dtype not in _FLOATS:
             raise ValueError(
@@ -102,7 +102,7 @@ def check_values(state: Mapping[str, Tensor], source: str | Path) -> None:
 
 
 def differences(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
-    """What a state dict lacks, adds, or holds in another shape than wanted; empty if nothing."""
+    """Describe what a state dict lacks, adds, or holds in the wrong shape; empty if it matches."""
     missing, unknown = ([k for k in a if k not in b] for a, b in ((wanted, state), (state, wanted)))
     if missing or unknown:
         shown = [f'lacks {", ".join(missing[:3])}'] if missing else []
@@ -116,9 +116,9 @@ def differences(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> st
 
 
 def check_exact(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: str | Path) -> None:
-    """Check that a file holds the tensors of the model that its header describes; a ValueError otherwise.
+    """Check that a file holds the tensors of the model described by its header; ValueError otherwise.
 
-    Tensors must be weights; counters may be integers.
+    Tensors must be weights, but counters may be integers.
     """
     if wrong := differences(state, wanted):
         raise ValueError(f'{path} {wrong}: the file is incomplete or of another model')
@@ -126,7 +126,7 @@ def check_exact(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path:
 
 
 def check_storage(state: Mapping[str, Tensor], path: str | Path) -> None:
-    """Refuse tensors that are sparse, quantized, on a device, or larger than their file."""
+    """Reject tensors that are sparse, quantized, on a device, or larger than their file."""
     size = Path(path).stat().st_size
     for name, tensor in state.items():
         kind = 'sparse' if tensor.layout != torch.strided else 'quantized' if tensor.is_quantized else ''
@@ -140,7 +140,7 @@ def check_storage(state: Mapping[str, Tensor], path: str | Path) -> None:
 
 
 def unnest(content: Any, path: str | Path) -> dict[str, Tensor]:
-    """Unwrap the state dict from a trainer's checkpoint."""
+    """Extract the state dict from a trainer's checkpoint."""
     for key in _NESTS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
@@ -154,14 +154,14 @@ def unnest(content: Any, path: str | Path) -> dict[str, Tensor]:
 
 
 def write_state(path: str | Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write tensors and text entries of the header as a safetensors file, atomically."""
+    """Write tensors and header entries as a safetensors file, atomically."""
     tensors = {k: v.detach().cpu().contiguous() for k, v in state.items()}
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata=dict(metadata))
 
 
 def state_sha256(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 of names, shapes and float32 values of a state dict, whatever file it came from."""
+    """Return the SHA-256 of names, shapes and float32 values of a state dict, whatever file it came from."""
     digest = hashlib.sha256()
     for name in sorted(state):
         tensor = state[name].detach().cpu().float().contiguous()
@@ -171,9 +171,9 @@ def state_sha256(state: Mapping[str, Tensor]) -> str:
 
 
 def quantize_rows(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Store floating-point matrices as int8: each row times 127 over its largest magnitude.
+    """Quantize floating-point matrices to int8: each row times 127 over its largest magnitude.
 
-    Beside them stands `<name>.scale`, shape (rows,) in float16; what is small or a position code is float16.
+    Each comes with `<name>.scale`, shape (rows,) in float16; small tensors and position codes become float16.
     """
     packed = {}
     for name, tensor in state.items():
@@ -181,7 +181,7 @@ def quantize_rows(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             packed[name] = tensor.half()
             continue
         rows = tensor.float().flatten(1)
-        # The scale as it is stored, never zero: rows of zeros stay zeros.
+        # The scale as stored, never zero, so that rows of zeros stay zero.
         scale = (rows.abs().amax(1) / 127).half().clamp(min=torch.finfo(torch.float16).tiny)
         packed[name] = (rows / scale.float()[:, None]).round().clamp(-127, 127).to(torch.int8).view_as(tensor)
         packed[name + _SCALE] = scale
@@ -189,7 +189,7 @@ def quantize_rows(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def dequantize_rows(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-    """Undo `quantize_rows`, in float32; a ValueError names the source if a tensor or a scale is missing."""
+    """Undo `quantize_rows`, in float32; ValueError naming the source if a tensor or a scale is missing."""
     scales = {name: tensor for name, tensor in state.items() if name.endswith(_SCALE)}
     weights = {}
     for name, tensor in state.items():
@@ -208,5 +208,5 @@ def dequantize_rows(state: Mapping[str, Tensor], source: str) -> dict[str, Tenso
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says first, for a message of one line."""
+    """Return the first line of an error, for a one-line message."""
     return (str(error).strip() or type(error).__name__).split('\n')[0]

@@ -1,4 +1,4 @@
-"""Files from elsewhere: URLs and names of the Hugging Face hub become files on this machine.
+"""Remote files: fetch URLs and Hugging Face hub names to local files.
 
 Downloads resume, are verified, and appear under their name only when complete.
 """
@@ -24,18 +24,18 @@ from rich.progress import wrap_file
 
 from explora_geo.checkpoints.files import first_line
 
-#: What names of files on the hub start with.
+#: Prefix of hub names.
 HUB = 'hf:'
 ADAPTER, MODEL, CARD = 'adapter.safetensors', 'model.safetensors', 'README.md'
-#: Seconds without an answer before a download fails; the part received is kept.
+#: Seconds without a response before a download fails; the received part is kept.
 TIMEOUT = 60.0
 _NAME = re.compile(r'(?:hf:)?(?P<repo>[^/@\s]+/[^/@\s]+)(?:@(?P<revision>[^/\s]+))?(?:/(?P<file>\S+))?')
 
 
 def fetch(url: str, sha256: str | None = None) -> Path:
-    """The local file of a URL (`https:`, `file:`) or of a name on the hub (`hf:`), downloaded once.
+    """Return the local file of a URL (`https:`, `file:`) or of a hub name (`hf:`), downloaded once.
 
-    A hexadecimal hash of a URL's file, or its beginning, is compared each time.
+    For a URL, a hexadecimal hash of the file, or its beginning, is checked on each call.
 
     Raises:
         ValueError: If it cannot be downloaded or is another file.
@@ -53,7 +53,7 @@ def fetch(url: str, sha256: str | None = None) -> Path:
 
 
 def local_file(url: str) -> Path:
-    """Where the file of a URL or of a name on the hub lies, or will lie once it is downloaded."""
+    """Return the local path of a URL or hub name, whether or not it has been downloaded."""
     if url.startswith(HUB):
         from huggingface_hub import try_to_load_from_cache
 
@@ -67,11 +67,11 @@ def local_file(url: str) -> Path:
 
 
 def download(url: str, path: Path, sha256: str | None = None, progress: bool = True) -> None:
-    """Download a file, or the rest of it; it appears under its name in one piece.
+    """Download a file, or the rest of it; it appears under its name only when complete.
 
-    What has come is kept beside as `<name>.part`. The rest is asked for only where the server has named the
-    version of the file (ETag or Last-Modified), so that two versions are never joined. A hexadecimal hash, or
-    its beginning, is compared.
+    The received part is kept as `<name>.part`. The rest is requested only if the server named the version of
+    the file (ETag or Last-Modified), so that two versions are never joined. A hexadecimal hash, or its
+    beginning, is checked.
 
     Raises:
         ValueError: If it cannot be reached, ends early, or is another file.
@@ -99,17 +99,17 @@ def download(url: str, path: Path, sha256: str | None = None, progress: bool = T
 
 
 def _complete(url: str, part: Path, version: Path, progress: bool) -> None:
-    """Bring `part` to its full length; `version` says which version of the file it is of."""
+    """Download what is missing of `part`; `version` records the version of the file it belongs to."""
     request = Request(url, headers={'User-Agent': 'explora_geo'})
     start = 0
     if part.is_file() and version.is_file() and (known := version.read_text()):
         start = part.stat().st_size
         request.add_header('Range', f'bytes={start}-')
-        request.add_header('If-Range', known)  # another version is sent whole
+        request.add_header('If-Range', known)  # another version is sent in full
     try:
         answer = urlopen(request, timeout=TIMEOUT)
     except HTTPError as error:
-        if error.code != 416:  # nothing is left to send: what there is may be of any version
+        if error.code != 416:  # nothing is left to send: the part may be of any version
             raise
         part.unlink()
         return _complete(url, part, version, progress)
@@ -131,7 +131,7 @@ def _complete(url: str, part: Path, version: Path, progress: bool) -> None:
 
 
 def file_sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file; one that has not changed is read once."""
+    """Return the hexadecimal SHA-256 of a file, which is read again only if it has changed."""
     stat = path.stat()
     return _file_sha256(path, stat.st_size, stat.st_mtime_ns)
 
@@ -143,26 +143,26 @@ def _file_sha256(path: Path, *state: int) -> str:
 
 
 class HubFile(NamedTuple):
-    """A file of a repository, in the hub's cache on this machine."""
+    """File of a hub repository, in the local cache."""
 
     path: Path
-    name: str  # with the commit, `hf:owner/name@commit/file`, which always means this file
+    name: str  # `hf:owner/name@commit/file`: with the commit it always means this file
     commit: str
-    license: str  # by the repository's card; empty if it states none
+    license: str  # from the repository's card; empty if not stated
     card: Path | None
 
 
 def fetch_file(name: str, wanted: Sequence[str] = (MODEL, 'pytorch_model.bin')) -> HubFile:
-    """Get a file of the hub, from its cache if it is there; a connection that breaks is resumed.
+    """Fetch a hub file, from the cache if it is there; interrupted downloads resume.
 
-    `HF_TOKEN`, `HF_ENDPOINT`, `HF_HOME` and `HF_HUB_OFFLINE` count as for every client of the hub.
+    `HF_TOKEN`, `HF_ENDPOINT`, `HF_HOME` and `HF_HUB_OFFLINE` apply as for any client of the hub.
 
     Args:
         name: `hf:owner/name[@revision][/file]`, where the revision is a branch, a tag or a commit.
-        wanted: Names to look for, in this order, where `name` has no file.
+        wanted: File names to try, in this order, if `name` has no file.
 
     Raises:
-        ValueError: If it cannot be had; the message says why and what to do.
+        ValueError: If it cannot be fetched; the message gives the reason and a remedy.
     """
     from huggingface_hub import hf_hub_download, metadata_load
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
@@ -196,7 +196,7 @@ def fetch_file(name: str, wanted: Sequence[str] = (MODEL, 'pytorch_model.bin')) 
 
 
 def _others(repo: str, revision: str | None) -> str:
-    """The weights files that a repository has, for a message."""
+    """Suggest one of a repository's weights files, for a message."""
     from huggingface_hub import HfApi
 
     files = [file.rfilename for file in HfApi().model_info(repo, revision=revision).siblings or ()]
@@ -206,7 +206,7 @@ def _others(repo: str, revision: str | None) -> str:
 
 @contextmanager
 def hub_errors(repo: str, revision: str | None = None) -> Iterator[None]:
-    """Say in one sentence what the hub's client raises about a repository, and what to do."""
+    """Turn errors of the hub's client about a repository into one sentence with a remedy."""
     from huggingface_hub import constants, errors
 
     try:
@@ -230,7 +230,7 @@ def hub_errors(repo: str, revision: str | None = None) -> Iterator[None]:
         raise ValueError(text) from error
     except ValueError:
         raise
-    except Exception as error:  # of the network there are many kinds, of several packages
+    except Exception as error:  # network errors come in many types, from several packages
         why = 'HF_HUB_OFFLINE is set' if constants.HF_HUB_OFFLINE else first_line(error.__cause__ or error)
         raise ValueError(
             f'{repo} is not in the cache, and the hub cannot be reached ({why}): check the network, or give '

@@ -1,4 +1,4 @@
-"""Adapters and models for others: their cards, and the way to the hub and back."""
+"""Share adapters and models: write their cards, push them to the hub, and pull them."""
 
 import json
 import shutil
@@ -13,24 +13,24 @@ from explora_geo.checkpoints.remote import ADAPTER, CARD, HUB, MODEL, fetch_file
 from explora_geo.models.normalization import describe
 
 _KNOWN = ('apache-2.0', 'mit', 'cc-by-4.0', 'cc-by-sa-4.0', 'cc-by-nc-4.0', 'cc-by-nc-sa-4.0', 'cc0-1.0')
-# How licenses begin that nobody states.
+# Start of the text for a license that is not stated.
 _UNKNOWN = 'not stated'
 
 
 def model_card(
     file: str | Path, report: str | Path | None = None, license: str | None = None, usage: str = ''
 ) -> str:
-    """Card of an adapter or a model: what it is, what it reads, whose terms hold, and what was measured.
+    """Return the card of an adapter or a model: what it is, what it reads, its license, and its scores.
 
     Args:
         file: Adapter or model file of ours.
-        report: `report.json` of the run, whose scores the card quotes; the one beside the file if None.
-        license: License of the base weights, where the file does not state it.
-        usage: Markdown on how to load it; how this package does if empty.
+        report: `report.json` of the run, whose scores the card quotes; if None, the one beside the file.
+        license: License of the base weights, if the file does not state it.
+        usage: Markdown on how to load it; if empty, how to load it with this package.
 
     Raises:
         FileNotFoundError: If a file does not exist.
-        ValueError: If a file cannot be read or is no model of ours.
+        ValueError: If a file cannot be read or is not a model of ours.
     """
     facts, scores = _read_facts(Path(file)), Path(report or Path(file).with_name('report.json'))
     if report is not None and not scores.is_file():
@@ -68,14 +68,14 @@ def push(
 ) -> str:
     """Upload an adapter or a model with its card, or a folder of `export_peft`, in one commit.
 
-    The repository `owner/name` is made if there is none; report and license are those of `model_card`.
+    The repository `owner/name` is created if missing; for report and license, see `model_card`.
 
     Returns:
-        Name of what was uploaded, `hf:owner/name@commit`.
+        Name of the upload, `hf:owner/name@commit`.
 
     Raises:
         FileNotFoundError: If a file does not exist.
-        ValueError: If the file is none of ours, no license is known, or the hub does not take it.
+        ValueError: If the file is not ours, no license is known, or the hub rejects it.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
@@ -106,7 +106,7 @@ def push(
 def pull(name: str, out: str | Path) -> Path:
     """Copy an adapter or a model, and its card, from the hub into a folder, and return its path there.
 
-    `name` is `owner/name[@revision][/file]`, with or without `hf:`; a ValueError says why it cannot be had.
+    `name` is `owner/name[@revision][/file]`, with or without `hf:`; ValueError if it cannot be fetched.
     """
     found = fetch_file(name, (ADAPTER, MODEL))
     target = Path(out) / found.path.name
@@ -118,7 +118,7 @@ def pull(name: str, out: str | Path) -> Path:
 
 
 def _read_facts(file: Path) -> Facts:
-    """What an adapter or a model says of itself."""
+    """Read the facts that an adapter or model file states."""
     _, meta = read_state(file, values=False)
     facts = read_adapter(file)[0] if 'adapter' in meta else Facts.of_entries(meta, str(file))
     if not facts.backbone or not facts.bands:
@@ -127,12 +127,12 @@ def _read_facts(file: Path) -> Facts:
 
 
 def _front_matter(kind: str, base: str, license: str) -> str:
-    """The YAML header that the hub reads."""
+    """Return the YAML header for the hub."""
     known = license.lower() in _KNOWN
     lines = [
         f'license: {license.lower()}' if known else f'license: other\nlicense_name: {json.dumps(license)}'
     ]
-    if base.startswith((HUB, 'timm/')):  # timm's names are those of its repositories
+    if base.startswith((HUB, 'timm/')):  # timm's names equal those of its repositories
         lines.append(f'base_model: {"/".join(base.removeprefix(HUB).partition("@")[0].split("/")[:2])}')
         lines.append(f'base_model_relation: {"adapter" if kind == "adapter" else "finetune"}')
     tags = 'tags: [earth-observation, vision-transformer, explora]'
@@ -149,7 +149,7 @@ def _usage(kind: str, base: str) -> str:
 
 
 def _measured(report: Mapping[str, Any]) -> str:
-    """Scores of the run's report as a table; empty without labels."""
+    """Return the scores of the run's report as a table; empty without labels."""
     scores = report.get('scores')
     if not scores:
         return ''

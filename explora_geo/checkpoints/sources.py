@@ -1,4 +1,4 @@
-"""Where weights come from: files, entries by name, timm's names, repositories of the hub."""
+"""Sources of weights: files, named entries, timm's names, and hub repositories."""
 
 from contextlib import suppress
 from dataclasses import replace
@@ -15,26 +15,26 @@ from explora_geo.checkpoints.files import first_line, read_state
 from explora_geo.checkpoints.remote import HUB, fetch, fetch_file
 from explora_geo.models.weights import entry_meta, entry_name, find_weights
 
-# What entries state that goes with the weights
+# Fields of entries that stay with the weights
 _STATED = ('bands', 'normalization', 'tokenizer', 'tokenizer_options', 'license', 'publication', 'dataset')
 
 
 class StoredWeights(NamedTuple):
-    """Weights as they are stored."""
+    """Weights as stored."""
 
-    state: dict[str, Tensor]  # by name, as the source holds them
-    source: str  # its name, for messages; of what comes from the hub with the commit
-    facts: Facts = Facts()  # what it states; `base` is the name by which others find it
+    state: dict[str, Tensor]  # tensors by name, as in the source
+    source: str  # its name, for messages; with the commit if from the hub
+    facts: Facts = Facts()  # facts that it states; `base` is the name by which others find it
 
 
 def read_weights(weights: WeightsEnum | str | Path | StoredWeights, values: bool = True) -> StoredWeights:
     """Read weights from a file, an entry, or the hub.
 
     Args:
-        weights: A `WeightsEnum` or its name, of ours or of TorchGeo (`ViTSmall16_Weights.SENTINEL2_ALL_DINO`;
-            `torchgeo/` before it where ours has the same); the path of a file; `timm/<name>[@revision]`; or
-            `hf:owner/name[@revision][/file]`. What was read already is returned as it is.
-        values: Whether to read the numbers; a look at metadata, names and shapes of a file takes no memory.
+        weights: A `WeightsEnum` or its name, ours or TorchGeo's (`ViTSmall16_Weights.SENTINEL2_ALL_DINO`;
+            prefixed by `torchgeo/` if ours has the same name); the path of a file; `timm/<name>[@revision]`;
+            or `hf:owner/name[@revision][/file]`. `StoredWeights` are returned unchanged.
+        values: Whether to read the values; without them, metadata, names and shapes take no memory.
 
     Raises:
         FileNotFoundError: If a file does not exist.
@@ -64,12 +64,12 @@ def read_weights(weights: WeightsEnum | str | Path | StoredWeights, values: bool
 
 
 def _read_timm(text: str) -> StoredWeights:
-    """Weights by timm's name: from its repository on the hub, at a commit, or from where timm has them."""
+    """Read weights by timm's name: from its hub repository, at a commit, or from timm's own source."""
     from timm.models import get_pretrained_cfg
 
     name, _, revision = text.removeprefix('timm/').partition('@')
     config = None
-    with suppress(RuntimeError):  # a tag that timm does not know, as it says when it builds the model
+    with suppress(RuntimeError):  # an unknown tag, which timm reports when it builds the model
         config = get_pretrained_cfg(name)
     file = None
     if config is not None and config.hf_hub_id:
@@ -83,18 +83,18 @@ def _read_timm(text: str) -> StoredWeights:
 
 
 def timm_state(name: str, file: str | Path | None = None) -> dict[str, Tensor]:
-    """State dict of timm's model without a classifier, from a file of the hub or from where timm has it.
+    """Return the state dict of timm's model without a classifier, from a hub file or timm's own source.
 
-    A ValueError if timm does not know the name or the weights cannot be fetched.
+    ValueError if timm does not know the name or the weights cannot be fetched.
     """
-    import timm  # heavy, and only needed for hub weights
+    import timm  # heavy, and needed only for hub weights
 
-    # Some names stand for NumPy archives on the hub; a state dict of theirs is read as any other.
+    # Some names stand for NumPy archives on the hub; their state dicts are read like any other.
     changes = {'file': str(file), **({} if str(file).endswith('.npz') else {'custom_load': False})}
     overlay: Any = {'pretrained_cfg_overlay': changes} if file else {}
     try:
         model = timm.create_model(name, pretrained=True, num_classes=0, **overlay)
-    except Exception as error:  # timm, the hub client and the network raise many kinds
+    except Exception as error:  # timm, the hub client and the network raise many types
         near = ', '.join(get_close_matches(name, timm.list_pretrained(), 3, 0.4))
         raise ValueError(
             f'cannot get the weights timm/{name} ({first_line(error)}): check the network, or give the path '

@@ -20,19 +20,19 @@ WAVELENGTHS: dict[str, float] = {
 def patch_embed_by_wavelength(
     state: Mapping[str, Tensor], source_bands: Sequence[str], tokenizer: Tokenizer
 ) -> dict[str, Tensor]:
-    """Start the filters of each band from those of the bands nearest in wavelength (not in the paper).
+    """Initialize the filters of each band from those of the bands nearest in wavelength (not in the paper).
 
-    A band between two source bands gets their filters mixed by distance, one outside their range that of
-    the nearest. Filters are scaled by the number of source bands over the number of bands that are summed,
-    so that the tokens keep their size, and resampled to the patch size.
+    Between two source bands, filters are interpolated by wavelength; outside their range, those of the
+    nearest band are used. Filters are scaled by the number of source bands over the number of summed bands,
+    so that the tokens keep their magnitude, and resampled to the patch size.
 
     Args:
         state: Source tensors with `patch_embed.proj.weight`, shape (D, C, P, P), and its bias.
         source_bands: Names of the source bands.
-        tokenizer: What the filters are for; its tensors are returned, with the prefix `patch_embed.`.
+        tokenizer: Target of the filters; its tensors are returned, with the prefix `patch_embed.`.
 
     Raises:
-        ValueError: If a band has no known wavelength, or the source is no plain patch embedding.
+        ValueError: If a band has no known wavelength, or the source is not a plain patch embedding.
     """
     weight, bias = (state.get(f'patch_embed.proj.{k}') for k in ('weight', 'bias'))
     if weight is None or bias is None or weight.shape[1] != len(source_bands):
@@ -60,7 +60,7 @@ def patch_embed_by_wavelength(
 
 
 def _mix(weight: Tensor, bands: Sequence[str], wavelength: float) -> Tensor:
-    """The filter at a wavelength, shape (D, P, P)."""
+    """Return the filter at a wavelength, shape (D, P, P)."""
     known = sorted((WAVELENGTHS[band], i) for i, band in enumerate(bands))
     for (low, i), (high, j) in pairwise(known):
         if low <= wavelength <= high:

@@ -1,4 +1,4 @@
-"""What a run leaves behind: a report, its weights, pictures, checkpoints that are whole."""
+"""Outputs of a run: report, weights, pictures, and checkpoints written atomically."""
 
 import json
 import time
@@ -17,14 +17,14 @@ from torchvision.utils import make_grid, save_image
 
 from explora_geo._atomic import atomic_path, write_text
 
-#: Validation images that pictures are made of.
+#: Number of validation images in the pictures.
 _SHOWN = 8
 
 
 def run_folder(trainer: Trainer) -> Path:
-    """The logger's folder, or the trainer's root folder without one.
+    """Return the logger's folder, or the trainer's root folder if there is no logger.
 
-    `Trainer.log_dir` says the same, but stalls for ever where only the first process asks.
+    `Trainer.log_dir` returns the same folder, but hangs if only the first process asks for it.
     """
     logger: Any = trainer.logger
     versioned = isinstance(logger, TensorBoardLogger | CSVLogger)
@@ -33,12 +33,12 @@ def run_folder(trainer: Trainer) -> Path:
 
 
 def two_rows(image: Tensor, other: Tensor, shown: Sequence[int]) -> Tensor:
-    """Two rows of pictures with values stretched to [0, 1], shape (3, 2·H, B·W); frames side by side.
+    """Return two rows of images stretched to [0, 1], shape (3, 2·H, B·W), with frames side by side.
 
     Args:
         image: Images, shape (B, C, H, W) or (B, T, C, H, W).
-        other: What the objective makes of them, of the same shape.
-        shown: Bands to show as red, green and blue, or the one to show in gray.
+        other: The objective's output for them, of the same shape.
+        shown: Bands shown as red, green and blue, or a single band shown in gray.
     """
     rows = [x.flatten(0, -4)[:, list(shown)].expand(-1, 3, -1, -1) for x in (image, other)]
     low, high = rows[0].amin(), rows[0].amax()
@@ -47,30 +47,30 @@ def two_rows(image: Tensor, other: Tensor, shown: Sequence[int]) -> Tensor:
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes checkpoints beside the file of before, and takes its place when all is on the disk.
+    """Checkpoint writer that replaces the existing file only once the new one is complete on disk.
 
-    Lightning's own way holds a whole checkpoint in memory and moves it from the system's temporary folder,
-    which is a copy, and can be cut off, where that folder is on another disk.
+    Lightning's own writer holds a whole checkpoint in memory and moves it from the system's temporary folder.
+    If that folder is on another disk, the move is a copy, which can be interrupted.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write a checkpoint; addresses of remote storage are left to Lightning.
+        """Write a checkpoint; leave remote storage addresses to Lightning.
 
         Raises:
-            OSError: If there is no room for it; what was there before stays.
+            OSError: If there is not enough space; the existing file is kept.
         """
         if '://' in str(path) or storage_options is not None:
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         path = Path(path)
         for left in path.parent.glob(f'.{path.name}.*'):
-            left.unlink(missing_ok=True)  # by a run that was killed while it wrote
+            left.unlink(missing_ok=True)  # left by a run killed while writing
         with atomic_path(path, _bytes(checkpoint)) as temporary:
             save(checkpoint, temporary)
 
 
 def _bytes(content: Any) -> int:
-    """Bytes of all tensors in a checkpoint."""
+    """Return the size of all tensors in a checkpoint, in bytes."""
     if isinstance(content, Tensor):
         return content.nbytes
     parts = content.values() if isinstance(content, dict) else content
@@ -78,22 +78,22 @@ def _bytes(content: Any) -> int:
 
 
 class Artifacts(Callback):
-    """Writes `report.json`, the task's weights, and pictures of validation images to the folder of a run.
+    """Callback that writes `report.json`, the task's weights and validation pictures to the run's folder.
 
-    A task says what is written by `write_weights(folder)`, which returns entries of the report, and shows
-    what it does to images by `pictures(batch)`: tensors, shape (3, H, W), or figures by title. Loggers that
-    take pictures (TensorBoard) get them, with others they become PNG files in `pictures/`.
+    A task implements `write_weights(folder)`, which writes files and returns report entries, and
+    `pictures(batch)`, which returns tensors, shape (3, H, W), or figures by title. Loggers that accept
+    images (TensorBoard) receive them; otherwise they are saved as PNG files in `pictures/`.
     """
 
     def __init__(self) -> None:
-        """Initialize the callback, before a run."""
+        """Initialize an Artifacts callback."""
         self.history: list[dict[str, float]] = []
         self._start = 0.0
         self._batch: dict[str, Any] | None = None
 
     @staticmethod
     def wanted(trainer: Trainer) -> bool:
-        """Whether this process writes files; a trial (`fast_dev_run`) leaves none."""
+        """Return whether this process writes files; a trial run (`fast_dev_run`) writes none."""
         trial: Any = trainer.fast_dev_run  # type: ignore[attr-defined]
         return trainer.is_global_zero and not trial
 
@@ -102,7 +102,7 @@ class Artifacts(Callback):
         self._start = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the epoch's numbers for the report."""
+        """Record the epoch's metrics for the report."""
         row = {k: round(float(v), 6) for k, v in trainer.callback_metrics.items()}
         self.history.append({'epoch': trainer.current_epoch, 'step': trainer.global_step, **row})
 
@@ -114,7 +114,7 @@ class Artifacts(Callback):
             self._batch = {k: v[:_SHOWN].detach() for k, v in batch.items() if isinstance(v, Tensor)}
 
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Show what the task does with the kept images."""
+        """Draw the task's output for the kept images."""
         batch, self._batch = self._batch, None
         experiment: Any = getattr(trainer.logger, 'experiment', None)
         for title, picture in (pl_module.pictures(batch) if batch else {}).items():
@@ -133,7 +133,7 @@ class Artifacts(Callback):
                 plt.close(picture)
 
     def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Write report and weights."""
+        """Write the report and the weights."""
         if self.wanted(trainer):
             _report(
                 run_folder(trainer),
@@ -147,7 +147,7 @@ class Artifacts(Callback):
             )
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Keep what a stopped run has learned."""
+        """Write the report and the weights of an interrupted run."""
         if trainer.global_step:
             self.on_fit_end(trainer, pl_module)
 
@@ -159,7 +159,7 @@ class Artifacts(Callback):
 
 
 def _report(folder: Path, entries: Mapping[str, Any]) -> None:
-    """Add entries to the report of a run."""
+    """Add entries to a run's report."""
     file = folder / 'report.json'
     known = json.loads(file.read_text()) if file.is_file() else {}
     write_text(file, json.dumps({**known, **entries}, indent=1))

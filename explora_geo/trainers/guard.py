@@ -1,4 +1,4 @@
-"""What is watched while a run goes on: its speed, how good its features are, and whether they collapse."""
+"""Monitor a run: its speed, the quality of its features, and feature collapse."""
 
 import logging
 import time
@@ -20,30 +20,30 @@ logger = logging.getLogger(__name__)
 
 
 class StepClock:
-    """Times steps, and how long the loop waited for its loader: `waited`, seconds in all."""
+    """Timer for training steps and for loader waits, whose total is `waited`, in seconds."""
 
     def __init__(self) -> None:
-        """Initialize a StepClock that stands still."""
+        """Initialize a stopped StepClock."""
         self.waited = self._counted = 0.0
         self.pause()
 
     def pause(self) -> None:
-        """Leave out the time until the next step."""
+        """Exclude the time until the next step."""
         self._last: float | None = None
         self._waiting: float | None = None
 
     def wait(self) -> None:
-        """The loop asks for a batch from now on."""
+        """Start timing the wait for a batch."""
         self._waiting = time.perf_counter()
 
     def go_on(self) -> None:
-        """The batch is there."""
+        """Stop timing the wait: the batch has arrived."""
         if self._waiting is not None:
             self.waited += time.perf_counter() - self._waiting
         self._waiting = None
 
     def lap(self, images: int) -> dict[str, float]:
-        """Note the end of a step: `images_per_s` and the share `data_wait`, or nothing of a first step."""
+        """End a step; return `images_per_s` and the share `data_wait`, or nothing for the first step."""
         now = time.perf_counter()
         seconds = None if self._last is None else now - self._last
         waited, self._counted, self._last = self.waited - self._counted, self.waited, now
@@ -52,15 +52,15 @@ class StepClock:
 
 @dataclass(frozen=True)
 class GuardConfig:
-    """When a run counts as collapsed; a bound of 0 never stops.
+    """Bounds below which a run counts as collapsed; a bound of 0 never stops it.
 
     Attributes:
-        accuracy: Least k-NN or probe accuracy on labeled validation images, as a share of that of the
-            starting weights.
-        rank: Least effective rank of features, likewise: of validation images without labels, and of
-            training crops where the objective has features of them.
-        usage: Least evenness, in [0, 1], with which the objective's targets are used, where it has any.
-        every: Optimizer steps between looks at training.
+        accuracy: Minimum k-NN or probe accuracy on labeled validation images, as a fraction of the accuracy
+            of the starting weights.
+        rank: Minimum effective rank of the features, as a fraction of the rank at the start: on unlabeled
+            validation images, and on training crops if the objective provides their features.
+        usage: Minimum evenness of target usage, in [0, 1], for objectives that report it.
+        every: Optimizer steps between checks during training.
     """
 
     accuracy: float = 0.7
@@ -78,65 +78,65 @@ class GuardConfig:
 
 
 class FeatureMonitor(Callback):
-    """Scores features of validation images, and takes a run back whose features collapse.
+    """Callback that scores validation features, stops on collapse and restores the best state.
 
-    What trains is kept, on the CPU, as it was at the best accuracy, or without labels when it last looked
-    sound; a run that is stopped leaves that state. The task has an objective as its `model`, `frozen_keys()`,
-    validation steps that return features, and `stopped`, the sentence that ended it.
+    Everything not frozen is copied to the CPU at the best accuracy or, without labels, at the last passed
+    check; a stopped run ends with that copy. The task must provide an objective as its `model`,
+    `frozen_keys()`, validation steps that return features, and `stopped`, the sentence that ended it.
     """
 
     def __init__(self, kind: str, guard: GuardConfig | None = None) -> None:
-        """Initialize a FeatureMonitor of a kind, `knn`, `linear` or `none`; without a guard nothing stops."""
+        """Initialize a FeatureMonitor of kind `knn`, `linear` or `none`; without a guard it stops nothing."""
         self.kind, self.guard = kind, guard
         self.starting: float | None = None  # accuracy of the starting weights, if known
         self.latest: float | None = None  # accuracy at the last validation, if labeled
-        self.first: dict[str, float] = {}  # what is compared with the guard's bounds, as it was at the start
+        self.first: dict[str, float] = {}  # guarded metrics, as they were at the start
         self._kept: dict[str, Tensor] = {}
         self._kept_step = self._rows = 0
         self._best, self._resumed = float('-inf'), False
         self.reset()
 
     def state_dict(self) -> dict[str, Any]:
-        """What the starting weights had, for a run that is resumed."""
+        """Return the metrics of the starting weights, for a resumed run."""
         return {'starting': self.starting, 'first': dict(self.first), 'rows': self._rows}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Read it back."""
+        """Restore the metrics of the starting weights."""
         self.starting, self.first = state_dict['starting'], dict(state_dict['first'])
         self._rows, self._resumed = state_dict['rows'], True
 
     def reset(self) -> None:
-        """Forget the collected features."""
+        """Clear the collected features."""
         self._features: list[np.ndarray] = []
         self._labels: list[np.ndarray] = []
 
     def add(self, features: Tensor, batch: Mapping[str, Any]) -> None:
-        """Collect features, shape (B, D), and the labels of a batch if it has one class per image."""
+        """Collect features, shape (B, D), and the batch's labels if it has one class per image."""
         self._features.append(features.float().cpu().numpy())
         label: Any = batch.get('label')
         whole = isinstance(label, Tensor) and label.ndim == 1 and not label.is_floating_point()
-        if whole and (label >= 0).all():  # below 0 means without a label
+        if whole and (label >= 0).all():  # negative means unlabeled
             self._labels.append(label.cpu().numpy())
 
     def score(self) -> float | None:
-        """Mean accuracy over five folds in [0, 1]; None without enough labels."""
+        """Return the mean accuracy over five folds, in [0, 1], or None without enough labels."""
         if not self._labels or len(self._labels) < len(self._features):
             return None
         features, labels = np.concatenate(self._features), np.concatenate(self._labels)
         return cross_validated_accuracy(features, labels, self.kind)
 
     def rank(self) -> float | None:
-        """Effective rank of the features; None without any."""
+        """Return the effective rank of the features, or None if there are none."""
         return effective_rank(np.concatenate(self._features)) if self._features else None
 
     def _gather(self, sampler: object) -> None:
-        """Bring together what all processes of a `DistributedSampler` collected, in the order of the data."""
+        """Gather what all processes of a `DistributedSampler` collected, in the order of the data."""
         if not (dist.is_initialized() and isinstance(sampler, DistributedSampler)):
             return
         shares: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(shares, (self._features, self._labels))
         features, labels = ([part for share in shares for part in share[kind]] for kind in (0, 1))
-        # Samplers deal images in turn, and repeat some to give all processes as many.
+        # Samplers assign images in turn, and repeat some so that all processes get equally many.
         dealt = [i + len(shares) * np.arange(sum(map(len, share[0]))) for i, share in enumerate(shares)]
         data: Any = sampler.dataset
         order = np.argsort(np.concatenate(dealt))[: len(data)]
@@ -145,12 +145,12 @@ class FeatureMonitor(Callback):
         self._labels = [np.concatenate(labels)[order]] if labeled else []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep what there is at the start."""
+        """Keep the starting state."""
         if self.guard is not None:
             self._keep(trainer, pl_module)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget the features of the validation before."""
+        """Clear the features of the previous validation."""
         self.reset()
 
     def on_validation_batch_end(
@@ -161,11 +161,11 @@ class FeatureMonitor(Callback):
             self.add(outputs, batch)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Score the features of all processes; a whole check before training scores the starting weights."""
+        """Score the features of all processes; a full check before training scores the starting weights."""
         self._gather(getattr(trainer.val_dataloaders, 'sampler', None))
         score = self.latest = self.score()
         rank = self.rank() if score is None else None
-        if trainer.sanity_checking:  # which Lightning may do to a resumed run, too
+        if trainer.sanity_checking:  # Lightning may check resumed runs, too
             if sum(trainer.num_sanity_val_batches) < sum(trainer.num_val_batches):
                 return
             self.starting = self.starting if self._resumed else score
@@ -191,7 +191,7 @@ class FeatureMonitor(Callback):
             self._keep(trainer, pl_module)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: Any, optimizer: Any) -> None:
-        """Look at the state that a batch was computed with; at first it is that of the starting weights."""
+        """Check the state that computed this batch; at first it is that of the starting weights."""
         name, model, config = 'effective rank of training features', pl_module.model, self.guard
         features, usage = model.watched, model.usage
         if config is None or ((trainer.global_step + 1) % config.every and name in self.first):
@@ -202,27 +202,27 @@ class FeatureMonitor(Callback):
             sound = self._judge(trainer, pl_module, float(usage) >= config.usage, what)
         if features is not None:
             self._rows = self._rows or len(features)
-            # The rank of fewer rows is lower whatever they hold, as in the last batch of an epoch.
+            # Fewer rows, as in the last batch of an epoch, have a lower rank whatever they hold.
             enough = len(features) >= self._rows
             rank = effective_rank(features.float().cpu())
             sound = self._compare(trainer, pl_module, name, rank, config.rank * enough) and sound
-            # A labeled validation set judges better.
+            # A labeled validation set is the better judge.
             if sound and enough and self.latest is None:
                 self._keep(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take a collapsed run back to what was kept."""
+        """Restore the kept state after a collapse."""
         if pl_module.stopped:
             pl_module.load_state_dict({**pl_module.state_dict(), **self._kept})
 
     def _compare(self, trainer: Trainer, task: Any, name: str, value: float, share: float) -> bool:
-        """Whether a number is at least a share of what the starting weights have."""
+        """Judge a value by whether it reaches a fraction of its starting value."""
         start = self.first.setdefault(name, value)
         what = f'their {name} is {value:.3g}, with the starting weights {start:.3g}'
         return self._judge(trainer, task, value >= share * start, what)
 
     def _judge(self, trainer: Trainer, task: Any, sound: bool, what: str) -> bool:
-        """Stop the run, on all devices, if any device sees a collapse."""
+        """Stop the run on all devices if any device sees a collapse; return whether all are sound."""
         sound = trainer.strategy.reduce_boolean_decision(sound, all=True)
         if not sound and not task.stopped:
             task.stopped = (
@@ -235,7 +235,7 @@ class FeatureMonitor(Callback):
         return sound
 
     def _keep(self, trainer: Trainer, task: Any) -> None:
-        """Copy what trains to the CPU."""
+        """Copy everything that is not frozen to the CPU."""
         frozen, state = set(task.frozen_keys()), task.state_dict()
         self._kept = {k: v.detach().cpu().clone() for k, v in state.items() if k not in frozen}
         self._kept_step = trainer.global_step

@@ -1,4 +1,4 @@
-"""Length of a run, parameter groups, and the schedules of learning rate and weight decay, defined once."""
+"""Run length, parameter groups, and schedules of learning rate and weight decay."""
 
 import math
 import re
@@ -16,16 +16,16 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from explora_geo._compat import unscaled_by_clipping
 from explora_geo.objectives.schedules import Length, TrainingLength, rename_length
 
-# Of a backbone alone or within an objective, but not of its decoder.
+# Match a backbone, alone or within an objective, but not the decoder.
 _BLOCK = re.compile(r'(?:backbone\.)?blocks\.(?P<block>\d+)\.')
 _INPUT = re.compile(r'(?:backbone\.)?(?:(patch_embed\.)|pos_embed$|(?:cls|reg|mask)_token$|channel_embed)')
 
 
 def training_length(trainer: Trainer) -> TrainingLength:
-    """Length of the run that a trainer is about to start.
+    """Return the length of the run that a trainer is about to start.
 
     Raises:
-        ValueError: If it has none.
+        ValueError: If the run has no known length.
     """
     steps, accumulated = trainer.estimated_stepping_batches, trainer.accumulate_grad_batches
     if not 0 <= steps < math.inf:
@@ -34,7 +34,7 @@ def training_length(trainer: Trainer) -> TrainingLength:
             'with data of known length'
         )
     if trainer.train_dataloader is None:
-        # Lightning asks for the loader later where `max_steps` alone ends the run.
+        # Lightning sets up the loader later if only `max_steps` ends the run.
         trainer.fit_loop.setup_data()
     batches = trainer.num_training_batches
     sources = (trainer.train_dataloader, getattr(trainer, 'datamodule', None))
@@ -46,24 +46,24 @@ def training_length(trainer: Trainer) -> TrainingLength:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """Optimizer and schedule; the defaults are those of the workshop text for M-ExPLoRA.
+    """Optimizer and schedule; the defaults follow the workshop text for M-ExPLoRA.
 
     Attributes:
-        base_lr: Learning rate before scaling by the batch.
-        lr_scaling: `linear` times batch / 256 (MAE), `sqrt` times sqrt(batch / 1024) (DINOv2), `none`.
-        adapter_lr_multiplier: Factor on the learning rate of LoRA matrices.
-        weight_decay: Decay of unfrozen matrices; LoRA, norms, biases and tokens never decay.
-        final_weight_decay: Decay at the end of the run, reached as a cosine (DINOv2 from scratch: from 0.04
-            to 0.4); constant if None.
-        betas: AdamW's.
-        warmup_steps: Optimizer steps of linear warm-up.
-        warmup_epochs: The same in passes over the data; 1 if no warm-up is given.
-        warmup_fraction: The same as a share of the run.
-        min_lr: Learning rate at the end of the cosine; it is not scaled by the batch.
-        layer_decay: Factor on the learning rate from each block of the backbone to the one before it; the
-            input side is one more block down, the final norm and heads keep the full rate (DINOv2).
-        patch_embed_lr_multiplier: Further factor for the patch embedding.
-        warmup: Deprecated: a share of all steps if below 1, else epochs.
+        base_lr: Learning rate before scaling by the batch size.
+        lr_scaling: `linear` by batch / 256 (MAE), `sqrt` by sqrt(batch / 1024) (DINOv2), or `none`.
+        adapter_lr_multiplier: Learning-rate factor for LoRA matrices.
+        weight_decay: Weight decay of unfrozen matrices; LoRA, norms, biases and tokens never decay.
+        final_weight_decay: Weight decay at the end of a cosine schedule (DINOv2 from scratch: 0.04 to 0.4);
+            constant if None.
+        betas: Betas of AdamW.
+        warmup_steps: Linear warm-up, in optimizer steps.
+        warmup_epochs: Linear warm-up, in epochs; 1 if no warm-up is given.
+        warmup_fraction: Linear warm-up, as a fraction of the run.
+        min_lr: Learning rate at the end of the cosine; not scaled by the batch size.
+        layer_decay: Learning-rate factor from each backbone block to the one before it; the input side counts
+            as one more block down, the final norm and heads keep the full rate (DINOv2).
+        patch_embed_lr_multiplier: Additional learning-rate factor for the patch embedding.
+        warmup: Deprecated: a fraction of the run if below 1, otherwise epochs.
     """
 
     base_lr: float = 1.5e-4
@@ -97,20 +97,20 @@ class OptimConfig:
             raise ValueError(f'lr_scaling must be linear, sqrt or none, got {self.lr_scaling!r}')
 
     def scaled_lr(self, batch: int) -> float:
-        """Learning rate at an effective batch (batch size x accumulation x devices)."""
+        """Return the learning rate for an effective batch size (batch size x accumulation x devices)."""
         factor = {'linear': batch / 256, 'sqrt': (batch / 1024) ** 0.5, 'none': 1.0}
         return self.base_lr * factor[self.lr_scaling]
 
     @property
     def warmup_length(self) -> Length:
-        """How long the learning rate rises."""
+        """Length of the learning-rate warm-up."""
         return Length.of(self, 'warmup', Length('warmup_epochs', 1))
 
 
 def optimization(
     trainer: Trainer, model: nn.Module, config: OptimConfig, length: TrainingLength
 ) -> dict[str, Any]:
-    """Optimizer and schedule by step, as Lightning's `configure_optimizers` returns them."""
+    """Return the optimizer and its per-step schedule in the form that `configure_optimizers` requires."""
     optimizer = build_optimizer(model, config, length.batch, trainer.precision)
     schedule = build_schedule(optimizer, config, length)
     return {'optimizer': optimizer, 'lr_scheduler': {'scheduler': schedule, 'interval': 'step'}}
@@ -119,7 +119,7 @@ def optimization(
 def build_optimizer(
     model: nn.Module, config: OptimConfig, batch: int, precision: object = '32-true'
 ) -> AdamW:
-    """AdamW over exactly the parameters that train, in one pass over them, at a batch of so many images.
+    """Build AdamW, fused except in 16-mixed, over exactly the trainable parameters at a given batch size.
 
     Raises:
         ValueError: If nothing trains.
@@ -145,21 +145,21 @@ def build_optimizer(
         for (factor, kind), parameters in sorted(groups.items(), reverse=True, key=lambda row: row[0][0])
     ]
     optimizer = AdamW(used, lr=lr, betas=config.betas, fused=precision != '16-mixed')
-    unscaled_by_clipping(optimizer)  # only 16-mixed scales
+    unscaled_by_clipping(optimizer)  # only 16-mixed scales gradients
     return optimizer
 
 
 def _lr_factor(name: str, depth: int, config: OptimConfig) -> float:
-    """Factor on the learning rate of a parameter by its place in the backbone."""
+    """Return the learning-rate factor of a parameter from its place in the backbone."""
     block, start = _BLOCK.match(name), _INPUT.match(name)
     below = depth - int(block['block']) if block else depth + 1 if start else 0
     return config.layer_decay**below * (config.patch_embed_lr_multiplier if start and start[1] else 1.0)
 
 
 class _Schedule(LambdaLR):
-    """Learning rates by a factor, and the decay of decaying groups by value, of each step.
+    """Per-step learning rates, given as a factor, and weight decay of decaying groups, given as a value.
 
-    Its state is the step alone, so that a checkpoint can be resumed for longer than it was meant to run.
+    Its state is only the step, so that a checkpoint can be resumed for a longer run than planned.
     """
 
     def __init__(self, optimizer: AdamW, factor: Any, decay: Any) -> None:
@@ -177,10 +177,10 @@ class _Schedule(LambdaLR):
 
 
 def build_schedule(optimizer: AdamW, config: OptimConfig, length: TrainingLength) -> LRScheduler:
-    """Linear warm-up and cosine decay of the learning rate, and a cosine of weight decay, by optimizer step.
+    """Build linear warm-up and cosine decay of the learning rate, and a cosine of weight decay, per step.
 
     Args:
-        optimizer: Made by `build_optimizer`.
+        optimizer: Result of `build_optimizer`.
         config: Rates and lengths.
         length: Length of the run.
     """
@@ -192,13 +192,13 @@ def build_schedule(optimizer: AdamW, config: OptimConfig, length: TrainingLength
             return min(1.0, (step + 1) / warmup)
         rate = cosine_warmup_schedule(
             step,
-            max_steps=max(total, 2),  # a single step would be the last of the cosine, at the lowest rate
+            max_steps=max(total, 2),  # a single step would run at the cosine's lowest rate
             start_value=1.0,
             end_value=config.min_lr / config.scaled_lr(length.batch),
             warmup_steps=warmup,
             warmup_start_value=0.0,
         )
-        return float(rate)  # a NumPy number in a checkpoint could not be read with weights_only
+        return float(rate)  # weights_only cannot read NumPy numbers from a checkpoint
 
     decay = None if final is None else partial(length.cosine, start=config.weight_decay, end=final)
     return _Schedule(optimizer, factor, decay)

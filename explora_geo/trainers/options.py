@@ -1,4 +1,4 @@
-"""What tasks are told: how their backbone is built, what of it tunes, and how tuning is regularized."""
+"""Options of tasks: how to build the backbone, what to tune, and how to regularize tuning."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ T = TypeVar('T')
 
 _FROZEN: dict[str, Any] = {'unfrozen_blocks': (), 'train_norms': False, 'train_cls_token': False}
 
-#: What trains of the backbone. LoRA-r8 on Q and V of every block is the paper's (appendix B).
+#: Trainable parts of the backbone. LoRA-r8 on Q and V of every block follows the paper (appendix B).
 ADAPTATIONS: dict[str, ExPLoRAConfig] = {
     'linear': ExPLoRAConfig(**_FROZEN, rank=0),
     'lora': ExPLoRAConfig(**_FROZEN, rank=8),
@@ -30,27 +30,26 @@ _FEW = OptimConfig(base_lr=1e-3, betas=(0.9, 0.999), warmup_epochs=1, min_lr=1e-
 _ALL = OptimConfig(
     base_lr=2e-4, betas=(0.9, 0.999), warmup_epochs=1, min_lr=1e-6, weight_decay=0.05, layer_decay=0.75
 )
-#: How it trains. LoRA: appendix B and the released scripts; full: SatMAE's fine-tuning.
+#: Optimizers. LoRA: appendix B and the released scripts; full: SatMAE's fine-tuning.
 OPTIMIZERS: dict[str, OptimConfig] = {'linear': _FEW, 'lora': _FEW, 'full': _ALL, 'explora': _FEW}
 
 
 def restored(kind: type[T], value: Any) -> T | None:
-    """A group of options, which a checkpoint's hyper-parameters hold as a mapping."""
+    """Return a group of options, rebuilt if it is a mapping, as in a checkpoint's hyper-parameters."""
     return kind(**value) if isinstance(value, Mapping) else value
 
 
 @dataclass(frozen=True)
 class BackboneOptions:
-    """How images become tokens of the backbone, and what its activations cost; None is what weights state.
+    """Tokenization and activation memory of the backbone; None takes what the weights state.
 
     Attributes:
-        bands: Band names of the images, in order; as weights or tokenizer have them if None.
-        img_size: Image side, pixels; what files and name state if None, or 224 for DINOv2's.
-        patch_size: Patch side, pixels; what files and name state if None.
-        tokenizer: How images become tokens: `patch`, `group-channel` (groups of spectral bands, whose patch
-            embeddings start anew and train unless the weights have them) or `temporal` (frames with
-            `timestamps`).
-        tokenizer_options: Further arguments of that tokenizer's class, such as `channel_groups`.
+        bands: Band names of the images, in order; if None, those of the weights or the tokenizer.
+        img_size: Image side, in pixels; if None, as stated by the files or the name, or 224 for DINOv2.
+        patch_size: Patch side, in pixels; if None, as stated by the files or the name.
+        tokenizer: `patch`, `group-channel` (groups of spectral bands, whose patch embeddings start at random
+            and train unless the weights include them) or `temporal` (frames with `timestamps`).
+        tokenizer_options: Further arguments of the tokenizer class, such as `channel_groups`.
         grad_checkpointing: Recompute activations in the backward pass to save memory.
     """
 
@@ -64,18 +63,18 @@ class BackboneOptions:
 
 @dataclass(frozen=True)
 class PretrainOptions(BackboneOptions):
-    """`BackboneOptions` for pre-training, and how it computes.
+    """`BackboneOptions` with compute and initialization options for pre-training.
 
     Attributes:
-        drop_path_rate: Stochastic depth of the backbone in training; the preset's if None.
-        learned_position: Train position codes in full pre-training; False for MAE's fixed ones.
-        patch_embed_init: How patch embeddings of other bands start: at random as in the paper, or from
+        drop_path_rate: Stochastic depth of the backbone during training; the preset's if None.
+        learned_position: Train position embeddings in full pre-training; False keeps MAE's fixed ones.
+        patch_embed_init: Initialization of patch embeddings for other bands: random as in the paper, or from
             the weights' filters by wavelength.
-        rotary: How the rotations of DINOv3's backbones vary in training; not at all if None.
-        compile_backbone: Compile the blocks of backbone, teacher and decoder, at the first steps' cost.
-        adapter_dtype: Type of the values in `adapter.safetensors`; bfloat16 halves the file.
-        frozen_dtype: Type in which frozen matrices are held while training; bfloat16, for a trainer's
-            precision of bf16-mixed, lets go of the float32 numbers that autocast never computes with.
+        rotary: Random variation of DINOv3's rotary positions during training; none if None.
+        compile_backbone: Compile the blocks of backbone, teacher and decoder; slows down the first steps.
+        adapter_dtype: Data type of the values in `adapter.safetensors`; bfloat16 halves the file size.
+        frozen_dtype: Data type of frozen matrices during training; bfloat16, for bf16-mixed precision, frees
+            the float32 values that autocast never uses.
     """
 
     tokenizer: Literal['patch', 'group-channel', 'temporal'] = 'patch'
@@ -96,14 +95,14 @@ class PretrainOptions(BackboneOptions):
 
 @dataclass(frozen=True)
 class Regularization:
-    """How tuning is kept from learning its images by heart; the defaults are the paper's (appendix B).
+    """Regularization of tuning; the defaults follow the paper (appendix B).
 
     Attributes:
-        drop_path: Stochastic depth of the last block, rising linearly; a frozen backbone has none.
-        label_smoothing: Of the cross-entropy.
-        mixup: Alpha of mixup, 0 for none; one class per image only.
-        cutmix: Alpha of cutmix, 0 for none; with both, each batch draws one of them.
-        erasing: Share of images with a rectangle erased.
+        drop_path: Stochastic depth of the last block, rising linearly up to it; 0 for a frozen backbone.
+        label_smoothing: Label smoothing of the cross-entropy.
+        mixup: Alpha of mixup, 0 for none; only with one class per image.
+        cutmix: Alpha of cutmix, 0 for none; with both, each batch uses one of them at random.
+        erasing: Fraction of images with a rectangle erased.
     """
 
     drop_path: float = 0.2
@@ -124,19 +123,19 @@ class Regularization:
 
     @property
     def mixes(self) -> bool:
-        """Whether images of a batch are mixed, so that targets become shares of classes."""
+        """Whether images of a batch are mixed, which turns targets into shares of classes."""
         return self.mixup > 0 or self.cutmix > 0
 
     def apply(self, image: Tensor, target: Tensor, classes: int) -> tuple[Tensor, Tensor]:
         """Mix the images of a batch and their classes, then erase rectangles.
 
         Args:
-            image: Normalized images, shape (B, …, H, W): zero, the mean of each band, is what is left.
-            target: Classes, shape (B,); other targets where nothing is mixed.
+            image: Normalized images, shape (B, …, H, W); erasing leaves zero, the mean of each band.
+            target: Classes, shape (B,); other targets only without mixing.
             classes: Number of classes K.
 
         Returns:
-            Images and targets, mixed as shares of classes, shape (B, K).
+            Images and targets; mixed targets are shares of classes, shape (B, K).
         """
         if not self.mixes and not self.erasing:
             return image, target

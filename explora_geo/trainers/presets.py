@@ -21,19 +21,19 @@ from explora_geo.transforms import ViewsConfig
 
 @dataclass(frozen=True)
 class Preset:
-    """One published recipe."""
+    """A published recipe."""
 
-    adaptation: ExPLoRAConfig  # what trains in the backbone
+    adaptation: ExPLoRAConfig  # trainable parts of the backbone
     optim: OptimConfig  # optimizer and schedule
-    batch: int  # effective batch, reached with gradient accumulation
-    epochs: int | None = None  # length, or None where it is given in steps
+    batch: int  # effective batch size, reached by gradient accumulation
+    epochs: int | None = None  # length in epochs, or None if given in steps
     steps: int | None = None  # length in optimizer steps, or None
-    objective: Mapping[str, Any] = field(default_factory=dict)  # its arguments
+    objective: Mapping[str, Any] = field(default_factory=dict)  # arguments of the objective
     drop_path_rate: float = 0.0  # stochastic depth of the student
-    gradient_clip: float | None = None  # largest norm of the gradient, the trainer's `gradient_clip_val`
+    gradient_clip: float | None = None  # maximum gradient norm, the trainer's `gradient_clip_val`
 
     def over(self, steps: int) -> 'Preset':
-        """The recipe for a run of another number of steps: lengths that it states in steps in proportion."""
+        """Return the recipe for another number of steps, with all lengths in steps scaled in proportion."""
         if not self.steps:
             return replace(self, steps=steps)
 
@@ -47,7 +47,7 @@ class Preset:
         return replace(self, steps=steps, optim=resized(self.optim), objective=objective)
 
 
-#: Objectives that have recipes, by the letter that the paper's notation starts with.
+#: Objectives with recipes, by the first letter of the paper's notation.
 OBJECTIVES: dict[str, type[Objective]] = {'M': MAE, 'D': DINOv2}
 
 # The released code scales LoRA by alpha / r with alpha = 1, and gives MLP matrices, where they are targets,
@@ -55,13 +55,13 @@ OBJECTIVES: dict[str, type[Objective]] = {'M': MAE, 'D': DINOv2}
 _RELEASED: dict[str, Any] = {'alpha': 1.0, 'mlp_rank_ratio': 0.25}
 
 
-# DINOv2's crops as its code makes them, and with its horizontal flip alone.
+# DINOv2's crops as in its code, and a variant with only the horizontal flip.
 _VIEWS = ViewsConfig(blur=(0.0, 0.9, 0.5), blur_sigma=(0.1, 2.0))
 _FLIPPED = replace(_VIEWS, vertical_flip=False, quarter_turns=False)
 
 
 def _mae(adaptation: str, base_lr: float, epochs: int, decoder_rank: int, **changes: Any) -> Preset:
-    # Of the decoder LoRA and norms train; mask token, embedding and prediction stay frozen.
+    # In the decoder, LoRA and norms train; mask token, embedding and prediction stay frozen.
     decoder = ExPLoRAConfig(unfrozen_blocks=(), rank=decoder_rank, **changes)
     return Preset(
         ExPLoRAConfig.parse(adaptation, **changes),
@@ -82,7 +82,7 @@ def _dinov2(
     views: ViewsConfig,
     **changes: Any,
 ) -> Preset:
-    """DINOv2's defaults in what the sources leave open; its files count in epochs of `epoch` steps."""
+    """Build a recipe with DINOv2's defaults where the sources are silent; its epochs are `epoch` steps."""
     return Preset(
         ExPLoRAConfig.parse(adaptation, **changes),
         OptimConfig(
@@ -111,7 +111,7 @@ def _dinov2(
     )
 
 
-#: Recipes by name and by the weights they start from: `M` for MAE's, `D` for DINOv2's.
+#: Recipes by name and by starting weights: `M` for MAE, `D` for DINOv2.
 PRESETS: dict[str, dict[str, Preset]] = {
     'paper-workshop': {
         # "Q, V matrices of each attention layer in all other blocks (including all blocks of the decoder)".
@@ -122,23 +122,23 @@ PRESETS: dict[str, dict[str, Preset]] = {
     'paper-released': {
         'M': _mae('M-ExPLoRA-[L]-r64', 4.5e-4, 400, decoder_rank=8, **_RELEASED),
         # An epoch of the released code is 1,000 iterations. No source says whether those are optimizer steps
-        # or the micro-batches of 32 that make a batch of 1,024; the shares of the run are the same.
+        # or micro-batches of 32 that make a batch of 1,024; either way the shares of the run are the same.
         'D': _dinov2(
             'D-ExPLoRA-[L]-r64', 1e-3, 1024, 150_000, epoch=1000, freeze=3, views=_FLIPPED, **_RELEASED
         ),
     },
     # The workshop text's fMoW-Sentinel (tokenizer group-channel, 96 px, patch 8) and fMoW-Temporal; the
-    # decoder's rank follows from the parameters that it counts.
+    # decoder's rank follows from the parameter counts that it reports.
     'paper-sentinel': {'M': _mae('M-ExPLoRA-[1,L]-r32', 4.5e-4, 50, decoder_rank=32)},
     'paper-temporal': {'M': _mae('M-ExPLoRA-[L]-r32', 4.5e-4, 50, decoder_rank=32)},
 }
 
 
 def get_preset(name: str, letter: str) -> Preset:
-    """A recipe by name and by `M` or `D`, the objective of the starting weights.
+    """Return a recipe by name and by the objective of the starting weights, `M` or `D`.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If there is no such recipe.
     """
     if name not in PRESETS or letter not in PRESETS[name]:
         raise ValueError(
@@ -150,15 +150,15 @@ def get_preset(name: str, letter: str) -> Preset:
 
 
 class Choice(NamedTuple):
-    """What a run trains."""
+    """Objective and recipe of a run."""
 
     factory: Callable[[ViT], Objective]
-    recipe: Preset  # of a preset, if it has a part, or our defaults; with the adaptation that is asked for
+    recipe: Preset  # the preset's if it applies, else our defaults; with the requested adaptation
     preset: str | None
     report: str
 
 
-#: Without a preset: the defaults of the configurations.
+#: Recipe without a preset: the defaults of the configurations.
 _OWN = Preset(ExPLoRAConfig(), OptimConfig(), batch=0)
 
 
@@ -168,7 +168,7 @@ def choose(
     objective: Callable[[ViT], Objective] | None,
     weights: WeightsEnum | str | Path | None,
 ) -> Choice:
-    """Fill what is not given to `ExPLoRATask` from a preset; notation states blocks and rank alone.
+    """Fill in missing arguments of `ExPLoRATask` from a preset; notation sets only blocks and rank.
 
     Raises:
         ValueError: If notation and objective contradict each other, or nothing names an objective.
@@ -210,10 +210,10 @@ def choose(
 
 
 def weights_objective(weights: WeightsEnum | str | Path | None) -> str:
-    """The objective that made weights: `M` or `D`, or nothing where they do not say it clearly.
+    """Return the objective that made the weights, `M` or `D`, or an empty string if that is unclear.
 
     Args:
-        weights: An entry, which states it, `timm/<name>`, or a file whose tensors show it.
+        weights: An entry, which states it, `timm/<name>`, or a file whose tensors reveal it.
     """
     if weights is None:
         return ''

@@ -37,13 +37,13 @@ GUARD = GuardConfig()
 class ExPLoRATask(ReproducibleTask):
     """ExPLoRA pre-training (paper, section 4): weights → adaptation → the objective, without labels.
 
-    Reads `batch['image']` only. With labeled validation batches it also reports the k-NN or
-    linear-probe accuracy of the features next to that of the starting weights, without labels their
+    Training needs only `batch['image']`. With labeled validation batches, the task also reports the k-NN or
+    linear-probe accuracy of the features next to that of the starting weights; without labels, their
     effective rank.
 
     Attributes:
-        recipe_report: One sentence: which preset filled what was not given.
-        stopped: Why the run was stopped as collapsed, or empty.
+        recipe_report: Sentence that names the preset and the arguments given in its place.
+        stopped: Reason for stopping the run as collapsed, or empty.
     """
 
     ignore: Sequence[str] | str | None = ('objective', 'weights')
@@ -66,23 +66,23 @@ class ExPLoRATask(ReproducibleTask):
         """Initialize an ExPLoRATask.
 
         Args:
-            model: Backbone by timm's name; see `create_vit`.
+            model: timm name of the backbone; see `create_vit`.
             weights: Starting weights: a `WeightsEnum`, a file, or `timm/<name>` for timm's hub; None
-                starts from random weights, which only full pre-training makes sense of.
-            adaptation: What trains: a configuration; the paper's notation, whose blocks and rank replace
-                the preset's; `full` for everything; or the preset's if None.
+                starts from random weights, which requires full pre-training.
+            adaptation: What to train: a configuration; the paper's notation, whose blocks and rank replace
+                the preset's; `full` for everything; or None for the preset's.
             objective: Class (or other callable) that builds the objective around the backbone; if None,
-                the one that the notation (M-ExPLoRA, D-ExPLoRA) or else the weights name.
-            optim: Optimizer and schedule, taken whole; the preset's if None.
-            preset: Published recipe that fills what is not given, also in MAE and DINOv2; None, or an
-                objective of another class, takes the defaults for short runs. Batch and length of the recipe
-                (in `PRESETS`) are the business of trainer and datamodule.
-            monitor_features: What a labeled validation set is used for.
-            guard: When the run counts as collapsed, is stopped and taken back; None never stops.
-            **backbone: Bands, sizes, tokenizer, memory and types; see `PretrainOptions`.
+                the one named by the notation (M-ExPLoRA, D-ExPLoRA) or else by the weights.
+            optim: Optimizer and schedule, replacing the preset's as a whole; None keeps the preset's.
+            preset: Published recipe that fills in missing arguments, also those of MAE and DINOv2. With None
+                or an objective of another class, the defaults for short runs apply. Set batch size and length
+                of the recipe (in `PRESETS`) in trainer and datamodule.
+            monitor_features: Score of the features on a labeled validation set.
+            guard: Bounds for stopping a collapsed run and restoring its best state; None never stops.
+            **backbone: Bands, sizes, tokenizer, memory and data types; see `PretrainOptions`.
 
         Raises:
-            ValueError: If a name, notation, objective or the weights do not fit, or none is named.
+            ValueError: If a name, notation, objective or the weights do not fit, or no objective is named.
             FileNotFoundError: If the weights file does not exist.
         """
         choice = choose(preset, adaptation, objective, weights)
@@ -96,7 +96,7 @@ class ExPLoRATask(ReproducibleTask):
         self.optim = restored(OptimConfig, optim) or choice.recipe.optim
         self.guard = restored(GuardConfig, guard)
         super().__init__()
-        plain = {  # values alone: a checkpoint must load with weights_only=True
+        plain = {  # plain values only: a checkpoint must load with weights_only=True
             **vars(self.options),
             'adaptation': self.config.to_dict(),
             'optim': dict(vars(self.optim)),
@@ -107,7 +107,7 @@ class ExPLoRATask(ReproducibleTask):
         log_hparams(self, plain)
 
     def configure_models(self) -> None:
-        """Build → load weights → adapt → objective, in this order."""
+        """Build the backbone, load weights, adapt it and add the objective, in this order."""
         name, options = self.hparams['model'], self.options
         same = ('patch_size', 'bands', 'tokenizer', 'tokenizer_options', 'learned_position', 'rotary')
         vit = create_vit(
@@ -136,7 +136,7 @@ class ExPLoRATask(ReproducibleTask):
             compile_blocks(self.model)
 
     def configure_metrics(self) -> None:
-        """Features of labeled validation batches."""
+        """Create the monitor of validation features."""
         self.features = FeatureMonitor(self.hparams['monitor_features'], self.guard)
 
     @property
@@ -145,21 +145,21 @@ class ExPLoRATask(ReproducibleTask):
         return self.model.backbone
 
     def forward(self, image: Tensor, timestamps: Tensor | None = None) -> Any:
-        """Features of images, shape (B, C, H, W), or as the tokenizer says."""
+        """Return features of images, shape (B, C, H, W), or as the tokenizer requires."""
         return self.backbone(image, timestamps=timestamps)
 
     def configure_optimizers(self) -> Any:
-        """AdamW over what trains, warm-up and cosine by step."""
+        """Set up AdamW over the trainable parameters, with warm-up and cosine decay per step."""
         length = training_length(self.trainer)
         self.model.set_schedule(length.total, length.epoch)
         return optimization(self.trainer, self.model, self.optim, length)
 
     def configure_callbacks(self) -> list[Callback]:
-        """What every run has, and the watch over features."""
+        """Return the callbacks of every run, and the feature monitor."""
         return [*super().configure_callbacks(), self.features]
 
     def setup(self, stage: str) -> None:
-        """Match the data, and say what was loaded.
+        """Match the data to the backbone and report what was loaded.
 
         Raises:
             ValueError: If bands are missing, or `frozen_dtype` would round the weights of the run.
@@ -181,12 +181,12 @@ class ExPLoRATask(ReproducibleTask):
             rank_zero_info(said)
         vit = self.backbone
         given = getattr(datamodule, 'given_statistics', datamodule is not None)
-        match_data(datamodule, vit, 'data' if given else None)  # the backbone adapts to what is given
+        match_data(datamodule, vit, 'data' if given else None)  # the backbone adapts to given statistics
         used = normalization_of(datamodule, vit.patch_embed.bands)
-        for each in (vit, self.model.final_backbone):  # noted in the files that are written
+        for each in (vit, self.model.final_backbone):  # recorded in the files written
             each.normalization = used or vit.normalization
         if self._weights is not None and not self.config.full:
-            _ = self.base_sha256  # of the base as it was loaded: a precision of 16 bits rounds it next
+            _ = self.base_sha256  # hashes the base as loaded: 16-bit precision rounds it next
         if self.options.frozen_dtype == 'bfloat16':
             if not str(self.trainer.precision).startswith('bf16'):
                 raise ValueError(
@@ -196,26 +196,26 @@ class ExPLoRATask(ReproducibleTask):
             hold_frozen(self.model, torch.bfloat16)
 
     def fit_crops(self, datamodule: Any) -> None:
-        """Keep crops whose size neither arguments nor the name give from being larger than the images."""
+        """Cap crops at the size of the images unless the arguments or the model name set their size."""
         side, named = tile_side(datamodule), task_size(self.hparams['model'])
         if side is not None and self.options.img_size is None and named is not None:
             self.model.cap_views(side)
 
     def enlarging(self, datamodule: Any) -> str:
-        """By how much tiles are enlarged to what the objective reads, or nothing."""
+        """Describe by how much tiles are enlarged to the objective's input size; empty if they are not."""
         self.fit_crops(datamodule)
         views = self.model.views
         size = views.global_size if views else None
         return describe_enlarging(datamodule, size or self.backbone.patch_embed.img_size)
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
-        """Loss of the objective on `image`, shape (B, C, H, W), and perhaps `views`."""
+        """Return the loss of the objective on `image`, shape (B, C, H, W), and any `views`."""
         losses = self.model(batch, self.global_step)
         loss = torch.stack(list(losses.values())).sum()
         return self.log_step(loss, batch, {**losses, **self.model.metrics})
 
     def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
-        """Clip each part of the objective by its own norm; all by one where a strategy shards them."""
+        """Clip each part of the objective by its own norm, or all by one norm if a strategy shards them."""
         parts, largest = self.model.clipped, self.trainer.gradient_clip_val
         if (
             len(parts) == 1
@@ -233,34 +233,34 @@ class ExPLoRATask(ReproducibleTask):
         self.model.before_step(self.global_step)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Make an optimizer step and let the objective act on it, before any checkpoint can be saved."""
+        """Take an optimizer step and let the objective act on it before any checkpoint can be saved."""
         super().optimizer_step(*args, **kwargs)
         self.model.after_step(self.global_step + 1)
 
     @cached_property
     def base_sha256(self) -> str:
-        """Hash of what does not train, which is why it is computed once: it takes a second at ViT-L size."""
+        """Hash of the frozen weights, computed once because it takes a second at ViT-L size."""
         return frozen_sha256(self.backbone)
 
     @property
     def trainable_share(self) -> float:
-        """Share of the backbone's parameters that train."""
+        """Trainable fraction of the backbone's parameters."""
         return sum(trainable_summary(self.backbone).values()) / self.backbone.num_parameters
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor | None:
-        """Loss of the objective; features of `image` for `FeatureMonitor`."""
-        if not self.trainer.sanity_checking:  # which is there for the starting score
+        """Log the loss of the objective; return features of `image` for `FeatureMonitor`."""
+        if not self.trainer.sanity_checking:  # which only scores the starting weights
             loss = torch.stack(list(self.model(batch, self.global_step).values())).sum()
             self.log('val_loss', loss, batch_size=len(batch['image']), prog_bar=True, sync_dist=True)
         return None if self.features.kind == 'none' else self.predict_step(batch, batch_idx)
 
     def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
-        """Features of normalized images, shape (B, D), by the backbone that a run leaves behind."""
+        """Return features, shape (B, D), of normalized images by the final backbone of the run."""
         features = self.model.final_backbone(batch['image'], timestamps=batch.get('timestamps'))
         return self.model.pool(features)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave out what the starting weights hold already: frozen tensors are kept once, there."""
+        """Leave out frozen tensors, which the starting weights already hold."""
         super().on_save_checkpoint(checkpoint)
         checkpoint['objective'] = self.model.letter
         if self._weights is not None and not self.config.full:
@@ -272,7 +272,7 @@ class ExPLoRATask(ReproducibleTask):
         """Fill in the frozen tensors from the starting weights.
 
         Raises:
-            ValueError: If objective or starting weights are not those of the checkpoint.
+            ValueError: If the objective or the starting weights differ from the checkpoint's.
         """
         super().on_load_checkpoint(checkpoint)
         letter, own = checkpoint.get('objective'), self.model.letter
@@ -284,7 +284,7 @@ class ExPLoRATask(ReproducibleTask):
         frozen = checkpoint.get('frozen')
         if frozen is None:
             return
-        stated = checkpoint.get('hyper_parameters', {}).get('adaptation')  # a step alone has none
+        stated = checkpoint.get('hyper_parameters', {}).get('adaptation')  # some checkpoints have none
         if frozen != self.base_sha256:
             raise ValueError(
                 'the checkpoint was trained from other weights or another adaptation: give the '
@@ -300,12 +300,12 @@ class ExPLoRATask(ReproducibleTask):
         checkpoint['state_dict'].update({k: state[k] for k in self.frozen_keys()})
 
     def frozen_keys(self) -> list[str]:
-        """Names in the state dict of what does not train in the backbone."""
+        """Return the state-dict names of the backbone's frozen tensors."""
         names = set(trainable_names(self.backbone))
         return [f'model.backbone.{k}' for k in self.backbone.state_dict() if k not in names]
 
     def write_weights(self, folder: Path) -> dict[str, Any]:
-        """Write `adapter.safetensors`, or after full training `model.safetensors`; what the report says."""
+        """Write `adapter.safetensors`, or `model.safetensors` after full training; return report entries."""
         name, trained = self.hparams['model'], self.model.final_backbone
         file = folder / ('model.safetensors' if self.config.full else 'adapter.safetensors')
         if self.config.full:
@@ -327,21 +327,21 @@ class ExPLoRATask(ReproducibleTask):
         }
 
     def pictures(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What the objective makes of a few validation images, below the images."""
+        """Return a few validation images with the objective's output below them."""
         shown = true_color_bands(self.backbone.patch_embed.bands)
         made = self.model.pictures(batch['image'], batch.get('timestamps'))
         return {title: two_rows(batch['image'], images, shown) for title, images in made.items()}
 
 
 class CropLink(Callback):
-    """Gives the crops of the objective to the data module, which then cuts them out of whole images.
+    """Callback that lets the data module cut the objective's crops out of whole images.
 
-    Without it the objective cuts its crops out of the one crop that the data module made. `explora-geo fit`
-    and `adapt` add it; in Python it is `Trainer(callbacks=[CropLink()])`.
+    Without it, the objective cuts its crops out of the single crop made by the data module. `explora-geo fit`
+    and `adapt` add it; in Python, use `Trainer(callbacks=[CropLink()])`.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Link task and data module, once both know their images."""
+        """Link task and data module once both know the size of their images."""
         datamodule: Any = getattr(trainer, 'datamodule', None)
         if hasattr(datamodule, 'use_views') and isinstance(pl_module, ExPLoRATask):
             pl_module.fit_crops(datamodule)

@@ -1,4 +1,4 @@
-"""Runs that can be stopped at any moment and go on as if they had not."""
+"""Runs that can be interrupted at any time and resume as if they had not been."""
 
 import logging
 import random
@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 
 class Stream(IntEnum):
-    """What random numbers are drawn for; each has numbers of its own."""
+    """Independent streams of random numbers, one for each purpose."""
 
     AUGMENTATION = 0
     VALIDATION = 1
@@ -44,16 +44,16 @@ class Stream(IntEnum):
 
 
 class RunScope(Callback):
-    """What a run does to its process: it saves when it is told to stop, and leaves all as it was.
+    """Callback that saves a run when it is told to stop, and restores the state of the process.
 
-    Lightning stops a run at the end of the step in which SIGTERM came; this saves it. The signal by which
-    Slurm announces the end of a job makes Lightning save at once, amid a step that no run can go on from:
-    here it waits until the step is done, in all processes. Random states, warning filters and the limits of
-    `torch.compile` are those of before when the run ends.
+    Lightning stops a run at the end of the step in which SIGTERM arrived; this callback saves it. When Slurm
+    signals the end of a job, Lightning saves at once, in the middle of a step from which no run can resume:
+    here it waits until all processes have completed the step. Random states, warning filters and the limits
+    of `torch.compile` are restored when the run ends.
     """
 
     def __init__(self) -> None:
-        """Remember the random states; a task makes this callback when its run begins."""
+        """Save the random states; a task creates this callback when its run begins."""
         self._changes = ExitStack()
         self._changes.enter_context(isolate_rng(include_cuda=torch.cuda.is_initialized()))
         self._requeue: Any = None
@@ -61,13 +61,13 @@ class RunScope(Callback):
         self._step = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Begin what ends with the run, before the task sets filters of its own."""
+        """Enter the contexts that end with the run, before the task sets its own filters."""
         self._changes.enter_context(warnings.catch_warnings())
         if pl_module.hparams.get('compile_backbone'):
             self._changes.enter_context(many_graphs())
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take over the requeue signal, where Slurm sends one."""
+        """Take over the requeue signal if Slurm sends one."""
         number = slurm_requeue_signal(trainer)
         if number is not None:
             self._requeue, self._step = signal.getsignal(number), trainer.global_step
@@ -77,7 +77,7 @@ class RunScope(Callback):
         self._pending = received
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        """Do what the requeue signal asks for, once all processes know of it and a step is complete."""
+        """Handle the requeue signal once all processes know of it and a step is complete."""
         if self._requeue is None or trainer.global_step == self._step:
             return
         self._step = trainer.global_step
@@ -86,13 +86,13 @@ class RunScope(Callback):
             self._requeue(*received)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Take all changes back."""
+        """Undo all changes."""
         self._changes.close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Save a run that is terminated: where its checkpoints lie, else in its folder.
+        """Save a terminated run beside its checkpoints, or else in its folder.
 
-        Lightning tears down nothing after an error, so that changes are taken back here, too.
+        Lightning tears nothing down after an error, so changes are undone here, too.
         """
         with self._changes:
             if isinstance(exception, SIGTERMException) and trainer.global_step:
@@ -104,20 +104,20 @@ class RunScope(Callback):
 
 
 class ReproducibleTask(BaseTask):
-    """A task whose random state follows from its seed and the number of the batch.
+    """Task whose random state depends only on its seed and the number of the batch.
 
-    What is drawn for a batch - crops, masks, dropped paths - depends on neither what ran before, nor the
-    number of workers, nor whether the run was stopped in between. Processes draw different numbers.
+    Random draws for a batch (crops, masks, dropped paths) do not depend on what ran before, the number of
+    workers, or whether the run was interrupted. Processes draw different numbers.
 
     Attributes:
-        clock: How fast steps are, and how long they wait for images.
-        skipped: Reasons by path of tiles that the loader could not read.
+        clock: Timer of steps and loader waits.
+        skipped: Reasons by path for tiles that the loader could not read.
     """
 
     _seed: int | None = None
     _validated = 0
     _ordered: int | None = None
-    #: Batch, whether its loss is not finite here and anywhere, shape (2,), and the event behind that copy.
+    #: Batch, flags of a non-finite loss here and in any process, shape (2,), and the event of their copy.
     _check: tuple[Any, Tensor, torch.cuda.Event | None] | None = None
     _averages: tuple[Tensor, ...] = ()
     _kept_averages: tuple[Tensor, ...] = ()
@@ -128,21 +128,21 @@ class ReproducibleTask(BaseTask):
         super().__init__()
 
     def configure_callbacks(self) -> list[Callback]:
-        """What saves a run that the system stops, and leaves the process as it was; report and weights."""
+        """Return callbacks that save an interrupted run, restore the process, and write the outputs."""
         return [RunScope(), Artifacts()]
 
     def setup(self, stage: str) -> None:
-        """Have checkpoints written in one piece."""
+        """Make checkpoint writes atomic."""
         strategy = self.trainer.strategy
-        if type(strategy.checkpoint_io) is TorchCheckpointIO:  # else it was given another
+        if type(strategy.checkpoint_io) is TorchCheckpointIO:  # keeps any other that was given
             strategy.checkpoint_io = AtomicCheckpointIO()
         if isinstance(strategy, FSDPStrategy | ModelParallelStrategy):
             convert_each_time(self)
-        # Lightning tells that our hook is the one that counts, as it is meant.
+        # Lightning warns that our hook takes precedence, as intended.
         warnings.filterwarnings('ignore', message='You have overridden `on_before_batch_transfer`')
 
     def on_fit_start(self) -> None:
-        """Settle the seed (the checkpoint's, else that of now) and find the running averages of batches."""
+        """Set the seed (the checkpoint's, else the current one) and collect batch-norm running averages."""
         if self._seed is None:
             self._seed = self.trainer.strategy.broadcast(torch.initial_seed())
         norms = [module for module in self.modules() if isinstance(module, BatchNorm)]
@@ -151,13 +151,13 @@ class ReproducibleTask(BaseTask):
         self._kept_averages = tuple(average.clone() for average in self._averages)
 
     def on_train_start(self) -> None:
-        """Put the loader at the place of the run: Lightning restores it only before the length is known."""
+        """Move the loader to the run's position; Lightning restores it only before the length is known."""
         loader: Any = self.trainer.train_dataloader
         batches, fetcher = self.trainer.num_training_batches, data_fetcher(self.trainer)
         if batches == float('inf') or fetcher is None:
-            return  # a stream has no order to go on with
+            return  # a stream has no order to resume
         epoch, done = divmod(self.trainer.fit_loop.total_batch_idx + 1, int(batches))
-        if hasattr(loader, 'load_state_dict'):  # as those of our data modules
+        if hasattr(loader, 'load_state_dict'):  # as the loaders of our data modules do
             place = {'epoch': epoch, 'batches': done, 'seed': self._seed}
             if loader.state_dict() != place:
                 loader.load_state_dict(place)
@@ -167,25 +167,25 @@ class ReproducibleTask(BaseTask):
             self.reseed(Stream.ORDER, epoch)
             samplers: list[Any] = [loader.sampler, getattr(loader.batch_sampler, 'sampler', None)]
             for sampler in samplers:
-                if hasattr(sampler, 'set_epoch'):  # Lightning does so only when the epoch goes on
+                if hasattr(sampler, 'set_epoch'):  # Lightning does so only when the epoch advances
                     sampler.set_epoch(epoch)
             iter(fetcher)
             for _ in range(done):
                 next(fetcher.iterator)
 
     def on_train_epoch_start(self) -> None:
-        """Set the random state from which a loader that is not ours draws the order of an epoch."""
-        self.clock.pause()  # what happens between epochs does not count as a slow step
+        """Set the random state from which third-party loaders draw the order of an epoch."""
+        self.clock.pause()  # time between epochs does not count as a slow step
         if self.current_epoch != self._ordered:
             self.reseed(Stream.ORDER, self.current_epoch)
 
     def on_validation_epoch_start(self) -> None:
-        """Every validation draws the same numbers."""
+        """Reset the batch count, so that every validation draws the same numbers."""
         self._validated = 0
         self.clock.pause()
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Set the random state of a batch, before it is augmented, and note the tiles that it lacks."""
+        """Set the random state of a batch before augmentation, and record the tiles that it lacks."""
         for entry in batch.get('skipped', ()) if isinstance(batch, Mapping) else ():
             path, _, reason = entry.partition(': ')
             self.skipped.setdefault(path, reason)
@@ -198,25 +198,25 @@ class ReproducibleTask(BaseTask):
         return batch
 
     def reseed(self, stream: Stream, number: int) -> None:
-        """Set all random states for the batch, or with `Stream.ORDER` for the epoch, of a number."""
+        """Set all random states for a batch number or, with `Stream.ORDER`, for an epoch number."""
         rank = 0 if stream is Stream.ORDER else self.global_rank  # processes share one order
         entropy = (self._seed or 0, int(stream), rank, number)
         seed_all(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Set the random state of a step, and keep what its forward pass changes in place."""
+        """Set the random state of a step, and keep a copy of what its forward pass changes in place."""
         self.reseed(Stream.STEP, self.trainer.fit_loop.total_batch_idx)
         for average, kept in zip(self._averages, self._kept_averages, strict=True):
             kept.copy_(average)
 
     def on_train_batch_end(self, *args: Any) -> None:
-        """From here on the loop waits for its loader."""
+        """Start timing the wait for the loader."""
         self.clock.wait()
 
     def log_step(
         self, loss: Tensor, batch: Mapping[str, Any], parts: Mapping[str, Tensor] = MappingProxyType({})
     ) -> Tensor:
-        """Log a loss and its parts, learning rate and speed; the loss is checked and returned."""
+        """Log a loss and its parts, the learning rate and the speed; check the loss and return it."""
         self.check_finite(loss, batch)
         size = len(batch['image'])
         self.log('train_loss', loss.detach(), batch_size=size, prog_bar=True)
@@ -228,9 +228,9 @@ class ReproducibleTask(BaseTask):
         return loss
 
     def check_finite(self, loss: Tensor, batch: Any) -> None:
-        """Have a loss checked before the optimizer moves anything; `on_after_backward` reads the answer.
+        """Start a check of the loss, which `on_after_backward` completes before the optimizer step.
 
-        The answer is copied while the device computes gradients, so that nothing waits for the device.
+        The result is copied while the device computes gradients, so that nothing waits for the device.
         """
         bad = (~torch.isfinite(loss.detach())).float().repeat(2)
         if self.trainer.world_size > 1 and dist.is_initialized():
@@ -243,18 +243,18 @@ class ReproducibleTask(BaseTask):
         self._check = batch, bad, there
 
     def on_after_backward(self) -> None:
-        """Raise `ValueError` at a loss that is not finite; batch and a checkpoint of before it are saved."""
+        """Raise `ValueError` at a non-finite loss, after saving the batch and a checkpoint from before it."""
         if self._check is None:
             return
         (batch, bad, there), self._check = self._check, None
         if there is not None:
-            there.synchronize()  # long past: the gradients' kernels are queued behind it
+            there.synchronize()  # already done: the kernels of the gradients are queued behind it
         own, anyone = bad.bool().tolist()
         if anyone:
             raise ValueError(self._save_evidence(batch, own))
 
     def _save_evidence(self, batch: Any, own: bool) -> str:
-        """Save the batch and the state before it, and say so in a sentence."""
+        """Save the batch and the state before it; return a sentence that says so."""
         for average, kept in zip(self._averages, self._kept_averages, strict=True):
             average.copy_(kept)
         folder, step = run_folder(self.trainer), self.global_step
@@ -263,7 +263,7 @@ class ReproducibleTask(BaseTask):
             loader: Any = self.trainer.train_dataloader
             names = list(loader.names()) if hasattr(loader, 'names') else []
             file = folder / f'batch_{step:06d}_rank_{self.global_rank}.pt'
-            # What else a batch holds could not be read without running code.
+            # Other entries could not be read back without running code.
             plain = {k: v for k, v in batch.items() if isinstance(v, Tensor | list)}
             with atomic_path(file) as temporary:
                 content = {'step': step, 'files': names, 'batch': move_data_to_device(plain, 'cpu')}
@@ -276,7 +276,7 @@ class ReproducibleTask(BaseTask):
             )
         if not self.trainer.strategy.reduce_boolean_decision(_all_finite(self), all=True):
             return f'{said}; the weights are not finite either{self._advice()}'
-        # A resumed run repeats the step that is given up: its batches count as not begun.
+        # A resumed run repeats the abandoned step: its batches count as not started.
         progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress
         half_done = progress.current.completed % self.trainer.accumulate_grad_batches
         for counts in (progress.total, progress.current):
@@ -287,7 +287,7 @@ class ReproducibleTask(BaseTask):
         return f'{said}, {folder / "last_good.ckpt"} the run before it'
 
     def _advice(self) -> str:
-        """Name the checkpoint that was saved last, which holds finite weights, if there is one."""
+        """Name the latest checkpoint, which holds finite weights, if there is one."""
         files = [
             Path(path)
             for keeper in self.trainer.checkpoint_callbacks
@@ -298,10 +298,10 @@ class ReproducibleTask(BaseTask):
         return f', and go on from {newest}' if newest else ''
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the seed.
+        """Store the seed.
 
         Raises:
-            ValueError: If weights are not finite, so that the checkpoint of before stays the last one.
+            ValueError: If weights are not finite, so that the existing checkpoint remains the last one.
         """
         if not _all_finite(self):
             raise ValueError(
@@ -311,15 +311,15 @@ class ReproducibleTask(BaseTask):
         checkpoint['random_seed'] = self._seed
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with the seed of the checkpoint."""
+        """Restore the seed of the checkpoint."""
         self._seed = checkpoint.get('random_seed')
 
 
 def seed_all(seed: int) -> None:
-    """Set the random states of Python, NumPy and torch, on all devices, by a seed below 2 to the 32."""
+    """Seed Python, NumPy and torch, on all devices, with a seed below 2 to the 32."""
     random.seed(seed)
     np.random.seed(seed)
-    # As torch.manual_seed, which looks for all kinds of devices each time: milliseconds.
+    # Like torch.manual_seed, which spends milliseconds looking for devices each time.
     torch.default_generator.manual_seed(seed)
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed_all(seed)
@@ -328,7 +328,7 @@ def seed_all(seed: int) -> None:
 
 
 def _all_finite(task: LightningModule) -> bool:
-    """Whether all numbers of a task are finite, in one read from the device; of a share, the own part."""
+    """Return whether all values of a task are finite, in one read from the device; shards count locally."""
     tensors = [
         value.to_local() if isinstance(value, DTensor) else value for value in task.state_dict().values()
     ]

@@ -1,4 +1,4 @@
-"""Tasks with labels: classes and numbers of images and pixels; and the files of tuned models, read again."""
+"""Tasks for classification, segmentation and regression, and loading of tuned models."""
 
 import json
 from collections.abc import Sequence
@@ -19,13 +19,13 @@ from explora_geo.trainers.tuning import FORMAT, TRAINING, TuningTask
 
 
 class ClassTask(TuningTask):
-    """Tuning to classes: what classification and segmentation share."""
+    """Tuning to classes: the common base of classification and segmentation."""
 
     losses: tuple[str, ...] = ('ce', 'bce', 'jaccard', 'focal')
     ignored: int | None = None
 
     def __init__(self, loss: str | None, **kwargs: Any) -> None:
-        """Initialize a ClassTask with one of `losses`, by the kind of task if None."""
+        """Initialize a ClassTask with one of `losses`; None selects it by the kind of task."""
         one = self.kind == 'multiclass'
         self.loss_name = loss or ('ce' if one else 'bce')
         if self.loss_name not in self.losses:
@@ -38,10 +38,10 @@ class ClassTask(TuningTask):
             raise ValueError('mixup and cutmix need one class per image: task multiclass with the loss ce')
 
     def configure_losses(self) -> None:
-        """The loss by name.
+        """Create the loss by name.
 
         Raises:
-            ValueError: If there is not a weight for each class.
+            ValueError: If the number of class weights differs from the number of classes.
         """
         weights, ignored = self.hparams['class_weights'], self.ignored
         if weights is not None and self.loss_name == 'ce' and len(weights) != self.outputs:
@@ -51,7 +51,7 @@ class ClassTask(TuningTask):
         match self.loss_name:
             case 'ce':
                 weight = None if weights is None else torch.as_tensor(weights, dtype=torch.float32)
-                # Masks hold no class below 0, so that -1 leaves none out.
+                # Masks hold no class below 0, so -1 ignores nothing.
                 ignore_index = -1 if ignored is None else ignored
                 self.criterion = nn.CrossEntropyLoss(weight, None, ignore_index, label_smoothing=smooth)
             case 'bce':
@@ -64,9 +64,9 @@ class ClassTask(TuningTask):
                 self.criterion = DiceLoss(mode=self.kind, ignore_index=ignored)
 
     def metrics(self) -> MetricCollection:
-        """TorchGeo's: overall and average accuracy, Jaccard index and F1; of images macro F1, too, and mAP.
+        """Return TorchGeo's overall and average accuracy, Jaccard index and F1; images add macro F1 and mAP.
 
-        Of pixels all but the overall accuracy are means over classes, or of class 1 of two.
+        For pixels, all but the overall accuracy are means over classes, or of class 1 if binary.
         """
         sizes: dict[str, Any] = {
             'task': self.kind,
@@ -87,7 +87,7 @@ class ClassTask(TuningTask):
         return MetricCollection(found)
 
     def check_classes(self, classes: Sequence[str]) -> None:
-        """Refuse another number of classes than the data names."""
+        """Raise ValueError if the data name a different number of classes."""
         if self.kind == 'multiclass' and classes and len(classes) != self.outputs:
             shown = ', '.join(classes[:12]) + (', …' if len(classes) > 12 else '')
             raise ValueError(
@@ -96,7 +96,7 @@ class ClassTask(TuningTask):
             )
 
     def check_target(self, target: Tensor, image: Tensor) -> None:
-        """Refuse targets of another shape, and classes out of range."""
+        """Raise ValueError if targets have the wrong shape or hold classes out of range."""
         super().check_target(target, image)
         counted = target if self.ignored is None else target[target != self.ignored]
         highest = self.outputs - 1 if self.kind == 'multiclass' else 1
@@ -110,7 +110,7 @@ class ClassTask(TuningTask):
             )
 
     def loss(self, scores: Tensor, target: Tensor) -> Tensor:
-        """The loss of scores, shape (B, K) or (B, K, H, W); 0 where no pixel of the batch counts."""
+        """Return the loss of scores, shape (B, K) or (B, K, H, W), or 0 if no pixel of the batch counts."""
         if self.kind == 'binary':
             scores = scores.squeeze(1)
         if self.ignored is not None:
@@ -123,18 +123,18 @@ class ClassTask(TuningTask):
         return loss
 
     def predict(self, scores: Tensor) -> Tensor:
-        """Probabilities, shape (B, K) or (B, K, H, W); of class 1 without K for binary."""
+        """Return probabilities, shape (B, K) or (B, K, H, W); for binary those of class 1, without K."""
         if self.kind == 'multiclass':
             return scores.softmax(1)
         return scores.sigmoid().squeeze(1) if self.kind == 'binary' else scores.sigmoid()
 
     def decide(self, predicted: Tensor) -> Tensor:
-        """The class of each image or pixel, or whether it has each label."""
+        """Return the class of each image or pixel, or whether it has each label."""
         return predicted.argmax(1) if self.kind == 'multiclass' else (predicted >= 0.5).long()
 
 
 class ClassificationTask(ClassTask):
-    """Image classification with TorchGeo's arguments and metrics, and the paper's ways of tuning."""
+    """Image classification with TorchGeo's arguments and metrics, and the paper's tuning methods."""
 
     def __init__(
         self,
@@ -153,14 +153,14 @@ class ClassificationTask(ClassTask):
             task: One of `binary`, `multiclass` or `multilabel`.
             num_classes: Number of classes (multiclass only).
             num_labels: Number of labels (multilabel only).
-            loss: One of `ce`, `bce`, `jaccard` or `focal`; `ce` for multiclass and `bce` else if None.
+            loss: One of `ce`, `bce`, `jaccard` or `focal`; if None, `ce` for multiclass and `bce` otherwise.
             class_weights: Weight of each class in the loss `ce`.
-            tokens: What the head reads: `cls`, `avg` (mean patch) or `cls+avg`.
-            last_blocks: Blocks whose class tokens it reads.
+            tokens: Input of the head: `cls`, `avg` (mean patch) or `cls+avg`.
+            last_blocks: Number of last blocks whose class tokens the head reads.
             **kwargs: Backbone, tuning and regularization; see `TuningTask`.
 
         Raises:
-            ValueError: If numbers, loss and task do not fit.
+            ValueError: If counts, loss and task do not fit together.
         """
         needed = {'multiclass': num_classes, 'multilabel': num_labels, 'binary': 1}
         if task not in needed:
@@ -175,10 +175,10 @@ class ClassificationTask(ClassTask):
 
 
 class SegmentationTask(ClassTask):
-    """Semantic segmentation with TorchGeo's arguments, and the paper's ways of tuning.
+    """Semantic segmentation with TorchGeo's arguments, and the paper's tuning methods.
 
-    The Jaccard index is the mean over classes (mIoU, table 8); TorchGeo's task logs the pixel-wise one. With
-    the task `binary`, metrics are of class 1 alone: for the mIoU of two classes give `multiclass` with 2.
+    The Jaccard index is the mean over classes (mIoU, table 8); TorchGeo's task logs the pixel-wise one. For
+    the task `binary`, metrics cover class 1 only: for the mIoU of two classes, use `multiclass` with 2.
     """
 
     dense = True
@@ -200,15 +200,15 @@ class SegmentationTask(ClassTask):
         Args:
             task: `binary` (mask 0 or 1) or `multiclass`.
             num_classes: Number of classes (multiclass only).
-            loss: One of `ce`, `bce`, `jaccard`, `focal` or `dice`; `ce` or `bce` by task if None.
+            loss: One of `ce`, `bce`, `jaccard`, `focal` or `dice`; if None, `ce` or `bce` by task.
             class_weights: Weight of each class in the loss `ce`.
-            ignore_index: Value of masks that neither loss nor metrics count.
+            ignore_index: Mask value excluded from loss and metrics.
             head: Decoder by name; see `DenseHead`.
             head_channels: Width of the decoder.
             **kwargs: Backbone, tuning and regularization; see `TuningTask`.
 
         Raises:
-            ValueError: If numbers, loss and task do not fit.
+            ValueError: If counts, loss and task do not fit together.
         """
         if task not in ('binary', 'multiclass'):
             raise ValueError(f'task must be binary or multiclass, got {task!r}')
@@ -222,17 +222,17 @@ class SegmentationTask(ClassTask):
 
 
 class _R2Score(R2Score):
-    """The coefficient of determination; NaN of fewer than two targets."""
+    """Coefficient of determination; NaN for fewer than two targets."""
 
     def compute(self) -> Tensor:
-        """The coefficient of all targets so far."""
+        """Return the coefficient over all targets so far."""
         return super().compute() if self.total > 1 else torch.full_like(self.sum_error, torch.nan)
 
 
 class RegressionTask(TuningTask):
-    """Regression with TorchGeo's arguments and metrics, of images or, with a dense head, of pixels.
+    """Regression with TorchGeo's arguments and metrics, per image or, with a dense head, per pixel.
 
-    Targets that are NaN (no measurement) are left out of loss and metrics.
+    NaN targets (no measurement) are excluded from loss and metrics.
     """
 
     kind = 'regression'
@@ -251,13 +251,13 @@ class RegressionTask(TuningTask):
         """Initialize a RegressionTask.
 
         Args:
-            num_outputs: Numbers per image; pixels have one.
+            num_outputs: Values per image; pixels have one.
             loss: `mse` or `mae`.
-            target: `label` for numbers per image, `mask` for a number per pixel.
+            target: `label` for values per image, `mask` for one value per pixel.
             head: Decoder by name, for masks; see `DenseHead`.
             head_channels: Width of the decoder.
-            tokens: What the head reads, for labels: `cls`, `avg` (mean patch) or `cls+avg`.
-            last_blocks: Blocks whose class tokens it reads.
+            tokens: Input of the head, for labels: `cls`, `avg` (mean patch) or `cls+avg`.
+            last_blocks: Number of last blocks whose class tokens the head reads.
             **kwargs: Backbone, tuning and regularization; see `TuningTask`.
 
         Raises:
@@ -275,11 +275,11 @@ class RegressionTask(TuningTask):
             raise ValueError('mixup and cutmix are for classes, not for numbers')
 
     def configure_losses(self) -> None:
-        """The loss by name."""
+        """Create the loss by name."""
         self.criterion: nn.Module = nn.MSELoss() if self.hparams['loss'] == 'mse' else nn.L1Loss()
 
     def metrics(self) -> MetricCollection:
-        """TorchGeo's RMSE, MSE and MAE, and the coefficient of determination."""
+        """Return TorchGeo's RMSE, MSE and MAE, and the coefficient of determination."""
         return MetricCollection(
             {
                 'RMSE': MeanSquaredError(squared=False),
@@ -290,45 +290,44 @@ class RegressionTask(TuningTask):
         )
 
     def check_target(self, target: Tensor, image: Tensor) -> None:
-        """Refuse targets of another shape, and infinite ones."""
+        """Raise ValueError if targets have the wrong shape or are infinite."""
         super().check_target(target, image)
         if torch.isinf(target).any():
             raise ValueError('targets hold infinite values: mark what was not measured as NaN')
 
     def loss(self, scores: Tensor, target: Tensor) -> Tensor:
-        """The loss over measured targets; zero where a batch has none."""
+        """Return the loss over measured targets, or zero if the batch has none."""
         found, wanted = self._measured(scores, target)
         loss: Tensor = self.criterion(found, wanted) if len(wanted) else 0 * scores.sum()
         return loss
 
     def predict(self, scores: Tensor) -> Tensor:
-        """Values with the shape of targets: (B, H, W), (B,) or (B, outputs)."""
+        """Return values in the shape of targets: (B, H, W), (B,) or (B, outputs)."""
         return scores.squeeze(1) if self.dense or self.outputs == 1 else scores
 
     def _score(self, metrics: MetricCollection, scores: Tensor, target: Tensor) -> None:
         found, wanted = self._measured(scores, target)
         if len(wanted):
             metrics.update(found, wanted)
-        # Processes without a measured target log, too: the others wait for them.
+        # Processes without measured targets must log, too: the others wait for them.
         self.log_dict(metrics, batch_size=len(target), on_step=False, on_epoch=True)
 
     def _measured(self, scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         predicted = self.predict(scores)
         target = target.view_as(predicted)
         known = torch.isfinite(target)
-        # Targets keep their digits where autocast computes in half precision.
+        # Targets keep full precision where autocast uses half precision.
         dtype = torch.promote_types(predicted.dtype, torch.float32)
         return predicted[known].to(dtype), target[known].to(dtype)
 
 
-# The tasks that a file may name
-#: What files of before call entries of the data.
+#: Names of data entries in older files.
 _FORMER = {'colours': 'colors'}
 _TASKS = {task.__name__: task for task in (ClassificationTask, SegmentationTask, RegressionTask)}
 
 
 def load_task(path: str | Path) -> TuningTask:
-    """Read a tuned model from its file or from a Lightning checkpoint.
+    """Load a tuned model from its file or from a Lightning checkpoint.
 
     Args:
         path: `model.safetensors` of a run, or a `.ckpt` file.
@@ -337,8 +336,8 @@ def load_task(path: str | Path) -> TuningTask:
         The task in evaluation mode; `task.data` holds bands, statistics and class names.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is damaged, no tuned model, or states another one than it holds.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If it is damaged, not a tuned model, or does not match its own header.
     """
     path = Path(path)
     whole = path.suffix == '.ckpt'
@@ -353,7 +352,7 @@ def load_task(path: str | Path) -> TuningTask:
         kind, data = header['task'], dict(header['data'])
         hparams = content['hyper_parameters'] if whole else header['hparams']
         left_out = ('weights', 'adapter') if whole else TRAINING
-        # Lightning's own reader would call whatever the file names as its instantiator.
+        # Lightning's own reader would call any instantiator that the file names.
         hparams = {k: v for k, v in hparams.items() if k not in left_out and k[0] != '_'}
         state = dict(content['state_dict']) if whole else content[0]
         data = {_FORMER.get(k, k): v for k, v in data.items()}
@@ -364,7 +363,7 @@ def load_task(path: str | Path) -> TuningTask:
         raise _damaged(path, error) from error
     if whole:
         check_storage(unnest(state, path), path)
-    for device in ('meta', 'cpu'):  # one without numbers takes no memory
+    for device in ('meta', 'cpu'):  # meta takes no memory
         task = _build(path, kind, hparams, device)
         module = task if whole else task.model
         if device == 'meta':
@@ -375,14 +374,14 @@ def load_task(path: str | Path) -> TuningTask:
 
 
 def _build(path: Path, kind: Any, hparams: dict[str, Any], device: str) -> TuningTask:
-    """The task that a file describes."""
+    """Build the task that a file describes."""
     try:
         if kind not in _TASKS:
             raise ValueError(f'unknown task {kind!r}')
         check_sizes(hparams['img_size'], hparams['patch_size'])
         with torch.device(device):
             return _TASKS[kind](**hparams)
-    except Exception as error:  # whatever is no task fails here, in many ways
+    except Exception as error:  # invalid tasks fail here in many ways
         raise _damaged(path, error) from error
 
 

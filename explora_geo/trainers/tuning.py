@@ -1,4 +1,4 @@
-"""What the downstream tasks share: backbone, what of it trains, steps, metrics and files."""
+"""Base of the downstream tasks: backbone, tuning, steps, metrics and files."""
 
 import copy
 import json
@@ -34,24 +34,24 @@ from explora_geo.trainers.options import (
 )
 from explora_geo.trainers.resume import ReproducibleTask
 
-#: Format that the header of a tuned model's file states.
+#: Format stated in the header of a tuned model's file.
 FORMAT = 'explora_geo.task'
-#: What only training needs: a file that is read is not trained on.
+#: Hyper-parameters that only training needs; files of tuned models omit them.
 TRAINING = ('weights', 'adapter', 'adaptation', 'optim', 'lr', 'regularization', 'grad_checkpointing')
 
 
 class TuningTask(ReproducibleTask):
-    """A pre-trained backbone and a head, tuned on labels.
+    """Pre-trained backbone and head, tuned on labels.
 
-    Sub-classes say what the head predicts. Checkpoints are complete: they load without the starting
+    Subclasses define what the head predicts. Checkpoints are complete: they load without the starting
     weights.
 
     Attributes:
         kind: `binary`, `multiclass`, `multilabel` or `regression`.
-        outputs: Classes, labels or numbers that the head predicts.
+        outputs: Number of classes, labels or values that the head predicts.
         dense: Whether it predicts them for every pixel.
         target_key: Key of the target in a batch, `label` or `mask`.
-        data: What the data said of itself when the task was trained: bands, statistics, class names.
+        data: Description of the training data: bands, statistics, class names.
     """
 
     ignore: Sequence[str] | str | None = ('weights', 'adapter', 'regularisation')
@@ -78,19 +78,19 @@ class TuningTask(ReproducibleTask):
         """Initialize a TuningTask.
 
         Args:
-            model: Backbone by timm's name; what the files state if None.
+            model: timm name of the backbone; if None, as stated by the files.
             weights: Plain or merged backbone: an entry, a file, `timm/<name>` or `hf:<owner>/<name>`.
             adapter: Adapter file made on these weights; it is merged before tuning.
-            tuning: What trains besides the head: nothing, LoRA-r8 on Q and V of every block (the paper's),
-                everything, or ExPLoRA's choice: last block, LoRA elsewhere, norms and class token.
-            adaptation: Another choice of what trains, as a configuration or in the paper's notation.
-            optim: Optimizer and schedule; those of *tuning* if None.
-            lr: Learning rate as it is, for any batch: short for `optim` with `lr_scaling: none`.
+            tuning: What to train besides the head: nothing, LoRA-r8 on Q and V of every block (the paper's
+                choice), everything, or as in ExPLoRA the last block, LoRA elsewhere, norms and class token.
+            adaptation: Other choice of what to train, as a configuration or in the paper's notation.
+            optim: Optimizer and schedule; if None, those of *tuning*.
+            lr: Learning rate for any batch size, not scaled: short for `optim` with `lr_scaling: none`.
             regularization: Drop path, label smoothing, mixup, cutmix, erasing.
-            slots: How channel groups or frames are reduced in the head: `mean`, or `concat`.
-            statistics: Normalize by the mean and standard deviation that the weights state (`model`), or by
-                those of the `data`. If None, by those of the weights, and data that were given others are
-                refused.
+            slots: Reduction of channel groups or frames in the head: `mean` or `concat`.
+            statistics: Normalize by the mean and standard deviation stated by the weights (`model`) or by
+                those of the `data`. If None, use those of the weights, and reject data that were given
+                others.
             **backbone: Bands, sizes, tokenizer and memory; see `BackboneOptions`.
 
         Raises:
@@ -139,29 +139,29 @@ class TuningTask(ReproducibleTask):
 
     @abstractmethod
     def metrics(self) -> MetricCollection:
-        """Metrics of one split."""
+        """Return the metrics of one split."""
 
     @abstractmethod
     def loss(self, scores: Tensor, target: Tensor) -> Tensor:
-        """Loss of a batch, a scalar."""
+        """Return the loss of a batch, a scalar."""
 
     @abstractmethod
     def predict(self, scores: Tensor) -> Tensor:
-        """What the task predicts for scores: probabilities, or values."""
+        """Return predictions from scores: probabilities or values."""
 
     def decide(self, predicted: Tensor) -> Tensor:
-        """The classes, or values, of predictions, with the shape of targets: the values themselves."""
+        """Return the classes or values of predictions, in the shape of targets; by default, unchanged."""
         return predicted
 
     def check_classes(self, classes: Sequence[str]) -> None:
-        """Refuse data of other classes than the head predicts; nothing by default."""
+        """Reject data whose classes differ from those of the head; by default, accept all."""
 
     def check_target(self, target: Tensor, image: Tensor) -> None:
-        """Refuse targets that do not fit the images.
+        """Reject targets that do not fit the images.
 
         Raises:
-            ValueError: If their shape is not (B, H, W) for pixels, (B, K) for several labels or numbers of an
-                image, else (B,).
+            ValueError: If their shape is not (B, H, W) for pixels, (B, K) for several labels or values per
+                image, or (B,) otherwise.
         """
         several = self.kind == 'multilabel' or (self.kind == 'regression' and target.ndim + self.outputs > 2)
         size = image.shape[-2:] if self.dense else (self.outputs,) if several else ()
@@ -173,7 +173,7 @@ class TuningTask(ReproducibleTask):
             )
 
     def configure_models(self) -> None:
-        """Build → load weights and adapter → adapt → head, in this order."""
+        """Build the backbone, load weights and adapter, adapt it and add the head, in this order."""
         options = {k: v for k, v in vars(self.options).items() if v is not None}
         checkpointing = options.pop('grad_checkpointing')
         options['drop_path_rate'] = (
@@ -195,25 +195,25 @@ class TuningTask(ReproducibleTask):
         else:
             head = hparams['tokens'], hparams['slots'], hparams['last_blocks']
             self.model = ImagePredictor(vit, self.outputs, *head)
-        self.model.train(self.training)  # a frozen backbone goes into evaluation mode
+        self.model.train(self.training)  # puts a frozen backbone into evaluation mode
 
     def configure_metrics(self) -> None:
-        """The same metrics for each split."""
+        """Create the same metrics for each split."""
         metrics = self.metrics()
         self.train_metrics, self.val_metrics, self.test_metrics = (
             metrics.clone(prefix=f'{split}_') for split in ('train', 'val', 'test')
         )
 
     def forward(self, image: Tensor, timestamps: Tensor | None = None) -> Any:
-        """Scores of images, shape (B, C, H, W) or as the tokenizer says."""
+        """Return scores of images, shape (B, C, H, W) or as the tokenizer requires."""
         return self.model(image, timestamps)
 
     def configure_optimizers(self) -> Any:
-        """AdamW over what trains, warm-up and cosine by step."""
+        """Set up AdamW over the trainable parameters, with warm-up and cosine decay per step."""
         return optimization(self.trainer, self.model, self.optim, training_length(self.trainer))
 
     def setup(self, stage: str) -> None:
-        """Match the data, and keep Lightning from warning of what is meant.
+        """Match the data to the backbone, and silence Lightning's warning about a frozen one.
 
         Raises:
             ValueError: If the data lack a band, or contradict the normalization of the weights.
@@ -223,37 +223,37 @@ class TuningTask(ReproducibleTask):
         match_data(datamodule, self.model.backbone, self.hparams['statistics'])
         if stage == 'fit' and (text := self.enlarging(datamodule)):
             rank_zero_info(text)
-        if self.model.frozen:  # as it must be
+        if self.model.frozen:  # as intended
             warnings.filterwarnings('ignore', message=r'Found \d+ module\(s\) in eval mode')
 
     def enlarging(self, datamodule: Any) -> str:
-        """By how much tiles are enlarged to what the backbone reads, or nothing."""
+        """Describe by how much tiles are enlarged to the backbone's input size; empty if they are not."""
         return describe_enlarging(datamodule, self.model.backbone.patch_embed.img_size)
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
-        """Loss of an augmented batch of `image` and the target."""
+        """Return the loss of an augmented batch of `image` and the target."""
         image, target = self._read(batch)
         changed, wanted = self.regularization.apply(image, target, self.outputs)
         scores = self(changed, batch.get('timestamps'))
         loss = self.log_step(self.loss(scores, wanted), batch)
-        if wanted is target:  # mixed images have no one class to score
+        if wanted is target:  # mixed images have no single class to score
             self._score(self.train_metrics, scores.detach(), target)
         return loss
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
-        """Loss and metrics of a validation batch."""
+        """Log loss and metrics of a validation batch."""
         self._evaluate(batch, 'val', self.val_metrics)
 
     def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
-        """Loss and metrics of a test batch."""
+        """Log loss and metrics of a test batch."""
         self._evaluate(batch, 'test', self.test_metrics)
 
     def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
-        """What the task predicts for a batch: probabilities, or values."""
+        """Return predictions for a batch: probabilities or values."""
         return self.predict(self(batch['image'], batch.get('timestamps')))
 
     def _read(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        """Image and checked target of a batch."""
+        """Return image and checked target of a batch."""
         if self.target_key not in batch:
             raise ValueError(
                 f'{type(self).__name__} needs {self.target_key!r} in every batch, got the keys '
@@ -275,7 +275,7 @@ class TuningTask(ReproducibleTask):
         self.log_dict(metrics, batch_size=len(target), on_step=False, on_epoch=True)
 
     def on_fit_start(self) -> None:
-        """Remember what the data says of itself, for whoever uses the model later.
+        """Record a description of the data for later users of the model.
 
         Raises:
             ValueError: If the backbone would stay random.
@@ -289,18 +289,18 @@ class TuningTask(ReproducibleTask):
         self.check_classes(self.data.get('classes', []))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Say which task this is and on what data it was trained."""
+        """Store the name of the task and the description of its data."""
         super().on_save_checkpoint(checkpoint)
         checkpoint['explora_geo'] = {'task': type(self).__name__, 'data': self.data}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take over what is known of the data."""
+        """Restore the description of the data."""
         super().on_load_checkpoint(checkpoint)
         self.data = checkpoint.get('explora_geo', {}).get('data', {})
         self._restored = True
 
     def write_weights(self, folder: Path) -> dict[str, Any]:
-        """Write `model.safetensors`; what the report says of the task."""
+        """Write `model.safetensors` and return the task's report entries."""
         save_task(folder / 'model.safetensors', self)
         head = sum(p.numel() for p in self.model.head.parameters())
         return {
@@ -315,7 +315,7 @@ class TuningTask(ReproducibleTask):
 
     @torch.no_grad()
     def pictures(self, batch: Mapping[str, Tensor]) -> dict[str, Any]:
-        """The first of a few validation images with target and prediction, as the data module draws it."""
+        """Draw the first validation image with target and prediction, using the data module's `plot`."""
         datamodule: Any = getattr(self.trainer, 'datamodule', None)
         if self.trainer.sanity_checking or not hasattr(datamodule, 'plot'):
             return {}
@@ -330,13 +330,13 @@ class TuningTask(ReproducibleTask):
             figure = datamodule.plot(
                 {'image': shown, self.target_key: target, 'prediction': predicted[0].cpu()}
             )
-        except RGBBandsMissingError:  # TorchGeo's data sets show true color or nothing
+        except RGBBandsMissingError:  # TorchGeo's data sets plot true color or nothing
             return {}
         return {} if figure is None else {'validation': figure}
 
 
 def save_task(path: str | Path, task: TuningTask) -> None:
-    """Write a tuned model with LoRA merged, as `.safetensors`, atomically."""
+    """Write a tuned model with LoRA merged as `.safetensors`, atomically."""
     model = merge_lora(copy.deepcopy(task.model).cpu())
     hparams = {k: v for k, v in task.hparams.items() if k not in TRAINING and k[0] != '_'}
     header = {
