@@ -66,8 +66,8 @@ def save_adapter(
         path: File to write, `.safetensors`.
         vit: Adapted backbone.
         backbone: Its name, for rebuilding.
-        config: Its adaptation; ValueError if it is full, as the whole model must be saved then.
-        source: Backbone of the same layout to take the values from, such as the teacher.
+        config: Its adaptation; if full, raises ValueError, as the whole model must be saved.
+        source: Backbone of the same layout that supplies the values, such as the teacher.
         dtype: Data type of the values in the file: float32, or bfloat16 to halve its size.
         base_sha256: Result of `frozen_sha256` for the backbone, if already known.
     """
@@ -169,7 +169,7 @@ def check_architecture(header: AdapterHeader, vit: ViT, path: str | Path) -> Non
 def put_adapter(
     vit: ViT, header: AdapterHeader, state: dict[str, Tensor], path: str | Path, strength: float = 1.0
 ) -> None:
-    """Apply an adapter to a backbone of its architecture, in place; ValueError if the base differs."""
+    """Apply an adapter to a backbone of its architecture, in place; raise ValueError if the base differs."""
     _check_strength(strength, header, path)
     grid, own = (header.img_size // header.patch_size,) * 2, vit.patch_embed.grid_size
     found = frozen_sha256(vit, state, grid if header.header == 1 else None)
@@ -212,8 +212,8 @@ def _weaken(state: Mapping[str, Tensor], base: Mapping[str, Tensor], strength: f
 def scale_adapter(path: str | Path, base: ViT, out: str | Path, strength: float) -> AdapterHeader:
     """Write a copy of an adapter file at a strength from 0, which leaves the base unchanged, to 1.
 
-    `base` is the unadapted backbone it was made on. ValueError if the strength is out of range, or below 1
-    for an adapter that holds parameters which the base lacks.
+    `base` is the unadapted backbone it was made on. Raises ValueError if the strength is out of range, or
+    below 1 for an adapter that holds parameters which the base lacks.
     """
     header, state = read_adapter(path)
     _check_strength(strength, header, path)

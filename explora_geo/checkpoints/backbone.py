@@ -53,7 +53,7 @@ def load_weights(
     fresh: Sequence[str] = (),
     patch_embed_init: Literal['random', 'wavelength'] = 'random',
 ) -> BackboneWeights:
-    """Load weights, given as for `read_weights`, into a backbone; resample positions to its grid.
+    """Load weights from any source of `read_weights` into a backbone, resampling positions to its grid.
 
     Args:
         vit: Backbone to fill, in place.
@@ -241,7 +241,7 @@ def _match(
 
 
 def _check_family(state: Mapping[str, Tensor], vit: ViT, source: str) -> None:
-    """Check that weights and model agree in kind of positions and number of registers."""
+    """Check that weights and model agree in the kind of positions and the number of registers."""
     rotary = any('.gamma_1' in k for k in state)
     theirs, mine = (
         f'{"rotary positions" if turns else "a table of positions"} and {count} register tokens'
@@ -271,7 +271,7 @@ def _fit_position(state: dict[str, Tensor], vit: ViT, source: str) -> list[str]:
     if stored is None or vit.pos_embed is None or stored.shape == vit.pos_embed.shape:
         return []
     if vit.patch_embed.slot_dim and stored.shape[-1] == vit.embed_dim:
-        del state['pos_embed']  # the codes of the slots now take part of the width
+        del state['pos_embed']  # slot codes now take up part of the width
         return []
     side = grid_side(stored)
     if not side or stored.shape[2] != vit.pos_embed.shape[2]:
@@ -285,7 +285,7 @@ def _fit_position(state: dict[str, Tensor], vit: ViT, source: str) -> list[str]:
 
 
 def describe_weights(weights: WeightsEnum | str | Path) -> dict[str, str]:
-    """Describe weights in any known layout, given as for `read_weights`, in rows of title and text.
+    """Describe weights from any source of `read_weights`, in rows of title and text.
 
     Raises:
         FileNotFoundError: If a file does not exist.

@@ -1,4 +1,4 @@
-"""Convert state dicts of other projects to ours: pure functions of keys and tensors.
+"""Convert state dicts of other projects to ours, by pure functions of keys and tensors.
 
 We use timm's keys for the backbone, and `decoder.*` for MAE's decoder with patches in (c, p, q) order.
 For groups of bands, `patch_embed.proj.{g}` embeds and `decoder.pred.{g}` predicts group g.
@@ -85,7 +85,7 @@ class Converted(NamedTuple):
 
 
 def convert(state: Mapping[str, Tensor]) -> Converted:
-    """Convert a state dict in any known layout to our keys; ValueError if it cannot be a backbone."""
+    """Convert a state dict in any known layout to our keys; raise ValueError if it cannot be a backbone."""
     if any('lora_a' in k.lower() or 'lora_b' in k.lower() for k in state):
         raise ValueError(
             'the file holds LoRA updates that are not merged: merge them first (explora-geo adapter merge), '
@@ -101,7 +101,7 @@ def convert(state: Mapping[str, Tensor]) -> Converted:
         layout = recognize(state)
         for step in _STEPS:
             ours = step(ours)
-    except (IndexError, KeyError, RuntimeError) as error:  # of torch and einops, about shapes
+    except (IndexError, KeyError, RuntimeError) as error:  # shape errors of torch and einops
         raise ValueError(
             f'its tensors have the names of a ViT, but not all of them or other shapes ({first_line(error)})'
         ) from error
@@ -217,7 +217,7 @@ def from_trainer(state: State) -> State:
 
 
 def respell(state: State) -> State:
-    """Rename DINOv2, MAE and SatMAE keys to ours, and reorder pixels of predictions and codes of slots."""
+    """Rename DINOv2, MAE and SatMAE keys to ours, and reorder predicted pixels and slot codes."""
     mae = any(k.startswith('decoder_') for k in state)
     renamed: State = {}
     for key, value in state.items():
@@ -231,7 +231,7 @@ def respell(state: State) -> State:
             value = value.roll(1, dims=1)
         renamed[name] = value
     position = renamed.get('pos_embed')
-    # With registers, timm folds the position of the class token into the token: ours is zero then.
+    # With registers, timm folds the class token's position into the token: ours is zero then.
     if position is not None and 'reg_token' in renamed and isqrt(position.shape[1]) ** 2 == position.shape[1]:
         renamed['pos_embed'] = F.pad(position, (0, 0, 1, 0))
     code = renamed.pop('channel_cls_embed', None)
@@ -242,9 +242,9 @@ def respell(state: State) -> State:
 
 
 def from_dinov3(state: State) -> State:
-    """Rename DINOv3 keys, which include no table of positions, to those of timm's `Eva`.
+    """Rename DINOv3 keys, which include no position table, to those of timm's `Eva`.
 
-    The bias of keys is dropped: it was masked, and files hold NaN in its place. Rotation periods other than
+    The key bias is dropped: it was masked, and files hold NaN in its place. Rotation periods other than
     ours raise ValueError.
     """
     if 'pos_embed' in state or not any(k.endswith('.ls1.gamma') for k in state):
@@ -265,7 +265,7 @@ def from_dinov3(state: State) -> State:
 
 
 def fit_bias(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> State:
-    """Add zero biases of queries and values that a model, `own`, needs; drop zero ones that it lacks."""
+    """Add zero query and value biases that a model, `own`, needs; drop zero ones that it lacks."""
     bias = ('.attn.q_bias', '.attn.v_bias')
     zeros = {k: torch.zeros(v.shape) for k, v in own.items() if k.endswith(bias) and k not in state}
     extra = {k: v for k, v in state.items() if k.endswith(bias) and k not in own}
@@ -277,8 +277,8 @@ def fit_bias(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> State:
 def fuse_qkv(state: State) -> State:
     """Fuse separate `q_proj`, `k_proj`, `v_proj` (official ExPLoRA) into timm's `qkv`.
 
-    Without a bias of keys (DINOv3), those of queries and values stay separate, as `q_bias` and `v_bias`.
-    ValueError if a file holds both forms and they differ.
+    Without a key bias (DINOv3), query and value biases stay separate, as `q_bias` and `v_bias`.
+    Raises ValueError if a file holds both forms and they differ.
     """
     fused = {k: v for k, v in state.items() if not _SPLIT.fullmatch(k)}
     for attn, part, kind in (match.groups() for k in state if (match := _SPLIT.fullmatch(k))):

@@ -31,7 +31,7 @@ def export(module: nn.Module, name: str, out: str | Path) -> float | None:
     - `.ckpt`: `weights` for TorchGeo's ClassificationTask and RegressionTask, with the name as `model`.
     - `.pt2`: a program for any number of images, run by `torch.export.load(out).module()`; a backbone
       returns class and patch tokens.
-    - `.onnx`: the same as an ONNX model, compared with onnxruntime.
+    - `.onnx`: the same program as an ONNX model, checked with onnxruntime.
 
     Args:
         module: Backbone without LoRA; or, for programs, the model of a tuned task.
@@ -105,7 +105,7 @@ def _timm_state(vit: ViT) -> dict[str, Tensor]:
 
 
 def _plain_state(vit: ViT) -> dict[str, Tensor]:
-    """Return the tensors of a backbone on the CPU; ValueError if it carries LoRA."""
+    """Return a backbone's tensors on the CPU; raise ValueError if it carries LoRA."""
     state = {k: v.detach().cpu() for k, v in vit.state_dict().items()}
     if lora := next((k for k in state if '.lora_' in k), ''):
         raise ValueError(f'the backbone carries LoRA ({lora}): merge it first')
@@ -116,7 +116,7 @@ def export_transformers(vit: ViT, out: str | Path) -> str:
     """Write a backbone as `config.json` and `model.safetensors` of Hugging Face's transformers.
 
     Args:
-        vit: Backbone of DINOv2 or DINOv3 without LoRA; ValueError for any other.
+        vit: DINOv2 or DINOv3 backbone without LoRA; any other raises ValueError.
         out: Folder to write.
 
     Returns:
@@ -307,7 +307,7 @@ def _peft_usage(header: AdapterHeader, bare: Sequence[str]) -> str:
 
 
 def _no_peft(header: AdapterHeader, state: Mapping[str, Tensor], own: set[str]) -> str:
-    """Return why PEFT on timm's model cannot give the adapter's features, or an empty string."""
+    """Return why PEFT on timm's model cannot reproduce the adapter's features, or an empty string."""
     merge = 'merge it into its base, and export that'
     if header.tokenizer != 'patch':
         return _no_timm(header.tokenizer)

@@ -38,7 +38,7 @@ class Facts:
 
     @classmethod
     def of(cls, vit: ViT, backbone: str, **more: Any) -> Self:
-        """Return the facts of a model of this name, with further fields."""
+        """Return the facts about a model of this name, with further fields."""
         tokenizer = vit.patch_embed
         return cls(
             backbone=backbone,
@@ -131,5 +131,5 @@ def check_sizes(img_size: Any, patch_size: Any) -> None:
 
 
 def model_metadata(vit: ViT, backbone: str) -> dict[str, str]:
-    """Return header entries for the file of a whole model, which state all its `Facts`."""
+    """Return header entries for the file of a whole model, stating all its `Facts`."""
     return {'format': 'pt', **Facts.of(vit, backbone).entries()}

@@ -17,7 +17,7 @@ from explora_geo._atomic import atomic_path as atomic_path
 #: Header entry of files with int8 matrices, one scale per row, and float16 for everything else.
 QUANTIZATION = {'quantization': 'int8-rows'}
 _SCALE = '.scale'
-# Smaller tensors and position codes stay in float16: they are cheap and round badly.
+# Smaller tensors and position codes stay in float16: they are cheap and sensitive to rounding.
 _SMALLEST = 20_000
 _KEPT = ('pos_embed', 'cls_token')
 # Keys under which trainers nest the state dict, in the order of lookup.
@@ -29,7 +29,7 @@ _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def read_state(path: str | Path, values: bool = True) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read a state dict from a `.safetensors` file, or from any other `torch.save` file.
+    """Read a state dict from a `.safetensors` file, or else from a `torch.save` file.
 
     Returns:
         Tensors by name, without the nesting of trainers and with quantized rows as float32, and the metadata.
@@ -90,7 +90,7 @@ def read_checkpoint(path: str | Path, mmap: bool = False) -> Any:
 
 
 def check_values(state: Mapping[str, Tensor], source: str | Path) -> None:
-    """Check that tensors are floating-point weights, finite in float32; ValueError otherwise."""
+    """Check that tensors are floating-point weights, finite in float32; raise ValueError otherwise."""
     for name, tensor in state.items():
         if tensor.dtype not in _FLOATS:
             raise ValueError(
@@ -116,7 +116,7 @@ def differences(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> st
 
 
 def check_exact(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: str | Path) -> None:
-    """Check that a file holds the tensors of the model described by its header; ValueError otherwise.
+    """Check that a file's tensors match the model in its header; raise ValueError otherwise.
 
     Tensors must be weights, but counters may be integers.
     """
@@ -189,7 +189,7 @@ def quantize_rows(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def dequantize_rows(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-    """Undo `quantize_rows`, in float32; ValueError naming the source if a tensor or a scale is missing."""
+    """Undo `quantize_rows`, in float32; if a tensor or a scale is missing, a ValueError names the source."""
     scales = {name: tensor for name, tensor in state.items() if name.endswith(_SCALE)}
     weights = {}
     for name, tensor in state.items():

@@ -38,7 +38,7 @@ def fetch(url: str, sha256: str | None = None) -> Path:
     For a URL, a hexadecimal hash of the file, or its beginning, is checked on each call.
 
     Raises:
-        ValueError: If it cannot be downloaded or is another file.
+        ValueError: If it cannot be downloaded or its hash differs.
     """
     if url.startswith(HUB):
         return fetch_file(url).path
@@ -74,7 +74,7 @@ def download(url: str, path: Path, sha256: str | None = None, progress: bool = T
     beginning, is checked.
 
     Raises:
-        ValueError: If it cannot be reached, ends early, or is another file.
+        ValueError: If it cannot be reached, ends early, or has another hash.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part, version = (path.with_name(f'{path.name}.{name}') for name in ('part', 'version'))
@@ -99,7 +99,7 @@ def download(url: str, path: Path, sha256: str | None = None, progress: bool = T
 
 
 def _complete(url: str, part: Path, version: Path, progress: bool) -> None:
-    """Download what is missing of `part`; `version` records the version of the file it belongs to."""
+    """Download the missing rest of `part`; `version` records which version of the file it belongs to."""
     request = Request(url, headers={'User-Agent': 'explora_geo'})
     start = 0
     if part.is_file() and version.is_file() and (known := version.read_text()):
@@ -206,7 +206,7 @@ def _others(repo: str, revision: str | None) -> str:
 
 @contextmanager
 def hub_errors(repo: str, revision: str | None = None) -> Iterator[None]:
-    """Turn errors of the hub's client about a repository into one sentence with a remedy."""
+    """Turn the hub client's errors about a repository into a ValueError with a one-sentence remedy."""
     from huggingface_hub import constants, errors
 
     try:

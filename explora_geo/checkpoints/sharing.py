@@ -106,7 +106,7 @@ def push(
 def pull(name: str, out: str | Path) -> Path:
     """Copy an adapter or a model, and its card, from the hub into a folder, and return its path there.
 
-    `name` is `owner/name[@revision][/file]`, with or without `hf:`; ValueError if it cannot be fetched.
+    `name` is `owner/name[@revision][/file]`, `hf:` optional; raises ValueError if it cannot be fetched.
     """
     found = fetch_file(name, (ADAPTER, MODEL))
     target = Path(out) / found.path.name
@@ -149,7 +149,7 @@ def _usage(kind: str, base: str) -> str:
 
 
 def _measured(report: Mapping[str, Any]) -> str:
-    """Return the scores of the run's report as a table; empty without labels."""
+    """Return the scores in the run's report as a table; empty without labels."""
     scores = report.get('scores')
     if not scores:
         return ''

@@ -24,7 +24,7 @@ class StoredWeights(NamedTuple):
 
     state: dict[str, Tensor]  # tensors by name, as in the source
     source: str  # its name, for messages; with the commit if from the hub
-    facts: Facts = Facts()  # facts that it states; `base` is the name by which others find it
+    facts: Facts = Facts()  # facts stated; `base` is the name by which others find it
 
 
 def read_weights(weights: WeightsEnum | str | Path | StoredWeights, values: bool = True) -> StoredWeights:
@@ -85,7 +85,7 @@ def _read_timm(text: str) -> StoredWeights:
 def timm_state(name: str, file: str | Path | None = None) -> dict[str, Tensor]:
     """Return the state dict of timm's model without a classifier, from a hub file or timm's own source.
 
-    ValueError if timm does not know the name or the weights cannot be fetched.
+    Raises ValueError if timm does not know the name or the weights cannot be fetched.
     """
     import timm  # heavy, and needed only for hub weights
 
@@ -94,7 +94,7 @@ def timm_state(name: str, file: str | Path | None = None) -> dict[str, Tensor]:
     overlay: Any = {'pretrained_cfg_overlay': changes} if file else {}
     try:
         model = timm.create_model(name, pretrained=True, num_classes=0, **overlay)
-    except Exception as error:  # timm, the hub client and the network raise many types
+    except Exception as error:  # timm, the hub client and the network raise many error types
         near = ', '.join(get_close_matches(name, timm.list_pretrained(), 3, 0.4))
         raise ValueError(
             f'cannot get the weights timm/{name} ({first_line(error)}): check the network, or give the path '

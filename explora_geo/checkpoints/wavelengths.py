@@ -29,7 +29,7 @@ def patch_embed_by_wavelength(
     Args:
         state: Source tensors with `patch_embed.proj.weight`, shape (D, C, P, P), and its bias.
         source_bands: Names of the source bands.
-        tokenizer: Target of the filters; its tensors are returned, with the prefix `patch_embed.`.
+        tokenizer: Tokenizer to fill; its tensors are returned, with the prefix `patch_embed.`.
 
     Raises:
         ValueError: If a band has no known wavelength, or the source is not a plain patch embedding.

@@ -1,4 +1,4 @@
-"""Monitor a run: its speed, the quality of its features, and feature collapse."""
+"""Monitor training speed and feature quality, and stop on feature collapse."""
 
 import logging
 import time
@@ -82,7 +82,7 @@ class FeatureMonitor(Callback):
 
     Everything not frozen is copied to the CPU at the best accuracy or, without labels, at the last passed
     check; a stopped run ends with that copy. The task must provide an objective as its `model`,
-    `frozen_keys()`, validation steps that return features, and `stopped`, the sentence that ended it.
+    `frozen_keys()`, validation steps that return features, and `stopped`, which takes the reason to stop.
     """
 
     def __init__(self, kind: str, guard: GuardConfig | None = None) -> None:
@@ -130,7 +130,7 @@ class FeatureMonitor(Callback):
         return effective_rank(np.concatenate(self._features)) if self._features else None
 
     def _gather(self, sampler: object) -> None:
-        """Gather what all processes of a `DistributedSampler` collected, in the order of the data."""
+        """Gather what all processes of a `DistributedSampler` collected, in dataset order."""
         if not (dist.is_initialized() and isinstance(sampler, DistributedSampler)):
             return
         shares: list[Any] = [None] * dist.get_world_size()
@@ -191,7 +191,7 @@ class FeatureMonitor(Callback):
             self._keep(trainer, pl_module)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: Any, optimizer: Any) -> None:
-        """Check the state that computed this batch; at first it is that of the starting weights."""
+        """Check the state that computed this batch; the first check sees the starting weights."""
         name, model, config = 'effective rank of training features', pl_module.model, self.guard
         features, usage = model.watched, model.usage
         if config is None or ((trainer.global_step + 1) % config.every and name in self.first):
@@ -216,7 +216,7 @@ class FeatureMonitor(Callback):
             pl_module.load_state_dict({**pl_module.state_dict(), **self._kept})
 
     def _compare(self, trainer: Trainer, task: Any, name: str, value: float, share: float) -> bool:
-        """Judge a value by whether it reaches a fraction of its starting value."""
+        """Judge whether a value reaches the required fraction of its starting value."""
         start = self.first.setdefault(name, value)
         what = f'their {name} is {value:.3g}, with the starting weights {start:.3g}'
         return self._judge(trainer, task, value >= share * start, what)

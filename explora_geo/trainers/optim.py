@@ -50,12 +50,12 @@ class OptimConfig:
 
     Attributes:
         base_lr: Learning rate before scaling by the batch size.
-        lr_scaling: `linear` by batch / 256 (MAE), `sqrt` by sqrt(batch / 1024) (DINOv2), or `none`.
+        lr_scaling: Factor: `linear` is batch / 256 (MAE), `sqrt` is sqrt(batch / 1024) (DINOv2), `none` is 1.
         adapter_lr_multiplier: Learning-rate factor for LoRA matrices.
         weight_decay: Weight decay of unfrozen matrices; LoRA, norms, biases and tokens never decay.
         final_weight_decay: Weight decay at the end of a cosine schedule (DINOv2 from scratch: 0.04 to 0.4);
             constant if None.
-        betas: Betas of AdamW.
+        betas: AdamW's beta coefficients.
         warmup_steps: Linear warm-up, in optimizer steps.
         warmup_epochs: Linear warm-up, in epochs; 1 if no warm-up is given.
         warmup_fraction: Linear warm-up, as a fraction of the run.
@@ -119,7 +119,7 @@ def optimization(
 def build_optimizer(
     model: nn.Module, config: OptimConfig, batch: int, precision: object = '32-true'
 ) -> AdamW:
-    """Build AdamW, fused except in 16-mixed, over exactly the trainable parameters at a given batch size.
+    """Build AdamW, fused except in 16-mixed, over exactly the trainable parameters for a given batch size.
 
     Raises:
         ValueError: If nothing trains.

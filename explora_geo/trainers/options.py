@@ -1,4 +1,4 @@
-"""Options of tasks: how to build the backbone, what to tune, and how to regularize tuning."""
+"""Task options: how to build the backbone, what to tune, and how to regularize tuning."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ def restored(kind: type[T], value: Any) -> T | None:
 
 @dataclass(frozen=True)
 class BackboneOptions:
-    """Tokenization and activation memory of the backbone; None takes what the weights state.
+    """Tokenization and activation memory of the backbone; None uses what the weights state.
 
     Attributes:
         bands: Band names of the images, in order; if None, those of the weights or the tokenizer.
@@ -130,8 +130,8 @@ class Regularization:
         """Mix the images of a batch and their classes, then erase rectangles.
 
         Args:
-            image: Normalized images, shape (B, …, H, W); erasing leaves zero, the mean of each band.
-            target: Classes, shape (B,); other targets only without mixing.
+            image: Normalized images, shape (B, …, H, W); erased pixels become zero, the band mean.
+            target: Classes, shape (B,); without mixing, any other target.
             classes: Number of classes K.
 
         Returns:

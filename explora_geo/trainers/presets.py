@@ -50,7 +50,7 @@ class Preset:
 #: Objectives with recipes, by the first letter of the paper's notation.
 OBJECTIVES: dict[str, type[Objective]] = {'M': MAE, 'D': DINOv2}
 
-# The released code scales LoRA by alpha / r with alpha = 1, and gives MLP matrices, where they are targets,
+# The released code scales LoRA by alpha / r with alpha = 1, and gives MLP matrices, if targeted,
 # a quarter of the rank.
 _RELEASED: dict[str, Any] = {'alpha': 1.0, 'mlp_rank_ratio': 0.25}
 

@@ -42,8 +42,8 @@ class ExPLoRATask(ReproducibleTask):
     effective rank.
 
     Attributes:
-        recipe_report: Sentence that names the preset and the arguments given in its place.
-        stopped: Reason for stopping the run as collapsed, or empty.
+        recipe_report: Sentence stating which preset applies and which arguments override it.
+        stopped: Why the run was stopped as collapsed, or empty.
     """
 
     ignore: Sequence[str] | str | None = ('objective', 'weights')
@@ -77,7 +77,7 @@ class ExPLoRATask(ReproducibleTask):
             preset: Published recipe that fills in missing arguments, also those of MAE and DINOv2. With None
                 or an objective of another class, the defaults for short runs apply. Set batch size and length
                 of the recipe (in `PRESETS`) in trainer and datamodule.
-            monitor_features: Score of the features on a labeled validation set.
+            monitor_features: Probe that scores the features of a labeled validation set.
             guard: Bounds for stopping a collapsed run and restoring its best state; None never stops.
             **backbone: Bands, sizes, tokenizer, memory and data types; see `PretrainOptions`.
 
@@ -136,7 +136,7 @@ class ExPLoRATask(ReproducibleTask):
             compile_blocks(self.model)
 
     def configure_metrics(self) -> None:
-        """Create the monitor of validation features."""
+        """Create the feature monitor."""
         self.features = FeatureMonitor(self.hparams['monitor_features'], self.guard)
 
     @property
@@ -155,7 +155,7 @@ class ExPLoRATask(ReproducibleTask):
         return optimization(self.trainer, self.model, self.optim, length)
 
     def configure_callbacks(self) -> list[Callback]:
-        """Return the callbacks of every run, and the feature monitor."""
+        """Return the standard callbacks and the feature monitor."""
         return [*super().configure_callbacks(), self.features]
 
     def setup(self, stage: str) -> None:
@@ -196,7 +196,7 @@ class ExPLoRATask(ReproducibleTask):
             hold_frozen(self.model, torch.bfloat16)
 
     def fit_crops(self, datamodule: Any) -> None:
-        """Cap crops at the size of the images unless the arguments or the model name set their size."""
+        """Cap crops at the image size unless the arguments or the model name set their size."""
         side, named = tile_side(datamodule), task_size(self.hparams['model'])
         if side is not None and self.options.img_size is None and named is not None:
             self.model.cap_views(side)
@@ -209,7 +209,7 @@ class ExPLoRATask(ReproducibleTask):
         return describe_enlarging(datamodule, size or self.backbone.patch_embed.img_size)
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
-        """Return the loss of the objective on `image`, shape (B, C, H, W), and any `views`."""
+        """Return the objective's loss on `image`, shape (B, C, H, W), and any `views`."""
         losses = self.model(batch, self.global_step)
         loss = torch.stack(list(losses.values())).sum()
         return self.log_step(loss, batch, {**losses, **self.model.metrics})
@@ -248,14 +248,14 @@ class ExPLoRATask(ReproducibleTask):
         return sum(trainable_summary(self.backbone).values()) / self.backbone.num_parameters
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor | None:
-        """Log the loss of the objective; return features of `image` for `FeatureMonitor`."""
+        """Log the objective's loss; return features of `image` for `FeatureMonitor`."""
         if not self.trainer.sanity_checking:  # which only scores the starting weights
             loss = torch.stack(list(self.model(batch, self.global_step).values())).sum()
             self.log('val_loss', loss, batch_size=len(batch['image']), prog_bar=True, sync_dist=True)
         return None if self.features.kind == 'none' else self.predict_step(batch, batch_idx)
 
     def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
-        """Return features, shape (B, D), of normalized images by the final backbone of the run."""
+        """Return final-backbone features, shape (B, D), of normalized images."""
         features = self.model.final_backbone(batch['image'], timestamps=batch.get('timestamps'))
         return self.model.pool(features)
 
@@ -341,7 +341,7 @@ class CropLink(Callback):
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Link task and data module once both know the size of their images."""
+        """Link task and data module once both know their image sizes."""
         datamodule: Any = getattr(trainer, 'datamodule', None)
         if hasattr(datamodule, 'use_views') and isinstance(pl_module, ExPLoRATask):
             pl_module.fit_crops(datamodule)

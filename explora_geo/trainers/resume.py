@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 
 class Stream(IntEnum):
-    """Independent streams of random numbers, one for each purpose."""
+    """Independent random-number streams, one per purpose."""
 
     AUGMENTATION = 0
     VALIDATION = 1
@@ -44,10 +44,10 @@ class Stream(IntEnum):
 
 
 class RunScope(Callback):
-    """Callback that saves a run when it is told to stop, and restores the state of the process.
+    """Callback that saves a run when it is told to stop, and restores global process state at its end.
 
     Lightning stops a run at the end of the step in which SIGTERM arrived; this callback saves it. When Slurm
-    signals the end of a job, Lightning saves at once, in the middle of a step from which no run can resume:
+    signals the end of a job, Lightning would save at once, in mid-step, a state that no run can resume:
     here it waits until all processes have completed the step. Random states, warning filters and the limits
     of `torch.compile` are restored when the run ends.
     """
@@ -104,13 +104,13 @@ class RunScope(Callback):
 
 
 class ReproducibleTask(BaseTask):
-    """Task whose random state depends only on its seed and the number of the batch.
+    """Task whose random state depends only on its seed and the batch number.
 
     Random draws for a batch (crops, masks, dropped paths) do not depend on what ran before, the number of
     workers, or whether the run was interrupted. Processes draw different numbers.
 
     Attributes:
-        clock: Timer of steps and loader waits.
+        clock: Timer for steps and loader waits.
         skipped: Reasons by path for tiles that the loader could not read.
     """
 
@@ -174,7 +174,7 @@ class ReproducibleTask(BaseTask):
                 next(fetcher.iterator)
 
     def on_train_epoch_start(self) -> None:
-        """Set the random state from which third-party loaders draw the order of an epoch."""
+        """Set the random state from which third-party loaders draw the epoch's order."""
         self.clock.pause()  # time between epochs does not count as a slow step
         if self.current_epoch != self._ordered:
             self.reseed(Stream.ORDER, self.current_epoch)
@@ -185,7 +185,7 @@ class ReproducibleTask(BaseTask):
         self.clock.pause()
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Set the random state of a batch before augmentation, and record the tiles that it lacks."""
+        """Seed a batch before augmentation, and record the tiles that it lacks."""
         for entry in batch.get('skipped', ()) if isinstance(batch, Mapping) else ():
             path, _, reason = entry.partition(': ')
             self.skipped.setdefault(path, reason)
@@ -198,13 +198,13 @@ class ReproducibleTask(BaseTask):
         return batch
 
     def reseed(self, stream: Stream, number: int) -> None:
-        """Set all random states for a batch number or, with `Stream.ORDER`, for an epoch number."""
+        """Seed all generators for a batch number or, with `Stream.ORDER`, for an epoch number."""
         rank = 0 if stream is Stream.ORDER else self.global_rank  # processes share one order
         entropy = (self._seed or 0, int(stream), rank, number)
         seed_all(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Set the random state of a step, and keep a copy of what its forward pass changes in place."""
+        """Seed a step, and copy the running averages that its forward pass updates in place."""
         self.reseed(Stream.STEP, self.trainer.fit_loop.total_batch_idx)
         for average, kept in zip(self._averages, self._kept_averages, strict=True):
             kept.copy_(average)
@@ -248,7 +248,7 @@ class ReproducibleTask(BaseTask):
             return
         (batch, bad, there), self._check = self._check, None
         if there is not None:
-            there.synchronize()  # already done: the kernels of the gradients are queued behind it
+            there.synchronize()  # already done: the gradient kernels are queued behind it
         own, anyone = bad.bool().tolist()
         if anyone:
             raise ValueError(self._save_evidence(batch, own))
@@ -301,7 +301,7 @@ class ReproducibleTask(BaseTask):
         """Store the seed.
 
         Raises:
-            ValueError: If weights are not finite, so that the existing checkpoint remains the last one.
+            ValueError: If weights are not finite; the previous checkpoint then remains the last one.
         """
         if not _all_finite(self):
             raise ValueError(
@@ -311,7 +311,7 @@ class ReproducibleTask(BaseTask):
         checkpoint['random_seed'] = self._seed
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the seed of the checkpoint."""
+        """Restore the seed from the checkpoint."""
         self._seed = checkpoint.get('random_seed')
 
 

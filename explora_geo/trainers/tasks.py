@@ -19,13 +19,13 @@ from explora_geo.trainers.tuning import FORMAT, TRAINING, TuningTask
 
 
 class ClassTask(TuningTask):
-    """Tuning to classes: the common base of classification and segmentation."""
+    """Tuning on classes: the common base of classification and segmentation."""
 
     losses: tuple[str, ...] = ('ce', 'bce', 'jaccard', 'focal')
     ignored: int | None = None
 
     def __init__(self, loss: str | None, **kwargs: Any) -> None:
-        """Initialize a ClassTask with one of `losses`; None selects it by the kind of task."""
+        """Initialize a ClassTask with one of `losses`; None selects one by the kind of task."""
         one = self.kind == 'multiclass'
         self.loss_name = loss or ('ce' if one else 'bce')
         if self.loss_name not in self.losses:
@@ -160,7 +160,7 @@ class ClassificationTask(ClassTask):
             **kwargs: Backbone, tuning and regularization; see `TuningTask`.
 
         Raises:
-            ValueError: If counts, loss and task do not fit together.
+            ValueError: If class counts, loss and task are incompatible.
         """
         needed = {'multiclass': num_classes, 'multilabel': num_labels, 'binary': 1}
         if task not in needed:
@@ -208,7 +208,7 @@ class SegmentationTask(ClassTask):
             **kwargs: Backbone, tuning and regularization; see `TuningTask`.
 
         Raises:
-            ValueError: If counts, loss and task do not fit together.
+            ValueError: If class counts, loss and task are incompatible.
         """
         if task not in ('binary', 'multiclass'):
             raise ValueError(f'task must be binary or multiclass, got {task!r}')
@@ -290,7 +290,7 @@ class RegressionTask(TuningTask):
         )
 
     def check_target(self, target: Tensor, image: Tensor) -> None:
-        """Raise ValueError if targets have the wrong shape or are infinite."""
+        """Raise ValueError if targets have the wrong shape or infinite values."""
         super().check_target(target, image)
         if torch.isinf(target).any():
             raise ValueError('targets hold infinite values: mark what was not measured as NaN')

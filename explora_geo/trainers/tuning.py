@@ -1,4 +1,4 @@
-"""Base of the downstream tasks: backbone, tuning, steps, metrics and files."""
+"""Base for the downstream tasks: backbone, tuning, steps, metrics and files."""
 
 import copy
 import json
@@ -83,9 +83,9 @@ class TuningTask(ReproducibleTask):
             adapter: Adapter file made on these weights; it is merged before tuning.
             tuning: What to train besides the head: nothing, LoRA-r8 on Q and V of every block (the paper's
                 choice), everything, or as in ExPLoRA the last block, LoRA elsewhere, norms and class token.
-            adaptation: Other choice of what to train, as a configuration or in the paper's notation.
+            adaptation: Custom choice of what to train, as a configuration or in the paper's notation.
             optim: Optimizer and schedule; if None, those of *tuning*.
-            lr: Learning rate for any batch size, not scaled: short for `optim` with `lr_scaling: none`.
+            lr: Learning rate, not scaled by the batch size: short for `optim` with `lr_scaling: none`.
             regularization: Drop path, label smoothing, mixup, cutmix, erasing.
             slots: Reduction of channel groups or frames in the head: `mean` or `concat`.
             statistics: Normalize by the mean and standard deviation stated by the weights (`model`) or by
@@ -289,12 +289,12 @@ class TuningTask(ReproducibleTask):
         self.check_classes(self.data.get('classes', []))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store the name of the task and the description of its data."""
+        """Store the task's name and data description."""
         super().on_save_checkpoint(checkpoint)
         checkpoint['explora_geo'] = {'task': type(self).__name__, 'data': self.data}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the description of the data."""
+        """Restore the data description."""
         super().on_load_checkpoint(checkpoint)
         self.data = checkpoint.get('explora_geo', {}).get('data', {})
         self._restored = True
