@@ -47,8 +47,8 @@ class RunScope(Callback):
     """Callback that saves a run when it is told to stop, and restores global process state at its end.
 
     Lightning stops a run at the end of the step in which SIGTERM arrived; this callback saves it. When Slurm
-    signals the end of a job, Lightning would save at once, in mid-step, a state that no run can resume:
-    here it waits until all processes have completed the step. Random states, warning filters and the limits
+    signals the end of a job, Lightning would save at once, in mid-step, a state that no run can resume; here
+    the save waits until all processes have completed the step. Random states, warning filters and the limits
     of `torch.compile` are restored when the run ends.
     """
 
