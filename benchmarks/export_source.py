@@ -1,4 +1,4 @@
-"""Ship a pre-trained source model: a quantized file, and the lines of its model card."""
+"""Export a pre-trained source model: a quantized file and the lines of its model card."""
 
 from pathlib import Path
 
@@ -9,12 +9,12 @@ from explora_geo.checkpoints.files import QUANTIZATION, quantize_rows
 
 from .tables.records import markdown_table
 
-#: Left out, as DINOv2's own files leave out the heads.
+#: Excluded, as DINOv2's own files exclude the heads.
 _HEADS = ('dino_head.', 'ibot_head.')
 
 
 def export_source(run: Path, out: Path) -> str:
-    """Quantize backbone, and decoder if any, of a full run; returns loss and k-NN by epoch in Markdown."""
+    """Quantize the backbone, and any decoder, of a full run; return loss and k-NN by epoch in Markdown."""
     state, metadata = read_state(run / 'model.safetensors')
     kept = {k: v for k, v in state.items() if not k.startswith(_HEADS)}
     write_state(out, quantize_rows(kept), {**metadata, **QUANTIZATION})

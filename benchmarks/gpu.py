@@ -1,15 +1,15 @@
-"""A queue for half an hour of somebody else's GPU: self-contained jobs by worth, each resumable.
+"""A queue for half an hour on a borrowed GPU: self-contained, resumable jobs in order of priority.
 
-Such a machine takes files of 64 MiB at a time. It has torch, lightning, safetensors and scikit-learn, but
-neither TorchGeo nor kornia:
+The machine accepts files of up to 64 MiB at a time. It has torch, lightning, safetensors and
+scikit-learn, but neither TorchGeo nor kornia:
 
     python -m benchmarks.gpu pack DATA PARCELS                 # here: code and data, in parcels of 60 MB
     python -m benchmarks.gpu unpack PARCEL ROOT                # there, once for each parcel
     python -m benchmarks.gpu run ROOT OUT [--seconds 480]      # there: goes on where it stopped
     python -m benchmarks.gpu run ROOT OUT --tiny               # anywhere: rehearse the queue in seconds
 
-Wheels of `WHEELS` travel in a parcel of their own: `pip download --no-deps -d PARCELS/wheels ...`. Start
-NVIDIA's MPS before `run`: without it processes take turns on the GPU, and a wait of one is a wait of all.
+The wheels of `WHEELS` travel in a separate parcel: `pip download --no-deps -d PARCELS/wheels ...`. Start
+NVIDIA's MPS before `run`: without it, processes take turns on the GPU, and one that waits blocks all.
 """
 
 import argparse
@@ -27,9 +27,9 @@ from typing import Any
 from .study.domains import scene_pixels
 from .tables import records
 
-#: Packages that the machine lacks and the queue imports.
+#: Packages that the queue imports and the machine lacks.
 WHEELS = ('torchgeo', 'kornia', 'kornia_rs', 'lightly', 'timm', 'jsonargparse')
-#: Bytes of a parcel.
+#: Maximum bytes of a parcel.
 PARCEL = 60_000_000
 KINDS = ('mae', 'dinov2')
 DATA = (
@@ -37,13 +37,13 @@ DATA = (
     'weights/vit_tiny_patch16_224_natural.safetensors',
 )
 _ROOT = Path(__file__).parents[1]
-# The task needs TorchGeo's readers, which need GDAL; the queue uses parts below the task.
+# The task needs TorchGeo's readers and so GDAL; the queue uses only parts below the task.
 _EMPTY = 'explora_geo/trainers/__init__.py'
 _IGNORED = shutil.ignore_patterns('__pycache__', 'results', '*eurosat.safetensors', '*mae*.safetensors')
 
 
 def queue(root: Path, out: Path, tiny: bool) -> dict[str, tuple[int, list[str]]]:
-    """The jobs in the order of their worth: seconds that one may take, and its arguments of `python -m`."""
+    """Return the jobs in order of priority: time limit in seconds, and arguments of `python -m`."""
     study = [f'{__package__}.study', str(root / 'data'), str(root / 'cache'), str(out / 'runs.jsonl')]
     processes = ['--processes', '1' if tiny else '8', '--seconds', '1' if tiny else '440']
     this, size = f'{__package__}.gpu', ['--tiny'] if tiny else []
@@ -61,7 +61,7 @@ def queue(root: Path, out: Path, tiny: bool) -> dict[str, tuple[int, list[str]]]
 
 
 def pack(data: Path, parcels: Path) -> None:
-    """Write archives of the code and of the data, cut into folders of at most `PARCEL` bytes."""
+    """Write archives of code and data, split into folders of at most `PARCEL` bytes."""
     shutil.rmtree(parcels, ignore_errors=True)
     with tempfile.TemporaryDirectory() as folder:
         code, held = Path(folder, 'code'), Path(folder, 'data')
@@ -71,7 +71,7 @@ def pack(data: Path, parcels: Path) -> None:
         (held / 'NAIP').mkdir(parents=True)
         for name in DATA:
             shutil.copy(data / name, held)
-        for scene in (data / 'NAIP').glob('*.tif'):  # as arrays: the machine has no GDAL
+        for scene in (data / 'NAIP').glob('*.tif'):  # as arrays, since the machine has no GDAL
             (held / 'NAIP' / f'{scene.stem}.npy').write_bytes(scene_pixels(scene).getvalue())
         for part in (code, held):
             packed = Path(shutil.make_archive(str(part), 'zip', part)).read_bytes()
@@ -84,7 +84,7 @@ def pack(data: Path, parcels: Path) -> None:
 
 
 def unpack(parcel: Path, root: Path) -> None:
-    """Take a parcel; code and data are put together when their last piece comes, in any order."""
+    """Unpack a parcel; parcels may arrive in any order, and the last one completes code and data."""
     pieces = root / 'pieces'
     shutil.copytree(parcel, pieces, dirs_exist_ok=True)
     for name in ('code', 'data'):
@@ -94,7 +94,7 @@ def unpack(parcel: Path, root: Path) -> None:
 
 
 def run(root: Path, out: Path, seconds: float, tiny: bool) -> None:
-    """Do what was not done, until the time is over; a job that fails or takes too long ends itself alone."""
+    """Run unfinished jobs until time runs out; a job that fails or times out does not stop the others."""
     done, end = out / 'done.jsonl', time.time() + seconds
     names = {job['name'] for job in records.read(done)}
     out.mkdir(parents=True, exist_ok=True)
@@ -114,7 +114,7 @@ def run(root: Path, out: Path, seconds: float, tiny: bool) -> None:
 
 
 def _setting(kind: str, tiny: bool) -> Any:
-    """The work of a step of ViT-L, or of a tiny model, on random images."""
+    """Return the setting of a step of ViT-L, or of a tiny model, on random images."""
     from explora_geo.models.heads import HeadConfig
 
     from .speed.setting import Setting
@@ -127,7 +127,7 @@ def _setting(kind: str, tiny: bool) -> Any:
 
 
 def trace(kind: str, out: Path, tiny: bool) -> None:
-    """Where the time of a step goes: the operations that take most, and host against device."""
+    """Profile a step: the most expensive operations, and host against device time."""
     import torch
     from torch.profiler import ProfilerActivity, profile
 
@@ -152,14 +152,14 @@ def trace(kind: str, out: Path, tiny: bool) -> None:
 
 
 def steps(kind: str, out: Path, tiny: bool) -> None:
-    """Images a second of our steps: as they are, compiled, frozen in bfloat16, stochastic depth, full."""
+    """Measure images per second of our steps: plain, compiled, frozen in bfloat16, stochastic depth, full."""
     from .speed.engine import compare_steps
 
     compare_steps(out, kind, _setting(kind, tiny), 1 if tiny else 20, 'explora_geo', compiled=not tiny)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Read the command and do it."""
+    """Parse and run a command."""
     shape = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=shape)
     commands = parser.add_subparsers(required=True)

@@ -5,12 +5,12 @@ The source folder holds ``EuroSAT_RGB.zip``, ``EuroSAT_MS/<Class>/*.tif``,
 
     python benchmarks/prepare_data.py --source DIR --out tests/data
 
-With ``--complete`` the whole RGB set is unpacked into ``DIR/<split>/<Class>/`` instead, for the larger
+``--complete`` instead unpacks the whole RGB set into ``DIR/<split>/<Class>/`` for the larger
 comparisons::
 
     python benchmarks/prepare_data.py --source DIR --complete data/eurosat_rgb
 
-The choice of tiles is a pure function of their names, so every run ships the same files.
+The choice of tiles depends only on their names, so every run ships the same files.
 """
 
 import argparse
@@ -25,18 +25,18 @@ import numpy as np
 import rasterio
 from rasterio.windows import Window
 
-MS_BANDS = (*(f'B{i:02d}' for i in range(1, 13)), 'B8A')  # the order in the files: B8A comes last
+MS_BANDS = (*(f'B{i:02d}' for i in range(1, 13)), 'B8A')  # file order: B8A comes last
 NAIP_BANDS = ('red', 'green', 'blue', 'nir')
 
 
 def choose(names: Iterable[str], count: int | None) -> list[str]:
-    """So many names, or all of them, sorted: chosen by the SHA-256 of their stem, random without a seed."""
+    """Choose *count* names, or all, by the SHA-256 of their stem, random but seedless; sort them."""
     ranked = sorted(names, key=lambda n: hashlib.sha256(PurePosixPath(n).stem.encode()).digest())
     return sorted(ranked[:count])
 
 
 def copy_rgb(archive: Path, split_file: Path, out: Path, counts: dict[str, int | None]) -> None:
-    """Copy JPEG tiles into ``out/<split>/<Class>/``, so many per class or all."""
+    """Copy JPEG tiles into ``out/<split>/<Class>/``, a given number per class or all."""
     splits = json.loads(split_file.read_text(encoding='utf-8'))
     with zipfile.ZipFile(archive) as source:
         members = {PurePosixPath(n).stem: n for n in source.namelist() if n.endswith('.jpg')}
@@ -54,7 +54,7 @@ def copy_rgb(archive: Path, split_file: Path, out: Path, counts: dict[str, int |
 
 
 def recompress(source: Path, target: Path, bands: tuple[str, ...], window: Window | None = None) -> None:
-    """Deflate a GeoTIFF of these bands, or a window of it, and check that only its size changed."""
+    """Deflate these bands of a GeoTIFF, or a window of them, and check that only the file size changed."""
     with rasterio.open(source) as src:
         if src.count != len(bands):
             raise ValueError(f'{source.name} has {src.count} bands, expected {len(bands)}: {bands}')
@@ -63,9 +63,9 @@ def recompress(source: Path, target: Path, bands: tuple[str, ...], window: Windo
             **{'driver': 'GTiff', 'dtype': src.dtypes[0], 'count': src.count, 'nodata': src.nodata},
             **{'height': pixels.shape[1], 'width': pixels.shape[2], 'crs': src.crs},
             'transform': src.window_transform(window) if window else src.transform,
-            # Without these GDAL would tag the fourth of four bands as transparency.
+            # Otherwise GDAL would tag the fourth of four bands as transparency.
             **{'photometric': 'minisblack', 'alpha': 'unspecified'},
-            # Bands differ more than neighboring pixels, so storing them apart, in a strip each, packs better.
+            # Bands differ more than neighboring pixels, so one strip per band compresses better.
             **{'interleave': 'band', 'blockysize': pixels.shape[1]},
             **{'compress': 'deflate', 'zlevel': 9, 'predictor': 2},
         }
@@ -79,7 +79,7 @@ def recompress(source: Path, target: Path, bands: tuple[str, ...], window: Windo
 
 
 def copy_naip(source: Path, out: Path, dates: tuple[str, ...], size: int = 256) -> None:
-    """Cut a square window out of the middle of the scenes of some dates."""
+    """Crop a square window from the center of the scenes of these dates."""
     for path in (p for p in sorted(source.glob('*.tif')) if p.stem.endswith(dates)):
         with rasterio.open(path) as src:
             window = Window((src.width - size) // 2, (src.height - size) // 2, size, size)
@@ -87,7 +87,7 @@ def copy_naip(source: Path, out: Path, dates: tuple[str, ...], size: int = 256) 
 
 
 def main() -> None:
-    """Command line entry point."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--source', type=Path, required=True, help='folder with the downloads')
     kind = parser.add_mutually_exclusive_group(required=True)

@@ -1,7 +1,7 @@
 """Our backbones as models of torchgeo-bench: `conf/model/explora_geo.yaml` names this class.
 
-torchgeo-bench builds a model with the bands of each data set and asks it for one vector per image; nothing of
-it is imported here.
+torchgeo-bench builds a model for the bands of each data set and reads one vector per image from it; this
+module imports nothing of torchgeo-bench.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from explora_geo.checkpoints import load_backbone
 
 
 class ExPLoRABench(nn.Module):
-    """A plain, merged or adapted backbone; layers for segmentation probes are `backbone.blocks.<i>`."""
+    """A plain, merged or adapted backbone; segmentation probes read the layers `backbone.blocks.<i>`."""
 
     def __init__(
         self,
@@ -33,12 +33,12 @@ class ExPLoRABench(nn.Module):
         """Initialize an ExPLoRABench.
 
         Args:
-            bands: Bands in the order of the images' channels, as torchgeo-bench gives them.
+            bands: Bands in channel order, as torchgeo-bench passes them.
             weights: Merged or source weights: a file, a name of ours, or `timm/<name>`.
-            adapter: Adapter file made on these weights.
+            adapter: Adapter file trained on these weights.
             model: Backbone name, if the file does not state it.
-            img_size: Side to which images are resized; that of the model if None.
-            tokens: What stands for an image: class token, mean patch, or both.
+            img_size: Side to which images are resized; the model's own if None.
+            tokens: Image representation: class token, mean patch, or both.
             normalization: `bandspec_zscore` (statistics of each data set) or `identity`.
         """
         super().__init__()
@@ -65,7 +65,7 @@ class ExPLoRABench(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """One vector per image of raw images, shape (B, C, H, W) -> (B, K)."""
+        """Return one vector per raw image, shape (B, C, H, W) -> (B, K)."""
         x, tokenizer = self.normalize_inputs(images.float()), self.backbone.patch_embed
         side = tokenizer.grid_size[0] * tokenizer.patch_size
         if x.shape[-2:] != (side, side):

@@ -1,4 +1,4 @@
-"""Data sets that only the paper's tables read, on the package's base classes."""
+"""Data sets used only by the paper's tables, built on the package's base classes."""
 
 from .scenes import NAIPLandCoverDataModule, RESISC45DataModule
 from .spacenet1 import SpaceNet1DataModule, SpaceNet1Dataset

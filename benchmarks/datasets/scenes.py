@@ -1,4 +1,4 @@
-"""Aerial scenes with one class each: RESISC45, and the land cover of NAIP."""
+"""Aerial scenes with one class each: RESISC45 and NAIP land cover."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +21,7 @@ class RESISC45DataModule(TileDataModule):
     """RESISC45: 31,500 aerial images of 256x256 pixels in 45 classes, with TorchGeo's layout and splits.
 
     The layout is ``root/NWPU-RESISC45/<class>/<class>_<n>.jpg`` and ``root/resisc45-<split>.txt`` with the
-    names of a split; TorchGeo's own class downloads both (https://doi.org/10.1109/jproc.2017.2675998).
+    file names of a split; TorchGeo's own class downloads both (https://doi.org/10.1109/jproc.2017.2675998).
     """
 
     kind = FolderDataset
@@ -32,7 +32,7 @@ class RESISC45DataModule(TileDataModule):
     )
 
     def make(self, part: Part) -> Dataset[Any]:
-        """One of the published splits; the test part to predict."""
+        """Build a published split; predicting uses the test split."""
         listed = Path(self.root) / f'resisc45-{"test" if part == "predict" else part}.txt'
         if not listed.is_file():
             download = f'RESISC45({str(self.root)!r}, download=True)'
@@ -59,10 +59,10 @@ class NAIPLandCoverDataset(TileDataset):
 
 
 class NAIPLandCoverDataModule(TileDataModule):
-    """Aerial tiles of California in 66 classes of the Cropland Data Layer, as Ayush et al. use them.
+    """Aerial tiles of California in 66 classes of the Cropland Data Layer, as used by Ayush et al.
 
-    The files are ``root/<i>tile.npy``; one ``root/y*.npy`` with a class per tile; and ``root/splits.npy``
-    with 0 (train), 1 (val) or 2 (test) per tile. Tests use val and test together, as published
+    The files are ``root/<i>tile.npy``, one ``root/y*.npy`` with a class per tile, and ``root/splits.npy``
+    with 0 (train), 1 (val) or 2 (test) per tile. The test combines val and test, as published
     (https://arxiv.org/abs/2011.09980).
     """
 
@@ -81,7 +81,7 @@ class NAIPLandCoverDataModule(TileDataModule):
             self.published = None
 
     def make(self, part: Part) -> Dataset[Any]:
-        """One of the published splits; val and test together to test and predict."""
+        """Build a published split; testing and predicting combine val and test."""
         folder = Path(self.root)
         targets = sorted(folder.glob('y*.npy'))
         if not (folder / 'splits.npy').is_file() or len(targets) != 1:
@@ -97,7 +97,7 @@ class NAIPLandCoverDataModule(TileDataModule):
         if codes.shape != splits.shape or codes.ndim != 1:
             shapes = f'{codes.shape} and {splits.shape}'
             raise ValueError(f'{targets[0]} and splits.npy must list the same tiles, got shapes {shapes}')
-        # Codes of the layer become labels in ascending order, over all parts alike.
+        # Layer codes become labels in ascending order, the same in all splits.
         values, labels = np.unique(codes, return_inverse=True)
         chosen = np.flatnonzero(np.isin(splits, {'train': [0], 'val': [1]}.get(part, [1, 2])))
         files, names = [folder / f'{i}tile.npy' for i in chosen], [str(v) for v in values]

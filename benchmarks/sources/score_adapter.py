@@ -1,9 +1,9 @@
-"""Score the shipped source, an adapter of it and rivals that cost nothing on labeled tiles.
+"""Score the shipped source, an adapter for it and free alternatives on labeled tiles.
 
     python -m benchmarks.sources.score_adapter ADAPTER TILES OUT.json
 
-TILES is a folder of class folders that nothing was chosen on; `benchmarks/results/depth6_eurosat.json` is of
-the 1,000 shipped test tiles.
+TILES is a folder of class folders that no setting was chosen on; `benchmarks/results/depth6_eurosat.json`
+scores the 1,000 shipped test tiles.
 """
 
 import json
@@ -21,7 +21,7 @@ STRENGTHS = (0.25, 0.5, 0.75, 1.0)
 
 
 def main(adapter: Path, tiles: Path, out: Path) -> None:
-    """Write the scores as JSON, and print the table."""
+    """Write the scores as JSON and print the table."""
     header, _ = read_adapter(adapter)
     name, size = str(SOURCE.meta['model']), header.img_size
     before = load_backbone(name, SOURCE, img_size=size)

@@ -1,1 +1,1 @@
-"""Training steps of this package and of what people would use instead, side by side."""
+"""Training steps of this package and of its alternatives, side by side."""

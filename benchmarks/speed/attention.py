@@ -1,4 +1,4 @@
-"""Attention of a CPU, fused and as plain products: python -m benchmarks.speed.attention > attention.md."""
+"""Attention on a CPU, fused or as plain products: python -m benchmarks.speed.attention > attention.md."""
 
 import statistics
 import time
@@ -19,7 +19,7 @@ forward and back, one thread, torch {torch.__version__}; milliseconds, to be com
 
 
 def milliseconds(tokens: int, dtype: torch.dtype, fused: bool, seconds: float) -> float:
-    """Median time of a layer, forward and back."""
+    """Return the median time of a layer, forward and backward."""
     torch.manual_seed(0)
     layer = Attention(192, 3).to(dtype)
     layer.fused_attn = fused
@@ -34,7 +34,7 @@ def milliseconds(tokens: int, dtype: torch.dtype, fused: bool, seconds: float) -
 
 
 def main(seconds: float = 2.0) -> str:
-    """Milliseconds of both types and forms by the number of tokens, as a page."""
+    """Return a page of milliseconds by data type, form and number of tokens."""
     ways = {f'{form}, {name}': (kind, form == 'fused') for name, kind in TYPES.items() for form in FORMS}
     lines = [[str(n), *(f'{milliseconds(n, *way, seconds):.1f}' for way in ways.values())] for n in TOKENS]
     return '\n'.join([HEAD, *markdown_table(['tokens', *ways], lines)])

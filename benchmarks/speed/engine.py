@@ -1,4 +1,4 @@
-"""Measurements of steps side by side, and results: JSON lines with a table of them."""
+"""Side-by-side measurements of training steps; results as JSON lines with a Markdown table."""
 
 import gc
 import json
@@ -28,7 +28,7 @@ _Map = Mapping[str, Any]
 
 
 def wait() -> None:
-    """Wait for what the GPU was given to do."""
+    """Wait for pending GPU work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
@@ -36,10 +36,10 @@ def wait() -> None:
 def alternate(
     steps: Mapping[str, Callable[[], object]], repeats: int, warmup: int = 1, clock: Any = time.perf_counter
 ) -> dict[str, list[float]]:
-    """Seconds of steps taken in turns, fastest first: whatever slows the machine slows all of them."""
+    """Return the seconds of interleaved steps, fastest first; interleaving spreads slowdowns over all."""
     if repeats < 1:
         raise ValueError(f'repeats must be at least 1, got {repeats}')
-    order = random.Random(0)  # another each round: a step finds caches as the one before left them
+    order = random.Random(0)  # a new order each round, since a step inherits the caches of the one before
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(warmup + repeats):
         for name in order.sample(sorted(steps), len(steps)):
@@ -55,7 +55,7 @@ def alternate(
 def compare_steps(
     out: Path, objective: str, setting: Setting, repeats: int = 5, only: str = '', compiled: bool = False
 ) -> Path:
-    """Step every contender in turns; returns the Markdown file."""
+    """Time the steps of all contenders in turns; return the Markdown file."""
     contenders = find(objective, compiled)
 
     def build(name: str) -> Any:
@@ -94,16 +94,16 @@ def compare_steps(
 def compare_peaks(
     out: Path, objective: str, setting: Setting, repeats: int = 1, only: str = '', compiled: bool = False
 ) -> Path:
-    """Measure by what the process of every contender grows, from before the model is built."""
+    """Measure each contender's peak memory growth, from before the model is built."""
     on_gpu = setting.device.startswith('cuda')
     if compiled and not on_gpu:
         raise ValueError('the compiler takes memory, too: measure compiled steps on a GPU')
-    setting = replace(setting, fused=True)  # what attention keeps on a GPU; time does not matter here
+    setting = replace(setting, fused=True)  # attention stores as little as on a GPU; time does not matter here
 
     def measure(name: str) -> int:
         if on_gpu:  # the allocator counts its own tensors exactly
             return step_peak(objective, name, setting, repeats)
-        # glibc: freed tensors go back to the system instead of staying with the process as gaps.
+        # glibc: return freed tensors to the system instead of keeping them as gaps in the process.
         with patch.dict('os.environ', MALLOC_MMAP_THRESHOLD_=str(128 * 1024)):
             context = multiprocessing.get_context('spawn')
             with ProcessPoolExecutor(1, mp_context=context) as pool:
@@ -126,7 +126,7 @@ def compare_peaks(
 
 
 def step_peak(objective: str, name: str, setting: Setting, repeats: int) -> int:
-    """Bytes that steps need at most with the optimizer's averages: growth of the process or the GPU."""
+    """Return peak bytes of steps including optimizer state, as growth of the process or on the GPU."""
     gc.collect()
     before = torch.cuda.memory_allocated() if setting.device.startswith('cuda') else 0
     with Meter() as meter:
@@ -140,7 +140,7 @@ def step_peak(objective: str, name: str, setting: Setting, repeats: int) -> int:
 
 
 def _add(out: Path, kind: str, about: str, setting: _Map, columns: _Map, missing: _Map) -> Path:
-    """Replace the measurement of the same setting on the same hardware, and write the table anew."""
+    """Add a measurement, replacing one of the same setting and hardware, and rewrite the table."""
     cpu = f'{platform.machine()} CPU, {torch.get_num_threads()} thread(s)'
     row = {
         'setting': dict(setting),
@@ -168,5 +168,5 @@ def _add(out: Path, kind: str, about: str, setting: _Map, columns: _Map, missing
 
 
 def _number(value: float | None) -> str:
-    """A number for a table, with three digits or more."""
+    """Format a number with three digits or more."""
     return '-' if value is None else f'{value:,.0f}' if abs(value) >= 100 else f'{value:.3g}'

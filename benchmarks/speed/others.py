@@ -1,4 +1,4 @@
-"""The same work with what people would use instead; a library that is not installed is named as missing."""
+"""The same training steps with alternative libraries; one that is not installed is reported as missing."""
 
 import importlib.util
 import re
@@ -23,10 +23,10 @@ RANK = 32
 
 
 class SplitQKV(nn.Module):
-    """A fused layer of queries, keys and values as three, `q`, `k` and `v`: PEFT adapts whole layers."""
+    """A fused QKV layer split into `q`, `k` and `v`, since PEFT adapts whole layers."""
 
     def __init__(self, fused: Any) -> None:
-        """Take over thirds of a fused linear layer, `weight` of shape (3D, D)."""
+        """Split a fused linear layer, `weight` of shape (3D, D), into thirds."""
         super().__init__()
         for name, weight, bias in zip('qkv', fused.weight.chunk(3), fused.bias.chunk(3), strict=True):
             layer = nn.Linear(weight.shape[1], weight.shape[0], device='meta')
@@ -36,12 +36,12 @@ class SplitQKV(nn.Module):
             setattr(self, name, layer)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Queries, keys and values side by side, (..., D) -> (..., 3D)."""
+        """Concatenate queries, keys and values, (..., D) -> (..., 3D)."""
         return torch.cat([self._modules[name](x) for name in 'qkv'], dim=-1)  # type: ignore[misc]
 
 
 def peft_backbone(setting: Setting, objective: type[MAE | DINOv2]) -> Any:
-    """The last block and the norms unfrozen by hand, LoRA of PEFT on split Q and V elsewhere."""
+    """Unfreeze the last block and the norms by hand, and add PEFT's LoRA to the split Q and V elsewhere."""
     vit: Any = backbone(setting, objective, 'full')
     for block in vit.blocks:
         block.attn.qkv = SplitQKV(block.attn.qkv)
@@ -51,11 +51,11 @@ def peft_backbone(setting: Setting, objective: type[MAE | DINOv2]) -> Any:
 
 
 def _inject(model: nn.Module, targets: list[str], layers: str, depth: int, parent: str = '') -> None:
-    """PEFT's LoRA in all layers but the last, which trains whole with every norm."""
+    """Add PEFT's LoRA to all layers except the last, which trains in full, as does every norm."""
     from peft import LoraConfig, inject_adapter_in_model
 
     last = depth - 1
-    # One expression of whole names: how PEFT finds layers by number differs between its versions.
+    # One regular expression of full names: PEFT's selection of layers by number differs between versions.
     numbers = '|'.join(map(str, range(last)))
     names = rf'{re.escape(parent + layers)}\.({numbers})\..*\.({"|".join(targets)})'
     inject_adapter_in_model(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=names), model)
@@ -65,7 +65,7 @@ def _inject(model: nn.Module, targets: list[str], layers: str, depth: int, paren
 
 
 def peft_step(setting: Setting, kind: type[MAE | DINOv2]) -> Step:
-    """Our objective around PEFT's backbone."""
+    """Return a step of our objective on PEFT's backbone."""
     return build_step(setting, kind, '[L]-r32', peft_backbone(setting, kind))
 
 
@@ -74,7 +74,7 @@ def _timm(setting: Setting, **options: Any) -> Any:
 
 
 def lightly_mae(setting: Setting) -> Step:
-    """All weights with lightly's building blocks."""
+    """Train all weights with lightly's building blocks."""
     vit = _timm(setting)
     side, image = vit.patch_embed.patch_size[0], setting.batch_images()
     encoder: Any = MaskedVisionTransformerTIMM(vit=vit)
@@ -101,7 +101,7 @@ def lightly_mae(setting: Setting) -> Step:
 
 
 def huggingface_mae(setting: Setting, adapted: bool) -> Step:
-    """Hugging Face's ViTMAE, all weights or with PEFT."""
+    """Train Hugging Face's ViTMAE, in full or with PEFT."""
     from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
     vit = _timm(setting)
@@ -125,7 +125,7 @@ def huggingface_mae(setting: Setting, adapted: bool) -> Step:
 
 
 def torchgeo_mae(setting: Setting) -> Step:
-    """TorchGeo's own task, with a decoder of the same depth and without its augmentation."""
+    """Run TorchGeo's own task, with a decoder of the same depth and without its augmentation."""
     from torchgeo.tasks import MAE as TorchGeoMAE
 
     if not setting.model.endswith(f'_{setting.image_size}'):
@@ -138,13 +138,13 @@ def torchgeo_mae(setting: Setting) -> Step:
         decoder_depth=setting.decoder_depth,
         decoder_num_heads=16,
     )
-    task.log = lambda *args, **kwargs: None  # there is no trainer
+    task.log = lambda *args, **kwargs: None  # no trainer
     image = setting.batch_images()
     return Step(setting, task, lambda: task.training_step({'image': image}, 0))
 
 
 def lightly_dinov2(setting: Setting) -> Step:
-    """All weights with lightly's building blocks, and a teacher that is a whole copy."""
+    """Train all weights with lightly's building blocks; the teacher is a full copy."""
     parts: Any = nn.ModuleDict()
     head = setting.head
     for name in ('student', 'teacher'):
@@ -153,7 +153,7 @@ def lightly_dinov2(setting: Setting) -> Step:
         trunk = MaskedVisionTransformerTIMM(vit=vit)
         parts[name] = nn.ModuleDict({'backbone': trunk, 'head': DINOv2ProjectionHead(*sizes)})
     student, teacher = (dict(parts[name].items()) for name in ('student', 'teacher'))
-    # Weight normalization in lightly's head rules out a deep copy.
+    # Weight normalization in lightly's head prevents a deep copy.
     parts['teacher'].load_state_dict(parts['student'].state_dict())
     parts['teacher'].requires_grad_(False)
     parts['dino'], parts['ibot'] = DINOLoss(head.prototypes), IBOTPatchLoss(head.prototypes)
@@ -195,12 +195,12 @@ STEPS: dict[str, Contenders] = {
         'lightly DINOv2, all weights, copied teacher': lightly_dinov2,
     },
 }
-#: What a contender needs beyond this package's own dependencies.
+#: Libraries that contenders need beyond this package's own dependencies.
 NEEDS = {'TorchGeo': 'torchgeo', 'Hugging Face': 'transformers', 'PEFT': 'peft'}
 
 
 def missing(name: str) -> str:
-    """The library that a contender lacks, or nothing."""
+    """Return the missing library of a contender, or an empty string."""
     needed = (module for part, module in NEEDS.items() if part in name)
     return next((module for module in needed if importlib.util.find_spec(module) is None), '')
 
@@ -209,7 +209,7 @@ CONTENDERS: dict[str, Contenders] = {name: {**ours.STEPS[name], **STEPS[name]} f
 
 
 def find(objective: str, compiled: bool = False) -> Contenders:
-    """Everybody by name, with those that compile first if asked for."""
+    """Return all contenders by name, including compiled steps on request."""
     if objective not in CONTENDERS:
         raise ValueError(f'objective must be one of {", ".join(CONTENDERS)}, got {objective!r}')
     return {**CONTENDERS[objective], **(ours.COMPILED[objective] if compiled else {})}
@@ -218,9 +218,9 @@ def find(objective: str, compiled: bool = False) -> Contenders:
 def for_each(
     names: Iterable[str], work: Callable[[str], Any], only: str = ''
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Do something for the first contender and those whose name has the expression, as far as they can.
+    """Apply *work* to the first contender and to those whose name matches the expression *only*.
 
-    Returns what came of it, and why others could not: a library, a `ValueError` or an `ImportError`.
+    Returns the results, and why the others failed: a missing library, a `ValueError` or an `ImportError`.
     """
     found: dict[str, Any] = {}
     absent: dict[str, str] = {}

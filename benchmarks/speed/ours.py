@@ -1,4 +1,4 @@
-"""Steps of this package."""
+"""Training steps of this package."""
 
 import itertools
 from contextlib import nullcontext
@@ -20,11 +20,11 @@ from .setting import Contenders, Setting, Step
 
 
 def backbone(setting: Setting, objective: type[MAE | DINOv2], adaptation: str, **options: Any) -> ViT:
-    """An adapted backbone as the objective needs it; options are those of `create_vit`."""
+    """Return an adapted backbone for the objective; options are those of `create_vit`."""
     options = {'learned_position': objective is DINOv2, **objective.backbone_options, **options}
     vit = create_vit(setting.model, img_size=setting.image_size, **options)
     if vit.mask_token is not None:
-        vit.mask_token.data.fill_(0.02)  # as if loaded: it then belongs to the frozen part
+        vit.mask_token.data.fill_(0.02)  # as if loaded, so it belongs to the frozen part
     explora(vit, ExPLoRAConfig.parse(adaptation))
     return vit
 
@@ -46,7 +46,7 @@ def build_step(
     half: bool = False,
     gram: bool = False,
 ) -> Step:
-    """A step of an objective; MAE's decoder trains as the encoder does, DINOv2's heads in full."""
+    """Build a step of an objective; MAE's decoder trains as the encoder does, DINOv2's heads in full."""
     if lean and setting.precision != 'bf16':
         raise ValueError('frozen matrices in bfloat16 go with products in bfloat16')
     if half:  # the last half of the blocks
@@ -57,7 +57,7 @@ def build_step(
     if kind is MAE:
         objective = MAE(vit, setting.mask_ratio, decoder_depth=setting.decoder_depth, decoder_num_heads=16)
         batch: dict[str, Any] = {'image': setting.batch_images()}
-        if adaptation != 'full':  # as if it came with the weights: then LoRA alone trains in it
+        if adaptation != 'full':  # as if loaded with the weights, so only LoRA trains in it
             explora(objective.decoder, objective.decoder_adaptation)
     else:
         crops = ViewsConfig(setting.image_size, setting.local_size, setting.num_local)
@@ -72,7 +72,7 @@ def build_step(
     if lean:
         hold_frozen(objective, torch.bfloat16)
 
-    steps = itertools.cycle((500, 501))  # Gram anchoring looks at every second one
+    steps = itertools.cycle((500, 501))  # Gram anchoring runs every second step
 
     def loss() -> Tensor:
         with many_graphs() if compiled else nullcontext():
@@ -81,7 +81,7 @@ def build_step(
     return Step(setting, objective, loss, lambda: objective.after_step(500))
 
 
-#: What follows the name of a step, and how it differs; a further step is a further row.
+#: Suffix of a step's name, and its options; each is a row.
 _VARIANTS: dict[str, dict[str, Any]] = {
     '': {},
     ', gradient checkpointing': {'checkpointing': True},
@@ -89,9 +89,9 @@ _VARIANTS: dict[str, dict[str, Any]] = {
     ', stochastic depth 0.3': {'drop_path_rate': 0.3},
     ', last half of the blocks': {'half': True},
 }
-#: Of D-ExPLoRA alone.
+#: Only for D-ExPLoRA.
 _DINOV2: dict[str, dict[str, Any]] = {', Gram anchoring': {'gram': True}}
-#: Those whose first step takes minutes.
+#: Steps whose first run takes minutes.
 _COMPILED: dict[str, dict[str, Any]] = {
     ', compiled': {'compiled': True},
     ', compiled, frozen in bf16': {'compiled': True, 'lean': True},
@@ -99,7 +99,7 @@ _COMPILED: dict[str, dict[str, Any]] = {
 
 
 def _steps(kind: type[MAE | DINOv2], variants: dict[str, dict[str, Any]]) -> Contenders:
-    """Steps of an objective by name, the last one with all weights."""
+    """Return the steps of an objective by name; the last trains all weights."""
     ours, full = (partial(build_step, kind=kind, adaptation=what) for what in ('[L]-r32', 'full'))
     name, end = f'explora_geo, {kind.letter}-ExPLoRA-[L]-r32', next(iter(variants))
     own = _DINOV2 if kind is DINOv2 and variants is _VARIANTS else {}

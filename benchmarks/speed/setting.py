@@ -1,4 +1,4 @@
-"""What all contenders share: model, images, crops, precision, and the step around a loss."""
+"""Settings shared by all contenders: model, images, crops, precision, and the step around a loss."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ from explora_geo.transforms import MultiCrop, ViewsConfig
 
 
 def read_images(folder: Path, count: int, size: int) -> Tensor:
-    """Evenly spaced images of class folders, normalized, shape (count, 3, size, size)."""
+    """Read evenly spaced images from class folders, normalized, shape (count, 3, size, size)."""
     from explora_geo.datasets import FolderDataset
     from explora_geo.datasets.files import evenly_spaced
 
@@ -31,7 +31,7 @@ def read_images(folder: Path, count: int, size: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Setting:
-    """The work of one step."""
+    """Workload of one step."""
 
     model: str = 'vit_base_patch16_224'  # backbone by timm's name
     batch: int = 8  # images per step
@@ -39,15 +39,15 @@ class Setting:
     local_size: int = 96  # side of local crops, pixels
     num_local: int = 8  # local crops per image
     mask_ratio: float = 0.75  # share of the patches that MAE removes
-    decoder_depth: int = 8  # blocks of MAE's decoder, of width 512 and 16 heads
+    decoder_depth: int = 8  # blocks of MAE's decoder, of width 512 with 16 heads
     head: HeadConfig = field(default_factory=lambda: HeadConfig(65536, 2048, 256))  # size of DINOv2's head
-    precision: Literal['bf16', 'fp32'] | None = None  # of products; the faster one here by default
+    precision: Literal['bf16', 'fp32'] | None = None  # matrix precision; the faster one here by default
     images: Path | None = Path('tests/data/eurosat_rgb/test')  # class folders; random images if None
-    device: str = 'cuda' if torch.cuda.is_available() else 'cpu'  # where steps run
-    fused: bool = False  # fused attention in bfloat16 on a CPU, too: slower, but as lean as on a GPU
+    device: str = 'cuda' if torch.cuda.is_available() else 'cpu'  # device of the steps
+    fused: bool = False  # fused attention in bfloat16 on a CPU, too: slower, but as memory-lean as on a GPU
 
     def __post_init__(self) -> None:
-        """Check the values, and choose the precision."""
+        """Check the values and choose the precision."""
         if self.precision is None:
             object.__setattr__(self, 'precision', 'bf16' if faster_precision() == 'bf16-mixed' else 'fp32')
         if self.precision not in ('bf16', 'fp32'):
@@ -57,30 +57,30 @@ class Setting:
 
     @property
     def plain_attention(self) -> bool:
-        """Whether attention is plain products: the faster way in bfloat16 on a CPU, for every contender."""
+        """Whether to use unfused attention, the faster way in bfloat16 on a CPU, for every contender."""
         return self.precision == 'bf16' and self.device == 'cpu' and not self.fused
 
     def batch_images(self) -> Tensor:
-        """Images, shape (B, 3, H, W)."""
+        """Return images, shape (B, 3, H, W)."""
         size = self.image_size
         if self.images is None:
             return torch.randn(self.batch, 3, size, size).to(self.device)
         return read_images(self.images, self.batch, size).to(self.device)
 
     def views(self) -> list[Tensor]:
-        """Their crops, drawn once: global ones (2·B, 3, H, W) and local ones (n·B, 3, h, w)."""
+        """Return their crops, drawn once: global (2·B, 3, H, W) and local (n·B, 3, h, w)."""
         config = ViewsConfig(self.image_size, self.local_size, self.num_local)
         torch.manual_seed(0)
         return [v.to(self.device) for v in MultiCrop(config, RGB)(self.batch_images())]
 
     def describe(self, objective: str) -> dict[str, Any]:
-        """What tells measurements apart, JSON-ready."""
+        """Return the values that identify a measurement, JSON-ready."""
         values = {k: v for k, v in vars(self).items() if k not in ('head', 'images', 'fused')}
         return {'objective': objective, **values}
 
 
 class Step:
-    """A training step: losses, backward, AdamW over what trains, and what follows, such as a teacher."""
+    """A training step: loss, backward, AdamW on trainable weights, and updates such as a teacher's."""
 
     def __init__(
         self, setting: Setting, module: nn.Module, loss: Callable[[], Tensor], after: Callable[[], Any] = int
@@ -94,7 +94,7 @@ class Step:
         fuse_attention(module, not setting.plain_attention)
 
     def __call__(self) -> float:
-        """Take the step; returns the loss."""
+        """Run the step and return the loss."""
         with torch.autocast(self.kind, dtype=torch.bfloat16, enabled=self.bf16):
             loss = self.loss()
         self.optimizer.zero_grad(set_to_none=True)

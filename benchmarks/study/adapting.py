@@ -1,4 +1,4 @@
-"""Sources, and a lean loop that adapts them to images in memory, with the package's own parts."""
+"""Sources, and a lean loop that adapts them to in-memory images with the package's own parts."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -28,22 +28,22 @@ from .scoring import prepare
 _TINY = 'vit_tiny_patch16_224_natural.safetensors'
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALVES = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
-KEPT = 200  # steps after which a run is kept
+KEPT = 200  # steps between saved states of a run
 
 
 @dataclass(frozen=True)
 class Source:
-    """Weights that are adapted."""
+    """Weights to adapt."""
 
     model: str  # backbone by name
     weights: str | None  # name of a `WeightsEnum` or file
     size: int  # image side, pixels
-    stats: tuple[tuple[float, ...], tuple[float, ...]] = IMAGENET  # mean and deviation of the bands
-    beside: str = ''  # the source that it is compared with, if not itself
-    options: dict[str, Any] = field(default_factory=dict)  # of `create_vit`
+    stats: tuple[tuple[float, ...], tuple[float, ...]] = IMAGENET  # mean and standard deviation of the bands
+    beside: str = ''  # source to compare with, if not itself
+    options: dict[str, Any] = field(default_factory=dict)  # options of `create_vit`
 
 
-#: Every band a group of its own, with patch embeddings that start anew.
+#: One group per band, with newly initialized patch embeddings.
 _BANDS = {'tokenizer': 'group-channel', 'tokenizer_options': {'channel_groups': [[band] for band in RGB]}}
 SOURCES = {
     'depth6': Source('vit_small_patch14_dinov2_depth6', 'ViTSmall14_Weights.LVD142M_DINOV2_DEPTH6', 112),
@@ -56,19 +56,19 @@ SOURCES = {
 
 
 def reader(source: Source, domain: Domain) -> Callable[[Tensor], Tensor]:
-    """What reads images of a domain by their indices as a source takes them."""
+    """Return a function that reads images of a domain by index, preprocessed for a source."""
     mean, std = (torch.tensor(s, device=domain.image.device).view(3, 1, 1) for s in source.stats)
     return lambda rows: prepare(domain.image[rows], source.size, mean, std)
 
 
 def load_source(source: Source, **options: Any) -> tuple[ViT, dict[str, Tensor]]:
-    """The source's backbone, and what else its file holds, such as a decoder."""
+    """Return the source's backbone and the rest of its file, such as a decoder."""
     vit = create_vit(source.model, img_size=source.size, **source.options, **options)
     return vit, load_weights(vit, source.weights, vit.patch_embed.fresh).parts if source.weights else {}
 
 
 def _keep(file: Path, step: int, states: Sequence[Any], *tensors: Tensor) -> None:
-    """Write where a run is."""
+    """Save the state of a run."""
     numbers = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
     drawn = random.getstate(), torch.get_rng_state(), numbers
     content = {'step': step, 'states': [s.state_dict() for s in states], 'drawn': drawn, 'tensors': tensors}
@@ -78,7 +78,7 @@ def _keep(file: Path, step: int, states: Sequence[Any], *tensors: Tensor) -> Non
 
 
 def _go_on(file: Path, states: Sequence[Any]) -> tuple[int, Tensor, Tensor]:
-    """Take a run up where `_keep` left it; returns its step and tensors."""
+    """Resume a run from the state saved by `_keep`; return its step and tensors."""
     content = torch.load(file, map_location='cpu', weights_only=True)
     for state, values in zip(states, content['states'], strict=True):
         state.load_state_dict(values)
@@ -99,11 +99,11 @@ def adapt(
     adapter: Path | None = None,
     kept: Path | None = None,
 ) -> tuple[ViT, dict[str, Any]]:
-    """Adapt to images of a domain, at least a batch of them, given by their indices.
+    """Adapt to images of a domain, given by their indices; there must be at least one batch.
 
-    Returns what the run leaves behind, with LoRA merged in, and numbers of the run. What trained goes to the
-    adapter's file, if one is given, as bfloat16 in safetensors under the backbone's own names. A run that was
-    stopped goes on from the file in which it is kept.
+    Returns the resulting model, with LoRA merged in, and statistics of the run. The trained weights go to
+    *adapter*, if given, as bfloat16 in safetensors under the backbone's own names. An interrupted run
+    resumes from the file *kept*.
     """
     seed_everything(seed, verbose=False)
     device, batch, steps = domain.image.device, recipe.batch_size, recipe.steps
@@ -152,5 +152,5 @@ def adapt(
         names = set(trainable_names(vit))
         state = {k: v.cpu().bfloat16().contiguous() for k, v in final.state_dict().items() if k in names}
         save_file(state, adapter)
-    final.mask_token = None  # of the objective alone; sources have none
+    final.mask_token = None  # used by the objective only; sources have none
     return merge_lora(final).eval(), numbers  # type: ignore[return-value]

@@ -1,4 +1,4 @@
-"""A probe that attends to patches instead of averaging them, which features of MAE need."""
+"""A probe that attends to patches instead of averaging them, as MAE features need."""
 
 import torch
 import torch.nn.functional as F
@@ -19,16 +19,16 @@ class AttentionProbe(nn.Module):
         self.head = nn.Linear(width, classes)
 
     def forward(self, patches: Tensor) -> Tensor:
-        """Scores, shape (B, K), of patches, shape (B, L, D)."""
+        """Return scores, shape (B, K), of patches, shape (B, L, D)."""
         patches = self.norm(patches.mT).mT
         return self.head(self.attend(self.query.expand(len(patches), -1, -1), patches, patches)[0][:, 0])
 
 
 def attention_hits(parts: list[Tensor], labels: list[Tensor]) -> Tensor:
-    """Hits on a test part, shape (M,).
+    """Return hits on the test part, shape (M,).
 
     Args:
-        parts: Patches that fit, that choose the learning rate, and that are tested, shapes (N, L, D).
+        parts: Patches that fit the probe, choose the learning rate, and test it, shapes (N, L, D).
         labels: Their classes.
     """
     found = []

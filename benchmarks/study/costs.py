@@ -1,4 +1,4 @@
-"""What a step of the ViT-Ti/16 costs: python -m benchmarks.study.costs DATA CACHE OUT.jsonl."""
+"""Cost of a training step of the ViT-Ti/16: python -m benchmarks.study.costs DATA CACHE OUT.jsonl."""
 
 import multiprocessing
 import sys
@@ -18,18 +18,18 @@ from .adapting import adapt
 from .jobs import Job, read_groups
 from .running import Study
 
-STEPS = 10  # that are timed
+STEPS = 10  # timed steps
 
 
 def measure(data: Path, cached: Path, job: Job) -> dict[str, Any]:
-    """Operations, memory and time of a core of a step, by steps of a run in this process."""
+    """Measure operations, memory and single-core time of a step by running steps in this process."""
     study = Study(data, cached, Path(), torch.device('cpu'))
     domain, held = study.domain(job.domain), study.named(job.source)
     archive = domain.archive[: job.images or None]
     recipe = job.recipe(len(archive), held.size, study.source(job.source).patch_embed.patch_size)
 
     def run(steps: int) -> float:
-        start = time.process_time()  # other processes of the machine do not count
+        start = time.process_time()  # excludes other processes of the machine
         adapt(held, replace(recipe, steps=steps), domain, archive, 0)
         return time.process_time() - start
 
@@ -44,12 +44,12 @@ def measure(data: Path, cached: Path, job: Job) -> dict[str, Any]:
 
 
 def main(data: Path, cached: Path, out: Path) -> None:
-    """Measure each row that the file lacks in a process of its own."""
+    """Measure each row missing from the file, in a separate process."""
     groups = read_groups()
     known = [job for name in ('headline', 'm-headline', 'rivals') for job in groups[name]]
     jobs = {j.name: j for j in known if j.domain == 'eurosat' and j.source == 'vit_ti16' and j.views}
     done = {row['name'] for row in records.read(out)}
-    # glibc: freed tensors go back to the system instead of staying with the process as gaps
+    # glibc: return freed tensors to the system instead of keeping them as gaps in the process
     with patch.dict('os.environ', MALLOC_MMAP_THRESHOLD_=str(128 * 1024), OMP_NUM_THREADS='1'):
         for job in (job for name, job in jobs.items() if name not in done):
             context = multiprocessing.get_context('spawn')

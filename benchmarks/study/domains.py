@@ -1,7 +1,7 @@
 """Labeled images of several domains, held in memory as bytes.
 
 DIR holds `EuroSAT_RGB.zip`, `presto_train_test_split.json`, `AID_128.zip`, `tiny_imagenet_202x100.zip` and
-`NAIP/*.tif`; each is read once and kept as one `.npz` per domain in CACHE.
+`NAIP/*.tif`; each is read once and cached as one `.npz` per domain in CACHE.
 """
 
 import hashlib
@@ -20,31 +20,31 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-#: Labeled images per class of the part that fits probes, and of the part that chooses their settings.
+#: Labeled images per class to fit probes, and to choose their settings.
 PROBE = {'eurosat': (100, 50), 'aid': (60, 40), 'natural': (40, 10)}
 LABELED = tuple(PROBE)
 
 
 @dataclass(frozen=True)
 class Domain:
-    """Images of one domain and what they are used for."""
+    """Images of one domain and their splits."""
 
     name: str  # one of `LABELED`, or `naip`
     image: Tensor  # bytes, shape (N, 3, H, W)
     label: Tensor  # class of each image, shape (N,)
-    archive: Tensor  # images that are adapted to, without labels; indices
-    train: Tensor  # labeled images that fit probes
-    val: Tensor  # labeled images that choose settings; like `train`, of the archive
-    test: Tensor  # images that are scored, and that nothing else sees
+    archive: Tensor  # indices of the images to adapt to, without labels
+    train: Tensor  # labeled images to fit probes
+    val: Tensor  # labeled images to choose settings; like `train`, from the archive
+    test: Tensor  # images to score, used for nothing else
 
     def to(self, device: torch.device | str) -> 'Domain':
-        """The same on a device."""
+        """Return a copy on a device."""
         parts: dict[str, Any] = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
         return replace(self, **parts)
 
 
 def load(name: str, folder: Path, cache: Path) -> Domain:
-    """Read a domain, from the cache where it is there."""
+    """Load a domain, from the cache if available."""
     file = cache / f'{name}.npz'
     if not file.is_file():
         cache.mkdir(parents=True, exist_ok=True)
@@ -55,7 +55,7 @@ def load(name: str, folder: Path, cache: Path) -> Domain:
     with np.load(file) as held:
         image, label, split = (torch.from_numpy(held[k]) for k in ('image', 'label', 'tested'))
     pool, test = ((split == part).nonzero().flatten() for part in (0, 1))
-    if name == 'naip':  # a date to learn from, a date to choose by, a date to test on
+    if name == 'naip':  # one date to fit, one to choose settings, one to test
         return Domain(name, image, label, torch.arange(len(label)), pool, (split == 2).nonzero()[:, 0], test)
     generator, (fit, choose) = torch.Generator().manual_seed(0), PROBE[name]
     rows = []
@@ -67,7 +67,7 @@ def load(name: str, folder: Path, cache: Path) -> Domain:
 
 
 def take(order: Tensor, count: int, size: int) -> tuple[Tensor, Tensor]:
-    """The next so many of an order of `count` images, drawn anew as it ends, and what is left of it."""
+    """Take the next *size* of an order of *count* images, reshuffled when it ends; return both parts."""
     while len(order) < size:
         order = torch.cat([order, torch.randperm(count)])
     return order[:size], order[size:]
@@ -77,7 +77,7 @@ Read = tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]
 
 
 def _unpack(archive: Path, side: int) -> tuple[list[str], NDArray[np.uint8], NDArray[np.int64]]:
-    """Names, pixels, shape (N, 3, side, side), and classes of the JPEG files of an archive, by name."""
+    """Return names, pixels, shape (N, 3, side, side), and classes of an archive's JPEG files, by name."""
     with zipfile.ZipFile(archive) as held:
         names = sorted(n for n in held.namelist() if n.lower().endswith(('.jpg', '.jpeg')))
         packed = [held.read(n) for n in names]
@@ -101,7 +101,7 @@ def _eurosat(folder: Path) -> Read:
 
 
 def _halved(archive: Path, side: int) -> Read:
-    """Half of each class is tested on, by the SHA-256 of the name."""
+    """Hold out half of each class for testing, by the SHA-256 of the name."""
     names, images, labels = _unpack(archive, side)
     tested = np.zeros(len(names), np.int64)
     rank = np.array([int(hashlib.sha256(PurePosixPath(n).stem.encode()).hexdigest()[:15], 16) for n in names])
@@ -112,7 +112,7 @@ def _halved(archive: Path, side: int) -> Read:
 
 
 def _naip(folder: Path) -> Read:
-    """Tiles of 64 px of one scene at three dates; the class is the place."""
+    """Read 64 px tiles of one scene at three dates; the class is the location."""
     images, labels, tested = [], [], []
     scenes: Sequence[Any] = sorted((folder / 'NAIP').glob('*.npy'))
     scenes = scenes or [scene_pixels(path) for path in sorted((folder / 'NAIP').glob('*.tif'))]
@@ -128,7 +128,7 @@ def _naip(folder: Path) -> Read:
 
 
 def scene_pixels(path: Path) -> io.BytesIO:
-    """Red, green and blue of a scene as an `.npy` file in memory, shape (3, H, W)."""
+    """Return red, green and blue of a scene as an in-memory `.npy` file, shape (3, H, W)."""
     import rasterio
 
     data = io.BytesIO()

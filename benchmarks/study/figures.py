@@ -1,4 +1,4 @@
-"""Figures of the study: what adapting gains, by length, labels and images, and what it forgets."""
+"""Figures of the study: gain from adaptation by length, labels and images, and forgetting."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -49,7 +49,7 @@ def _save(figure: Figure, file: Path) -> None:
 
 
 def default_by_length(rows: list[Row], file: Path) -> None:
-    """What the default of `adapt` gains after 1, 10 and 60 minutes, a panel for each domain."""
+    """Plot the gain of `adapt`'s default after 1, 10 and 60 minutes, one panel per domain."""
     domains = ('eurosat', 'aid', 'natural')
     figure, axes = _panels(len(domains))
     for axis, domain in zip(axes, domains, strict=True):
@@ -66,7 +66,7 @@ def default_by_length(rows: list[Row], file: Path) -> None:
 
 
 def by_labels(rows: list[Row], file: Path) -> None:
-    """What each row gains over the source with few and with all labels, tuned by LoRA-r8."""
+    """Plot each row's gain over the source with few and with all labels, tuned by LoRA-r8."""
     figure, axes = _panels(2)
     for axis, (domain, budgets) in zip(axes, BUDGETS.items(), strict=True):
         for key, color in COLORS.items():
@@ -85,7 +85,7 @@ def by_labels(rows: list[Row], file: Path) -> None:
 
 
 def by_number(of: Mapping[str, list[Row]], number: Callable[[Row], int], title: str, file: Path) -> None:
-    """Gain against a number of each row, such as its steps; a line for what trains, by a key of `ARMS`."""
+    """Plot gain against a number of each row, such as its steps; one line per key of `ARMS` (what trains)."""
     figure, axes = _panels(2)
     ticks = sorted({number(r) for mine in of.values() for r in mine})
     for axis, method in zip(axes, (0, 1), strict=True):
@@ -102,7 +102,7 @@ def by_number(of: Mapping[str, list[Row]], number: Callable[[Row], int], title: 
 
 
 def by_weights(rows: list[Row], names: Mapping[str, str], file: Path) -> None:
-    """Gain against the number of weights that train, a point for each row."""
+    """Plot gain against the number of trainable weights, one point per row."""
     figure, axes = _panels(2)
     for axis, method in zip(axes, (0, 1), strict=True):
         for (name, title), marker in zip(names.items(), MARKERS, strict=False):
@@ -125,7 +125,7 @@ def by_weights(rows: list[Row], names: Mapping[str, str], file: Path) -> None:
 
 
 def by_block(rows: Mapping[str, Row], file: Path) -> None:
-    """What patches of each block tell, and how spread they are: the paper's analysis, a line for each row."""
+    """Plot the paper's block analysis, one line per row: eigenvalues, and accuracy of patch probes."""
     figure, axes = _panels(4)
     titles = 'mean eigenvalue', 'variance of eigenvalues', 'place of a patch', 'class of its image'
     for (title, row), color in zip(rows.items(), ['darkgray', *COLORS.values()], strict=False):
@@ -140,7 +140,7 @@ def by_block(rows: Mapping[str, Row], file: Path) -> None:
 
 
 def memory(measured: Sequence[Row], file: Path) -> None:
-    """Memory of a step of 8 images, a bar for each backbone, objective and what trains."""
+    """Plot the memory of a step of 8 images, one bar per backbone, objective and trainable part."""
     figure, axes = _panels(2)
     kinds = {'ExPLoRA': COLORS['explora'], 'explora_geo, all weights': COLORS['full']}
     kinds['lightly'] = COLORS['unfreeze']
@@ -164,7 +164,7 @@ def memory(measured: Sequence[Row], file: Path) -> None:
 
 
 def gain_against_loss(panels: Mapping[str, Mapping[str, list[Row]]], file: Path) -> None:
-    """Mean gain where a model was adapted against its change on natural images, a point for each row."""
+    """Plot mean gain where a model was adapted against its change on natural images, one point per row."""
     panels = {title: rows for title, rows in panels.items() if any(rows.values())}
     figure, axes = _panels(len(panels))
     for axis, (where_adapted, rows) in zip(axes, panels.items(), strict=True):

@@ -1,4 +1,4 @@
-"""The jobs of the study: products of what `conf/study.yaml` lists."""
+"""Jobs of the study: combinations of the entries in `conf/study.yaml`."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ from .domains import LABELED
 from .rivals import RIVALS
 
 OBJECTIVES.update(RIVALS)
-#: Power of whitening, if any, and orientations that are averaged.
+#: Whitening power, if any, and number of orientations averaged.
 VARIANTS: dict[str, tuple[float | None, int]] = {
     **{'one': (None, 1), 'turns4': (None, 4), 'turns8': (None, 8)},
     **{'white0.5': (0.5, 1), 'white1': (1.0, 1), 'white1x4': (1.0, 4)},
 }
-#: The mean patches of the last four blocks side by side.
+#: Mean patches of the last four blocks, concatenated.
 FOUR = 'last4'
 ADAPTED = 'one', 'turns4', 'white1', 'white1x4'
 FILE = Path(__file__).parents[1] / 'conf' / 'study.yaml'
@@ -33,24 +33,24 @@ _DINOV2 = {**SHORT_DINOV2, 'phases': {'head_warmup_fraction': 0.0}, 'views': _VI
 class Job:
     """One adaptation and its scores."""
 
-    group: str  # what it is for
+    group: str  # purpose
     name: str  # name of the recipe
     source: str  # key of `SOURCES`
-    domain: str  # domain that is adapted to
-    values: Mapping[str, Any]  # what differs in the recipe from that of short runs, as `read_recipe` reads it
+    domain: str  # domain to adapt to
+    values: Mapping[str, Any]  # changes to the recipe of short runs, as `read_recipe` reads them
     views: int  # images to see
-    seed: int = 0  # of everything that is drawn
-    images: int = 0  # adapt to so many images of the archive, all if 0
+    seed: int = 0  # seed of all random draws
+    images: int = 0  # number of archive images to adapt to, all if 0
     transfer: tuple[str, ...] = ()  # also score the other domains
     save: bool = False  # keep the adapter
-    variants: tuple[str, ...] = ADAPTED  # how features are read, keys of `VARIANTS`, `block3`, or `FOUR`
-    extras: tuple[str, ...] = ('label_free',)  # of this, and `attention`, `blocks`
-    budgets: tuple[int, ...] = ()  # labels a class of further linear probes, all if 0
-    tuned: bool = False  # also tune LoRA-r8 with each of them
+    variants: tuple[str, ...] = ADAPTED  # feature readouts: keys of `VARIANTS`, `block3`, or `FOUR`
+    extras: tuple[str, ...] = ('label_free',)  # among this, `attention` and `blocks`
+    budgets: tuple[int, ...] = ()  # labels per class of further linear probes, all if 0
+    tuned: bool = False  # also tune LoRA-r8 with each budget
 
     @property
     def model(self) -> str:
-        """Name of the adapted model, which jobs of several groups may score."""
+        """Name of the adapted model, which jobs of several groups may share."""
         images = f'-n{self.images}' if self.images else ''
         return f'{self.name}.{self.source}.{self.domain}.{self.views}{images}.{self.seed}'
 
@@ -60,7 +60,7 @@ class Job:
         return self.model + ('.labels' if self.budgets else f'.{FOUR}' if FOUR in self.variants else '')
 
     def recipe(self, archive: int, side: int, patch: int) -> Recipe:
-        """The recipe for an archive of so many images of a side in patches, pixels."""
+        """Return the recipe for an archive of this many images, with image side and patch size in pixels."""
         base: dict[str, Any] = dict(SHORT_OPTIM.get(self.values['objective'], SHORT_OPTIM['Anchor']))
         if self.values['objective'] == 'DINOv2':
             base['arguments'] = laid_over(_DINOV2, {'views': crop_sides(side, patch)})
@@ -70,7 +70,7 @@ class Job:
 
 
 def read_groups(file: Path = FILE) -> dict[str, list[Job]]:
-    """Every group's jobs."""
+    """Return the jobs of every group."""
     content = yaml.safe_load(file.read_text(encoding='utf-8'))
     return {
         group: [job for entry in entries for job in _expand(group, entry, content['recipes'])]

@@ -1,4 +1,4 @@
-"""Learning rates of tuning: python -m benchmarks.study.rates DATA CACHE OUT.jsonl."""
+"""Learning rates for tuning: python -m benchmarks.study.rates DATA CACHE OUT.jsonl."""
 
 import sys
 from pathlib import Path
@@ -11,7 +11,7 @@ from .tuning import tune
 
 
 def choose_rate(data: Path, cached: Path, out: Path, domains: tuple[str, ...] = ('eurosat', 'aid')) -> None:
-    """Tune the source as it is at several rates and keep what held-out images of the archive say."""
+    """Tune the unchanged source at several rates and record accuracy on held-out images of the archive."""
     study = Study(data, cached, out, torch.device('cuda' if torch.cuda.is_available() else 'cpu'))
     for name in domains:
         reading, domain = study.of_source('vit_ti16', name), study.domain(name)

@@ -25,29 +25,29 @@ _FREE |= {'white1x4': 'whitened, mean of 4 turns'}
 
 
 def read(file: Path) -> list[Row]:
-    """Rows of a file of lines, without those that failed."""
+    """Read the rows of a JSON lines file, without failed ones."""
     return [r for r in read_lines(file) if r['group'] != 'failed']
 
 
 def where(rows: Iterable[Row], **values: Any) -> list[Row]:
-    """Rows that have these values."""
+    """Return the rows with these values."""
     return [r for r in rows if all(r.get(k) == v for k, v in values.items())]
 
 
 def pooled(pairs: Iterable[Sequence[float]]) -> tuple[float, float, float]:
-    """Mean of gains of several seeds, half of its 95 % interval over test images and seeds, and the worst."""
+    """Return the mean gain over seeds, half its 95 % interval over test images and seeds, and the worst."""
     gains = np.array(list(pairs))
     seeds = 1.96 * gains[:, 0].std(ddof=1) / len(gains) ** 0.5 if len(gains) > 1 else 0.0
     return float(gains[:, 0].mean()), float(np.hypot(gains[:, 1].mean(), seeds)), float(gains[:, 0].min())
 
 
 def combined(rows: Iterable[Row], method: int, variant: str = 'one') -> tuple[float, float, float]:
-    """`pooled` gains of rows by a method."""
+    """Return the `pooled` gains of rows by a method."""
     return pooled(r['gain'][variant][method] for r in rows)
 
 
 def harm(rows: list[Row], name: str = 'anchor', source: str = 'depth6') -> list[str]:
-    """The default at three lengths on every domain, and what costs nothing beside it."""
+    """List the default at three lengths on every domain, beside alternatives that cost nothing."""
     lines: list[Sequence[str]] = []
     for domain, title in TITLES.items():
         (free,) = where(rows, group='source', key=f'{source}.{domain}')
@@ -73,7 +73,7 @@ def harm(rows: list[Row], name: str = 'anchor', source: str = 'depth6') -> list[
 
 
 def recipes(rows: list[Row], source: str = 'depth6', views: int = 6_400) -> list[str]:
-    """All recipes at one length, best first."""
+    """List all recipes at one length, best first."""
     domains, lines = ('eurosat', 'aid'), []
     rows = where(rows, source=source, views=views)
     for name in dict.fromkeys(r['name'] for r in rows):
@@ -87,7 +87,7 @@ def recipes(rows: list[Row], source: str = 'depth6', views: int = 6_400) -> list
 
 
 def transfer(rows: list[Row], source: str = 'depth6', views: int = 38_400) -> list[str]:
-    """What was learned on one domain, tested on the others; natural images say what was forgotten."""
+    """List models adapted to one domain and tested on the others; natural images show forgetting."""
     lines = []
     rows = where(rows, source=source, views=views)
     for name in dict.fromkeys(r['name'] for r in rows if r.get('transfer')):
@@ -102,7 +102,7 @@ def transfer(rows: list[Row], source: str = 'depth6', views: int = 38_400) -> li
 
 
 def label_free(rows: list[Row]) -> dict[str, Any]:
-    """How the change of each label-free score follows each gain, and how much harm it shows."""
+    """Correlate changes of each label-free score with each gain, and count the harm that it detects."""
     runs = [r for r in rows if r.get('label_free') and r['domain'] in LABELED]
     gains = np.array([[g[0] for g in r['gain']['one']] for r in runs])
     harmed = gains.min(1) < -MARGIN
@@ -121,7 +121,7 @@ def label_free(rows: list[Row]) -> dict[str, Any]:
 
 
 def label_free_table(found: Mapping[str, Any]) -> list[str]:
-    """The same as a table."""
+    """Return the result of `label_free` as a table."""
     lines = []
     for key, row in found['scores'].items():
         mark = '**' if key == found['chosen'] else ''

@@ -1,4 +1,4 @@
-"""Run jobs one after the other, several processes from one list, and keep a line of JSON of each."""
+"""Run jobs sequentially, shared by several processes, and write one JSON line each."""
 
 import fcntl
 import time
@@ -26,7 +26,7 @@ from .jobs import FOUR, VARIANTS, Job
 from .scoring import Hits, budget_hits, features, gain, patches, score, validate
 from .tuning import tune
 
-#: Images of the archive that label-free scores and whitening read.
+#: Number of archive images read by label-free scores and by whitening.
 SAMPLE, WHITEN = 384, 4000
 
 
@@ -39,7 +39,7 @@ def _gains(before: Hits, after: Hits) -> list[list[float]]:
 
 
 class Reading:
-    """Features of a model on a domain, each read once."""
+    """Features of a model on a domain, each computed once."""
 
     def __init__(self, vit: ViT, source: Source, domain: Domain) -> None:
         """Initialize a Reading."""
@@ -51,15 +51,15 @@ class Reading:
         return features(self.vit, self.read, getattr(self.domain, part), turns, block)
 
     def rows(self, index: Tensor) -> Tensor:
-        """Features of images given by their indices."""
+        """Return the features of images by index."""
         return features(self.vit, self.read, index)
 
     def parts(self, turns: int = 1, block: int = -1) -> list[Tensor]:
-        """Features of the parts that fit, choose and test."""
+        """Return the features of the train, validation and test parts."""
         return [self.features(part, turns, block) for part in ('train', 'val', 'test')]
 
     def scores(self, variant: str) -> Hits:
-        """Hits by a key of `VARIANTS`, of `block3`, or of `FOUR`."""
+        """Return hits of a variant: a key of `VARIANTS`, `block<i>`, or `FOUR`."""
         power, turns = VARIANTS.get(variant, (None, 1))
         if variant == FOUR:
             blocks = [self.parts(block=b) for b in range(-4, 0)]
@@ -75,19 +75,19 @@ class Reading:
         return score(self.domain, *sets)
 
     def labeled(self, budget: int) -> Tensor:
-        """Hits of a linear probe with so many labels a class, all if 0; the share of draws, shape (M,)."""
+        """Return a linear probe's mean hits over draws of *budget* labels per class (0: all), shape (M,)."""
         _, val, test = self.parts()
         return budget_hits(self.domain, self.features('archive'), val, test, budget)
 
     def attended(self) -> Tensor:
-        """Hits of a probe that attends to patches, shape (M,)."""
+        """Return hits of a probe that attends to patches, shape (M,)."""
         domain = self.domain
         rows = [domain.train, domain.val, domain.test]
         parts = [patches(self.vit, self.read, i) for i in rows]
         return attention_hits(parts, [domain.label[i] for i in rows])
 
     def blocks(self) -> list[list[float]]:
-        """The paper's analysis of every block, on 200 images that fit and as many that test."""
+        """Run the paper's analysis of every block, with 200 images to fit and 200 to test."""
         batches = []
         for index in (self.domain.train, self.domain.test):
             rows = _drawn(index.cpu(), 200, 0).to(index.device)
@@ -96,12 +96,12 @@ class Reading:
         return [[round(float(x), 4) for x in row] for row in analyze_blocks(self.vit, fit, test)]
 
     def tuned(self, budget: int, seed: int) -> Tensor:
-        """Hits after LoRA-r8 tuning with so many labels a class, shape (M,)."""
+        """Return hits after LoRA-r8 tuning with *budget* labels per class, shape (M,)."""
         return tune(self.vit, self.read, self.domain, budget, seed)
 
 
 class Study:
-    """What jobs share in a process."""
+    """State shared by the jobs of a process."""
 
     def __init__(self, data: Path, cached: Path, out: Path, device: torch.device) -> None:
         """Initialize a Study."""
@@ -113,13 +113,13 @@ class Study:
         )
 
     def named(self, name: str) -> Source:
-        """A source, whose weights lie beside the data where they are a file."""
+        """Return a source; weight files are located beside the data."""
         source = SOURCES[name]
         file = self.data / (source.weights or '')
         return replace(source, weights=str(file)) if file.is_file() else source
 
     def before(self, source: str, name: str, what: str, *arguments: Any) -> Any:
-        """What a method of `Reading` says of a source, computed once for all processes."""
+        """Return the result of a `Reading` method for the source, computed once for all processes."""
         source = SOURCES[source].beside or source
         key = '_'.join(map(str, (source, name, what, *arguments)))
         file = self.cached / 'sources' / f'{key}.pt'
@@ -134,7 +134,7 @@ class Study:
         return Hits(*held) if isinstance(held, tuple) else held
 
     def adapted(self, job: Job) -> tuple[ViT, dict[str, Any]]:
-        """The model of a job and numbers of its run, from the cache where it is there."""
+        """Return a job's model and the statistics of its run, from the cache if available."""
         domain, held = self.domain(job.domain), self.named(job.source)
         if not job.views:
             return self.source(job.source), {}
@@ -200,28 +200,28 @@ class Study:
         return {**row, 'seconds': round(time.time() - start, 1)}
 
     def _labels(self, job: Job, reading: Reading, budget: int) -> dict[str, Any]:
-        """By linear probe and by tuning; see `_pair`."""
+        """Score by linear probe and by tuning; see `_pair`."""
         found = {'linear': self._pair(job, reading, 'labeled', budget)}
         if job.tuned:
             found['tuned'] = self._pair(job, reading, 'tuned', budget, job.seed)
         return found
 
     def _pair(self, job: Job, reading: Reading, what: str, *arguments: int) -> list[float]:
-        """Accuracy before and after, gain and half of its interval by a method of `Reading`."""
+        """Return accuracy before and after, gain, and its interval half-width by a method of `Reading`."""
         first: Tensor = self.before(job.source, job.domain, what, *arguments)
         second: Tensor = getattr(reading, what)(*arguments) if job.views else first
         return [*(round(float(h.float().mean()), 5) for h in (first, second)), *gain(first, second)]
 
 
 def work(study: Study, jobs: list[Job], until: float, say: Callable[[str], None] = print) -> None:
-    """Do what no other process has begun, until the time is over."""
+    """Run the jobs that no other process has claimed, until time runs out."""
     claims = study.cached / 'claims'
     claims.mkdir(parents=True, exist_ok=True)
     for job in jobs:
         if time.time() > until:
             break
         with open(claims / job.key, 'w') as claim:
-            try:  # a lock ends with its process, a file would outlive one that was killed
+            try:  # a lock ends with its process; a file would outlive a killed one
                 fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 continue
@@ -232,7 +232,7 @@ def work(study: Study, jobs: list[Job], until: float, say: Callable[[str], None]
 def _do(study: Study, job: Job, say: Callable[[str], None]) -> None:
     try:
         row = study.run(job)
-    except Exception as error:  # one recipe that fails must not end the others
+    except Exception as error:  # a failing recipe must not stop the others
         records.append(study.out, {'group': 'failed', 'key': job.key, 'error': repr(error)[:300]})
         say(f'{job.key}: {error!r}')
         return

@@ -14,11 +14,11 @@ from .domains import Domain
 
 PENALTIES = (0.003, 0.01, 0.03, 0.1, 0.3)
 FEW, DRAWS, NEIGHBORS = 10, 5, 20
-CHOOSE = 2_000  # images that rates and lengths are chosen on
+CHOOSE = 2_000  # images for choosing rates and lengths
 
 
 class Hits(NamedTuple):
-    """Whether each test image is right, shape (M,), or the share of draws in which it is."""
+    """Whether each test image is classified correctly, shape (M,), or in which share of draws."""
 
     knn: Tensor
     linear: Tensor
@@ -26,12 +26,12 @@ class Hits(NamedTuple):
 
     @property
     def means(self) -> list[float]:
-        """Accuracies in [0, 1]."""
+        """Return accuracies in [0, 1]."""
         return [round(float(h.float().mean()), 5) for h in self]
 
 
 def prepare(image: Tensor, size: int, mean: Tensor, std: Tensor) -> Tensor:
-    """Normalized images of a side from bytes, shape (B, 3, H, W)."""
+    """Resize and normalize images given as bytes, shape (B, 3, H, W)."""
     image = image.float() / 255
     if image.shape[-1] != size:
         image = F.interpolate(image, (size, size), mode='bicubic', antialias=True).clamp(0, 1)
@@ -42,7 +42,7 @@ def prepare(image: Tensor, size: int, mean: Tensor, std: Tensor) -> Tensor:
 def features(
     vit: ViT, read: Callable[[Tensor], Tensor], index: Tensor, turns: int = 1, block: int = -1
 ) -> Tensor:
-    """Mean patch tokens of images, read by their indices, averaged over orientations, shape (N, D)."""
+    """Return mean patch tokens of images by index, averaged over orientations, shape (N, D)."""
     vit.eval()
     rows = []
     for part in index.split(512):
@@ -58,7 +58,7 @@ def features(
 
 @torch.inference_mode()
 def patches(vit: ViT, read: Callable[[Tensor], Tensor], index: Tensor) -> Tensor:
-    """Patch tokens of images, read by their indices, shape (N, L, D), in half precision."""
+    """Return patch tokens of images by index, shape (N, L, D), in half precision."""
     vit.eval()
     rows = []
     for part in index.split(512):
@@ -68,7 +68,7 @@ def patches(vit: ViT, read: Callable[[Tensor], Tensor], index: Tensor) -> Tensor
 
 
 def knn_hits(train: Tensor, label: Tensor, test: Tensor, wanted: Tensor, neighbors: int) -> Tensor:
-    """k-NN by cosine, weighted by the inverse distance, as `explora_geo.evaluation.probes`."""
+    """Classify by cosine k-NN with inverse distance weights, as `explora_geo.evaluation.probes`."""
     near, rows = (F.normalize(test, dim=1) @ F.normalize(train, dim=1).T).topk(min(neighbors, len(train)))
     votes = near.new_zeros(len(test), int(label.max()) + 1)
     votes.scatter_add_(1, label[rows], 1 / (1 - near).clamp(min=1e-6))
@@ -76,12 +76,11 @@ def knn_hits(train: Tensor, label: Tensor, test: Tensor, wanted: Tensor, neighbo
 
 
 def logistic(x: Tensor, y: Tensor, penalties: Sequence[float], classes: int, steps: int = 100) -> Tensor:
-    """Multinomial logistic regressions with several penalties at once, bias free.
+    """Fit multinomial logistic regressions with several penalties at once; the bias is not penalized.
 
-    Accelerated descent with the bound 0.5 X'X of Boehning (1992) for the Hessian, which is diagonal in the
-    axes of the features: no step waits for the device, as a line search would. Standardized features (N, D),
-    classes (N,) and P inverse strengths C, as scikit-learn has them, -> weights, the last row the bias,
-    (P, D + 1, K).
+    Accelerated descent with Boehning's (1992) bound 0.5 X'X on the Hessian, diagonal in the axes of the
+    features: no step waits for the device, as a line search would. Standardized features (N, D), classes (N,)
+    and P inverse strengths C, as in scikit-learn, -> weights with the bias as the last row, (P, D + 1, K).
     """
     values, axes = torch.linalg.eigh(x.T @ x / len(x))
     basis = torch.cat([x @ axes, torch.ones_like(x[:, :1])], 1)
@@ -101,7 +100,7 @@ def logistic(x: Tensor, y: Tensor, penalties: Sequence[float], classes: int, ste
 
 
 def _linear(train: Tensor, val: Tensor, test: Tensor, *labels: Tensor) -> Tensor:
-    """Hits of a regression on a test part; the other two fit it and choose its penalty."""
+    """Return hits on a test part of a regression fit and tuned on the other two."""
     mean, std = train.mean(0), train.std(0).clamp(min=1e-6)
     train, val, test = ((x - mean) / std for x in (train, val, test))
     weights = logistic(train, labels[0], PENALTIES, int(labels[0].max()) + 1)
@@ -113,7 +112,7 @@ def _linear(train: Tensor, val: Tensor, test: Tensor, *labels: Tensor) -> Tensor
 
 
 def score(domain: Domain, train: Tensor, val: Tensor, test: Tensor) -> Hits:
-    """Score features of the three labeled parts of a domain."""
+    """Score features of a domain's three labeled parts."""
     y, *others = (domain.label[i] for i in (domain.train, domain.val, domain.test))
     share = len(y) // len(y.unique())
     knn = knn_hits(train, y, test, others[1], min(NEIGHBORS, share))
@@ -129,14 +128,14 @@ def score(domain: Domain, train: Tensor, val: Tensor, test: Tensor) -> Hits:
 
 
 def gain(before: Tensor, after: Tensor) -> list[float]:
-    """Mean paired difference of hits and the half width of its 95 % interval over test images."""
+    """Return the mean paired difference of hits and the half-width of its 95 % interval over test images."""
     difference = after.float() - before.float()
     half = 1.96 * float(difference.std()) / len(difference) ** 0.5
     return [round(float(difference.mean()), 5), round(half, 5)]
 
 
 def draw_labels(domain: Domain, budget: int, seed: int) -> Tensor:
-    """Positions in the archive of so many labeled images a class, all if 0; none of them chooses settings."""
+    """Draw archive positions of *budget* labels per class (0: all), excluding images that choose settings."""
     free = ~torch.isin(domain.archive, domain.val)
     y = domain.label[domain.archive]
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed)).to(y.device)
@@ -145,7 +144,7 @@ def draw_labels(domain: Domain, budget: int, seed: int) -> Tensor:
 
 
 def budget_hits(domain: Domain, archive: Tensor, val: Tensor, test: Tensor, budget: int) -> Tensor:
-    """Share of the draws of labels in which a linear probe is right on each test image, shape (M,)."""
+    """Return the share of label draws in which a linear probe is correct on each test image, shape (M,)."""
     y, *others = (domain.label[i] for i in (domain.archive, domain.val, domain.test))
     draws = [draw_labels(domain, budget, seed) for seed in range(DRAWS if budget else 1)]
     hits = [_linear(archive[rows], val, test, y[rows], *others).float() for rows in draws]
@@ -153,9 +152,9 @@ def budget_hits(domain: Domain, archive: Tensor, val: Tensor, test: Tensor, budg
 
 
 def validate(domain: Domain, archive: Callable[[Tensor], Tensor], train: Tensor, val: Tensor) -> list[float]:
-    """k-NN and linear probe on images of the archive that fit nothing and choose no penalty.
+    """Score k-NN and linear probe on archive images used neither to fit nor to choose a penalty.
 
-    Archives that are used up (AID's) validate on the images that choose the penalty.
+    If none are left (AID), validate on the images that choose the penalty.
     """
     known = torch.cat([domain.train, domain.val])
     rows = domain.archive[~torch.isin(domain.archive, known)]

@@ -9,7 +9,7 @@ import rasterio
 
 
 def main(data: Path) -> str:
-    """Say how often tiles of a class that follow one another share a UTM zone, beside random tiles."""
+    """Report how often consecutive tiles of a class share a UTM zone, compared with random tiles."""
     near: list[bool] = []
     chance: list[float] = []
     for folder in sorted(p for p in (data / 'EuroSAT_MS').iterdir() if p.is_dir()):

@@ -18,9 +18,9 @@ from explora_geo.trainers.options import ADAPTATIONS
 from .domains import Domain, take
 from .scoring import draw_labels
 
-#: Batch, and learning rate of LoRA and of the head, chosen on validation images for the source as it is.
+#: Batch, and learning rate of LoRA and head, chosen on validation images for the unchanged source.
 BATCH, RATE = 32, 3e-3
-#: Optimizer steps by labels a class, and with more of them.
+#: Optimizer steps by labels per class, and for more labels.
 STEPS = {5: 60, 22: 100, 25: 120}
 LONGEST = 200
 
@@ -34,7 +34,7 @@ def tune(
     rate: float = RATE,
     tested: Tensor | None = None,
 ) -> Tensor:
-    """Tune on labels drawn by a seed; returns which test images are right, shape (M,)."""
+    """Tune on labels drawn by a seed; return which test images are correct, shape (M,)."""
     seed_everything(seed, verbose=False)
     device = domain.image.device
     rows = domain.archive[draw_labels(domain, budget, seed)]

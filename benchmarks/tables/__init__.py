@@ -1,1 +1,1 @@
-"""The tables of the paper as rows that run at any scale: source, adapted, tuned, reported."""
+"""Run the rows of the paper's tables at any scale: load a source, adapt it, tune it and report."""

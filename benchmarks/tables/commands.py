@@ -1,4 +1,4 @@
-"""The commands of `explora-bench` that run the paper's tables: list, plan, run, report, compare."""
+"""Commands of `explora-bench` that run the paper's tables: list, plan, run, report, compare."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +16,7 @@ _OUT = Annotated[Path, typer.Option(help='Folder of the results; each scale has 
 
 
 def _open(scale: str, out: Path, table: str = '') -> tuple[list[Any], Any, Path, list[dict[str, Any]]]:
-    """A table, or all, a scale, the file of its results and what it holds."""
+    """Return one table or all, the scale, its results file and the records in it."""
     from .records import read
     from .rows import get_table, read_tables
     from .scales import get_scale
@@ -31,7 +31,7 @@ def list_tables(
     scale: _SCALE = 'demo',
     out: _OUT = RESULTS,
 ) -> None:
-    """List tables and rows: what was published, what runs at a scale, how many seeds are finished.
+    """List tables and rows: published values, what runs at a scale, and how many seeds are finished.
 
     Example: explora-bench list 3 --scale small
     """
@@ -53,9 +53,9 @@ def list_tables(
 def plan(
     table: _TABLE, rows: _ROWS = '', scale: _SCALE = 'small', seeds: _SEEDS = None, out: _OUT = RESULTS
 ) -> None:
-    """Show what rows cost before anything runs: parameters, steps, memory, hours if a run was timed here.
+    """Show the cost of rows before they run: parameters, steps, memory, and hours once a run was timed here.
 
-    Models are built on the meta device, so that the largest cost nothing to count. Example:
+    Models are built on the meta device, so even the largest is counted at no cost. Example:
     explora-bench plan 1 --scale paper
     """
     from . import cost
@@ -86,10 +86,10 @@ def run(
     store: Annotated[Path, typer.Option(help='Folder of stages.')] = Path('runs/bench'),
     out: _OUT = RESULTS,
 ) -> None:
-    """Run rows of a table; finished stages are never run again.
+    """Run rows of a table, skipping finished stages.
 
-    On several GPUs or nodes, set trainer in the scale (devices, num_nodes, strategy) and start the command
-    with torchrun or srun as any Lightning script; all of them must see the folders. Example:
+    For several GPUs or nodes, set trainer in the scale (devices, num_nodes, strategy) and start the command
+    with torchrun or srun, as for any Lightning script; all processes must see the folders. Example:
     explora-bench run 2 --scale demo
     """
     from .records import read
@@ -115,7 +115,7 @@ def report(
     scale: _SCALE = 'demo',
     out: _OUT = RESULTS,
 ) -> None:
-    """Write Markdown, CSV, torchgeo-bench's rows and plots of a table's results.
+    """Write a table's results as Markdown, CSV, torchgeo-bench rows and plots.
 
     Example: explora-bench report 3 --scale small
     """
@@ -138,7 +138,7 @@ def compare(
     scale: _SCALE = 'demo',
     out: _OUT = RESULTS,
 ) -> None:
-    """Compare two rows by seed, or what two files of results have in common.
+    """Compare two rows seed by seed, or the rows that two results files share.
 
     Example: explora-bench compare 3:l_r64 3:source --scale small
     """

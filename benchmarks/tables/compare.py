@@ -1,4 +1,4 @@
-"""Two rows, or two files of results, side by side."""
+"""Side-by-side comparison of two rows or two results files."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ _COSTS = {'trains, millions': ('trainable', 1e-6), 's': ('seconds', 1.0), 'image
 
 
 def compare(one: str, two: str, results: Path) -> str:
-    """Compare two rows, `TABLE:ROW` of the results, by seed, or what two files of results have in common."""
+    """Compare two rows (`TABLE:ROW` in the results) by seed, or the rows that two results files share."""
     if one.endswith('.jsonl') and two.endswith('.jsonl'):
         return _files(Path(one), Path(two))
     known = read(results)

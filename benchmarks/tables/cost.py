@@ -1,4 +1,4 @@
-"""What rows cost before they run: parameters exactly, operations and memory by arithmetic."""
+"""Cost of rows before they run: exact parameter counts, estimated operations and memory."""
 
 import statistics
 from collections.abc import Iterable, Sequence
@@ -22,7 +22,7 @@ from .records import Record, markdown_table
 from .rows import Row, Table
 from .scales import Scale
 
-# Bytes that a block keeps of a token for the backward pass, in units of its width, at 16 bits and without
+# Bytes per token that a block stores for the backward pass, in units of its width, at 16 bits and without
 # attention matrices (Korthikanti et al. 2022, equation 2).
 _KEPT_WIDTHS = 34
 
@@ -31,9 +31,9 @@ _KEPT_WIDTHS = 34
 class Cost:
     """Cost of pre-training or tuning."""
 
-    trainable: int  # parameters that train, of backbone and decoder; heads are not counted, as in the paper
+    trainable: int  # trainable parameters of backbone and decoder; heads are not counted, as in the paper
     flops: float  # floating point operations per image, forward and backward, of backbone and decoder
-    memory: float  # bytes at a batch on one device, estimated: weights, gradients, AdamW, activations
+    memory: float  # estimated bytes at one batch on one device: weights, gradients, AdamW, activations
     steps: int  # optimizer steps
     batch: int  # images per step
 
@@ -44,14 +44,14 @@ class Cost:
 
 
 def forward_flops(width: int, depth: int, tokens: int, mlp_ratio: float = 4.0) -> float:
-    """Operations of transformer blocks on a sequence; a multiplication and an addition are two."""
+    """Return the operations of transformer blocks on a sequence; a multiply-add counts as two."""
     matrices = 2 * tokens * (4 + 2 * mlp_ratio) * width**2
     attention = 4 * tokens**2 * width
     return depth * (matrices + attention)
 
 
 def _backbone(job: Job) -> tuple[ViT, int]:
-    """A row's backbone without numbers, and how many it has, but for the mask token."""
+    """Return a row's backbone on the meta device and its parameter count without the mask token."""
     options = OBJECTIVES[job.recipe.objective].backbone_options if job.recipe else {}
     options = {'learned_position': job.source.learned_position, **job.backbone_options, **options}
     with torch.device('meta'):
@@ -60,31 +60,31 @@ def _backbone(job: Job) -> tuple[ViT, int]:
 
 
 def pretraining_cost(job: Job) -> Cost:
-    """Cost of a row's pre-training, from its model built on the meta device.
+    """Return the cost of a row's pre-training, from its model on the meta device.
 
-    A decoder counts as one that the weights carry where they do, else it trains in full.
+    A decoder counts as pre-trained if the weights include one; otherwise it trains in full.
     """
     assert job.recipe is not None
     recipe, weights, (vit, parameters) = job.recipe, job.source.weights, _backbone(job)
     anew = vit.patch_embed.fresh if weights else ()
     explora(vit, recipe.adaptation.with_extra(anew))
-    if vit.mask_token is not None:  # the objective looks whether it was ever trained
+    if vit.mask_token is not None:  # the objective checks whether it was ever trained
         trained = torch.ones(1, vit.embed_dim, device='cpu')
         vit.mask_token = nn.Parameter(trained, vit.mask_token.requires_grad)
     with torch.device('meta'):
         objective = recipe.factory(vit)
         entry = all_weights().get(weights)
         if isinstance(objective, MAE) and entry is not None and entry.meta['decoder']:
-            # Where the bands are others the decoder is that of the same backbone for three bands.
+            # With other bands, the decoder is that of the same backbone for three bands.
             whole = MAE(create_vit(job.source.model)) if anew else objective
             objective.load_pretrained(whole.extra_state())
     parts = {k: n for k, n in trainable_summary(vit).items() if k != 'mask_token'}
     if recipe.adaptation.full:
         parts = {'everything': parameters}
-    elif isinstance(objective, MAE) and anew:  # elsewhere the paper counts the encoder alone
+    elif isinstance(objective, MAE) and anew:  # in the other cases the paper counts only the encoder
         parts |= {f'decoder {k}': n for k, n in trainable_summary(objective.decoder).items()}
     tokens = _tokens(vit, objective)
-    # Forward, gradients of activations everywhere and of what trains; the teacher sees global crops.
+    # Forward pass, plus gradients of all activations and of trainable weights; the teacher sees global crops.
     share = min(1.0, sum(p.numel() for p in vit.parameters() if p.requires_grad) / parameters)
     forward = [forward_flops(width, depth, n) for n, width, depth in tokens]
     flops = sum(forward) * (2 + share) + (sum(forward[:2]) if isinstance(objective, DINOv2) else 0.0)
@@ -98,7 +98,7 @@ def pretraining_cost(job: Job) -> Cost:
 
 
 def tuning_cost(job: Job) -> Cost | None:
-    """Cost of a row's tuning, without the head; None for a probe, or if the length is not known."""
+    """Return the cost of a row's tuning without the head; None for a probe or an unknown length."""
     if job.row.tuning in ('probe', 'none'):
         return None
     settings, steps = job.tune, job.tune.steps
@@ -120,7 +120,7 @@ def _sequence(vit: ViT) -> int:
 
 
 def _tokens(vit: ViT, objective: Objective) -> list[tuple[int, int, int]]:
-    """Sequences with gradients per image: tokens, width and blocks."""
+    """Return the sequences with gradients per image: tokens, width and blocks."""
     if isinstance(objective, MAE):
         decoder: Any = objective.decoder
         kept = 1 + int((_sequence(vit) - 1) * (1 - objective.mask_ratio))
@@ -129,7 +129,7 @@ def _tokens(vit: ViT, objective: Objective) -> list[tuple[int, int, int]]:
     assert isinstance(objective, DINOv2) and objective.views is not None
     views, found = objective.views, []
     for count, side in ((2, views.global_size), (views.num_local, views.local_size)):
-        assert side is not None  # the objective has settled it
+        assert side is not None  # set by the objective
         length = 1 + vit.patch_embed.num_slots * (side // vit.patch_embed.patch_size) ** 2
         found += [(length, vit.embed_dim, vit.depth)] * count
     return found
@@ -139,21 +139,21 @@ class Planned(NamedTuple):
     """A row's plan."""
 
     row: Row
-    reason: str  # why it does not run; empty if it does
-    pretrain: Cost | None = None  # also of what released weights stand for; None without any
+    reason: str  # why it does not run; empty if it runs
+    pretrain: Cost | None = None  # also for released weights that replace this training; None without any
     tune: Cost | None = None  # None for a probe
-    released: str = ''  # released weights that take the place of pre-training
+    released: str = ''  # released weights that replace pre-training
     hours: float | None = None  # device hours at the measured rate; None where no run was measured
-    agrees: bool | None = None  # whether the model has the paper's parameters; None where not known
+    agrees: bool | None = None  # whether the parameter count matches the paper's; None if unknown
 
 
 def matches(stated: str, count: int) -> bool:
-    """Whether a number of parameters is the stated one: exact, or in millions to three decimals."""
+    """Return whether a parameter count matches the stated one: exact, or in millions to three decimals."""
     return stated in (f'{count:,}', f'{count / 1e6:.3f}M')
 
 
 def plan_rows(table: Table, rows: Sequence[Row], scale: Scale, rate: float | None) -> list[Planned]:
-    """Plan rows, at a device's operations per second if known: build models and data without reading any."""
+    """Plan rows, given the device's operations per second if known; build models and data, read nothing."""
     planned = []
     for row in rows:
         if reason := why_not(table, row, scale):
@@ -175,7 +175,7 @@ def plan_rows(table: Table, rows: Sequence[Row], scale: Scale, rate: float | Non
 
 
 def measured_rate(records: Iterable[Record]) -> float | None:
-    """Operations per second of this machine's device in finished pre-training; None if there is none."""
+    """Return this device's operations per second in finished pre-training runs; None without any."""
     device = describe_machine()['hardware']['device']
     rates = [
         r['flops'] / r['images_seen'] * r['images_per_s']
@@ -186,7 +186,7 @@ def measured_rate(records: Iterable[Record]) -> float | None:
 
 
 def show(planned: Sequence[Planned], rate: float | None, seeds: int) -> list[str]:
-    """The plan as lines: a table of what runs, without empty columns, and why other rows do not."""
+    """Format the plan: a table of the rows that run, without empty columns, and why the others do not."""
     device = describe_machine()['hardware']['device']
     running = [_cells(p, seeds) for p in planned if not p.reason]
     shown = [key for key in (running[0] if running else ()) if any(cells[key] != '-' for cells in running)]
@@ -213,7 +213,7 @@ def _cells(plan: Planned, seeds: int) -> dict[str, str]:
 
 
 def total_hours(planned: Sequence[Planned], scale: Scale, rate: float, seeds: int) -> float:
-    """Device hours of all rows and seeds with searches of learning rates; shared stages count twice."""
+    """Return device hours of all rows and seeds with learning rate searches; shared stages count twice."""
     total = seeds * sum(p.hours or 0.0 for p in planned)
     if scale.search is not None:
         for plan in planned:

@@ -1,4 +1,4 @@
-"""Data modules of a scale: opened, cut to size, told apart by what they hold."""
+"""Data modules of a scale: open, subsample and fingerprint them."""
 
 import hashlib
 import importlib
@@ -19,9 +19,9 @@ _GROUPS: dict[str, type] = {'augment': Augment, 'statistics': Statistics}
 
 
 def load_class(path: str) -> Any:
-    """A class by its dotted path; a `ValueError` says that there is none."""
+    """Import a class by its dotted path; raise ValueError if there is none."""
     module, _, name = path.rpartition('.')
-    if module.startswith('explora_bench.'):  # this package, by the name that it was imported by
+    if module.startswith('explora_bench.'):  # this package, under the name it was imported by
         module = f'{__name__.partition(".")[0]}.{module.partition(".")[2]}'
     try:
         return getattr(importlib.import_module(module), name)
@@ -30,7 +30,7 @@ def load_class(path: str) -> Any:
 
 
 def build_data(data: Data, **changes: Any) -> Any:
-    """Build a data module without reading anything; changes replace its arguments."""
+    """Build a data module without reading any data; *changes* override its arguments."""
     arguments = {k: plain_value(v) for k, v in {**data.init_args, **changes}.items()}
     arguments |= {k: kind(**arguments[k]) for k, kind in _GROUPS.items() if k in arguments}
     try:
@@ -40,7 +40,7 @@ def build_data(data: Data, **changes: Any) -> Any:
 
 
 def open_data(data: Data, **changes: Any) -> Any:
-    """Build a data module and set up its parts; without a test part, validation is the test."""
+    """Build a data module and set up its splits; without a test split, validation serves as the test."""
     module = build_data(data, **changes)
     for stage in ('fit', 'test'):
         module.setup(stage)
@@ -50,7 +50,7 @@ def open_data(data: Data, **changes: Any) -> Any:
 
 
 def cut(module: Any, labelled: int | None, validated: int | None, tested: int | None) -> None:
-    """Keep so many evenly spaced images of the training, validation and test part; all of them if None."""
+    """Keep this many evenly spaced images of the training, validation and test splits; None keeps all."""
     for name, count in (('train', labelled), ('val', validated), ('test', tested)):
         dataset = getattr(module, f'{name}_dataset')
         if count is not None and dataset is not None:
@@ -58,7 +58,7 @@ def cut(module: Any, labelled: int | None, validated: int | None, tested: int | 
 
 
 def classes_named(module: Any) -> tuple[str, ...]:
-    """Classes that the data set names; none if it names none."""
+    """Return the data set's class names, or an empty tuple."""
     dataset = module.train_dataset
     while isinstance(dataset, Subset):
         dataset = dataset.dataset
@@ -66,7 +66,7 @@ def classes_named(module: Any) -> tuple[str, ...]:
 
 
 def labels_of(dataset: Any) -> torch.Tensor | None:
-    """Classes of a data set that knows them without reading images, shape (N,), else None."""
+    """Return the labels, shape (N,), of a data set that knows them without reading images, else None."""
     if isinstance(dataset, Subset):
         found = labels_of(dataset.dataset)
         return None if found is None else found[torch.tensor(list(dataset.indices), dtype=torch.long)]
@@ -75,7 +75,7 @@ def labels_of(dataset: Any) -> torch.Tensor | None:
 
 
 def draw_training_labels(module: Any, labels: str, seed: int) -> int:
-    """Leave a data module only a draw of a label budget from its training images; returns their number."""
+    """Reduce the training images to one draw of a label budget; return how many remain."""
     dataset, budget = module.train_dataset, Budget.parse(labels)
     if not budget.full:
         known = labels_of(dataset)
@@ -86,12 +86,12 @@ def draw_training_labels(module: Any, labels: str, seed: int) -> int:
 
 
 def describe_data(data: Data, module: Any) -> dict[str, Any]:
-    """What a data set is, so that the outcome of a stage belongs to it.
+    """Describe a data set for the content hash of a stage.
 
-    Files are told apart by name and size, wherever they lie; how fast they are read does not count.
+    Files are identified by name and size, wherever they are; loading options do not count.
     """
     ignored = ('root', 'test_root', 'val_root', 'split_file', 'num_workers', 'cache', 'batch_size')
-    # Groups count by their members, as they did in the names of the committed stages.
+    # Groups count by their members, as in the names of the committed stages.
     arguments = {k: v for k, v in data.init_args.items() if k not in _GROUPS}
     for group in _GROUPS:
         arguments |= data.init_args.get(group, {})

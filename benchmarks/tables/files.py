@@ -1,4 +1,4 @@
-"""YAML files of tables and scales: read, laid over one another, made into dataclasses."""
+"""YAML files of tables and scales: read, merge and turn into dataclasses."""
 
 from collections.abc import Mapping
 from dataclasses import fields
@@ -9,14 +9,14 @@ import yaml
 
 
 def read_yaml(path: Path, kind: str) -> dict[str, Any]:
-    """What a file of a kind says; a `FileNotFoundError` says that there is none."""
+    """Read a YAML file of a kind; raise FileNotFoundError if it does not exist."""
     if not path.is_file():
         raise FileNotFoundError(f'no {kind} {path}')
     return dict(yaml.safe_load(path.read_text(encoding='utf-8')))
 
 
 def make(kind: type, values: Mapping[str, Any], where: str) -> Any:
-    """Build a dataclass, with tuples for lists."""
+    """Build a dataclass, turning lists into tuples."""
     unknown = set(values) - {f.name for f in fields(kind)}
     if unknown:
         raise ValueError(f'{where}: unknown keys {", ".join(sorted(unknown))}')
@@ -27,14 +27,14 @@ def make(kind: type, values: Mapping[str, Any], where: str) -> Any:
 
 
 def find(name: str, kind: str, known: Mapping[str, Any]) -> Any:
-    """What is known by a name; a `ValueError` says what there is."""
+    """Look up a name; raise ValueError with the known names if it is missing."""
     if name not in known:
         raise ValueError(f'no {kind} {name!r}: there are {", ".join(known)}, or give a YAML file')
     return known[name]
 
 
 def laid_over(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of nested values with changes; a change to None takes a key out."""
+    """Return a copy of nested values with changes applied; a change to None removes the key."""
     merged = dict(base)
     for key, value in changes.items():
         if value is None:

@@ -1,4 +1,4 @@
-"""What a row does at a scale: source, recipe, data and tuning, all settled before anything runs."""
+"""Settings of a row at a scale: source, recipe, data and tuning, fixed before anything runs."""
 
 from dataclasses import dataclass, is_dataclass, replace
 from functools import cached_property
@@ -23,24 +23,24 @@ class Job:
     table: Table
     row: Row
     scale: Scale
-    source: Source  # what it starts from; its weights are empty for random ones
-    recipe: Recipe | None  # how it is pre-trained, or None for the source as it is
+    source: Source  # starting weights; random if its `weights` are empty
+    recipe: Recipe | None  # pre-training, or None for the unchanged source
     seed: int = 0  # seed of the run
 
     @property
     def dataset(self) -> str:
-        """Name of the data set that is tuned on."""
+        """Name of the data set used for tuning."""
         return self.row.dataset or self.table.dataset
 
     @cached_property
     def data(self) -> Data:
-        """Data of tuning."""
+        """Data for tuning."""
         data = self.scale.data[self.dataset]
         return replace(data, task_args={**data.task_args, 'head': self.row.head}) if self.row.head else data
 
     @cached_property
     def pretrain_data(self) -> Data:
-        """Data of pre-training."""
+        """Data for pre-training."""
         data = self.scale.data[self.table.pretrain_dataset or self.dataset]
         extra = data.pretrain_args if self.table.unlabelled else {}
         return replace(data, init_args={**data.init_args, **extra})
@@ -52,7 +52,7 @@ class Job:
 
     @property
     def backbone_options(self) -> dict[str, Any]:
-        """Arguments of `create_vit` that source and table settle, with those that named weights state."""
+        """Arguments of `create_vit` set by source and table, and those that named weights specify."""
         entry = all_weights().get(self.source.weights)
         stated = {} if entry is None else entry.meta.get('tokenizer_options', {})
         return {
@@ -64,7 +64,7 @@ class Job:
 
 
 def why_not(table: Table, row: Row, scale: Scale) -> str:
-    """Why a row of a table does not run at a scale, in a few words; empty if it does."""
+    """Return briefly why a row does not run at a scale; empty if it does."""
     if row.only:
         return f'published only: {row.only}'
     if row.objective not in scale.sources:
@@ -81,7 +81,7 @@ def why_not(table: Table, row: Row, scale: Scale) -> str:
 
 
 def build_job(table: Table, row: Row, scale: Scale, seed: int = 0) -> Job:
-    """Settle what a row does."""
+    """Build the job of a row."""
     reason = why_not(table, row, scale)
     if reason:
         raise ValueError(f'table {table.id}, row {row.id} does not run: {reason}')
@@ -107,11 +107,11 @@ def _recipe(row: Row, scale: Scale) -> Recipe:
     values = {**scale.pretrain[row.objective], 'adaptation': row.adaptation}
     recipe = read_recipe(values, f'scale {scale.name}, pretrain, {row.objective}')
     adaptation = row.config
-    if scale.max_rank is not None and adaptation.rank > scale.max_rank:  # what its backbones have room for
+    if scale.max_rank is not None and adaptation.rank > scale.max_rank:  # the limit of its narrower backbones
         adaptation = replace(adaptation, rank=scale.max_rank)
     recipe = replace(recipe, adaptation=adaptation)
-    if not adaptation.rank and recipe.objective == 'DINOv2':  # MAE's decoder has LoRA of its own
-        # The rate of LoRA is no part of a row without LoRA: its stages are those of other multipliers.
+    if not adaptation.rank and recipe.objective == 'DINOv2':  # MAE's decoder has its own LoRA
+        # Without LoRA its rate has no effect: share stages with rows of other multipliers.
         return replace(recipe, optim=replace(recipe.optim, adapter_lr_multiplier=1.0))
     return recipe
 
@@ -137,7 +137,7 @@ def _published_recipe(table: Table, row: Row, scale: Scale) -> Recipe:
 
 
 def world_size(scale: Scale) -> int:
-    """Devices of all nodes that a scale trains on."""
+    """Return the number of devices over all nodes of a scale."""
     devices = scale.trainer.get('devices', 1)
     if not isinstance(devices, int):
         known = len(devices) if isinstance(devices, list) else max(1, torch.cuda.device_count())
@@ -146,7 +146,7 @@ def world_size(scale: Scale) -> int:
 
 
 def split_batch(scale: Scale, data: Data, batch: int) -> tuple[int, int, int]:
-    """Images per device, at most the data's `batch_size`, accumulated batches, and images of them all."""
+    """Return images per device (at most `batch_size`), accumulated batches, and images per step."""
     world = world_size(scale)
     per_device = max(1, min(data.init_args.get('batch_size', batch), batch // world))
     accumulate = max(1, batch // (per_device * world))
@@ -154,6 +154,6 @@ def split_batch(scale: Scale, data: Data, batch: int) -> tuple[int, int, int]:
 
 
 def trainer_content(scale: Scale) -> dict[str, Any]:
-    """What the outcome of a stage depends on among the trainer's options; nothing if there is none."""
+    """Return the trainer options that affect the outcome of a stage; empty if there are none."""
     options = {k: v for k, v in scale.trainer.items() if k not in ('accelerator', 'strategy')}
     return {'trainer': options} if options else {}

@@ -1,4 +1,4 @@
-"""Seconds, memory and energy of a piece of work; energy where a meter reports it, else nothing."""
+"""Time, memory and energy of a piece of work; energy only where a meter reports it."""
 
 import platform
 import resource
@@ -13,18 +13,18 @@ import torch
 from explora_geo._adapt_progress import EnergyMeter
 from explora_geo._version import __version__
 
-#: kg CO2 per kWh: the yearly mean of the OECD in 2014, which the calculator of Lacoste et al. (2019) offers.
+#: kg CO2 per kWh: the OECD's yearly mean of 2014, offered by the calculator of Lacoste et al. (2019).
 GRID = 0.432
-#: Seconds between readings; a package's counter goes round in ten minutes at 400 W.
+#: Seconds between readings; a package's counter wraps around in ten minutes at 400 W.
 _EVERY = 60.0
 _STATUS = Path('/proc/self/status')
 
 
 class Meter:
-    """Context that measures what happens in it, on one device of several that are taken to use as much."""
+    """Context manager that measures one device and assumes that the others use as much."""
 
-    seconds: float = 0.0  # duration, known after it ends
-    peak_memory: int = 0  # bytes: highest allocation on the GPU, else growth of the process
+    seconds: float = 0.0  # duration, known on exit
+    peak_memory: int = 0  # bytes: peak allocation on the GPU, else growth of the process
     energy: dict[str, Any] | None = None  # `kwh`, `kg` of CO2 and `method`, or None without a meter
 
     def __init__(self, devices: int = 1) -> None:
@@ -32,7 +32,7 @@ class Meter:
         self.devices, self._ended = devices, threading.Event()
 
     def __enter__(self) -> Self:
-        """Start."""
+        """Start measuring."""
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         self._before = 0 if torch.cuda.is_available() else _reset_peak()
@@ -43,7 +43,7 @@ class Meter:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Read the clocks."""
+        """Stop measuring."""
         self.seconds = time.perf_counter() - self._start
         cuda = torch.cuda.is_available()
         self.peak_memory = torch.cuda.max_memory_allocated() if cuda else max(0, _peak() - self._before)
@@ -59,7 +59,7 @@ class Meter:
             self._meter.read()
 
     def to_dict(self) -> dict[str, Any]:
-        """Numbers, JSON-ready."""
+        """Return the measurements, JSON-ready."""
         return {
             'seconds': round(self.seconds, 2),
             'peak_memory': self.peak_memory,
@@ -69,7 +69,7 @@ class Meter:
 
 
 def _reset_peak() -> int:
-    """Forget the highest memory of the process so far, where the system allows, and return its memory."""
+    """Reset the process's peak memory, where the system allows, and return its current memory."""
     try:
         Path('/proc/self/clear_refs').write_text('5')
     except OSError:
@@ -84,13 +84,13 @@ def _peak() -> int:
 
 
 def _status(name: str) -> int:
-    """A line of the process's memory, bytes."""
+    """Return one line of the process's memory status, bytes."""
     lines = _STATUS.read_text().splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f'{name}:'))
 
 
 def describe_machine() -> dict[str, Any]:
-    """Device, threads and versions, for records."""
+    """Return device, threads and versions for records."""
     cuda = torch.cuda.is_available()
     device = torch.cuda.get_device_name() if cuda else f'CPU, {torch.get_num_threads()} threads'
     versions = {

@@ -1,4 +1,4 @@
-"""Plots of a table: accuracy against what trains and against compute, bars, learning curves."""
+"""Plots of a table: accuracy against trainable parameters and compute, bars, learning curves."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ from .records import Record, by_row
 from .rows import Table
 from .summary import Spread, summarise
 
-#: Ends of the files' names, in the order of a report.
+#: Suffixes of the file names, in report order.
 PLOTS = 'bars', 'trainable', 'flops', 'curves'
 _COLORS = {'here': '#1f7a8c', 'published, other data and models': '#9aa5b1'}
 _COSTS = {
@@ -28,7 +28,7 @@ _Found = Mapping[str, Sequence[Record]]
 
 
 def draw_plots(out: Path, stem: str, table: Table, records: Sequence[Record]) -> list[Path]:
-    """Draw what the records of a table allow, into PNG files whose names begin with the stem."""
+    """Draw every plot that the records allow, as PNG files whose names start with *stem*."""
     known = by_row(records, table.id)
     summaries = {name: summarise(known.get(name, [])) for name in table.rows}
     values = {name: value for name, value in summaries.items() if value is not None}
@@ -51,7 +51,7 @@ def draw_plots(out: Path, stem: str, table: Table, records: Sequence[Record]) ->
 
 
 def _bars(table: Table, values: _Values) -> Figure:
-    """A bar per row with its interval, and the published value beside it."""
+    """Draw a bar with interval per row, beside the published value."""
     figure, axis = plt.subplots(figsize=(8, 1.2 + 0.42 * len(values)), layout='constrained')
     here, paper = _COLORS.values()
     published = {name: table.rows[name].published.value for name in values}
@@ -68,9 +68,9 @@ def _bars(table: Table, values: _Values) -> Figure:
 
 
 def _scatter(table: Table, values: _Values, found: _Found, key: str) -> Figure:
-    """Value against a cost, on a logarithmic axis, and what was published in a panel of its own.
+    """Plot value against a cost on a logarithmic axis, with published values in a separate panel.
 
-    Rows that train nothing are lines across.
+    Rows without training are horizontal lines.
     """
     label, factor = _COSTS[key]
     published = {
@@ -103,7 +103,7 @@ def _scatter(table: Table, values: _Values, found: _Found, key: str) -> Figure:
 
 
 def _curves(table: Table, found: _Found) -> Figure:
-    """k-NN accuracy over steps, a line per row with the range of its seeds."""
+    """Plot k-NN accuracy over steps, one line per row with the range of its seeds."""
     figure, axis = plt.subplots(figsize=(9, 4.6), layout='constrained')
     for i, (name, rows) in enumerate(found.items()):
         curves = [r['curve'] for r in rows if len(r['curve']) > 1]
@@ -122,5 +122,5 @@ def _curves(table: Table, found: _Found) -> Figure:
 
 
 def _marker(position: int) -> str:
-    """A row's marker: there are ten colors."""
+    """Return a row's marker: marker and color together tell rows apart, as there are ten colors."""
     return 'os^'[position // 10 % 3]

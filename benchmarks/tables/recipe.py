@@ -1,4 +1,4 @@
-"""How a row is pre-trained: what trains, by which objective, for how long."""
+"""Pre-training recipe of a row: adaptation, objective and length."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -41,18 +41,18 @@ _GROUPS: dict[str, Any] = {
     'anchor': AnchorConfig,
     'gram': GramConfig,
 }
-_LATER = ('last_blocks', 'rank_stabilized')  # younger than the committed stages, whose names lack them
+_LATER = ('last_blocks', 'rank_stabilized')  # added after the committed stages, whose names lack them
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a row is pre-trained."""
+    """Pre-training recipe of a row."""
 
     adaptation: ExPLoRAConfig  # what trains
     optim: OptimConfig  # optimizer and schedule
     steps: int  # optimizer steps
     objective: str = 'MAE'  # key of `OBJECTIVES`
-    arguments: Mapping[str, Any] = field(default_factory=dict)  # its arguments, groups of them as mappings
+    arguments: Mapping[str, Any] = field(default_factory=dict)  # its arguments, nested by group
     batch_size: int = 128  # images per step
     drop_path_rate: float = 0.0  # stochastic depth in training
 
@@ -63,7 +63,7 @@ class Recipe:
 
     @property
     def factory(self) -> Callable[[ViT], Objective]:
-        """What builds the objective around a backbone."""
+        """Factory that builds the objective around a backbone."""
         kind = OBJECTIVES[self.objective]
         try:
             arguments = {k: _GROUPS[k](**v) if k in _GROUPS else v for k, v in self.arguments.items()}
@@ -74,12 +74,12 @@ class Recipe:
         return partial(kind, **arguments)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready values, which the names of finished stages hash."""
+        """Return JSON-ready values, which are hashed into the names of finished stages."""
         return {
             'objective': self.objective,
             'steps': self.steps,
             'batch_size': self.batch_size,
-            'crop_scale': (0.2, 1.0),  # of no effect, but part of the names of the committed stages
+            'crop_scale': (0.2, 1.0),  # no effect, but part of the names of the committed stages
             'drop_path_rate': self.drop_path_rate,
             'arguments': {k: plain_value(v) for k, v in self.arguments.items()},
             'adaptation': {k: v for k, v in self.adaptation.to_dict().items() if v or k not in _LATER},
@@ -90,7 +90,7 @@ class Recipe:
 def read_recipe(values: Mapping[str, Any], where: str) -> Recipe:
     """Build a recipe from flat values: fields of `Recipe` and `OptimConfig`.
 
-    The adaptation is in the paper's notation, or fields of `ExPLoRAConfig`.
+    The adaptation is given in the paper's notation or as fields of `ExPLoRAConfig`.
     """
     names = {f.name for f in fields(OptimConfig)}
     given = {k: v for k, v in values.items() if k not in names}
@@ -105,7 +105,7 @@ def read_recipe(values: Mapping[str, Any], where: str) -> Recipe:
 
 
 def plain_value(value: Any) -> Any:
-    """A value of a file as JSON-ready values."""
+    """Convert a value from a file to JSON-ready values."""
     if is_dataclass(value) and not isinstance(value, type):
         value = asdict(value)
     if isinstance(value, Mapping):

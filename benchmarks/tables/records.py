@@ -1,4 +1,4 @@
-"""Results: JSON lines, one for each row and seed, appended in one piece; and Markdown tables of them."""
+"""Results as JSON lines, one per row and seed, appended atomically; and Markdown tables of them."""
 
 import fcntl
 import json
@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 Record = dict[str, Any]
-#: What seeds of a row share as long as nobody changes how it runs.
+#: Settings that all seeds of a row share unless its configuration changed.
 _SETTINGS = 'model source adaptation tuning steps batch tune_steps labels images precision'.split()
 
 
 def append(path: Path, record: Mapping[str, Any]) -> None:
-    """Append a JSON-ready record under a lock, on disk before this returns, in the place of a torn line."""
+    """Append a JSON-ready record under a lock, replace a torn last line, and sync to disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, 'ab+', buffering=0) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -26,7 +26,7 @@ def append(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def read(path: Path) -> list[Record]:
-    """Records of a file, without a last line that was never finished; none if there is no file."""
+    """Return the records of a file without an incomplete last line; empty if there is no file."""
     found = []
     lines = path.read_text(encoding='utf-8').splitlines(keepends=True) if path.is_file() else []
     for number, line in enumerate(lines, 1):
@@ -40,10 +40,10 @@ def read(path: Path) -> list[Record]:
 
 
 def latest(records: Iterable[Record]) -> list[Record]:
-    """The last record of each row and seed, in the order of their first.
+    """Return the last record of each row and seed, in order of first appearance.
 
-    Seeds that ran by other settings than the last record of their row are left out: a mean over both would
-    be of nothing.
+    Seeds whose settings differ from the row's last record are left out: averaging over both would be
+    meaningless.
     """
     found: dict[tuple[Any, ...], Record] = {}
     settings: dict[tuple[Any, ...], list[Any]] = {}
@@ -59,7 +59,7 @@ def _settings_of(record: Record) -> list[Any]:
 
 
 def by_row(records: Sequence[Record], table: str) -> dict[str, list[Record]]:
-    """Records of a table by row, seeds in order."""
+    """Group a table's records by row, seeds in order."""
     found: dict[str, list[Record]] = {}
     for record in sorted(latest(records), key=lambda r: r['seed']):
         if record['table'] == table:
@@ -68,7 +68,7 @@ def by_row(records: Sequence[Record], table: str) -> dict[str, list[Record]]:
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Lines of a Markdown table; cells that a row lacks at its end are blank."""
+    """Return the lines of a Markdown table; missing trailing cells are blank."""
 
     def line(cells: Sequence[str]) -> str:
         filled = [*cells, *[''] * (len(header) - len(cells))]

@@ -1,4 +1,4 @@
-"""Reports of a table at a scale: Markdown, CSV and torchgeo-bench's rows, the published value beside each."""
+"""Reports of a table at a scale: Markdown, CSV and torchgeo-bench rows, beside the published values."""
 
 import csv
 import io
@@ -21,19 +21,19 @@ _COLUMNS = (
     'table row name origin scale seed value published mark dataset stands_in model source adaptation tuning '
     'trainable parameters steps images_seen images_per_s precision seconds peak_memory flops time'
 ).split()
-#: Columns of torchgeo-bench's result files, as far as frozen classification has them.
+#: Columns of torchgeo-bench's result files that apply to frozen classification.
 _BENCH_COLUMNS = (
     'dataset method metric_name metric_value ci_lower ci_upper feature_dim best_c best_lr best_batch_size '
     'n_train n_val n_test seed model name normalization image_size interpolation partition bands '
     'c_range_start c_range_stop c_range_num merge_val bootstrap'
 ).split()
-# Its `linear` is a logistic regression.
+# torchgeo-bench's `linear` is a logistic regression.
 _BENCH_METHODS = {'knn': 'knn5', 'logistic': 'linear', 'linear': 'linear_sgd'}
 _Found = Mapping[str, Sequence[Record]]
 
 
 def write_report(out: Path, table: Table, scale: Scale, records: Sequence[Record]) -> list[Path]:
-    """Write every report of a table from the results of a scale, of any table; returns the files."""
+    """Write all reports of a table from the results of a scale, which may hold others; return the files."""
     stem = f'table_{table.id}'
     mine = [r for r in latest(records) if r['table'] == table.id]
     plots = draw_plots(out, stem, table, mine)
@@ -48,7 +48,7 @@ def write_report(out: Path, table: Table, scale: Scale, records: Sequence[Record
 
 
 def markdown(table: Table, scale: Scale, records: Sequence[Record], plots: Sequence[Path] = ()) -> str:
-    """The report of a table's results, with the pictures beside it."""
+    """Return the report of a table's results, with plots."""
     found = by_row(records, table.id)
     marks = {row.published.mark for row in table.rows.values()} | {f.mark for f in table.findings}
     meanings = '; '.join(f'{m}: {CLAIMS[m]}' for m in CLAIMS if m in marks)
@@ -76,7 +76,7 @@ def markdown(table: Table, scale: Scale, records: Sequence[Record], plots: Seque
 
 
 def _setting(table: Table, scale: Scale, records: Sequence[Record]) -> str:
-    """How and where rows ran."""
+    """Describe how and where rows ran."""
     said = [f'{scale.about[0].upper()}{scale.about[1:]}.']
     models = sorted({r['model'] for r in records})
     if models:
@@ -134,7 +134,7 @@ def _rows(table: Table, scale: Scale, found: _Found) -> list[str]:
 
 
 def _scores(table: Table, records: Sequence[Record]) -> tuple[str, list[str]]:
-    """How the table's value is called here, and the other scores that were measured."""
+    """Return the title of the table's value here, and the other measured scores."""
     methods = list(dict.fromkeys(m for r in records for m in r['scores']))
     measured = next((m for m in methods if all(r['scores'].get(m) == r['value'] for r in records)), None)
     here = f'{table.metric} here' + ('' if measured is None else f' ({score_title(measured)})')
@@ -142,7 +142,7 @@ def _scores(table: Table, records: Sequence[Record]) -> tuple[str, list[str]]:
 
 
 def _findings(table: Table, records: Sequence[Record]) -> list[str]:
-    """What every score says of the paper's findings."""
+    """List the verdict of every score on the paper's findings."""
     if not table.findings or not records:
         return []
     here, methods = _scores(table, records)
@@ -163,7 +163,7 @@ def _findings(table: Table, records: Sequence[Record]) -> list[str]:
 
 
 def _source_of(table: Table, row: Row, found: _Found) -> Sequence[Record]:
-    """Records of the row that measures the source of a row as it is, in the same way, if any."""
+    """Return the records of the row that evaluates this row's unchanged source the same way, if any."""
     keys = ('objective', 'tuning', 'tune', 'last_blocks', 'dataset', 'head')
     for other in table.rows.values():
         same = all(getattr(other, key) == getattr(row, key) for key in keys)
@@ -173,7 +173,7 @@ def _source_of(table: Table, row: Row, found: _Found) -> Sequence[Record]:
 
 
 def _cost(table: Table, found: _Found) -> list[str]:
-    """Time, memory, energy and carbon of each row."""
+    """List time, memory, energy and carbon of each row."""
     lines = []
     for row, rows in found.items():
         known = [r['energy'] for r in rows if r.get('energy')]  # only where there is a meter
@@ -191,13 +191,13 @@ def _cost(table: Table, found: _Found) -> list[str]:
 
 
 def _mean(records: Sequence[Record], key: str, spec: str, factor: float = 1.0) -> str:
-    """Mean of what records know, or a dash."""
+    """Return the mean of the known values, or a dash."""
     values = [factor * r[key] for r in records if r.get(key) is not None]
     return f'{fmean(values):{spec}}' if values else '-'
 
 
 def to_csv(records: Iterable[Record]) -> str:
-    """One line for each row and seed."""
+    """Return one CSV line per row and seed."""
     file = io.StringIO()
     columns = [*_COLUMNS, 'kwh', 'kg_co2', 'energy_method', 'device', 'scores']
     writer = csv.DictWriter(file, columns, restval='', lineterminator='\n', extrasaction='ignore')
@@ -212,9 +212,9 @@ def to_csv(records: Iterable[Record]) -> str:
 
 
 def torchgeo_bench(records: Iterable[Record]) -> str:
-    """torchgeo-bench's rows of what was probed; a header alone if nothing was.
+    """Return torchgeo-bench rows of all probes; only a header if nothing was probed.
 
-    What has no counterpart here stays empty.
+    Columns without a counterpart here stay empty.
     """
     file = io.StringIO()
     writer = csv.DictWriter(file, _BENCH_COLUMNS, restval='', lineterminator='\n')
@@ -250,8 +250,8 @@ def torchgeo_bench(records: Iterable[Record]) -> str:
 
 
 def _partition(budget: Budget) -> str:
-    """torchgeo-bench's name of a part of the training set."""
+    """Return torchgeo-bench's name for a part of the training set."""
     if budget.per_class is not None:
         return f'{budget.per_class}_per_class'
-    digits = '.2f' if round(budget.share, 2) == budget.share else 'g'  # shares apart have names apart
+    digits = '.2f' if round(budget.share, 2) == budget.share else 'g'  # different shares need different names
     return 'default' if budget.full else f'{budget.share:{digits}}x_train'

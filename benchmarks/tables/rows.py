@@ -1,4 +1,4 @@
-"""Rows of the paper's tables, read from `conf/tables`: what each system does, and what was published."""
+"""Rows of the paper's tables, read from `conf/tables`: the settings of each system and published values."""
 
 import re
 from collections.abc import Mapping
@@ -11,14 +11,14 @@ from explora_geo.adaptation import ExPLoRAConfig
 from .files import find, make, read_yaml
 
 TABLES = Path(__file__).parents[1] / 'conf' / 'tables'
-#: What the letter after a published number says of its source.
+#: Meaning of the letter after a published number: its source.
 MARKS = {
     'W': 'workshop text of 2024',
     'I': 'ICML 2025 version, its website or scripts',
     'D': 'derived',
     'O': "another system's own publication",
 }
-#: The same of findings.
+#: The same letters for findings.
 CLAIMS = {**MARKS, 'E': 'expected here, not stated there'}
 _VALUE = re.compile(r'(?P<value>\d+(?:\.\d+)?)(?P<unit>M?) (?P<mark>[WIDO])')
 Tuning = Literal['probe', 'linear', 'lora', 'full', 'none']
@@ -26,14 +26,14 @@ Tuning = Literal['probe', 'linear', 'lora', 'full', 'none']
 
 @dataclass(frozen=True)
 class Published:
-    """A printed number: its text with a unit, empty if it is not published here, and its key of `MARKS`."""
+    """A printed number: its text with unit (empty if not published here) and its key of `MARKS`."""
 
     text: str = ''
     mark: str = ''
 
     @classmethod
     def parse(cls, text: str | None, where: str) -> 'Published':
-        """Read `79.09 W`, `15.7M W` or null."""
+        """Parse `79.09 W`, `15.7M W` or null."""
         if text is None:
             return cls()
         match = _VALUE.fullmatch(str(text))
@@ -44,12 +44,12 @@ class Published:
 
     @property
     def value(self) -> float | None:
-        """The number, in units; None if it is not published here."""
+        """The number, with the unit applied; None if not published here."""
         factor = 1e6 if self.text.endswith('M') else 1
         return factor * float(self.text.rstrip('M')) if self.text else None
 
     def __str__(self) -> str:
-        """Number and mark, or that there is none."""
+        """Return number and mark, or a note that there is none."""
         return f'{self.text} ({self.mark})' if self.text else 'not published here'
 
 
@@ -58,33 +58,33 @@ class Row:
     """One system of a table."""
 
     id: str  # key within the table
-    name: str  # what reports call it
+    name: str  # name in reports
     published: Published = Published()  # its value in the table
     objective: Literal['M', 'D', ''] = ''  # source and loss: MAE, DINOv2, or none that is built here
-    start: Literal['source', 'random'] = 'source'  # from the objective's source, or random weights
-    adaptation: str = ''  # pre-training in the paper's notation; empty for the source as it is
+    start: Literal['source', 'random'] = 'source'  # from the objective's source or random weights
+    adaptation: str = ''  # pre-training in the paper's notation; empty for the unchanged source
     options: Mapping[str, Any] = field(default_factory=dict)  # further fields of `ExPLoRAConfig`
     tuning: Tuning = 'probe'  # what is measured: a probe, tuning, or pre-training alone
-    tune: Mapping[str, Any] = field(default_factory=dict)  # fields of the scale's `Tune` that differ
-    last_blocks: int = 0  # last blocks whose class tokens the probe reads; the scale's choice if 0
-    head: str = ''  # head of the downstream task by name, instead of the data set's
-    only: str = ''  # why the row cannot be run, for rows that are published only
+    tune: Mapping[str, Any] = field(default_factory=dict)  # overrides of the scale's `Tune`
+    last_blocks: int = 0  # last blocks whose class tokens the probe reads; 0 leaves it to the scale
+    head: str = ''  # name of the downstream head, instead of the data set's
+    only: str = ''  # why the row cannot run, for rows that are only published
     added: bool = False  # the row is not in the paper's table
     model: str = ''  # backbone at the paper's scale, instead of its objective's
-    weights: str = ''  # source weights there, instead of its objective's
-    released: str = ''  # released weights that are the outcome of this pre-training, used there
-    preset: str = 'paper-workshop'  # published recipe used there
-    steps: int | None = None  # optimizer steps used there, where the recipe does not say
-    dataset: str = ''  # data set, instead of the table's; of pre-training too, if the table names none for it
-    tokenizer: str = ''  # how images become tokens, instead of the table's
+    weights: str = ''  # source weights at the paper's scale, instead of its objective's
+    released: str = ''  # released weights that result from this pre-training, used at the paper's scale
+    preset: str = 'paper-workshop'  # published recipe used at the paper's scale
+    steps: int | None = None  # optimizer steps at the paper's scale, where the recipe does not set them
+    dataset: str = ''  # data set, instead of the table's; also of pre-training if the table names none
+    tokenizer: str = ''  # tokenizer, instead of the table's
     bands: tuple[str, ...] = ()  # bands of the images in order, instead of the table's
-    pretrain_parameters: Published = Published()  # printed number of parameters that train in pre-training
-    tune_parameters: Published = Published()  # the same in tuning
+    pretrain_parameters: Published = Published()  # printed number of trainable parameters in pre-training
+    tune_parameters: Published = Published()  # the same for tuning
     gpu_hours: Published = Published()  # printed hours of pre-training
-    trainable: str = ''  # what the model must have in pre-training: exact, or such as `18.725M`
+    trainable: str = ''  # required trainable parameters in pre-training: exact, or such as `18.725M`
 
     def __post_init__(self) -> None:
-        """Check what belongs together."""
+        """Check that the fields are consistent."""
         if not self.only and not self.objective:
             raise ValueError('a row that runs needs an objective, M or D; say only: why if it cannot run')
         if self.tuning not in get_args(Tuning):
@@ -106,34 +106,34 @@ class Row:
 
 @dataclass(frozen=True)
 class Finding:
-    """A statement of the paper that two rows of a table can bear out or not."""
+    """A statement of the paper that a comparison of two rows can confirm."""
 
     text: str  # the statement
     mark: str  # where it is made, key of `CLAIMS`
-    better: str  # row that the statement puts above the other
-    worse: str  # the other
-    equal: bool = False  # the statement is that `better` is not below `worse`
+    better: str  # row that the statement ranks higher
+    worse: str  # row that it ranks lower
+    equal: bool = False  # the statement is only that `better` is not below `worse`
 
 
 @dataclass(frozen=True)
 class Table:
-    """One table."""
+    """A table of the paper."""
 
-    id: str  # its number in the workshop text, a letter after it for tables that are added
-    title: str  # what it shows
+    id: str  # its number in the workshop text, with a letter for added tables
+    title: str  # title
     dataset: str  # data set of pre-training and tuning, a name in `conf/data`
-    metric: str  # what its values are
+    metric: str  # metric of its values
     rows: Mapping[str, Row]  # its rows by id
-    findings: tuple[Finding, ...] = ()  # what the paper reads from it
-    pretrain_dataset: str = ''  # data set of pre-training, if it is another
-    unlabelled: bool = False  # pre-training reads the data set's unlabelled part
-    tokenizer: str = 'patch'  # how images become tokens
-    bands: tuple[str, ...] = ()  # bands of the images, in order, where they are not red, green and blue
-    notes: tuple[str, ...] = ()  # what a reader must know
-    argument: str = ''  # what a command takes to find it, its id if empty
+    findings: tuple[Finding, ...] = ()  # what the paper concludes from it
+    pretrain_dataset: str = ''  # data set of pre-training, if different
+    unlabelled: bool = False  # pre-training reads the data set's unlabeled part
+    tokenizer: str = 'patch'  # tokenizer
+    bands: tuple[str, ...] = ()  # bands of the images in order, unless red, green and blue
+    notes: tuple[str, ...] = ()  # notes for the reader
+    argument: str = ''  # command-line argument that finds it; its id if empty
 
     def choose(self, rows: str) -> list[Row]:
-        """Rows by their ids, separated by commas; all of them if empty."""
+        """Return rows by comma-separated ids; all rows if empty."""
         wanted = [name.strip() for name in rows.split(',') if name.strip()]
         unknown = [name for name in wanted if name not in self.rows]
         if unknown:
@@ -142,7 +142,7 @@ class Table:
 
 
 def read_table(path: Path) -> Table:
-    """Read a YAML file: the fields of `Table`, `defaults` of its rows, `rows` by id, and `findings`."""
+    """Read a YAML file with the fields of `Table`, row `defaults`, `rows` by id, and `findings`."""
     content = read_yaml(path, 'table')
     defaults = content.pop('defaults', {})
     rows = {
@@ -167,12 +167,12 @@ def _read_row(name: str, values: dict[str, Any], where: str) -> Row:
 
 
 def read_tables(folder: Path = TABLES) -> dict[str, Table]:
-    """Every table by id, in the paper's order."""
+    """Return all tables by id, in the paper's order."""
     return {table.id: table for table in map(read_table, sorted(folder.glob('*.yaml')))}
 
 
 def get_table(name: str) -> Table:
-    """A table by id, or from a YAML file of one's own."""
+    """Return a table by id, or from a custom YAML file."""
     if name.endswith('.yaml'):
         return replace(read_table(Path(name)), argument=name)
     table: Table = find(name, 'table', read_tables())

@@ -1,4 +1,4 @@
-"""Runs rows of a table: source, adapted, tuned or probed, and one line of results."""
+"""Run the rows of a table: load the source, adapt, tune or probe, and record the results."""
 
 import time
 from collections.abc import Callable
@@ -16,13 +16,13 @@ from .scales import Scale, Search
 from .stages import Stage, Store, is_first_process
 from .work import adapt, prepare_source, probe, tune
 
-#: What the search of a learning rate does not depend on: all rows and seeds are searched with this one.
+#: Learning rates are searched with this seed for all rows and seeds.
 _SEARCH_SEED = 0
 _Say = Callable[[str], object]
 
 
 class Chosen(NamedTuple):
-    """The best factor on a rate, and validation values by factor, in [0, 1]; empty if none was tried."""
+    """The best factor on a rate, and validation values in [0, 1] by factor; empty if none was tried."""
 
     factor: float
     scores: dict[str, float]
@@ -31,7 +31,7 @@ class Chosen(NamedTuple):
 def run_rows(
     table: Table, rows: list[Row], scale: Scale, seeds: int, store: Store, results: Path, progress: _Say = str
 ) -> list[records.Record]:
-    """Run rows and seeds that are not in the results yet."""
+    """Run the rows and seeds that are not in the results yet."""
     chosen = []
     for row in rows:
         reason = why_not(table, row, scale)
@@ -48,7 +48,7 @@ def run_rows(
             same = [r for r in records.read(results) if key(r) == key(record)]
             known = [r for r in same if r['stages'] == record['stages']]
             record = known[-1] if known else record
-            # The last line of a row and seed is the one that reports show.
+            # Reports show the last line of a row and seed.
             if (not known or same[-1] is not record) and is_first_process():
                 records.append(results, record)
             chosen.append(record)
@@ -56,7 +56,7 @@ def run_rows(
 
 
 def run_job(job: Job, store: Store, progress: _Say = str) -> records.Record:
-    """Run one row with one seed, and return its record; finished stages are read, not run."""
+    """Run one row with one seed and return its record; finished stages are read, not run."""
     progress('source')
     source = prepare_source(store, job)
     stages: dict[str, Stage] = {'source': source}
@@ -79,7 +79,7 @@ def run_job(job: Job, store: Store, progress: _Say = str) -> records.Record:
 
 
 def search_pretraining(job: Job, store: Store, progress: _Say = str) -> Chosen:
-    """Choose the learning rate of pre-training by short runs and a probe of held-out training images."""
+    """Search the pre-training learning rate with short runs and a probe of held-out training images."""
     search, trial = job.scale.search, replace(job, seed=_SEARCH_SEED)
     if search is None or job.recipe is None:
         return Chosen(1.0, {})
@@ -94,7 +94,7 @@ def search_pretraining(job: Job, store: Store, progress: _Say = str) -> Chosen:
 
 
 def search_tuning(job: Job, store: Store, model: Stage, progress: _Say = str) -> Chosen:
-    """Choose the rate of tuning likewise, on the first seed's backbone, for every seed."""
+    """Search the tuning learning rate for every seed, on the first seed's backbone and held-out images."""
     search, trial = job.scale.search, replace(job, seed=_SEARCH_SEED)
     if search is None:
         return Chosen(1.0, {})
@@ -111,8 +111,8 @@ def search_tuning(job: Job, store: Store, model: Stage, progress: _Say = str) ->
 
 
 def _choose(search: Search, score: Callable[[float], float]) -> Chosen:
-    """The best factor; beyond an end that is clearly best, the next one counts where it is clearly better."""
-    # Short trials are kind to high rates: a tie beyond the factors asked for may fail at full length.
+    """Return the best factor; if the best is clearly an end, also try factors beyond it."""
+    # Short trials favor high rates: a tie beyond the given factors may fail at full length.
     scores = {f: score(f) for f in search.factors}
     best = max(scores, key=scores.__getitem__)
     for _ in range(search.beyond):
@@ -139,7 +139,7 @@ def _record(job: Job, stages: dict[str, Stage], rates: dict[str, Any]) -> record
         energy = {key: sum(e[key] for e in used) for key in ('kwh', 'kg')}
         energy |= {'method': ' and '.join(dict.fromkeys(e['method'] for e in used))}
         energy |= {'pretrain_kg': adapted['energy']['kg'] if adapted else 0.0}
-    # The table of carbon shows pre-training alone, and nothing where no meter can be read.
+    # The table of carbon shows pre-training alone, and nothing without an energy meter.
     value = 100 * last['value'] if last else energy and energy['pretrain_kg']
     return {
         **{'table': job.table.id, 'row': job.row.id, 'name': job.row.name, 'origin': 'run'},
@@ -169,6 +169,6 @@ def _record(job: Job, stages: dict[str, Stage], rates: dict[str, Any]) -> record
         'details': last.get('details', []),
         'stages': {kind: stage.key for kind, stage in stages.items()},
         'time': time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()),
-        # Where the first of them ran, which need not be here.
+        # The machine of the first of them, which may be another one.
         **next((r['machine'] for r in costly if 'machine' in r), describe_machine()),
     }

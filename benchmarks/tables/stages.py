@@ -1,7 +1,7 @@
-"""Content-addressed stages: what a stage is made of names its folder, and a finished one is kept.
+"""Content-addressed stages: a hash of its inputs names a stage's folder, and finished stages are reused.
 
-A ledger beside the results keeps the records of finished stages, so that a table goes on where its folder of
-stages was not brought along; a stage whose files are needed there is then run again.
+A ledger beside the results stores the records of finished stages, so a table can resume without its folder
+of stages; a stage whose files are needed then runs again.
 """
 
 import hashlib
@@ -18,9 +18,9 @@ from explora_geo.checkpoints import atomic_path
 
 from . import records
 
-# Raised when what a stage does or leaves behind changes.
+# Increase it when the work or the files of a stage change.
 _VERSION = 1
-#: Seconds between looks of other processes at what the first one is doing.
+#: Seconds between checks by other processes on the first one.
 _PATIENCE = 1.0
 
 
@@ -30,7 +30,7 @@ class Stage:
 
     kind: str  # `source`, `adapted`, `tuned` or `probed`
     content: Mapping[str, Any]  # everything its outcome depends on, JSON-ready
-    folder: Path  # where its files are; its name is the stage's kind and the hash of the content
+    folder: Path  # folder of its files, named by kind and hash of the content
     kept: Mapping[str, Any] | None = None  # its record in the ledger
 
     @property
@@ -40,12 +40,12 @@ class Stage:
 
     @property
     def made(self) -> bool:
-        """Whether its files are here: its record is the last one written."""
+        """Whether its files exist: the record is written last."""
         return (self.folder / 'stage.json').is_file()
 
     @property
     def record(self) -> dict[str, Any]:
-        """What was measured."""
+        """Measurements of the stage."""
         if not self.made and self.kept is not None:
             return dict(self.kept)
         record: dict[str, Any] = json.loads((self.folder / 'stage.json').read_text())['record']
@@ -53,7 +53,7 @@ class Stage:
 
     @property
     def checkpoint(self) -> Path:
-        """Where a run that is stopped goes on."""
+        """Checkpoint from which an interrupted run resumes."""
         return self.folder / 'resume.ckpt'
 
 
@@ -61,7 +61,7 @@ _Work = Callable[[Stage], Mapping[str, Any]]
 
 
 def is_first_process() -> bool:
-    """Whether this is the first, or only, process of a distributed run."""
+    """Return whether this is the first, or only, process of a distributed run."""
     return int(getattr(rank_zero_only, 'rank', 0)) == 0
 
 
@@ -76,7 +76,7 @@ class Store:
         self._works: dict[str, tuple[_Work, bool]] = {}
 
     def stage(self, kind: str, content: Mapping[str, Any]) -> Stage:
-        """The stage of this content, finished or not."""
+        """Return the stage of this content, finished or not."""
         text = json.dumps([_VERSION, kind, content], sort_keys=True)
         name = f'{kind}-{hashlib.sha256(text.encode()).hexdigest()[:16]}'
         return Stage(kind, content, self.folder / name, self._kept.get(name))
@@ -84,7 +84,7 @@ class Store:
     def run(
         self, kind: str, content: Mapping[str, Any], work: _Work, together: bool = False, needs: Any = None
     ) -> Stage:
-        """Run a stage unless it is finished, in all processes together or the first, once a stage is made."""
+        """Run an unfinished stage, in all processes *together* or only the first; make *needs* before it."""
         stage = self.stage(kind, content)
         if not stage.made:
             self._works[stage.key] = work, together
@@ -95,8 +95,8 @@ class Store:
         return stage
 
     def make(self, stage: Stage) -> None:
-        """See to it that the files of a stage are here, after `run`: one of the ledger runs again."""
-        # Works hold images, so none is kept for longer than it may be needed.
+        """Ensure, after `run`, that the files of a stage exist; run it again if only the ledger has it."""
+        # Works hold images, so drop each as soon as possible.
         work, together = self._works.pop(stage.key, (None, False))
         if work is not None and not stage.made and (together or is_first_process()):
             stage.folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Numbers over seeds and draws of labels, and what they say of the paper's findings."""
+"""Statistics over seeds and label draws, and verdicts on the paper's findings."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,31 +9,31 @@ from scipy import stats
 from .records import Record, by_row
 from .rows import Finding, Table
 
-#: Points that a row may lie below another and still count as not below it.
+#: Points by which a row may be lower than another and still count as not below it.
 MARGIN = 1.0
-#: Share of findings of a table, none of which is true, that may be called one way or the other.
+#: Family-wise error rate over the findings of a table.
 _LEVEL = 0.05
-#: Verdict on rows that ran in different precisions.
+#: Verdict on rows with different precisions.
 MIXED = 'other precisions: not compared'
 
 
 class Spread(NamedTuple):
-    """Mean over seeds and draws of labels."""
+    """Mean over seeds and label draws."""
 
     mean: float  # the mean
-    error: float | None  # its standard error; None of one seed, or one configuration without draws
+    error: float | None  # its standard error; None for one seed, or one configuration without draws
     freedom: float = 0.0  # degrees of freedom of the error
     seeds: int = 1  # number of seeds
-    draws: int = 1  # draws of labels in each
-    single: bool = False  # all seeds are one configuration, as of a source that nothing trains
+    draws: int = 1  # draws of labels per seed
+    single: bool = False  # all seeds are one configuration, such as an untrained source
 
     @property
     def half(self) -> float | None:
-        """Half width of the 95 % interval (Student's t); None without an error."""
+        """Half-width of the 95 % interval (Student's t); None without an error."""
         return None if self.error is None else float(stats.t.ppf(0.975, self.freedom) * self.error)
 
     def text(self, sign: str = '') -> str:
-        """Mean and interval, to one decimal; to more where both are small, as kilograms are."""
+        """Format mean and interval to one decimal, or more if both are small (kilograms, for example)."""
         half = self.half
         small = 0 < abs(self.mean) < 0.1 and (half or 0) < 0.05
         found = f'{self.mean:{sign}.3g}' if small else f'{self.mean:{sign}.1f}'
@@ -44,7 +44,7 @@ class Spread(NamedTuple):
         return found
 
     def p_value(self, reference: float) -> float:
-        """Two-sided probability of a mean this far from a reference (Student's t); there must be an error."""
+        """Return the two-sided p-value of the mean against a reference (Student's t); requires an error."""
         assert self.error is not None
         distance = abs(self.mean - reference)
         if self.error == 0:
@@ -53,7 +53,7 @@ class Spread(NamedTuple):
 
 
 def text_of(found: Spread | None, sign: str = '') -> str:
-    """The text of a spread, or a dash."""
+    """Format a spread, or return a dash."""
     return '-' if found is None else found.text(sign)
 
 
@@ -62,17 +62,17 @@ _METHODS = {'linear': 'linear sweep', 'logistic': 'linear probe', 'knn': 'k-NN'}
 
 
 def score_title(score: str) -> str:
-    """How a score such as `knn, 25` is called."""
+    """Return the title of a score such as `knn, 25`."""
     method, _, budget = score.partition(', ')
     number = f'{budget} labels a class' if budget.isdigit() else f'{budget} labels'
     return f'{_METHODS.get(method, method)}, {number}'
 
 
 def spread(values: Sequence[Sequence[float]], single: bool | None = None) -> Spread:
-    """Mean and error of values by seed and draw of labels.
+    """Compute mean and error of values by seed and label draw.
 
-    Draws are the same for all seeds, so that seeds and draws each add the variance of their own means
-    (Welch and Satterthwaite's degrees of freedom). Equal seeds are a single configuration by default.
+    All seeds share the same draws, so seeds and draws each contribute the variance of their own means
+    (Welch and Satterthwaite's degrees of freedom). By default, equal seeds count as one configuration.
     """
     draws = min(map(len, values))
     table = np.array([row[:draws] for row in values])
@@ -82,7 +82,7 @@ def spread(values: Sequence[Sequence[float]], single: bool | None = None) -> Spr
     parts = []
     if seeds > 1 and not single:
         parts.append((table.mean(1).var(ddof=1) / seeds, seeds - 1))
-    if draws > 1 and seeds > 1:  # how far seeds lie apart is not known of one
+    if draws > 1 and seeds > 1:  # one seed says nothing about the variance between seeds
         parts.append((table.mean(0).var(ddof=1) / draws, draws - 1))
     error, freedom = None, 0.0
     if parts:
@@ -93,9 +93,9 @@ def spread(values: Sequence[Sequence[float]], single: bool | None = None) -> Spr
 
 
 def _values(record: Record, key: str) -> list[float]:
-    """One value per draw of labels of a record's value or one of its scores; none where it lacks."""
+    """Return a record's value or score, one number per label draw; empty if it is missing."""
     score = record['value'] if key == 'value' else record['scores'].get(key)
-    if score is None:  # also of the table of carbon, for want of a meter
+    if score is None:  # also the carbon table's without a meter
         return []
     for detail in record.get('details') or ():
         named = f'{detail["method"]}, {detail["budget"]}' == key
@@ -105,13 +105,13 @@ def _values(record: Record, key: str) -> list[float]:
 
 
 def summarise(records: Sequence[Record], key: str = 'value') -> Spread | None:
-    """Mean and error of a row; None if it lacks the score."""
+    """Return mean and error of a row; None if it lacks the score."""
     values = [found for r in records if (found := _values(r, key))]
     return spread(values) if values else None
 
 
 def paired(better: Sequence[Record], worse: Sequence[Record], key: str = 'value') -> Spread | None:
-    """Differences of two rows by seed and draw, in `value` or a score; None without a common seed."""
+    """Compute paired differences in `value` or a score by seed and draw; None without a common seed."""
     one, two = ({r['seed']: v for r in rows if (v := _values(r, key))} for rows in (better, worse))
     seeds = sorted(one.keys() & two.keys())
     if not seeds:
@@ -121,7 +121,7 @@ def paired(better: Sequence[Record], worse: Sequence[Record], key: str = 'value'
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """P-values adjusted for being the smallest, second smallest, ... of several (Holm 1979)."""
+    """Adjust p-values for multiple tests (Holm 1979)."""
     adjusted, highest = [0.0] * len(p_values), 0.0
     for rank, i in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
         highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[i]))
@@ -130,7 +130,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def judge(finding: Finding, difference: Spread | None, p_value: float | None = None) -> str:
-    """Whether a difference, with its adjusted p-value, bears a finding out, or why that is unknown."""
+    """Return whether a difference and its adjusted p-value confirm a finding, or why that is unknown."""
     if difference is None:
         return 'not run'
     if difference.error is None:
@@ -144,7 +144,7 @@ def judge(finding: Finding, difference: Spread | None, p_value: float | None = N
 def judge_all(
     table: Table, records: Sequence[Record], key: str = 'value'
 ) -> list[tuple[Finding, Spread | None, str]]:
-    """Every finding with its difference and verdict, p-values adjusted over those that ran (Holm)."""
+    """Return every finding with its difference and verdict, p-values adjusted over those that ran (Holm)."""
     known, found = by_row(records, table.id), []
     for finding in table.findings:
         better, worse = (known.get(name, []) for name in (finding.better, finding.worse))

@@ -1,4 +1,4 @@
-"""What fits share: a silent trainer that ends after its steps, and what a run notes on the way."""
+"""Shared parts of training: a silent trainer that stops after its steps, and progress records."""
 
 import logging
 import time
@@ -23,7 +23,7 @@ from .meter import Meter
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Leave out Lightning's advice on loaders and loggers, and its lines on devices."""
+    """Silence Lightning's advice on loaders and loggers, and its device messages."""
     logging.getLogger('lightning.pytorch').setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
@@ -32,19 +32,19 @@ def quiet() -> Iterator[None]:
 
 @dataclass
 class Progress(Callback):
-    """Times steps with their crops, and draws the learning curve of a run that may be stopped and resumed."""
+    """Callback that times steps with their crops and draws the learning curve of a resumable run."""
 
     score: Callable[[ViT], float] | None  # accuracy of a backbone; None draws no curve
     every: int  # steps between points
-    seconds: list[float] = field(default_factory=list)  # time of each step but the first
+    seconds: list[float] = field(default_factory=list)  # time of each step except the first
     curve: list[tuple[int, float]] = field(default_factory=list)  # steps and accuracies
-    before: float = 0.0  # seconds that the run worked before it was stopped
+    before: float = 0.0  # seconds worked before an interruption
     _begun: float = field(default_factory=time.perf_counter)
     _last: float | None = None
     _step: int | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run must know."""
+        """Return the state that a resumed run needs."""
         return {
             'curve': [list(point) for point in self.curve],
             'seconds': self.seconds,
@@ -52,14 +52,14 @@ class Progress(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Read it back."""
+        """Restore the state."""
         self.curve = [(int(step), float(value)) for step, value in state_dict['curve']]
         self.seconds, self.before = list(state_dict['seconds']), state_dict['worked']
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        """Close the step before; its loading and crops are done by now."""
+        """Stop the clock of the previous step; this batch is loaded and cropped by now."""
         if trainer.global_step == self._step:
-            return  # a further one of the batches that are accumulated
+            return  # another accumulated batch
         self._step = trainer.global_step
         now = time.perf_counter()
         if self._last is not None:
@@ -69,9 +69,9 @@ class Progress(Callback):
             self._point(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        """Add a point to the curve, outside of the clock."""
+        """Add a point to the curve, outside the timed steps."""
         if trainer.global_step == self._step:
-            return  # the optimizer waits for further batches
+            return  # still accumulating batches
         if trainer.global_step % self.every == 0 or trainer.global_step == trainer.max_steps:
             self._point(trainer, pl_module)
 
@@ -86,13 +86,13 @@ class Progress(Callback):
             self._last += time.perf_counter() - start
 
     def costs(self, meter: Meter) -> dict[str, Any]:
-        """Seconds, energy and memory of the whole run; energy is not known of one that was stopped."""
+        """Return seconds, energy and memory of the whole run; energy is unknown if it was interrupted."""
         whole = {'seconds': round(self.before + meter.seconds, 2), 'energy': None}
         return meter.to_dict() | (whole if self.before else {})
 
 
 def curve_score(module: Any, count: int) -> Callable[[ViT], float] | None:
-    """k-NN accuracy of a backbone with its adapters in place, for learning curves."""
+    """Return a k-NN accuracy function of a backbone with adapters, for learning curves."""
     train, other = module.train_dataset, module.val_dataset
     if not count or 'label' not in train[0]:
         return None

@@ -1,4 +1,4 @@
-"""What the stages of a row do: source weights, pre-training, a probe or tuning on labels."""
+"""Work of a row's stages: source weights, pre-training, a probe or tuning on labels."""
 
 import copy
 import functools
@@ -42,7 +42,7 @@ _ONE_LABEL = ('mixup', 'cutmix', 'erasing')
 
 @functools.lru_cache(maxsize=16)
 def weights_sha256(weights: str) -> str:
-    """Hash of the numbers of source weights, whatever file they are in."""
+    """Hash the values of source weights, independent of the file."""
     try:
         return state_sha256(read_weights(weights)[0])
     except FileNotFoundError as error:
@@ -50,7 +50,7 @@ def weights_sha256(weights: str) -> str:
 
 
 def prepare_source(store: Store, job: Job) -> Stage:
-    """Build the backbone of a row and load its source weights; random ones differ by seed."""
+    """Build a row's backbone and load its source weights; random weights depend on the seed."""
     source, options = job.source, job.backbone_options
     content = {
         'model': source.model,
@@ -73,7 +73,7 @@ def prepare_source(store: Store, job: Job) -> Stage:
 
 
 def adapt(store: Store, job: Job, source: Stage, factor: float = 1.0, steps: int | None = None) -> Stage:
-    """Pre-train as a row says, on the new images without labels, unless that is done."""
+    """Pre-train a row on the new images without labels, unless that is done."""
     assert job.recipe is not None
     length = min(job.recipe.steps, steps or job.recipe.steps)
     recipe = replace(job.recipe, optim=_with_rate(job.recipe.optim, factor), steps=length)
@@ -94,7 +94,7 @@ def adapt(store: Store, job: Job, source: Stage, factor: float = 1.0, steps: int
         options = {'accumulate_grad_batches': accumulate, 'gradient_clip_val': 3.0}
         trainer, costs = _fit(stage, job, task, module, progress, recipe.steps, **options)
         vit: Any = merge_lora(copy.deepcopy(task.model.final_backbone)).requires_grad_(False).cpu().eval()
-        vit.mask_token = None  # only pre-training uses it, and timm's models have none
+        vit.mask_token = None  # used in pre-training only, and absent from timm's models
         if trainer.is_global_zero:
             write_state(stage.folder / MODEL, vit.state_dict(), model_metadata(vit, job.source.model))
         step = statistics.median(progress.seconds) if progress.seconds else None
@@ -133,7 +133,7 @@ def _pretraining_task(job: Job, recipe: Recipe) -> ExPLoRATask:
         drop_path_rate=recipe.drop_path_rate,
         learned_position=job.source.learned_position,
         monitor_features='none',
-        guard=None,  # every row is to be seen as it is
+        guard=None,  # show every row as it is, even if features collapse
         **job.backbone_options,
     )
 
@@ -141,7 +141,7 @@ def _pretraining_task(job: Job, recipe: Recipe) -> ExPLoRATask:
 def _fit(
     stage: Stage, job: Job, task: Any, module: Any, progress: Progress, steps: int, **options: Any
 ) -> tuple[Trainer, dict[str, Any]]:
-    """Fit a task silently, from its checkpoint if there is one; returns its trainer and what it cost."""
+    """Fit a task silently, from its checkpoint if there is one; return its trainer and cost."""
     file, saving = stage.checkpoint, []
     if 0 < job.scale.every < steps:
         kept: dict[str, Any] = {'save_on_train_epoch_end': False, 'enable_version_counter': False}
@@ -163,7 +163,7 @@ def _fit(
 
 
 def probe(store: Store, job: Job, model: Stage, validate: bool = False) -> Stage:
-    """Measure frozen features, unless that is done."""
+    """Evaluate frozen features, unless that is done."""
     settings = job.scale.probe
     module = open_data(job.data)
     cut(module, settings.labelled, settings.validated, settings.tested)
@@ -200,7 +200,7 @@ def probe(store: Store, job: Job, model: Stage, validate: bool = False) -> Stage
 
 def _protocol(job: Job, depth: int, validate: bool) -> ProbeProtocol:
     settings = job.scale.probe
-    # A search of learning rates is that of the row which reads the usual blocks.
+    # Learning rate searches always read the usual blocks.
     last = 0 if validate else min(job.row.last_blocks, depth)
     blocks = (last,) if last else tuple(dict.fromkeys(min(n, depth) for n in settings.blocks))
     sweep = SweepConfig(blocks=blocks, epochs=settings.epochs, iterations=settings.iterations, seed=job.seed)
@@ -214,7 +214,7 @@ def _protocol(job: Job, depth: int, validate: bool) -> ProbeProtocol:
 
 
 def _validate_on_training(module: Any) -> None:
-    """Make the held-out training images the test; settings are chosen on others of the training part."""
+    """Test on the held-out training images; settings are chosen on other training images."""
     if module.val_dataset is None:
         raise ValueError('a search needs held-out training images: give val_split, or search: null')
     module.test_dataset, module.val_dataset = module.val_dataset, None
@@ -223,7 +223,7 @@ def _validate_on_training(module: Any) -> None:
 def tune(
     store: Store, job: Job, model: Stage, factor: float = 1, steps: int | None = None, validate: bool = False
 ) -> Stage:
-    """Tune on labels, unless that is done; arguments and outcome as of `adapt` and `probe`."""
+    """Tune on labels, unless that is done; arguments and result as in `adapt` and `probe`."""
     settings = job.tune
     module = open_data(job.data, batch_size=split_batch(job.scale, job.data, settings.batch_size)[0])
     cut(module, None, job.scale.probe.validated, job.scale.probe.tested)
@@ -283,7 +283,7 @@ def _tuning_task(job: Job, model: Stage, module: Any, factor: float) -> Any:
         weights=str(model.folder / MODEL),
         img_size=job.source.img_size,
         tuning=job.row.tuning,
-        # Embeddings that hold nothing yet train, too.
+        # Newly initialized embeddings train, too.
         adaptation=ADAPTATIONS[job.row.tuning].with_extra(model.record.get('fresh', ())),
         num_classes=len(classes_named(module)) or job.data.classes or 0,
         optim=_with_rate(OptimConfig(**settings.optim), factor),
