@@ -30,7 +30,7 @@ NAIP_BANDS = ('red', 'green', 'blue', 'nir')
 
 
 def choose(names: Iterable[str], count: int | None) -> list[str]:
-    """Choose *count* names, or all, by the SHA-256 of their stem, random but seedless; sort them."""
+    """Choose *count* names, or all, ranked by the SHA-256 of their stem (no seed), and sort them."""
     ranked = sorted(names, key=lambda n: hashlib.sha256(PurePosixPath(n).stem.encode()).digest())
     return sorted(ranked[:count])
 

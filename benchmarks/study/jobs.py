@@ -44,7 +44,7 @@ class Job:
     transfer: tuple[str, ...] = ()  # also score the other domains
     save: bool = False  # keep the adapter
     variants: tuple[str, ...] = ADAPTED  # feature readouts: keys of `VARIANTS`, `block3`, or `FOUR`
-    extras: tuple[str, ...] = ('label_free',)  # among this, `attention` and `blocks`
+    extras: tuple[str, ...] = ('label_free',)  # any of this, `attention` and `blocks`
     budgets: tuple[int, ...] = ()  # labels per class of further linear probes, all if 0
     tuned: bool = False  # also tune LoRA-r8 with each budget
 

@@ -100,7 +100,7 @@ def logistic(x: Tensor, y: Tensor, penalties: Sequence[float], classes: int, ste
 
 
 def _linear(train: Tensor, val: Tensor, test: Tensor, *labels: Tensor) -> Tensor:
-    """Return hits on a test part of a regression fit and tuned on the other two."""
+    """Return test hits of a regression fit on the first part, with the penalty chosen on the second."""
     mean, std = train.mean(0), train.std(0).clamp(min=1e-6)
     train, val, test = ((x - mean) / std for x in (train, val, test))
     weights = logistic(train, labels[0], PENALTIES, int(labels[0].max()) + 1)

@@ -33,7 +33,7 @@ _Found = Mapping[str, Sequence[Record]]
 
 
 def write_report(out: Path, table: Table, scale: Scale, records: Sequence[Record]) -> list[Path]:
-    """Write all reports of a table from the results of a scale, which may hold others; return the files."""
+    """Write all reports of a table from a scale's results, which may include other tables; return files."""
     stem = f'table_{table.id}'
     mine = [r for r in latest(records) if r['table'] == table.id]
     plots = draw_plots(out, stem, table, mine)

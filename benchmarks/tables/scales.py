@@ -43,7 +43,7 @@ class Tune:
 
     batch_size: int  # images per step
     steps: int | None = None  # optimizer steps, or None for epochs
-    epochs: int | None = None  # passes over the labelled images
+    epochs: int | None = None  # passes over the labeled images
     optim: Mapping[str, Any] = field(default_factory=dict)  # fields of `OptimConfig`
     regularisation: Mapping[str, Any] = field(default_factory=dict)  # fields of `Regularization`
     labels: str = 'all'  # label budget
