@@ -301,6 +301,9 @@ def main(file: Path, folder: Path) -> None:
         **{f'Gain against loss: the ViT-Ti/16, adapted to {TITLES[d]}': forgetting(kept[d]) for d in kept},
         'Few unlabeled images': gains(d200, few, lambda r: f', {r["images"] or figures.ARCHIVE:,} images'),
         'Trained weights': gains(whole, CAPACITY),
+        'Trained weights: AID': gains(
+            where(models.values(), domain='aid', source='vit_ti16', steps=200), CAPACITY
+        ),
         "LoRA's rate over the block's": gains(whole, RATIOS),
         **{
             f'Simpler objectives, [L]-r32: {TITLES[d]}': gains(
