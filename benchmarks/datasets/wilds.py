@@ -19,13 +19,13 @@ class WILDSDataModule(TileDataModule):
     """Base class of the WILDS data sets (https://arxiv.org/abs/2012.07421), which define their splits."""
 
     def __init__(
-        self, root: PathLike, unlabelled: bool = False, scored: Literal['test', 'val'] = 'test', **kwargs: Any
+        self, root: PathLike, unlabeled: bool = False, scored: Literal['test', 'val'] = 'test', **kwargs: Any
     ) -> None:
         """Initialize a new WILDSDataModule instance.
 
         Args:
             root: Folder that the ``wilds`` package downloads to.
-            unlabelled: Train on the unlabeled images; validation stays labeled where possible.
+            unlabeled: Train on the unlabeled images; validation stays labeled where possible.
             scored: Test split: WILDS' ``test``, or ``val``, which the paper reports; ``id_val`` then
                 validates, so that no setting is chosen on the reported images.
             **kwargs: Images, loading, augmentation and statistics; see :class:`TileDataModule`.
@@ -33,28 +33,28 @@ class WILDSDataModule(TileDataModule):
         if scored not in ('test', 'val'):
             raise ValueError(f'scored must be test or val, got {scored!r}')
         super().__init__(root, **kwargs)
-        self.unlabelled, self.scored = unlabelled, scored
+        self.unlabeled, self.scored = unlabeled, scored
 
     @abstractmethod
-    def listed(self, part: str, unlabelled: bool) -> _Listed:
+    def listed(self, part: str, unlabeled: bool) -> _Listed:
         """Return files, labels and class names of a WILDS split."""
 
     def make(self, part: Part) -> Dataset[Any] | None:
         """Build a published split; predicting uses the scored one."""
-        name, unlabelled = {'train': 'train', 'val': 'val'}.get(part, self.scored), False
+        name, unlabeled = {'train': 'train', 'val': 'val'}.get(part, self.scored), False
         if part == 'train':
-            unlabelled = self.unlabelled
+            unlabeled = self.unlabeled
         elif part == 'val' and self.scored == 'val':
             name = 'id_val'
         try:
-            files, labels, classes = self.listed(name, unlabelled)
+            files, labels, classes = self.listed(name, unlabeled)
             if files and not files[0].is_file():  # catches a wrong root at once
                 raise FileNotFoundError(
                     f'There is no image {files[0]}, which the list of {self.root} names first'
                 )
             return TileDataset(self.root, files, labels, classes, **self.kwargs)
         except FileNotFoundError:
-            if part == 'val' and self.unlabelled:  # only unlabeled images were downloaded
+            if part == 'val' and self.unlabeled:  # only unlabeled images were downloaded
                 return None
             raise
 
@@ -87,29 +87,29 @@ class Camelyon17DataModule(WILDSDataModule):
         """Initialize a new Camelyon17DataModule instance; see :class:`WILDSDataModule`."""
         super().__init__(root, image_size=image_size, **kwargs)
 
-    def listed(self, part: str, unlabelled: bool) -> _Listed:
+    def listed(self, part: str, unlabeled: bool) -> _Listed:
         """List the patches of a split's hospitals; ``id_val`` is held out from the training hospitals."""
-        name = 'camelyon17_unlabeled' if unlabelled else 'camelyon17'
+        name = 'camelyon17_unlabeled' if unlabeled else 'camelyon17'
         columns = ['patient', 'node', 'x_coord', 'y_coord', 'center']
-        folder, table = self.read(name, columns if unlabelled else [*columns, 'split', 'tumor'])
+        folder, table = self.read(name, columns if unlabeled else [*columns, 'split', 'tumor'])
         chosen = table['center'] == {'val': 1, 'test': 2}.get(part, -1)
         if part in ('train', 'id_val'):
             chosen = ~table['center'].isin((1, 2))
-            chosen &= True if unlabelled else table['split'] == (part == 'id_val')
+            chosen &= True if unlabeled else table['split'] == (part == 'id_val')
         rows, files = table[chosen], []
         for row in rows.itertuples():
             node = f'patient_{row.patient}_node_{row.node}'
             files.append(folder / 'patches' / node / f'patch_{node}_x_{row.x_coord}_y_{row.y_coord}.png')
-        labels = None if unlabelled else rows['tumor'].astype(int).tolist()
+        labels = None if unlabeled else rows['tumor'].astype(int).tolist()
         return files, labels, ('normal', 'tumor')
 
 
 class IWildCamDataModule(WILDSDataModule):
     """Camera trap images in 182 animal classes: validation and test use cameras at other locations."""
 
-    def listed(self, part: str, unlabelled: bool) -> _Listed:
+    def listed(self, part: str, unlabeled: bool) -> _Listed:
         """List the images of a split's cameras; ``id_val`` has other days of the training cameras."""
-        if unlabelled:
+        if unlabeled:
             folder, table = self.read('iwildcam_unlabeled', ['uid'])
             return [folder / 'images' / f'{uid}.jpg' for uid in table['uid']], None, ()
         folder, table = self.read('iwildcam', ['split', 'filename', 'y'])

@@ -42,7 +42,7 @@ class Job:
     def pretrain_data(self) -> Data:
         """Data for pre-training."""
         data = self.scale.data[self.table.pretrain_dataset or self.dataset]
-        extra = data.pretrain_args if self.table.unlabelled else {}
+        extra = data.pretrain_args if self.table.unlabeled else {}
         return replace(data, init_args={**data.init_args, **extra})
 
     @cached_property

@@ -126,7 +126,7 @@ class Table:
     rows: Mapping[str, Row]  # its rows by id
     findings: tuple[Finding, ...] = ()  # what the paper concludes from it
     pretrain_dataset: str = ''  # data set of pre-training, if different
-    unlabelled: bool = False  # pre-training reads the data set's unlabeled part
+    unlabeled: bool = False  # pre-training reads the data set's unlabeled part
     tokenizer: str = 'patch'  # tokenizer
     bands: tuple[str, ...] = ()  # bands of the images in order, unless red, green and blue
     notes: tuple[str, ...] = ()  # notes for the reader

@@ -126,7 +126,7 @@ def _spacenet1(root: Path) -> None:
 
 
 def _camelyon17(root: Path) -> None:
-    for name, unlabelled in (('camelyon17_v1.0', False), ('camelyon17_unlabeled_v1.0', True)):
+    for name, unlabeled in (('camelyon17_v1.0', False), ('camelyon17_unlabeled_v1.0', True)):
         rows = []
         for number in range(24):
             center, patient = number % 5, f'{number % 5:03d}'
@@ -138,7 +138,7 @@ def _camelyon17(root: Path) -> None:
                 'center': center,
                 'slide': center,
             }
-            row |= {'tumor': -1 if unlabelled else number // 5 % 2, 'split': int(number % 4 == 0)}
+            row |= {'tumor': -1 if unlabeled else number // 5 % 2, 'split': int(number % 4 == 0)}
             rows.append(row)
             folder = root / name / 'patches' / f'patient_{patient}_node_1'
             _image(folder / f'patch_patient_{patient}_node_1_x_{number}_y_7.png', (96, 96), number)

@@ -115,7 +115,7 @@ def test_spacenet_is_parted_in_the_papers_shares(split: str, monkeypatch: pytest
     assert (len(shared) == 0) is (split == 'blocks')
 
 
-def test_camelyon_parts_by_hospital_and_has_unlabelled_patches(seed_data: Seed) -> None:
+def test_camelyon_parts_by_hospital_and_has_unlabeled_patches(seed_data: Seed) -> None:
     root = seed_data('camelyon17')
     module = Camelyon17DataModule(root)
     counts = lengths(module)
@@ -125,9 +125,9 @@ def test_camelyon_parts_by_hospital_and_has_unlabelled_patches(seed_data: Seed) 
     labels = [int(module.train_dataset[k]['label']) for k in range(len(training))]
     assert labels == [i // 5 % 2 for i in training]
     assert module.train_dataset[0]['image'].shape == (3, 96, 96)
-    unlabelled = Camelyon17DataModule(root, unlabelled=True)
-    assert lengths(unlabelled)[0] == len([i for i in range(24) if i % 5 not in (1, 2)])
-    assert 'label' not in unlabelled.train_dataset[0] and 'label' in unlabelled.val_dataset[0]
+    unlabeled = Camelyon17DataModule(root, unlabeled=True)
+    assert lengths(unlabeled)[0] == len([i for i in range(24) if i % 5 not in (1, 2)])
+    assert 'label' not in unlabeled.train_dataset[0] and 'label' in unlabeled.val_dataset[0]
     with pytest.raises(FileNotFoundError, match=r'camelyon17_v\* in .*wilds package'):
         Camelyon17DataModule(root / 'patches').setup('fit')
 
@@ -140,10 +140,10 @@ def test_iwildcam_reads_both_downloads(seed_data: Seed, tmp_path: Path) -> None:
     assert (
         module.train_dataset[4]['image'].shape == (3, 32, 32) and int(module.train_dataset[4]['label']) == 1
     )
-    unlabelled = IWildCamDataModule(root, unlabelled=True, image_size=32)
-    assert lengths(unlabelled) == [22, 4, 4, 4] and 'label' not in unlabelled.train_dataset[0]
+    unlabeled = IWildCamDataModule(root, unlabeled=True, image_size=32)
+    assert lengths(unlabeled) == [22, 4, 4, 4] and 'label' not in unlabeled.train_dataset[0]
     (root / 'iwildcam_v2.0').rename(tmp_path / 'elsewhere')
-    alone = IWildCamDataModule(root, unlabelled=True, image_size=32)
+    alone = IWildCamDataModule(root, unlabeled=True, image_size=32)
     alone.setup('fit')
     assert alone.val_dataset is None
     with pytest.raises(FileNotFoundError, match='iwildcam'):

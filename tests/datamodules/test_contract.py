@@ -46,7 +46,7 @@ MODULES: dict[str, tuple[type[Any], str, dict[str, Any]]] = {
     'naip': (datasets.NAIPLandCoverDataModule, 'naip_landcover', {}),
     'spacenet': (datasets.SpaceNet1DataModule, 'spacenet1', {}),
     'camelyon': (datasets.Camelyon17DataModule, 'camelyon17', {}),
-    'camelyon unlabelled': (datasets.Camelyon17DataModule, 'camelyon17', {'unlabelled': True}),
+    'camelyon unlabeled': (datasets.Camelyon17DataModule, 'camelyon17', {'unlabeled': True}),
     'iwildcam': (datasets.IWildCamDataModule, 'iwildcam', {}),
     'scenes': (
         datamodules.SceneDataModule,

@@ -73,11 +73,11 @@ def test_ranks_fit_the_backbone(tiny: Scale) -> None:
     assert job.recipe.adaptation.targets == ('q', 'k', 'v', 'proj', 'fc1', 'fc2')
 
 
-def test_pre_training_reads_the_unlabelled_part_where_the_paper_does() -> None:
+def test_pre_training_reads_the_unlabeled_part_where_the_paper_does() -> None:
     table = get_table('4')
     job = build_job(table, table.rows['d_l_r32_lora'], get_scale('paper'))
-    assert job.pretrain_data.init_args['unlabelled'] is True
-    assert 'unlabelled' not in job.data.init_args
+    assert job.pretrain_data.init_args['unlabeled'] is True
+    assert 'unlabeled' not in job.data.init_args
 
 
 def test_a_row_without_its_data_says_so(tiny: Scale) -> None:
