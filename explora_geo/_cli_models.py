@@ -9,6 +9,8 @@ from typer import Argument, Option
 from explora_geo._cli_console import bars, console, names, say, show
 
 # Options shared by several commands
+# Where weights may come from
+_ANY = 'a file, a known name, timm/<name>, hf:<owner>/<name>'
 _Adapter = Annotated[Path | None, Option(help='Adapter file made from these weights.')]
 _Name = Annotated[str | None, Option(help='Name of the backbone, if the file does not state it.')]
 _Device = Annotated[str, Option(help='cpu, cuda or auto.')]
@@ -21,7 +23,7 @@ def probe(
     data: Annotated[
         Path, Argument(help='Folder with class folders in train/ and test/, or YAML of a data module.')
     ],
-    weights: Annotated[str, Option(help='Backbone: a file, a known name, timm/<name>, hf:<owner>/<name>.')],
+    weights: Annotated[str, Option(help=f'Backbone: {_ANY}.')],
     adapter: _Adapter = None,
     model: _Name = None,
     out: Annotated[Path, Option(help='Output folder of the reports.')] = Path('runs/probe'),
@@ -150,9 +152,7 @@ def export(
     out: Annotated[
         Path, Argument(help='File: .safetensors (timm), .ckpt (TorchGeo), .pt2, .onnx; or a folder.')
     ],
-    weights: Annotated[
-        str | None, Option(help='Backbone: a file, a known name, timm/<name>, hf:<owner>/<name>.')
-    ] = None,
+    weights: Annotated[str | None, Option(help=f'Backbone: {_ANY}.')] = None,
     adapter: _Adapter = None,
     model: _Name = None,
     tuned: Annotated[Path | None, Option(help='Tuned model instead of weights, for .pt2 and .onnx.')] = None,
@@ -212,7 +212,7 @@ def adapter_info(file: Annotated[Path, Argument(help='Adapter file.')]) -> None:
 @adapter_app.command('merge')
 def adapter_merge(
     file: Annotated[Path, Argument(help='Adapter file.')],
-    base: Annotated[str, Option(help='Base weights: a file, a known name, timm/<name>, hf:<owner>/<name>.')],
+    base: Annotated[str, Option(help=f'Base weights: {_ANY}.')],
     out: Annotated[Path, Option(help='Model file to write (.safetensors).')],
     strength: Annotated[float, Option(help='Share of the adapter to apply, from 0 to 1.')] = 1.0,
 ) -> None:
@@ -227,9 +227,7 @@ def adapter_merge(
 
 
 @weights_app.command('inspect')
-def weights_inspect(
-    weights: Annotated[str, Argument(help='A file, timm/<name>, hf:<owner>/<name> or a known name.')],
-) -> None:
+def weights_inspect(weights: Annotated[str, Argument(help=f'Weights: {_ANY}.')]) -> None:
     """Describe weights: layout, backbone, bands, patch, size, and content beyond the backbone.
 
     Example: explora-geo weights inspect ViTTiny8_Weights.TINY_IMAGENET_MAE
