@@ -1,6 +1,7 @@
 """Figures of the study: gain from adaptation by length, labels and images, and forgetting."""
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,7 @@ def by_weights(rows: list[Row], names: Mapping[str, str], file: Path) -> None:
     """Plot gain against the number of trainable weights, one point per row."""
     figure, axes = _panels(2)
     for axis, method in zip(axes, (0, 1), strict=True):
-        for (name, title), marker in zip(names.items(), MARKERS, strict=False):
+        for (name, title), marker in zip(names.items(), cycle(MARKERS), strict=False):
             mine = where(rows, name=name)
             if mine:
                 mean, half, _ = combined(mine, method)

@@ -100,6 +100,12 @@ block.
 """
 
 
+def once(rows: Iterable[Row]) -> list[Row]:
+    """Return one row of each model, which jobs of several groups may have scored, the last of them."""
+    found = [r for r in rows if 'gain' in r and FOUR not in r['gain']]
+    return list({r['key'].removesuffix('.labels'): r for r in found}.values())
+
+
 def gained(pairs: Iterable[Sequence[float]]) -> str:
     """Gains of several seeds in points; see `pooled`."""
     mean, half, _ = pooled(pairs)
@@ -227,9 +233,10 @@ def free(rows: list[Row], domain: str, source: str = 'vit_ti16') -> list[str]:
         gain, after = ({k: v for row in mine for k, v in row[what].items()} for what in ('gain', 'after'))
         blocks = [k for k in gain if k.startswith('block')]
         best = max(blocks, key=lambda k: sum(after[k]), default='')
-        what = {} if name == 'source' else {'one': ''}
-        what = {best: f'block {int(best[5:]) + 1}, the best by test'} if best else what
-        for key, how in (what | FREE).items():
+        first = {} if name == 'source' else {'one': ''}  # over itself the source gains nothing
+        if best:
+            first = {best: f'block {int(best[5:]) + 1}, the best by test'}
+        for key, how in (first | FREE).items():
             if key in gain:
                 cells = [gained([pair]) for pair in gain[key]]
                 lines.append([', '.join(filter(None, (title, how))), *cells])
@@ -256,15 +263,11 @@ def costs(measured: Sequence[Row]) -> list[str]:
 def main(file: Path, folder: Path) -> None:
     """Write the tables and figures."""
     rows, short = read(file), read(file.parents[1] / 'study' / 'runs.jsonl')
-    unlabeled = [r for r in rows if not r.get('labels')]  # those with labels repeat a seed of the others
-    of_six = where([*short, *unlabeled], source='depth6', domain='eurosat', views=6_400)
-    carried = {
-        title: [r for r in where(of_six, name=name) if 'transfer' in r] for name, title in FORGETTING.items()
-    }
+    of_six = where(once([*rows, *short]), source='depth6', domain='eurosat', views=6_400)
+    carried = {title: where(of_six, name=name) for name, title in FORGETTING.items()}
     beyond = [r for r in rows if FOUR in r.get('gain', ()) and 'transfer' in r]
-    # one row of each model, which jobs of several groups may have scored
-    models = {r['key'].removesuffix('.labels'): r for r in rows if 'gain' in r and FOUR not in r['gain']}
-    here = where(models.values(), domain='eurosat', source='vit_ti16')
+    models = once(rows)
+    here = where(models, domain='eurosat', source='vit_ti16')
     d200 = [r for r in here if r.get('steps') == 200 or r['name'] == 'Diet']
     whole = [r for r in d200 if not r['images'] or r['name'] == 'Diet']
     few = {k: CAPACITY[k] for k in ('D-explora', 'D-full')}
@@ -302,20 +305,18 @@ def main(file: Path, folder: Path) -> None:
         **{f'Gain against loss: the ViT-Ti/16, adapted to {TITLES[d]}': forgetting(kept[d]) for d in kept},
         'Few unlabeled images': gains(d200, few, lambda r: f', {r["images"] or figures.ARCHIVE:,} images'),
         'Trained weights': gains(whole, CAPACITY),
-        'Trained weights: AID': gains(
-            where(models.values(), domain='aid', source='vit_ti16', steps=200), CAPACITY
-        ),
+        'Trained weights: AID': gains(where(models, domain='aid', source='vit_ti16', steps=200), CAPACITY),
         "LoRA's rate over the block's": gains(whole, RATIOS),
         **{
             f'Simpler objectives, [L]-r32: {TITLES[d]}': gains(
-                [r for r in where(models.values(), domain=d) if r['images'] in (0, 1000)], SIMPLER, _apart
+                [r for r in where(models, domain=d) if r['images'] in (0, 1000)], SIMPLER, _apart
             )
             for d in BUDGETS
         },
         **{f'What costs nothing: {TITLES[d]}': free(rows, d) for d in BUDGETS},
         **{f'What costs nothing: {TITLES[d]}, the six blocks': free(rows, d, 'depth6') for d in BUDGETS},
         'Red, green and blue as groups of bands, M, 600 steps': gains(
-            where(models.values(), domain='eurosat'), GROUPS
+            where(models, domain='eurosat'), GROUPS
         ),
         'A probe that attends': attention(attended),
         'What a step costs': costs(read_lines(file.parent / 'costs.jsonl')),
