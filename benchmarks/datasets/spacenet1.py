@@ -129,17 +129,17 @@ class SpaceNet1DataModule(TileDataModule):
                 return SpaceNet1Dataset(self.root, 'test', **self.kwargs)
             except FileNotFoundError:
                 part = 'test'
-        labelled = SpaceNet1Dataset(self.root, 'train', **self.kwargs)
+        labeled = SpaceNet1Dataset(self.root, 'train', **self.kwargs)
         names = (
-            [Path(file).name for file in labelled.files]
+            [Path(file).name for file in labeled.files]
             if self.split == 'names'
-            else labelled.blocks(self.block)
+            else labeled.blocks(self.block)
         )
         order = sorted(range(len(names)), key=lambda i: (sha256(names[i].encode()).hexdigest(), i))
         end = _border(names, order, round(len(order) * self.share))
         start = _border(names, order, end - round(end * self.val_split))
         parts = {'train': order[:start], 'val': order[start:end], 'test': order[end:]}
-        return Subset(labelled, sorted(parts[part])) if parts[part] or part != 'val' else None
+        return Subset(labeled, sorted(parts[part])) if parts[part] or part != 'val' else None
 
 
 def _border(names: Sequence[str], order: Sequence[int], count: int) -> int:

@@ -49,9 +49,9 @@ def open_data(data: Data, **changes: Any) -> Any:
     return module
 
 
-def cut(module: Any, labelled: int | None, validated: int | None, tested: int | None) -> None:
+def cut(module: Any, labeled: int | None, validated: int | None, tested: int | None) -> None:
     """Keep this many evenly spaced images of the training, validation and test splits; None keeps all."""
-    for name, count in (('train', labelled), ('val', validated), ('test', tested)):
+    for name, count in (('train', labeled), ('val', validated), ('test', tested)):
         dataset = getattr(module, f'{name}_dataset')
         if count is not None and dataset is not None:
             setattr(module, f'{name}_dataset', Subset(dataset, evenly_spaced(len(dataset), count)))

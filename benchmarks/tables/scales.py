@@ -59,7 +59,7 @@ class Probe:
     blocks: tuple[int, ...] = (1, 4)  # last blocks read by the linear sweep
     epochs: int = 10  # epochs of the linear sweep
     iterations: int = 1500  # steps per epoch of the linear sweep
-    labelled: int | None = None  # labeled images used, evenly spaced; None uses all
+    labeled: int | None = None  # labeled images used, evenly spaced; None uses all
     validated: int | None = None  # held-out training images used to choose settings, also evenly spaced
     tested: int | None = None  # test images used, evenly spaced; None uses all
 

@@ -166,7 +166,7 @@ def probe(store: Store, job: Job, model: Stage, validate: bool = False) -> Stage
     """Evaluate frozen features, unless that is done."""
     settings = job.scale.probe
     module = open_data(job.data)
-    cut(module, settings.labelled, settings.validated, settings.tested)
+    cut(module, settings.labeled, settings.validated, settings.tested)
     content = {
         'model': model.key,
         'data': describe_data(job.data, module),

@@ -59,7 +59,7 @@ def test_naip_land_cover_tests_on_val_and_test_with_codes_as_labels(seed_data: S
         NAIPLandCoverDataModule(root).setup('fit')
 
 
-def test_spacenet_parts_labelled_images_and_marks_black_regions(seed_data: Seed) -> None:
+def test_spacenet_parts_labeled_images_and_marks_black_regions(seed_data: Seed) -> None:
     root = seed_data('spacenet1')
     module = SpaceNet1DataModule(root, image_size=400)
     assert lengths(module) == [8, 1, 3, 12]

@@ -352,7 +352,7 @@ def test_everything_trains_of_what_is_loaded(adapter: Path, base_file: Path) -> 
 
 
 @pytest.mark.parametrize('name', ['license', 'licence'])
-def test_a_license_is_read_as_files_of_before_spell_it(adapter: Path, tmp_path: Path, name: str) -> None:
+def test_a_license_is_read_in_the_spelling_of_older_files(adapter: Path, tmp_path: Path, name: str) -> None:
     state, metadata = read_state(adapter)
     stated = json.dumps({**json.loads(metadata['adapter']), name: 'MIT'})
     write_state(tmp_path / 'own.safetensors', state, {**metadata, 'adapter': stated})

@@ -33,8 +33,8 @@ def scatter(model: Any) -> Any:
     return model.eval()
 
 
-def timm_vit(name: str, depth: int = 2, **kwargs: Any) -> Any:
-    return scatter(timm.create_model(name, num_classes=0, depth=depth, **kwargs))
+def timm_vit(name: str, **kwargs: Any) -> Any:
+    return scatter(timm.create_model(name, num_classes=0, depth=2, **kwargs))
 
 
 def tokens(vit: ViT, image: Tensor) -> Tensor:
@@ -129,19 +129,19 @@ def test_other_periods_and_other_families_are_refused_by_a_sentence(tmp_path: Pa
 @pytest.mark.parametrize('size', ['small', 'giant'])
 @torch.no_grad()
 def test_dinov2_with_registers_gives_timms_tokens(size: str, tmp_path: Path) -> None:
-    name, depth = f'vit_{size}_patch14_reg4_dinov2', 1 if size == 'giant' else 2
-    theirs = timm_vit(name, depth, img_size=56)
+    name = f'vit_{size}_patch14_reg4_dinov2'
+    theirs = timm_vit(name, img_size=56)
     image = torch.randn(2, 3, 56, 56)
     expected = theirs.forward_features(image)
     state = dict(theirs.state_dict())
-    ours = from_state(f'{name}_depth{depth}', state, tmp_path, img_size=56)
+    ours = from_state(f'{name}_depth2', state, tmp_path, img_size=56)
     assert_close(tokens(ours, image), expected, atol=1e-5, rtol=1e-5)
     # Meta's file: positions with an entry of the class token, which timm folds into the token
     entry = torch.randn(1, 1, theirs.embed_dim)
     metas = {k: v for k, v in state.items() if k != 'reg_token'}
     metas |= {'register_tokens': state['reg_token'], 'cls_token': state['cls_token'] - entry}
     metas['pos_embed'] = torch.cat([entry, state['pos_embed']], dim=1)
-    ours = from_state(f'{name}_depth{depth}', metas, tmp_path, img_size=56)
+    ours = from_state(f'{name}_depth2', metas, tmp_path, img_size=56)
     assert_close(tokens(ours, image), expected, atol=1e-5, rtol=1e-5)
     export(ours, ours.name, tmp_path / 'timm.safetensors')  # and back
     theirs.load_state_dict(load_file(tmp_path / 'timm.safetensors'))

@@ -62,7 +62,7 @@ def test_the_score_of_the_same_features_is_the_same() -> None:
         torch.rand(12),
         torch.arange(12) % 2 - 1,
     ],
-    ids=['no label', 'masks', 'one class', 'one image per class', 'no tensor', 'numbers', 'partly labelled'],
+    ids=['no label', 'masks', 'one class', 'one image per class', 'no tensor', 'numbers', 'partly labeled'],
 )
 def test_without_classes_there_is_no_score(labels: object) -> None:
     monitor = FeatureMonitor('knn')

@@ -59,7 +59,7 @@ def restate(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     write_state(path, state, {**metadata, 'task': json.dumps(changed)})
 
 
-def test_a_file_of_before_says_colours(file: Path) -> None:
+def test_an_older_file_says_colours(file: Path) -> None:
     restate(file, lambda header: header['data'].update(colours=[[1, 2, 3]] * 3))
     assert load_task(file).data == {'classes': ['a', 'b', 'c'], 'colors': [[1, 2, 3]] * 3}
 
