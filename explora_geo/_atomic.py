@@ -73,5 +73,5 @@ def _sentence(path: Path, size: int | None, room: int) -> str:
     before = 'the existing file is unchanged' if path.exists() else 'nothing was written'
     missing = 'the disk or quota is full'
     if size is not None and size > room:
-        missing = f'{size - room:,} bytes are missing'
-    return f'no space left to write {path}: {missing}, {room:,} are free; {before}, make room and run again'
+        missing = f'{size - room:,} more bytes are needed'
+    return f'no space left to write {path}: {missing} ({room:,} bytes free); {before}, make room and rerun'

@@ -56,8 +56,8 @@ def true_color_bands(bands: Sequence[str]) -> list[int]:
 def match_bands(
     given: Sequence[str],
     wanted: Sequence[str],
-    given_by: str = 'the data has',
-    wanted_by: str = 'the model reads',
+    given_by: str = 'the data contains',
+    wanted_by: str = 'the model expects',
 ) -> list[int]:
     """Return positions of wanted bands among those given, by name in any spelling: the package's only rule.
 
@@ -74,8 +74,8 @@ def match_bands(
     missing = [name for name in wanted if canonical(name) not in positions]
     if missing:
         raise ValueError(
-            f'Bands {missing} are missing: {wanted_by} {", ".join(wanted)}, {given_by} {", ".join(given)}; '
-            'select other bands, or correct the names with file_bands'
+            f'bands {missing} are missing: {wanted_by} {", ".join(wanted)}, {given_by} {", ".join(given)}; '
+            'select other bands or correct the names with file_bands'
         )
     return [positions[canonical(name)] for name in wanted]
 
@@ -90,7 +90,7 @@ def select_bands(wanted: Sequence[str] | None, available: Sequence[str]) -> list
         return list(range(len(available)))
     if isinstance(wanted, str) or not wanted:
         raise ValueError(f'bands must be a list of at least one band name, got {wanted!r}')
-    return match_bands(available, wanted, 'the files have', 'wanted are')
+    return match_bands(available, wanted, 'the files contain', 'you requested')
 
 
 def default_bands(count: int, dtype: str) -> tuple[str, ...]:
@@ -121,14 +121,14 @@ def name_bands(
         names = default_bands(count, dtype)
         if not names:
             raise ValueError(
-                f'Bands are used by name, but {where} has {count} unnamed {dtype} bands; '
-                'give file_bands, the name of every band in file order'
+                f'{where} has {count} unnamed {dtype} bands, but bands are selected by name; '
+                'set file_bands to the name of every band in file order'
             )
     if len({canonical(n) for n in names}) != len(names):
-        raise ValueError(f'Band names must differ, but {origin} gives {names}; rename the doubles')
+        raise ValueError(f'band names must be unique, got {names} from {origin}; rename the duplicates')
     if len(names) != count:
         raise ValueError(
-            f'file_bands must name every band in file order, but it names {len(names)} {names} '
-            f'and {where} has {count} bands'
+            f'file_bands must name every band in file order, got {len(names)} names {names} '
+            f'for the {count} bands of {where}'
         )
     return names

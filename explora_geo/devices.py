@@ -25,7 +25,7 @@ def pick_device(name: str = 'auto') -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f'no device {name!r} here: give cpu, cuda or auto') from error
+        raise ValueError(f'device {name!r} is not available: use cpu, cuda or auto') from error
     return device
 
 

@@ -30,7 +30,7 @@ def test_a_full_disk_leaves_the_file_of_before(small_disk: Path) -> None:
     file.write_bytes(b'x' * 100_000)
     with (
         pytest.raises(
-            OSError, match=r'no space left to write .*weights\.bin: [\d,]+ bytes are missing'
+            OSError, match=r'no space left to write .*weights\.bin: [\d,]+ more bytes are needed'
         ) as caught,
         atomic_path(file, 300_000) as temporary,
     ):

@@ -70,9 +70,9 @@ def test_help_names_every_command(run: Callable[..., str]) -> None:
 @pytest.mark.parametrize(
     ('args', 'sentence'),
     [
-        (['D-ExPLoRA-[0]'], "cannot read the notation 'D-ExPLoRA-[0]'"),
+        (['D-ExPLoRA-[0]'], "cannot parse notation 'D-ExPLoRA-[0]'"),
         (['[25]'], 'block 25 does not exist: the model has blocks 1 to L = 24'),
-        (['garbage'], "cannot read the notation 'garbage'"),
+        (['garbage'], "cannot parse notation 'garbage'"),
         (['[L]-r8', '--backbone', 'vit_giant'], "unknown backbone 'vit_giant'"),
         (['[L]-r8', '--targets', 'q,w'], 'targets must be among'),
         (['[L]-r8', '--alpha', '-1'], 'alpha must be positive'),
@@ -85,7 +85,7 @@ def test_params_refuses_in_one_sentence(refuse: Refuse, args: list[str], sentenc
 
 
 def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(ValueError, match='cannot read the notation'):
+    with pytest.raises(ValueError, match='cannot parse notation'):
         main(['--debug', 'params', '[0]'])
 
 
@@ -130,7 +130,7 @@ def test_merge_refuses_another_base_and_writes_nothing(
     other, out = adapter.parent / 'other.pth', adapter.parent / 'merged.safetensors'
     torch.save({**base_state, 'pos_embed': base_state['pos_embed'] + 1}, other)
     sentence = refuse('adapter', 'merge', adapter, '--base', other, '--out', out)
-    assert 'was made on other base weights' in sentence
+    assert 'was trained on different base weights' in sentence
     assert not out.exists()
 
 
@@ -146,14 +146,14 @@ def test_an_adapter_that_lacks_a_tensor_is_refused(refuse: Refuse, adapter: Path
     del state['blocks.1.attn.qkv.lora_a.v']
     write_state(adapter, state, metadata)
     sentence = refuse('adapter', 'merge', adapter, '--base', base_file, '--out', adapter.parent / 'm')
-    assert 'lacks blocks.1.attn.qkv.lora_a.v' in sentence
+    assert 'is missing blocks.1.attn.qkv.lora_a.v' in sentence
 
 
 def test_other_files_are_no_adapters(refuse: Refuse, base_file: Path, tmp_path: Path) -> None:
-    assert 'is no adapter file' in refuse('adapter', 'info', base_file)
-    assert 'no weights file' in refuse('adapter', 'info', tmp_path / 'missing.safetensors')
+    assert 'is not an adapter file' in refuse('adapter', 'info', base_file)
+    assert 'weights file not found' in refuse('adapter', 'info', tmp_path / 'missing.safetensors')
     (tmp_path / 'text.safetensors').write_text('not tensors')
-    assert 'damaged or no safetensors file' in refuse('adapter', 'info', tmp_path / 'text.safetensors')
+    assert 'damaged or not a safetensors file' in refuse('adapter', 'info', tmp_path / 'text.safetensors')
 
 
 def test_a_failing_merge_keeps_the_old_file_and_leaves_no_other(
@@ -173,8 +173,8 @@ def test_weights_inspect_shows_what_a_file_is(
     printed = ' '.join(run('weights', 'inspect', base_file).split())
     for text in ('explora_geo', 'vit_tiny_patch8_32', '3, names not stated', '8 px', '32 px, 4x4 patches'):
         assert text in printed
-    assert 'LoRA updates that are not merged' in refuse('weights', 'inspect', adapter)
-    assert 'no weights file' in refuse('weights', 'inspect', 'missing.pth')
+    assert 'unmerged LoRA updates' in refuse('weights', 'inspect', adapter)
+    assert 'weights file not found' in refuse('weights', 'inspect', 'missing.pth')
 
 
 def test_weights_list_names_licence_and_backbone_of_every_entry(run: Callable[..., str]) -> None:

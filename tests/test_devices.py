@@ -48,7 +48,7 @@ def test_a_device_is_picked_by_name_or_refused() -> None:
     assert pick_device('cpu').type == 'cpu'
     assert pick_device().type == ('cuda' if torch.cuda.is_available() else 'cpu')
     for name in ('tpu-9', 'cuda:99'):
-        with pytest.raises(ValueError, match=f"no device '{name}' here: give cpu, cuda or auto"):
+        with pytest.raises(ValueError, match=f"device '{name}' is not available: use cpu, cuda or auto"):
             pick_device(name)
 
 

@@ -169,17 +169,17 @@ def test_a_missing_folder_is_refused(refuse: Refuse, tmp_path: Path) -> None:
     ('args', 'sentence'),
     [
         (['--data.init_args.bands=[red,nir]'], 'nir'),
-        (['--model.init_args.bands=[red,green,blue,nir]'], 'the model needs (32, 4, 8, 8)'),
+        (['--model.init_args.bands=[red,green,blue,nir]'], 'but the model expects (32, 4, 8, 8)'),
         (['--model.init_args.img_size=4', '--data.init_args.image_size=4'], 'img_size=4, patch_size=8'),
         (['--model.init_args.img_size=60', '--data.init_args.image_size=60'], 'img_size=60, patch_size=8'),
         (['--data.init_args.image_size=60'], 'multiples of the patch size 8, got 60x60'),
         (['--data.init_args.image_size=32'], 'built for 64x64 images, got 32x32'),
-        (['--model.init_args.model=vit_small_patch8_64'], 'does not fit a ViT of width 32 and 2 blocks'),
+        (['--model.init_args.model=vit_small_patch8_64'], 'does not match a ViT of width 32 and 2 blocks'),
         (['--model.init_args.model=resnet50'], "unknown backbone 'resnet50'"),
-        (['--model.init_args.patch_size=16'], 'the model needs (32, 3, 16, 16)'),
-        (['--model.init_args.adaptation=D-ExPLoRA-[0]'], 'cannot read the notation'),
+        (['--model.init_args.patch_size=16'], 'but the model expects (32, 3, 16, 16)'),
+        (['--model.init_args.adaptation=D-ExPLoRA-[0]'], 'cannot parse notation'),
         (['--model.init_args.adaptation=[9]-r4'], 'block 9 does not exist'),
-        (['--model.init_args.weights=missing.pth'], 'no weights file missing.pth'),
+        (['--model.init_args.weights=missing.pth'], 'weights file not found: missing.pth'),
         (['--model.init_args.weights=null'], 'needs pre-trained weights'),
         (['--model.init_args.optim.base_lr=-1'], 'base_lr must be positive'),
         (['--data.init_args.batch_size=0'], 'batch_size must be at least 1'),
@@ -197,7 +197,7 @@ def test_a_hostile_weights_file_is_refused_and_not_executed(refuse: Refuse, tmp_
             return Path.touch, (tmp_path / 'trap',)
 
     torch.save({'model': Hostile()}, tmp_path / 'hostile.pth')
-    assert 'holds code' in refuse(f'--model.init_args.weights={tmp_path / "hostile.pth"}')
+    assert 'contains code' in refuse(f'--model.init_args.weights={tmp_path / "hostile.pth"}')
     assert not (tmp_path / 'trap').exists()
 
 

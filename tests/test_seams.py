@@ -298,7 +298,7 @@ def test_map(run: Run, tmp_path: Path) -> None:
 def test_export(run: Run, tmp_path: Path) -> None:
     path = tmp_path / 'exported.safetensors'
     if run.tokenizer != 'patch':
-        with pytest.raises(ValueError, match='timm has no model with the tokenizer'):
+        with pytest.raises(ValueError, match='timm has no model with tokenizer'):
             export(opened(run), run.model, path)
         return
     export(opened(run), run.model, path)

@@ -95,11 +95,11 @@ def test_torchgeos_command_line_takes_the_same_file(
     [
         (['--model.init_args.num_classes=2'], 'num_classes is 2, but the data has 10 classes (AnnualCrop'),
         (['--model.init_args.tuning=half'], 'Parser key "tuning":'),
-        (['--model.init_args.weights=missing.pth'], 'no weights file missing.pth'),
+        (['--model.init_args.weights=missing.pth'], 'weights file not found: missing.pth'),
         (['--model.init_args.regularization.mixup=-1'], 'mixup must not be negative'),
         (
             ['--data.init_args.bands=[red,green]'],
-            "Bands ['blue'] are missing: the model reads red, green, blue, the data has red, green",
+            "bands ['blue'] are missing: the model expects red, green, blue, the data contains red, green",
         ),
     ],
     ids=lambda value: value if isinstance(value, str) else '',

@@ -74,7 +74,7 @@ class ExPLoRAConfig:
         if not 0 < self.mlp_rank_ratio <= 1:
             raise ValueError(f'mlp_rank_ratio must be in (0, 1], got {self.mlp_rank_ratio}')
         if self.last_blocks is not None and (self.full or self.last_blocks < 1):
-            raise ValueError(f'last_blocks must be 1 or more, and is not of full, got {self.last_blocks}')
+            raise ValueError(f'last_blocks must be 1 or more, and unset for full, got {self.last_blocks}')
         if unknown := [name for name in self.targets if name not in _TARGETS]:
             raise ValueError(f'targets must be among {_TARGETS}, got {unknown}')
 
@@ -109,8 +109,8 @@ class ExPLoRAConfig:
         blocks = [_BLOCK.fullmatch(name) for name in names]
         if match is None or None in blocks:
             raise ValueError(
-                f'cannot read the notation {notation!r}: write it as D-ExPLoRA-[L]-r32 or '
-                'M-ExPLoRA-[1,L]-r32, blocks counted from 1 and L the last, or full'
+                f'cannot parse notation {notation!r}: use D-ExPLoRA-[L]-r32, M-ExPLoRA-[1,L]-r32 (blocks '
+                'count from 1, L is the last) or full'
             )
         unfrozen = tuple(
             int(b['first']) - 1 if b['first'] else -1 - int(b['before'] or 0) for b in blocks if b
@@ -170,7 +170,7 @@ def explora(model: nn.Module, config: ExPLoRAConfig) -> nn.Module:
         ValueError: If a block or an extra does not exist, or the model is already adapted.
     """
     if any(isinstance(layer, LoRALinear) for layer in model.modules()):
-        raise ValueError('the model carries LoRA already: merge it before it is adapted again')
+        raise ValueError('the model already contains LoRA: merge it before adapting again')
     if config.full:
         return model.requires_grad_(True)
     blocks: Any = model.blocks
@@ -195,7 +195,7 @@ def explora(model: nn.Module, config: ExPLoRAConfig) -> nn.Module:
         chosen = [p for n, p in named.items() if n == extra or n.startswith(f'{extra}.')]
         if not chosen:
             tops = ', '.join(sorted({n.split('.')[0] for n in named}))
-            raise ValueError(f'extra names {extra!r}, which the model does not have: it has {tops}')
+            raise ValueError(f'extra {extra!r} not found in the model, which contains {tops}')
         for parameter in chosen:
             parameter.requires_grad_(True)
     token = named.get('mask_token')
@@ -218,8 +218,8 @@ def _chosen_blocks(config: ExPLoRAConfig, depth: int) -> tuple[set[int], int]:
     first = max(0, depth - (config.last_blocks or depth))
     if min(unfrozen, default=depth) < first:
         raise ValueError(
-            f'block {min(unfrozen) + 1} cannot train where only the last {config.last_blocks} of {depth} '
-            'blocks are adapted: raise last_blocks, or leave the block out'
+            f'block {min(unfrozen) + 1} cannot train if only the last {config.last_blocks} of {depth} blocks '
+            'are adapted: raise last_blocks or leave the block out'
         )
     return unfrozen, first
 

@@ -125,22 +125,22 @@ def read_adapter(path: str | Path) -> tuple[AdapterHeader, dict[str, Tensor]]:
         path = fetch_file(str(path), (ADAPTER,)).path
     state, metadata = read_state(path)
     if metadata.get('format') != _FORMAT:
-        raise ValueError(f'{path} is no adapter file: its header lacks format {_FORMAT}')
+        raise ValueError(f'{path} is not an adapter file: its header does not contain format {_FORMAT}')
     try:
         header = AdapterHeader.read({'header': 1, **json.loads(metadata['adapter'])})
         if not 1 <= header.header <= _HEADER:
-            raise ValueError(f'its version is {header.header}, not 1 to {_HEADER}: update explora_geo')
+            raise ValueError(f'version must be 1 to {_HEADER}, got {header.header}: update explora_geo')
         if not header.bands or not header.img_size:
-            raise ValueError('it lacks bands or sizes')
+            raise ValueError('bands or img_size is missing')
         with torch.device('meta'):  # takes no memory
             plan = header.build()
         names = trainable_names(explora(plan, header.explora_config))
     except DAMAGE as error:  # building fails in many ways if the header describes no ViT
-        raise ValueError(f'{path} has a damaged adapter header ({first_line(error)})') from error
+        raise ValueError(f'{path} has an invalid adapter header ({first_line(error)})') from error
     if header.header == 1:
         warnings.warn(
-            f'{path} does not state how its images were normalized (header version 1): data are '
-            'normalized by their own statistics',
+            f'{path} does not specify how its images were normalized (header version 1): images will be '
+            'normalized with the statistics of the data',
             stacklevel=2,
         )
     own = plan.state_dict()
@@ -159,10 +159,10 @@ def check_architecture(header: AdapterHeader, vit: ViT, path: str | Path) -> Non
     given.pop('mask_token', None)
     if wanted != given or not same_bands(header.bands, vit.patch_embed.bands):
         raise ValueError(
-            f'{path} was made for {header.backbone} at {header.img_size} px in patches of '
-            f'{header.patch_size} with the bands {", ".join(header.bands)}, the backbone given has width '
-            f'{vit.embed_dim}, {vit.depth} blocks, patches of {vit.patch_embed.patch_size} px and reads '
-            f'{", ".join(vit.patch_embed.bands)}: build it for the same bands in the same order'
+            f'{path} was made for {header.backbone} at {header.img_size} px with {header.patch_size} px '
+            f'patches and bands {", ".join(header.bands)}, but the backbone has width {vit.embed_dim}, '
+            f'{vit.depth} blocks, {vit.patch_embed.patch_size} px patches and bands '
+            f'{", ".join(vit.patch_embed.bands)}: use the same architecture, with the same bands in order'
         )
 
 
@@ -175,8 +175,8 @@ def put_adapter(
     found = frozen_sha256(vit, state, grid if header.header == 1 else None)
     if found != header.base_sha256:
         raise ValueError(
-            f'{path} was made on other base weights (SHA-256 {header.base_sha256[:12]}…, given '
-            f'{found[:12]}…): give {header.base or "the weights"}, from which {header.backbone} was adapted'
+            f'{path} was trained on different base weights (expected SHA-256 {header.base_sha256[:12]}…, got '
+            f'{found[:12]}…): use {header.base or "the weights"}, from which {header.backbone} was adapted'
         )
     explora(vit, header.explora_config)
     computed = vit.stored_position is not None and not vit.stored_position.numel()
@@ -198,7 +198,7 @@ def _check_strength(strength: float, header: AdapterHeader, path: str | Path) ->
         raise ValueError(f'strength must be from 0 (the base) to 1 (the adapter), got {strength:g}')
     if strength < 1 and extra:
         raise ValueError(
-            f'{path} holds {", ".join(extra)}, which the base lacks: its strength must be 1, got {strength:g}'
+            f'{path} contains {", ".join(extra)}, missing from the base: strength must be 1, got {strength:g}'
         )
 
 

@@ -106,15 +106,13 @@ def load_backbone(
             the name is neither stated nor given.
     """
     if adapter is None and strength != 1:
-        raise ValueError(f'strength {strength:g} is of an adapter: give adapter, or leave it out')
+        raise ValueError(f'strength {strength:g} requires an adapter: pass adapter or omit strength')
     stored = read_weights(weights)
     header, trained = (None, {}) if adapter is None else read_adapter(adapter)
     facts = header or stored.facts
     found, source = name or facts.backbone, stored.source
     if not found:
-        raise ValueError(
-            f'{source} does not say which backbone it is: give model, such as vit_base_patch16_224'
-        )
+        raise ValueError(f'{source} does not specify its backbone: pass model, such as vit_base_patch16_224')
     sizes = () if found == facts.backbone else ('img_size', 'patch_size')  # stated for another model
     options = {k: v for k, v in facts.arguments.items() if k not in sizes}
     options |= {k: v for k, v in kwargs.items() if v is not None}
@@ -128,7 +126,7 @@ def load_backbone(
     if tokenizer.grid_size[0] > MAX_GRID:
         raise ValueError(
             f'{source}: {found} at {tokenizer.img_size} px has {tokenizer.num_patches:,} patches, more than '
-            f'{MAX_GRID}x{MAX_GRID}: give a smaller img_size'
+            f'{MAX_GRID}x{MAX_GRID}: use a smaller img_size'
         )
     if header is not None:
         check_architecture(header, plan, str(adapter))
@@ -199,7 +197,7 @@ def _match(
     other = bool(bands) and not same_bands(bands, reads)
     if other and 'patch_embed' not in fresh:
         raise ValueError(
-            f'{source} was trained on the bands {", ".join(bands)}, the model reads {", ".join(reads)}: '
+            f'{source} was trained on bands {", ".join(bands)}, but the model expects {", ".join(reads)}: '
             'select the same bands in the same order, or train a new patch embedding (extra: patch_embed)'
         )
     # Filters of other bands are no useful start, even if their number is the same.
@@ -216,22 +214,22 @@ def _match(
     if vit.mask_token is not None and 'mask_token' not in state:
         anew.append('mask_token')
     random = [k for k in anew if k not in state]
-    notes += [f'starting anew: {", ".join(random)}'] if random else []
+    notes += [f'newly initialized: {", ".join(random)}'] if random else []
     kept = (*fixed, *random)
     if 'norm.weight' in own.keys() - state.keys() and any(k.endswith('fc_norm.weight') for k in parts):
         raise ValueError(
-            f'{source} was tuned on the average of its patches, with a norm after and none before: build '
-            'the backbone with final_norm=False and give fc_norm to its head'
+            f'{source} was fine-tuned with average pooling of patches before the norm: build the backbone '
+            'with final_norm=False and load fc_norm into its head'
         )
     if wrong := differences(state, {k: v for k, v in own.items() if k not in kept}):
         raise ValueError(
-            f'{source} does not fit a ViT of width {vit.embed_dim} and {vit.depth} blocks: it {wrong}: give '
+            f'{source} does not match a ViT of width {vit.embed_dim} and {vit.depth} blocks, it {wrong}: use '
             'the backbone, patch size and bands of the weights'
         )
     notes += [f'left out: {_summary(left_out)}'] if left_out else []
     paired = getattr(vit.patch_embed, 'satmae_band_pairing', True)
     if layout.endswith('satmae group-channel') and 'decoder.pred.0.weight' in parts and not paired:
-        notes.append('its decoder pairs bands as SatMAE does: set satmae_band_pairing to go on with it')
+        notes.append('its decoder pairs bands as SatMAE does: set satmae_band_pairing to train it')
     report = f'{source}: {layout} layout, {len(state)} of {len(own)} tensors matched'
     if vit.pos_embed is None or position is None or 'pos_embed' not in state:
         position = None if vit.pos_embed is None else torch.empty(0)
@@ -244,7 +242,7 @@ def _check_family(state: Mapping[str, Tensor], vit: ViT, source: str) -> None:
     """Check that weights and model agree in the kind of positions and the number of registers."""
     rotary = any('.gamma_1' in k for k in state)
     theirs, mine = (
-        f'{"rotary positions" if turns else "a table of positions"} and {count} register tokens'
+        f'{"rotary positions" if turns else "a position table"} and {count} register tokens'
         for turns, count in (
             (rotary, register_count(state)),
             (vit.rope is not None, vit.num_prefix_tokens - 1),
@@ -252,7 +250,7 @@ def _check_family(state: Mapping[str, Tensor], vit: ViT, source: str) -> None:
     )
     if theirs != mine and (rotary or 'pos_embed' in state):
         name = backbone_name(state) or 'such as vit_small_patch14_reg4_dinov2 or vit_small_patch16_dinov3'
-        raise ValueError(f'{source} has {theirs}, the model {mine}: give its own model, {name}')
+        raise ValueError(f'{source} has {theirs}, but the model has {mine}: use its own model, {name}')
 
 
 def _below(key: str, modules: Sequence[str]) -> bool:
@@ -276,8 +274,8 @@ def _fit_position(state: dict[str, Tensor], vit: ViT, source: str) -> list[str]:
     side = grid_side(stored)
     if not side or stored.shape[2] != vit.pos_embed.shape[2]:
         raise ValueError(
-            f'{source} stores positions of shape {tuple(stored.shape)}, the model has '
-            f'{tuple(vit.pos_embed.shape)}: give the backbone and tokenizer that the weights belong to'
+            f'{source} contains positions of shape {tuple(stored.shape)}, but the model expects '
+            f'{tuple(vit.pos_embed.shape)}: use the backbone and tokenizer of the weights'
         )
     grid = vit.patch_embed.grid_size
     state['pos_embed'] = fit_position(stored, grid)
@@ -296,7 +294,7 @@ def describe_weights(weights: WeightsEnum | str | Path) -> dict[str, str]:
     filters = sorted((k, v) for k, v in state.items() if k.startswith('patch_embed.proj') and v.ndim == 4)
     side, rotary = grid_side(state.get('pos_embed')), 'blocks.0.gamma_1' in state
     if not filters or not (rotary or side):
-        raise ValueError(f'{source} has no patch embedding or no positions, so it is no whole ViT')
+        raise ValueError(f'{source} is not a complete ViT: it has no patch embedding or no positions')
     width, patch = filters[0][1].shape[0], filters[0][1].shape[-1]
     depth, counts = depth_of(state), [v.shape[1] for _, v in filters]
     registers = register_count(state)
@@ -311,15 +309,15 @@ def describe_weights(weights: WeightsEnum | str | Path) -> dict[str, str]:
         decoder = f'width {embed.shape[0]}, {depth_of(parts, "decoder.blocks.")} blocks'
     rows = {
         'layout': layout,
-        'backbone': facts.backbone or backbone_name(state) or 'of a size without a name',
+        'backbone': facts.backbone or backbone_name(state) or 'unnamed size',
         'tokenizer': tokenizer,
         'bands': ', '.join(facts.bands) or f'{sum(counts)}, names not stated',
         'patch': f'{patch} px',
-        'image size': 'any, rotary positions' if rotary else f'{side * patch} px, {side}x{side} patches',
+        'image size': 'any (rotary positions)' if rotary else f'{side * patch} px, {side}x{side} patches',
         'width, blocks': f'{width}, {depth}' + (f', {registers} registers' if registers else ''),
         'decoder': decoder,
-        'parameters': f'{sum(v.numel() for v in state.values()):,} without what stands beside',
-        'beside': ', '.join(f'{k} ({n})' for k, n in others.items()) or 'nothing',
+        'parameters': f'{sum(v.numel() for v in state.values()):,} in the backbone',
+        'beside': ', '.join(f'{k} ({n})' for k, n in others.items()) or 'none',
     }
     more = {k: getattr(facts, k) for k in ('license', 'publication', 'dataset', 'base')}
     return rows | {k: v for k, v in more.items() if v}

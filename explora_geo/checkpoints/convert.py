@@ -88,12 +88,12 @@ def convert(state: Mapping[str, Tensor]) -> Converted:
     """Convert a state dict in any known layout to our keys; raise ValueError if it cannot be a backbone."""
     if any('lora_a' in k.lower() or 'lora_b' in k.lower() for k in state):
         raise ValueError(
-            'the file holds LoRA updates that are not merged: merge them first (explora-geo adapter merge), '
-            'or give the starting weights and the adapter file'
+            'the file contains unmerged LoRA updates: merge them first (explora-geo adapter merge), or pass '
+            'the starting weights and the adapter file'
         )
     if not any(k.endswith('cls_token') for k in state):
         raise ValueError(
-            'the file holds no class token, so it is no ViT that can be read; its first tensors are '
+            'the file has no class token, so it is not a supported ViT; its first tensors are '
             + ', '.join(list(state)[:3])
         )
     ours = dict(state)
@@ -103,7 +103,7 @@ def convert(state: Mapping[str, Tensor]) -> Converted:
             ours = step(ours)
     except (IndexError, KeyError, RuntimeError) as error:  # shape errors of torch and einops
         raise ValueError(
-            f'its tensors have the names of a ViT, but not all of them or other shapes ({first_line(error)})'
+            f'its tensors are named as in a ViT, but some are missing or misshapen ({first_line(error)})'
         ) from error
     parts = {k: v for k, v in ours.items() if not _is_backbone(k)}
     return Converted({k: v for k, v in ours.items() if k not in parts}, parts, layout)
@@ -254,7 +254,7 @@ def from_dinov3(state: State) -> State:
         if key == 'rope_embed.periods' and not value.is_meta:
             steps = torch.arange(len(value)) / len(value)
             if not torch.allclose(value.float(), RotaryConfig.base**steps, rtol=0.02):  # some are in bfloat16
-                raise ValueError('it rotates queries and keys by other periods than DINOv3')
+                raise ValueError('its rotary periods do not match those of DINOv3')
         if key.startswith(('rope_embed.', 'local_cls_norm.')) or key.endswith('.bias_mask'):
             continue
         if key.endswith('.attn.qkv.bias'):
@@ -290,8 +290,8 @@ def fuse_qkv(state: State) -> State:
             both = name in fused and not joined.is_meta
             if both and not torch.allclose(joined.float(), fused[name].float(), atol=1e-4):
                 raise ValueError(
-                    f'{attn}qkv and the q_proj, k_proj, v_proj beside it differ: give the encoder-only file, '
-                    'or one whose LoRA is merged'
+                    f'{attn}qkv does not match its q_proj, k_proj and v_proj: use the encoder-only file or '
+                    'one with merged LoRA'
                 )
             fused.setdefault(name, joined)
     return fused

@@ -64,15 +64,15 @@ def check_request(
     """Raise ValueError unless the arguments name one thing to export, in a format that can hold it."""
     sentence = ''
     if layout not in ('', 'peft', 'transformers'):
-        sentence = f'format is peft or transformers; all others go by the ending, got {layout}'
+        sentence = f'format must be peft or transformers (others follow the file extension), got {layout}'
     elif layout == 'transformers' and (weights is None or tuned):
-        sentence = 'the format transformers is of weights, a backbone: give weights, and not tuned'
+        sentence = 'format transformers exports a backbone: pass weights, not tuned'
     elif layout == 'peft' and (adapter is None or tuned):
-        sentence = 'the format peft is of adapter: give adapter, and not tuned'
+        sentence = 'format peft exports an adapter: pass adapter, not tuned'
     elif not layout and (weights is None) == (tuned is None):
-        sentence = 'give either weights, a backbone, or tuned, a tuned model'
+        sentence = 'pass either weights (a backbone) or tuned (a tuned model)'
     elif tuned and (adapter or model):
-        sentence = 'adapter and model belong to weights: a tuned model holds all of its own'
+        sentence = 'adapter and model cannot be combined with tuned: a tuned model already contains its own'
     if sentence:
         raise ValueError(sentence)
     if not layout:
@@ -87,9 +87,9 @@ def check_format(out: str | Path, backbone: bool = True) -> str:
     """
     suffix = Path(out).suffix
     if suffix not in (*_FILES, '.pt2', '.onnx'):
-        raise ValueError(f'cannot write {Path(out).name}: files end in .safetensors, .ckpt, .pt2 or .onnx')
+        raise ValueError(f'cannot write {Path(out).name}: use extension .safetensors, .ckpt, .pt2 or .onnx')
     if suffix in _FILES and not backbone:
-        raise ValueError(f'{suffix} files hold a backbone: give weights, or write .pt2 or .onnx')
+        raise ValueError(f'{suffix} files contain only a backbone: pass weights, or write .pt2 or .onnx')
     return suffix
 
 
@@ -108,7 +108,7 @@ def _plain_state(vit: ViT) -> dict[str, Tensor]:
     """Return a backbone's tensors on the CPU; raise ValueError if it carries LoRA."""
     state = {k: v.detach().cpu() for k, v in vit.state_dict().items()}
     if lora := next((k for k in state if '.lora_' in k), ''):
-        raise ValueError(f'the backbone carries LoRA ({lora}): merge it first')
+        raise ValueError(f'the backbone contains unmerged LoRA ({lora}): merge it first')
     return state
 
 
@@ -126,8 +126,8 @@ def export_transformers(vit: ViT, out: str | Path) -> str:
     scaled = any(k.endswith(('.ls1.gamma', '.gamma_1')) for k in state)
     if vit.patch_embed.kind != 'patch' or not scaled or 'norm.weight' not in state:
         raise ValueError(
-            'the format transformers is for backbones of DINOv2 and DINOv3 that read patches: write '
-            '.safetensors for timm, or a program, .pt2 or .onnx'
+            'format transformers supports only DINOv2 and DINOv3 backbones with tokenizer patch: write '
+            '.safetensors for timm, or a program (.pt2 or .onnx)'
         )
     name, config = _transformers_config(vit, state)
     shape = (1, 1, -1) if vit.rope is not None else (1, -1)
@@ -294,35 +294,35 @@ def _peft_usage(header: AdapterHeader, bare: Sequence[str]) -> str:
         f'# explora-geo export base.safetensors --weights {header.base or "THE_BASE"}',
         "model.load_state_dict(load_file('base.safetensors'))",
         "model = PeftModel.from_pretrained(model, '.').eval()\n```\n",
-        f'LoRA of rank {config.rank} on each of {", ".join(config.targets)}: of a fused `qkv` their ranks '
-        'add up, and B is zero in the rows of the rest.',
+        f'LoRA of rank {config.rank} on each of {", ".join(config.targets)}: in a fused `qkv` the ranks add '
+        'up, and B is zero in all other rows.',
     ]
     if bare:
         lines.insert(5, "model.load_state_dict(load_file('parameters.safetensors'), strict=False)")
         lines.append(
-            f'`parameters.safetensors` holds {", ".join(bare)}, which trained: PEFT saves modules and no '
-            'bare parameters. Without it the features are others.'
+            f'`parameters.safetensors` contains the trained {", ".join(bare)}: PEFT saves modules, but not '
+            'bare parameters. Without this file the features differ.'
         )
     return '\n'.join(lines)
 
 
 def _no_peft(header: AdapterHeader, state: Mapping[str, Tensor], own: set[str]) -> str:
     """Return why PEFT on timm's model cannot reproduce the adapter's features, or an empty string."""
-    merge = 'merge it into its base, and export that'
+    merge = 'merge it into its base and export the merged model'
     if header.tokenizer != 'patch':
         return _no_timm(header.tokenizer)
     if not any('.lora_' in name for name in state):
-        return f'it holds no LoRA, which PEFT needs: {merge}'
+        return f'it contains no LoRA, which PEFT needs: {merge}'
     if any(name.endswith('.attn.q_bias') for name in own):
-        return f'where Q and V have biases of their own, timm goes past what PEFT adds to qkv: {merge}'
+        return f'if Q and V have separate biases, timm bypasses what PEFT adds to qkv: {merge}'
     folded = {'reg_token', 'pos_embed'} <= own and not header.base.startswith('timm/')
     if folded and 'cls_token' in state:
-        return f'beside registers, timm adds the position to the class token, which trained here: {merge}'
+        return f'with registers, timm adds the position to the class token, which was trained here: {merge}'
     return ''
 
 
 def _no_timm(tokenizer: str) -> str:
     return (
-        f'timm has no model with the tokenizer {tokenizer}: export a program instead, or use the file with '
-        'load_backbone'
+        f'timm has no model with tokenizer {tokenizer}: export a program (.pt2 or .onnx), or load the file '
+        'with load_backbone'
     )

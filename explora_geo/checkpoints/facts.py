@@ -68,7 +68,7 @@ class Facts:
         for name, value in found.items():
             kind = known.get(name)
             if kind is None or (kind in (str, int, dict) and type(value) is not kind):
-                raise ValueError(f'{name} of {value!r:.80}')
+                raise ValueError(f'{name} is unknown or has the wrong type, got {value!r:.80}')
         bands = found.get('bands', ())
         if 'bands' in found:
             named = isinstance(bands, list | tuple) and all(isinstance(b, str) and b for b in bands)
@@ -97,7 +97,7 @@ class Facts:
                 stated |= {'tokenizer': options.pop('kind'), 'tokenizer_options': options}
             return cls.read({**stated, **more})
         except DAMAGE as error:
-            raise ValueError(f'{source} has a damaged header: {error}') from error
+            raise ValueError(f'{source} has an invalid header ({error})') from error
 
     def entries(self) -> dict[str, str]:
         """Return text entries for a model's header, readable by `of_entries`; unknown facts are omitted."""
@@ -127,7 +127,10 @@ def check_sizes(img_size: Any, patch_size: Any) -> None:
     """
     whole = all(type(size) is int for size in (img_size, patch_size))
     if not whole or not 0 < patch_size <= img_size <= MAX_GRID * patch_size:
-        raise ValueError(f'images of {img_size!r} px in patches of {patch_size!r} px')
+        raise ValueError(
+            f'img_size and patch_size must be integers with 1 to {MAX_GRID} patches per side, got '
+            f'{img_size!r} and {patch_size!r}'
+        )
 
 
 def model_metadata(vit: ViT, backbone: str) -> dict[str, str]:

@@ -41,7 +41,7 @@ def read_state(path: str | Path, values: bool = True) -> tuple[dict[str, Tensor]
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f'no weights file {path}')
+        raise FileNotFoundError(f'weights file not found: {path}')
     if path.suffix == '.safetensors':
         try:
             path.open('rb').close()  # safetensors reports an unreadable file as missing
@@ -49,7 +49,7 @@ def read_state(path: str | Path, values: bool = True) -> tuple[dict[str, Tensor]
                 read = file.get_tensor if values else lambda name: _outline(file, name)
                 state, metadata = {k: read(k) for k in file.keys()}, file.metadata() or {}
         except Exception as error:  # safetensors' own errors, and torch's for unknown types
-            raise ValueError(f'{path} is damaged or no safetensors file ({first_line(error)})') from error
+            raise ValueError(f'{path} is damaged or not a safetensors file ({first_line(error)})') from error
         if QUANTIZATION.items() <= metadata.items():
             state = dequantize_rows(state, str(path))
         return state, metadata
@@ -72,7 +72,7 @@ def read_checkpoint(path: str | Path, mmap: bool = False) -> Any:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f'no checkpoint {path}')
+        raise FileNotFoundError(f'checkpoint not found: {path}')
     try:
         packed = zipfile.is_zipfile(path)
         if packed:  # `torch.save` never compresses
@@ -85,7 +85,7 @@ def read_checkpoint(path: str | Path, mmap: bool = False) -> Any:
             return torch.load(path, map_location='cpu', weights_only=True, mmap=mmap and packed)
     except Exception as error:  # the unpickler raises almost anything on damaged bytes
         raise ValueError(
-            f'{path} cannot be read as tensors alone, it is damaged or holds code ({first_line(error)})'
+            f'{path} cannot be loaded safely: it is damaged or contains code ({first_line(error)})'
         ) from error
 
 
@@ -94,25 +94,26 @@ def check_values(state: Mapping[str, Tensor], source: str | Path) -> None:
     for name, tensor in state.items():
         if tensor.dtype not in _FLOATS:
             raise ValueError(
-                f'{source} holds {name} as {str(tensor.dtype).removeprefix("torch.")}, but weights are of 16 '
-                'to 64 bits of floating point: convert the file back'
+                f'{source} contains {name} as {str(tensor.dtype).removeprefix("torch.")}, but weights must '
+                'be 16- to 64-bit floating point: convert the file back'
             )
         if not torch.isfinite(tensor.float()).all():
-            raise ValueError(f'{source} holds values that are not finite in {name}')
+            raise ValueError(f'{source} contains non-finite values in {name}')
 
 
 def differences(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
-    """Describe what a state dict lacks, adds, or holds in the wrong shape; empty if it matches."""
+    """Describe tensors that are missing, unknown, or of the wrong shape; empty if the state dict matches."""
     missing, unknown = ([k for k in a if k not in b] for a, b in ((wanted, state), (state, wanted)))
     if missing or unknown:
-        shown = [f'lacks {", ".join(missing[:3])}'] if missing else []
-        shown += [f'has the unknown {", ".join(unknown[:3])}'] if unknown else []
+        shown = [f'is missing {", ".join(missing[:3])}'] if missing else []
+        shown += [f'contains unknown {", ".join(unknown[:3])}'] if unknown else []
         counts = f'{len(missing)} missing, {len(unknown)} unknown of {len(wanted)} tensors'
         return f'{" and ".join(shown)} ({counts})'
     wrong = next((k for k, v in state.items() if v.shape != wanted[k].shape), None)
     if wrong is None:
         return ''
-    return f'holds {wrong} of shape {tuple(state[wrong].shape)}, the model needs {tuple(wanted[wrong].shape)}'
+    found, expected = (tuple(tensors[wrong].shape) for tensors in (state, wanted))
+    return f'contains {wrong} of shape {found}, but the model expects {expected}'
 
 
 def check_exact(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: str | Path) -> None:
@@ -121,7 +122,7 @@ def check_exact(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path:
     Tensors must be weights, but counters may be integers.
     """
     if wrong := differences(state, wanted):
-        raise ValueError(f'{path} {wrong}: the file is incomplete or of another model')
+        raise ValueError(f'{path} {wrong}: the file is incomplete or belongs to another model')
     check_values({k: v for k, v in state.items() if v.dtype != wanted[k].dtype or v.dtype in _FLOATS}, path)
 
 
@@ -132,10 +133,10 @@ def check_storage(state: Mapping[str, Tensor], path: str | Path) -> None:
         kind = 'sparse' if tensor.layout != torch.strided else 'quantized' if tensor.is_quantized else ''
         kind = kind or tensor.device.type.removeprefix('cpu')
         if kind:
-            raise ValueError(f'{path} holds {name} as a {kind} tensor: store it densely')
+            raise ValueError(f'{path} contains {name} as a {kind} tensor: save it as a dense CPU tensor')
         if tensor.numel() * tensor.element_size() > size:
             raise ValueError(
-                f'{path} holds {name} of shape {tuple(tensor.shape)}, which is larger than the file'
+                f'{path} contains {name} of shape {tuple(tensor.shape)}, which is larger than the file'
             )
 
 
@@ -146,10 +147,10 @@ def unnest(content: Any, path: str | Path) -> dict[str, Tensor]:
             content = content[key]
             break
     if not isinstance(content, Mapping):
-        raise ValueError(f'{path} holds no state dict but a {type(content).__name__}')
+        raise ValueError(f'{path} contains a {type(content).__name__}, expected a state dict')
     state = {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, Tensor)}
     if not state:
-        raise ValueError(f'{path} holds no tensors')
+        raise ValueError(f'{path} contains no tensors')
     return state
 
 
@@ -200,10 +201,10 @@ def dequantize_rows(state: Mapping[str, Tensor], source: str) -> dict[str, Tenso
             continue
         scale = scales.pop(name + _SCALE, None)
         if scale is None or tensor.ndim < 2 or scale.shape != tensor.shape[:1]:
-            raise ValueError(f'{source} is damaged: {name} is int8 without a scale for each of its rows')
+            raise ValueError(f'{source} is damaged: {name} is int8 without a scale for each row')
         weights[name] = (tensor.flatten(1).float() * scale.float()[:, None]).view_as(tensor)
     if scales:
-        raise ValueError(f'{source} is damaged: {next(iter(scales))} belongs to no int8 tensor')
+        raise ValueError(f'{source} is damaged: {next(iter(scales))} has no matching int8 tensor')
     return weights
 
 

@@ -47,7 +47,7 @@ def fetch(url: str, sha256: str | None = None) -> Path:
         download(url, path, sha256)
     elif sha256 and path.is_file() and not (found := file_sha256(path)).startswith(sha256):
         raise ValueError(
-            f'{path} is not the file of {url}: its SHA-256 is {found}, expected {sha256}; remove it'
+            f'{path} does not match {url}: its SHA-256 is {found}, expected {sha256}; remove the file'
         )
     return path
 
@@ -91,8 +91,8 @@ def download(url: str, path: Path, sha256: str | None = None, progress: bool = T
             reason = f'{error.code} {reason}' if isinstance(error, HTTPError) else reason
             kept = f'; {part.stat().st_size:,} bytes are kept' if part.is_file() else ''
             raise ValueError(
-                f'cannot download {url} ({reason}{kept}): check the network and try again, or download it '
-                'elsewhere and give the path of the file'
+                f'cannot download {url} ({reason}{kept}): check the network and try again, or download the '
+                'file elsewhere and pass its path'
             ) from error
         os.replace(part, path)
         version.unlink()
@@ -126,7 +126,7 @@ def _complete(url: str, part: Path, version: Path, progress: bool) -> None:
             os.fsync(file.fileno())
     size = part.stat().st_size
     if length and size != start + length:
-        raise ConnectionError(f'it ended after {size:,} of {start + length:,} bytes')
+        raise ConnectionError(f'the connection closed after {size:,} of {start + length:,} bytes')
     return None
 
 
@@ -169,7 +169,7 @@ def fetch_file(name: str, wanted: Sequence[str] = (MODEL, 'pytorch_model.bin')) 
 
     match = _NAME.fullmatch(name)
     if match is None:
-        raise ValueError(f'{name} names nothing on the hub: write hf:owner/name@revision/file')
+        raise ValueError(f'{name} is not a hub name: use hf:owner/name@revision/file')
     repo, revision = match['repo'], match['revision']
     wanted = [match['file']] if match['file'] else wanted
     with hub_errors(repo, revision):
@@ -201,7 +201,7 @@ def _others(repo: str, revision: str | None) -> str:
 
     files = [file.rfilename for file in HfApi().model_info(repo, revision=revision).siblings or ()]
     names = [name for name in files if name.endswith(('.safetensors', '.bin', '.pth'))]
-    return f': give one of its files, such as hf:{repo}/{names[0]}' if names else ', nor other weights'
+    return f': specify one of its files, such as hf:{repo}/{names[0]}' if names else ' or other weights'
 
 
 @contextmanager
@@ -217,22 +217,20 @@ def hub_errors(repo: str, revision: str | None = None) -> Iterator[None]:
                 terms = f'{constants.ENDPOINT}/{repo}'
                 text = f'{repo} is gated: accept its terms at {terms}, and set HF_TOKEN to your token'
             case errors.RepositoryNotFoundError():
-                text = f'the hub shows no repository {repo}: check the name; '
-                text += 'a private one needs a token in HF_TOKEN'
+                text = f'repository {repo} not found on the hub: check the name; '
+                text += 'if it is private, set HF_TOKEN to your token'
             case errors.RevisionNotFoundError():
                 text = f'{repo} has no revision {revision}'
             case _ if error.response.status_code in (401, 403):
-                text = (
-                    f'the hub does not let you into {repo}: set HF_TOKEN to a token that may read or write it'
-                )
+                text = f'the hub denied access to {repo}: set HF_TOKEN to a token with read or write access'
             case _:
-                text = f'the hub refuses {repo} ({first_line(error)}): try again later'
+                text = f'the hub rejected the request for {repo} ({first_line(error)}): try again later'
         raise ValueError(text) from error
     except ValueError:
         raise
     except Exception as error:  # network errors come in many types, from several packages
         why = 'HF_HUB_OFFLINE is set' if constants.HF_HUB_OFFLINE else first_line(error.__cause__ or error)
         raise ValueError(
-            f'{repo} is not in the cache, and the hub cannot be reached ({why}): check the network, or give '
+            f'{repo} is not in the cache, and the hub cannot be reached ({why}): check the network or pass '
             'the path of a file'
         ) from error

@@ -34,7 +34,7 @@ def model_card(
     """
     facts, scores = _read_facts(Path(file)), Path(report or Path(file).with_name('report.json'))
     if report is not None and not scores.is_file():
-        raise FileNotFoundError(f'no report {report}')
+        raise FileNotFoundError(f'report not found: {report}')
     kind, adaptation = 'model', facts.adaptation
     if isinstance(facts, AdapterHeader):
         kind, adaptation = 'adapter', facts.explora_config.notation()
@@ -43,15 +43,15 @@ def model_card(
         'backbone': f'`{facts.backbone}`, img_size {facts.img_size}, patch_size {facts.patch_size}',
         'base': facts.base and f'`{facts.base}`',
         'bands, in this order': ', '.join(facts.bands),
-        'images are normalized by mean ± deviation': facts.normalization
+        'normalization, mean ± standard deviation': facts.normalization
         and describe(facts.normalization, facts.bands),
-        'license of the base, which holds here too': license,
+        'license of the base, which also applies here': license,
     }
     parts = [
         _front_matter(kind, facts.base, license),
         f'# {facts.backbone}' + (f', adapted by ExPLoRA {adaptation}' if adaptation else ''),
-        f'This {kind} was made with explora_geo, which goes on with self-supervised pre-training of vision '
-        'transformers on satellite images without labels.',
+        f'This {kind} was made with explora_geo, which continues the self-supervised pre-training of vision '
+        'transformers on unlabeled satellite images.',
         '| | |\n|---|---|\n' + '\n'.join(f'| {k} | {v or _UNKNOWN} |' for k, v in rows.items()),
         usage or _usage(kind, facts.base),
         _measured(json.loads(scores.read_text(encoding='utf-8'))) if scores.is_file() else '',
@@ -83,9 +83,7 @@ def push(
     if file.is_dir():
         files: dict[str, str | bytes] = {part.name: str(part) for part in file.iterdir() if part.is_file()}
         if CARD not in files:
-            raise ValueError(
-                f'{file} has no {CARD}: push a file, or a folder that export --format peft wrote'
-            )
+            raise ValueError(f'{file} has no {CARD}: push a file or a folder written by export --format peft')
         card = (file / CARD).read_text(encoding='utf-8')
     else:
         card = model_card(file, report, license)
@@ -93,8 +91,8 @@ def push(
         files = {name: str(file), CARD: card.encode()}
     if f'license_name: "{_UNKNOWN}' in card:
         raise ValueError(
-            f'{file} states no license of its base weights: read their terms, and give the license that they '
-            'allow'
+            f'{file} does not specify the license of its base weights: read their terms and pass the license '
+            'they allow'
         )
     with hub_errors(repo):
         api.create_repo(repo, private=private, exist_ok=True)
@@ -122,7 +120,9 @@ def _read_facts(file: Path) -> Facts:
     _, meta = read_state(file, values=False)
     facts = read_adapter(file)[0] if 'adapter' in meta else Facts.of_entries(meta, str(file))
     if not facts.backbone or not facts.bands:
-        raise ValueError(f'{file} does not say what it is: give an adapter, or a model of merge or export')
+        raise ValueError(
+            f'{file} does not specify backbone or bands: pass an adapter or a model from merge or export'
+        )
     return facts
 
 
@@ -144,7 +144,7 @@ def _usage(kind: str, base: str) -> str:
     return (
         '## Use\n\n```python\nfrom explora_geo import load_backbone\n\n'
         f'vit = load_backbone(None, {given})  # or hf:owner/name in place of the file\n'
-        '# vit(images) gives features; vit.normalization says how images are normalized\n```'
+        '# vit(images) returns features; vit.normalization is the normalization of the images\n```'
     )
 
 
@@ -160,8 +160,8 @@ def _measured(report: Mapping[str, Any]) -> str:
         lines.append(f'| {row["title"]} | {base} | {own} | {mean:+.1f} ({low:+.1f} to {high:+.1f}) |')
     labels, run = scores['labels'], report['adaptation']
     about = (
-        f'Frozen features of {labels["classes"]} classes, {labels["train"]} tiles to train on and '
-        f'{labels["test"]} to test, gains paired by tile; {run["notation"]} for {run["steps"]} steps.'
+        f'Frozen features, {labels["classes"]} classes, {labels["train"]} training and {labels["test"]} test '
+        f'tiles, gains paired by tile; {run["notation"]} for {run["steps"]} steps.'
     )
     verdict = report.get('verdict', {}).get('text', '')
-    return '\n\n'.join(filter(None, ['## Measured', verdict, '\n'.join(lines), about]))
+    return '\n\n'.join(filter(None, ['## Results', verdict, '\n'.join(lines), about]))

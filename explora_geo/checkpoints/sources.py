@@ -76,7 +76,7 @@ def _read_timm(text: str) -> StoredWeights:
         wanted = f'/{config.hf_hub_filename}' if config.hf_hub_filename else ''
         file = fetch_file(f'{HUB}{config.hf_hub_id}{revision and "@"}{revision}{wanted}')
     elif revision:
-        raise ValueError(f'{text} is not on the hub, so it has no revision: give timm/{name}')
+        raise ValueError(f'{text} is not on the hub and has no revisions: use timm/{name}')
     source = text if file is None else f'timm/{name}@{file.commit}'
     facts = Facts(backbone=name, base=source, license=getattr(config, 'license', None) or '')
     return StoredWeights(timm_state(name, file and file.path), source, facts)
@@ -97,7 +97,7 @@ def timm_state(name: str, file: str | Path | None = None) -> dict[str, Tensor]:
     except Exception as error:  # timm, the hub client and the network raise many error types
         near = ', '.join(get_close_matches(name, timm.list_pretrained(), 3, 0.4))
         raise ValueError(
-            f'cannot get the weights timm/{name} ({first_line(error)}): check the network, or give the path '
-            f'of a file; names like it are {near}'
+            f'cannot load weights timm/{name} ({first_line(error)}): check the network or pass the path of a '
+            f'file; similar names are {near}'
         ) from error
     return dict(model.state_dict())

@@ -37,14 +37,14 @@ def patch_embed_by_wavelength(
     weight, bias = (state.get(f'patch_embed.proj.{k}') for k in ('weight', 'bias'))
     if weight is None or bias is None or weight.shape[1] != len(source_bands):
         raise ValueError(
-            f'patch_embed_init by wavelength needs weights with one patch embedding of the bands '
+            'patch_embed_init wavelength requires weights with a single patch embedding for bands '
             f'{", ".join(source_bands)}'
         )
     unknown = [band for band in (*source_bands, *tokenizer.bands) if band not in WAVELENGTHS]
     if unknown:
         raise ValueError(
-            f'no wavelength is known for the bands {", ".join(unknown)}: use names of '
-            f'{", ".join(WAVELENGTHS)}, or patch_embed_init random'
+            f'unknown wavelength for bands {", ".join(unknown)}: use names from {", ".join(WAVELENGTHS)}, or '
+            'set patch_embed_init to random'
         )
     size = [tokenizer.patch_size, tokenizer.patch_size]
     weight = resample_patch_embed(weight.float(), size)

@@ -29,10 +29,10 @@ def match_data(datamodule: Any, vit: ViT, statistics: Literal['model', 'data'] |
     if hasattr(datamodule, 'use_bands'):
         datamodule.use_bands(bands)
     elif given := getattr(datamodule, 'bands', None):  # nothing can reorder them
-        if match_bands(given, bands, 'the data has') != list(range(len(given))):
+        if match_bands(given, bands, 'the data contains') != list(range(len(given))):
             raise ValueError(
-                f'the model reads the bands {", ".join(bands)}, the data has {", ".join(given)}: select the '
-                'same bands in the same order'
+                f'the model expects bands {", ".join(bands)}, but the data contains {", ".join(given)}: '
+                'select the same bands in the same order'
             )
     stated, own = vit.normalization, normalization_of(datamodule, bands)
     if stated is None or own is None or statistics == 'data':
@@ -42,16 +42,16 @@ def match_data(datamodule: Any, vit: ViT, statistics: Literal['model', 'data'] |
         if statistics is None and stated.other_units(own.value_range):
             mine, theirs = ('{:g} to {:g}'.format(*n.value_range or (0, 0)) for n in (own, stated))
             raise ValueError(
-                f'the pixels of the data are {mine}, those that the weights were adapted on {theirs}: bring '
-                'them to the same units, or set statistics to data to normalize by the mean and standard '
+                f'the data has pixel values of {mine}, but the weights were adapted on {theirs}: convert the '
+                'data to the same units, or set statistics to data to normalize with the mean and standard '
                 'deviation of the data'
             )
         datamodule.use_normalization(stated.mean, stated.std, stated.clip)
     elif statistics == 'model' or not stated.agrees(own):
         raise ValueError(
-            f'the data are normalized by {describe(own, bands)}, the weights were adapted on '
+            f'the data is normalized by {describe(own, bands)}, but the weights were adapted with '
             f'{describe(stated, bands)}: '
-            + ('leave out mean and std to take those of the weights, or set' if ours else 'set')
+            + ('omit mean and std to use those of the weights, or set' if ours else 'set')
             + ' statistics to data to keep those of the data'
         )
 
@@ -103,5 +103,5 @@ def describe_enlarging(datamodule: Any, size: int) -> str:
         return ''
     return (
         f'images of {side} px are enlarged to {size} px, {(size / side) ** 2:.1f} times the pixels and time '
-        'with nothing more to see: set img_size, or the size of views, nearer to them'
+        f'without added detail: set img_size, or the size of views, closer to {side} px'
     )

@@ -22,7 +22,7 @@ class Normalization:
         """Check the values."""
         numbers = (*self.mean, *self.std, *(self.value_range or ()))
         if not self.mean or len(self.mean) != len(self.std) or not all(math.isfinite(x) for x in numbers):
-            raise ValueError(f'mean and std must be finite, one each per band, got {self.mean}, {self.std}')
+            raise ValueError(f'mean and std must be finite, one value per band, got {self.mean}, {self.std}')
         if min(self.std) <= 0 or type(self.clip) is not bool or len(self.value_range or (0, 1)) != 2:
             raise ValueError(
                 'std must be positive, clip true or false, and value_range a pair, got '
@@ -40,7 +40,7 @@ class Normalization:
             if len(found.mean) != len(bands):
                 raise ValueError(f'{len(found.mean)} values for {len(bands)} bands')
         except (AttributeError, TypeError, ValueError) as error:
-            raise ValueError(f'normalization is none of {len(bands)} bands ({error})') from error
+            raise ValueError(f'normalization does not match {len(bands)} bands ({error})') from error
         return found
 
     def to_dict(self) -> dict[str, Any]:
@@ -67,4 +67,4 @@ def describe(normalization: Normalization, bands: Sequence[str]) -> str:
     """Format mean and standard deviation by band for messages; `bands` are the band names."""
     rows = zip(bands, normalization.mean, normalization.std, strict=True)
     shown = ', '.join(f'{band} {mean:.4g} ± {std:.4g}' for band, mean, std in rows)
-    return f'{shown}, cut off to [0, 1]' if normalization.clip else shown
+    return f'{shown}, clipped to [0, 1]' if normalization.clip else shown

@@ -246,7 +246,7 @@ def find_weights(name: str) -> WeightsEnum | None:
         known = [*ours, *(f'torchgeo/{n}' if match[1] else n for n in torchgeo_weights())]
         near = ', '.join(get_close_matches(name, known, 3, 0.4))
         raise ValueError(
-            f'no weights {name}, nearest are {near}: explora-geo weights list --search finds names'
+            f'unknown weights {name}, nearest are {near}: search with explora-geo weights list --search'
         )
     return entry
 

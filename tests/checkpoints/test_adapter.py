@@ -111,14 +111,14 @@ def test_a_strength_is_a_share(adapter: Path, base_file: Path, strength: float) 
 
 
 def test_a_strength_needs_an_adapter_that_is_a_difference(base_file: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r'strength 0\.5 is of an adapter'):
+    with pytest.raises(ValueError, match=r'strength 0\.5 requires an adapter'):
         load_backbone(MODEL, base_file, strength=0.5)
     config = replace(CONFIG, extra=('patch_embed',))
     vit = create_vit(MODEL, bands=('nir', 'red'))
     load_weights(vit, base_file, fresh=['patch_embed'])
     explora(vit, config)
     save_adapter(tmp_path / 'bands.safetensors', vit, MODEL, config)
-    with pytest.raises(ValueError, match='holds patch_embed, which the base lacks'):
+    with pytest.raises(ValueError, match='contains patch_embed, missing from the base'):
         load_backbone(MODEL, base_file, tmp_path / 'bands.safetensors', strength=0.5, bands=('nir', 'red'))
 
 
@@ -164,7 +164,7 @@ def test_another_base_is_refused(adapter: Path, base_state: dict[str, Tensor]) -
     other = {**base_state, 'blocks.0.mlp.fc1.weight': base_state['blocks.0.mlp.fc1.weight'] + 1e-3}
     torch.save(other, adapter.parent / 'other.pth')
     out = adapter.parent / 'merged.safetensors'
-    with pytest.raises(ValueError, match='made on other base weights') as caught:
+    with pytest.raises(ValueError, match='trained on different base weights') as caught:
         merge_adapter(adapter, adapter.parent / 'other.pth', out)
     assert MODEL in str(caught.value) and '\n' not in str(caught.value)
     assert not out.exists()
@@ -189,11 +189,11 @@ def test_a_truncated_file_is_refused_wherever_it_was_cut(adapter: Path) -> None:
 @pytest.mark.parametrize(
     ('change', 'sentence'),
     [
-        ({'cls_token': None}, r'lacks cls_token \(1 missing, 0 unknown of \d+ tensors\)'),
-        ({'blocks.0.attn.qkv.lora_b.q': None}, 'lacks blocks.0.attn.qkv.lora_b.q'),
-        ({'pos_embed': torch.ones(1)}, 'has the unknown pos_embed'),
-        ({'norm.bias': torch.ones(3)}, r'norm.bias of shape \(3,\), the model needs \(32,\)'),
-        ({'norm.bias': torch.full((32,), torch.nan)}, 'not finite in norm.bias'),
+        ({'cls_token': None}, r'is missing cls_token \(1 missing, 0 unknown of \d+ tensors\)'),
+        ({'blocks.0.attn.qkv.lora_b.q': None}, 'is missing blocks.0.attn.qkv.lora_b.q'),
+        ({'pos_embed': torch.ones(1)}, 'contains unknown pos_embed'),
+        ({'norm.bias': torch.ones(3)}, r'norm.bias of shape \(3,\), but the model expects \(32,\)'),
+        ({'norm.bias': torch.full((32,), torch.nan)}, 'non-finite values in norm.bias'),
     ],
 )
 def test_a_file_that_lacks_or_adds_something_is_refused(
@@ -209,7 +209,7 @@ def test_a_file_that_lacks_or_adds_something_is_refused(
 def test_other_files_are_no_adapters(adapter: Path, base_file: Path) -> None:
     save_file({'a': torch.ones(1)}, adapter)
     for path in (adapter, base_file):
-        with pytest.raises(ValueError, match='is no adapter file'):
+        with pytest.raises(ValueError, match='is not an adapter file'):
             read_adapter(path)
 
 
@@ -246,7 +246,9 @@ def test_after_another_base_was_refused_the_model_is_as_it_was(
     own = {name: base_state[name] for name in vit.state_dict()}
     vit.load_state_dict({**own, 'blocks.0.mlp.fc1.weight': own['blocks.0.mlp.fc1.weight'] + 1e-3})
     for _ in range(2):
-        with pytest.raises(ValueError, match=r'made on other base weights .*: give base\.pth, from which'):
+        with pytest.raises(
+            ValueError, match=r'trained on different base weights .*: use base\.pth, from which'
+        ):
             put_adapter(vit, *read_adapter(adapter), adapter)
     vit.load_state_dict(own)
     put_adapter(vit, *read_adapter(adapter), adapter)
@@ -266,7 +268,7 @@ def test_a_merged_file_opens_at_its_size(base_file: Path, images: Tensor, tmp_pa
     state, metadata = read_state(files[1])
     for sizes in ('{"img_size": 9}', '{"img_size": 8, "patch_size": 99}', 'x'):
         write_state(files[1], state, {**metadata, 'sizes': sizes})
-        with pytest.raises(ValueError, match='damaged header'):
+        with pytest.raises(ValueError, match='has an invalid header'):
             load_backbone(None, files[1])
 
 
@@ -292,12 +294,12 @@ def test_a_file_of_version_1_loads_with_one_sentence(
     header = json.loads(meta['adapter'])
     del header['header']
     write_state(adapter, state, {**meta, 'adapter': json.dumps(header)})
-    with pytest.warns(UserWarning, match='does not state how its images were normalized') as caught:
+    with pytest.warns(UserWarning, match='does not specify how its images were normalized') as caught:
         vit = load_backbone(MODEL, base_file, adapter)
     assert len(caught) == 1 and vit.normalization is None
     assert_close(vit(images).cls, adapted(images).cls, atol=1e-5, rtol=0)
     write_state(adapter, state, {**meta, 'adapter': json.dumps({**header, 'header': 3})})
-    with pytest.raises(ValueError, match='not 1 to 2: update explora_geo'):
+    with pytest.raises(ValueError, match='version must be 1 to 2, got 3: update explora_geo'):
         read_adapter(adapter)
 
 

@@ -69,7 +69,7 @@ def test_a_mask_token_that_the_file_lacks_starts_anew(
 ) -> None:
     vit = build_vit(mask_token=True)
     loaded = load_weights(vit, save(encoder_state, tmp_path / 'mae.safetensors'))
-    assert 'starting anew: mask_token' in loaded.report
+    assert 'newly initialized: mask_token' in loaded.report
 
 
 @pytest.mark.parametrize('size', [16, 24, 64])
@@ -111,7 +111,7 @@ def test_other_bands_are_refused_with_both_lists(
     path = save(encoder_state, tmp_path / 'rgb.safetensors', bands=bands)
     load_weights(build_vit(), path)
     for other in (('blue', 'green', 'red'), ('nir', 'red', 'green', 'blue')):
-        with pytest.raises(ValueError, match=f'red, green, blue, the model reads {", ".join(other)}'):
+        with pytest.raises(ValueError, match=f'red, green, blue, but the model expects {", ".join(other)}'):
             load_weights(build_vit(bands=other), path)
 
 
@@ -123,7 +123,7 @@ def test_other_bands_may_train_a_new_patch_embedding(
     vit = build_vit(bands=('nir', 'red', 'green', 'blue'))
     before = vit.patch_embed.proj.weight.clone()
     loaded = load_weights(vit, path, fresh=['patch_embed'])
-    assert 'starting anew: patch_embed.proj.weight' in loaded.report
+    assert 'newly initialized: patch_embed.proj.weight' in loaded.report
     assert torch.equal(vit.patch_embed.proj.weight, before)
     assert torch.equal(vit.blocks[2].mlp.fc2.bias, encoder_state['blocks.2.mlp.fc2.bias'])
 
@@ -136,20 +136,23 @@ def test_bands_of_the_same_number_but_other_names_do_not_keep_the_old_filters(
     before = vit.patch_embed.proj.weight.clone()
     loaded = load_weights(vit, path, fresh=['patch_embed'])
     assert torch.equal(vit.patch_embed.proj.weight, before)
-    assert 'starting anew: patch_embed.proj.weight' in loaded.report
+    assert 'newly initialized: patch_embed.proj.weight' in loaded.report
 
 
 @pytest.mark.parametrize(
     ('change', 'sentence'),
     [
-        ({'norm.weight': None}, 'lacks norm.weight .1 missing, 0 unknown of 42 tensors'),
-        ({'blocks.9.norm1.bias': torch.ones(32)}, 'has the unknown blocks.9.norm1.bias'),
-        ({'norm.bias': torch.ones(31)}, r'holds norm.bias of shape \(31,\), the model needs \(32,\)'),
-        ({'cls_token': torch.full((1, 1, 32), torch.nan)}, 'not finite in cls_token'),
-        ({'norm.bias': torch.full((32,), torch.inf)}, 'not finite in norm.bias'),
+        ({'norm.weight': None}, 'is missing norm.weight .1 missing, 0 unknown of 42 tensors'),
+        ({'blocks.9.norm1.bias': torch.ones(32)}, 'contains unknown blocks.9.norm1.bias'),
+        (
+            {'norm.bias': torch.ones(31)},
+            r'contains norm.bias of shape \(31,\), but the model expects \(32,\)',
+        ),
+        ({'cls_token': torch.full((1, 1, 32), torch.nan)}, 'non-finite values in cls_token'),
+        ({'norm.bias': torch.full((32,), torch.inf)}, 'non-finite values in norm.bias'),
         ({'pos_embed': torch.ones(1, 12, 32)}, r'positions of shape \(1, 12, 32\)'),
         ({'pos_embed': torch.ones(1, 17, 16)}, r'positions of shape \(1, 17, 16\)'),
-        ({'patch_embed.proj.weight': torch.ones(32, 3, 16, 16)}, r'the model needs \(32, 3, 8, 8\)'),
+        ({'patch_embed.proj.weight': torch.ones(32, 3, 16, 16)}, r'but the model expects \(32, 3, 8, 8\)'),
     ],
 )
 def test_anything_but_a_full_match_is_refused_and_changes_nothing(
@@ -168,7 +171,7 @@ def test_weights_of_another_depth_are_refused_by_width_and_blocks(
     build_vit: Build, encoder_state: State, tmp_path: Path
 ) -> None:
     path = save(encoder_state, tmp_path / 'mae.safetensors')
-    with pytest.raises(ValueError, match=r'width 32 and 4 blocks: it lacks blocks\.3\.'):
+    with pytest.raises(ValueError, match=r'width 32 and 4 blocks, it is missing blocks\.3\.'):
         load_weights(build_vit(depth=4), path)
 
 
@@ -185,7 +188,7 @@ def test_timms_files_load_by_timms_name(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize('name', ['vit_tiny_patch16_2240', 'vit_tiny_patch16_224.no_such_tag'])
 def test_a_name_that_timm_does_not_know_is_refused_in_one_sentence(name: str) -> None:
-    sentence = f'cannot get the weights timm/{name} .*names like it are .*vit_'
+    sentence = f'cannot load weights timm/{name} .*similar names are .*vit_'
     with pytest.raises(ValueError, match=sentence) as caught:
         read_weights(f'timm/{name}')
     assert '\n' not in str(caught.value)
@@ -212,7 +215,7 @@ def test_an_enum_and_its_name_say_file_and_bands(
         vit = build_vit()
         load_weights(vit, weights)
         assert torch.equal(vit.cls_token, encoder_state['cls_token'])
-        with pytest.raises(ValueError, match='the model reads red, green, nir'):
+        with pytest.raises(ValueError, match='but the model expects red, green, nir'):
             load_weights(build_vit(bands=('red', 'green', 'nir')), weights)
 
 
@@ -237,7 +240,7 @@ def test_an_entry_states_its_tokenizer(tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize('name', ['Weights.pth', 'Path.safetensors', 'ViTTiny8_Weights.pth'])
 def test_a_file_name_like_that_of_a_class_is_a_file_name(name: str) -> None:
-    with pytest.raises(FileNotFoundError, match=f'no weights file {name}'):
+    with pytest.raises(FileNotFoundError, match=f'weights file not found: {name}'):
         read_weights(name)
 
 
@@ -256,9 +259,9 @@ def test_a_backbone_is_loaded_as_its_file_states(base_file: Path, tmp_path: Path
         found = load_backbone(name, path)
         assert (found.patch_embed.img_size, found.patch_embed.bands) == (48, bands)
     assert load_backbone(None, path, img_size=32).patch_embed.img_size == 32
-    with pytest.raises(ValueError, match='does not say which backbone it is'):
+    with pytest.raises(ValueError, match='does not specify its backbone'):
         load_backbone(None, base_file)
-    with pytest.raises(ValueError, match='the model reads red, green, blue'):
+    with pytest.raises(ValueError, match='but the model expects red, green, blue'):
         load_backbone(None, path, bands=['red', 'green', 'blue'])
 
 
@@ -330,7 +333,7 @@ def test_a_run_that_keeps_only_what_trained_is_no_source_of_weights(
     state = {f'model.backbone.{k}': v for k, v in encoder_state.items()}
     state['model.backbone.blocks.0.attn.qkv.lora_a.q'] = torch.ones(4, 32)
     torch.save({'state_dict': state}, tmp_path / 'run.ckpt')
-    with pytest.raises(ValueError, match=r'run\.ckpt: the file holds LoRA updates that are not merged'):
+    with pytest.raises(ValueError, match=r'run\.ckpt: the file contains unmerged LoRA updates'):
         load_weights(build_vit(), tmp_path / 'run.ckpt')
 
 

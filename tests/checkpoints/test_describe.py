@@ -48,7 +48,7 @@ def test_layout_tokenizer_decoder_and_what_stands_beside_are_named(
 ) -> None:
     rows = describe({'model': {**mae_state, 'head.weight': torch.ones(2, 32), 'head.bias': torch.ones(2)}})
     assert rows['layout'] == 'mae' and rows['decoder'] == 'width 16, 1 blocks'
-    assert rows['backbone'] == 'of a size without a name' and rows['beside'] == 'head (2)'
+    assert rows['backbone'] == 'unnamed size' and rows['beside'] == 'head (2)'
     rows = describe({'model': group_state})
     assert rows['layout'] == 'satmae group-channel'
     assert rows['tokenizer'] == 'group-channel, groups of 2, 1 bands' and rows['bands'].startswith('3,')
@@ -57,9 +57,11 @@ def test_layout_tokenizer_decoder_and_what_stands_beside_are_named(
 
 
 def test_what_is_no_vit_is_refused_by_name(describe: Any, encoder_state: State, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r'weights\.pth: the file holds no class token'):
+    with pytest.raises(ValueError, match=r'weights\.pth: the file has no class token'):
         describe({'conv1.weight': torch.ones(3, 3)})
-    with pytest.raises(ValueError, match=r'weights\.pth has no patch embedding or no positions'):
+    with pytest.raises(
+        ValueError, match=r'weights\.pth is not a complete ViT: it has no patch embedding or no positions'
+    ):
         describe({k: v for k, v in encoder_state.items() if k != 'pos_embed'})
     with pytest.raises(FileNotFoundError):
         describe_weights(tmp_path / 'missing.pth')

@@ -138,7 +138,7 @@ def test_several_processes_download_once(server: Server, tmp_path: Path) -> None
 
 def test_what_cannot_be_reached_is_named_with_a_way_out(server: Server, tmp_path: Path) -> None:
     for url, reason in ((f'{server.url}.old', '404 Not Found'), ('http://127.0.0.1:9/a', 'refused')):
-        with pytest.raises(ValueError, match=f'cannot download {url} .*{reason}.*give the path of the file'):
+        with pytest.raises(ValueError, match=f'cannot download {url} .*{reason}.*pass its path'):
             download(url, tmp_path / 'a', progress=False)
     assert not (tmp_path / 'a').exists()
 
@@ -161,5 +161,5 @@ def test_a_cached_or_shipped_file_is_checked_against_a_stated_hash(server: Serve
     assert fetch(path.as_uri(), SHA256) == path
     path.write_bytes(CONTENT[:-1])
     for url in (server.url, path.as_uri()):
-        with pytest.raises(ValueError, match=r'weights\.pth is not the file of .*; remove it'):
+        with pytest.raises(ValueError, match=r'weights\.pth does not match .*; remove the file'):
             fetch(url, SHA256)

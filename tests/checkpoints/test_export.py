@@ -103,7 +103,7 @@ def test_onnx_equals_torch_or_names_what_it_needs(build_vit: Callable[..., ViT],
 def test_what_timm_has_not_is_refused(small_names: None, tmp_path: Path) -> None:
     options = {'channel_groups': [['B02', 'B03', 'B04'], ['B8A']]}
     vit = create_vit('vit_tiny_patch8_32', tokenizer='group-channel', tokenizer_options=options)
-    with pytest.raises(ValueError, match='timm has no model with the tokenizer group-channel'):
+    with pytest.raises(ValueError, match='timm has no model with tokenizer group-channel'):
         export(vit, 'vit_tiny_patch8_32', tmp_path / 'm.safetensors')
 
 
@@ -147,7 +147,7 @@ def test_peft_reads_an_adapter_with_equal_features(
     theirs.load_state_dict(base)
     card = (out / 'README.md').read_text()
     if beside:
-        assert f'holds {", ".join(beside)}, which trained:' in card
+        assert f'contains the trained {", ".join(beside)}: PEFT' in card
         theirs.load_state_dict(load_file(out / 'parameters.safetensors'), strict=False)
     assert (out / 'parameters.safetensors').exists() == bool(beside)
     adapted: Any = PeftModel.from_pretrained(theirs, str(out)).eval()
@@ -163,10 +163,10 @@ def test_peft_reads_an_adapter_with_equal_features(
         (
             'vit_small_patch14_reg4_dinov2',
             True,
-            'timm adds the position to the class token, which trained here',
+            'timm adds the position to the class token, which was trained here',
         ),
         ('vit_small_patch16_dinov3', True, ''),
-        ('vit_small_patch16_dinov3_qkvb', False, 'where Q and V have biases of their own'),
+        ('vit_small_patch16_dinov3_qkvb', False, 'if Q and V have separate biases'),
     ],
 )
 @torch.no_grad()
@@ -220,13 +220,15 @@ def test_what_is_no_model_of_timm_has_no_adapter_of_peft(small_names: None, tmp_
     options, config = {'channel_groups': [['B02', 'B03', 'B04'], ['B8A']]}, ExPLoRAConfig.parse('[L]-r4')
     vit = create_vit('vit_tiny_patch8_32', tokenizer='group-channel', tokenizer_options=options)
     save_adapter(tmp_path / 'a.safetensors', explora(vit, config), vit.name, config)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match='timm has no model with the tokenizer group-channel'):
+    with pytest.raises(ValueError, match='timm has no model with tokenizer group-channel'):
         export_peft(tmp_path / 'a.safetensors', tmp_path / 'peft')
     plain = explora(create_vit(vit.name), none := ExPLoRAConfig(rank=0))
     save_adapter(tmp_path / 'none.safetensors', plain, vit.name, none)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r'none\.safetensors: it holds no LoRA, which PEFT needs: merge it'):
+    with pytest.raises(
+        ValueError, match=r'none\.safetensors: it contains no LoRA, which PEFT needs: merge it'
+    ):
         export_peft(tmp_path / 'none.safetensors', tmp_path / 'peft')
     write_state(tmp_path / 'no.safetensors', vit.state_dict(), {})
-    with pytest.raises(ValueError, match='is no adapter file'):
+    with pytest.raises(ValueError, match='is not an adapter file'):
         export_peft(tmp_path / 'no.safetensors', tmp_path / 'peft')
     assert not (tmp_path / 'peft').exists()

@@ -91,7 +91,7 @@ def test_a_hostile_pickle_is_refused_and_not_executed(tmp_path: Path, name: str,
         torch.save({'model': state(), 'args': Hostile(trap)}, tmp_path / name)
     else:
         (tmp_path / name).write_bytes(pickle.dumps(Hostile(trap)))
-    with pytest.raises(ValueError, match='damaged or holds code') as caught:
+    with pytest.raises(ValueError, match='damaged or contains code') as caught:
         read_state(tmp_path / name)
     assert not trap.exists() and '\n' not in str(caught.value)
 
@@ -122,7 +122,7 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path, suffix: str, conten
 
 @pytest.mark.parametrize(
     ('content', 'sentence'),
-    [([1, 2], 'no state dict but a list'), ({'epoch': 1}, 'no tensors'), ({}, 'no tensors')],
+    [([1, 2], 'contains a list, expected a state dict'), ({'epoch': 1}, 'no tensors'), ({}, 'no tensors')],
 )
 def test_a_file_without_a_state_dict_is_refused(tmp_path: Path, content: object, sentence: str) -> None:
     torch.save(content, tmp_path / 'file.pth')
@@ -132,7 +132,7 @@ def test_a_file_without_a_state_dict_is_refused(tmp_path: Path, content: object,
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
     for path in (tmp_path / 'none.pth', tmp_path):
-        with pytest.raises(FileNotFoundError, match=f'no weights file {path}'):
+        with pytest.raises(FileNotFoundError, match=f'weights file not found: {path}'):
             read_state(path)
 
 
@@ -172,7 +172,10 @@ def test_position_codes_and_vectors_keep_half_precision() -> None:
     ('damage', 'named'),
     [
         (lambda s: s.pop('blocks.0.attn.qkv.weight.scale'), 'blocks.0.attn.qkv.weight is int8'),
-        (lambda s: s.pop('blocks.0.attn.qkv.weight'), 'blocks.0.attn.qkv.weight.scale belongs to no'),
+        (
+            lambda s: s.pop('blocks.0.attn.qkv.weight'),
+            'blocks.0.attn.qkv.weight.scale has no matching int8 tensor',
+        ),
         (
             lambda s: s.update({'blocks.0.attn.qkv.weight.scale': torch.ones(5).half()}),
             'blocks.0.attn.qkv.weight is int8',

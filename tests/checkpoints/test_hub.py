@@ -238,12 +238,12 @@ def test_a_connection_that_breaks_is_resumed(hub: Hub, model: bytes, monkeypatch
     [
         (
             'hf:own/none',
-            'the hub shows no repository own/none: check the name; a private one needs a token in HF',
+            'repository own/none not found on the hub: check the name; if it is private, set HF_TOKEN',
         ),
         ('hf:own/gated', r'own/gated is gated: accept its terms at http.*/own/gated, and set HF_TOKEN'),
         ('hf:own/vit@v9', 'own/vit has no revision v9'),
         ('hf:own/vit', 'own/vit has no model.safetensors or pytorch_model.bin: .*such as hf:own/vit/big.pth'),
-        ('hf:own', 'hf:own names nothing on the hub: write hf:owner/name'),
+        ('hf:own', 'hf:own is not a hub name: use hf:owner/name'),
     ],
 )
 def test_what_cannot_be_had_is_one_sentence(hub: Hub, name: str, sentence: str) -> None:
@@ -354,7 +354,7 @@ def test_the_card_carries_bands_normalization_licence_base_and_numbers(adapter: 
         ):
             assert text in card
         assert '| k-NN | 73.2 | 79.7 | +6.6 (+4.2 to +8.9) |' in card
-    assert 'Measured' not in model_card(merged.rename(tmp_path / 'alone.safetensors'))
+    assert '## Results' not in model_card(merged.rename(tmp_path / 'alone.safetensors'))
 
 
 def test_push_refuses_in_one_sentence(
@@ -365,15 +365,17 @@ def test_push_refuses_in_one_sentence(
     refuse: Callable[..., str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert 'does not let you into me/x: set HF_TOKEN' in refuse('push', adapter, 'me/x')
+    assert 'the hub denied access to me/x: set HF_TOKEN' in refuse('push', adapter, 'me/x')
     monkeypatch.setenv('HF_TOKEN', 'hf_secret')
-    assert 'does not say what it is' in refuse('push', base_file, 'me/x')
-    assert 'no report' in refuse('push', adapter, 'me/x', '--report', tmp_path / 'none.json')
+    assert 'does not specify backbone or bands' in refuse('push', base_file, 'me/x')
+    assert 'report not found' in refuse('push', adapter, 'me/x', '--report', tmp_path / 'none.json')
     vit = load_backbone(MODEL, base_file)
     save_adapter(tmp_path / 'plain.safetensors', explora(vit, config := ExPLoRAConfig()), MODEL, config)  # type: ignore[arg-type]
-    assert 'states no license of its base weights' in refuse('push', tmp_path / 'plain.safetensors', 'me/x')
+    assert 'does not specify the license of its base weights' in refuse(
+        'push', tmp_path / 'plain.safetensors', 'me/x'
+    )
     assert 'me/x' not in hub.commits
     push(tmp_path / 'plain.safetensors', 'me/x', license='MIT')
     assert b'license: mit' in hub.commits['me/x'][0]['README.md']
-    assert 'the hub shows no repository me/none' in refuse('pull', 'me/none', tmp_path / 'out')
+    assert 'repository me/none not found on the hub' in refuse('pull', 'me/none', tmp_path / 'out')
     assert create_vit(MODEL).base == ''

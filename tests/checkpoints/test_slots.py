@@ -54,7 +54,7 @@ def test_the_blocks_are_filled_and_the_codes_stay_the_tokenizers(base_file: Path
 
 
 def test_embeddings_of_other_bands_must_be_allowed_to_start_anew(base_file: Path) -> None:
-    with pytest.raises(ValueError, match=r'lacks patch_embed\.proj\.0\.weight'):
+    with pytest.raises(ValueError, match=r'is missing patch_embed\.proj\.0\.weight'):
         load_weights(build('group-channel'), base_file)
 
 
@@ -62,7 +62,7 @@ def test_embeddings_start_from_the_rgb_filters_by_wavelength(base_file: Path, ba
     vit = build('group-channel')
     loaded = load_weights(vit, base_file, vit.patch_embed.fresh, 'wavelength')
     assert 'patch embedding from the filters of red, green, blue by wavelength' in loaded.report
-    assert 'starting anew' not in loaded.report
+    assert 'newly initialized' not in loaded.report
     expected = 3 * base_state['patch_embed.proj.weight'][:, 0]  # B8A: red is nearest
     torch.testing.assert_close(vit.patch_embed.proj[1].weight[:, 0], expected)
     assert 'patch_embed.proj.1.weight' in loaded.anew  # and it must train

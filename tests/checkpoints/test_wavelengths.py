@@ -56,7 +56,7 @@ def test_filters_are_resampled_to_the_patch_size(source: dict[str, Tensor]) -> N
 
 
 def test_bands_of_unknown_wavelength_are_refused(source: dict[str, Tensor]) -> None:
-    with pytest.raises(ValueError, match='no wavelength is known for the bands VV, VH: use'):
+    with pytest.raises(ValueError, match='unknown wavelength for bands VV, VH: use'):
         patch_embed_by_wavelength(source, RGB, PatchTokenizer(16, 32, 8, ('VV', 'VH')))
 
 
@@ -64,6 +64,6 @@ def test_a_source_without_one_embedding_is_refused(source: dict[str, Tensor]) ->
     tokenizer = PatchTokenizer(16, 32, 8, ('B04',))
     for state, bands in (({}, RGB), (source, ('red', 'green'))):
         with pytest.raises(
-            ValueError, match='needs weights with one patch embedding of the bands red, green'
+            ValueError, match='requires weights with a single patch embedding for bands red, green'
         ):
             patch_embed_by_wavelength(state, bands, tokenizer)

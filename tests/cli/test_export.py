@@ -53,12 +53,14 @@ def test_mistakes_end_in_one_sentence(
     refuse: Callable[..., str], base_file: Path, tuned: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / 'm.safetensors'
-    assert 'files end in .safetensors' in refuse('export', tmp_path / 'm.h5', '--weights', base_file, *MODEL)
-    assert 'hold a backbone' in refuse('export', out, '--tuned', tuned)
-    assert 'give either weights' in refuse('export', out)
+    assert 'use extension .safetensors' in refuse('export', tmp_path / 'm.h5', '--weights', base_file, *MODEL)
+    assert 'contain only a backbone' in refuse('export', out, '--tuned', tuned)
+    assert 'pass either weights' in refuse('export', out)
     program = ['export', tmp_path / 'm.pt2', '--tuned', tuned]
-    assert 'adapter and model belong to weights' in refuse(*program, '--adapter', tmp_path / 'missing')
-    assert 'does not say which backbone' in refuse('export', out, '--weights', base_file)
+    assert 'adapter and model cannot be combined with tuned' in refuse(
+        *program, '--adapter', tmp_path / 'missing'
+    )
+    assert 'does not specify its backbone' in refuse('export', out, '--weights', base_file)
 
 
 def test_an_adapter_goes_to_peft_by_its_file_alone(
@@ -71,8 +73,10 @@ def test_an_adapter_goes_to_peft_by_its_file_alone(
     assert 'for PeftModel.from_pretrained, cls_token beside' in ' '.join(printed.split())
     names = ['README.md', 'adapter_config.json', 'adapter_model.safetensors', 'parameters.safetensors']
     assert sorted(p.name for p in out.iterdir()) == names
-    assert 'format is peft or transformers' in refuse('export', out, '--format', 'onnx', *adapter)
-    assert 'the format peft is of adapter' in refuse('export', out, '--format', 'peft')
-    assert 'of weights, a backbone' in refuse('export', out, '--format', 'transformers', *adapter)
+    assert 'format must be peft or transformers' in refuse('export', out, '--format', 'onnx', *adapter)
+    assert 'format peft exports an adapter' in refuse('export', out, '--format', 'peft')
+    assert 'format transformers exports a backbone' in refuse(
+        'export', out, '--format', 'transformers', *adapter
+    )
     weights = ('--format', 'transformers', '--weights', base_file)
-    assert 'is for backbones of DINOv2' in refuse('export', out, *weights, '--model', 'vit_tiny_patch8_32')
+    assert 'supports only DINOv2' in refuse('export', out, *weights, '--model', 'vit_tiny_patch8_32')

@@ -59,13 +59,17 @@ def test_a_backbone_has_embeddings(run: Callable[..., str], small_names: None, t
 def test_mistakes_end_in_one_sentence(refuse: Callable[..., str], model: Path, tmp_path: Path) -> None:
     out = ['--out', tmp_path / 'map.tif']
     assert 'turns must be 1, 4' in refuse('map', NAIP[0], '--model', model, *out, '--turns', 3)
-    assert 'unnamed uint8 bands; give file_bands' in refuse('map', NAIP[0], '--model', model, *out)
+    assert 'unnamed uint8 bands, but bands are selected by name; set file_bands' in refuse(
+        'map', NAIP[0], '--model', model, *out
+    )
     wrong = ['--file-bands', 'red,green,blue,B8A']
     sentence = refuse('map', NAIP[0], '--model', model, *out, *wrong)
     assert (
         'reads the bands red, green, blue, nir, but' in sentence and 'has red, green, blue, B8A' in sentence
     )
-    assert 'no weights file' in refuse('map', NAIP[0], '--model', tmp_path / 'missing.safetensors', *out)
+    assert 'weights file not found' in refuse(
+        'map', NAIP[0], '--model', tmp_path / 'missing.safetensors', *out
+    )
     assert 'no scene' in refuse('map', tmp_path / 'missing.tif', '--model', model, *out)
     assert 'give either model' in refuse('map', NAIP[0], *out)
     given = ['map', NAIP[0], '--model', model, *out]

@@ -110,20 +110,20 @@ def test_mistakes_are_refused_in_one_sentence(
 
     weights = ['--weights', base_file]
     name = ['--model', 'vit_tiny_patch8_32']
-    assert 'does not say which backbone it is' in sentence(data, *weights)
+    assert 'does not specify its backbone' in sentence(data, *weights)
     assert 'val_split must be between 0 and 1' in sentence(data, *weights, *name, '--val-split', 0)
     assert 'cannot read the label budget' in sentence(data, *weights, *name, '--budgets', 'few')
     assert 'has no folder train and no test' in sentence(data / 'train', *weights, *name)
     assert 'turns must be 1, 4' in sentence(data, *weights, *name, '--turns', 2)
     assert 'no data' in sentence(data / 'missing', *weights, *name)
-    assert 'no device' in sentence(data, *weights, *name, '--device', 'abacus')
+    assert "device 'abacus' is not available" in sentence(data, *weights, *name, '--device', 'abacus')
     wrong = {'root': str(data / 'train'), 'test_root': str(data / 'test'), 'bands': ['blue', 'green']}
     turned = {
         'class_path': 'explora_geo.datamodules.FolderDataModule',
         'init_args': {**wrong, 'image_size': 32},
     }
     (tmp_path / 'turned.yaml').write_text(json.dumps({'data': turned}))
-    assert 'the model reads red, green, blue, the data has blue, green' in sentence(
+    assert 'the model expects red, green, blue, the data contains blue, green' in sentence(
         tmp_path / 'turned.yaml', *weights, *name
     )
     (tmp_path / 'text.yaml').write_text('[1, 2]')

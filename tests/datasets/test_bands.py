@@ -28,9 +28,9 @@ def test_bands_are_found_by_name_in_any_order_and_spelling(
 
 @pytest.mark.parametrize('given', [('B08', 'B04', 'B03'), ('1', '2', '3'), ('nir', 'red', 'green'), ()])
 def test_other_bands_are_refused_with_both_lists(given: tuple[str, ...]) -> None:
-    with pytest.raises(ValueError, match='the model reads red, green, blue') as caught:
+    with pytest.raises(ValueError, match='the model expects red, green, blue') as caught:
         match_bands(given, RGB)
-    assert f'the data has {", ".join(given)};' in str(caught.value)
+    assert f'the data contains {", ".join(given)};' in str(caught.value)
 
 
 def test_only_colors_are_respelled() -> None:

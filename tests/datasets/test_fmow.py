@@ -198,7 +198,7 @@ def test_names_of_classes_are_labels_too(fmow: Path) -> None:
     [
         ({'size': 0}, 'size must be at least 1'),
         ({'crop_pct': 0.0}, 'crop_pct must be above 0'),
-        ({'bands': ['nir']}, r"Bands \['nir'\] are missing"),
+        ({'bands': ['nir']}, r"bands \['nir'\] are missing"),
     ],
 )
 def test_wrong_arguments_are_refused(fmow: Path, change: dict[str, Any], sentence: str) -> None:

@@ -74,7 +74,7 @@ def test_files_may_be_given_one_by_one_and_transforms_apply() -> None:
 def test_bands_and_paths_are_checked(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match='4 unnamed uint8 bands'):
         SceneDataset(NAIP)
-    with pytest.raises(ValueError, match='wanted'):
+    with pytest.raises(ValueError, match='you requested swir'):
         SceneDataset(NAIP, bands=['swir'], file_bands=BANDS)
     with pytest.raises(FileNotFoundError, match='does not exist'):
         SceneDataset(tmp_path / 'nowhere')

@@ -47,7 +47,7 @@ def test_batches_hold_the_bands_of_the_model_in_its_order(tiles: Path) -> None:
     assert module.plot({'image': plain[0, [2, 0]]}) is not None
     match_data(module, build())  # the next model gets all of them again
     assert torch.equal(batch(module), plain) and training is not module.train_aug
-    with pytest.raises(ValueError, match=r"Bands \['B08'\] are missing: the model reads B08, B04, B03"):
+    with pytest.raises(ValueError, match=r"bands \['B08'\] are missing: the model expects B08, B04, B03"):
         match_data(module, build(bands=('B08', 'B04', 'B03')))
 
 
@@ -86,7 +86,7 @@ RGB = ('red', 'green', 'blue')
 def test_a_contradiction_is_refused_unless_told(tiles: Path) -> None:
     module = FolderDataModule(tiles, image_size=32, statistics=Statistics([0, 0, 0], [255, 255, 255]))
     module.setup('fit')
-    with pytest.raises(ValueError, match=r'by red 0 ± 255, .* adapted on red 100 ± 50.*statistics'):
+    with pytest.raises(ValueError, match=r'by red 0 ± 255, .* adapted with red 100 ± 50.*statistics'):
         match_data(module, build(STATED))
     match_data(module, build(STATED), 'data')
     assert module.mean.tolist() == [0, 0, 0]
@@ -101,7 +101,7 @@ def test_other_units_are_refused(tiles: Path) -> None:
     module.setup('fit')
     assert module.value_range is not None and 0 <= module.value_range[0] < module.value_range[1] <= 255
     tenths = Normalization((0.4, 0.4, 0.4), (0.2, 0.2, 0.2), value_range=(0.0, 1.0))
-    with pytest.raises(ValueError, match=r'pixels of the data are .* to .*, .* adapted on 0 to 1: bring'):
+    with pytest.raises(ValueError, match=r'data has pixel values of .* to .*, .* adapted on 0 to 1: convert'):
         match_data(module, build(tenths))
     match_data(module, build(tenths), 'data')
 

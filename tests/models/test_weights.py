@@ -73,7 +73,7 @@ def test_it_loads_in_full_by_entry_and_by_name(weights: ViTTiny8_Weights | str) 
     vit = create_vit('vit_tiny_patch8_64')
     loaded = load_weights(vit, weights)
     assert '150 of 150 tensors matched' in loaded.report
-    with pytest.raises(ValueError, match='the model reads blue, green, red'):
+    with pytest.raises(ValueError, match='but the model expects blue, green, red'):
         load_backbone('vit_tiny_patch8_64', weights, bands=('blue', 'green', 'red'))
 
 
@@ -87,7 +87,7 @@ def test_six_blocks_of_dinov2_load_into_timms_model_and_give_its_features() -> N
         features = ours(image)
     torch.testing.assert_close(features.patches[:, 0], tokens[:, 1:], atol=1e-4, rtol=1e-4)
     with_mask = create_vit(DEPTH6.meta['model'], img_size=56, mask_token=True)
-    assert 'starting anew: mask_token' in load_weights(with_mask, DEPTH6).report
+    assert 'newly initialized: mask_token' in load_weights(with_mask, DEPTH6).report
 
 
 @pytest.mark.slow
@@ -170,7 +170,7 @@ def test_torchgeos_entries_bring_bands_and_normalization(
     path.parent.mkdir()
     torch.save(theirs.state_dict(), path)
     if 'sha256' in meta:
-        with pytest.raises(ValueError, match=rf'expected {meta["sha256"]}; remove it'):
+        with pytest.raises(ValueError, match=rf'expected {meta["sha256"]}; remove the file'):
             load_backbone(None, name)
         monkeypatch.setattr(remote, 'file_sha256', lambda path: meta['sha256'] + 56 * '0')
     ours = load_backbone(None, name)
@@ -195,7 +195,7 @@ def test_ours_win_and_torchgeo_before_a_name_means_theirs() -> None:
     assert theirs is find_weights('torchgeo/ViTBase16_Weights.SENTINEL2_ALL_MAE')
     assert entry_name(theirs) == 'torchgeo/ViTBase16_Weights.SENTINEL2_ALL_MAE'
     with pytest.raises(
-        ValueError, match=r'no weights torchgeo/ViTBase16_Weights\.IMAGENET_MAE, nearest are torchgeo/'
+        ValueError, match=r'unknown weights torchgeo/ViTBase16_Weights\.IMAGENET_MAE, nearest are torchgeo/'
     ):
         find_weights('torchgeo/ViTBase16_Weights.IMAGENET_MAE')
     with pytest.raises(ValueError, match=r'nearest are .*ViTSmall16_Weights\.SENTINEL2_ALL_DINO'):

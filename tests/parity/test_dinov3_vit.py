@@ -97,7 +97,7 @@ def test_metas_file_of_dinov3_gives_timms_tokens(tmp_path: Path) -> None:
 
 def test_a_zero_bias_is_left_out_and_filled_in_and_another_refused(tmp_path: Path) -> None:
     theirs = timm_vit('vit_small_patch16_dinov3_qkvb')
-    with pytest.raises(ValueError, match=r'has the unknown blocks\.0\.attn\.q_bias'):
+    with pytest.raises(ValueError, match=r'contains unknown blocks\.0\.attn\.q_bias'):
         from_state('vit_small_patch16_dinov3_depth2', theirs.state_dict(), tmp_path)
     with torch.no_grad():
         for block in theirs.blocks:
@@ -116,9 +116,17 @@ def test_other_periods_and_other_families_are_refused_by_a_sentence(tmp_path: Pa
     plain = create_vit('vit_small_patch14_dinov2_depth2', img_size=28).state_dict()
     cases: list[tuple[str, State, str]] = [
         ('vit_small_patch16_dinov3_qkvb_depth2', {**state, 'rope_embed.periods': torch.ones(16)}, 'periods'),
-        ('vit_small_patch16_224_depth2', state, 'has rotary positions .*, the model a table of positions'),
-        ('vit_small_patch16_dinov3_depth2', plain, 'has a table of positions .*, the model rotary'),
-        ('vit_small_patch14_reg4_dinov2_depth2', plain, 'and 0 .*, the model .* and 4 register tokens'),
+        (
+            'vit_small_patch16_224_depth2',
+            state,
+            'has rotary positions .*, but the model has a position table',
+        ),
+        ('vit_small_patch16_dinov3_depth2', plain, 'has a position table .*, but the model has rotary'),
+        (
+            'vit_small_patch14_reg4_dinov2_depth2',
+            plain,
+            'and 0 .*, but the model has .* and 4 register tokens',
+        ),
     ]
     for name, tensors, message in cases:
         with pytest.raises(ValueError, match=message):
@@ -228,7 +236,7 @@ def test_hugging_faces_models_load_in_both_spellings(family: str, tmp_path: Path
 
 
 def test_what_transformers_has_no_model_for_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match='format transformers is for backbones of DINOv2 and DINOv3'):
+    with pytest.raises(ValueError, match='format transformers supports only DINOv2 and DINOv3 backbones'):
         export_transformers(create_vit('vit_tiny_patch16_224'), tmp_path)
 
 

@@ -162,4 +162,4 @@ def test_the_loader_says_how_a_satmae_decoder_must_be_gone_on_with(group_golden:
         load_weights(vit_of(group_golden, pairing), tmp_path / 'satmae.pth').report
         for pairing in (False, True)
     ]
-    assert 'set satmae_band_pairing to go on with it' in reports[0] and 'pairing' not in reports[1]
+    assert 'set satmae_band_pairing to train it' in reports[0] and 'pairing' not in reports[1]

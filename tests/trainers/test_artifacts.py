@@ -90,7 +90,7 @@ def test_full_pre_training_leaves_a_model_file_that_starts_the_next_run(
     second = build_task(weights=str(file), objective=None)
     assert 'decoder of 2 blocks, width 64, loaded' in second.load_report
     assert torch.equal(second.backbone.pos_embed, first.backbone.pos_embed)
-    with pytest.raises(ValueError, match='was trained on the bands red, green, blue'):
+    with pytest.raises(ValueError, match='was trained on bands red, green, blue'):
         build_task(weights=str(file), bands=('blue', 'green', 'red'))
 
 
@@ -228,7 +228,9 @@ def test_torch_says_nothing_of_a_full_disk_and_we_do(tmp_path: Path, monkeypatch
     monkeypatch.setattr(_atomic, '_room', lambda temporary: 100_000)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
-        with pytest.raises(OSError, match=r'last\.ckpt: 300,000 bytes are missing, 100,000 are free'):
+        with pytest.raises(
+            OSError, match=r'last\.ckpt: 300,000 more bytes are needed \(100,000 bytes free\)'
+        ):
             plugin.save_checkpoint({'a': torch.ones(100_000)}, file)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -261,11 +261,11 @@ def test_what_is_not_given_comes_from_the_preset(build_task: Task) -> None:
         ({'weights': None}, 'an adaptation needs pre-trained weights'),
         ({'model': 'resnet18'}, 'unknown backbone'),
         ({'adaptation': '[9]'}, 'block 9 does not exist: .* 1 to L = 3'),
-        ({'adaptation': 'D-ExPLoRA-[0]'}, 'cannot read the notation'),
-        ({'model': 'vit_small_patch8_32'}, 'does not fit a ViT of width 32 and 2 blocks'),
+        ({'adaptation': 'D-ExPLoRA-[0]'}, 'cannot parse notation'),
+        ({'model': 'vit_small_patch8_32'}, 'does not match a ViT of width 32 and 2 blocks'),
         ({'img_size': 36}, 'img_size=36, patch_size=8'),
-        ({'patch_size': 16}, r'\(32, 3, 8, 8\), the model needs \(32, 3, 16, 16\)'),
-        ({'bands': ['red', 'nir']}, r'\(32, 3, 8, 8\), the model needs \(32, 2, 8, 8\)'),
+        ({'patch_size': 16}, r'\(32, 3, 8, 8\), but the model expects \(32, 3, 16, 16\)'),
+        ({'bands': ['red', 'nir']}, r'\(32, 3, 8, 8\), but the model expects \(32, 2, 8, 8\)'),
         ({'preset': 'mine'}, 'no preset'),
         ({'adapter_dtype': 'int8'}, "adapter_dtype must be float32 or bfloat16, got 'int8'"),
         ({'frozen_dtype': 'int8'}, "frozen_dtype must be float32 or bfloat16, got 'int8'"),
@@ -321,5 +321,5 @@ def test_bands_of_the_data_are_put_into_the_models_order(
         assert data.bands == ('red', 'green', 'blue') == task.backbone.patch_embed.bands
         losses.append(float(trainer.callback_metrics['val_loss']))
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
-    with pytest.raises(ValueError, match=r"Bands \['red'\] are missing: the model reads red, green, blue"):
+    with pytest.raises(ValueError, match=r"bands \['red'\] are missing: the model expects red, green, blue"):
         build_trainer().fit(build_task(), datamodule=build_data(bands=['green', 'blue']))

@@ -69,20 +69,23 @@ def hparams(**values: Any) -> Callable[[dict[str, Any]], None]:
 
 
 HOSTILE: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
-    'image': (hparams(img_size=10**6), 'images of 1000000 px in patches of 8 px'),
-    'image as text': (hparams(img_size='32'), "images of '32' px"),
+    'image': (hparams(img_size=10**6), '256 patches per side, got 1000000 and 8'),
+    'image as text': (hparams(img_size='32'), "256 patches per side, got '32' and 8"),
     'image unstated': (lambda header: header['hparams'].pop('img_size') and None, "lacks 'img_size'"),
-    'patch': (hparams(patch_size=-8), 'patches of -8 px'),
-    'classes': (hparams(num_classes=10**9), r'head\.bias of shape \(3,\), the model needs \(1000000000,\)'),
+    'patch': (hparams(patch_size=-8), '256 patches per side, got 32 and -8'),
+    'classes': (
+        hparams(num_classes=10**9),
+        r'head\.bias of shape \(3,\), but the model expects \(1000000000,\)',
+    ),
     'no class': (hparams(num_classes=0), 'num_classes of at least 2'),
     'frames': (
         hparams(tokenizer='temporal', tokenizer_options={'num_frames': 10**12}, slots='concat'),
         r'model\.safetensors',
     ),
-    'architecture': (hparams(model='vit_large_patch8_32'), r'model\.safetensors lacks .*\d+ missing'),
+    'architecture': (hparams(model='vit_large_patch8_32'), r'model\.safetensors is missing .*\d+ missing'),
     'bands': (
         hparams(bands=['red']),
-        r'proj\.weight of shape \(32, 3, 8, 8\), the model needs \(32, 1, 8, 8\)',
+        r'proj\.weight of shape \(32, 3, 8, 8\), but the model expects \(32, 1, 8, 8\)',
     ),
     'unknown': (hparams(model='resnet50'), 'unknown backbone'),
     'argument': (hparams(nonsense=1), 'nonsense'),
@@ -111,9 +114,9 @@ def test_weights_that_a_file_names_are_not_opened(file: Path, tmp_path: Path) ->
 
 
 BAD_TENSORS: dict[str, tuple[Callable[[State], Any], str]] = {
-    'nan': (lambda state: state['head.weight'].fill_(torch.nan), r'not finite in head\.weight'),
-    'missing': (lambda state: state.pop('head.bias'), r'lacks head\.bias'),
-    'unknown': (lambda state: state.update(more=torch.ones(2)), 'has the unknown more'),
+    'nan': (lambda state: state['head.weight'].fill_(torch.nan), r'non-finite values in head\.weight'),
+    'missing': (lambda state: state.pop('head.bias'), r'is missing head\.bias'),
+    'unknown': (lambda state: state.update(more=torch.ones(2)), 'contains unknown more'),
     'quantised': (
         lambda state: state.update({'head.bias': torch.ones(3, dtype=torch.int8)}),
         r'head\.bias as int8',
@@ -151,14 +154,20 @@ def _stretch(content: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ('change', 'sentence'),
     [
-        (lambda content: content['hyper_parameters'].update(img_size=10**6), '1000000 px'),
-        (lambda content: content['hyper_parameters'].update(model='vit_large_patch8_32'), 'lacks model'),
-        (lambda content: content['state_dict']['model.head.weight'].fill_(torch.inf), 'not finite in model'),
-        (lambda content: content['state_dict'].pop('model.head.weight'), r'lacks model\.head\.weight'),
+        (
+            lambda content: content['hyper_parameters'].update(img_size=10**6),
+            '256 patches per side, got 1000000 and 8',
+        ),
+        (lambda content: content['hyper_parameters'].update(model='vit_large_patch8_32'), 'is missing model'),
+        (
+            lambda content: content['state_dict']['model.head.weight'].fill_(torch.inf),
+            'non-finite values in model',
+        ),
+        (lambda content: content['state_dict'].pop('model.head.weight'), r'is missing model\.head\.weight'),
         (lambda content: content['explora_geo'].update(task='ExPLoRATask'), "unknown task 'ExPLoRATask'"),
         (lambda content: content.pop('hyper_parameters'), "it lacks 'hyper_parameters'"),
         (lambda content: content.update(state_dict=5), 'incomplete or damaged'),
-        (lambda content: content.update(state_dict={}), 'holds no tensors'),
+        (lambda content: content.update(state_dict={}), 'contains no tensors'),
         (_stretch, 'larger than the file'),
     ],
     ids=['image', 'architecture', 'infinite', 'missing', 'task', 'hparams', 'number', 'empty', 'stretched'],

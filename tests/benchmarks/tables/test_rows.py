@@ -74,7 +74,7 @@ def test_a_number_without_a_mark_is_refused(text: str, write) -> None:
     ('extra', 'message'),
     [
         (', publishd: null', 'row one: unknown keys publishd'),
-        (', adaptation: "[L+1]"', 'row one: cannot read the notation'),
+        (', adaptation: "[L+1]"', 'row one: cannot parse notation'),
         (', start: random, adaptation: "[L]"', 'row one: only a full pre-training'),
         (', tuning: lora, last_blocks: 4', 'row one: last_blocks is of a probe'),
         (', tune: {steps: 1}', 'row one: tune is of tuning on labels'),
