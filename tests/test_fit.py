@@ -209,7 +209,7 @@ def test_resuming_with_other_base_weights_is_refused(
     torch.save({**base_state, 'pos_embed': base_state['pos_embed'] + 1}, tmp_path / 'other.pth')
     other = f'--model.init_args.weights={tmp_path / "other.pth"}'
     sentence = refuse(other, '--trainer.max_epochs=2', f'--ckpt_path={checkpoint}')
-    assert 'trained from other weights or another adaptation' in sentence
+    assert 'trained from different weights or with a different adaptation' in sentence
 
 
 @pytest.mark.parametrize(

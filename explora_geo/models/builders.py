@@ -80,9 +80,9 @@ def create_vit(
     family = match and next((f for f in _PUBLISHED if match[f]), '')
     if match is None or match['size'] not in _PUBLISHED.get(family or '', tuple(_SIZES)[:-1]):
         raise ValueError(
-            f'unknown backbone {name!r}: use vit_{{tiny|small|base|large|huge}}_patch{{P}}_{{size}}, such as '
-            'vit_base_patch16_224, vit_{small|base|large|giant}_patch14_dinov2, with reg4_ before dinov2 for '
-            'registers, or vit_{small|base|large}_patch16_dinov3'
+            f'unknown backbone {name!r}, expected vit_{{tiny|small|base|large|huge}}_patch{{P}}_{{size}} '
+            '(such as vit_base_patch16_224), vit_{small|base|large|giant}_patch14_dinov2 (with reg4_ before '
+            'dinov2 for registers) or vit_{small|base|large}_patch16_dinov3'
         )
     width, depth, heads = _SIZES[match['size']]
     if match['depth'] is not None:
@@ -91,7 +91,7 @@ def create_vit(
         depth = int(match['depth'])
     dinov3 = family == 'dinov3'
     if rotary and not dinov3:
-        raise ValueError(f'rotary is of backbones of DINOv3, {name!r} has a table of positions: leave it out')
+        raise ValueError(f'rotary is only for DINOv3, but {name!r} has a position table: omit rotary')
     swiglu = match['size'] == 'giant'
     trunk = TrunkConfig(
         mlp_ratio=16 / 3 if swiglu else 4,  # gate and value, each 8/3 of the width

@@ -56,15 +56,15 @@ class DenseHead(nn.Module):
         """
         if self.name in ('fpn', 'dpt') and (size[0] % 32 or size[1] % 32):
             raise ValueError(
-                f'the head {self.name} needs image sides that are multiples of 32, got {size[0]}x{size[1]}: '
-                'choose another image size or the head upernet'
+                f'head {self.name} needs image sides that are multiples of 32, got {size[0]}x{size[1]}: '
+                'change the image size or use head upernet'
             )
         if self.name == 'pan' and min(size) < 128:  # its attention halves the 1/16 map three times
-            raise ValueError(f'the head pan needs images of at least 128 pixels, got {size[0]}x{size[1]}')
+            raise ValueError(f'head pan needs image sides of at least 128 pixels, got {size[0]}x{size[1]}')
         if self.name in ('upernet', 'pan') and self.training and len(features[0].cls) == 1:
             raise ValueError(  # batch norm would see one value per image
-                'the heads upernet and pan need batches of two images or more: raise batch_size, leave out '
-                'a shorter last batch (drop_last), or take the head linear, fpn, psp or dpt'
+                'heads upernet and pan need training batches of at least two images: raise batch_size, drop '
+                'a smaller last batch (drop_last), or use head linear, fpn, psp or dpt'
             )
         maps = [to_map(f, grid, self.slots) for f in features]
         return resample(self.decoder(maps, size), size)

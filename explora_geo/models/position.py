@@ -85,7 +85,7 @@ class RotaryConfig:
         """Check the values."""
         if self.base <= 1 or (self.shift or 0) < 0 or min(self.jitter or 1, self.rescale or 1) < 1:
             raise ValueError(
-                'base must be above 1, shift at least 0, jitter and rescale factors of at least 1, got '
+                'base must be greater than 1, shift at least 0, and jitter and rescale at least 1, got '
                 f'{self.base}, {self.shift}, {self.jitter}, {self.rescale}'
             )
 
@@ -97,7 +97,7 @@ class RotaryPosition(nn.Module):
         """Initialize a RotaryPosition without weights for heads of a width divisible by 4."""
         super().__init__()
         if head_dim % 4:
-            raise ValueError(f'rotary position needs heads of a width divisible by 4, got {head_dim}')
+            raise ValueError(f'rotary positions need a head width divisible by 4, got {head_dim}')
         self.head_dim, self.config = head_dim, config
 
     @property

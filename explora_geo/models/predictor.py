@@ -59,7 +59,7 @@ class ImagePredictor(Predictor):
             last_blocks: Number of last blocks whose class tokens are read; ValueError if there are fewer.
         """
         if not 1 <= last_blocks <= backbone.depth:
-            raise ValueError(f'last_blocks must be 1 to {backbone.depth}, got {last_blocks}')
+            raise ValueError(f'last_blocks must be between 1 and {backbone.depth}, got {last_blocks}')
         super().__init__(backbone, range(backbone.depth - last_blocks, backbone.depth))
         self.tokens, self.slots = tokens, slots
         width = backbone.embed_dim

@@ -59,7 +59,7 @@ def check_turns(turns: int) -> int:
         ValueError: If it is not 1, 4 (quarter turns) or 8 (these and their mirror images).
     """
     if turns not in (1, 4, 8):
-        raise ValueError(f'turns must be 1, 4 (quarter turns) or 8 (mirrored, too), got {turns}')
+        raise ValueError(f'turns must be 1, 4 (quarter turns) or 8 (also mirrored), got {turns}')
     return turns
 
 

@@ -163,7 +163,7 @@ class ViT(nn.Module):
             tokens = torch.where(mask, self.mask_token.to(tokens.dtype), tokens)
         cls_position, position = self.patch_embed.position(self.pos_embed, grid, timestamps)
         if position.shape[1] not in (1, tokens.shape[1]):
-            raise ValueError(f'got {position.shape[1]} timestamps for {tokens.shape[1]} frames of each image')
+            raise ValueError(f'got {position.shape[1]} timestamps for {tokens.shape[1]} frames per image')
         if self.rope is not None:  # slot codes alone, padded to full width
             fill = (0, self.embed_dim - position.shape[-1])
             cls_position, position = (F.pad(x.to(tokens.device), fill) for x in (cls_position, position))

@@ -48,8 +48,8 @@ class AnchorConfig:
             )
         if min(weights) < 0 or not any(weights):
             raise ValueError(
-                'patch_weight, centered_weight and mean_weight must be at least 0 and one of them positive, '
-                f'got {", ".join(map(str, weights))}'
+                'patch_weight, centered_weight and mean_weight must not be negative, and at least one must '
+                f'be positive, got {", ".join(map(str, weights))}'
             )
         check_turns(self.turns)
 

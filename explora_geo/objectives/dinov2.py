@@ -67,7 +67,7 @@ def _regroup(name: str, value: Any) -> tuple[str, dict[str, Any]]:
     if name in ('freeze_last_layer', 'head_warmup'):
         return 'phases', rename_length(name, value, 'phases.')
     group, key = ('head', 'load') if name == 'load_heads' else ('losses', name)
-    warnings.warn(f'{name}: {value} is deprecated, write {group}.{key}: {value}', FutureWarning, stacklevel=3)
+    warnings.warn(f'{name}: {value} is deprecated, use {group}.{key}: {value}', FutureWarning, stacklevel=3)
     return group, {key: value}
 
 
@@ -128,7 +128,7 @@ class DINOv2(Objective):
         super().__init__(backbone)
         if backbone.mask_token is None or not getattr(backbone.patch_embed, 'dynamic_img_size', True):
             raise ValueError(
-                'DINOv2 hides patches and takes crops of two sizes: build the backbone with '
+                'DINOv2 masks patches and uses crops of two sizes: build the backbone with '
                 'mask_token=True and dynamic_img_size=True'
             )
         groups: dict[str, Any] = {'losses': losses, 'phases': phases or PhaseConfig()}
@@ -178,8 +178,8 @@ class DINOv2(Objective):
         assert views.global_size is not None and views.local_size is not None
         if views.global_size % size or (views.num_local and views.local_size % size):
             raise ValueError(
-                f'crops must be multiples of the patch size {size}, got {views.global_size} and '
-                f'{views.local_size} pixels: set global_size and local_size of views'
+                f'crop sides must be multiples of the patch size {size}, got {views.global_size} and '
+                f'{views.local_size} pixels: set views.global_size and views.local_size'
             )
         return views
 

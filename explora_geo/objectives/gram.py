@@ -39,11 +39,11 @@ class GramConfig:
         """Check the values."""
         if min(self.weight, self.preserve_weight) < 0 or not (self.weight or self.preserve_weight):
             raise ValueError(
-                'weight and preserve_weight must be at least 0 and one of them positive, got '
+                'weight and preserve_weight must not be negative, and at least one must be positive, got '
                 f'{self.weight} and {self.preserve_weight}'
             )
         if self.every < 1:
-            raise ValueError(f'every must be 1 or more, got {self.every}')
+            raise ValueError(f'every must be at least 1, got {self.every}')
         _ = self.start
 
     @property

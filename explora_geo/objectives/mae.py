@@ -76,7 +76,7 @@ class MAE(Objective):
         tokens = backbone.patch_embed.num_patches * backbone.patch_embed.num_slots
         if not 0 < mask_ratio < 1 or not 0 < int(tokens * (1 - mask_ratio)) < tokens:
             raise ValueError(
-                f'mask_ratio must leave patches to keep and to predict, got {mask_ratio} of {tokens} patches'
+                f'mask_ratio must leave patches to keep and to predict, got {mask_ratio} for {tokens} patches'
             )
         self.mask_ratio = mask_ratio
         self.norm_pix_loss = norm_pix_loss is not False
@@ -92,7 +92,7 @@ class MAE(Objective):
         heads = self.decoder_num_heads or max(1, embed_dim // 32)
         if embed_dim % heads:
             raise ValueError(
-                f'decoder_num_heads must divide the decoder width, got {heads} heads, width {embed_dim}'
+                f'decoder_num_heads must divide the decoder width, got {heads} for width {embed_dim}'
             )
         return MAEDecoder(
             self.backbone.patch_embed, self.backbone.embed_dim, embed_dim, depth, heads, mlp_ratio
@@ -102,7 +102,7 @@ class MAE(Objective):
         """Load and adapt the checkpoint's decoder of any size; without one, the decoder trains in full."""
         state = {k.removeprefix('decoder.'): v for k, v in parts.items() if k.startswith('decoder.')}
         if not {'mask_token', 'blocks.0.mlp.fc1.bias'} <= state.keys():  # no decoder, or one of another kind
-            return 'the weights carry no decoder: it starts random and trains in full'
+            return 'the weights contain no decoder: it starts random and trains in full'
         position, slot_embed = state.pop('pos_embed', None), state.pop('slot_embed', None)
         embed_dim = state['mask_token'].shape[-1]
         depth = len({k.split('.')[1] for k in state if k.startswith('blocks.')})
@@ -115,12 +115,12 @@ class MAE(Objective):
             # The bands differ from the source's: the prediction starts anew and trains (appendix B.2).
             state = {k: v for k, v in state.items() if k not in stored} | pred
             adaptation = adaptation.with_extra(['pred'])
-            note = '; its prediction starts anew'
+            note = '; its prediction layer starts random'
         try:
             self.decoder.load_state_dict(state)
         except RuntimeError as error:
             first = str(error).strip().split('\n\t')[1:2] or [str(error)]
-            raise ValueError(f'the decoder of the weights does not fit: {first[0]}') from error
+            raise ValueError(f'the decoder in the weights does not match: {first[0]}') from error
         tokenizer = self.backbone.patch_embed
         if position is not None and position.shape[1] == 1 + tokenizer.num_patches:
             self.decoder.pos_embed = position

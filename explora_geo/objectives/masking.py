@@ -26,7 +26,7 @@ class MaskConfig:
         """Check the values."""
         if not 0 <= self.ratio[0] <= self.ratio[1] < 1 or not 0 <= self.probability <= 1:
             raise ValueError(
-                'mask ratio must be (low, high) with 0 <= low <= high < 1, and its probability in [0, 1], '
+                'mask ratio must be (low, high) with 0 <= low <= high < 1 and mask probability in [0, 1], '
                 f'got {self.ratio} and {self.probability}'
             )
 

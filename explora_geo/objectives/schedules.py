@@ -37,13 +37,15 @@ class Length(NamedTuple):
         given = [cls(name, value) for name in names if (value := getattr(config, name)) is not None]
         if len(given) > 1:
             raise ValueError(
-                f'{" and ".join(length.name for length in given)} state one length twice: give only one'
+                f'{" and ".join(length.name for length in given)} set the same length: use only one'
             )
         for name, value in given:
             if not 0 <= value < math.inf:
-                raise ValueError(f'{name} must not be negative, got {value}')
+                raise ValueError(f'{name} must be finite and not negative, got {value}')
             if name.endswith('_fraction') and value > 1:
-                raise ValueError(f'{name} is a share of the run, at most 1, got {value}: give {phase}_steps')
+                raise ValueError(
+                    f'{name} (a share of the run) must be at most 1, got {value}: use {phase}_steps'
+                )
         return given[0] if given else default
 
 
@@ -60,7 +62,7 @@ def rename_length(phase: str, value: float, group: str = '') -> dict[str, float 
     """
     unit = 'fraction' if value < 1 else 'epochs'
     warnings.warn(
-        f'{phase}: {value:g} is deprecated, write {group}{phase}_{unit}: {value:g} (or {group}{phase}_steps)',
+        f'{phase}: {value:g} is deprecated, use {group}{phase}_{unit}: {value:g} (or {group}{phase}_steps)',
         FutureWarning,
         stacklevel=4,
     )
@@ -95,7 +97,7 @@ class TrainingLength(NamedTuple):
         if math.isinf(self.epoch):
             name = length.name.removesuffix('_epochs')
             raise ValueError(
-                f'{length.name} is {length.value:g}, but epochs of these data have no end: give {name}_steps'
+                f'{length.name} is {length.value:g}, but epochs of this data have no end: use {name}_steps'
             )
         return int(length.value * self.epoch)
 
@@ -110,8 +112,8 @@ class TrainingLength(NamedTuple):
         if steps >= self.total > 1:
             phase = length.name.rpartition('_')[0]
             warnings.warn(
-                f'{length.name} {length.value:g} lasts for {steps:,} steps and the run for {self.total:,}: '
-                f'{outcome}; give {phase}_fraction for a share of the run',
+                f'{length.name} {length.value:g} lasts {steps:,} steps and the run has {self.total:,}: '
+                f'{outcome}; use {phase}_fraction for a share of the run',
                 UserWarning,
                 stacklevel=3,
             )

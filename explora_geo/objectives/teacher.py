@@ -47,7 +47,7 @@ class TeacherConfig:
             )
         if not 0 < self.temperature <= self.final_temperature:
             raise ValueError(
-                'the temperature must be positive and not above final_temperature, got '
+                'temperature must be positive and at most final_temperature, got '
                 f'{self.temperature} and {self.final_temperature}'
             )
         if self.temperature_warmup is not None:

@@ -72,9 +72,9 @@ class GuardConfig:
         """Check the values."""
         for name in ('accuracy', 'rank', 'usage'):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f'{name} of a guard must be in [0, 1], got {getattr(self, name)}')
+                raise ValueError(f'guard.{name} must be in [0, 1], got {getattr(self, name)}')
         if self.every < 1:
-            raise ValueError(f'every of a guard must be at least 1 step, got {self.every}')
+            raise ValueError(f'guard.every must be at least 1 step, got {self.every}')
 
 
 class FeatureMonitor(Callback):
@@ -218,7 +218,7 @@ class FeatureMonitor(Callback):
     def _compare(self, trainer: Trainer, task: Any, name: str, value: float, share: float) -> bool:
         """Judge whether a value reaches the required fraction of its starting value."""
         start = self.first.setdefault(name, value)
-        what = f'their {name} is {value:.3g}, with the starting weights {start:.3g}'
+        what = f'{name} is {value:.3g}, compared with {start:.3g} for the starting weights'
         return self._judge(trainer, task, value >= share * start, what)
 
     def _judge(self, trainer: Trainer, task: Any, sound: bool, what: str) -> bool:
@@ -226,9 +226,9 @@ class FeatureMonitor(Callback):
         sound = trainer.strategy.reduce_boolean_decision(sound, all=True)
         if not sound and not task.stopped:
             task.stopped = (
-                f'the features collapsed at step {trainer.global_step}: {what}; the run is stopped and what '
-                f'was learned by step {self._kept_step} is kept: lower optim.base_lr, raise '
-                'losses.koleo_weight or lengthen phases.head_warmup_steps'
+                f'the features collapsed at step {trainer.global_step}: {what}; the run stops and keeps the '
+                f'weights of step {self._kept_step}: lower optim.base_lr, raise losses.koleo_weight or '
+                'increase phases.head_warmup_steps'
             )
             logger.warning(task.stopped)
             trainer.should_stop = True

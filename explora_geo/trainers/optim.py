@@ -30,8 +30,8 @@ def training_length(trainer: Trainer) -> TrainingLength:
     steps, accumulated = trainer.estimated_stepping_batches, trainer.accumulate_grad_batches
     if not 0 <= steps < math.inf:
         raise ValueError(
-            'warm-up and cosine need the length of the run: give trainer.max_steps, or trainer.max_epochs '
-            'with data of known length'
+            'warm-up and cosine need the length of the run: set trainer.max_steps, or trainer.max_epochs for '
+            'data of known length'
         )
     if trainer.train_dataloader is None:
         # Lightning sets up the loader later if only `max_steps` ends the run.
@@ -133,7 +133,7 @@ def build_optimizer(
             kind = 'lora' if lora else 'no_decay' if plain else 'decay'
             groups[_lr_factor(name, depth, config), kind].append(parameter)
     if not groups:
-        raise ValueError('nothing trains: the adaptation leaves every parameter frozen')
+        raise ValueError('nothing to train: the adaptation freezes every parameter')
     lr = config.scaled_lr(batch)
     used = [
         {
@@ -185,7 +185,7 @@ def build_schedule(optimizer: AdamW, config: OptimConfig, length: TrainingLength
         length: Length of the run.
     """
     total, warmup, final = length.total, length.steps(config.warmup_length), config.final_weight_decay
-    length.check(config.warmup_length, 'the learning rate rises to its end')
+    length.check(config.warmup_length, 'the learning rate rises until the end')
 
     def factor(step: int) -> float:
         if step < warmup or warmup >= total:

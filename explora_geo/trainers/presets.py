@@ -142,9 +142,9 @@ def get_preset(name: str, letter: str) -> Preset:
     """
     if name not in PRESETS or letter not in PRESETS[name]:
         raise ValueError(
-            f'no preset {name!r} for the objective {letter!r}: there are '
+            f'no preset {name!r} for objective {letter!r}, expected one of '
             + ', '.join(f'{known} ({" and ".join(letters)})' for known, letters in PRESETS.items())
-            + '; M is MAE and D is DINOv2'
+            + '; M is MAE, D is DINOv2'
         )
     return PRESETS[name][letter]
 
@@ -180,8 +180,8 @@ def choose(
         letter = named or weights_objective(weights)
         if not letter:
             raise ValueError(
-                'nothing names the objective: write adaptation as M-ExPLoRA-[L]-r32 or D-ExPLoRA-[L]-r32, or '
-                f'give objective (MAE or DINOv2); weights {weights} do not say which made them'
+                f'no objective set, and it cannot be inferred from weights {weights}: set adaptation to '
+                'M-ExPLoRA-[L]-r32 or D-ExPLoRA-[L]-r32, or pass objective (MAE or DINOv2)'
             )
         objective = OBJECTIVES[letter]
     kind = objective_class(objective)
@@ -189,14 +189,14 @@ def choose(
         letter = kind.letter
         if named and letter != named:
             raise ValueError(
-                f'adaptation {notation!r} names {OBJECTIVES[named].__name__} and objective {kind.__name__}: '
-                f'give the objective of the notation, or write the notation without {named}-ExPLoRA-'
+                f'adaptation {notation!r} expects objective {OBJECTIVES[named].__name__}, got '
+                f'{kind.__name__}: pass the expected objective, or omit {named}-ExPLoRA- from adaptation'
             )
     if preset is None or kind not in OBJECTIVES.values():
         name = getattr(kind or objective, '__name__', 'this objective')
-        report = 'no preset: the defaults of objective and optimizer hold'
+        report = 'no preset: using the defaults of objective and optimizer'
         if preset is not None:
-            report = f'preset {preset} has no recipe for {name} and no part in the run'
+            report = f'preset {preset} has no recipe for {name} and is not used'
         return Choice(objective, replace(_OWN, adaptation=config or _OWN.adaptation), None, report)
     recipe = get_preset(preset, letter)
     if notation and config and not config.full:
@@ -204,7 +204,7 @@ def choose(
     given = {k for k, v in getattr(objective, 'keywords', {}).items() if v is not None}
     rest = {k: v for k, v in recipe.objective.items() if k not in given}
     kept = ', '.join(sorted(given & recipe.objective.keys()))
-    report = f'preset {preset} for {OBJECTIVES[letter].__name__}' + (kept and f'; given instead: {kept}')
+    report = f'preset {preset} for {OBJECTIVES[letter].__name__}' + (kept and f'; overridden: {kept}')
     recipe = replace(recipe, adaptation=config or recipe.adaptation)
     return Choice(partial(objective, **rest), recipe, preset, report)
 

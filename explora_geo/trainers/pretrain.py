@@ -126,8 +126,8 @@ class ExPLoRATask(ReproducibleTask):
             )
         elif not self.config.full:
             raise ValueError(
-                'an adaptation needs pre-trained weights: give weights, or adaptation full to pre-train '
-                'from random ones'
+                'an adaptation needs pre-trained weights: pass weights, or set adaptation to full to '
+                'pre-train from random weights'
             )
         explora(vit, self.config)
         self.model = self._objective(vit)
@@ -174,8 +174,8 @@ class ExPLoRATask(ReproducibleTask):
         own = getattr(getattr(datamodule, 'augment', None), 'views', None)
         if self.model.views and hasattr(datamodule, 'use_views') and not (linked or own):
             rank_zero_warn(
-                'the objective cuts its crops out of the crops of the data module: add CropLink() to the '
-                'callbacks of the trainer, as explora-geo fit does'
+                'the objective cuts its crops from crops that the data module already made: add CropLink() '
+                "to the trainer's callbacks, as explora-geo fit does"
             )
         for said in filter(None, (self.load_report, self.recipe_report, text)):
             rank_zero_info(said)
@@ -190,8 +190,8 @@ class ExPLoRATask(ReproducibleTask):
         if self.options.frozen_dtype == 'bfloat16':
             if not str(self.trainer.precision).startswith('bf16'):
                 raise ValueError(
-                    f'frozen_dtype bfloat16 would round the weights of a run in precision '
-                    f'{self.trainer.precision}: set precision to bf16-mixed, or leave frozen_dtype at float32'
+                    f'frozen_dtype bfloat16 would round the weights of a run with precision '
+                    f'{self.trainer.precision}: set precision to bf16-mixed or frozen_dtype to float32'
                 )
             hold_frozen(self.model, torch.bfloat16)
 
@@ -278,8 +278,8 @@ class ExPLoRATask(ReproducibleTask):
         letter, own = checkpoint.get('objective'), self.model.letter
         if letter and own and letter != own:
             raise ValueError(
-                f'the checkpoint is of {letter}-ExPLoRA and the task of {own}-ExPLoRA: '
-                f'give the same objective, or adaptation as {self.config.notation(letter)!r}'
+                f'the checkpoint is from {letter}-ExPLoRA, but the task is {own}-ExPLoRA: pass the same '
+                f'objective, or set adaptation to {self.config.notation(letter)!r}'
             )
         frozen = checkpoint.get('frozen')
         if frozen is None:
@@ -287,14 +287,14 @@ class ExPLoRATask(ReproducibleTask):
         stated = checkpoint.get('hyper_parameters', {}).get('adaptation')  # some checkpoints have none
         if frozen != self.base_sha256:
             raise ValueError(
-                'the checkpoint was trained from other weights or another adaptation: give the '
+                'the checkpoint was trained from different weights or with a different adaptation: pass the '
                 f'same weights and adaptation ({stated})'
             )
         saved = self.config if stated is None else ExPLoRAConfig.create(stated)
         if saved.scale != self.config.scale:
             raise ValueError(
-                f'the checkpoint scales LoRA by {saved.scale:g}, the task by {self.config.scale:g}: give '
-                f'adaptation with alpha {saved.alpha or saved.rank:g}'
+                f'the checkpoint scales LoRA by {saved.scale:g}, but the task by {self.config.scale:g}: use '
+                f'an adaptation with alpha {saved.alpha or saved.rank:g}'
             )
         state = self.state_dict()
         checkpoint['state_dict'].update({k: state[k] for k in self.frozen_keys()})

@@ -99,7 +99,7 @@ class RunScope(Callback):
                 keeper = next((c for c in trainer.checkpoint_callbacks if isinstance(c, Checkpoint)), None)
                 file = f'{getattr(keeper, "dirpath", None) or run_folder(trainer)}/last.ckpt'
                 trainer.save_checkpoint(file)
-                told = 'the run was told to stop and is saved at step %d: go on with --ckpt_path %s'
+                told = 'the run was interrupted and saved at step %d: resume with --ckpt_path %s'
                 logger.warning(told, trainer.global_step, file)
 
 
@@ -258,7 +258,7 @@ class ReproducibleTask(BaseTask):
         for average, kept in zip(self._averages, self._kept_averages, strict=True):
             average.copy_(kept)
         folder, step = run_folder(self.trainer), self.global_step
-        said = f'the loss of another process is not finite at step {step}: see its message'
+        said = f'the loss is not finite in another process at step {step}: see its message'
         if own:
             loader: Any = self.trainer.train_dataloader
             names = list(loader.names()) if hasattr(loader, 'names') else []
@@ -272,7 +272,7 @@ class ReproducibleTask(BaseTask):
             said = (
                 f'the loss is not finite at step {step} on {shown or "unnamed images"}: lower the learning '
                 'rate, clip gradients (trainer.gradient_clip_val) or train in bf16-mixed instead of '
-                f'16-mixed; {file} holds the batch'
+                f'16-mixed; the batch is saved to {file}'
             )
         if not self.trainer.strategy.reduce_boolean_decision(_all_finite(self), all=True):
             return f'{said}; the weights are not finite either{self._advice()}'
@@ -284,7 +284,7 @@ class ReproducibleTask(BaseTask):
             counts.ready = counts.started = counts.processed = counts.completed = done
         progress.is_last_batch = False
         self.trainer.save_checkpoint(folder / 'last_good.ckpt')
-        return f'{said}, {folder / "last_good.ckpt"} the run before it'
+        return f'{said}; the run before this step is saved to {folder / "last_good.ckpt"}'
 
     def _advice(self) -> str:
         """Name the latest checkpoint, which holds finite weights, if there is one."""
@@ -295,7 +295,7 @@ class ReproducibleTask(BaseTask):
             if (path := getattr(keeper, name, '')) and Path(path).exists()
         ]
         newest = max(files, key=lambda file: file.stat().st_mtime, default=None)
-        return f', and go on from {newest}' if newest else ''
+        return f'; resume from {newest}' if newest else ''
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store the seed.
@@ -305,7 +305,7 @@ class ReproducibleTask(BaseTask):
         """
         if not _all_finite(self):
             raise ValueError(
-                f'the weights are not finite at step {self.global_step} and are not saved: lower the '
+                f'the weights are not finite at step {self.global_step} and were not saved: lower the '
                 f'learning rate or clip gradients (trainer.gradient_clip_val){self._advice()}'
             )
         checkpoint['random_seed'] = self._seed

@@ -32,10 +32,10 @@ class ClassTask(TuningTask):
             named = f'{", ".join(self.losses[:-1])} or {self.losses[-1]}'
             raise ValueError(f'loss must be {named}, got {loss!r}')
         if self.loss_name in ('ce', 'bce') and (self.loss_name == 'ce') != one:
-            raise ValueError(f'the loss {loss} does not fit the task {self.kind}: ce is for multiclass')
+            raise ValueError(f'loss {loss} does not match task {self.kind}: use ce for multiclass, else bce')
         super().__init__(**kwargs)
         if self.regularization.mixes and (self.dense or self.loss_name != 'ce'):
-            raise ValueError('mixup and cutmix need one class per image: task multiclass with the loss ce')
+            raise ValueError('mixup and cutmix need one class per image (task multiclass) and loss ce')
 
     def configure_losses(self) -> None:
         """Create the loss by name.
@@ -92,7 +92,7 @@ class ClassTask(TuningTask):
             shown = ', '.join(classes[:12]) + (', …' if len(classes) > 12 else '')
             raise ValueError(
                 f'num_classes is {self.outputs}, but the data has {len(classes)} classes ({shown}): correct '
-                'num_classes, or fill class folders that are empty'
+                'num_classes, or add images to empty class folders'
             )
 
     def check_target(self, target: Tensor, image: Tensor) -> None:
@@ -101,11 +101,11 @@ class ClassTask(TuningTask):
         counted = target if self.ignored is None else target[target != self.ignored]
         highest = self.outputs - 1 if self.kind == 'multiclass' else 1
         if counted.numel() and (counted.min() < 0 or counted.max() > highest):
-            remedy = 'correct num_classes, or give ignore_index for pixels without a class'
+            remedy = 'correct num_classes, or set ignore_index for pixels without a class'
             if not self.dense:
                 remedy = f'correct the labels or {"num_classes" if self.kind == "multiclass" else "the task"}'
             raise ValueError(
-                f'{self.target_key}s must be 0 to {highest}, got {int(counted.min())} to '
+                f'{self.target_key}s must be between 0 and {highest}, got {int(counted.min())} to '
                 f'{int(counted.max())}: {remedy}'
             )
 
@@ -169,7 +169,7 @@ class ClassificationTask(ClassTask):
         name = 'num_labels' if task == 'multilabel' else 'num_classes'
         outputs = needed[task]
         if outputs is None or outputs < least:
-            raise ValueError(f'the task {task} needs {name} of at least {least}, got {outputs}')
+            raise ValueError(f'{name} must be at least {least} for task {task}, got {outputs}')
         self.outputs, self.kind = outputs, task
         super().__init__(loss, **kwargs)
 
@@ -213,9 +213,9 @@ class SegmentationTask(ClassTask):
         if task not in ('binary', 'multiclass'):
             raise ValueError(f'task must be binary or multiclass, got {task!r}')
         if task == 'multiclass' and (num_classes is None or num_classes < 2):
-            raise ValueError(f'the task multiclass needs num_classes of at least 2, got {num_classes}')
+            raise ValueError(f'num_classes must be at least 2 for task multiclass, got {num_classes}')
         if loss == 'jaccard' and ignore_index is not None:
-            raise ValueError('the loss jaccard cannot ignore pixels: use dice with ignore_index')
+            raise ValueError('loss jaccard does not support ignore_index: use loss dice')
         self.outputs, self.kind = (num_classes or 1) if task == 'multiclass' else 1, task
         self.ignored = ignore_index
         super().__init__(loss, **kwargs)
@@ -268,11 +268,11 @@ class RegressionTask(TuningTask):
         if target not in ('label', 'mask'):
             raise ValueError(f'target must be label or mask, got {target!r}')
         if num_outputs < 1 or (target == 'mask' and num_outputs > 1):
-            raise ValueError(f'num_outputs must be at least 1, and 1 for masks, got {num_outputs}')
+            raise ValueError(f'num_outputs must be at least 1, and exactly 1 for masks, got {num_outputs}')
         self.dense, self.outputs = target == 'mask', num_outputs
         super().__init__(**kwargs)
         if self.regularization.mixes:
-            raise ValueError('mixup and cutmix are for classes, not for numbers')
+            raise ValueError('mixup and cutmix support only classes, not regression targets')
 
     def configure_losses(self) -> None:
         """Create the loss by name."""
@@ -293,7 +293,7 @@ class RegressionTask(TuningTask):
         """Raise ValueError if targets have the wrong shape or infinite values."""
         super().check_target(target, image)
         if torch.isinf(target).any():
-            raise ValueError('targets hold infinite values: mark what was not measured as NaN')
+            raise ValueError('targets contain infinite values: set missing measurements to NaN')
 
     def loss(self, scores: Tensor, target: Tensor) -> Tensor:
         """Return the loss over measured targets, or zero if the batch has none."""
@@ -344,8 +344,8 @@ def load_task(path: str | Path) -> TuningTask:
     content: Any = read_checkpoint(path, mmap=True) if whole else read_state(path)
     if not whole and content[1].get('format') != FORMAT:
         raise ValueError(
-            f'{path} holds no tuned model: its header lacks format {FORMAT}. Give model.safetensors or a '
-            'checkpoint of a run of ClassificationTask, SegmentationTask or RegressionTask'
+            f'{path}: not a tuned model, format {FORMAT} is missing from its header; pass model.safetensors '
+            'or a checkpoint from a run of ClassificationTask, SegmentationTask or RegressionTask'
         )
     try:
         header = content['explora_geo'] if whole else json.loads(content[1]['task'])
@@ -358,7 +358,7 @@ def load_task(path: str | Path) -> TuningTask:
         data = {_FORMER.get(k, k): v for k, v in data.items()}
         for name in ('bands', 'mean', 'std', 'classes', 'colors'):
             if not isinstance(data.get(name, []), list):
-                raise ValueError(f'{name} is no list')
+                raise ValueError(f'{name} is not a list')
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise _damaged(path, error) from error
     if whole:
@@ -386,5 +386,5 @@ def _build(path: Path, kind: Any, hparams: dict[str, Any], device: str) -> Tunin
 
 
 def _damaged(path: Path, error: Exception) -> ValueError:
-    reason = f'it lacks {error}' if isinstance(error, KeyError) else str(error) or type(error).__name__
-    return ValueError(f'{path} is no tuned model, incomplete or damaged ({reason.splitlines()[0]})')
+    reason = f'{error} is missing' if isinstance(error, KeyError) else str(error) or type(error).__name__
+    return ValueError(f'{path}: not a tuned model, or incomplete or damaged ({reason.splitlines()[0]})')

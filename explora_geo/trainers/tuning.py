@@ -100,12 +100,12 @@ class TuningTask(ReproducibleTask):
         if tuning not in ADAPTATIONS:
             raise ValueError(f'tuning must be one of {", ".join(ADAPTATIONS)}, got {tuning!r}')
         if adapter is not None and weights is None:
-            raise ValueError(f'the adapter {adapter} belongs to the weights it was made on: give weights too')
+            raise ValueError(f'adapter {adapter} needs the weights it was trained on: pass weights, too')
         self.target_key = 'mask' if self.dense else 'label'
         self._weights, self._adapter = weights, adapter
         former = backbone.pop('regularisation', None)
         if former is not None:
-            warnings.warn('regularisation is deprecated, write regularization', FutureWarning, stacklevel=4)
+            warnings.warn('regularisation is deprecated, use regularization', FutureWarning, stacklevel=4)
         self.options = BackboneOptions(**backbone)
         self.config = ExPLoRAConfig.create(ADAPTATIONS[tuning] if adaptation is None else adaptation)
         self.optim = restored(OptimConfig, optim) or OPTIMIZERS[tuning]
@@ -113,7 +113,7 @@ class TuningTask(ReproducibleTask):
             self.optim = OptimConfig(**{**vars(self.optim), 'base_lr': lr, 'lr_scaling': 'none'})
         self.regularization = restored(Regularization, regularization or former) or Regularization()
         if self.dense and self.regularization.erasing:
-            raise ValueError('erasing is for images with a label each, not for masks')
+            raise ValueError('erasing supports only image labels, not masks')
         self.data: dict[str, Any] = {}
         self._restored = False
         super().__init__()
@@ -168,7 +168,7 @@ class TuningTask(ReproducibleTask):
         wanted, given = (len(image), *size), tuple(target.shape)
         if given != wanted:
             raise ValueError(
-                f'{self.target_key}s of the task {self.kind} must have shape {wanted}, got '
+                f'{self.target_key}s for task {self.kind} must have shape {wanted}, got '
                 f'{self.target_key}s of shape {given} for images of shape {tuple(image.shape)}'
             )
 
@@ -183,7 +183,7 @@ class TuningTask(ReproducibleTask):
         if self._weights is not None:
             vit = load_backbone(name, self._weights, self._adapter, largest=DINOV2_SIZE, **options)
         elif name is None:
-            raise ValueError('give weights, or the model of a checkpoint that is loaded')
+            raise ValueError('weights and model are missing: pass weights, or model to load a checkpoint')
         else:
             size = options.pop('img_size', None) or task_size(name, options.get('patch_size'))
             vit = create_vit(name, img_size=size, **options)
@@ -256,7 +256,7 @@ class TuningTask(ReproducibleTask):
         """Return image and checked target of a batch."""
         if self.target_key not in batch:
             raise ValueError(
-                f'{type(self).__name__} needs {self.target_key!r} in every batch, got the keys '
+                f'{type(self).__name__} needs {self.target_key!r} in every batch, got keys '
                 f'{", ".join(batch)}: use labeled images'
             )
         image, target = batch['image'], batch[self.target_key]
@@ -283,7 +283,7 @@ class TuningTask(ReproducibleTask):
         super().on_fit_start()
         if self._weights is None and not self.config.full and not self._restored:
             raise ValueError(
-                'tuning needs a pre-trained backbone: give weights, or tuning full to train all of it'
+                'tuning needs a pre-trained backbone: pass weights, or set tuning to full to train all of it'
             )
         self.data = describe_data(getattr(self.trainer, 'datamodule', None), self.hparams['bands'])
         self.check_classes(self.data.get('classes', []))

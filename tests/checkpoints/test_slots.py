@@ -72,7 +72,7 @@ def test_the_decoder_of_rgb_weights_predicts_new_groups_anew(base_file: Path) ->
     vit = build('group-channel')
     loaded = load_weights(vit, base_file, vit.patch_embed.fresh)
     mae = MAE(vit, decoder_num_heads=2)
-    assert mae.load_pretrained(loaded.parts).endswith('adapted as []-r32; its prediction starts anew')
+    assert mae.load_pretrained(loaded.parts).endswith('adapted as []-r32; its prediction layer starts random')
     trained = {n.split('.')[0] for n, p in mae.decoder.named_parameters() if p.requires_grad}
     assert trained == {'blocks', 'norm', 'pred'}
     temporal = build('temporal')

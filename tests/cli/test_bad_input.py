@@ -145,7 +145,7 @@ def test_a_mask_of_another_size(refuse_segmentation: Refuse, masks: Path) -> Non
 def test_label_values_out_of_range(refuse_segmentation: Refuse, masks: Path) -> None:
     for path in (masks / 'masks').iterdir():
         write_mask(path, np.full((64, 64), 9))
-    assert 'masks must be 0 to 1, got 9 to 9' in refuse_segmentation()
+    assert 'masks must be between 0 and 1, got 9 to 9' in refuse_segmentation()
 
 
 def test_another_number_of_classes_than_the_datas(refuse_segmentation: Refuse) -> None:

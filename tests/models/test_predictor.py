@@ -86,13 +86,13 @@ def test_what_does_not_fit_is_refused(build_vit: Build, images: Tensor) -> None:
     for head in ('upernet', 'linear'):
         predictor = DensePredictor(build_vit(depth=4), 3, head, channels=8).train()
         if head == 'upernet':
-            with pytest.raises(ValueError, match='need batches of two images or more: raise batch_size'):
+            with pytest.raises(ValueError, match='training batches of at least two images: raise batch_size'):
                 predictor(images[:1])
         else:
             assert predictor(images[:1]).shape == (1, 3, 32, 32)
     with pytest.raises(ValueError, match='head must be one of linear, psp, upernet, dpt, fpn, pan'):
         DenseHead('unet', 32, 8, 2)
-    with pytest.raises(ValueError, match='last_blocks must be 1 to 3, got 4'):
+    with pytest.raises(ValueError, match='last_blocks must be between 1 and 3, got 4'):
         ImagePredictor(build_vit(), 2, last_blocks=4)
     image = torch.randn(1, 3, 48, 48)
     for head, sentence in (('dpt', 'multiples of 32, got 48x48'), ('pan', 'at least 128 pixels, got 48x48')):

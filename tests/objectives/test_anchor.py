@@ -132,8 +132,8 @@ def test_an_oriented_archive_is_seen_as_it_is(small_names: None) -> None:
         ({'turns': 3}, 'turns must be 1, 4 .*got 3'),
         ({'whitening': 1.5}, 'whitening must be in'),
         ({'ridge': 0}, 'ridge positive'),
-        ({'patch_weight': -1}, 'at least 0 and one of them positive, got -1'),
-        ({'patch_weight': 0, 'mean_weight': 0, 'centered_weight': 0}, 'one of them positive'),
+        ({'patch_weight': -1}, 'must not be negative, and at least one must be positive, got -1'),
+        ({'patch_weight': 0, 'mean_weight': 0, 'centered_weight': 0}, 'at least one must be positive'),
     ],
 )
 def test_bad_arguments_are_refused(arguments: dict[str, Any], message: str, small_names: None) -> None:

@@ -157,7 +157,7 @@ def test_a_phase_that_outlasts_the_run_is_told_of(
     rest = {'freeze_last_layer_steps': 0, 'head_warmup_steps': 0, f'{phase}_steps': 1250}
     teacher = TeacherConfig(temperature_warmup_steps=0)
     with pytest.warns(
-        UserWarning, match=f'{phase}_steps 1250 lasts for 1,250 .* the run for 300: {misses}'
+        UserWarning, match=f'{phase}_steps 1250 lasts 1,250 steps and the run has 300: {misses}'
     ) as said:
         build(phases=PhaseConfig(**rest), teacher=teacher).set_schedule(300, 50)
     assert len(said) == 1
@@ -169,14 +169,14 @@ def test_old_lengths_work_and_name_the_new_keys(build: Callable[..., DINOv2]) ->
     assert model.phases == PhaseConfig(freeze_last_layer_epochs=3, head_warmup_fraction=0.2)
     new = ('phases.freeze_last_layer_epochs: 3', 'phases.head_warmup_fraction: 0.2')
     assert [str(w.message) for w in said] == [
-        f'freeze_last_layer: 3 is deprecated, write {new[0]} (or phases.freeze_last_layer_steps)',
-        f'head_warmup: 0.2 is deprecated, write {new[1]} (or phases.head_warmup_steps)',
+        f'freeze_last_layer: 3 is deprecated, use {new[0]} (or phases.freeze_last_layer_steps)',
+        f'head_warmup: 0.2 is deprecated, use {new[1]} (or phases.head_warmup_steps)',
     ]
-    with pytest.warns(FutureWarning, match='load_heads: False is deprecated, write head.load: False'):
+    with pytest.warns(FutureWarning, match='load_heads: False is deprecated, use head.load: False'):
         assert not build(load_heads=False).load_heads
     with pytest.raises(TypeError, match="unexpected keyword argument 'ibot'"):
         build(ibot=1)
-    with pytest.warns(FutureWarning, match='write temperature_warmup_epochs: 30'):
+    with pytest.warns(FutureWarning, match='use temperature_warmup_epochs: 30'):
         assert TeacherConfig(temperature_warmup=30) == TeacherConfig(temperature_warmup_epochs=30)
 
 
@@ -279,9 +279,9 @@ def test_the_teacher_of_a_short_run_follows_faster(steps: int, momentum: float) 
     ('config', 'fields', 'sentence'),
     [
         (TeacherConfig, {'momentum': 1.1}, r'momentum must be in \[0, 1\]'),
-        (TeacherConfig, {'temperature': 0.1}, 'not above final_temperature, got 0.1 and 0.07'),
+        (TeacherConfig, {'temperature': 0.1}, 'at most final_temperature, got 0.1 and 0.07'),
         (MaskConfig, {'ratio': (0.5, 0.1)}, 'mask ratio must be'),
-        (MaskConfig, {'probability': 2}, 'its probability in'),
+        (MaskConfig, {'probability': 2}, 'mask probability in'),
     ],
 )
 def test_values_out_of_range_are_refused(config: Any, fields: dict[str, Any], sentence: str) -> None:

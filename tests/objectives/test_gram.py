@@ -77,9 +77,9 @@ def test_training_on_it_alone_leads_back(build_vit: Callable[..., ViT], images: 
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        ({'weight': 0}, 'weight and preserve_weight must be at least 0 and one of them positive'),
-        ({'every': 0}, 'every must be 1 or more'),
-        ({'start_steps': 1, 'start_fraction': 0.1}, 'state one length twice'),
+        ({'weight': 0}, 'weight and preserve_weight must not be negative, and at least one must be positive'),
+        ({'every': 0}, 'every must be at least 1'),
+        ({'start_steps': 1, 'start_fraction': 0.1}, 'set the same length'),
     ],
 )
 def test_what_means_nothing_is_refused(options: dict[str, float], message: str) -> None:

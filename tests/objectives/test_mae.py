@@ -136,11 +136,11 @@ def test_an_adapted_decoder_is_written_merged(build_vit: Build, images: Tensor) 
 
 def test_a_decoder_of_another_backbone_is_refused_in_one_sentence(build_vit: Build) -> None:
     parts = MAE(build_vit(), **SMALL).extra_state()
-    with pytest.raises(ValueError, match=r'decoder of the weights does not fit: .*embed') as caught:
+    with pytest.raises(ValueError, match=r'decoder in the weights does not match: .*embed') as caught:
         MAE(build_vit(width=64), **SMALL).load_pretrained(parts)
     assert '\n' not in str(caught.value)
     parts.pop('decoder.blocks.1.norm2.weight')
-    with pytest.raises(ValueError, match='does not fit'):
+    with pytest.raises(ValueError, match='does not match'):
         MAE(build_vit(), **SMALL).load_pretrained(parts)
 
 
@@ -160,7 +160,7 @@ def test_a_ratio_that_leaves_nothing_is_refused(build_vit: Build, ratio: float) 
 
 
 def test_heads_must_divide_the_decoder_width(build_vit: Build) -> None:
-    with pytest.raises(ValueError, match='3 heads, width 512'):
+    with pytest.raises(ValueError, match='decoder width, got 3 for width 512'):
         MAE(build_vit(), decoder_num_heads=3)
 
 

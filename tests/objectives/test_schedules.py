@@ -24,7 +24,7 @@ def test_a_phase_lasts_as_long_as_its_unit_says(name: str, value: float, steps: 
 
 def test_epochs_without_an_end_are_refused() -> None:
     with pytest.raises(
-        ValueError, match='rest_epochs is 1, but epochs of these data have no end: give rest_steps'
+        ValueError, match='rest_epochs is 1, but epochs of this data have no end: use rest_steps'
     ):
         TrainingLength(100, math.inf).steps(Length('rest_epochs', 1))
     assert TrainingLength(100, math.inf).steps(Length('rest_epochs', 0)) == 0

@@ -280,9 +280,9 @@ def test_coordinates_vary_in_training_alone() -> None:
     same = [vit.eval().rope((2, 2), torch.device('cpu')) for _ in range(2)]
     other = [vit.train().rope((2, 2), torch.device('cpu')) for _ in range(2)]
     assert torch.equal(*same) and not torch.allclose(*other)
-    with pytest.raises(ValueError, match='rotary is of backbones of DINOv3'):
+    with pytest.raises(ValueError, match='rotary is only for DINOv3'):
         create_vit('vit_small_patch16_224', rotary=options)
-    with pytest.raises(ValueError, match='jitter and rescale factors of at least 1'):
+    with pytest.raises(ValueError, match='jitter and rescale at least 1'):
         RotaryConfig(jitter=0.5)
 
 

@@ -119,14 +119,14 @@ def test_another_base_adaptation_scale_or_objective_is_refused(
 ) -> None:
     (task, path), other = checkpoint, tmp_path / 'other.pth'
     torch.save({k: v + 0.01 if k == 'pos_embed' else v for k, v in base_state.items()}, other)
-    alpha = rf'scales LoRA by 1, the task by .*: give adaptation with alpha {task.config.rank}'
+    alpha = rf'scales LoRA by 1, but the task by .*: use an adaptation with alpha {task.config.rank}'
     for change, sentence in (
-        ({'weights': str(other)}, 'trained from other weights or another adaptation'),
-        ({'adaptation': '[1,L]-r4'}, 'give the same weights and adaptation'),
+        ({'weights': str(other)}, 'trained from different weights or with a different adaptation'),
+        ({'adaptation': '[1,L]-r4'}, 'pass the same weights and adaptation'),
         ({'adaptation': replace(task.config, alpha=1.0)}, alpha),
     ):
         with pytest.raises(ValueError, match=sentence):
             build_trainer(max_epochs=3).fit(build_task(**change), datamodule=build_data(), ckpt_path=path)
     torch.save({**torch.load(path, weights_only=True), 'objective': 'D'}, path)
-    with pytest.raises(ValueError, match=r"of D-ExPLoRA and the task of M-ExPLoRA: .*'D-ExPLoRA-\[L\]-r\d"):
+    with pytest.raises(ValueError, match=r"D-ExPLoRA, but the task is M-ExPLoRA: .*'D-ExPLoRA-\[L\]-r\d"):
         build_trainer(max_epochs=3).fit(build_task(), datamodule=build_data(), ckpt_path=path)

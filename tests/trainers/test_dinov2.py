@@ -74,7 +74,7 @@ def test_crops_of_crops_are_warned_of(
     build_dino: Task, build_task: Task, build_data: Data, tmp_path: Path
 ) -> None:
     settings: dict[str, Any] = {'accelerator': 'cpu', 'fast_dev_run': True, 'default_root_dir': tmp_path}
-    with pytest.warns(UserWarning, match=r'add CropLink\(\) to the callbacks of the trainer'):
+    with pytest.warns(UserWarning, match=r'add CropLink\(\) to the trainer.s callbacks'):
         Trainer(**settings).fit(build_dino(), datamodule=build_data())
     with warnings.catch_warnings():
         warnings.filterwarnings('error', message='.*CropLink')

@@ -205,7 +205,7 @@ def test_self_distillation_made_to_collapse_is_stopped(
         trainer.fit(task, datamodule=build_data())
     assert 5 <= trainer.global_step < 120
     assert task.stopped in caplog.text and '\n' not in task.stopped
-    assert 'the features collapsed at step' in task.stopped and 'is kept' in task.stopped
+    assert 'the features collapsed at step' in task.stopped and 'keeps the weights' in task.stopped
     report = json.loads((tmp_path / 'run' / 'report.json').read_text())
     assert report['stopped'] == task.stopped
     assert all(torch.isfinite(v).all() for v in start.values())
@@ -251,7 +251,7 @@ def test_without_validation_the_training_features_are_watched(
     # The teacher is lost after step 4; its features are next looked at in step 6.
     assert trainer.global_step == 6 and 'effective rank of training features is 1' in task.stopped
     # The look that precedes step 4 is the last at which all is well.
-    assert 'learned by step 3 is kept' in task.stopped
+    assert 'keeps the weights of step 3' in task.stopped
     assert torch.equal(task.model.final_backbone.norm.weight, kept[2]['norm.weight'])
 
 
@@ -294,10 +294,10 @@ def test_a_guard_survives_in_the_hyper_parameters(build_task: Task) -> None:
 @pytest.mark.parametrize(
     ('fields', 'sentence'),
     [
-        ({'accuracy': 1.1}, r'accuracy of a guard must be in \[0, 1\], got 1.1'),
-        ({'rank': -1}, 'rank of a guard'),
-        ({'usage': 2}, 'usage of a guard'),
-        ({'every': 0}, 'every of a guard must be at least 1 step, got 0'),
+        ({'accuracy': 1.1}, r'guard\.accuracy must be in \[0, 1\], got 1.1'),
+        ({'rank': -1}, r'guard\.rank must be'),
+        ({'usage': 2}, r'guard\.usage must be'),
+        ({'every': 0}, r'guard\.every must be at least 1 step, got 0'),
     ],
 )
 def test_bounds_out_of_range_are_refused(fields: dict[str, Any], sentence: str) -> None:

@@ -156,8 +156,8 @@ def test_a_warm_up_that_outlasts_the_run_is_told_of(recwarn: pytest.WarningsReco
     assert found[-1] == pytest.approx(100 / 12_500)
     said = [str(w.message) for w in recwarn]
     assert said == [
-        'warmup_steps 12500 lasts for 12,500 steps and the run for 100: the learning rate rises '
-        'to its end; give warmup_fraction for a share of the run'
+        'warmup_steps 12500 lasts 12,500 steps and the run has 100: the learning rate rises '
+        'until the end; use warmup_fraction for a share of the run'
     ]
 
 
@@ -165,7 +165,7 @@ def test_a_warm_up_that_outlasts_the_run_is_told_of(recwarn: pytest.WarningsReco
     ('old', 'new'), [(0.1, 'warmup_fraction'), (0, 'warmup_fraction'), (1, 'warmup_epochs')], ids=str
 )
 def test_the_old_warm_up_works_and_names_the_new_key(old: float, new: str) -> None:
-    with pytest.warns(FutureWarning, match=f'warmup: {old} is deprecated, write {new}: {old}'):
+    with pytest.warns(FutureWarning, match=f'warmup: {old} is deprecated, use {new}: {old}'):
         assert OptimConfig(warmup=old) == OptimConfig(**{new: old})
 
 
@@ -237,12 +237,12 @@ def test_very_short_runs_have_a_schedule(total: int) -> None:
         ({'patch_embed_lr_multiplier': -1}, 'patch_embed_lr_multiplier must be positive'),
         ({'weight_decay': -0.1}, 'weight_decay must not be negative'),
         ({'warmup': -1}, 'warmup must not be negative'),
-        ({'warmup_steps': -1}, 'warmup_steps must not be negative, got -1'),
+        ({'warmup_steps': -1}, 'warmup_steps must be finite and not negative, got -1'),
         (
             {'warmup_fraction': 2},
-            'warmup_fraction is a share of the run, at most 1, got 2: give warmup_steps',
+            r'warmup_fraction \(a share of the run\) must be at most 1, got 2: use warmup_steps',
         ),
-        ({'warmup_steps': 9, 'warmup_epochs': 1}, 'warmup_steps and warmup_epochs state one length twice'),
+        ({'warmup_steps': 9, 'warmup_epochs': 1}, 'warmup_steps and warmup_epochs set the same length'),
         ({'final_weight_decay': -1}, 'final_weight_decay must not be negative'),
         ({'lr_scaling': 'cubic'}, "lr_scaling must be linear, sqrt or none, got 'cubic'"),
     ],
@@ -253,7 +253,7 @@ def test_values_out_of_range_are_refused(fields: dict[str, object], sentence: st
 
 
 def test_a_model_in_which_nothing_trains_is_refused(build_vit: Build) -> None:
-    with pytest.raises(ValueError, match='nothing trains'):
+    with pytest.raises(ValueError, match='nothing to train'):
         build_optimizer(build_vit().requires_grad_(False), OptimConfig(), 8)
 
 
@@ -279,7 +279,7 @@ def test_a_run_without_a_length_is_refused_in_one_sentence(length: dict[str, Any
             return training_length(self.trainer)
 
     trainer = Trainer(accelerator='cpu', default_root_dir=tmp_path, logger=False, **length)
-    with pytest.raises(ValueError, match=r'need the length of the run: give trainer\.max_steps'):
+    with pytest.raises(ValueError, match=r'need the length of the run: set trainer\.max_steps'):
         trainer.fit(Model())
 
 
@@ -295,7 +295,7 @@ def test_warm_up_in_passes_over_a_stream_is_refused(tmp_path: Path) -> None:
             return optimization(self.trainer, self, self.optim, training_length(self.trainer))
 
     given: dict[str, Any] = {'default_root_dir': tmp_path, 'max_steps': 4, **QUIET}
-    with pytest.raises(ValueError, match=r'warmup_epochs is 1, but epochs .* have no end: give warmup_steps'):
+    with pytest.raises(ValueError, match=r'warmup_epochs is 1, but epochs .* have no end: use warmup_steps'):
         Trainer(**given).fit(Model(), DataLoader(Stream()))
     model, trainer = Model(), Trainer(**given)
     model.optim = OptimConfig(warmup_steps=2)

@@ -87,5 +87,5 @@ def test_frozen_matrices_in_bfloat16_need_a_run_that_computes_in_it(
     build_task: Callable[..., ExPLoRATask], build_data: Callable[..., Any],
     build_trainer: Callable[..., Trainer],
 ) -> None:  # fmt: skip
-    with pytest.raises(ValueError, match='precision 32-true: set precision to bf16-mixed, or leave'):
+    with pytest.raises(ValueError, match='precision 32-true: set precision to bf16-mixed or frozen_dtype'):
         build_trainer().fit(build_task(frozen_dtype='bfloat16'), datamodule=build_data())

@@ -155,7 +155,7 @@ def test_norms_and_the_class_token_train_in_every_recipe() -> None:
 )
 def test_an_unknown_recipe_is_refused_with_those_that_exist(name: str, letter: str) -> None:
     with pytest.raises(
-        ValueError, match=r'there are paper-workshop \(M and D\), paper-released .*paper-sentinel \(M\)'
+        ValueError, match=r'expected one of paper-workshop \(M and D\), paper-released .*paper-sentinel \(M\)'
     ):
         get_preset(name, letter)
 
@@ -185,7 +185,7 @@ def test_what_is_given_overrides_the_preset() -> None:
     choice = choose('paper-workshop', 'D-[L]-r32', partial(DINOv2, head=head, koleo_weight=0.3), None)
     kept = PRESETS['paper-workshop']['D'].objective
     assert choice.factory.keywords == {**kept, 'head': head, 'koleo_weight': 0.3}
-    assert choice.report == 'preset paper-workshop for DINOv2; given instead: head'
+    assert choice.report == 'preset paper-workshop for DINOv2; overridden: head'
 
 
 def test_notation_leaves_alpha_to_the_preset_and_a_configuration_does_not() -> None:
@@ -200,7 +200,7 @@ def test_notation_leaves_alpha_to_the_preset_and_a_configuration_does_not() -> N
 
 @pytest.mark.parametrize('objective', [MAE, partial(MAE, mask_ratio=0.5), Foreign])
 def test_a_notation_that_contradicts_the_objective_is_refused(objective: Any) -> None:
-    with pytest.raises(ValueError, match=r"adaptation 'D-ExPLoRA-\[L\]-r4' names DINOv2 and objective "):
+    with pytest.raises(ValueError, match=r"adaptation 'D-ExPLoRA-\[L\]-r4' expects objective DINOv2, got "):
         choose('paper-workshop', 'D-ExPLoRA-[L]-r4', objective, None)
 
 
@@ -228,16 +228,16 @@ def test_a_file_with_a_decoder_names_mae_and_one_with_heads_dinov2(base_file: Pa
     assert choose(None, '[L]-r4', None, tmp_path / 'd.pth').factory is DINOv2
     torch.save({**vit.state_dict(), **state}, tmp_path / 'plain.pth')
     for weights in (tmp_path / 'plain.pth', 'timm/vit_base_patch16_224.augreg_in21k', None):
-        with pytest.raises(ValueError, match='nothing names the objective: write adaptation as M-ExPLoRA'):
+        with pytest.raises(ValueError, match=r'no objective set, .* set adaptation to M-ExPLoRA'):
             choose('paper-workshop', '[L]-r32', None, weights)
 
 
 def test_an_objective_from_outside_takes_no_preset_and_says_so(build_task: Task) -> None:
     task = build_task(objective=partial(Foreign, decoder_num_heads=2), preset='paper-released', optim=None)
-    assert task.recipe_report == ('preset paper-released has no recipe for Foreign and no part in the run')
+    assert task.recipe_report == ('preset paper-released has no recipe for Foreign and is not used')
     assert (task.optim.base_lr, task.config.alpha, task.hparams['preset']) == (1.5e-4, None, None)
     hidden = build_task(objective=lambda vit: MAE(vit, decoder_num_heads=2), preset='paper-released')
-    assert 'no part in the run' in hidden.recipe_report
+    assert 'is not used' in hidden.recipe_report
 
 
 def test_without_a_preset_the_defaults_of_the_groups_hold(build_task: Task) -> None:

@@ -194,7 +194,7 @@ def stop(folder: str) -> str:
 @pytest.mark.slow
 def test_all_processes_stop_at_the_loss_of_one_that_is_not_finite(tmp_path: Path) -> None:
     first, second = run(stop, tmp_path, str(tmp_path))
-    assert first.startswith('the loss of another process is not finite at step 2')
+    assert first.startswith('the loss is not finite in another process at step 2')
     assert second.startswith('the loss is not finite at step 2 on')
     assert (tmp_path / 'batch_000002_rank_1.pt').is_file() and not (
         tmp_path / 'batch_000002_rank_0.pt'

@@ -181,7 +181,7 @@ def test_weights_that_are_not_finite_are_not_called_good(steady_folder: Path) ->
     with pytest.raises(ValueError, match='the loss is not finite') as caught:
         fit(steady_folder, 'mae', 6, callbacks=[Overflow()])
     last = steady_folder / 'run' / 'last.ckpt'
-    assert f'the weights are not finite either, and go on from {last}' in str(caught.value)
+    assert f'the weights are not finite either; resume from {last}' in str(caught.value)
     assert not (steady_folder / 'run' / 'last_good.ckpt').exists()
     state = torch.load(last, weights_only=True)['state_dict']
     assert all(torch.isfinite(value).all() for value in state.values())
@@ -197,9 +197,9 @@ class Ruined(Callback):
 
 def test_a_checkpoint_of_weights_that_are_not_finite_takes_no_other_place(steady_folder: Path) -> None:
     last = steady_folder / 'run' / 'last.ckpt'
-    with pytest.raises(ValueError, match='the weights are not finite at step 4 and are not saved') as caught:
+    with pytest.raises(ValueError, match='the weights are not finite at step 4 and were not saved') as caught:
         fit(steady_folder, 'mae', 6, callbacks=[Ruined()])
-    assert f'go on from {last}' in str(caught.value)
+    assert f'resume from {last}' in str(caught.value)
     assert torch.load(last, weights_only=True)['global_step'] == 3
 
 

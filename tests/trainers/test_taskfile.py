@@ -71,13 +71,13 @@ def hparams(**values: Any) -> Callable[[dict[str, Any]], None]:
 HOSTILE: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     'image': (hparams(img_size=10**6), '256 patches per side, got 1000000 and 8'),
     'image as text': (hparams(img_size='32'), "256 patches per side, got '32' and 8"),
-    'image unstated': (lambda header: header['hparams'].pop('img_size') and None, "lacks 'img_size'"),
+    'image unstated': (lambda header: header['hparams'].pop('img_size') and None, "'img_size' is missing"),
     'patch': (hparams(patch_size=-8), '256 patches per side, got 32 and -8'),
     'classes': (
         hparams(num_classes=10**9),
         r'head\.bias of shape \(3,\), but the model expects \(1000000000,\)',
     ),
-    'no class': (hparams(num_classes=0), 'num_classes of at least 2'),
+    'no class': (hparams(num_classes=0), 'num_classes must be at least 2'),
     'frames': (
         hparams(tokenizer='temporal', tokenizer_options={'num_frames': 10**12}, slots='concat'),
         r'model\.safetensors',
@@ -95,7 +95,7 @@ HOSTILE: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     'no mapping': (lambda header: [header], 'indices must be integers'),
     'no hparams': (lambda header: {**header, 'hparams': None}, 'incomplete or damaged'),
     'data': (lambda header: {**header, 'data': [1]}, 'incomplete or damaged'),
-    'classes of no list': (lambda header: {**header, 'data': {'classes': 5}}, 'classes is no list'),
+    'classes of no list': (lambda header: {**header, 'data': {'classes': 5}}, 'classes is not a list'),
 }
 
 
@@ -165,7 +165,7 @@ def _stretch(content: dict[str, Any]) -> None:
         ),
         (lambda content: content['state_dict'].pop('model.head.weight'), r'is missing model\.head\.weight'),
         (lambda content: content['explora_geo'].update(task='ExPLoRATask'), "unknown task 'ExPLoRATask'"),
-        (lambda content: content.pop('hyper_parameters'), "it lacks 'hyper_parameters'"),
+        (lambda content: content.pop('hyper_parameters'), "'hyper_parameters' is missing"),
         (lambda content: content.update(state_dict=5), 'incomplete or damaged'),
         (lambda content: content.update(state_dict={}), 'contains no tensors'),
         (_stretch, 'larger than the file'),

@@ -40,19 +40,19 @@ def build(base_file: Path) -> Build:
 @pytest.mark.parametrize(
     ('kind', 'kwargs', 'sentence'),
     [
-        (ClassificationTask, {}, 'needs num_classes of at least 2, got None'),
-        (ClassificationTask, {'num_classes': 1}, 'needs num_classes of at least 2, got 1'),
-        (ClassificationTask, {'task': 'multilabel'}, 'needs num_labels of at least 1, got None'),
+        (ClassificationTask, {}, 'num_classes must be at least 2 for task multiclass, got None'),
+        (ClassificationTask, {'num_classes': 1}, 'num_classes must be at least 2 for task multiclass, got 1'),
+        (
+            ClassificationTask,
+            {'task': 'multilabel'},
+            'num_labels must be at least 1 for task multilabel, got None',
+        ),
         (
             ClassificationTask,
             {'task': 'several', 'num_classes': 2},
             'task must be one of multiclass, multilabel, binary',
         ),
-        (
-            ClassificationTask,
-            {'num_classes': 2, 'loss': 'bce'},
-            'the loss bce does not fit the task multiclass',
-        ),
+        (ClassificationTask, {'num_classes': 2, 'loss': 'bce'}, 'loss bce does not match task multiclass'),
         (ClassificationTask, {'num_classes': 2, 'loss': 'mse'}, 'loss must be ce, bce, jaccard or focal'),
         (
             ClassificationTask,
@@ -64,30 +64,30 @@ def build(base_file: Path) -> Build:
             {'task': 'multilabel', 'num_labels': 2, 'regularization': Regularization(cutmix=1.0)},
             'need one class per image',
         ),
-        (SegmentationTask, {}, 'needs num_classes of at least 2, got None'),
+        (SegmentationTask, {}, 'num_classes must be at least 2 for task multiclass, got None'),
         (SegmentationTask, {'task': 'multilabel'}, 'task must be binary or multiclass'),
-        (
-            SegmentationTask,
-            {'num_classes': 2, 'loss': 'bce'},
-            'the loss bce does not fit the task multiclass',
-        ),
+        (SegmentationTask, {'num_classes': 2, 'loss': 'bce'}, 'loss bce does not match task multiclass'),
         (SegmentationTask, {'num_classes': 2, 'loss': 'mse'}, 'loss must be ce, bce, jaccard, focal or dice'),
         (
             SegmentationTask,
             {'num_classes': 2, 'loss': 'jaccard', 'ignore_index': 0},
-            'use dice with ignore_index',
+            'loss jaccard does not support ignore_index: use loss dice',
         ),
         (SegmentationTask, {'num_classes': 2, 'head': 'unet'}, 'head must be one of linear'),
         (SegmentationTask, {'num_classes': 2, 'class_weights': [1.0]}, 'class_weights must have 2 values'),
         (
             SegmentationTask,
             {'num_classes': 2, 'regularization': Regularization(erasing=0.5)},
-            'not for masks',
+            'erasing supports only image labels, not masks',
         ),
         (RegressionTask, {'loss': 'huber'}, 'loss must be mse or mae'),
         (RegressionTask, {'target': 'image'}, 'target must be label or mask'),
         (RegressionTask, {'num_outputs': 2, 'target': 'mask'}, '1 for masks, got 2'),
-        (RegressionTask, {'regularization': Regularization(mixup=1.0)}, 'mixup and cutmix are for classes'),
+        (
+            RegressionTask,
+            {'regularization': Regularization(mixup=1.0)},
+            'mixup and cutmix support only classes',
+        ),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(
@@ -155,7 +155,7 @@ def test_training_on_mixed_images_uses_shares(build: Build) -> None:
 
 def test_labels_out_of_range_are_named(build: Build) -> None:
     task, image = build(ClassificationTask, num_classes=3), torch.zeros(2, 3, 32, 32)
-    with pytest.raises(ValueError, match='labels must be 0 to 2, got 1 to 3'):
+    with pytest.raises(ValueError, match='labels must be between 0 and 2, got 1 to 3'):
         task.check_target(torch.tensor([1, 3]), image)
     with pytest.raises(ValueError, match=r'must have shape \(2,\), got labels of shape \(2, 3\)'):
         task.check_target(torch.zeros(2, 3), image)
@@ -264,9 +264,8 @@ def test_masks_that_do_not_fit_are_named(build: Build) -> None:
         task.check_target(torch.zeros(2, 16, 16), image)
     mask = torch.zeros(2, 32, 32).long()
     mask[0, 0, 0] = 7
-    with pytest.raises(
-        ValueError, match='masks must be 0 to 2, got 0 to 7: correct num_classes, or give ignore_index'
-    ):
+    sentence = 'masks must be between 0 and 2, got 0 to 7: correct num_classes, or set ignore_index'
+    with pytest.raises(ValueError, match=sentence):
         task.check_target(mask, image)
     build(SegmentationTask, num_classes=3, ignore_index=7).check_target(mask, image)
 

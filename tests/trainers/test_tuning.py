@@ -184,7 +184,7 @@ def test_a_checkpoint_resumes_without_the_starting_weights(
 
 @pytest.mark.parametrize('yaml', [False, True])
 def test_the_old_spelling_of_regularization_works(build: Build, tmp_path: Path, yaml: bool) -> None:
-    with pytest.warns(FutureWarning, match='regularisation is deprecated, write regularization'):
+    with pytest.warns(FutureWarning, match='regularisation is deprecated, use regularization'):
         if yaml:
             (file := tmp_path / 'run.yaml').write_text(
                 f'trainer: {{accelerator: cpu, logger: false, default_root_dir: {tmp_path}}}\n'
@@ -208,13 +208,13 @@ def test_mistakes_are_named(
 ) -> None:
     with pytest.raises(ValueError, match='tuning must be one of linear, lora, full, explora'):
         build(tuning='half')
-    with pytest.raises(ValueError, match='give weights, or the model of a checkpoint'):
+    with pytest.raises(ValueError, match='pass weights, or model to load a checkpoint'):
         build(weights=None, model=None)
-    with pytest.raises(ValueError, match=r'the adapter a\.safetensors belongs to the weights'):
+    with pytest.raises(ValueError, match=r'adapter a\.safetensors needs the weights'):
         build(weights=None, adapter='a.safetensors')
     with pytest.raises(ValueError, match='tuning needs a pre-trained backbone'):
         build_trainer().fit(build(weights=None), datamodule=build_data())
-    with pytest.raises(ValueError, match='holds no tuned model'):
+    with pytest.raises(ValueError, match=r'not a tuned model, format explora_geo\.task is missing'):
         write_state(tmp_path / 'plain.safetensors', {'x': torch.zeros(1)}, {})
         load_task(tmp_path / 'plain.safetensors')
     with pytest.raises(FileNotFoundError, match='checkpoint not found'):
@@ -222,5 +222,5 @@ def test_mistakes_are_named(
     (tmp_path / 'torn.ckpt').write_bytes(b'PK torn')
     with pytest.raises(ValueError, match=r'torn.*cannot be loaded safely'):
         load_task(tmp_path / 'torn.ckpt')
-    with pytest.raises(ValueError, match="needs 'label' in every batch, got the keys image"):
+    with pytest.raises(ValueError, match="needs 'label' in every batch, got keys image"):
         build().validation_step({'image': torch.zeros(1, 3, 32, 32)}, 0)

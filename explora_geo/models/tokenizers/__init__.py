@@ -45,14 +45,14 @@ def build_tokenizer(
         ValueError: If the name or an option is unknown, or a value does not fit.
     """
     if kind not in TOKENIZERS:
-        raise ValueError(f'unknown tokenizer {kind!r}: use {", ".join(TOKENIZERS)}')
+        raise ValueError(f'unknown tokenizer {kind!r}, expected one of {", ".join(TOKENIZERS)}')
     cls: Any = TOKENIZERS[kind]
     options = dict(options or {})
     known = [name for name in inspect.signature(cls).parameters if name not in _COMMON]
     for name in options:
         if name not in known:
             raise ValueError(
-                f'the tokenizer {kind} has no option {name!r}: it has {", ".join(known) or "none"}'
+                f'tokenizer {kind} has no option {name!r}, available options: {", ".join(known) or "none"}'
             )
     if bands is None and 'channel_groups' in options:
         bands = [band for group in options['channel_groups'] for band in group]

@@ -173,7 +173,7 @@ class Tokenizer(nn.Module, ABC):
         """Raise ValueError if an image does not fit the bands, the patch size or the nominal size."""
         if image.ndim != self.axes.count(',') + 1 or image.shape[-3] != len(self.bands):
             raise ValueError(
-                f'the model reads images of shape ({self.axes.format(len(self.bands))}) with bands '
+                f'the model expects images of shape ({self.axes.format(len(self.bands))}) with bands '
                 f'{", ".join(self.bands)}, got shape {tuple(image.shape)}'
             )
         height, width = image.shape[-2:]

@@ -53,7 +53,7 @@ class GroupChannelTokenizer(Tokenizer):
         if sorted(grouped) != sorted(self.bands) or not all(self.channel_groups):
             shown = ' '.join(f'({", ".join(group)})' for group in self.channel_groups)
             raise ValueError(
-                f'channel_groups must hold every band once, got the groups {shown} and the bands '
+                f'channel_groups must contain every band exactly once, got groups {shown} and bands '
                 f'{", ".join(self.bands)}'
             )
         self.indices = tuple(tuple(self.bands.index(b) for b in group) for group in self.channel_groups)

@@ -82,8 +82,8 @@ def _time_codes(dim: int, timestamps: Tensor | None) -> Tensor:
     if timestamps is None or timestamps.ndim != 3 or timestamps.shape[-1] != 3:
         shape = None if timestamps is None else tuple(timestamps.shape)
         raise ValueError(
-            'a temporal tokenizer needs timestamps of shape (B, T, 3): years since 2002, months since '
-            f'January, hours; got {shape}'
+            'the temporal tokenizer needs timestamps of shape (B, T, 3) (years since 2002, months since '
+            f'January, hours), got {shape}'
         )
     codes = sincos_1d(dim // 3, timestamps).flatten(2)  # (B,T,3,·) -> (B,T,dim), year first
     return torch.cat([torch.zeros_like(codes[:, :1]), codes], dim=1)

@@ -45,9 +45,13 @@ def test_options_rebuild_the_tokenizer(kind: str, options: dict[str, object]) ->
 @pytest.mark.parametrize(
     ('kind', 'options', 'sentence'),
     [
-        ('patches', {}, "unknown tokenizer 'patches': use patch, group-channel, temporal"),
-        ('patch', {'num_frames': 3}, "patch has no option 'num_frames': it has none"),
-        ('temporal', {'frames': 3}, "no option 'frames': it has num_frames, slot_dim, decoder_slot_dim"),
+        ('patches', {}, "unknown tokenizer 'patches', expected one of patch, group-channel, temporal"),
+        ('patch', {'num_frames': 3}, "patch has no option 'num_frames', available options: none"),
+        (
+            'temporal',
+            {'frames': 3},
+            "no option 'frames', available options: num_frames, slot_dim, decoder_slot_dim",
+        ),
     ],
 )
 def test_unknown_names_are_refused(kind: str, options: dict[str, int], sentence: str) -> None:

@@ -114,10 +114,10 @@ def test_group_codes_are_fixed_and_paper_wide() -> None:
 @pytest.mark.parametrize(
     ('change', 'sentence'),
     [
-        ({'channel_groups': (('B02', 'B04'), ('B05', 'B08'))}, r'groups \(B02, B04\) \(B05, B08\) and the'),
-        ({'channel_groups': (*GROUPS, ('B02',))}, 'must hold every band once'),
-        ({'channel_groups': (*GROUPS, ())}, 'must hold every band once'),
-        ({'bands': (*BANDS, 'B12')}, 'the bands B02, B04, B05, B08, B11, B12'),
+        ({'channel_groups': (('B02', 'B04'), ('B05', 'B08'))}, r'groups \(B02, B04\) \(B05, B08\) and bands'),
+        ({'channel_groups': (*GROUPS, ('B02',))}, 'must contain every band exactly once'),
+        ({'channel_groups': (*GROUPS, ())}, 'must contain every band exactly once'),
+        ({'bands': (*BANDS, 'B12')}, 'and bands B02, B04, B05, B08, B11, B12'),
         ({'bands': ('B02', 'B02')}, 'bands must be distinct'),
         ({'slot_dim': 5}, 'slot_dim must be a positive multiple of 2, got 5'),
         ({'slot_dim': 18}, 'slot_dim must be at most the width 16'),
