@@ -3,7 +3,6 @@
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from math import isqrt
 
 import numpy as np
 import torch
@@ -61,7 +60,7 @@ def resample_position(position: Tensor, source: tuple[int, int], target: tuple[i
 
 def fit_position(stored: Tensor, grid: tuple[int, int]) -> Tensor:
     """Resample square-grid positions, class token first, shape (1, 1 + L, D), to another grid."""
-    side = isqrt(stored.shape[1] - 1)
+    side = math.isqrt(stored.shape[1] - 1)
     return torch.cat([stored[:, :1], resample_position(stored[:, 1:], (side, side), grid)], dim=1)
 
 

@@ -113,10 +113,11 @@ class Regularization:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        for name in ('drop_path', 'label_smoothing', 'erasing'):
-            value = getattr(self, name)
-            if not 0 <= value < 1 and not (name == 'erasing' and value == 1):
-                raise ValueError(f'{name} must be in [0, 1), got {value}')
+        for name in ('drop_path', 'label_smoothing'):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f'{name} must be in [0, 1), got {getattr(self, name)}')
+        if not 0 <= self.erasing <= 1:
+            raise ValueError(f'erasing must be in [0, 1], got {self.erasing}')
         for name in ('mixup', 'cutmix'):
             if getattr(self, name) < 0:
                 raise ValueError(f'{name} must not be negative, got {getattr(self, name)}')

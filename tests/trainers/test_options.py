@@ -49,7 +49,14 @@ def test_series_are_mixed_and_erased_as_a_whole() -> None:
     assert Regularization().apply(series, torch.arange(4), 4)[0] is series
 
 
-@pytest.mark.parametrize('changes', [{'drop_path': 1.0}, {'mixup': -1.0}, {'erasing': 1.5}])
-def test_values_out_of_range_are_refused(changes: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match=next(iter(changes))):
+@pytest.mark.parametrize(
+    ('changes', 'sentence'),
+    [
+        ({'drop_path': 1.0}, r'drop_path must be in \[0, 1\), got 1'),
+        ({'mixup': -1.0}, 'mixup must not be negative, got -1'),
+        ({'erasing': 1.5}, r'erasing must be in \[0, 1\], got 1.5'),
+    ],
+)
+def test_values_out_of_range_are_refused(changes: dict[str, float], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
         Regularization(**changes)
