@@ -133,16 +133,16 @@ def adapt(
         page, report = measure(command, job, measured)
     except (KeyboardInterrupt, SystemExit):
         last = job.training / 'last.ckpt'
-        saved = f'goes on from {last}' if last.is_file() else 'starts anew, for nothing was saved yet'
-        given.say(f'Stopped. The same command {saved}.')
+        goal = f'resume from {last}' if last.is_file() else 'start over: nothing was saved yet'
+        given.say(f'Stopped. Repeat the command to {goal}.')
         raise
     except OSError as error:
         if error.errno not in FULL:
             raise
         # Errors from Lightning's logger do not name the file.
         bare = error.strerror == os.strerror(error.errno)
-        text = f'no space left to write to {folder}: make room and run again' if bare else error.strerror
-        raise OSError(error.errno, f'{text}; the same command goes on') from error
+        text = f'no space left to write to {folder}: free some space' if bare else error.strerror
+        raise OSError(error.errno, f'{text}; repeat the command to resume') from error
     return Adapted(folder, job.adapter, page, report)
 
 
@@ -151,7 +151,7 @@ def _plan(settings: dict[str, Any], job: Run, seconds: float) -> str:
     trainer, batch = settings['trainer'], settings['data']['init_args']['batch_size']
     size, steps = settings['model']['init_args']['img_size'], trainer['max_steps']
     return (
-        f'{job.source.weights} is adapted as {job.notation}: {steps:,} steps of {batch} images of {size} px '
+        f'Adapting {job.source.weights} with {job.notation}: {steps:,} steps of {batch} images of {size} px '
         f'in {trainer["precision"]}, about {duration(seconds * steps)}.\n'
-        f'Files go to {trainer["default_root_dir"]}; explora-geo fit --config reads its config.yaml.'
+        f'Output: {trainer["default_root_dir"]}; its config.yaml also runs with explora-geo fit --config.'
     )

@@ -115,7 +115,7 @@ class Watch(Callback):
         if value is None:
             return
         self._first = value if self._first is None else self._first
-        self.text = f'{self._title} {value:.3f} (at first {self._first:.3f})'
+        self.text = f'{self._title} {value:.3f} (source {self._first:.3f})'
         if trainer.logger is not None:
             trainer.logger.log_metrics({self._name: value}, step=trainer.global_step)
 

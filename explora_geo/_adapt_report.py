@@ -46,7 +46,7 @@ ON_THE_WAY = 150
 SHARE, MOST = 0.02, 4
 # Titles of scores during training, by log name.
 _SO_FAR = {
-    'knn_so_far': 'k-NN accuracy on some labeled tiles',
+    'knn_so_far': 'k-NN accuracy on a subset of the labeled tiles',
     'label_free_so_far': SCORES[DEFAULT_SCORE].title,
 }
 
@@ -67,7 +67,7 @@ def sample(datamodule: Any, most: int = SAMPLE) -> tuple[Tensor, list[str]]:
         if hasattr(dataset, 'files'):
             names = [Path(str(dataset.files[i])).name for i, s in picked.items() if 'image' in s]
     if len(usable) < LEAST:
-        raise ValueError(f'a report needs {LEAST} usable images, the archive gave {len(usable)}')
+        raise ValueError(f'a report needs at least {LEAST} usable images, the archive has {len(usable)}')
     batch = {'image': torch.stack([s['image'].float() for s in usable])}
     return datamodule.aug(batch)['image'].to(pick_device()), names
 
@@ -164,7 +164,7 @@ def measure(command: Any, run: Run, measured: list[dict[str, Any]]) -> tuple[Pat
         if wanted.quoted is not None:
             more['quoted'] = read_quoted(Path(wanted.quoted))
     if wanted.retention is not None:
-        wanted.say(f'Scoring what is still known of {wanted.retention}.')
+        wanted.say(f'Scoring retention on {wanted.retention}.')
         row = score_pair(before, after, labeled(wanted.retention), protocol=_RETENTION).rows()[0]
         row = {k: row[k] for k in ('metric', 'title', 'source', 'adapted', 'gain')}
         more['retention'] = {'source': str(wanted.retention), 'row': row}
@@ -214,7 +214,7 @@ def _curves(logs: list[Path]) -> list[dict[str, Any]]:
     """Return losses and scores over training, with resumed legs joined."""
     parts = [pd.read_csv(log) for log in logs if log.stat().st_size]
     table = pd.concat(parts).sort_values('step', kind='stable') if parts else pd.DataFrame()
-    titles = {'train_loss': 'Training loss', 'train_cosine': "Cosine to the source's mean of all turns"}
+    titles = {'train_loss': 'Training loss', 'train_cosine': 'Cosine to the source averaged over turns'}
     found = []
     for column, title in {**titles, **_SO_FAR}.items():
         if column in table and not (rows := table.dropna(subset=[column])).empty:

@@ -43,10 +43,10 @@ class Length(NamedTuple):
         """Parse `30 minutes`, `600 steps` or `2 epochs`; raise ValueError for any other text."""
         match = re.fullmatch(r'(-?(?:[\d.]+(?:e[+-]?\d+)?|inf)|nan)\s*(minute|step|epoch)s?', text.strip())
         if match is None:
-            raise ValueError(f'length must be such as "30 minutes", "600 steps" or "2 epochs", got {text!r}')
+            raise ValueError(f'length must look like "30 minutes", "600 steps" or "2 epochs", got {text!r}')
         amount, unit = float(match[1]), f'{match[2]}s'
         if not 0 < amount < math.inf:
-            raise ValueError(f'{unit} must be above 0, got {amount:g}')
+            raise ValueError(f'{unit} must be positive and finite, got {amount:g}')
         if unit == 'steps' and amount != int(amount):
             raise ValueError(f'steps must be a whole number, got {amount:g}')
         return cls(amount, unit)
@@ -91,28 +91,28 @@ class Options:
             sound = False
         if not sound:
             raise ValueError(
-                'strength must be auto, or from 0 (the source) to 1 (all of the adapter), got '
+                'strength must be auto or between 0 (the source) and 1 (the full adapter), got '
                 f'{self.strength}'
             )
         for name in ('labels', 'retention'):
             given = getattr(self, name)
             if given is not None and not Path(given).is_dir():
-                raise FileNotFoundError(f'no folder {given}: {name} is a folder with a folder for each class')
+                raise FileNotFoundError(f'{name} folder not found: {given}; it needs a folder for each class')
         if self.quoted is not None:
             read_quoted(Path(self.quoted))
         if self.beside is not None and self.labels is None:
-            raise ValueError('beside is an adapter that labels score: give labels, too')
+            raise ValueError('beside needs labels to score the adapter on: pass labels, too')
 
 
 def read_quoted(file: Path) -> dict[str, Any]:
     """Read scores measured elsewhere, for quotation in reports; errors name a file without scores."""
     if not file.is_file():
-        raise FileNotFoundError(f'no file {file}: quoted is a JSON file of scores')
+        raise FileNotFoundError(f'quoted scores not found: {file}; pass a JSON file of scores')
     try:
         content = json.loads(file.read_text(encoding='utf-8'))
         rows = [row for row in content['rows'] if row['metric']]
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f'{file} holds no scores: quoted needs rows, as report.json has them') from error
+        raise ValueError(f'{file} contains no scores: quoted needs rows, as in report.json') from error
     return {'source': str(file), 'command': content.get('command'), 'rows': rows}
 
 
@@ -146,15 +146,13 @@ def find_source(weights: WeightsEnum | str | PathLike[str]) -> Source:
         if not text.startswith('timm/'):
             raise
         raise ValueError(
-            f'{error}; without a network, adapt weights that ship: '
+            f'{error}; without network access, use the shipped weights: '
             '--weights ViTSmall14_Weights.LVD142M_DINOV2_DEPTH6'
         ) from error
     if not facts.backbone:
-        raise ValueError(
-            f'{name} does not say which backbone it is: adapt it with explora-geo fit, which asks'
-        )
+        raise ValueError(f'{name} does not specify its backbone: use explora-geo fit and set model')
     if facts.tokenizer != 'patch':
-        raise ValueError(f'{name} reads groups of bands or dates: adapt it with explora-geo fit')
+        raise ValueError(f'{name} expects groups of bands or series of images: use explora-geo fit')
     with torch.device('meta'):
         patch_size = create_vit(facts.backbone).patch_embed.patch_size
     return Source(text, facts.backbone, weights_objective(weights), patch_size, facts.bands or RGB)
@@ -171,21 +169,21 @@ def choose_adaptation(source: Source, adaptation: str | None, force: bool) -> st
     letter = adaptation.strip().partition('-')[0]
     if letter not in CLASSES or ExPLoRAConfig.create(_plain(adaptation)).full:
         raise ValueError(
-            'adaptation must name objective and blocks, as D-ExPLoRA-[L]-r32, M-ExPLoRA-[L]-r32, '
+            'adaptation must name an objective and blocks, such as D-ExPLoRA-[L]-r32, M-ExPLoRA-[L]-r32, '
             f'anchor-[L]-r32 or align-[L]-r32, got {adaptation!r}'
         )
     with torch.device('meta'):
         explora(create_vit(source.model), ExPLoRAConfig.create(_plain(adaptation)))  # checks block numbers
     harm = None
     if letter == 'D' and masked:
-        harm = 'were made by masked autoencoding, which M-ExPLoRA-[L]-r32 goes on with'
+        harm = 'was pre-trained by masked autoencoding, which M-ExPLoRA-[L]-r32 continues'
     if letter == 'M' and not masked:
         harm = (
-            'were not made by masked autoencoding, which would undo them within minutes (linear probe on '
-            'EuroSAT from 0.88 to 0.70)'
+            'was not pre-trained by masked autoencoding, which would degrade it within minutes (linear probe '
+            'on EuroSAT drops from 0.88 to 0.70)'
         )
     if harm and not force:
-        advice = 'leave --adaptation out, or insist with explora-geo adapt --force'
+        advice = 'omit --adaptation, or pass --force to adapt anyway'
         raise ValueError(f'{source.weights} {harm}: {advice}')
     return adaptation.strip()
 
@@ -225,12 +223,12 @@ class Run:
         found, wanted, source = self.found, self.options, self.source
         if found.kind != 'scenes' and found.images < LEAST:  # scenes yield any number of windows
             raise ValueError(
-                f'{found.source} holds {found.images} image{"s"[: found.images != 1]}: give {LEAST} or more'
+                f'{found.source} has {found.images} image{"s"[: found.images != 1]}: use at least {LEAST}'
             )
         if wanted.share not in (None, 1) and not self.scalable:
             raise ValueError(
-                f'strength must be 1 for the bands {", ".join(found.bands)}: {source.weights} read '
-                f'{", ".join(source.bands)}, and no part of a new patch embedding can be taken'
+                f'strength must be 1 for the bands {", ".join(found.bands)}: {source.weights} reads '
+                f'{", ".join(source.bands)}, and a new patch embedding cannot be scaled'
             )
         for given in (wanted.labels, wanted.retention):
             if given is not None:
@@ -300,13 +298,13 @@ def check_folder(folder: Path, request: dict[str, Any]) -> None:
         differ = [k for k in request if other.get(k) != request[k]]
         if differ:
             raise ValueError(
-                f'{folder} holds the run of another command ({differ[0]} {other.get(differ[0])!r}, now '
-                f'{request[differ[0]]!r}): give another folder with --out, or repeat that command'
+                f'{folder} contains a run with other settings ({differ[0]} {other.get(differ[0])!r}, now '
+                f'{request[differ[0]]!r}): choose another folder with --out, or repeat that command'
             )
     elif folder.exists() and not folder.is_dir():
-        raise ValueError(f'{folder} is a file: give a folder with --out')
+        raise ValueError(f'{folder} is a file: choose a folder with --out')
     elif folder.is_dir() and any(folder.iterdir()):
-        raise ValueError(f'{folder} holds other files: give another folder with --out')
+        raise ValueError(f'{folder} contains other files: choose another folder with --out')
 
 
 def _plain(notation: str) -> str:

@@ -114,8 +114,7 @@ def _first_that_fits(settings: dict[str, Any], stated: bool) -> Trial:
             if stated or batch == 1:
                 raise ValueError(
                     f'a batch of {batch} images of {settings["model"]["init_args"]["img_size"]} px does not '
-                    'fit into the memory: give a smaller data.init_args.batch_size, or weights of a smaller '
-                    'model'
+                    'fit in memory: lower data.init_args.batch_size, or use weights of a smaller model'
                 ) from error
         torch.cuda.empty_cache()
         batch = math.ceil(batch / 2)

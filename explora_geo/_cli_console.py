@@ -24,7 +24,7 @@ def show(title: str, rows: Mapping[str, object], numbers: bool = False) -> None:
     table.add_column(overflow='fold')
     table.add_column(justify='right' if numbers else 'left')
     for name, value in rows.items():
-        table.add_row(name, f'{value:,}' if numbers else escape(str(value or 'not stated')))
+        table.add_row(name, f'{value:,}' if numbers else escape(str(value or 'not specified')))
     console.print(table)
 
 
@@ -80,8 +80,7 @@ def _sentence(error: Exception) -> str:
     if unknown is not None:  # jsonargparse surrounds this with every alternative it tried
         key = unknown[1] or unknown[2]
         return (
-            f'unknown key {key!r} in the configuration: '
-            'correct it, explora-geo fit --print_config shows the keys that exist'
+            f'unknown key {key!r} in the configuration: explora-geo fit --print_config lists the valid keys'
         )
     # Keep the innermost wrapped error, without the values repeated around it
     inner = re.search(r".*Errors: - (.+?)(?: - Expected a <class 'NoneType'>| Given value type:)", text)

@@ -76,7 +76,7 @@ def probe(
     side = vit.patch_embed.img_size
     datamodule = make(image_size=side, bands=vit.patch_embed.bands)
     if side > largest:
-        say(f'images of {largest} px are enlarged to {side} px: --image-size sets it')
+        say(f'enlarging images from {largest} px to {side} px: use --image-size to change this')
     if dry_run:
         return say(describe_plan(datamodule, protocol))
     used: Any = statistics or None
@@ -127,9 +127,9 @@ def map_scene(
     from explora_geo.models.builders import DINOV2_SIZE
 
     if (model is None) == (weights is None):
-        raise ValueError('give either model, a tuned model, or weights, a backbone for embeddings')
+        raise ValueError('pass either --model (a tuned model) or --weights (a backbone for embeddings)')
     if adapter is not None and weights is None:
-        raise ValueError('an adapter belongs to weights: a tuned model holds all of its own')
+        raise ValueError('--adapter requires --weights: a tuned model already contains all of its weights')
     where = pick_device(device)
     if model is not None:
         found = open_model(model, where)
@@ -172,16 +172,17 @@ def export(
     check_request(out, layout, weights, adapter, model, tuned)
     if layout == 'peft':
         bare = export_peft(adapter, out)  # type: ignore[arg-type]
-        return say(f'{out}: for PeftModel.from_pretrained' + (f', {", ".join(bare)} beside' if bare else ''))
+        rest = f'; {", ".join(bare)} saved in parameters.safetensors' if bare else ''
+        return say(f'{out}: load it with PeftModel.from_pretrained{rest}')
     module: Any = load_task(tuned).model if tuned else load_backbone(model, weights, adapter)
     if layout == 'transformers':
-        return say(f'{out}: for {export_transformers(module, out)}.from_pretrained of transformers')
+        return say(f'{out}: load it with transformers.{export_transformers(module, out)}.from_pretrained')
     vit = module if tuned is None else module.backbone
     difference = write(module, vit.name, out)
     if out.suffix in ('.safetensors', '.ckpt'):
-        return say(f'{out}: {vit.name} with the keys of timm')
-    checked = '' if difference is None else f', at most {difference:.1e} from torch in onnxruntime'
-    return say(f'{out}: images of {vit.patch_embed.img_size} px, any number{checked}')
+        return say(f'{out}: {vit.name} with timm keys')
+    checked = '' if difference is None else f', onnxruntime within {difference:.1e} of torch'
+    return say(f'{out}: {vit.patch_embed.img_size} px images, any batch size{checked}')
 
 
 @adapter_app.command('info')
@@ -203,7 +204,7 @@ def adapter_info(file: Annotated[Path, Argument(help='Adapter file.')]) -> None:
         'base': ', '.join(filter(None, [header.base, header.license])),
         'base SHA-256': header.base_sha256,
         'written by': f'explora_geo {header.version}',
-        'tensors': f'{len(state)}, {sum(t.numel() for t in state.values()):,} numbers',
+        'tensors': f'{len(state)}, {sum(t.numel() for t in state.values()):,} values',
         'size': f'{file.stat().st_size / 1e6:.2f} MB',
     }
     show(str(file), rows)
@@ -250,7 +251,7 @@ def weights_list(
     found = search_weights(search)
     if not found:
         raise ValueError(
-            f'no weights hold {search!r}: search for one word, such as sentinel2, landsat or mae'
+            f'no weights match {search!r}: search for one word, such as sentinel2, landsat or mae'
         )
     for name, meta in found.items():  # one unwrapped line each, so that names can be copied
         parts = [meta['model'], meta.get('tokenizer', 'patch'), 'with decoder' if meta['decoder'] else '']
@@ -272,7 +273,7 @@ def push(
     """
     from explora_geo.checkpoints.sharing import push as upload
 
-    say(f'{upload(file, repo, report, license, private)}: load_backbone and --weights read it by this name')
+    say(f'{upload(file, repo, report, license, private)}: pass this name to load_backbone or --weights')
 
 
 def pull(

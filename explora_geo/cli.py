@@ -74,7 +74,7 @@ def adapt(
     given = {'minutes': minutes, 'steps': steps, 'epochs': epochs}
     lengths = [f'{n} {unit}' for unit, n in given.items() if n is not None]
     if len(lengths) > 1:
-        raise ValueError('give one of --minutes, --steps and --epochs')
+        raise ValueError('pass only one of --minutes, --steps and --epochs')
     scenes = archive[0] if len(archive) == 1 else archive
     length = lengths[0] if lengths else '30 minutes'
     settings = (out, weights, adaptation, length, bands, labels, retention, config, strength)
@@ -122,20 +122,20 @@ def doctor(
     show('Versions', {'Python': found['python'], **versions})
     state = dict(found['devices'])
     for name, row in found['extras'].items():
-        lacks = f'lacks {", ".join(row["missing"])}: {row["install"]}' if row['missing'] else 'installed'
+        lacks = f'missing {", ".join(row["missing"])}: {row["install"]}' if row['missing'] else 'installed'
         state[f'extra {name}'] = f'{lacks} ({row["use"]})'
     here = {name: row for name, row in found['weights'].items() if row['megabytes']}
     for name, row in here.items():
         place = 'shipped' if row['shipped'] else 'in the cache'
         state[name] = f'{place}, {row["megabytes"]:,.1f} MB, {row["license"]}'
     others = len(found['weights']) - len(here)
-    state['other weights'] = f'{others} known by name, see explora-geo weights list'
+    state['other weights'] = f'{others} available by name: explora-geo weights list'
     show('Devices, extras, weights', {**state, 'cache': found['cache']})
     for problem in found['problems']:
         console.print(f'[bold red]problem:[/] {escape(problem)}', highlight=False)
     if found['problems']:
         raise typer.Exit(1)
-    console.print('Nothing needs mending.')
+    console.print('No problems found.')
 
 
 @app.command(rich_help_panel='Plan and prepare')
@@ -170,7 +170,7 @@ def params(
     title = f'{adaptation} on {backbone}{groups}{decoder}'
     show(title, {**count.parts, 'trainable': count.trained}, numbers=True)
     share = count.trained / count.total
-    say(f'{count.trained:,} of {count.total:,} parameters train ({share:.1%}): {count.trained / 1e6:.3f}M')
+    say(f'{count.trained:,} of {count.total:,} parameters trained ({share:.1%}): {count.trained / 1e6:.3f}M')
 
 
 @app.command(rich_help_panel='Plan and prepare')
@@ -212,7 +212,7 @@ def pack(
     seconds = time.perf_counter() - start
     say(
         f'{out}: {len(packed)} tiles of {packed.header.shape[1:]}, {packed.header.dtype}, '
-        f'{megabytes:,.1f} MB; {packed.skipped_count} skipped; every tile compared; {seconds:.1f} s'
+        f'{megabytes:,.1f} MB; {packed.skipped_count} skipped; every tile verified; {seconds:.1f} s'
     )
 
 
@@ -227,7 +227,7 @@ def fit(context: typer.Context) -> None:
     from explora_geo.configured import plan
 
     rows = plan(['fit', *(a for a in context.args if a != '--dry-run')])
-    return show('Plan, nothing was trained', rows)
+    return show('Plan (nothing was trained)', rows)
 
 
 def lightning(context: typer.Context) -> None:

@@ -36,13 +36,13 @@ def read_yaml(file: Path) -> dict[str, Any]:
         ValueError: If it is not YAML, or holds anything but a mapping.
     """
     if not file.is_file():
-        raise FileNotFoundError(f'no configuration file {file}')
+        raise FileNotFoundError(f'configuration file not found: {file}')
     try:
         content = yaml.safe_load(file.read_text(encoding='utf-8'))
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # or not even text
-        raise ValueError(f'{file} is not YAML ({error})') from error
+        raise ValueError(f'{file} is not valid YAML ({error})') from error
     if not isinstance(content, dict):
-        raise ValueError(f'{file} holds no keys and values, but {type(content).__name__}: give a YAML file')
+        raise ValueError(f'{file} must contain YAML keys and values, got {type(content).__name__}')
     return content
 
 
@@ -138,14 +138,14 @@ def plan(args: list[str]) -> dict[str, str]:
     rows = {
         'task': type(task).__name__,
         **(_backbone(task, datamodule) if isinstance(task, ReproducibleTask) else {}),
-        'trains': f'{trained:,} parameters with heads and decoders',
+        'trainable': f'{trained:,} parameters, including heads and decoders',
         'weights': getattr(task, 'load_report', ''),
-        'data': f'{type(datamodule).__name__}, {batches:,} batches of {size} an epoch, '
-        f'validation on {len(validation) if validation else "no"} images',
+        'data': f'{type(datamodule).__name__}, {batches:,} batches of {size} per epoch, '
+        f'{len(validation) if validation else "no"} validation images',
         'length': f'{total:,} optimizer steps of {size * accumulated * trainer.world_size} images, '
         f'{total / per_epoch:.3g} epochs',
         'device': f'{trainer.world_size} x {trainer.strategy.root_device}, precision {trainer.precision}',
-        'writes to': str(trainer.log_dir or trainer.default_root_dir),
+        'output': str(trainer.log_dir or trainer.default_root_dir),
     }
     return {name: text for name, text in rows.items() if text}
 
@@ -182,23 +182,23 @@ def open_data(data: Path, val_split: float) -> tuple[int, Callable[..., Any]]:
         ValueError: If the YAML file has no data module, a class is empty, or val_split is not in (0, 1).
     """
     if not 0 < val_split < 1:
-        raise ValueError(f'val_split must be between 0 and 1, as probes are chosen on it, got {val_split}')
+        raise ValueError(f'val_split must be between 0 and 1 (probes are chosen on it), got {val_split}')
     if not data.exists():
-        raise FileNotFoundError(f'no data {data}: give a folder with train/ and test/, or a YAML file')
+        raise FileNotFoundError(f'data not found: {data}; pass a folder of train/ and test/, or a YAML file')
     if data.is_file():
         datamodule = _configured(data)
         return getattr(datamodule, 'image_size', DINOV2_SIZE), lambda **kwargs: datamodule
     missing = [part for part in ('train', 'test') if not (data / part).is_dir()]
     if missing:
         raise FileNotFoundError(
-            f'{data} has no folder {" and no ".join(missing)}: put class folders into {data}/train and '
-            f'{data}/test, or give a YAML file that names a data module'
+            f'{data} has no {" or ".join(missing)} folder: put class folders into {data}/train and '
+            f'{data}/test, or pass a YAML file that names a data module'
         )
     for part in ('train', 'test'):
         empty = [p.name for p in sorted((data / part).iterdir()) if p.is_dir() and not find_images(p)]
         if empty:
             raise ValueError(
-                f'the class folders {", ".join(empty)} in {data / part} hold no image: fill or remove them'
+                f'empty class folders in {data / part}: {", ".join(empty)}; add images or remove them'
             )
     side, val = DINOV2_SIZE, data / 'val'
     for path in find_images(data / 'train'):
@@ -213,7 +213,7 @@ def _configured(file: Path) -> Any:
     content = read_yaml(file)
     section = content.get('data', content)
     if not isinstance(section, dict) or 'class_path' not in section:
-        raise ValueError(f'{file} describes no data module: it needs class_path, or data with class_path')
+        raise ValueError(f'{file} does not define a data module: add class_path, or data with class_path')
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(BaseDataModule, 'data')
     # Renamed in jsonargparse 4.49

@@ -31,20 +31,20 @@ def diagnose() -> dict[str, Any]:
         stated = [Requirement(line) for line in metadata.requires('explora_geo') or []]
     except metadata.PackageNotFoundError:
         stated = []
-        problems.append('explora_geo is not installed, only importable: pip install -e . in its folder')
+        problems.append('explora_geo is importable but not installed: pip install -e . in its folder')
     required = [r for r in stated if r.marker is None or r.marker.evaluate({'extra': ''})]
     packages = {requirement.name: _installed(requirement) for requirement in required}
     for name, row in packages.items():
         if not row['ok']:
-            have = f'version {row["version"]} is installed' if row['version'] else 'it is missing'
-            problems.append(f'{name} {row["needed"]} is needed, {have}: pip install "{name}{row["needed"]}"')
+            have = f'but {row["version"]} is installed' if row['version'] else 'but missing'
+            problems.append(f'{name} {row["needed"]} is required {have}: pip install "{name}{row["needed"]}"')
     try:
         import torchvision  # noqa: F401 - fails on import if built for another torch
     except (ImportError, RuntimeError, AttributeError) as error:
         broken = str(error).split('\n')[0]
         problems.append(
-            f'torchvision does not import beside this torch ({broken}): install both from one place, '
-            'https://pytorch.org/get-started'
+            f'torchvision cannot be imported with this version of torch ({broken}): install both from the '
+            'same source, https://pytorch.org/get-started'
         )
     extras = {}
     for name, use in _EXTRAS.items():
@@ -92,7 +92,7 @@ def _devices() -> dict[str, str]:
     if len(found) == 1:
         found['GPU'] = 'none that torch can use'
     chosen = faster_precision()
-    found['precision'] = f'{chosen}, the faster one here, in which the package trains unless told otherwise'
+    found['precision'] = f'{chosen}, the faster one here and the default for training'
     return found
 
 

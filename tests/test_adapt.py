@@ -113,11 +113,13 @@ def test_the_same_call_goes_on_and_another_is_refused(tiles: Path, weights: Path
     before = read_adapter(first.adapter)[1]
     after = read_adapter(adapt(tiles, weights, out).adapter)[1]
     assert all(torch.equal(after[name], value) for name, value in before.items())
-    with pytest.raises(ValueError, match=r"run holds the run of another command \(length '2 steps', now '3"):
+    with pytest.raises(
+        ValueError, match=r"run contains a run with other settings \(length '2 steps', now '3"
+    ):
         adapt(tiles, weights, out, length='3 steps')
     (tmp_path / 'full').mkdir()
     (tmp_path / 'full' / 'thesis.tex').touch()
-    with pytest.raises(ValueError, match='full holds other files'):
+    with pytest.raises(ValueError, match='full contains other files'):
         adapt(tiles, weights, tmp_path / 'full')
 
 
@@ -151,7 +153,10 @@ def test_an_interrupted_run_ends_as_one_that_was_not(
         patch.setattr(Watch, 'on_train_batch_end', interrupt)
         with pytest.raises((KeyboardInterrupt, SystemExit)):
             adapt(tiles, weights, tmp_path / 'cut', length='4 steps', config=config, say=said.append)
-    assert 'The same command goes on' in said[-1] and not (tmp_path / 'cut' / 'adapter.safetensors').exists()
+    assert (
+        'Repeat the command to resume from' in said[-1]
+        and not (tmp_path / 'cut' / 'adapter.safetensors').exists()
+    )
     cut = adapt(tiles, weights, tmp_path / 'cut', length='4 steps', config=config)
     steps = [run.report['curves'][0]['x'] for run in (whole, cut)]
     assert steps[0] == steps[1] == [0, 1, 2, 3]
@@ -200,7 +205,7 @@ def test_a_strength_scales_the_file_that_is_written_without_training_again(
         found[0.25], found[0] + 0.25 * (found[1] - found[0]), atol=1e-3, rtol=0.01
     )  # bfloat16
     assert (found[1] - found[0]).abs().max() > 0.01
-    assert adapted.report['verdict']['text'] == 'Nothing is added to the source.'
+    assert adapted.report['verdict']['text'] == 'The source is left unchanged.'
 
 
 @pytest.mark.slow
@@ -220,17 +225,17 @@ def test_validation_chooses_the_strength_and_the_source_may_win(
         assert row['adapted']['mean'] == series['y'][at]
     if not chosen:
         assert report['verdict']['text'] == 'Adapting did not help.'
-        assert report['verdict']['advice'].startswith('Keep the source: validation tiles prefer it')
+        assert report['verdict']['advice'].startswith('Keep the source: no strength tried was better')
         assert all(row['gain']['mean'] == 0 for row in report['scores']['rows'])
 
 
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        ({'adaptation': '[L]-r4'}, 'adaptation must name objective and blocks'),
-        ({'adaptation': 'full'}, 'adaptation must name objective and blocks'),
-        ({'strength': 2}, r'strength must be auto, or from 0 \(the source\) to 1 .* got 2'),
-        ({'length': 'a while'}, 'length must be such as "30 minutes"'),
+        ({'adaptation': '[L]-r4'}, 'adaptation must name an objective and blocks'),
+        ({'adaptation': 'full'}, 'adaptation must name an objective and blocks'),
+        ({'strength': 2}, r'strength must be auto or between 0 \(the source\) and 1 .* got 2'),
+        ({'length': 'a while'}, 'length must look like "30 minutes"'),
         ({'bands': 'red,nir'}, 'nir'),
     ],
 )

@@ -70,39 +70,47 @@ def write(folder: Path, bands: Sequence[int], side: int = 64) -> None:
     [
         ('none', [], 'There is no archive {}/none'),
         ('empty', [], '{}/empty holds no image'),
-        ('two', [], '{}/two holds 2 images: give 3 or more'),
+        ('two', [], '{}/two has 2 images: use at least 3'),
         ('mixed', [], '{}/mixed mixes files of 3 bands'),
         ('small', [], '6 x 6 pixels, less than a patch of 14 x 14'),
         ('unnamed', [], 'name those to use by their number, such as bands=red=1,green=2,blue=3'),
         ('tiles', ['--labels', '{}/flat'], 'labels={}/flat needs images in at least two class folders'),
         ('tiles', ['--labels', '{}/few'], 'labels={}/few has 2 of River: give 3 tiles or more of each class'),
-        ('tiles', ['--labels', '{}/none'], 'no folder {}/none: labels is a folder with a folder for each'),
+        ('tiles', ['--labels', '{}/none'], 'labels folder not found: {}/none; it needs a folder for each'),
         ('tiles', ['--retention', '{}/flat'], '{}/flat needs images in at least two class folders'),
-        ('tiles', ['--weights', 'timm/vit_small_patch14_dinov2.lvd142m'], f'that ship: --weights {DEPTH6}'),
+        (
+            'tiles',
+            ['--weights', 'timm/vit_small_patch14_dinov2.lvd142m'],
+            f'shipped weights: --weights {DEPTH6}',
+        ),
         ('tiles', ['--weights', '{}/none.safetensors'], 'weights file not found: {}/none.safetensors'),
         ('tiles', ['--weights', '{}/damaged.safetensors'], 'damaged.safetensors is damaged or not'),
-        ('tiles', ['--adaptation', 'M-ExPLoRA-[L]-r4'], 'were not made by masked autoencoding'),
-        ('tiles', ['--weights', TINY, '--adaptation', 'D-ExPLoRA-[L]-r4'], 'were made by masked auto'),
+        ('tiles', ['--adaptation', 'M-ExPLoRA-[L]-r4'], 'was not pre-trained by masked autoencoding'),
+        ('tiles', ['--weights', TINY, '--adaptation', 'D-ExPLoRA-[L]-r4'], 'was pre-trained by masked auto'),
         ('tiles', ['--adaptation', 'anchor-[9]-r4'], 'block 9 does not exist'),
         ('tiles', ['--adaptation', 'D-ExPLoRA-r4'], 'D-ExPLoRA-r4'),
-        ('tiles', ['--minutes', '0'], 'minutes must be above 0, got 0'),
-        ('tiles', ['--steps', '-1'], 'steps must be above 0, got -1'),
-        ('tiles', ['--minutes', '1', '--epochs', '1'], 'give one of --minutes, --steps and --epochs'),
-        ('tiles', ['--strength', '2'], 'strength must be auto, or from 0 (the source) to 1 '),
+        ('tiles', ['--minutes', '0'], 'minutes must be positive and finite, got 0'),
+        ('tiles', ['--steps', '-1'], 'steps must be positive and finite, got -1'),
+        ('tiles', ['--minutes', '1', '--epochs', '1'], 'pass only one of --minutes, --steps and --epochs'),
+        ('tiles', ['--strength', '2'], 'strength must be auto or between 0 (the source) and 1 '),
         (
             'tiles',
             ['--strength', 'much'],
-            'strength must be auto, or from 0 (the source) to 1 (all of the adapter), got much',
+            'strength must be auto or between 0 (the source) and 1 (the full adapter), got much',
         ),
-        ('tiles', ['--beside', str(ADAPTER)], 'beside is an adapter that labels score: give labels, too'),
+        (
+            'tiles',
+            ['--beside', str(ADAPTER)],
+            'beside needs labels to score the adapter on: pass labels, too',
+        ),
         (
             'tiles',
             ['--beside', str(ADAPTER), '--labels', '{}/tiles', '--weights', TINY],
             'was made for vit_small_patch14_dinov2_depth6',
         ),
-        ('tiles', ['--config', '{}/none.yaml'], 'no configuration file {}/none.yaml'),
-        ('tiles', ['--out', '{}/flat/0.tif'], '{}/flat/0.tif is a file: give a folder with --out'),
-        ('tiles', ['--out', '{}/flat'], '{}/flat holds other files: give another folder with --out'),
+        ('tiles', ['--config', '{}/none.yaml'], 'configuration file not found: {}/none.yaml'),
+        ('tiles', ['--out', '{}/flat/0.tif'], '{}/flat/0.tif is a file: choose a folder with --out'),
+        ('tiles', ['--out', '{}/flat'], '{}/flat contains other files: choose another folder with --out'),
     ],
 )
 def test_bad_input_is_one_sentence_and_writes_nothing(
@@ -189,7 +197,7 @@ def test_a_run_that_is_stopped_by_ctrl_c_says_how_to_go_on_and_does(
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=120)[0]
     assert process.returncode not in (0, 2) and 'Traceback' not in said
-    assert f'Stopped. The same command goes on from {run}/run/last.ckpt.' in ' '.join(said.split())
+    assert f'Stopped. Repeat the command to resume from {run}/run/last.ckpt.' in ' '.join(said.split())
     done = torch.load(run / 'run' / 'last.ckpt', weights_only=True)['global_step']
     assert 1 <= done < 30 and not (run / 'report.html').exists()
     capsys.readouterr()

@@ -100,7 +100,7 @@ def test_a_batch_that_the_user_states_and_memory_does_not_hold_is_one_sentence(
     found: Archive, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_adapt_speed, 'try_steps', Machine({(64, 0): (0,)}))
-    with pytest.raises(ValueError, match='a batch of 64 images of 128 px does not fit into the memory'):
+    with pytest.raises(ValueError, match='a batch of 64 images of 128 px does not fit in memory'):
         settle(settings, {'data': {'init_args': {'batch_size': 64}}}, found, Length.parse('1 minute'))
 
 
@@ -147,7 +147,7 @@ def test_a_run_is_scored_a_few_times_after_the_source(
     command.trainer.fit(command.model, datamodule=command.datamodule)
     assert len(seen) == (1 + times if times else 0)
     if times:
-        assert score.text == 'k-NN 1.000 (at first 0.600)'
+        assert score.text == 'k-NN 1.000 (source 0.600)'
         # Copies are scored, and what trains goes on training.
         assert all(vit is not command.model.backbone for vit in seen) and not seen[0].training
         log = (tmp_path / 'run' / 'run' / 'metrics.csv').read_text().splitlines()

@@ -186,7 +186,7 @@ def test_weights_list_names_licence_and_backbone_of_every_entry(run: Callable[..
 def test_weights_are_searched(run: Callable[..., str], refuse: Refuse) -> None:
     lines = run('weights', 'list', '--search', 'Sentinel2 DINO small16').splitlines()
     assert [line.split(':')[0] for line in lines] == ['torchgeo/ViTSmall16_Weights.SENTINEL2_ALL_DINO']
-    assert "no weights hold 'mars'" in refuse('weights', 'list', '--search', 'mars')
+    assert "no weights match 'mars'" in refuse('weights', 'list', '--search', 'mars')
     assert 'nearest are ViTTiny8_Weights.TINY_IMAGENET_MAE' in refuse(
         'weights', 'inspect', 'ViTTiny8_Weights.MAE'
     )
@@ -198,6 +198,6 @@ def test_pack_says_what_it_wrote_and_refuses_another_archive(
     out = tmp_path / 'pack'
     for _ in range(2):  # the second time only checks
         printed = run('pack', tiles, out, '--bands', 'blue,red', '--size', 32)
-        assert '24 tiles of (2, 32, 32), uint8' in printed and 'every tile compared' in printed
+        assert '24 tiles of (2, 32, 32), uint8' in printed and 'every tile verified' in printed
     assert 'holds the pack of other' in refuse('pack', tiles, out)
     assert 'does not exist' in refuse('pack', tmp_path / 'missing', out)

@@ -26,8 +26,8 @@ METHODS = {'knn': 'k-NN', 'linear': 'Linear probe', 'few': 'Few labels'}
 MARGIN = 0.01
 #: Rule for outcomes.
 RULE = (
-    'harm if any score falls by more than one point; helps if k-NN or linear probe gain outside their paired '
-    '95 % interval and nothing is harmed; else no difference'
+    'harm if any score drops by more than one point; helps if the paired 95 % interval of the k-NN or linear '
+    'probe gain lies above zero and nothing is harmed; otherwise no difference'
 )
 SOURCE, ADAPTED, BESIDE = 'source', 'adapted', 'beside'
 BEST_BLOCK, TURNS, WHITENED = 'best_block', 'turns', 'whitened'
@@ -219,7 +219,7 @@ def score_pair(
         raise ValueError(f'adapted models need names other than source and best_block, got {list(adapted)}')
     between = sorted({float(s) for s in strengths} - {0.0, 1.0})
     if outside := [s for s in between if not 0 < s < 1]:
-        raise ValueError(f'a strength is from 0 (source) to 1 (adapted), got {outside[0]:g}')
+        raise ValueError(f'strength must be between 0 (source) and 1 (adapted), got {outside[0]:g}')
     main = next(iter(adapted))
     mixed = ((f'strength {s:g}', interpolate(before, adapted[main], s)) for s in between)
     splits: _Splits | None = None
@@ -230,7 +230,7 @@ def score_pair(
         read, turned, label = _extract(vit, batches() if callable(batches) else batches, blocks, turns)
         splits = splits or _Splits(label, protocol)
         if not np.array_equal(splits.label, label):
-            raise ValueError('batches must hold the same tiles in the same order every time they are read')
+            raise ValueError('batches must contain the same tiles in the same order on every pass')
         found = {name: {'last block': read[:, -1]}}
         if turns > 1:
             found[f'{TURNS}_{name}'] = {f'last block, {turns} turns': turned}
@@ -253,12 +253,12 @@ def interpolate(before: ViT, after: ViT, strength: float) -> ViT:
         ValueError: If the strength is not in [0, 1], or the models' weights differ in name or shape.
     """
     if not 0 <= strength <= 1:
-        raise ValueError(f'a strength is from 0 (source) to 1 (adapted), got {strength:g}')
+        raise ValueError(f'strength must be between 0 (source) and 1 (adapted), got {strength:g}')
     start, vit = (merge_lora(copy.deepcopy(model)) for model in (before, after))
     state, end = start.state_dict(), vit.state_dict()
     shapes, others = ({k: v.shape for k, v in found.items()} for found in (state, end))
     if differing := [k for k in {**shapes, **others} if shapes.get(k) != others.get(k)]:
-        raise ValueError(f'source and adapted model differ in what they hold, first {differing[0]}')
+        raise ValueError(f'weights of source and adapted model differ in name or shape, first {differing[0]}')
     mixed = {
         key: torch.lerp(state[key].to(value), value, strength) if value.is_floating_point() else value
         for key, value in end.items()
@@ -276,8 +276,8 @@ class _Splits:
         fewest = min(map(len, members), default=0)
         if len(members) < 2 or fewest < 3:
             raise ValueError(
-                f'scores need at least two classes of 3 labeled tiles or more, got {len(members)} classes '
-                f'and {fewest} tiles of the smallest'
+                f'scores need at least two classes with 3 or more labeled tiles each, got {len(members)} '
+                f'classes and {fewest} tiles in the smallest'
             )
         counts = [min(max(round(TEST_SHARE * len(m)), 1), len(m) - 2) for m in members]
         spaced = [m[np.arange(n) * len(m) // n] for m, n in zip(members, counts, strict=True)]
@@ -330,5 +330,5 @@ def _extract(
             turned = torch.stack([tokens[:, -1] for tokens in seen]).mean(0)
             parts.append((seen[0].cpu(), turned.cpu(), batch['label'].cpu()))
     if not parts:
-        raise ValueError('there are no labeled tiles to score features on')
+        raise ValueError('no labeled tiles to score features on')
     return tuple(torch.cat(column).numpy() for column in zip(*parts, strict=True))

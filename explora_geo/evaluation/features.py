@@ -129,14 +129,14 @@ def extract_features(
                 shape = tuple(label.shape) if isinstance(label, Tensor) else None
                 raise ValueError(
                     f'a probe needs one class per image, got labels of shape {shape}: use images in class '
-                    'folders, or a data module whose batches carry label of shape (B,)'
+                    'folders, or a data module whose batches contain label of shape (B,)'
                 )
             seen = [torch.stack(tokens_of(vit, batch, range(-blocks, 0), n)) for n in range(turns)]
             cls, avg = torch.stack(seen).mean(0).cpu()
             parts.append(FeatureTable(cls, avg, label.cpu()))
     if not parts:
         reason = f'none of {len(skipped)} images can be used, first {skipped[0]}' if skipped else ''
-        raise ValueError(reason or 'there are no images to extract features from')
+        raise ValueError(reason or 'no images to extract features from')
     return FeatureTable.joined(parts)._replace(skipped=tuple(skipped))
 
 
@@ -206,7 +206,7 @@ def cached_features(
     """
     total: int = len(dataset)  # type: ignore[arg-type]
     if not total:
-        raise ValueError('there are no images to extract features from')
+        raise ValueError('no images to extract features from')
     blocks, device = min(blocks, vit.depth), vit.cls_token.device
 
     def batches(start: int, stop: int, size: int, workers: int = 0) -> Iterator[dict[str, Any]]:
@@ -275,7 +275,7 @@ def extract_parts(
     datasets = {part: getattr(datamodule, f'{part}_dataset', None) for part in ('train', 'val', 'test')}
     if missing := [part for part in ('train', 'test') if datasets[part] is None]:
         raise ValueError(
-            f'the data module has no {missing[0]} images: a probe trains on one part and tests on another'
+            f'the data module has no {missing[0]} images: a probe needs both train and test images'
         )
     tables = {}
     for part, dataset in datasets.items():

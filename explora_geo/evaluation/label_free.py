@@ -30,23 +30,23 @@ class ScoreInfo(NamedTuple):
 #: Scores of `compare_backbones` by key.
 SCORES = {
     'effective_rank': ScoreInfo(
-        'Effective rank', 'Directions that the features use, about evenly (RankMe). Higher is better.'
+        'Effective rank', 'Number of directions the features use about evenly (RankMe). Higher is better.'
     ),
     'centered_rank': ScoreInfo(
-        'Effective rank, centered', 'The same after the mean of all tiles is taken off. Higher is better.'
+        'Effective rank, centered', 'The same after subtracting the mean of all tiles. Higher is better.'
     ),
     'neighbor_agreement': ScoreInfo(
         'Neighbors of two crops',
-        'Share of nearest tiles that two crops of a tile have in common. Higher is better.',
+        'Share of nearest neighbors that two crops of a tile have in common. Higher is better.',
     ),
     'view_retrieval': ScoreInfo(
         'Crop finds its tile',
-        'Share of crops whose nearest other crop is of the same tile. Higher is better.',
+        'Share of crops whose nearest other crop comes from the same tile. Higher is better.',
     ),
-    'cosine_drift': ScoreInfo('Drift, cosine', 'One minus the mean cosine to the features of the source.'),
-    'cka_drift': ScoreInfo('Drift, CKA', 'One minus linear CKA: 0 where only rotation and scale changed.'),
+    'cosine_drift': ScoreInfo('Drift, cosine', 'One minus the mean cosine to the source features.'),
+    'cka_drift': ScoreInfo('Drift, CKA', 'One minus linear CKA; 0 if only rotation and scale changed.'),
     'neighbors_kept': ScoreInfo(
-        'Neighbors kept', 'Share of nearest tiles that source and adapted features have in common.'
+        'Neighbors kept', 'Share of nearest neighbors that source and adapted features have in common.'
     ),
 }
 
@@ -54,9 +54,9 @@ SCORES = {
 DEFAULT_SCORE = 'view_retrieval'
 #: Its reliability, according to `benchmarks/results/study/label_free.json`.
 WORTH = (
-    'In 95 short adaptations, good and bad, the change of "crop finds its tile" followed the gain of k-NN '
-    'with rank correlations of 0.78 on EuroSAT, 0.89 on AID and 0.91 on natural images; it fell in 11 of the '
-    '23 that did harm, and in 5 of the 72 others. It is a hint: only labels prove a gain.'
+    'In 95 short adaptations, good and bad, the change in "crop finds its tile" tracked the k-NN gain with '
+    'rank correlations of 0.78 on EuroSAT, 0.89 on AID and 0.91 on natural images; it fell in 11 of the 23 '
+    'that did harm and in 5 of the 72 others. It is only a hint: proving a gain takes labels.'
 )
 
 
@@ -194,14 +194,14 @@ def _table(features: ArrayLike, least: int = 2) -> Array:
     if x.ndim != 2 or len(x) < least or not x.shape[1]:
         raise ValueError(f'features must have shape (N, D) with at least {least} tiles, got {x.shape}')
     if not np.isfinite(x).all():
-        raise ValueError('features hold numbers that are not finite: the backbone diverged')
+        raise ValueError('features contain non-finite values: the backbone diverged')
     return x
 
 
 def _pair(first: ArrayLike, second: ArrayLike, same_width: bool = False) -> tuple[Array, Array]:
     a, b = _table(first), _table(second)
     if len(a) != len(b) or (same_width and a.shape != b.shape):
-        raise ValueError(f'features must be of the same tiles, got shapes {a.shape} and {b.shape}')
+        raise ValueError(f'features must come from the same tiles, got shapes {a.shape} and {b.shape}')
     return a, b
 
 

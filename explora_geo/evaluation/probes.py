@@ -48,8 +48,7 @@ class Budget:
         count = int(match['count']) if match and match['count'] else None
         if match is None or not 0 < share <= 1 or count == 0:
             raise ValueError(
-                f'cannot read the label budget {text!r}: give all, a share such as 1%, or a number per class '
-                'such as 10'
+                f'label budget must be all, a share such as 1% or a number per class such as 10, got {text!r}'
             )
         return cls(share, count)
 

@@ -131,8 +131,8 @@ def describe_plan(datamodule: Any, protocol: ProbeProtocol) -> str:
     images = ', '.join(f'{part} {len(data):,}' for part, data in found.items() if data is not None)
     fits = sum(1 if b.full else protocol.seeds for b in protocol.budgets)
     return (
-        f'images: {images}; each passes the backbone once, then {", ".join(protocol.methods)} for '
-        f'{fits} draws of labels; nothing was written'
+        f'images: {images}; each passes through the backbone once, then {", ".join(protocol.methods)} on '
+        f'{fits} label draws; nothing was written'
     )
 
 
@@ -154,8 +154,8 @@ def run_probes(
     present = set(train.label.tolist())
     if len(present) < 2:
         raise ValueError(
-            f'a probe needs at least two classes, but the training images have {len(present)}: give images '
-            'of several classes'
+            f'a probe needs at least two classes, but the training images have {len(present)}: add images '
+            'of other classes'
         )
     absent: dict[str, dict[str, int]] = {}
     for part, table in {'validation': val, 'test': test}.items():

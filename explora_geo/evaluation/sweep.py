@@ -145,7 +145,7 @@ def linear_sweep(
     """
     available, count = train.cls.shape[1], max(config.blocks)
     if count > available:
-        raise ValueError(f'the sweep reads the last {count} blocks, the features hold {available}')
+        raise ValueError(f'the sweep reads the last {count} blocks, but the features contain {available}')
     known = train.label.unique()  # ascending; images of any other class always count as wrong
     if len(known) < 2:
         raise ValueError('a probe needs at least two classes among the training labels, got one')

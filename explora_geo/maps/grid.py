@@ -46,7 +46,7 @@ class TileGrid:
         if min(self.height, self.width) < self.tile:
             raise ValueError(
                 f'the scene of {self.height}x{self.width} pixels is smaller than a tile of {self.tile} '
-                'pixels: give a larger scene, or a model for smaller images'
+                'pixels: use a larger scene, or a model for smaller images'
             )
         for name, least in (('height', 0), ('width', 0), ('block', self.cell)):
             whole = getattr(self, name) // self.cell * self.cell

@@ -64,12 +64,12 @@ def open_model(path: str | Path, device: torch.device | str = 'cpu') -> MapModel
     classes: tuple[str, ...] = ()
     if isinstance(task, ClassificationTask | SegmentationTask):
         if task.kind == 'multilabel':
-            raise ValueError(f'{path} predicts several labels at once: a map shows one class per pixel')
+            raise ValueError(f'{path} predicts several labels at once, but a map shows one class per pixel')
         count = 2 if task.kind == 'binary' else task.outputs
         named = task.data.get('classes', [])
         classes = tuple(named if len(named) == count else (f'class {i}' for i in range(count)))
     elif not isinstance(task, RegressionTask):
-        raise ValueError(f'{path} holds a {type(task).__name__}, which has no map')
+        raise ValueError(f'{path} contains a {type(task).__name__}, which cannot make a map')
 
     @torch.no_grad()
     def function(image: Tensor) -> Tensor:

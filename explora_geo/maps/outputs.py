@@ -73,7 +73,7 @@ class Parts:
                 return array
         except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise ValueError(
-                f'{path} is damaged: remove it, and the same command makes this block again'
+                f'{path} is damaged: remove it and repeat the command to recompute this block'
             ) from error
 
     def remove(self) -> None:
@@ -147,7 +147,7 @@ class Layer:
                 )
             except RasterioError as error:
                 if shutil.disk_usage(self.path.parent).free < 1e7:
-                    raise OSError(f'No space left on the device of {self.path}') from error
+                    raise OSError(f'no space left to write {self.path}') from error
                 raise ValueError(f'{self.path} cannot be written ({error})') from error
             os.replace(optimized, self.path)
 

@@ -80,34 +80,30 @@ class Outputs:
         """
         source, unknown = model.source, [n for n in self.vector_classes if n not in model.classes]
         for wrong, sentence in (
-            (not (self.out or self.embeddings), 'give out for a map, or embeddings for features of patches'),
-            (self.vector_classes and not self.vectors, 'classes are chosen for polygons: give vectors, too'),
-            (self.min_area and not self.vectors, 'min_area is of polygons: give vectors, too'),
+            (not (self.out or self.embeddings), 'pass out for a map, or embeddings for patch features'),
+            (self.vector_classes and not self.vectors, 'classes applies only to polygons: pass vectors, too'),
+            (self.min_area and not self.vectors, 'min_area applies only to polygons: pass vectors, too'),
             (
                 not self.out and (self.probabilities or self.vectors or self.quicklook),
-                'probabilities, vectors and quick-look are made of a map: give out',
+                'probabilities, vectors and quicklook are made from a map: pass out, too',
             ),
             (
                 self.out and model.function is None,
-                f'{source} is a backbone without a head: it has embeddings, but no map',
+                f'{source} is a backbone without a head: it can make embeddings, but no map',
             ),
             (
                 (self.probabilities or self.vectors) and not model.classes,
-                f'{source} predicts numbers: probabilities and polygons are of classes',
+                f'{source} predicts numbers, but probabilities and polygons need classes',
             ),
             (
                 len(model.classes) > NODATA,
-                f'a map holds at most {NODATA} classes, {source} has {len(model.classes)}',
+                f'a map can have at most {NODATA} classes, {source} has {len(model.classes)}',
             ),
             (
                 model.backbone.patch_embed.kind == 'temporal',
-                f'{source} reads series of images: a map is made of one scene',
+                f'{source} reads series of images, but a map is made from one scene',
             ),
-            (
-                unknown,
-                f'the model has no class {"".join(unknown[:1])!r}: its classes are '
-                + ', '.join(model.classes),
-            ),
+            (unknown, f'unknown class {"".join(unknown[:1])!r}, expected one of {", ".join(model.classes)}'),
         ):
             if wrong:
                 raise ValueError(sentence)
@@ -116,7 +112,7 @@ class Outputs:
             if (path := getattr(self, name)) is not None:
                 if path.resolve() in taken:
                     raise ValueError(
-                        f'{path} is {taken[path.resolve()]}: give every output a file of its own'
+                        f'{path} is {taken[path.resolve()]}: use a separate file for each output'
                     )
                 taken[path.resolve()] = 'another output'
                 _check_file(path, endings, scene)
@@ -127,17 +123,16 @@ class Outputs:
 def _check_file(path: Path, endings: tuple[str, ...], scene: Scene) -> None:
     """Reject wrong extensions, missing packages, and finished blocks of a scene that cannot be identified."""
     if path.suffix.lower() not in endings:
-        raise ValueError(f'cannot write {path.name}: give it the ending {" or ".join(endings)}')
+        raise ValueError(f'cannot write {path.name}: use the extension {" or ".join(endings)}')
     if path.suffix == '.parquet' and importlib.util.find_spec('pyarrow') is None:
         raise ImportError(
-            f'{path.name} needs pyarrow: pip install "explora_geo[parquet]", or write another kind'
+            f'{path.name} needs pyarrow: pip install "explora_geo[parquet]", or choose another format'
         )
     folder = parts_folder(path)
     if scene.identity['changed'] is None and any(folder.glob('*.npz')):
         raise ValueError(
-            f'{folder} holds finished blocks, but nothing says whether {scene.path} is still what '
-            'they were made of (a server that sends ETag or Last-Modified does): remove that folder '
-            'to begin anew, or map a copy on disk'
+            f'{folder} contains finished blocks, but no ETag or Last-Modified tells whether {scene.path} has '
+            'changed since: remove that folder to start over, or map a copy on disk'
         )
 
 
@@ -148,8 +143,8 @@ def describe_plan(scene: Scene, model: MapModel, options: MapOptions) -> str:
     return (
         f'{scene.path}: {scene.width:,} x {scene.height:,} pixels, bands {", ".join(scene.bands)}; '
         f'{len(tiles):,} blocks, {sum(tiles):,} tiles of {model.tile} px, '
-        f'{-(-sum(tiles) // options.batch_size):,} or more forward passes on {options.device}; normalized by '
-        f'the statistics of the {options.statistics}; nothing was written'
+        f'at least {-(-sum(tiles) // options.batch_size):,} forward passes on {options.device}; normalized '
+        f'with the statistics of the {options.statistics}; nothing was written'
     )
 
 
@@ -239,8 +234,8 @@ def _normalization(scene: Scene, model: MapModel, options: MapOptions) -> Normal
         return scene.statistics(clip)
     if 'mean' not in data or 'std' not in data:
         raise ValueError(
-            f'{model.source} does not state the mean and standard deviation of its training images: give '
-            '--statistics scene to take those of the scene'
+            f'{model.source} does not contain the mean and standard deviation of its training images: pass '
+            '--statistics scene to use those of the scene'
         )
     return Normalization(tuple(data['mean']), tuple(data['std']), clip)
 
@@ -253,9 +248,9 @@ def _fill(blend: Blend, parts: Parts, layers: Mapping[str, Layer], progress: Pro
             progress(what, number, len(blocks))
             if parts.file(number).is_file():
                 continue
-            kept = f'It was block {number + 1} of {len(blocks)}'
+            kept = f'Failed at block {number + 1} of {len(blocks)}'
             if blend.scene.identity['changed'] is not None:
-                kept += f': the finished ones are kept in {parts.folder}, the same command goes on from there'
+                kept += f'; finished blocks are kept in {parts.folder}, repeat the command to resume'
             try:
                 values, valid = blend.predict(source, block)
                 parts.write(number, {k: layer.finish(values, valid) for k, layer in layers.items()})

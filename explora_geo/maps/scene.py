@@ -57,7 +57,7 @@ class Scene:
         self.path = locate(path)
         self.name = short_name(self.path)
         if isinstance(self.path, Path) and not self.path.is_file():
-            raise FileNotFoundError(f'no scene {self.path}')
+            raise FileNotFoundError(f'scene not found: {self.path}')
         with self.open() as source:
             self.height, self.width = source.height, source.width
             self.crs, self.transform = source.crs, source.transform
@@ -65,7 +65,7 @@ class Scene:
         names = name_bands(*stated, file_bands, str(self.path))
         if self.crs is None:
             raise ValueError(
-                f'{self.path} has no coordinate reference system, so its map would lie nowhere: assign one, '
+                f'{self.path} has no coordinate reference system, so its map has no location: assign one, '
                 f'for example with rio edit-info --crs EPSG:32631 {self.name}'
             )
         try:
@@ -73,7 +73,7 @@ class Scene:
         except ValueError as error:
             raise ValueError(
                 f'the model reads the bands {", ".join(bands or ())}, but {self.name} has '
-                f'{", ".join(names)}: give a scene with these bands, or their names in file order with '
+                f'{", ".join(names)}: use a scene with these bands, or name its bands in file order with '
                 '--file-bands'
             ) from error
         self.bands = tuple(names[i - 1] for i in self.indices)
@@ -97,9 +97,9 @@ class Scene:
         except RasterioError as error:
             # rasterio hides the reason behind "see previous exception".
             reason = error.__cause__ or error
-            what = 'it' if isinstance(self.path, Path) else 'the address is wrong, the server fails, or it'
+            what = 'it' if isinstance(self.path, Path) else 'the address is wrong, the server failed, or it'
             raise UnreadableError(
-                f'{self.path} cannot be read ({reason}): {what} is damaged or no raster'
+                f'{self.path} cannot be read ({reason}): {what} is damaged or not a raster'
             ) from error
 
     def read(
@@ -140,8 +140,8 @@ class Scene:
             placed = False
         if not placed:
             raise ValueError(
-                f'{self.path} has a coordinate reference system without a place on Earth '
-                f'({self.crs.to_string()[:60]}): polygons need the right one, assign it'
+                f'{self.path} has a coordinate reference system without a location on Earth '
+                f'({self.crs.to_string()[:60]}): assign the right one to make polygons'
             )
 
     def statistics(self, clip: bool = False) -> Normalization:
@@ -166,7 +166,7 @@ class Scene:
                 count += data.shape[1]
                 sums += data.sum(1), (data**2).sum(1)
         if not count:
-            raise ValueError(f'{self.path} holds nodata only where it was looked at')
+            raise ValueError(f'{self.path} contains only nodata in the sampled windows')
         mean, square = sums / count
         std = np.sqrt(np.maximum(square - mean**2, 0))
         std = np.where(std > 0, std, 1)

@@ -76,7 +76,7 @@ def write_report(
     size = len(page.encode())
     if size > LIMIT:
         raise ValueError(
-            f'the report takes {size:,} bytes, more than {LIMIT:,}: give fewer pictures or curves'
+            f'the report takes {size:,} bytes, more than {LIMIT:,}: pass fewer pictures or curves'
         )
     for name, text in {'report.json': json.dumps(content, indent=1), 'report.html': page}.items():
         write_text(Path(folder) / name, text)
@@ -103,8 +103,8 @@ def _render(report: Mapping[str, Any], pictures: Mapping[str, Any]) -> str:
         points = [(x, y) for x, y in zip(curve['x'], curve['y'], strict=True) if y is not None]
         if points:
             curves.append((curve['title'], curve_chart(curve, points, f'c{number}')))
-    names = {'source': 'source', 'adapted': 'this run, short' if short else 'adapted'}
-    names['beside'] = 'made beforehand'
+    names = {'source': 'source', 'adapted': 'this short run' if short else 'adapted'}
+    names['beside'] = 'earlier adapter'
     kinds = {k: v for k, v in names.items() if f'patches_{k}' in pictures}
     return template.render(
         report=report,
@@ -134,7 +134,7 @@ def _titled(row: Mapping[str, Any], quoted: Mapping[str, Any], short: bool) -> d
             title = title.replace('turns', f'{turns} turns') if turns else title
             titles[key] = title + (f' ({block})' if block else '') + ' \N{DAGGER}' * (key in rivals)
     if short and 'adapted' in titles:
-        titles['adapted'] = 'This run, short'
+        titles['adapted'] = 'This short run'
     return {**row, 'titles': titles}
 
 

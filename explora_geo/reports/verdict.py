@@ -14,7 +14,7 @@ _MOVED = 0.02
 RIVALS = {
     'best_block': "the source's best block",
     'turns_source': 'the source averaged over turns',
-    'whitened': 'the source whitened',
+    'whitened': 'the whitened source',
 }
 
 
@@ -33,14 +33,14 @@ def judge(report: Mapping[str, Any]) -> Verdict:
     if how.get('short') and rows and all((r.get('beside') or {}).get('gain') for r in rows):
         return _beside(rows, how)
     if how.get('strength') == 0:
-        text, why = 'Nothing is added to the source.', 'strength 0 was asked for'
+        text, why = 'The source is left unchanged.', 'strength 0 was requested'
         if how.get('strength_by') == 'label-free':
-            text = 'A hint of harm at every strength, so nothing is added to the source.'
-            why = f'"{SCORES[DEFAULT_SCORE].title.lower()}" is best for it'
+            text = 'Signs of harm at every strength, so the source is left unchanged.'
+            why = f'it scores best by "{SCORES[DEFAULT_SCORE].title.lower()}"'
         if how.get('strength_by') == 'labels':
             text = 'Adapting did not help.'
-            why = 'validation tiles prefer it to the adapter at every strength that was tried'
-        file = 'The adapter file adds nothing to it; --strength 1 with the same command writes all of it.'
+            why = 'no strength tried was better on the validation tiles'
+        file = 'The adapter file adds nothing; repeat the command with --strength 1 for the full adapter.'
         return Verdict('no difference', text, f'Keep the source: {why}. {file}')
     return _with_labels(rows) if rows else _without_labels(report)
 
@@ -49,8 +49,8 @@ def _beside(rows: list[Any], how: Mapping[str, Any]) -> Verdict:
     """Judge the adapter made beforehand, and mention that this run was short."""
     long = _with_labels([{**r, 'gain': r['beside']['gain'], 'adapted': r['beside']} for r in rows])
     steps = f'{how["steps"]} steps' if how.get('steps') else 'a few steps'
-    advice = f'This run was short, {steps}, and only shows how it goes: {_points(rows)}. {long.advice}'
-    return long._replace(text=long.text.replace('Adapting', 'The adapter made beforehand', 1), advice=advice)
+    advice = f'This run was short ({steps}) and only shows the workflow: {_points(rows)}. {long.advice}'
+    return long._replace(text=long.text.replace('Adapting', 'The earlier adapter', 1), advice=advice)
 
 
 def _with_labels(rows: list[Any]) -> Verdict:
@@ -59,34 +59,35 @@ def _with_labels(rows: list[Any]) -> Verdict:
     if outcome == 'harm':
         text = f'does harm: {_points([r for r in rows if r["gain"]["mean"] < -MARGIN])}'
         advice = (
-            'Keep the source and leave this adapter alone. A longer run, a lower strength or another recipe '
-            'may do better; this one did not.'
+            'Keep the source and discard this adapter. A longer run, a lower strength or another recipe may '
+            'do better.'
         )
-        advice += f' It gains by {_names(up)}; use it for nothing else.' if up else ''
+        advice += f' It gains with {_names(up)}; do not use it for anything else.' if up else ''
     elif outcome == 'no difference':
-        text = f'makes no difference that can be told from chance: {_points(rows)}'
+        text = f'makes no clear difference: {_points(rows)}'
         advice = f'Keep the source: it is as good and simpler.{_rival(rows)}'
     else:
         rest = [r for r in rows if r not in up]
-        text = f'helps: {_points(up)}' + (f'; {_names(rest)} within chance' if rest else '')
-        advice = f'Use the adapted features; the commands below do.{_rival(rows)}'
+        text = f'helps: {_points(up)}' + (f'; {_names(rest)} within noise' if rest else '')
+        advice = f'Use the adapted features: the report ends with commands to do so.{_rival(rows)}'
     return Verdict(outcome, f'Adapting {text}.', advice)
 
 
 def _without_labels(report: Mapping[str, Any]) -> Verdict:
-    text = 'There were no labels to tell whether adapting helps.'
+    text = 'No labels, so it is unknown whether adapting helps.'
     advice = (
-        'Score it with --labels FOLDER, labeled tiles in class folders. Until then the source is the safe '
-        'choice.'
+        'To find out, repeat the command with --labels FOLDER (labeled tiles in class folders). Until then, '
+        'the source is the safe choice.'
     )
     scores = report.get('label_free') or {}
     before, after = ((scores.get(k) or {}).get(DEFAULT_SCORE) for k in ('source', 'adapted'))
     if before is not None and after is not None:
         hint = 'no hint either way'
         if abs(after - before) >= _MOVED * abs(before):
-            what, hint = 'a gain' if after > before else 'harm', 'a hint, no proof'
-            text = f'A hint of {what}, but no labels to tell whether adapting helps.'
-        advice = f'{SCORES[DEFAULT_SCORE].title}: from {before:.3g} to {after:.3g}, {hint}. {advice}'
+            what, hint = 'a gain' if after > before else 'harm', 'a hint, not proof'
+            text = f'Signs of {what}, but no labels to confirm it.'
+        title = SCORES[DEFAULT_SCORE].title.lower()
+        advice = f'The label-free score "{title}" went from {before:.3g} to {after:.3g}: {hint}. {advice}'
     return Verdict('unmeasured', text, advice)
 
 
@@ -118,6 +119,6 @@ def _rival(rows: list[Any]) -> str:
             if r.get(name) and r[name]['mean'] > max(r[v]['mean'] for v in ('source', 'adapted') if r.get(v))
         ]
         if better and len(better) >= len(rows) / 2:
-            turns = f': add --turns {better[0][name].get("turns", 4)}' if name == 'turns_source' else ''
-            return f' For no training at all, {title} stands higher by {_names(better)}{turns}.'
+            turns = f' (add --turns {better[0][name].get("turns", 4)})' if name == 'turns_source' else ''
+            return f' Without any training, {title} scores higher with {_names(better)}{turns}.'
     return ''

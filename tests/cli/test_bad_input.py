@@ -53,7 +53,7 @@ def test_a_scene_without_or_with_a_placeless_crs(
 ) -> None:
     assert 'has no coordinate reference system' in refuse_map(scene(crs=None))
     sentence = refuse_map(scene(crs=LOCAL), '--vectors', tmp_path / 'v.gpkg')
-    assert 'without a place on Earth' in sentence
+    assert 'without a location on Earth' in sentence
     assert not list(tmp_path.glob('.map*'))
 
 
@@ -81,7 +81,9 @@ def test_a_full_disk_keeps_the_finished_blocks(
     monkeypatch.setattr(parts.np, 'savez_compressed', disk_full)
     sentence = refuse_map(scene(), '--block', 48)
     assert (
-        'no space left' in sentence and 'It was block 3 of 4' in sentence and 'goes on from there' in sentence
+        'no space left' in sentence
+        and 'Failed at block 3 of 4' in sentence
+        and 'repeat the command' in sentence
     )
     assert len(list(tmp_path.glob('.map.tif.parts/*.npz'))) == 2
 
@@ -103,7 +105,7 @@ def test_an_empty_class_and_a_single_one(
         '--cache',
         tmp_path / 'c',
     ]
-    assert 'the class folders Highway in' in refuse(*probe)
+    assert f'empty class folders in {data / "train"}: Highway' in refuse(*probe)
     for part in ('train', 'test'):
         for name in ('Forest', 'River', 'Highway'):
             shutil.rmtree(data / part / name, ignore_errors=True)

@@ -226,7 +226,7 @@ def test_a_scene_without_data_gives_a_map_without_data(
     sentence = refuse(
         'map', path, '--model', model, '--out', tmp_path / 'm.tif', *named, '--statistics', 'scene'
     )
-    assert 'scene.tif holds nodata only' in sentence
+    assert 'scene.tif contains only nodata' in sentence
 
 
 def test_infinite_pixels_are_no_data(run: Run, model: Path, tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def test_doctor_says_versions_devices_extras_and_weights(run: Callable[..., str]
     printed = ' '.join(run('doctor').split())
     assert f'torch │ {torch.__version__.split("+")[0]}' in printed and '>=2.0' in printed
     assert 'CPU' in printed and 'cores' in printed and f'{faster_precision()}, the faster one' in printed
-    assert 'lacks onnx: pip install' in printed and 'Nothing needs mending.' in printed
+    assert 'missing onnx: pip install' in printed and 'No problems found.' in printed
     assert 'shipped, 6.0 MB, MIT' in printed
 
 
@@ -72,8 +72,8 @@ def test_doctor_fails_where_a_version_is_too_old_or_missing(
         main(['doctor', *flag])
     assert stop.value.code == 1
     printed = ' '.join(capsys.readouterr().out.split())
-    assert 'rich >=1000 is needed, version' in printed
-    assert 'nothing-of-this-name >=2 is needed, it is missing: pip install' in printed
+    assert f'rich >=1000 is required but {metadata.version("rich")} is installed' in printed
+    assert 'nothing-of-this-name >=2 is required but missing: pip install' in printed
 
 
 def test_doctor_says_that_torchvision_was_built_for_another_torch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,7 +88,7 @@ def test_doctor_says_that_torchvision_was_built_for_another_torch(monkeypatch: p
 
     monkeypatch.setattr(builtins, '__import__', failing)
     found = doctor.diagnose()
-    assert 'torchvision does not import beside this torch (operator' in found['problems'][0]
+    assert 'torchvision cannot be imported with this version of torch (operator' in found['problems'][0]
     assert found['weights'] == {} and found['devices'] == {}
 
 
@@ -97,4 +97,4 @@ def test_a_folder_that_is_only_importable_is_told_to_be_installed(monkeypatch: p
         raise metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(metadata, 'requires', missing)
-    assert 'not installed, only importable' in doctor.diagnose()['problems'][0]
+    assert 'importable but not installed' in doctor.diagnose()['problems'][0]

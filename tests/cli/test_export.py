@@ -70,7 +70,9 @@ def test_an_adapter_goes_to_peft_by_its_file_alone(
     save_adapter(tmp_path / 'adapter.safetensors', explora(vit, config), vit.name, config)  # type: ignore[arg-type]
     out, adapter = tmp_path / 'peft', ['--adapter', tmp_path / 'adapter.safetensors']
     printed = run('export', out, '--format', 'peft', *adapter)
-    assert 'for PeftModel.from_pretrained, cls_token beside' in ' '.join(printed.split())
+    assert 'load it with PeftModel.from_pretrained; cls_token saved in parameters.safetensors' in ' '.join(
+        printed.split()
+    )
     names = ['README.md', 'adapter_config.json', 'adapter_model.safetensors', 'parameters.safetensors']
     assert sorted(p.name for p in out.iterdir()) == names
     assert 'format must be peft or transformers' in refuse('export', out, '--format', 'onnx', *adapter)

@@ -30,7 +30,7 @@ def test_fit_shows_its_plan(run: Callable[..., str], empty: Path, tiles: Path) -
     long = ['--trainer.max_epochs', 3, '--trainer.accumulate_grad_batches', 2]
     printed = ' '.join(run('fit', '--config', config, *data, *long, '--dry-run').replace('│', '').split())
     assert 'M-ExPLoRA-[L]-r32' in printed and 'decoder of 2 blocks' in printed
-    assert '6 batches of 4 an epoch, validation on 24 images' in printed
+    assert '6 batches of 4 per epoch, 24 validation images' in printed
     assert '9 optimizer steps of 8 images, 3 epochs' in printed
     assert os.listdir(empty) == []
 
@@ -45,7 +45,7 @@ def test_the_plan_of_a_run_by_steps_says_how_many_epochs_they_are(
     printed = ' '.join(
         run('fit', '--config', config, *data, *long, *part, '--dry-run').replace('│', '').split()
     )
-    assert '3 batches of 4 an epoch, validation on no images' in printed
+    assert '3 batches of 4 per epoch, no validation images' in printed
     assert '9 optimizer steps of 4 images, 3 epochs' in printed and '[]-r8' in printed
 
 
@@ -81,12 +81,13 @@ def test_fit_refuses_a_wrong_key_in_a_plan_too(refuse: Callable[..., str], empty
         (['pack', TRAIN, 'out', '--size', 32, '--bands', 'red'], '(1, 32, 32), uint8, would take 2.0 MB'),
         (
             ['probe', TRAIN.parent, '--weights', SOURCE, '--budgets', '5,all', '--seeds', 3],
-            'train 1,800, val 200, test 1,000; each passes the backbone once, then linear, logistic, knn for '
-            '4 draws',
+            'train 1,800, val 200, test 1,000; each passes through the backbone once, then linear, logistic, '
+            'knn on 4 label draws',
         ),
         (
             ['map', NAIP, '--weights', SOURCE, '--embeddings', 'e.tif', '--file-bands', 'red,green,blue,nir'],
-            '256 x 256 pixels, bands red, green, blue; 1 blocks, 25 tiles of 64 px, 2 or more forward passes',
+            '256 x 256 pixels, bands red, green, blue; 1 blocks, 25 tiles of 64 px, at least 2 forward '
+            'passes',
         ),
     ],
 )

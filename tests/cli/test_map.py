@@ -70,12 +70,12 @@ def test_mistakes_end_in_one_sentence(refuse: Callable[..., str], model: Path, t
     assert 'weights file not found' in refuse(
         'map', NAIP[0], '--model', tmp_path / 'missing.safetensors', *out
     )
-    assert 'no scene' in refuse('map', tmp_path / 'missing.tif', '--model', model, *out)
-    assert 'give either model' in refuse('map', NAIP[0], *out)
+    assert 'scene not found' in refuse('map', tmp_path / 'missing.tif', '--model', model, *out)
+    assert 'pass either --model' in refuse('map', NAIP[0], *out)
     given = ['map', NAIP[0], '--model', model, *out]
-    assert 'an adapter belongs to weights' in refuse(*given, '--adapter', tmp_path / 'missing.safetensors')
-    assert 'min_area is of polygons' in refuse(*given, *NAMES, '--min-area', 10)
-    assert 'give out for a map' in refuse('map', NAIP[0], '--model', model, *NAMES)
+    assert '--adapter requires --weights' in refuse(*given, '--adapter', tmp_path / 'missing.safetensors')
+    assert 'min_area applies only to polygons' in refuse(*given, *NAMES, '--min-area', 10)
+    assert 'pass out for a map' in refuse('map', NAIP[0], '--model', model, *NAMES)
     assert 'overlap must be' in refuse('map', NAIP[0], '--model', model, *out, *NAMES, '--overlap', 1)
 
 

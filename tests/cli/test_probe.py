@@ -112,10 +112,12 @@ def test_mistakes_are_refused_in_one_sentence(
     name = ['--model', 'vit_tiny_patch8_32']
     assert 'does not specify its backbone' in sentence(data, *weights)
     assert 'val_split must be between 0 and 1' in sentence(data, *weights, *name, '--val-split', 0)
-    assert 'cannot read the label budget' in sentence(data, *weights, *name, '--budgets', 'few')
-    assert 'has no folder train and no test' in sentence(data / 'train', *weights, *name)
+    assert 'label budget must be all, a share such as 1% or a number' in sentence(
+        data, *weights, *name, '--budgets', 'few'
+    )
+    assert 'has no train or test folder' in sentence(data / 'train', *weights, *name)
     assert 'turns must be 1, 4' in sentence(data, *weights, *name, '--turns', 2)
-    assert 'no data' in sentence(data / 'missing', *weights, *name)
+    assert 'data not found' in sentence(data / 'missing', *weights, *name)
     assert "device 'abacus' is not available" in sentence(data, *weights, *name, '--device', 'abacus')
     wrong = {'root': str(data / 'train'), 'test_root': str(data / 'test'), 'bands': ['blue', 'green']}
     turned = {
@@ -127,7 +129,7 @@ def test_mistakes_are_refused_in_one_sentence(
         tmp_path / 'turned.yaml', *weights, *name
     )
     (tmp_path / 'text.yaml').write_text('[1, 2]')
-    assert 'holds no keys and values' in sentence(tmp_path / 'text.yaml', *weights, *name)
+    assert 'must contain YAML keys and values, got list' in sentence(tmp_path / 'text.yaml', *weights, *name)
     for part in ('train', 'test'):
         for other in ('Forest', 'River'):
             shutil.rmtree(data / part / other)

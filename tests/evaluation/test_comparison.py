@@ -171,11 +171,14 @@ def test_bad_input_is_refused_in_a_sentence(
     orders = iter([batches, batches[::-1]])
     cases: list[tuple[Callable[[], Any], str]] = [
         (lambda: score_pair(vit, vit, []), 'no labeled tiles'),
-        (lambda: score_pair(vit, vit, one_class), 'at least two classes of 3 labeled tiles'),
+        (lambda: score_pair(vit, vit, one_class), 'at least two classes with 3 or more labeled tiles each'),
         (lambda: score_pair(vit, vit, lambda: next(orders), protocol=QUICK), 'same tiles in the same order'),
-        (lambda: score_pair(vit, vit, batches, strengths=(2,)), r'from 0 \(source\) to 1 \(adapted\), got 2'),
+        (
+            lambda: score_pair(vit, vit, batches, strengths=(2,)),
+            r'between 0 \(source\) and 1 \(adapted\), got 2',
+        ),
         (lambda: score_pair(vit, {'source': vit}, batches), 'need names other than source'),
-        (lambda: interpolate(vit, build_vit(width=32), 0.5), 'differ in what they hold, first'),
+        (lambda: interpolate(vit, build_vit(width=32), 0.5), 'differ in name or shape, first'),
         (lambda: PairProtocol(turns=3), 'turns must be 1, 4'),
         (lambda: PairProtocol(draws=0), 'draws and resamples must be at least 1, got 0 and 1000'),
     ]

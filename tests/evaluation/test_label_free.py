@@ -101,7 +101,7 @@ def test_widths_may_differ_where_no_direction_is_compared() -> None:
     ('call', 'message'),
     [
         (lambda: effective_rank(np.zeros(5)), r'shape \(N, D\)'),
-        (lambda: effective_rank(np.full((4, 2), np.nan)), 'not finite'),
+        (lambda: effective_rank(np.full((4, 2), np.nan)), 'non-finite values'),
         (lambda: neighbor_agreement(clusters(), clusters()[:-1]), 'the same tiles'),
         (lambda: cosine_drift(clusters(), clusters(width=8)), 'the same tiles'),
         (lambda: nearest(clusters(10), 10), 'from 1 to 9'),

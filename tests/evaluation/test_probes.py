@@ -92,7 +92,7 @@ def test_a_budget_draws_the_same_share_or_number_of_each_class(text: str, expect
 
 @pytest.mark.parametrize('text', ['', '0', '0%', '101%', 'some', '-5', '1.5'])
 def test_other_texts_are_refused(text: str) -> None:
-    with pytest.raises(ValueError, match='cannot read the label budget'):
+    with pytest.raises(ValueError, match='label budget must be all, a share'):
         Budget.parse(text)
 
 

@@ -104,7 +104,7 @@ def test_it_is_chosen_on_validation_and_reported_on_test(table: Table) -> None:
 @pytest.mark.parametrize(
     ('changes', 'sentence'),
     [
-        ({'blocks': (5,)}, 'reads the last 5 blocks, the features hold 4'),
+        ({'blocks': (5,)}, 'reads the last 5 blocks, but the features contain 4'),
         ({'blocks': ()}, 'blocks must be at least 1'),
         ({'learning_rates': (0.0,)}, 'learning_rates must be positive'),
         ({'epochs': 0}, 'epochs must be at least 1'),

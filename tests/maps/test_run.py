@@ -245,7 +245,7 @@ def test_a_full_disk_is_told_and_finished_blocks_are_kept(
 
     monkeypatch.setattr(parts_module.np, 'savez_compressed', disk_full)
     with pytest.raises(
-        OSError, match=r'no space left to write .*000002\.npz.* It was block 3 of 6: the finished ones'
+        OSError, match=r'no space left to write .*000002\.npz.* Failed at block 3 of 6; finished blocks'
     ):
         mapped(path, model, tmp_path)
     assert len(list(tmp_path.glob('.map.tif.parts/*.npz'))) == 2
@@ -303,22 +303,22 @@ def test_mistakes_are_refused_before_anything_is_computed(
     write_scene: Write, model: MapModel, build_vit: Callable[..., ViT], tmp_path: Path
 ) -> None:
     path = write_scene()
-    with pytest.raises(ValueError, match=r'cannot write v\.shp: give it the ending \.gpkg or'):
+    with pytest.raises(ValueError, match=r'cannot write v\.shp: use the extension \.gpkg or'):
         mapped(path, model, tmp_path, vectors=tmp_path / 'v.shp')
-    with pytest.raises(ValueError, match="no class 'house': its classes are field, forest, water"):
+    with pytest.raises(ValueError, match="unknown class 'house', expected one of field, forest, water"):
         mapped(path, model, tmp_path, vectors=tmp_path / 'v.gpkg', vector_classes=('house',))
-    with pytest.raises(ValueError, match='classes are chosen for polygons'):
+    with pytest.raises(ValueError, match='classes applies only to polygons'):
         mapped(path, model, tmp_path, vector_classes=('water',))
     for name, ending in (('probabilities', 'p.png'), ('quicklook', 'q.jpg'), ('embeddings', 'e.gpkg')):
-        with pytest.raises(ValueError, match=f'cannot write {ending}: give it the ending'):
+        with pytest.raises(ValueError, match=f'cannot write {ending}: use the extension'):
             mapped(path, model, tmp_path, **{name: tmp_path / ending})
     with pytest.raises(ValueError, match='smaller than a tile of 32'):
         mapped(write_scene(20, 99, name='small.tif'), model, tmp_path)
-    with pytest.raises(ValueError, match='does not state the mean and standard deviation'):
+    with pytest.raises(ValueError, match='does not contain the mean and standard deviation'):
         mapped(path, model._replace(data={}), tmp_path)
     with pytest.raises(ValueError, match='a backbone without a head'):
         mapped(path, open_features(build_vit()), tmp_path)
-    with pytest.raises(ValueError, match='give out for a map, or embeddings'):
+    with pytest.raises(ValueError, match='pass out for a map, or embeddings'):
         make_map(Scene(path), model, Outputs())
     with pytest.raises(ValueError, match='statistics must be model or scene'):
         MapOptions(statistics='none')  # type: ignore[arg-type]
@@ -331,7 +331,7 @@ def test_no_output_takes_the_place_of_another_file(
     path = write_scene(40, 40)
     before = path.read_bytes()
     scene = Scene(path, model.bands)
-    with pytest.raises(ValueError, match=r'scene\.tif is the scene itself: give every output'):
+    with pytest.raises(ValueError, match=r'scene\.tif is the scene itself: use a separate file'):
         make_map(scene, model, Outputs(path))
     for kind in ('probabilities', 'embeddings', 'quicklook'):
         with pytest.raises(ValueError, match=r'map\.tif is another output'):

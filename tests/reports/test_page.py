@@ -67,7 +67,7 @@ def test_the_page_holds_every_section_and_is_small(written: Page) -> None:
 def test_the_verdict_is_the_first_line(written: Page) -> None:
     body = written.source[written.source.index('<body>') :]
     first = re.sub(r'<[^>]+>', '', body).strip().splitlines()[0]
-    text = 'Adapting helps: k\u2011NN\u00a0+6.0, linear probe\u00a0+4.0 points; few labels within chance.'
+    text = 'Adapting helps: k\u2011NN\u00a0+6.0, linear probe\u00a0+4.0 points; few labels within noise.'
     assert first == text
 
 
@@ -141,9 +141,10 @@ def test_what_is_missing_is_absent(report: dict[str, Any], tmp_path: Path, left:
 def test_rivals_and_intervals_may_be_missing(tmp_path: Path) -> None:
     rows = [{'metric': 'knn', 'source': {'mean': 0.5}, 'adapted': {'mean': 0.6}}]
     page = Page(write_report(tmp_path, {'scores': {'rows': rows}}))
-    assert 'best block' not in ''.join(w for w in page.words.split('features whitened.')[1:])
+    assert 'best block' not in ''.join(w for w in page.words.split('the whitened source.')[1:])
     assert (
-        '50.0' in page.words and ' to ' not in page.words.split('features whitened.')[1].split('The numb')[0]
+        '50.0' in page.words
+        and ' to ' not in page.words.split('the whitened source.')[1].split('The numb')[0]
     )
 
 
@@ -237,17 +238,17 @@ def test_a_short_run_stands_beside_the_adapter_made_beforehand_and_quoted_rivals
     heads = re.findall(r'<th scope="col"[^>]*>([^<]*)<', page.source[: page.source.index('</table>')])
     assert heads[1:] == [
         'Source',
-        'This run, short',
+        'This short run',
         'Gain, points',
-        'Adapted beforehand',
+        'Earlier adapter',
         'Source, best block',
         'Source, mean of 4 turns \N{DAGGER}',
         'Source, whitened \N{DAGGER}',
     ]
-    assert 'measured by explora-bench full' in page.words
+    assert 'measured with explora-bench full' in page.words
     trio = page.source[page.source.index('<div class="trio"') :]
     assert [*re.findall(r'<span>([^<]*)</span>', trio)[1:4]] == [
         'source',
-        'this run, short',
-        'made beforehand',
+        'this short run',
+        'earlier adapter',
     ]

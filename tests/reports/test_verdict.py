@@ -20,14 +20,14 @@ def scored(*rows: dict[str, Any]) -> dict[str, Any]:
     ('gains', 'outcome', 'text', 'advice'),
     [
         ((0.05, 0.03), 'helps', 'Adapting helps: k-NN +5.0, linear probe +3.0 points.', 'Use the adapted'),
-        ((0.05, 0.0), 'helps', 'helps: k-NN +5.0 points; linear probe within chance.', 'Use the adapted'),
-        ((0.01, -0.01), 'no difference', 'makes no difference that can be told', 'Keep the source'),
+        ((0.05, 0.0), 'helps', 'helps: k-NN +5.0 points; linear probe within noise.', 'Use the adapted'),
+        ((0.01, -0.01), 'no difference', 'makes no clear difference: k-NN +1.0', 'Keep the source'),
         ((-0.05, 0.0), 'harm', f'Adapting does harm: k-NN {MINUS}5.0 points.', 'Keep the source'),
         (
             (0.05, -0.03),
             'harm',
             f'does harm: linear probe {MINUS}3.0 points.',
-            'It gains by k-NN; use it for',
+            'It gains with k-NN; do not use it for',
         ),
     ],
 )
@@ -40,7 +40,8 @@ def test_a_free_rival_that_stands_higher_is_named() -> None:
     found = judge(scored(row('knn', 0.6, 0.016, 0.01), row('linear', 0.8, 0.016, 0.01)))
     assert found.outcome == 'helps'
     assert (
-        'the source averaged over turns stands higher by k-NN and linear probe: add --turns 4' in found.advice
+        'the source averaged over turns scores higher with k-NN and linear probe (add --turns 4)'
+        in found.advice
     )
     assert 'turns' not in judge(scored(row('knn', 0.6, 0.05))).advice
 
@@ -53,9 +54,9 @@ def test_few_labels_alone_do_not_make_a_gain() -> None:
 @pytest.mark.parametrize(
     ('after', 'text', 'advice'),
     [
-        (0.5, 'A hint of a gain, but no labels', 'from 0.4 to 0.5, a hint, no proof'),
-        (0.3, 'A hint of harm, but no labels', 'from 0.4 to 0.3, a hint, no proof'),
-        (0.401, 'There were no labels', 'no hint either way'),
+        (0.5, 'Signs of a gain, but no labels', 'from 0.4 to 0.5: a hint, not proof'),
+        (0.3, 'Signs of harm, but no labels', 'from 0.4 to 0.3: a hint, not proof'),
+        (0.401, 'No labels, so', 'no hint either way'),
     ],
 )
 def test_without_labels_the_label_free_score_is_a_hint(after: float, text: str, advice: str) -> None:
@@ -70,7 +71,7 @@ def test_a_gain_without_an_interval_is_not_told_from_chance() -> None:
 
 
 def test_nothing_measured_is_said() -> None:
-    assert judge({}).text == 'There were no labels to tell whether adapting helps.'
+    assert judge({}).text == 'No labels, so it is unknown whether adapting helps.'
     assert judge(scored({'metric': 'knn', 'source': {'mean': 0.5}})).outcome == 'unmeasured'
 
 
@@ -80,7 +81,7 @@ def test_a_short_run_is_called_short_and_the_adapter_made_beforehand_is_judged()
         r['beside'] = {'mean': r['source']['mean'] + gain, 'gain': {'mean': gain, 'low': 0.02, 'high': 0.1}}
     found = judge({**scored(*rows), 'adaptation': {'short': True, 'steps': 24, 'strength': 1}})
     assert found.outcome == 'helps'
-    assert found.text == 'The adapter made beforehand helps: k-NN +6.0, linear probe +5.0 points.'
+    assert found.text == 'The earlier adapter helps: k-NN +6.0, linear probe +5.0 points.'
     assert found.advice.startswith(
-        f'This run was short, 24 steps, and only shows how it goes: k-NN {MINUS}5.0'
+        f'This run was short (24 steps) and only shows the workflow: k-NN {MINUS}5.0'
     )
