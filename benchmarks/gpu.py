@@ -105,9 +105,9 @@ def run(root: Path, out: Path, seconds: float, tiny: bool) -> None:
         try:
             called = [sys.executable, '-m', *command]
             code = subprocess.run(called, timeout=min(limit, left), check=False).returncode
-            how = str(code or 'done')
+            how = f'exit code {code}' if code else 'done'
         except subprocess.TimeoutExpired:
-            how = 'out of time'
+            how = 'timed out'
         print(f'{name}: {how} after {time.time() - start:.0f} s', flush=True)
         if how == 'done':
             records.append(done, {'name': name, 'seconds': round(time.time() - start, 1)})

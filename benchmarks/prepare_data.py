@@ -47,7 +47,7 @@ def copy_rgb(archive: Path, split_file: Path, out: Path, counts: dict[str, int |
                 by_class[PurePosixPath(member).parent.name].append(member)
             for label, names in sorted(by_class.items()):
                 if count is not None and len(names) < count:
-                    raise ValueError(f'{split} needs {count} tiles of {label}, there are {len(names)}')
+                    raise ValueError(f'{split} needs {count} tiles of {label}, got {len(names)}')
                 (out / split / label).mkdir(parents=True, exist_ok=True)
                 for name in choose(names, count):
                     (out / split / label / PurePosixPath(name).name).write_bytes(source.read(name))

@@ -51,8 +51,8 @@ class ExPLoRABench(nn.Module):
         self.backbone = load_backbone(model, weights, file, img_size=img_size)
         given, wanted = [str(b.name) for b in self.bands], list(self.backbone.patch_embed.bands)
         if not same_bands(given, wanted):
-            found = f'the model reads the bands {", ".join(wanted)}, the data set gives {", ".join(given)}'
-            raise ValueError(f'{found}: set dataset.bands to those of the model, in its order')
+            found = f'the model expects the bands {", ".join(wanted)}, but the dataset has {", ".join(given)}'
+            raise ValueError(f'{found}: set dataset.bands to the bands of the model, in the same order')
         plain = normalization == 'identity'
         mean, std = ([float(getattr(b, key)) for b in self.bands] for key in ('mean', 'std'))
         for name, values, one in (('mean', mean, 0.0), ('std', std, 1.0)):

@@ -68,16 +68,21 @@ def write(folder: Path, bands: Sequence[int], side: int = 64) -> None:
 @pytest.mark.parametrize(
     ('archive', 'options', 'message'),
     [
-        ('none', [], 'There is no archive {}/none'),
-        ('empty', [], '{}/empty holds no image'),
+        ('none', [], 'The archive {}/none does not exist'),
+        ('empty', [], '{}/empty contains no images'),
         ('two', [], '{}/two has 2 images: use at least 3'),
-        ('mixed', [], '{}/mixed mixes files of 3 bands'),
-        ('small', [], '6 x 6 pixels, less than a patch of 14 x 14'),
-        ('unnamed', [], 'name those to use by their number, such as bands=red=1,green=2,blue=3'),
-        ('tiles', ['--labels', '{}/flat'], 'labels={}/flat needs images in at least two class folders'),
-        ('tiles', ['--labels', '{}/few'], 'labels={}/few has 2 of River: give 3 tiles or more of each class'),
+        ('mixed', [], '{}/mixed mixes files with 3 bands'),
+        ('small', [], '6 x 6 pixels, smaller than a patch of 14 x 14'),
+        ('unnamed', [], 'assign names by band number, such as bands=red=1,green=2,blue=3'),
+        ('tiles', ['--labels', '{}/flat'], 'labeled tiles in {}/flat must be in at least two class folders'),
+        (
+            'tiles',
+            ['--labels', '{}/few'],
+            'labeled tiles in {}/few must include at least 3 per class, for training, validation and '
+            'testing, got 2 of River',
+        ),
         ('tiles', ['--labels', '{}/none'], 'labels folder not found: {}/none; it needs a folder for each'),
-        ('tiles', ['--retention', '{}/flat'], '{}/flat needs images in at least two class folders'),
+        ('tiles', ['--retention', '{}/flat'], '{}/flat must be in at least two class folders'),
         (
             'tiles',
             ['--weights', 'timm/vit_small_patch14_dinov2.lvd142m'],

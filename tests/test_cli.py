@@ -199,5 +199,5 @@ def test_pack_says_what_it_wrote_and_refuses_another_archive(
     for _ in range(2):  # the second time only checks
         printed = run('pack', tiles, out, '--bands', 'blue,red', '--size', 32)
         assert '24 tiles of (2, 32, 32), uint8' in printed and 'every tile verified' in printed
-    assert 'holds the pack of other' in refuse('pack', tiles, out)
+    assert 'contains a pack with other' in refuse('pack', tiles, out)
     assert 'does not exist' in refuse('pack', tmp_path / 'missing', out)

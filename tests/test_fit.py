@@ -158,7 +158,7 @@ def test_a_class_that_does_not_exist_is_named(refuse: Refuse) -> None:
 def test_an_empty_folder_is_refused(refuse: Refuse, tmp_path: Path) -> None:
     (tmp_path / 'empty').mkdir()
     sentence = refuse(f'--data.init_args.root={tmp_path / "empty"}')
-    assert 'holds no image' in sentence and str(tmp_path / 'empty') in sentence
+    assert 'contains no images' in sentence and str(tmp_path / 'empty') in sentence
 
 
 def test_a_missing_folder_is_refused(refuse: Refuse, tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ class RESISC45DataModule(TileDataModule):
         listed = Path(self.root) / f'resisc45-{"test" if part == "predict" else part}.txt'
         if not listed.is_file():
             download = f'RESISC45({str(self.root)!r}, download=True)'
-            raise FileNotFoundError(f'There is no {listed}: TorchGeo downloads it with {download}')
+            raise FileNotFoundError(f'{listed} does not exist: download it through TorchGeo with {download}')
         names, folder = frozenset(listed.read_text(encoding='utf-8').split()), listed.parent / 'NWPU-RESISC45'
         known: dict[str, Any] = {'file_bands': RGB, 'labeled': True}
         return FolderDataset(folder, is_valid_file=lambda path: path.name in names, **known, **self.kwargs)
@@ -52,9 +52,9 @@ class NAIPLandCoverDataset(TileDataset):
         with readable(path):
             tile = np.load(path, mmap_mode='r')
         if tile.ndim != 3 or tile.shape[2] != len(self.file_bands):
-            raise BadTileError(f'its shape is {tile.shape} instead of (H, W, {len(self.file_bands)})')
+            raise BadTileError(f'has shape {tile.shape}, expected (H, W, {len(self.file_bands)})')
         if tile.dtype != self.dtype:
-            raise BadTileError(f'its pixels are {tile.dtype} instead of {self.dtype}')
+            raise BadTileError(f'has {tile.dtype} pixels, expected {self.dtype}')
         return np.ascontiguousarray(tile[:, :, self._positions].transpose(2, 0, 1))
 
 
@@ -86,13 +86,13 @@ class NAIPLandCoverDataModule(TileDataModule):
         targets = sorted(folder.glob('y*.npy'))
         if not (folder / 'splits.npy').is_file() or len(targets) != 1:
             found = [p.name for p in targets]
-            raise FileNotFoundError(f'{folder} must hold splits.npy and exactly one y*.npy, found {found}')
+            raise FileNotFoundError(f'{folder} must contain splits.npy and exactly one y*.npy, found {found}')
         lists = []
         for path in (targets[0], folder / 'splits.npy'):
             try:
                 lists.append(np.load(path))
             except (ValueError, OSError, EOFError) as error:
-                raise ValueError(f'{path} cannot be read ({error}); get it again') from error
+                raise ValueError(f'{path} cannot be read ({error}); download it again') from error
         codes, splits = lists
         if codes.shape != splits.shape or codes.ndim != 1:
             shapes = f'{codes.shape} and {splits.shape}'

@@ -46,7 +46,7 @@ class SpaceNet1Dataset(TileDataset):
             self.source = SpaceNet1(str(root), split, image=image)
         except DatasetNotFoundError as error:
             folder = Path(root, 'SN1_buildings', split, image)
-            raise FileNotFoundError(f'There are no SpaceNet 1 images in {folder}: check the path') from error
+            raise FileNotFoundError(f'{folder} contains no SpaceNet 1 images: check the path') from error
         files = [Path(path) for path in self.source.images]
         super().__init__(root, files, None, ('other', 'building'), **kwargs)
 
@@ -55,7 +55,7 @@ class SpaceNet1Dataset(TileDataset):
         file, names = self.files[index], self.file_bands
         count = read_header(file).count
         if count != len(names):
-            raise BadTileError(f'it has {count} bands instead of the {len(names)} bands {names}')
+            raise BadTileError(f'has {count} bands, expected {len(names)}: {names}')
         with readable(file, RuntimeError):  # geopandas' reader raises its own subclass
             found = self.source[index]
         pixels = found['image'].numpy()

@@ -49,9 +49,7 @@ class WILDSDataModule(TileDataModule):
         try:
             files, labels, classes = self.listed(name, unlabeled)
             if files and not files[0].is_file():  # catches a wrong root at once
-                raise FileNotFoundError(
-                    f'There is no image {files[0]}, which the list of {self.root} names first'
-                )
+                raise FileNotFoundError(f'the first image listed in {self.root} does not exist: {files[0]}')
             return TileDataset(self.root, files, labels, classes, **self.kwargs)
         except FileNotFoundError:
             if part == 'val' and self.unlabeled:  # only unlabeled images were downloaded
@@ -66,15 +64,15 @@ class WILDSDataModule(TileDataModule):
             options = f"root_dir='{root}', download=True{', unlabeled=True' if 'unlabeled' in name else ''}"
             how = f"wilds.get_dataset('{name.split('_')[0]}', {options})"
             raise FileNotFoundError(
-                f'There is no folder {name}_v* in {root}: get it from the wilds package, {how}'
+                f'{root} contains no folder {name}_v*: download it with the wilds package, {how}'
             )
         file = folders[-1] / 'metadata.csv'
         if not file.is_file():
-            raise FileNotFoundError(f'There is no {file}: the download is incomplete')
+            raise FileNotFoundError(f'{file} does not exist: the download is incomplete')
         try:
             table = pd.read_csv(file, usecols=list(columns), dtype={'patient': 'str'})
         except ValueError as error:  # includes pandas' own subclasses
-            raise ValueError(f'{file} does not fit ({str(error).strip()}): download it again') from error
+            raise ValueError(f'{file} cannot be read ({str(error).strip()}): download it again') from error
         return folders[-1], table
 
 

@@ -97,7 +97,7 @@ def compare_peaks(
     """Measure each contender's peak memory growth, from before the model is built."""
     on_gpu = setting.device.startswith('cuda')
     if compiled and not on_gpu:
-        raise ValueError('the compiler takes memory, too: measure compiled steps on a GPU')
+        raise ValueError('peak memory on a CPU includes the compiler: measure compiled steps on a GPU')
     setting = replace(setting, fused=True)  # store as little as on a GPU; time does not matter here
 
     def measure(name: str) -> int:

@@ -23,7 +23,7 @@ def read_images(folder: Path, count: int, size: int) -> Tensor:
 
     dataset = FolderDataset(folder, size=size)
     if len(dataset) < count:
-        raise FileNotFoundError(f'{folder} holds {len(dataset)} images in class folders, {count} needed')
+        raise FileNotFoundError(f'{folder} has {len(dataset)} images in class folders, {count} required')
     images = torch.stack([dataset[i]['image'] for i in evenly_spaced(len(dataset), count)]) / 255
     mean, std = (torch.tensor(x)[:, None, None] for x in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
     return (images - mean) / std

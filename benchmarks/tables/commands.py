@@ -69,10 +69,10 @@ def plan(
     say('\n'.join([title, '', *cost.show(planned, rate, count)]))
     if rate is not None:
         total = cost.total_hours(planned, found, rate, count)
-        say(f'{total:,.2f} device hours for {count} seeds, searches included.')
+        say(f'{total:,.2f} device hours for {count} seeds, including searches')
     differing = [p.row.name for p in planned if p.agrees is False]
     if differing:
-        raise ValueError(f'{", ".join(differing)}: not as many parameters as the paper states')
+        raise ValueError(f'{", ".join(differing)}: parameter count does not match the paper')
 
 
 def run(
@@ -125,9 +125,11 @@ def report(
     have = {r['table'] for r in known}
     tables = [one for one in tables if table or one.id in have]
     if not have:
-        raise FileNotFoundError(f'no results {results}: run explora-bench run TABLE --scale {scale} first')
+        raise FileNotFoundError(f'no results in {results}: run explora-bench run TABLE --scale {scale} first')
     if not tables:
-        raise ValueError(f'{results} holds {", ".join(sorted(have))}: give the YAML file of the table')
+        raise ValueError(
+            f'{results} contains only {", ".join(sorted(have))}: pass the YAML file of the table'
+        )
     for one in tables:
         say('\n'.join(map(str, write_report(results.parent, one, found, known))))
 

@@ -31,7 +31,7 @@ def _find(known: Sequence[Record], name: str, results: Path) -> list[Record]:
     found = by_row(known, table)
     if row not in found:
         have = ', '.join(dict.fromkeys(f'{r["table"]}:{r["row"]}' for r in known)) or 'none'
-        raise ValueError(f'{results} has no results of {name!r}: write TABLE:ROW; it has {have}')
+        raise ValueError(f'{results} has no results for {name!r}: use TABLE:ROW, available: {have}')
     return found[row]
 
 
@@ -44,7 +44,7 @@ def _line(title: str, first: Sequence[Record], second: Sequence[Record], key: st
 def _files(one: Path, two: Path) -> str:
     for path in (one, two):
         if not path.is_file():
-            raise FileNotFoundError(f'no results {path}')
+            raise FileNotFoundError(f'results file {path} does not exist')
     first, second = read(one), read(two)
     lines = []
     for table in dict.fromkeys(r['table'] for r in first):
@@ -52,5 +52,5 @@ def _files(one: Path, two: Path) -> str:
         for key in (k for k in ours if k in theirs):
             lines.append(_line(f'table {table}, {ours[key][0]["name"]}', ours[key], theirs[key]))
     if not lines:
-        raise ValueError(f'{one} and {two} have no row in common')
+        raise ValueError(f'{one} and {two} have no rows in common')
     return '\n'.join([*markdown_table(['row', str(one), str(two), 'difference'], lines), ''])

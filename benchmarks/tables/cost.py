@@ -191,7 +191,7 @@ def show(planned: Sequence[Planned], rate: float | None, seeds: int) -> list[str
     running = [_cells(p, seeds) for p in planned if not p.reason]
     shown = [key for key in (running[0] if running else ()) if any(cells[key] != '-' for cells in running)]
     return [
-        f'{rate / 1e9:,.0f} GFLOP/s of finished runs on {device}.' if rate else f'No run on {device} yet.',
+        f'{rate / 1e9:,.0f} GFLOP/s in finished runs on {device}' if rate else f'No runs on {device} yet',
         *markdown_table(shown, [[cells[key] for key in shown] for cells in running]),
         *(f'{p.row.name}: {p.reason}' for p in planned if p.reason),
     ]

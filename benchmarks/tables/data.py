@@ -26,7 +26,7 @@ def load_class(path: str) -> Any:
     try:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f'no class {path!r}: give the full path of a data module or task') from error
+        raise ValueError(f'unknown class {path!r}: use the full path of a data module or task') from error
 
 
 def build_data(data: Data, **changes: Any) -> Any:
@@ -36,7 +36,7 @@ def build_data(data: Data, **changes: Any) -> Any:
     try:
         return load_class(data.class_path)(**arguments)
     except TypeError as error:
-        raise ValueError(f'{data.class_path} does not take {arguments}: {error}') from error
+        raise ValueError(f'{data.class_path} does not accept {arguments}: {error}') from error
 
 
 def open_data(data: Data, **changes: Any) -> Any:

@@ -11,7 +11,7 @@ import yaml
 def read_yaml(path: Path, kind: str) -> dict[str, Any]:
     """Read a YAML file of a kind; raise FileNotFoundError if it does not exist."""
     if not path.is_file():
-        raise FileNotFoundError(f'no {kind} {path}')
+        raise FileNotFoundError(f'{kind} {path} does not exist')
     return dict(yaml.safe_load(path.read_text(encoding='utf-8')))
 
 
@@ -29,7 +29,7 @@ def make(kind: type, values: Mapping[str, Any], where: str) -> Any:
 def find(name: str, kind: str, known: Mapping[str, Any]) -> Any:
     """Look up a name; raise ValueError with the known names if it is missing."""
     if name not in known:
-        raise ValueError(f'no {kind} {name!r}: there are {", ".join(known)}, or give a YAML file')
+        raise ValueError(f'unknown {kind} {name!r}, expected one of {", ".join(known)}, or a YAML file')
     return known[name]
 
 

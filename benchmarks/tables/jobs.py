@@ -127,8 +127,8 @@ def _published_recipe(table: Table, row: Row, scale: Scale) -> Recipe:
     if steps is None:
         data = scale.data[table.pretrain_dataset or row.dataset or table.dataset]
         if not preset.epochs or not data.images:
-            missing = f'give steps in row {row.id}, or images of the data in the scale {scale.name}'
-            raise ValueError(f'the length of {row.preset} is not known: {missing}')
+            missing = f'set steps in row {row.id}, or images of the data in the scale {scale.name}'
+            raise ValueError(f'the length of {row.preset} is unknown: {missing}')
         steps = preset.epochs * data.images // preset.batch
     alpha, ratio = row.config.alpha or preset.adaptation.alpha, preset.adaptation.mlp_rank_ratio
     adaptation = replace(row.config, alpha=alpha, mlp_rank_ratio=ratio)

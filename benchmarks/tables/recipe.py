@@ -70,7 +70,7 @@ class Recipe:
             if unknown := arguments.keys() - inspect.signature(kind).parameters.keys() - kind.flat_keys:
                 raise TypeError(f"got an unexpected keyword argument '{min(unknown)}'")
         except TypeError as error:
-            raise ValueError(f'{self.objective} cannot take {dict(self.arguments)}: {error}') from error
+            raise ValueError(f'{self.objective} does not accept {dict(self.arguments)}: {error}') from error
         return partial(kind, **arguments)
 
     def to_dict(self) -> dict[str, Any]:

@@ -38,8 +38,8 @@ class Published:
             return cls()
         match = _VALUE.fullmatch(str(text))
         if match is None:
-            how = f'the number, M for millions, and one of the marks {", ".join(MARKS)}, such as 79.09 W'
-            raise ValueError(f'{where}: cannot read {text!r}: write {how}, or null where none is published')
+            how = f'a number, M for millions, and one of the marks {", ".join(MARKS)}, such as 79.09 W'
+            raise ValueError(f'{where}: cannot parse {text!r}: use {how}, or null if none is published')
         return cls(match['value'] + match['unit'], match['mark'])
 
     @property
@@ -86,15 +86,15 @@ class Row:
     def __post_init__(self) -> None:
         """Check that the fields are consistent."""
         if not self.only and not self.objective:
-            raise ValueError('a row that runs needs an objective, M or D; say only: why if it cannot run')
+            raise ValueError('objective must be M or D, unless only says why the row cannot run')
         if self.tuning not in get_args(Tuning):
             raise ValueError(f'tuning must be one of {", ".join(get_args(Tuning))}, got {self.tuning!r}')
         if self.start == 'random' and self.adaptation != 'full':
-            raise ValueError('only a full pre-training can start from random weights')
+            raise ValueError('only full pre-training can start from random weights')
         if self.last_blocks and self.tuning != 'probe':
-            raise ValueError('last_blocks is of a probe: it does not fit the tuning ' + self.tuning)
+            raise ValueError('last_blocks requires tuning: probe, got ' + self.tuning)
         if self.tune and self.tuning in ('probe', 'none'):
-            raise ValueError('tune is of tuning on labels: it does not fit the tuning ' + self.tuning)
+            raise ValueError('tune requires tuning on labels, got tuning: ' + self.tuning)
         if self.adaptation:
             _ = self.config
 
@@ -137,7 +137,9 @@ class Table:
         wanted = [name.strip() for name in rows.split(',') if name.strip()]
         unknown = [name for name in wanted if name not in self.rows]
         if unknown:
-            raise ValueError(f'table {self.id} has no row {unknown[0]!r}: it has {", ".join(self.rows)}')
+            raise ValueError(
+                f'table {self.id} has no row {unknown[0]!r}, expected one of {", ".join(self.rows)}'
+            )
         return [row for row in self.rows.values() if not wanted or row.id in wanted]
 
 
@@ -155,7 +157,7 @@ def read_table(path: Path) -> Table:
     for finding in table.findings:
         for name in (finding.better, finding.worse):
             if name not in rows:
-                raise ValueError(f'{path.name}: the finding {finding.text!r} names no row of it: {name!r}')
+                raise ValueError(f'{path.name}: unknown row {name!r} in the finding {finding.text!r}')
     return table
 
 

@@ -104,7 +104,7 @@ def search_tuning(job: Job, store: Store, model: Stage, progress: _Say = str) ->
             model = adapt(store, trial, model, search_pretraining(trial, store, progress).factor)
 
     def score(factor: float) -> float:
-        progress(f'search of tuning, learning rate x{factor:g}')
+        progress(f'tuning search, learning rate x{factor:g}')
         return float(tune(store, trial, model, factor, search.tune_steps, validate=True).record['value'])
 
     return _choose(search, score)

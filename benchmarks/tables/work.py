@@ -46,7 +46,7 @@ def weights_sha256(weights: str) -> str:
     try:
         return state_sha256(read_weights(weights)[0])
     except FileNotFoundError as error:
-        raise FileNotFoundError(f'{error}: make the source first, or name another in the scale') from error
+        raise FileNotFoundError(f'{error}: create the source first, or use another in the scale') from error
 
 
 def prepare_source(store: Store, job: Job) -> Stage:
@@ -216,7 +216,7 @@ def _protocol(job: Job, depth: int, validate: bool) -> ProbeProtocol:
 def _validate_on_training(module: Any) -> None:
     """Test on the held-out training images; settings are chosen on other training images."""
     if module.val_dataset is None:
-        raise ValueError('a search needs held-out training images: give val_split, or search: null')
+        raise ValueError('a search needs held-out training images: set val_split, or search: null')
     module.test_dataset, module.val_dataset = module.val_dataset, None
 
 

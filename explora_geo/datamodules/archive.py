@@ -87,8 +87,8 @@ class Archive:
         empty = f'{100 * self.nodata:.1f} % nodata' if self.nodata else None
         text = ', '.join(filter(None, [self.crs, empty]))
         if self.skipped:
-            looked = f'{len(self.skipped)} of {self.opened} files looked at'
-            text += f'{"; " * bool(text)}{looked} cannot be used, first {self.skipped[0]}'
+            checked = f'{len(self.skipped)} of {self.opened} files checked'
+            text += f'{"; " * bool(text)}{checked} cannot be used (first: {self.skipped[0]})'
         return f'{first}\n{text}.' if text else first
 
 
@@ -140,7 +140,7 @@ def look(
     elif file_bands == pack.file_bands:
         sort, classes = 'pack', pack.classes
     else:
-        raise ValueError(f'The pack {path} names its bands: {", ".join(pack.file_bands)}; use these names')
+        raise ValueError(f'Bands of the pack {path} cannot be renamed; use {", ".join(pack.file_bands)}')
     size = _choose_size(found, patch_size, image_size, sort != 'scenes')
     values, damaged = (
         sample_values(found, file_bands, positions) if pack is None else _pack_values(pack, positions)
@@ -211,12 +211,12 @@ def _choose_kind(found: Survey, wanted: Literal['tiles', 'scenes'] | None) -> Li
     kind = wanted or ('scenes' if large or found.root is None else 'tiles')
     if kind == 'scenes' and found.crs is None:
         raise ValueError(
-            f'{found.source} has no coordinate reference system and is no scene: give a folder of tiles, or '
-            'georeference it'
+            f'{found.source} has no coordinate reference system, so it is not a scene; pass a folder of '
+            'tiles, or georeference it'
         )
     if kind == 'tiles' and found.root is None:
         raise ValueError(
-            f'{found.source} are tiles: give their folder, a pattern, or a text file that lists them'
+            f'To read {found.source} as tiles, pass their folder, a pattern, or a text file that lists them'
         )
     return kind
 
@@ -226,11 +226,11 @@ def _choose_size(found: Survey, patch_size: int, wanted: int | None, enlarge: bo
     height, width = found.size
     if min(height, width) < patch_size:
         raise ValueError(
-            f'The images of {found.source} have {height} x {width} pixels, less than a patch of {patch_size} '
-            f'x {patch_size}: give larger images, or weights of smaller patches'
+            f'The images in {found.source} are {height} x {width} pixels, smaller than a patch of '
+            f'{patch_size} x {patch_size}; use larger images, or weights with smaller patches'
         )
     if wanted is not None and (wanted < patch_size or wanted % patch_size):
-        raise ValueError(f'image_size must be a multiple of the patch of {patch_size} pixels, got {wanted}')
+        raise ValueError(f'image_size must be a multiple of the patch size {patch_size}, got {wanted}')
     return wanted or default_size(min(height, width), patch_size, enlarge)
 
 
@@ -261,13 +261,13 @@ class LabeledTiles(Subset[dict[str, Any]]):
             found = look(folder, numbers, 1, archive.image_size, kind='tiles')
         if len(found.classes) < 2:
             raise ValueError(
-                f'labels={found.source} needs images in at least two class folders, such as '
-                f'{os.path.join(found.source, "forest", "1.tif")}; found {len(found.classes)}'
+                f'labeled tiles in {found.source} must be in at least two class folders, such as '
+                f'{os.path.join(found.source, "forest", "1.tif")}, found {len(found.classes)}'
             )
         if depth(found.dtype) != depth(archive.dtype):
             raise ValueError(
-                f'labels={found.source} has {found.dtype} pixels, the archive {archive.source} has '
-                f'{archive.dtype}: give labeled tiles of the same range'
+                f'labeled tiles in {found.source} have {found.dtype} pixels, but the archive '
+                f'{archive.source} has {archive.dtype}; use labeled tiles with the same pixel type'
             )
         dataset: Any = found.datamodule().make('train')
         self.classes, labels = dataset.classes, np.array(dataset.labels)
@@ -275,8 +275,8 @@ class LabeledTiles(Subset[dict[str, Any]]):
         few = min(range(len(members)), key=lambda c: len(members[c]))
         if len(members[few]) < LEAST:
             raise ValueError(
-                f'labels={found.source} has {len(members[few])} of {self.classes[few]}: give {LEAST} tiles '
-                'or more of each class, to train on, to choose by and to test on'
+                f'labeled tiles in {found.source} must include at least {LEAST} per class, for training, '
+                f'validation and testing, got {len(members[few])} of {self.classes[few]}'
             )
         share = max(1, limit // len(self.classes))
         super().__init__(dataset, sorted(m[i] for m in members for i in evenly_spaced(len(m), share)))

@@ -118,7 +118,7 @@ class TileDataModule(NonGeoDataModule):
             if value < least:
                 raise ValueError(f'{name} must be at least {least}, got {value}')
         if not 0 <= self.held_out < 1:
-            raise ValueError(f'val_split must be at least 0 and below 1, got {self.held_out}')
+            raise ValueError(f'val_split must be in [0, 1), got {self.held_out}')
         given = {'bands': bands, 'size': image_size, 'strict': strict, 'cache': cache}
         super().__init__(self.kind, batch_size, num_workers, **given)
         self.root, self.image_size = root, image_size
@@ -194,8 +194,8 @@ class TileDataModule(NonGeoDataModule):
             return []
         if dataset is None:
             raise ValueError(
-                f'{type(self).__name__} has no {split} images; give it a {split} folder, and call '
-                'setup() before asking for a loader'
+                f'{type(self).__name__} has no {split} images; specify a {split} folder, and call '
+                'setup() before requesting a loader'
             )
         sampler: Any = self._sampler(split)
         options: dict[str, Any] = {
@@ -313,7 +313,7 @@ def hold_out(dataset: Any, share: float) -> tuple[Any, Any | None]:
         return dataset, None
     kept = sorted(set(range(len(dataset))) - set(held))
     if not kept:
-        raise ValueError(f'val_split={share} leaves none of {len(dataset)} images for training')
+        raise ValueError(f'val_split={share} leaves none of the {len(dataset)} images for training')
     train, val = Subset(dataset, kept), Subset(dataset, held)
     # Reports name the classes.
     train.classes = val.classes = getattr(dataset, 'classes', ())  # type: ignore[attr-defined]
@@ -341,7 +341,7 @@ def _move_former(
     numbers = _given({'mean': mean, 'std': std, 'clip': clip})
     if crops or numbers:
         moved = [f'augment.{name}' for name in crops] + [f'statistics.{name}' for name in numbers]
-        text = f'write {", ".join(moved)}; the old names end with the next release'
+        text = f'use {", ".join(moved)}; the old names will be removed in the next release'
         warnings.warn(f'arguments of data modules have moved: {text}', FutureWarning, stacklevel=4)
     augment = augment if isinstance(augment, Augment) else Augment(**(augment or {}))
     statistics = statistics if isinstance(statistics, Statistics) else Statistics(**(statistics or {}))

@@ -50,7 +50,7 @@ class FolderDataModule(TileDataModule):
             ValueError: If an argument is out of range or contradicts another.
         """
         if val_split and val_root is not None:
-            raise ValueError(f'Give either val_root or val_split, got {val_root} and {val_split}')
+            raise ValueError(f'Set either val_root or val_split, got {val_root} and {val_split}')
         self.held_out, self.roots = val_split, {'train': root, 'val': val_root, 'test': test_root}
         super().__init__(root, **kwargs)
         self.kwargs |= {'file_bands': file_bands, 'min_size': min_size}
@@ -105,7 +105,7 @@ class MaskFolderDataModule(FolderDataModule):
         """
         if colours is not None:
             warnings.warn(
-                'colours is called colors now; the former name ends with the next release',
+                'colours is now called colors; the old name will be removed in the next release',
                 FutureWarning,
                 stacklevel=2,
             )

@@ -137,8 +137,8 @@ class ReplacingCollate:
                     break
             else:
                 raise ValueError(
-                    f'A batch needs at least one usable tile, but all {len(samples)} were skipped; '
-                    f'repair or remove them, first {[samples[0]["skipped"]]}'
+                    f'A batch needs at least one usable tile, but all {len(samples)} were skipped '
+                    f'(first: {samples[0]["skipped"]}); repair or remove them'
                 )
         return self.collate(samples)
 
@@ -155,6 +155,8 @@ class SkippingDataLoader(DataLoader[Any]):
                 yield batch
             else:
                 names = batch['skipped']
-                warnings.warn(f'A batch of {len(names)} is left out, first {names[0]}.', stacklevel=2)
+                warnings.warn(
+                    f'Skipping a batch of {len(names)} unusable images (first: {names[0]})', stacklevel=2
+                )
         if names and not found:
-            raise ValueError(f'No image can be used, first {names[0]}; repair or remove the files')
+            raise ValueError(f'No images can be used (first: {names[0]}); repair or remove the files')

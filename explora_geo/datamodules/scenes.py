@@ -143,7 +143,7 @@ class SceneDataModule(TileDataModule):
         if not grid_windows(dataset, self.patch_size, whole=True):
             raise ValueError(
                 f'patch_size={self.patch_size} is larger than every scene '
-                f'({list(dataset.index["filepath"])[:3]}); give a smaller patch_size'
+                f'({list(dataset.index["filepath"])[:3]}); use a smaller patch_size'
             )
         return dataset
 

@@ -74,8 +74,8 @@ def resolve(value: Mapping[str, float] | Sequence[float] | str, bands: Sequence[
             raise ValueError(f"{name} must be 'auto', 'imagenet' or numbers, got {value!r}")
         if not set(spell(bands)) <= set(RGB):  # Sentinel-2's B04 is red, too, but not 8-bit
             raise ValueError(
-                f"{name}='imagenet' is known for the bands {RGB}, but the bands are "
-                f"{tuple(bands)}; give {name} by band name, or 'auto'"
+                f"{name}='imagenet' is only available for the bands {RGB}, got {tuple(bands)}; "
+                f"set {name} by band name, or to 'auto'"
             )
         value = IMAGENET[name]
     if isinstance(value, Mapping):
@@ -83,7 +83,7 @@ def resolve(value: Mapping[str, float] | Sequence[float] | str, bands: Sequence[
         if missing := [band for band in bands if canonical(band) not in known]:
             raise ValueError(
                 f'{name} must have a value for every band, but {missing} are missing: '
-                f'bands {tuple(bands)}, given {tuple(value)}'
+                f'bands are {tuple(bands)}, got {tuple(value)}'
             )
         value = [known[canonical(band)] for band in bands]
     if len(value) != len(bands):
@@ -113,7 +113,7 @@ def usable(samples: Iterable[Mapping[str, Any]], where: object) -> Iterator[Tens
             skipped.append(sample['skipped'])
     if skipped and not found:
         raise ValueError(
-            f'None of the {len(skipped)} images looked at in {where} can be used, first {skipped[0]}; repair '
+            f'None of the {len(skipped)} images checked in {where} can be used (first: {skipped[0]}); repair '
             'or remove them'
         )
 
@@ -135,8 +135,8 @@ def estimate(images: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
         total, square = total + pixels.sum(1), square + pixels.square().sum(1)
     if count == 0:
         raise ValueError(
-            "mean or std 'auto' needs at least one readable tile, but none of those looked at can "
-            'be used; repair the files or give mean and std'
+            "'auto' for mean or std needs at least one readable tile, but none of the tiles checked can "
+            'be used; repair the files, or set mean and std'
         )
     mean = total / count
     std = (square / count - mean.square()).clamp(min=0).sqrt()

@@ -79,10 +79,10 @@ class TileDataset(NonGeoDataset):
             if value is not None and value < 1:
                 raise ValueError(f'{name} must be at least 1 pixel, got {value}')
         if not len(files):
-            raise FileNotFoundError(f'{root} lists no image of this split; check the split and the path')
+            raise FileNotFoundError(f'{root} lists no images for this split; check the split and the path')
         if labels is not None and classes and not 0 <= min(labels) <= max(labels) < len(classes):
             raise ValueError(
-                f'Labels of {root} must be 0 to {len(classes) - 1}, got {min(labels)} to {max(labels)}'
+                f'Labels in {root} must be 0 to {len(classes) - 1}, got {min(labels)} to {max(labels)}'
             )
         self.root, self.files, self.classes = Path(root), list(files), tuple(classes)
         self.labels = None if labels is None else list(labels)
@@ -132,8 +132,8 @@ class TileDataset(NonGeoDataset):
         """
         if missing := [name for name in self.classes if name not in classes]:
             raise ValueError(
-                f'Class folders {missing} of {self.root} are not among the classes '
-                f'{list(classes)}; rename the folders or remove them'
+                f'Class folders {missing} in {self.root} are not among the classes '
+                f'{list(classes)}; rename or remove the folders'
             )
         names = [self.classes[label] for label in self.labels or ()]
         self.labels = None if self.labels is None else [list(classes).index(name) for name in names]
@@ -163,7 +163,7 @@ class TileDataset(NonGeoDataset):
         pixels = self._read(index)
         height, width = pixels.shape[1:]
         if min(height, width) < self.min_size:
-            raise BadTileError(f'its size {height}x{width} is below the minimum of {self.min_size} pixels')
+            raise BadTileError(f'size {height}x{width} is below the minimum of {self.min_size} pixels')
         pixels = resize(pixels, self.size, crop_pct=self.crop_pct)
         if self.cache:
             self._cached[index] = pixels
@@ -200,8 +200,8 @@ def collate_skipping(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     shapes = sorted({tuple(sample['image'].shape) for sample in good})
     if len(shapes) > 1:
         raise ValueError(
-            f'Images of a batch must have one shape (C, H, W), got {shapes[:4]}; '
-            'give size to bring all tiles to one size'
+            f'All images in a batch must have the same shape (C, H, W), got {shapes[:4]}; '
+            'set size to resize all tiles to one size'
         )
     batch: dict[str, Any] = default_collate(good) if good else {}
     return {**batch, 'skipped': skipped} if skipped else batch

@@ -65,8 +65,8 @@ class EuroSATDataset(FolderDataset):
             folder = folder / split
         elif split is not None and folder.is_dir():
             raise ValueError(
-                f'split={split!r} needs a folder {folder / split} or a split_file, but there '
-                'is neither; give split_file, or split=None for all tiles'
+                f'split={split!r} requires a folder {folder / split} or a split_file, but neither '
+                'was found; pass split_file, or split=None for all tiles'
             )
         if downloaded:
             folder = folder / EuroSAT.base_dir
@@ -92,8 +92,8 @@ def _read_split(path: Path, split: str) -> frozenset[str]:
     try:
         splits = json.loads(text)
     except ValueError as error:
-        raise ValueError(f'The split file {path} is not JSON ({error})') from error
+        raise ValueError(f'The split file {path} is not valid JSON ({error})') from error
     if not isinstance(splits, dict) or not isinstance(splits.get(split), list):
         keys = sorted(splits) if isinstance(splits, dict) else type(splits).__name__
-        raise ValueError(f'The split file {path} must list tile names under {split!r}, but it has {keys}')
+        raise ValueError(f'The split file {path} must list tile names under {split!r}, got {keys}')
     return frozenset(Path(name).stem for name in splits[split])

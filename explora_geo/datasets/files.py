@@ -32,7 +32,7 @@ def find_images(root: PathLike, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> li
         if not root.exists():
             raise FileNotFoundError(f'The image folder {root} does not exist; check the path')
         if not root.is_dir():
-            raise NotADirectoryError(f'{root} is a file, but a folder of images was expected')
+            raise NotADirectoryError(f'{root} is a file, expected a folder of images')
         seen = {os.path.realpath(root)}
         for folder, folders, names in os.walk(root, onerror=_fail, followlinks=True):
             # Real folders before links: a link to a sibling must not steal that sibling's files.
@@ -47,7 +47,7 @@ def find_images(root: PathLike, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> li
                     found.append(Path(folder, name))
     except PermissionError as error:
         raise PermissionError(
-            f'The folder {error.filename} may not be read; change its permissions, or leave it out'
+            f'No permission to read the folder {error.filename}; change its permissions, or exclude it'
         ) from error
     return sorted(found)
 
@@ -70,10 +70,10 @@ def locate_images(root: PathLike) -> tuple[Path | None, list[Path | str]]:
     elif is_pattern(root):
         matches = [p for p in map(Path, glob.glob(os.fspath(root), recursive=True)) if p.is_file()]
         if not matches:
-            raise FileNotFoundError(f'No file matches {root}; check the pattern')
+            raise FileNotFoundError(f'No files match {root}; check the pattern')
         files += sorted(p for p in matches if p.suffix.lower() in IMAGE_SUFFIXES)
         if not files:
-            raise FileNotFoundError(f'The files of the pattern {root} are no images; check the pattern')
+            raise FileNotFoundError(f'The files that match {root} are not images; check the pattern')
     else:
         return path, [*find_images(path)]
     if any(isinstance(file, str) for file in files):
@@ -112,18 +112,18 @@ def read_list(path: PathLike) -> list[Path | str]:
             names = [line for line in lines if line and not line.startswith('#')]
     except ImportError as error:
         raise ValueError(
-            f"{path} needs pyarrow to be read: pip install 'explora_geo[parquet]', or give a text file with "
-            'one path a line'
+            f"{path} requires pyarrow: pip install 'explora_geo[parquet]', or pass a text file with one path "
+            'per line'
         ) from error
     except OSError:
         raise
     except Exception as error:  # table readers raise many kinds of errors on foreign bytes
         raise ValueError(
-            f'{path} cannot be read as a list of files ({str(error).splitlines()[0]}); give a text file with '
-            'one path a line, or a table with a column path'
+            f'{path} cannot be read as a list of files ({str(error).splitlines()[0]}); pass a text file with '
+            'one path per line, or a table with a column path'
         ) from error
     if not names:
-        raise ValueError(f'The list {path} names no file; give one path a line')
+        raise ValueError(f'The list {path} contains no paths; add one path per line')
     places = map(locate, names)
     return list(dict.fromkeys(p if isinstance(p, str) else path.parent / p for p in places))
 
@@ -135,7 +135,7 @@ def _column(path: Path) -> list[str]:
     columns = {str(name).lower(): name for name in table.columns}
     found = [columns[name] for name in _PATH_COLUMNS if name in columns]
     if not found:
-        raise ValueError(f'none of its columns {list(table.columns)} is {", ".join(_PATH_COLUMNS)}')
+        raise ValueError(f'columns {list(table.columns)} include none of {", ".join(_PATH_COLUMNS)}')
     return [str(name) for name in table[found[0]].dropna()]
 
 

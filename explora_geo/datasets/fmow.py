@@ -93,9 +93,9 @@ class FMoWRGB(TileDataset):
         try:
             table = pd.read_csv(path)
         except (ValueError, UnicodeDecodeError) as error:
-            raise ValueError(f'The list {path} is no CSV file ({error})') from error
+            raise ValueError(f'The list {path} is not a valid CSV file ({error})') from error
         if table.empty:
-            raise ValueError(f'The list {path} has no rows; get the complete list')
+            raise ValueError(f'The list {path} is empty; download the complete list')
         rows = self._rows(table)
         exists = np.array([file.is_file() for file in rows['path']])
         self.missing = [str(file) for file in rows['path'][~exists]]
@@ -103,11 +103,12 @@ class FMoWRGB(TileDataset):
             raise DatasetNotFoundError(self)
         if self.missing:
             message = (
-                f'{len(self.missing)} of {len(rows)} files in {path} do not exist, first {self.missing[0]}'
+                f'{len(self.missing)} of {len(rows)} files listed in {path} do not exist '
+                f'(first: {self.missing[0]})'
             )
             if strict:
-                raise ValueError(f'{message}; get them, or set strict=False to leave them out')
-            warnings.warn(f'{message}; they are left out.', UserWarning, stacklevel=2)
+                raise ValueError(f'{message}; download them, or set strict=False to skip them')
+            warnings.warn(f'{message}; skipping them', UserWarning, stacklevel=2)
         self.table: pd.DataFrame = rows[exists].reset_index(drop=True)
         files, labels = list(self.table['path']), self.table['label'].tolist()
         super().__init__(root, files, labels, CLASSES, bands, size, strict, **kwargs)
@@ -120,7 +121,7 @@ class FMoWRGB(TileDataset):
         """Build the table from label, path and, if present, timestamp, the first columns of the list."""
         if table.shape[1] < 2:
             raise ValueError(
-                f'The list {self.list_path} must have label, path and timestamp, it has {list(table.columns)}'
+                f'The list {self.list_path} must have label, path and timestamp, got {list(table.columns)}'
             )
         paths = [self.root / str(path) for path in table.iloc[:, 1]]
         names = [_NAME.fullmatch(path.stem) for path in paths]
@@ -145,7 +146,7 @@ class FMoWRGB(TileDataset):
         unknown = sorted({str(v) for v in values} - set(numbers))
         if unknown:
             raise ValueError(
-                f'The list {self.list_path} has classes that fMoW has not, first {unknown[:3]}; classes are '
+                f'The list {self.list_path} contains unknown fMoW classes (first: {unknown[:3]}), expected '
                 f'numbers from 0 to {len(CLASSES) - 1} or names from {CLASSES[0]} to {CLASSES[-1]}'
             )
         return [numbers[str(value)] for value in values]
@@ -186,7 +187,7 @@ class FMoWSentinel(FMoWRGB):
         missing = [name for name in needed if name not in table]
         if missing:
             raise ValueError(
-                f'The list {self.list_path} lacks the columns {missing}; it has {list(table.columns)}'
+                f'The list {self.list_path} is missing the columns {missing}, got {list(table.columns)}'
             )
         rows = table[needed[1:]].copy()
         rows['label'] = self._labels(table['category'])
@@ -235,8 +236,8 @@ class FMoWTemporal(FMoWRGB):
         times = pd.to_datetime(stamps, utc=True, errors='coerce', format='ISO8601')
         if times.isna().any():
             raise ValueError(
-                f'The list {self.list_path} must state the time of every image, such as '
-                f'2016-05-03T10:24:00Z, in its third column, got {stamps[times.isna()].iloc[0]!r}'
+                f'The third column of {self.list_path} must contain the time of every image, such as '
+                f'2016-05-03T10:24:00Z, got {stamps[times.isna()].iloc[0]!r}'
             )
         columns = [times.dt.year - FIRST_YEAR, times.dt.month - 1, times.dt.hour]
         self.times = torch.tensor(np.stack(columns, axis=1), dtype=torch.int64)
@@ -250,7 +251,7 @@ class FMoWTemporal(FMoWRGB):
             try:
                 frames[row] = super()._sample(row)['image']
             except BadTileError as error:
-                other = '' if row == index else f'its frame {self.files[row]}: '
+                other = '' if row == index else f'frame {self.files[row]}: '
                 raise BadTileError(f'{other}{error}') from error
         image, label = torch.stack([frames[row] for row in rows]), torch.tensor(self.labels[index])
         return {'image': image, 'timestamps': self.times[rows], 'label': label}

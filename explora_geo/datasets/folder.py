@@ -55,20 +55,20 @@ class FolderDataset(TileDataset):
         """
         folder, found = locate_images(root)
         if folder is None:
-            raise ValueError(f'{root} lists images that are no files on disk; read them as scenes')
+            raise ValueError(f'{root} lists images that are not files on disk; read them as scenes')
         paths = [Path(path) for path in found]
         files = [path for path in paths if is_valid_file is None or is_valid_file(path)]
         if not files:
-            which = ' that belongs to this split' if is_valid_file is not None else ''
+            which = ' for this split' if is_valid_file is not None else ''
             raise FileNotFoundError(
-                f'{folder} holds no image{which} (looked for JPEG, PNG, GeoTIFF and the like, '
-                'also in sub-folders); check the path'
+                f'{folder} contains no images{which} (searched for JPEG, PNG, GeoTIFF and similar, '
+                'including subfolders); check the path'
             )
         loose = [path for path in files if path.parent == folder]
         if labeled and loose:
             raise ValueError(
-                f'labeled=True needs every image in a class folder, but {len(loose)} lie directly '
-                f'in {folder}, first {loose[0].name}; move them'
+                f'labeled=True requires every image to be in a class folder, but {len(loose)} are directly '
+                f'in {folder} (first: {loose[0].name}); move them'
             )
         classes = () if labeled is False else class_folders(folder, files, () if labeled else PARTS)
         if classes:  # a class without an image in this split must not shift the other labels

@@ -93,7 +93,7 @@ def _open(
         return
     with open_raster(place, any_size) as source:
         if not source.count:
-            raise BadTileError('it has no bands of its own, only sub-data sets: name one of these')
+            raise BadTileError('has no bands of its own, only subdatasets: specify one of them')
         size = source.height, source.width
         crs = None if source.crs is None else source.crs.to_string()
         if source.colorinterp[0] == ColorInterp.palette:
@@ -139,16 +139,14 @@ def read_image(
     """
     with _open(path, names) as (header, read):
         if header.count != len(names):
-            raise BadTileError(
-                f'it has {header.count} bands instead of the {len(names)} bands {tuple(names)}'
-            )
+            raise BadTileError(f'has {header.count} bands, expected {len(names)}: {tuple(names)}')
         pixels = read(_own_positions(header.descriptions, names, positions) if by_name else positions)
     if np.iscomplexobj(pixels):
-        raise BadTileError('its pixels are complex numbers')
+        raise BadTileError('has complex pixels')
     if pixels.dtype.kind == 'f' and not np.isfinite(pixels).all():
-        raise BadTileError('it has NaN or infinite pixels')
+        raise BadTileError('has NaN or infinite pixels')
     if dtype is not None and depth(dtype) != depth(pixels.dtype.name):
-        raise BadTileError(f'its pixels are {pixels.dtype.name} instead of {dtype}')
+        raise BadTileError(f'has {pixels.dtype.name} pixels, expected {dtype}')
     return np.ascontiguousarray(pixels)
 
 
@@ -161,7 +159,7 @@ def _own_positions(
         return positions
     if sorted(stated) != sorted(wanted):
         raise BadTileError(
-            f'its bands are {tuple(descriptions)} instead of {tuple(names)}; if only the names differ, give '
+            f'has the bands {tuple(descriptions)}, expected {tuple(names)}; if only the names differ, set '
             'file_bands'
         )
     return [stated.index(wanted[i]) for i in positions]
@@ -182,7 +180,7 @@ def fill_nodata(pixels: NDArray[Any], nodata: float | None) -> NDArray[Any]:
     if nodata is None or not (empty := without_data(pixels, nodata)).any():
         return pixels
     if empty.all((1, 2)).any():
-        raise BadTileError(f'it holds nodata ({nodata:g}) only')
+        raise BadTileError(f'contains only nodata ({nodata:g})')
     mean = np.ma.masked_array(pixels, empty).mean((1, 2), np.float64, keepdims=True)
     return np.where(empty, np.rint(mean) if pixels.dtype.kind in 'iu' else mean, pixels).astype(pixels.dtype)
 
@@ -203,8 +201,8 @@ def read_headers(
             skipped.append(f'{files[index]}: {error}')
     if not found:
         raise ValueError(
-            f'None of the {len(skipped)} files looked at in {where} can be read as an image, first '
-            f'{skipped[0]}; give complete image files: a folder of tiles, a pack, scenes or a list'
+            f'None of the {len(skipped)} files checked in {where} can be read as an image (first: '
+            f'{skipped[0]}); use complete image files: a folder of tiles, a pack, scenes or a list'
         )
     return found, skipped
 
@@ -262,7 +260,7 @@ def readable(path: PathLike, *damage: type[Exception]) -> Iterator[None]:
     except (*DAMAGE, *damage) as error:
         raise_machine_failure(error, path)
         reason = str(error).split('\n')[0] or type(error).__name__
-        raise BadTileError(f'it cannot be read ({reason})') from error
+        raise BadTileError(f'cannot be read ({reason})') from error
 
 
 def raise_machine_failure(error: Exception, path: PathLike | None = None) -> None:
@@ -315,7 +313,7 @@ def open_raster(path: PathLike, any_size: bool = False) -> Iterator[rasterio.Dat
             limit = 2 * (Image.MAX_IMAGE_PIXELS or np.inf)
             if source.width * source.height > limit and not any_size:
                 raise BadTileError(
-                    f'its {source.width} x {source.height} pixels are more than {limit:,.0f}, those of a tile'
+                    f'has {source.width} x {source.height} pixels, the limit for a tile is {limit:,.0f}'
                 )
             yield source
 

@@ -52,7 +52,9 @@ class MaskFolderDataset(FolderDataset):
         images, self.mask_root = Path(root) / 'images', Path(root) / 'masks'
         for folder in (images, self.mask_root):
             if not folder.is_dir():
-                raise FileNotFoundError(f'There is no folder {folder}: put images and masks there')
+                raise FileNotFoundError(
+                    f'The folder {folder} does not exist; {root} must contain the folders images and masks'
+                )
         super().__init__(images, labeled=False, **kwargs)
         self.classes, self.colors = tuple(classes), tuple(colors)
         self.mask_values = None if mask_values is None else {int(k): int(v) for k, v in mask_values.items()}
@@ -64,14 +66,12 @@ class MaskFolderDataset(FolderDataset):
         values, header = self._read_mask(path), read_header(file)
         if values.shape != (header.height, header.width):
             raise BadTileError(
-                f'its mask {path.name} has {values.shape[0]}x{values.shape[1]} pixels, the image '
+                f'mask {path.name} has {values.shape[0]}x{values.shape[1]} pixels, but the image has '
                 f'{header.height}x{header.width}'
             )
         if self.mask_values is not None:
             if unknown := sorted(set(np.unique(values).tolist()) - set(self.mask_values)):
-                raise BadTileError(
-                    f'its mask holds the values {unknown[:5]}, which mask_values does not list'
-                )
+                raise BadTileError(f'mask contains the values {unknown[:5]}, which are not in mask_values')
             table = values.astype(np.int64)  # holds any label, whatever the file's type
             for value, label in self.mask_values.items():
                 table[values == value] = label
@@ -93,13 +93,13 @@ class MaskFolderDataset(FolderDataset):
         for path in (same, *map(same.with_suffix, endings)):
             if path.is_file():
                 return path
-        raise BadTileError(f'there is no mask {same.with_suffix(".*")}')
+        raise BadTileError(f'mask {same.with_suffix(".*")} not found')
 
     def _read_mask(self, path: Path) -> NDArray[Any]:
         """Read a single-band mask, shape (H, W); numbers as float32, with NaN for nodata (no measurement)."""
         with open_raster(path) as source:
             if source.count != 1:
-                raise BadTileError(f'its mask {path.name} has {source.count} bands instead of one')
+                raise BadTileError(f'mask {path.name} has {source.count} bands, expected one')
             values: NDArray[Any] = source.read(1)
             if self.numbers:
                 values = values.astype(np.float32)

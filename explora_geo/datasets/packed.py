@@ -49,12 +49,14 @@ class PackHeader:
         if any(type(side) is not int or side < 1 for side in self.shape) or (
             (len(self.files), len(self.bands)) != self.shape[:-2]
         ):
-            raise ValueError(f'shape {self.shape} for {len(self.files)} files of {len(self.bands)} bands')
+            raise ValueError(
+                f'shape {self.shape} does not match {len(self.files)} files and {len(self.bands)} bands'
+            )
         if np.dtype(self.dtype).kind not in 'iuf':
-            raise ValueError(f'pixels of type {self.dtype}')
+            raise ValueError(f'unsupported pixel type {self.dtype}')
         labels = (0,) * len(self.files) if self.labels is None else self.labels
         if len(labels) != len(self.files) or not set(labels) <= {0, *range(len(self.classes))}:
-            raise ValueError(f'labels that do not fit {len(self.classes)} classes')
+            raise ValueError(f'labels do not match {len(self.classes)} classes')
 
 
 class PackedDataset(TileDataset):
@@ -81,8 +83,8 @@ class PackedDataset(TileDataset):
         missing = int((self._states == OPEN).sum())
         if missing:
             raise ValueError(
-                f'The pack {root} lacks {missing} of {len(self._states)} tiles; run the same explora-geo '
-                'pack command again to finish it'
+                f'The pack {root} is missing {missing} of {len(self._states)} tiles; run the same '
+                'explora-geo pack command again to finish it'
             )
         self.file_bands = header.bands
         super().__init__(root, list(map(Path, header.files)), header.labels, header.classes, bands, **kwargs)
@@ -94,7 +96,7 @@ class PackedDataset(TileDataset):
 
     def _read(self, index: int) -> NDArray[Any]:
         if self._states[index] == SKIPPED:
-            raise BadTileError(self._reasons.get(str(self.files[index]), 'it was not packed'))
+            raise BadTileError(self._reasons.get(str(self.files[index]), 'was not packed'))
         return self._pixels[index, self._positions]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -134,7 +136,7 @@ def pack(dataset: TileDataset, out: PathLike) -> Iterator[tuple[int, int]]:
         found = asdict(read_header(out))
         if different := [name for name, value in asdict(header).items() if value != found[name]]:
             raise ValueError(
-                f'{out} holds the pack of other {", ".join(different)}; give another folder, or remove it'
+                f'{out} contains a pack with other {", ".join(different)}; use another folder or remove it'
             )
     else:
         count = header.shape[0]
@@ -151,7 +153,7 @@ def pack(dataset: TileDataset, out: PathLike) -> Iterator[tuple[int, int]]:
                 tile = dataset._load(int(index))
                 if tile.shape != header.shape[1:] or tile.dtype != header.dtype:
                     raise BadTileError(
-                        f'it is {tile.dtype} of shape {tile.shape} instead of {header.dtype} of shape '
+                        f'is {tile.dtype} of shape {tile.shape}, expected {header.dtype} of shape '
                         f'{header.shape[1:]}'
                     )
             except BadTileError as error:
@@ -196,7 +198,7 @@ def read_header(root: Path) -> PackHeader:
     """
     path = root / HEADER
     if not path.is_file():
-        raise FileNotFoundError(f'{root} is no pack: there is no {path}')
+        raise FileNotFoundError(f'{root} is not a pack: {path} does not exist')
     try:
         known = json.loads(path.read_text(encoding='utf-8'))
         values = {name: known[name] for name in PackHeader.__dataclass_fields__}
@@ -205,7 +207,7 @@ def read_header(root: Path) -> PackHeader:
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f'The header {path} is damaged ({error}); pack the archive again') from error
     if header.format != FORMAT:
-        raise ValueError(f'{path} is no header of a pack, its format is {header.format!r}')
+        raise ValueError(f'{path} is not a pack header: format must be {FORMAT!r}, got {header.format!r}')
     return header
 
 
@@ -214,13 +216,13 @@ def _open(root: Path, header: PackHeader, mode: Literal['r', 'r+'] = 'r') -> tup
     try:
         size = (root / PIXELS).stat().st_size
         if size != header.nbytes:
-            raise ValueError(f'its pixels have {size:,} bytes instead of {header.nbytes:,}')
+            raise ValueError(f'pixels have {size:,} bytes, expected {header.nbytes:,}')
         states, checks = np.load(root / STATES), np.load(root / CHECKS)
         if not states.shape == checks.shape == header.shape[:1]:
-            raise ValueError(f'{len(states)} states and {len(checks)} checksums of {header.shape[0]} tiles')
+            raise ValueError(f'{len(states)} states and {len(checks)} checksums for {header.shape[0]} tiles')
         reasons = dict(json.loads((root / REASONS).read_text(encoding='utf-8')))
     except (ValueError, TypeError, EOFError) as error:
-        raise ValueError(f'The pack {root} is damaged ({error}); remove it and make it again') from error
+        raise ValueError(f'The pack {root} is damaged ({error}); remove it and pack again') from error
     return np.memmap(root / PIXELS, header.dtype, mode, shape=header.shape), states, checks, reasons
 
 
@@ -238,5 +240,5 @@ def _compare(out: Path, header: PackHeader, checks: NDArray[Any], indices: NDArr
         if zlib.crc32(stored[index].tobytes()) != checks[index]:
             raise ValueError(
                 f'{header.files[index]} in {out / PIXELS} differs from what was written; check the disk, '
-                'remove the pack and make it again'
+                'remove the pack and pack again'
             )

@@ -90,16 +90,14 @@ class SceneDataset(RasterDataset):
                 _check(header, names, next(iter(usable.values()), header), file_bands is None)
             except BadTileError as error:
                 if strict:
-                    raise ValueError(
-                        f'{path} cannot be used: {error}; repair it, or set strict=False'
-                    ) from error
-                warnings.warn(f'{path} is left out: {error}.', UserWarning, stacklevel=2)
+                    raise ValueError(f'{path}: {error}; repair it, or set strict=False to skip it') from error
+                warnings.warn(f'Skipping {path}: {error}', UserWarning, stacklevel=2)
             else:
                 usable[str(path)] = header
         if not usable:
             raise FileNotFoundError(
-                f'No georeferenced scene can be used in {paths}; check the path, or read images '
-                'without coordinates with FolderDataset'
+                f'No usable georeferenced scenes in {paths}; check the path, or use FolderDataset for '
+                'images without coordinates'
             )
         self.all_bands = names
         chosen = tuple(names[i] for i in select_bands(bands, names))
@@ -146,11 +144,11 @@ class SceneDataset(RasterDataset):
                     raise ConnectionError(
                         f'{remote[0]} cannot be read ({error.__cause__ or error})'
                     ) from error
-                raise BadTileError(f'it cannot be read ({error})') from error
+                raise BadTileError(f'cannot be read ({error})') from error
             for nodata in {self._headers[file].nodata for file in files}:
                 image = torch.from_numpy(fill_nodata(image.numpy(), nodata))
             if not torch.isfinite(image).all():
-                raise BadTileError('it has NaN or infinite pixels')
+                raise BadTileError('has NaN or infinite pixels')
         except BadTileError as error:
             message = f'window x {x.start}:{x.stop}, y {y.start}:{y.stop}: {error}'
             return skip(message, self.strict, 'repair the scene')
@@ -193,14 +191,14 @@ class SceneDataset(RasterDataset):
 def _check(header: Header, names: Sequence[str], first: Header, by_name: bool) -> None:
     """Raise BadTileError if a scene has no CRS, or differs from the first in bands or kind of pixels."""
     if header.crs is None:
-        raise BadTileError('it has no coordinate reference system')
+        raise BadTileError('has no coordinate reference system')
     if header.count != len(names):
-        raise BadTileError(f'it has {header.count} bands instead of {len(names)} {names}')
+        raise BadTileError(f'has {header.count} bands, expected {len(names)}: {names}')
     if by_name and all(header.descriptions) and not same_bands(header.descriptions, names):
-        raise BadTileError(f'its bands are {header.descriptions} instead of {names}, in this order')
+        raise BadTileError(f'has the bands {header.descriptions}, expected {names} in this order')
     if depth(header.dtype) != depth(first.dtype):
         raise BadTileError(
-            f'its pixels are {header.dtype}, those of the scenes before are {depth(first.dtype)}'
+            f'has {header.dtype} pixels, but the scenes before it have {depth(first.dtype)} pixels'
         )
 
 

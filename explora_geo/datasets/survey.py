@@ -60,7 +60,7 @@ class Survey:
         """Most common coordinate reference system, and the number of others."""
         (usual, _), *others = Counter(f.crs for f in self.found).most_common()
         if usual and len(usual) > 40:  # well-known text can fill a screen
-            usual = 'a CRS of its own'
+            usual = 'a custom CRS'
         return f'{usual} and {len(others)} others' if usual and others else usual
 
 
@@ -79,8 +79,8 @@ def survey(archive: PathLike | Sequence[PathLike]) -> Survey:
         root, files = None, [file for one in archive for file in _find(one)[1]]
     if not files:
         raise FileNotFoundError(
-            f'{source or "The archive"} holds no image (looked for JPEG, PNG, GeoTIFF and the like, also in '
-            'sub-folders); check the path'
+            f'{source or "The archive"} contains no images (searched for JPEG, PNG, GeoTIFF and similar, '
+            'including subfolders); check the path'
         )
     remote = any(isinstance(file, str) for file in files)
     found, skipped = read_headers(files, OPENED_REMOTE if remote else OPENED, source)
@@ -96,7 +96,7 @@ def _find(archive: PathLike) -> tuple[Path | None, list[Path | str]]:
     if isinstance(place, str) or (place.is_file() and not is_list(place)):
         return None, [place]
     if not place.exists() and not is_pattern(place):
-        raise FileNotFoundError(f'There is no archive {archive}; check the path')
+        raise FileNotFoundError(f'The archive {archive} does not exist; check the path')
     return locate_images(place)
 
 
@@ -119,10 +119,10 @@ def _alike(
         one = next(header for header in found if key(header) == usual)
         first, second = (f'{key(header)} {what} ({header.path})' for header in (one, odd[0]))
         raise ValueError(
-            f'{source} mixes files of {first} and of {second}: keep one kind, or give each a folder of '
-            'its own'
+            f'{source} mixes files with {first} and with {second}; keep one kind, or move each kind to its '
+            'own folder'
         )
-    skipped = [f'{header.path}: it has {key(header)} {what} instead of {usual}' for header in odd]
+    skipped = [f'{header.path}: has {key(header)} {what}, expected {usual}' for header in odd]
     return [header for header in found if header not in odd], skipped
 
 
@@ -160,8 +160,8 @@ def sample_values(
             if data.count():
                 low, high = min(low, float(data.min())), max(high, float(data.max()))
     if low > high:
-        reason = f'first {skipped[0]}' if skipped else 'they hold nodata only'
-        raise ValueError(f'No pixel of the files looked at in {survey.source} can be used, {reason}')
+        reason = f'first: {skipped[0]}' if skipped else 'they contain only nodata'
+        raise ValueError(f'The files checked in {survey.source} have no usable pixels ({reason})')
     return (low, high, float(1 - full / pixels)), skipped
 
 
@@ -178,7 +178,7 @@ def _read_windows(
         for row, column in dict.fromkeys(corners):
             data = source.read([i + 1 for i in positions], window=Window(column, row, width, height))
             if np.iscomplexobj(data):
-                raise BadTileError('its pixels are complex numbers')
+                raise BadTileError('has complex pixels')
             data = np.ma.masked_invalid(data)
             if source.nodata is not None:
                 data = np.ma.masked_where(without_data(data.data, source.nodata), data)
@@ -206,7 +206,7 @@ def choose_bands(
     names = _names(header)
     entries = wanted.split(',') if isinstance(wanted, str) else wanted
     if entries is not None and not any(entry.strip() for entry in entries):
-        raise ValueError(f'bands must name at least one band of {source}, such as red,green,blue')
+        raise ValueError(f'bands must name at least one band in {source}, such as red,green,blue')
     chosen: list[str] = []
     for entry in entries or ():
         match = _BAND.fullmatch(entry.strip())
@@ -214,7 +214,7 @@ def choose_bands(
         if match:
             number = int(match['number'])
             if not 1 <= number <= len(names):
-                raise ValueError(f'bands={entry}: the files of {source} have bands 1 to {len(names)}')
+                raise ValueError(f'bands={entry}: band number must be between 1 and {len(names)} in {source}')
             # The name moves here from the band that had it.
             if (had := _position(chosen[-1], names)) is not None:
                 names[had] = None
@@ -225,19 +225,18 @@ def choose_bands(
         found = [None if name is None else i for i, name in enumerate(names)]
     if None in names and None in found:
         known = ', '.join(filter(None, names))
-        named = f'named {known} only' if known else 'unnamed'
+        named = f'only {known} named' if known else 'all unnamed'
         raise UnnamedBandsError(
-            f'The files of {source} have {len(names)} {header.dtype} bands, '
-            f'{named} (looked at {header.path}): name those to use by their number, such as '
-            'bands=red=1,green=2,blue=3'
+            f'{source} has {len(names)} {header.dtype} bands, {named} (checked {header.path}); assign names '
+            'by band number, such as bands=red=1,green=2,blue=3'
         )
     if None in found:
         missing = chosen[found.index(None)]
-        raise ValueError(f'{source} has no band {missing}: its bands are {", ".join(file_bands)}')
+        raise ValueError(f'{source} has no band {missing}, available bands: {", ".join(file_bands)}')
     positions = [i for i in found if i is not None]
     if len(set(positions)) < len(positions):
         raise ValueError(
-            f'bands must differ, got {", ".join(chosen)} for {", ".join(file_bands)} of {source}'
+            f'bands must be unique, got {", ".join(chosen)}; {source} has {", ".join(file_bands)}'
         )
     return file_bands, positions
 

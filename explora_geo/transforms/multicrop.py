@@ -74,7 +74,7 @@ class ViewsConfig:
         """Check the values."""
         if self.flips is not None:
             new = f'horizontal_flip: {self.flips} and vertical_flip: {self.flips}'
-            warnings.warn(f'flips: {self.flips} is deprecated, write {new}', FutureWarning, stacklevel=3)
+            warnings.warn(f'flips: {self.flips} is deprecated, use {new}', FutureWarning, stacklevel=3)
             vars(self).update(horizontal_flip=self.flips, vertical_flip=self.flips, flips=None)
         for name, least in (('global_size', 2), ('local_size', 2), ('num_local', 0)):
             value = getattr(self, name)
@@ -83,7 +83,8 @@ class ViewsConfig:
         for name in ('color_range', 'blur_sigma'):
             low, high = getattr(self, name) or (1, 2)
             if not low < high or (name == 'blur_sigma' and low <= 0):
-                raise ValueError(f'{name} must be (low, high) with low below high, got {low, high}')
+                rule = '0 < low < high' if name == 'blur_sigma' else 'low < high'
+                raise ValueError(f'{name} must be (low, high) with {rule}, got {low, high}')
         for name in ('global_scale', 'local_scale'):
             low, high = getattr(self, name)
             if not 0 < low <= high <= 1:
@@ -91,7 +92,7 @@ class ViewsConfig:
         chances = ('jitter', 'grayscale', 'band_drop', 'solarize')
         wrong = [n for n in chances if not 0 <= getattr(self, n) <= 1]
         if wrong or len(self.blur) != 3 or not all(0 <= p <= 1 for p in self.blur):
-            raise ValueError(f'{", ".join(wrong) or "blur"} must hold probabilities in [0, 1]')
+            raise ValueError(f'{", ".join(wrong) or "the 3 values of blur"} must be probabilities in [0, 1]')
 
     def sized(self, side: int = 224, patch: int = 14) -> 'ViewsConfig':
         """Return a copy with unset sizes filled in.

@@ -122,8 +122,6 @@ def spectral_index(name: str, bands: Sequence[str]) -> Any:
         names = _ROLES['index_swir2' if (name, role) == ('NBR', 'index_swir') else role]
         found = [known.index(canonical(n)) for n in names if canonical(n) in known]
         if not found:
-            raise ValueError(
-                f'{name} needs one of the bands {", ".join(names)}, there are {", ".join(bands)}'
-            )
+            raise ValueError(f'{name} needs one of the bands {", ".join(names)}, got {", ".join(bands)}')
         positions[role] = found[0]
     return cls(**positions)

@@ -52,7 +52,7 @@ def test_the_queue_goes_on_where_it_stopped(
     done = [json.loads(line)['name'] for line in (tmp_path / 'out/done.jsonl').read_text().splitlines()]
     told = capsys.readouterr().out
     assert done == ['good'] and told.count('good: done') == 1
-    assert told.count('bad: 2') == 2 and told.count('slow: out of time') == 2
+    assert told.count('bad: exit code 2') == 2 and told.count('slow: timed out') == 2
 
 
 def test_every_job_of_the_queue_is_short_and_can_be_called(tmp_path: Path) -> None:

@@ -70,10 +70,10 @@ def test_sentinel_names_of_the_colours_are_known_and_other_orders_refused(
 ) -> None:
     build([Band('b04', 1.0, 1.0), Band('b03', 1.0, 1.0), Band('b02', 1.0, 1.0)])
     with pytest.raises(
-        ValueError, match='reads the bands red, green, blue, the data set gives blue, green, red'
+        ValueError, match='expects the bands red, green, blue, but the dataset has blue, green, red'
     ):
         build(RGB[::-1])
-    with pytest.raises(ValueError, match='gives red, green: set dataset'):
+    with pytest.raises(ValueError, match='has red, green: set dataset'):
         build(RGB[:2])
 
 

@@ -140,7 +140,7 @@ def write_mask(path: Path, values: np.ndarray) -> None:
 def test_a_mask_of_another_size(refuse_segmentation: Refuse, masks: Path) -> None:
     for path in (masks / 'masks').iterdir():
         write_mask(path, np.zeros((32, 64)))
-    assert 'has 32x64 pixels, the image 64x64' in refuse_segmentation()
+    assert 'has 32x64 pixels, but the image has 64x64' in refuse_segmentation()
 
 
 @pytest.mark.filterwarnings('ignore::rasterio.errors.NotGeoreferencedWarning')

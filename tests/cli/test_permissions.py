@@ -27,9 +27,9 @@ def test_a_tile_that_may_not_be_read_is_skipped_and_named(run: Run, tiles: Path,
             path.read_bytes()
         dataset = FolderDataset(tiles)
         named = [s['skipped'] for s in (dataset[i] for i in range(len(dataset))) if 'skipped' in s]
-        assert len(named) == 1 and named[0].startswith(f'{path}: it cannot be read') and 'denied' in named[0]
+        assert len(named) == 1 and named[0].startswith(f'{path}: cannot be read') and 'denied' in named[0]
         strict = FolderDataset(tiles, strict=True)
-        with pytest.raises(ValueError, match=rf'{path.name}: it cannot be read .*strict=False'):
+        with pytest.raises(ValueError, match=rf'{path.name}: cannot be read .*strict=False'):
             strict[strict.files.index(path)]
         assert '1 skipped' in run('pack', tiles, tmp_path / 'pack')
 

@@ -161,7 +161,7 @@ def test_a_pack_says_what_is_in_it(tiles: Path) -> None:
     archive = look(tiles.parent / 'pack', patch_size=8)
     assert (archive.kind, archive.count, archive.size) == ('pack', 20, (64, 64))
     archive.datamodule().setup('fit')
-    with pytest.raises(ValueError, match=r'names its bands: red, green, blue; use these names$'):
+    with pytest.raises(ValueError, match=r'cannot be renamed; use red, green, blue$'):
         look(tiles.parent / 'pack', 'nir=3')
 
 
@@ -211,7 +211,7 @@ def test_few_files_unlike_the_others_are_named_and_skipped(tiles: Path) -> None:
     archive = look(tiles)
     assert {Path(text.split(': ')[0]).name for text in archive.skipped} == {'broken.jpg', 'four.tif'}
     second = archive.sentences().splitlines()[1]
-    assert second.startswith('2 of 43 files looked at cannot be used, first ')
+    assert second.startswith('2 of 43 files checked cannot be used (first: ')
 
 
 def test_nodata_and_the_range_of_the_others_are_measured(tmp_path: Path) -> None:
@@ -273,38 +273,54 @@ def _list(text: str, name: str = 'list.txt') -> Callable[[Path], Path]:
 
 
 BAD: list[tuple[Callable[[Path], Any], dict[str, Any], str]] = [
-    (lambda f: f / 'nowhere', {}, r'There is no archive .*nowhere; check the path$'),
-    (lambda f: f / '*.tif', {}, r'No file matches .*\*\.tif; check the pattern$'),
-    (lambda f: [], {}, r'The archive holds no image'),
-    (_empty, {}, r'holds no image \(looked for JPEG, PNG, GeoTIFF'),
-    (_mixed, {}, r'mixes files of [34] bands \(.*\.tif\) and of [34] bands \(.*\.tif\): keep one kind'),
-    (_ranges, {}, r'mixes files of (8|16)-bit pixels \(.*\) and of (8|16)-bit pixels'),
-    (_damaged, {}, r'None of the 1 files looked at in .* can be read as an image, first .*a\.png: '),
+    (lambda f: f / 'nowhere', {}, r'The archive .*nowhere does not exist; check the path$'),
+    (lambda f: f / '*.tif', {}, r'No files match .*\*\.tif; check the pattern$'),
+    (lambda f: [], {}, r'The archive contains no images'),
+    (_empty, {}, r'contains no images \(searched for JPEG, PNG, GeoTIFF'),
+    (_mixed, {}, r'mixes files with [34] bands \(.*\.tif\) and with [34] bands \(.*\.tif\); keep one kind'),
+    (_ranges, {}, r'mixes files with (8|16)-bit pixels \(.*\) and with (8|16)-bit pixels'),
+    (_damaged, {}, r'None of the 1 files checked in .* can be read as an image \(first: .*a\.png: '),
     (lambda f: _empty(f) / 'notes.md', {}, r'None of the 1 files .* can be read as an image'),
     (
         lambda f: write_tif(f / '1.tif', 3, side=12).parent,
         {},
-        r'12 x 12 pixels, less than a patch of 16 x 16',
+        r'12 x 12 pixels, smaller than a patch of 16 x 16',
     ),
-    (lambda f: write_tif(f / '1.tif', 3), {}, r'1\.tif has no coordinate reference system and is no scene'),
-    (lambda f: NAIP, {}, r'4 uint8 bands, unnamed .*bands=red=1,green=2,blue=3$'),
-    (lambda f: write_tif(f / '1.tif', 3, dtype='uint16').parent, {}, r'3 uint16 bands, unnamed'),
-    (lambda f: write_tif(f / '1.tif', 3, dtype='uint16', names=('nir', '', '')).parent, {}, 'named nir only'),
-    (lambda f: write_tif(f / '1.tif', 3).parent, {'bands': 'nir'}, r'has no band nir: its bands are red, gr'),
-    (lambda f: write_tif(f / '1.tif', 3).parent, {'bands': 'nir=9'}, r'bands=nir=9: .* have bands 1 to 3$'),
-    (lambda f: write_tif(f / '1.tif', 3).parent, {'bands': 'red,R'}, r'bands must differ, got red, R'),
+    (
+        lambda f: write_tif(f / '1.tif', 3),
+        {},
+        r'1\.tif has no coordinate reference system, so it is not a scene',
+    ),
+    (lambda f: NAIP, {}, r'4 uint8 bands, all unnamed .*bands=red=1,green=2,blue=3$'),
+    (lambda f: write_tif(f / '1.tif', 3, dtype='uint16').parent, {}, r'3 uint16 bands, all unnamed'),
+    (lambda f: write_tif(f / '1.tif', 3, dtype='uint16', names=('nir', '', '')).parent, {}, 'only nir named'),
+    (
+        lambda f: write_tif(f / '1.tif', 3).parent,
+        {'bands': 'nir'},
+        r'has no band nir, available bands: red, gr',
+    ),
+    (
+        lambda f: write_tif(f / '1.tif', 3).parent,
+        {'bands': 'nir=9'},
+        r'bands=nir=9: .* must be between 1 and 3 in ',
+    ),
+    (lambda f: write_tif(f / '1.tif', 3).parent, {'bands': 'red,R'}, r'bands must be unique, got red, R'),
     (lambda f: write_tif(f / '1.tif', 3).parent, {'bands': ' '}, r'bands must name at least one band'),
     (
         lambda f: write_tif(f / '1.tif', 3).parent,
         {'image_size': 50},
         r'image_size must be a multiple of .*16',
     ),
-    (lambda f: write_tif(f / '1.tif', 1, value=0, nodata=0).parent, {}, r'they hold nodata only'),
-    (lambda f: [write_tif(f / '1.tif', 3)], {'kind': 'tiles'}, r'are tiles: give their folder, a pattern'),
-    (_list('\n# nothing\n'), {}, r'The list .*list\.txt names no file; give one path a line$'),
-    (_list('id,name\n1,a.tif\n', 'list.csv'), {}, r"none of its columns \['id', 'name'\] is path, location"),
+    (lambda f: write_tif(f / '1.tif', 1, value=0, nodata=0).parent, {}, r'they contain only nodata'),
+    (
+        lambda f: [write_tif(f / '1.tif', 3)],
+        {'kind': 'tiles'},
+        r'To read .* as tiles, pass their folder, a pattern',
+    ),
+    (_list('\n# nothing\n'), {}, r'The list .*list\.txt contains no paths; add one path per line$'),
+    (_list('id,name\n1,a.tif\n', 'list.csv'), {}, r"columns \['id', 'name'\] include none of path, location"),
     (_list('no table', 'list.parquet'), {}, r'list\.parquet cannot be read as a list of files \('),
-    (_list('gone/1.tif\ngone/2.tif'), {}, r'None of the 2 files looked at in .*first .*gone/1\.tif: '),
+    (_list('gone/1.tif\ngone/2.tif'), {}, r'None of the 2 files checked in .*first: .*gone/1\.tif: '),
 ]
 
 
@@ -337,10 +353,13 @@ def test_labeled_tiles_of_the_same_files_have_the_bands_that_the_user_named() ->
 @pytest.mark.parametrize(
     ('folder', 'message'),
     [
-        (RGB / 'train' / 'River', r'needs images in at least two class folders, such as .*; found 0$'),
-        (RGB, r'needs images in at least two class folders'),
-        (MS, r'has uint16 pixels, the archive .* has uint8: give labeled tiles of the same range$'),
-        (DATA / 'nowhere', r'There is no archive .*nowhere'),
+        (RGB / 'train' / 'River', r'must be in at least two class folders, such as .*, found 0$'),
+        (RGB, r'must be in at least two class folders'),
+        (
+            MS,
+            r'have uint16 pixels, but the archive .* has uint8; use labeled tiles with the same pixel type$',
+        ),
+        (DATA / 'nowhere', r'The archive .*nowhere does not exist'),
     ],
 )
 def test_labels_that_do_not_fit_get_one_sentence(tiles: Path, folder: Path, message: str) -> None:

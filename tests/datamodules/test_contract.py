@@ -220,7 +220,7 @@ def test_samples_are_plotted(build: Build) -> None:
 
 
 def test_former_arguments_are_moved_with_a_warning(build: Build) -> None:
-    moved = r'write augment\.crop_scale, augment\.quarter_turns, statistics\.std'
+    moved = r'use augment\.crop_scale, augment\.quarter_turns, statistics\.std'
     with pytest.warns(FutureWarning, match=moved):
         former = build(std=[2.0], crop_scale=(0.5, 0.9), quarter_turns=True)
     now = build(augment=Augment((0.5, 0.9), quarter_turns=True), statistics=Statistics(std=[2.0]))

@@ -83,7 +83,7 @@ def test_the_command_line_builds_it_from_text(split_file: Path, mean: str, forme
     config = parser.parse_args(['--data', name] + [f'--data.{key}={value}' for key, value in options.items()])
     # jsonargparse 4.49 renamed it
     instantiate = getattr(parser, 'instantiate', None) or parser.instantiate_classes
-    with pytest.warns(FutureWarning, match=r'write augment\.crop_scale') if former else nullcontext():
+    with pytest.warns(FutureWarning, match=r'use augment\.crop_scale') if former else nullcontext():
         datamodule = instantiate(config).data
     datamodule.setup('fit')
     assert datamodule.bands == ('B8A', 'B04')

@@ -54,7 +54,7 @@ def test_statistics_follow_the_names_of_the_bands(fmow_sentinel: Path) -> None:
     assert_close(datamodule.mean, torch.tensor([SENTINEL_MEAN[b] for b in bands]))
     assert_close(datamodule.std, torch.tensor([SENTINEL_STD[b] for b in bands]))
     assert (SENTINEL_MEAN['B8A'], SENTINEL_MEAN['B09'], SENTINEL_MEAN['B10']) == (1972.62, 582.73, 14.77)
-    with pytest.warns(FutureWarning, match=r'write statistics\.clip'):
+    with pytest.warns(FutureWarning, match=r'use statistics\.clip'):
         former = FMoWSentinelDataModule(fmow_sentinel, bands=bands, normalise='standard')
     former.setup('fit')
     assert torch.equal(former.mean, datamodule.mean) and not former.clip

@@ -101,7 +101,7 @@ def test_labels_follow_the_training_folder(small: Path, tmp_path: Path) -> None:
 
 
 def test_the_former_name_of_colors_still_works_with_a_warning(masks: Path) -> None:
-    with pytest.warns(FutureWarning, match='colours is called colors now'):
+    with pytest.warns(FutureWarning, match='colours is now called colors'):
         datamodule = MaskFolderDataModule(masks, colours=[(1, 2, 3)])
     datamodule.setup('fit')
     assert datamodule.train_dataset.colors == ((1, 2, 3),)
@@ -128,7 +128,7 @@ def test_arguments_out_of_range_are_refused(small: Path) -> None:
             FolderDataModule(small, **kwargs)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match='has no test images'):
         FolderDataModule(small).test_dataloader()
-    with pytest.raises(ValueError, match='leaves none of 12'):
+    with pytest.raises(ValueError, match='leaves none of the 12'):
         FolderDataModule(small, image_size=32, val_split=0.99).setup('fit')
 
 

@@ -22,7 +22,7 @@ def test_imagenet_values_are_scaled_to_8_bits_and_follow_the_bands() -> None:
     [
         ({'red': 1.0}, r"\['nir'\] are missing"),
         ([1.0], 'one value per band, got 1 values'),
-        ('imagenet', 'known for the bands'),
+        ('imagenet', 'only available for the bands'),
         ('other', "must be 'auto', 'imagenet' or numbers"),
         ([1.0, 0.0], 'positive'),
         ([1.0, float('nan')], 'positive'),

@@ -113,7 +113,7 @@ def test_a_broken_file_is_named_and_the_others_are_returned(
 def test_small_images_are_not_used(flat: Path) -> None:
     path = raster(flat / 'z.tif', np.zeros((3, 20, 64), dtype=np.uint8))
     dataset = FolderDataset(flat, min_size=32)
-    assert dataset[4] == {'skipped': f'{path}: its size 20x64 is below the minimum of 32 pixels'}
+    assert dataset[4] == {'skipped': f'{path}: size 20x64 is below the minimum of 32 pixels'}
 
 
 @pytest.fixture(params=[*DATASETS, *LAYOUTS])
@@ -155,11 +155,10 @@ def test_an_image_cut_short_is_named_in_every_layout(name: str, request: pytest.
     path = dataset.files[0]
     path.write_bytes(path.read_bytes()[:200])
     assert (
-        dataset[0]['skipped'].startswith(f'{path}: it cannot be read')
-        and 'image' in dataset[len(dataset) - 1]
+        dataset[0]['skipped'].startswith(f'{path}: cannot be read') and 'image' in dataset[len(dataset) - 1]
     )
     dataset.strict = True
-    with pytest.raises(ValueError, match=f'{path.name}: it cannot be read'):
+    with pytest.raises(ValueError, match=f'{path.name}: cannot be read'):
         dataset[0]
 
 
@@ -169,7 +168,7 @@ def test_batches_leave_out_what_is_skipped_and_say_what_they_cannot_hold() -> No
     batch = collate_skipping([good, bad, good])
     assert len(batch['image']) == 2 and batch['skipped'] == ['a: bad']
     assert collate_skipping([bad, bad]) == {'skipped': ['a: bad'] * 2}
-    with pytest.raises(ValueError, match='give size'):
+    with pytest.raises(ValueError, match='set size'):
         collate_skipping([good, {'image': torch.ones(3, 9, 9)}])
 
 
@@ -211,11 +210,11 @@ def test_a_batch_to_measure_without_a_usable_tile_is_left_out_by_name(flat: Path
     add(flat, 'empty jpeg')
     dataset = FolderDataset(flat)
     loader = SkippingDataLoader(dataset, batch_size=2, collate_fn=collate_skipping)
-    with pytest.warns(UserWarning, match=r'A batch of 1 is left out, first .*z\.jpg'):
+    with pytest.warns(UserWarning, match=r'Skipping a batch of 1 unusable images \(first: .*z\.jpg'):
         assert [len(batch['image']) for batch in loader] == [2, 2]
     with (
-        pytest.warns(UserWarning, match='left out'),
-        pytest.raises(ValueError, match=r'No image can be used, first .*z\.jpg'),
+        pytest.warns(UserWarning, match='Skipping a batch'),
+        pytest.raises(ValueError, match=r'No images can be used \(first: .*z\.jpg'),
     ):
         list(SkippingDataLoader(Subset(dataset, [4])))
 

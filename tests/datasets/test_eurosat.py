@@ -65,19 +65,19 @@ def test_a_class_without_tiles_in_a_split_keeps_its_label(split_file: Path) -> N
 
 
 def test_unusable_splits_say_what_is_missing(split_file: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match='there is neither; give split_file'):
+    with pytest.raises(ValueError, match='neither was found; pass split_file'):
         EuroSATDataset(MS, 'train')
     with pytest.raises(FileNotFoundError, match='does not exist'):
         EuroSATDataset(tmp_path / 'nowhere')
     with pytest.raises(FileNotFoundError, match='split file'):
         EuroSATDataset(MS, 'train', split_file=tmp_path / 'none.json')
     split_file.write_text('{"train": []}')
-    with pytest.raises(ValueError, match=r"under 'test', but it has \['train'\]"):
+    with pytest.raises(ValueError, match=r"under 'test', got \['train'\]"):
         EuroSATDataset(MS, 'test', split_file=split_file)
-    with pytest.raises(FileNotFoundError, match='belongs to this split'):
+    with pytest.raises(FileNotFoundError, match='no images for this split'):
         EuroSATDataset(MS, 'train', split_file=split_file)
     split_file.write_text('no JSON')
-    with pytest.raises(ValueError, match='is not JSON'):
+    with pytest.raises(ValueError, match='is not valid JSON'):
         EuroSATDataset(MS, 'train', split_file=split_file)
 
 

@@ -103,7 +103,7 @@ def test_another_frame_that_cannot_be_read_is_named(fmow: Path) -> None:
     dataset = FMoWTemporal(fmow, size=24, num_frames=4)
     first, second, *_ = dataset.files  # of one place
     second.write_bytes(b'')
-    assert dataset[0]['skipped'].startswith(f'{first}: its frame {second}: it cannot be read')
+    assert dataset[0]['skipped'].startswith(f'{first}: frame {second}: cannot be read')
 
 
 def test_a_series_does_not_mix_kinds_of_files_or_splits(fmow: Path) -> None:
@@ -132,7 +132,9 @@ def test_rows_without_a_file_are_left_out_and_counted(build: Build, root: Path) 
     complete = build(root)
     gone = complete.table['path'][1]
     gone.unlink()
-    with pytest.warns(UserWarning, match=rf'1 of {len(complete)} files in .* do not exist, first .*; they'):
+    with pytest.warns(
+        UserWarning, match=rf'1 of {len(complete)} files listed in .* do not exist \(first: .*\); skip'
+    ):
         dataset = build(root)
     assert len(dataset) == len(complete) - 1 and dataset.missing == [str(gone)]
     assert len(dataset.catalog) == len(dataset)
@@ -156,12 +158,12 @@ def test_what_is_not_there_is_reported_in_torchgeos_way(build: Build, root: Path
 @pytest.mark.parametrize(
     ('content', 'sentence'),
     [
-        ('', 'is no CSV file'),
-        ('a,b\n', 'has no rows'),
+        ('', 'is not a valid CSV file'),
+        ('a,b\n', 'is empty; download'),
         ('a\n1\n', 'must have label, path and timestamp'),
-        ('a,b,c\n62,x.jpg,2010\n', "classes that fMoW has not, first \\['62'\\]"),
+        ('a,b,c\n62,x.jpg,2010\n', "unknown fMoW classes \\(first: \\['62'\\]"),
         ('a,b,c\nharbour,x.jpg,2010\n', 'harbour'),
-        ('\x00\x01', 'no CSV file|has no rows'),
+        ('\x00\x01', 'not a valid CSV file|is empty; download'),
     ],
 )
 def test_a_list_that_does_not_fit_is_refused(fmow: Path, content: str, sentence: str) -> None:
@@ -172,7 +174,7 @@ def test_a_list_that_does_not_fit_is_refused(fmow: Path, content: str, sentence:
 
 def test_a_sentinel_list_without_its_columns_is_refused(fmow_sentinel: Path) -> None:
     (fmow_sentinel / 'train.csv').write_text('category,location_id\nzoo,1\n')
-    with pytest.raises(ValueError, match=r"lacks the columns \['image_id', 'timestamp'\]; it has"):
+    with pytest.raises(ValueError, match=r"is missing the columns \['image_id', 'timestamp'\], got"):
         FMoWSentinel(fmow_sentinel)
 
 
@@ -180,7 +182,7 @@ def test_series_need_times(fmow: Path) -> None:
     path = fmow / 'train_62classes.csv'
     table = pd.read_csv(path)
     table.assign(timestamp='yesterday').to_csv(path, index=False)
-    with pytest.raises(ValueError, match=r"state the time of every image.*got 'yesterday'"):
+    with pytest.raises(ValueError, match=r"contain the time of every image.*got 'yesterday'"):
         FMoWTemporal(fmow)
 
 

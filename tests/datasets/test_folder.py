@@ -60,7 +60,7 @@ def test_only_class_folders_give_labels(tiles: Path) -> None:
         dataset = FolderDataset(tiles)
         assert (len(dataset), dataset.classes, dataset.labels) == (count, (), None)
         assert set(dataset[0]) == {'image'}
-        with pytest.raises(ValueError, match=r'labeled=True .* 5 lie directly in'):
+        with pytest.raises(ValueError, match=r'labeled=True .* 5 are directly in'):
             FolderDataset(tiles, labeled=True)
         shutil.copytree(RGB / 'Forest', tiles / 'Forest', dirs_exist_ok=True)
 
@@ -197,11 +197,11 @@ def test_missing_empty_and_wrong_folders_say_so(tmp_path: Path, tiles: Path) -> 
     with pytest.raises(FileNotFoundError, match='does not exist'):
         FolderDataset(tmp_path / 'nowhere')
     (tmp_path / 'empty').mkdir()
-    with pytest.raises(FileNotFoundError, match='holds no image'):
+    with pytest.raises(FileNotFoundError, match='contains no images'):
         FolderDataset(tmp_path / 'empty')
     with pytest.raises(NotADirectoryError, match='is a file'):
         FolderDataset(next(tiles.glob('*.jpg')))
-    with pytest.raises(FileNotFoundError, match='no image that belongs to this split'):
+    with pytest.raises(FileNotFoundError, match='no images for this split'):
         FolderDataset(tiles, is_valid_file=lambda path: False)
     with pytest.raises(ValueError, match='size must be at least 1'):
         FolderDataset(tiles, size=0)
@@ -209,7 +209,7 @@ def test_missing_empty_and_wrong_folders_say_so(tmp_path: Path, tiles: Path) -> 
 
 def test_a_folder_of_unreadable_files_says_so(tmp_path: Path) -> None:
     (tmp_path / 'a.jpg').write_bytes(b'no image')
-    with pytest.raises(ValueError, match='None of the 1 files looked at'):
+    with pytest.raises(ValueError, match='None of the 1 files checked'):
         FolderDataset(tmp_path)
     with pytest.raises(ValueError, match=r'a\.jpg'):
         FolderDataset(tmp_path, strict=True)

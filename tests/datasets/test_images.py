@@ -41,7 +41,7 @@ def test_a_band_without_data_is_named(tmp_path: Path) -> None:
     path = tmp_path / 'a.tif'
     with rasterio.open(path, 'w', **{**profile, 'dtype': 'float32', 'nodata': np.nan}) as file:
         file.write(pixels)
-    with pytest.raises(BadTileError, match=r'nodata \(nan\) only'):
+    with pytest.raises(BadTileError, match=r'only nodata \(nan\)'):
         read_image(path, NAMES, CHOSEN)
     assert read_image(path, NAMES, [3, 4]).shape == (2, 64, 64)
 
@@ -59,6 +59,6 @@ def test_bands_are_found_by_the_names_a_file_states(tmp_path: Path) -> None:
     dataset = FolderDataset(tmp_path, bands=['blue', 'red'])
     for index in (0, 1, 3):  # a file that states nothing is read by position
         assert np.array_equal(dataset[index]['image'].numpy(), pixels[[2, 0]].astype(np.float32))
-    assert "instead of ('red', 'green', 'blue'); if only the names differ, give" in dataset[2]['skipped']
+    assert "expected ('red', 'green', 'blue'); if only the names differ, set" in dataset[2]['skipped']
     by_position = FolderDataset(tmp_path, file_bands=['red', 'green', 'blue'])
     assert np.array_equal(by_position[1]['image'].numpy(), pixels[[2, 0, 1]].astype(np.float32))

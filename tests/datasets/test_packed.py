@@ -68,7 +68,7 @@ def test_an_interrupted_pack_goes_on_where_it_stopped(
     progress = pack(source, out)
     assert [next(progress) for _ in range(2)] == [(5, 24), (10, 24)]
     progress.close()
-    with pytest.raises(ValueError, match='lacks 14 of 24 tiles; run the same explora-geo pack command'):
+    with pytest.raises(ValueError, match='is missing 14 of 24 tiles; run the same explora-geo pack command'):
         PackedDataset(out)
     read: list[int] = []
     load = source._load
@@ -85,8 +85,8 @@ def test_a_tile_that_does_not_fit_is_skipped_with_its_reason(make: Callable[...,
     Image.new('RGB', (60, 64)).save(files[7])
     packed = PackedDataset(make())
     assert packed.skipped_count == 2
-    assert 'it cannot be read' in packed[3]['skipped'] and files[3].name in packed[3]['skipped']
-    assert 'uint8 of shape (3, 64, 60) instead of uint8 of shape (3, 64, 64)' in packed[7]['skipped']
+    assert 'cannot be read' in packed[3]['skipped'] and files[3].name in packed[3]['skipped']
+    assert 'uint8 of shape (3, 64, 60), expected uint8 of shape (3, 64, 64)' in packed[7]['skipped']
     assert 'image' in packed[4]
     with pytest.raises(ValueError, match='repair or remove the file'):
         PackedDataset(packed.root, strict=True)[3]
@@ -105,7 +105,7 @@ def test_a_complete_pack_is_checked_tile_by_tile(make: Callable[..., Path]) -> N
 def test_another_folder_does_not_go_into_the_same_pack(make: Callable[..., Path], tiles: Path) -> None:
     out = make()
     for change in ({'bands': ['red']}, {'size': 32}):
-        with pytest.raises(ValueError, match=r'holds the pack of other (shape|bands)'):
+        with pytest.raises(ValueError, match=r'contains a pack with other (shape|bands)'):
             make(**change)
     FolderDataset(tiles).files[0].unlink()
     with pytest.raises(ValueError, match='other shape, files'):
@@ -123,12 +123,12 @@ def test_a_damaged_header_is_refused(make: Callable[..., Path], header: str, sen
     with pytest.raises(ValueError, match=sentence):
         PackedDataset(out)
     (out / 'pack.json').write_text(json.dumps({**content, 'format': 'other'}))
-    with pytest.raises(ValueError, match="no header of a pack, its format is 'other'"):
+    with pytest.raises(ValueError, match=r"not a pack header: format must be .*, got 'other'"):
         PackedDataset(out)
 
 
 def test_what_is_no_pack_is_named(tiles: Path) -> None:
-    with pytest.raises(FileNotFoundError, match='is no pack'):
+    with pytest.raises(FileNotFoundError, match='is not a pack'):
         PackedDataset(tiles)
 
 

@@ -108,7 +108,7 @@ def test_data_fill_in_symmetries_that_are_not_set() -> None:
 
 
 def test_flips_is_an_old_name_for_two() -> None:
-    with pytest.warns(FutureWarning, match='write horizontal_flip: False and vertical_flip: False'):
+    with pytest.warns(FutureWarning, match='use horizontal_flip: False and vertical_flip: False'):
         assert ViewsConfig(flips=False) == ViewsConfig(horizontal_flip=False, vertical_flip=False)
 
 
@@ -228,12 +228,12 @@ def test_views_do_not_depend_on_autocast() -> None:
     [
         ({'global_size': 0}, 'global_size must be at least 2'),
         ({'num_local': -1}, 'num_local must be at least 0'),
-        ({'color_range': (1, 1)}, 'color_range must be .low, high. with low below high'),
-        ({'blur_sigma': (0, 2)}, 'blur_sigma must be'),
+        ({'color_range': (1, 1)}, 'color_range must be .low, high. with low < high'),
+        ({'blur_sigma': (0, 2)}, 'blur_sigma must be .low, high. with 0 < low < high'),
         ({'local_scale': (0.4, 0.3)}, 'local_scale must be'),
         ({'global_scale': (0, 1)}, 'global_scale must be'),
-        ({'jitter': 1.2}, 'jitter must hold probabilities'),
-        ({'blur': (1, 0.5)}, 'blur must hold probabilities'),
+        ({'jitter': 1.2}, 'jitter must be probabilities'),
+        ({'blur': (1, 0.5)}, 'values of blur must be probabilities'),
     ],
     ids=str,
 )

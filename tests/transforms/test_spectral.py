@@ -57,7 +57,7 @@ def test_indices_take_the_bands_by_name(image: Tensor) -> None:
     assert_close(burn, (nir - image[:, 6]) / (nir + image[:, 6]))  # the longer short-wave band
     for name in INDICES:
         assert torch.isfinite(spectral_index(name, BANDS)(image)).all()
-    with pytest.raises(ValueError, match='NDVI needs one of the bands nir, B08, B8A, there are B04, B03'):
+    with pytest.raises(ValueError, match='NDVI needs one of the bands nir, B08, B8A, got B04, B03'):
         spectral_index('NDVI', ('B04', 'B03'))
     with pytest.raises(ValueError, match=r"index must be one of NDVI, .* got 'EVI'"):
         spectral_index('EVI', BANDS)

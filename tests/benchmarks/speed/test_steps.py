@@ -68,7 +68,7 @@ def test_images_are_real_and_of_all_classes() -> None:
     assert images.shape == (10, 3, 48, 48)
     assert len({tuple(image.mean((1, 2)).tolist()) for image in images}) == 10
     assert images.std() > 0.3
-    with pytest.raises(FileNotFoundError, match='holds 1000 images'):
+    with pytest.raises(FileNotFoundError, match='has 1000 images'):
         read_images(TILES, 2000, 48)
 
 

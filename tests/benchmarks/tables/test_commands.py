@@ -37,7 +37,7 @@ def test_a_row_is_listed_planned_run_reported_and_compared(
         '77.48 (I)' in listed and 'published only: a ResNet-50' in listed and 'seeds finished' not in listed
     )
     planned = call('plan', '2', '--rows', 'd_l_r64', *places['scale'])
-    assert '4 x 8' in planned and 'No run on' in planned
+    assert '4 x 8' in planned and 'No runs on' in planned
     ran = call('run', '2', '--rows', 'dinov2,d_l_r64', '--seeds', '2', *places['run'])
     assert 'D-ExPLoRA-[L]-r64 ViT-L, seed 1: probe' in ran
     folder = tmp_path / 'results' / 'tiny'
@@ -46,7 +46,7 @@ def test_a_row_is_listed_planned_run_reported_and_compared(
     report = (folder / 'table_2.md').read_text()
     assert '| D-ExPLoRA-[L]-r64 is above DINOv2 | I |' in report and 'not published here' not in report
     assert '2 seeds finished' in call('list', '2', *places['scale'])
-    assert 'GFLOP/s of finished runs on' in call('plan', '3', *places['scale'])
+    assert 'GFLOP/s in finished runs on' in call('plan', '3', *places['scale'])
     before = (folder / 'results.jsonl').read_bytes()
     call('run', '2', '--rows', 'dinov2,d_l_r64', '--seeds', '2', '--resume', *places['run'])
     assert (folder / 'results.jsonl').read_bytes() == before
@@ -66,13 +66,13 @@ def test_the_papers_plan_builds_every_model_without_its_weights(
 def test_what_is_wrong_is_one_sentence(
     call: Callable[..., str], places: dict[str, list[object]], tmp_path: Path
 ) -> None:
-    assert "no table '12'" in call('run', '12', *places['run'], code=2)
-    assert "no scale 'huge'" in call('plan', '3', '--scale', 'huge', code=2)
-    assert 'no results' in call('report', *places['scale'], code=2)
+    assert "unknown table '12'" in call('run', '12', *places['run'], code=2)
+    assert "unknown scale 'huge'" in call('plan', '3', '--scale', 'huge', code=2)
+    assert 'no results in' in call('report', *places['scale'], code=2)
     table = tmp_path / 'mine.yaml'
     row = 'x: {name: x, objective: D, adaptation: "[L]", trainable: "7"}'
     table.write_text(f'id: mine\ntitle: t\ndataset: fmow_rgb\nmetric: m\nrows:\n  {row}\n')
-    assert 'not as many parameters as the paper states' in call('plan', table, '--scale', 'paper', code=2)
+    assert 'parameter count does not match the paper' in call('plan', table, '--scale', 'paper', code=2)
 
 
 def test_a_table_of_ones_own_runs_like_the_papers(
@@ -87,5 +87,5 @@ def test_a_table_of_ones_own_runs_like_the_papers(
     text = (tmp_path / 'results' / 'tiny' / 'table_mine.md').read_text()
     assert '| [L]-r2 on K | not published here |' in text
     assert f'Made by `explora-bench report {table} --scale {places["scale"][1]}`' in text
-    assert 'holds mine: give the YAML file of the table' in call('report', *places['scale'], code=2)
+    assert 'contains only mine: pass the YAML file of the table' in call('report', *places['scale'], code=2)
     assert 'table_mine.md' in call('report', table, *places['scale'])

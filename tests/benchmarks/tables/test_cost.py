@@ -91,5 +91,5 @@ def test_stated_numbers_are_exact_or_to_three_decimals() -> None:
 
 
 def test_a_data_module_that_takes_no_such_argument_is_named(tiny: Scale) -> None:
-    with pytest.raises(ValueError, match='FolderDataModule does not take'):
+    with pytest.raises(ValueError, match='FolderDataModule does not accept'):
         build_data(tiny.data['fmow_rgb'], folders=3)

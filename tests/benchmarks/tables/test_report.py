@@ -238,10 +238,10 @@ def test_rows_and_files_are_compared_by_seed(ablation: list[dict], tmp_path: Pat
     assert '| k-NN, all labels | 63.0 ± 2.5 | 56.0 ± 2.5 | +7.0 ± <0.1 |' in text
     text = compare(str(path), str(other), path)
     assert text.count('table 3') == 1 and '| +1.0 ± <0.1 |' in text
-    with pytest.raises(ValueError, match="no results of '3:none': write TABLE:ROW; it has 3:source, 3:l"):
+    with pytest.raises(ValueError, match="no results for '3:none': use TABLE:ROW, available: 3:source, 3:l"):
         compare('3:none', '3:l', path)
-    with pytest.raises(FileNotFoundError, match=r'no results .*missing\.jsonl'):
+    with pytest.raises(FileNotFoundError, match=r'results file .*missing\.jsonl does not exist'):
         compare(str(path), str(tmp_path / 'missing.jsonl'), path)
     records.append(tmp_path / 'apart.jsonl', {**ablation[0], 'table': '9'})
-    with pytest.raises(ValueError, match='have no row in common'):
+    with pytest.raises(ValueError, match='have no rows in common'):
         compare(str(other), str(tmp_path / 'apart.jsonl'), path)

@@ -346,7 +346,7 @@ def test_a_search_without_held_out_images_is_refused(
 def test_missing_sources_are_named(tiny: Scale, store: Store, tmp_path: Path) -> None:
     sources = {'D': replace(tiny.sources['D'], weights=str(tmp_path / 'none.safetensors'))}
     table = get_table('3')
-    with pytest.raises(FileNotFoundError, match=r'none\.safetensors: make the source first'):
+    with pytest.raises(FileNotFoundError, match=r'none\.safetensors: create the source first'):
         run_job(build_job(table, table.rows['source'], replace(tiny, sources=sources)), store)
 
 

@@ -109,7 +109,7 @@ def test_a_scale_with_a_base_holds_what_differs(tmp_path: Path) -> None:
         base.search,
     )
     path.write_text('base: none\nabout: nothing\n')
-    with pytest.raises(FileNotFoundError, match=r'no scale .*none\.yaml'):
+    with pytest.raises(FileNotFoundError, match=r'scale .*none\.yaml does not exist'):
         read_scale(path)
 
 
@@ -118,9 +118,9 @@ def test_bad_scales_are_named(scale_file: Callable[..., Path], tmp_path: Path) -
         read_scale(scale_file(epochs=3))
     with pytest.raises(ValueError, match=r'tiny\.yaml, probe: unknown keys method'):
         read_scale(scale_file(probe={'method': 'knn'}))
-    with pytest.raises(ValueError, match="no scale 'tiny': there are demo, paper, small"):
+    with pytest.raises(ValueError, match="unknown scale 'tiny', expected one of demo, paper, small"):
         get_scale('tiny')
-    with pytest.raises(FileNotFoundError, match='no scale'):
+    with pytest.raises(FileNotFoundError, match=r'scale .*none\.yaml does not exist'):
         get_scale(str(tmp_path / 'none.yaml'))
 
 
