@@ -68,7 +68,7 @@ def write(folder: Path, bands: Sequence[int], side: int = 64) -> None:
 @pytest.mark.parametrize(
     ('archive', 'options', 'message'),
     [
-        ('none', [], 'The archive {}/none does not exist'),
+        ('none', [], 'the archive {}/none does not exist'),
         ('empty', [], '{}/empty contains no images'),
         ('two', [], '{}/two has 2 images: use at least 3'),
         ('mixed', [], '{}/mixed mixes files with 3 bands'),

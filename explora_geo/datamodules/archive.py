@@ -140,7 +140,7 @@ def look(
     elif file_bands == pack.file_bands:
         sort, classes = 'pack', pack.classes
     else:
-        raise ValueError(f'Bands of the pack {path} cannot be renamed; use {", ".join(pack.file_bands)}')
+        raise ValueError(f'bands of the pack {path} cannot be renamed; use {", ".join(pack.file_bands)}')
     size = _choose_size(found, patch_size, image_size, sort != 'scenes')
     values, damaged = (
         sample_values(found, file_bands, positions) if pack is None else _pack_values(pack, positions)
@@ -216,7 +216,7 @@ def _choose_kind(found: Survey, wanted: Literal['tiles', 'scenes'] | None) -> Li
         )
     if kind == 'tiles' and found.root is None:
         raise ValueError(
-            f'To read {found.source} as tiles, pass their folder, a pattern, or a text file that lists them'
+            f'to read {found.source} as tiles, pass their folder, a pattern, or a text file that lists them'
         )
     return kind
 
@@ -226,7 +226,7 @@ def _choose_size(found: Survey, patch_size: int, wanted: int | None, enlarge: bo
     height, width = found.size
     if min(height, width) < patch_size:
         raise ValueError(
-            f'The images in {found.source} are {height} x {width} pixels, smaller than a patch of '
+            f'the images in {found.source} are {height} x {width} pixels, smaller than a patch of '
             f'{patch_size} x {patch_size}; use larger images, or weights with smaller patches'
         )
     if wanted is not None and (wanted < patch_size or wanted % patch_size):

@@ -50,7 +50,7 @@ class FolderDataModule(TileDataModule):
             ValueError: If an argument is out of range or contradicts another.
         """
         if val_split and val_root is not None:
-            raise ValueError(f'Set either val_root or val_split, got {val_root} and {val_split}')
+            raise ValueError(f'set either val_root or val_split, got {val_root} and {val_split}')
         self.held_out, self.roots = val_split, {'train': root, 'val': val_root, 'test': test_root}
         super().__init__(root, **kwargs)
         self.kwargs |= {'file_bands': file_bands, 'min_size': min_size}

@@ -137,7 +137,7 @@ class ReplacingCollate:
                     break
             else:
                 raise ValueError(
-                    f'A batch needs at least one usable tile, but all {len(samples)} were skipped '
+                    f'a batch needs at least one usable tile, but all {len(samples)} were skipped '
                     f'(first: {samples[0]["skipped"]}); repair or remove them'
                 )
         return self.collate(samples)
@@ -159,4 +159,4 @@ class SkippingDataLoader(DataLoader[Any]):
                     f'Skipping a batch of {len(names)} unusable images (first: {names[0]})', stacklevel=2
                 )
         if names and not found:
-            raise ValueError(f'No images can be used (first: {names[0]}); repair or remove the files')
+            raise ValueError(f'no images can be used (first: {names[0]}); repair or remove the files')

@@ -113,7 +113,7 @@ def usable(samples: Iterable[Mapping[str, Any]], where: object) -> Iterator[Tens
             skipped.append(sample['skipped'])
     if skipped and not found:
         raise ValueError(
-            f'None of the {len(skipped)} images checked in {where} can be used (first: {skipped[0]}); repair '
+            f'none of the {len(skipped)} images checked in {where} can be used (first: {skipped[0]}); repair '
             'or remove them'
         )
 

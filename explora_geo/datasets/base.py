@@ -82,7 +82,7 @@ class TileDataset(NonGeoDataset):
             raise FileNotFoundError(f'{root} lists no images for this split; check the split and the path')
         if labels is not None and classes and not 0 <= min(labels) <= max(labels) < len(classes):
             raise ValueError(
-                f'Labels in {root} must be 0 to {len(classes) - 1}, got {min(labels)} to {max(labels)}'
+                f'labels in {root} must be 0 to {len(classes) - 1}, got {min(labels)} to {max(labels)}'
             )
         self.root, self.files, self.classes = Path(root), list(files), tuple(classes)
         self.labels = None if labels is None else list(labels)
@@ -132,7 +132,7 @@ class TileDataset(NonGeoDataset):
         """
         if missing := [name for name in self.classes if name not in classes]:
             raise ValueError(
-                f'Class folders {missing} in {self.root} are not among the classes '
+                f'class folders {missing} in {self.root} are not among the classes '
                 f'{list(classes)}; rename or remove the folders'
             )
         names = [self.classes[label] for label in self.labels or ()]
@@ -200,7 +200,7 @@ def collate_skipping(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     shapes = sorted({tuple(sample['image'].shape) for sample in good})
     if len(shapes) > 1:
         raise ValueError(
-            f'All images in a batch must have the same shape (C, H, W), got {shapes[:4]}; '
+            f'all images in a batch must have the same shape (C, H, W), got {shapes[:4]}; '
             'set size to resize all tiles to one size'
         )
     batch: dict[str, Any] = default_collate(good) if good else {}

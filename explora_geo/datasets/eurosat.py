@@ -85,15 +85,15 @@ class EuroSATDataset(FolderDataset):
 def _read_split(path: Path, split: str) -> frozenset[str]:
     """Read a split's tile names, without extension, from a JSON object of lists or TorchGeo's list."""
     if not path.is_file():
-        raise FileNotFoundError(f'The split file {path} does not exist; check the path, or set download=True')
+        raise FileNotFoundError(f'the split file {path} does not exist; check the path, or set download=True')
     text = path.read_text(encoding='utf-8')
     if path.name in EuroSAT.split_filenames.values():
         return frozenset(Path(line.strip()).stem for line in text.splitlines())
     try:
         splits = json.loads(text)
     except ValueError as error:
-        raise ValueError(f'The split file {path} is not valid JSON ({error})') from error
+        raise ValueError(f'the split file {path} is not valid JSON ({error})') from error
     if not isinstance(splits, dict) or not isinstance(splits.get(split), list):
         keys = sorted(splits) if isinstance(splits, dict) else type(splits).__name__
-        raise ValueError(f'The split file {path} must list tile names under {split!r}, got {keys}')
+        raise ValueError(f'the split file {path} must list tile names under {split!r}, got {keys}')
     return frozenset(Path(name).stem for name in splits[split])

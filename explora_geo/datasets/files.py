@@ -30,7 +30,7 @@ def find_images(root: PathLike, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> li
     root, found = Path(root), []
     try:
         if not root.exists():
-            raise FileNotFoundError(f'The image folder {root} does not exist; check the path')
+            raise FileNotFoundError(f'the image folder {root} does not exist; check the path')
         if not root.is_dir():
             raise NotADirectoryError(f'{root} is a file, expected a folder of images')
         seen = {os.path.realpath(root)}
@@ -47,7 +47,7 @@ def find_images(root: PathLike, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> li
                     found.append(Path(folder, name))
     except PermissionError as error:
         raise PermissionError(
-            f'No permission to read the folder {error.filename}; change its permissions, or exclude it'
+            f'no permission to read the folder {error.filename}; change its permissions, or exclude it'
         ) from error
     return sorted(found)
 
@@ -70,10 +70,10 @@ def locate_images(root: PathLike) -> tuple[Path | None, list[Path | str]]:
     elif is_pattern(root):
         matches = [p for p in map(Path, glob.glob(os.fspath(root), recursive=True)) if p.is_file()]
         if not matches:
-            raise FileNotFoundError(f'No files match {root}; check the pattern')
+            raise FileNotFoundError(f'no files match {root}; check the pattern')
         files += sorted(p for p in matches if p.suffix.lower() in IMAGE_SUFFIXES)
         if not files:
-            raise FileNotFoundError(f'The files that match {root} are not images; check the pattern')
+            raise FileNotFoundError(f'the files that match {root} are not images; check the pattern')
     else:
         return path, [*find_images(path)]
     if any(isinstance(file, str) for file in files):
@@ -123,7 +123,7 @@ def read_list(path: PathLike) -> list[Path | str]:
             'one path per line, or a table with a column path'
         ) from error
     if not names:
-        raise ValueError(f'The list {path} contains no paths; add one path per line')
+        raise ValueError(f'the list {path} contains no paths; add one path per line')
     places = map(locate, names)
     return list(dict.fromkeys(p if isinstance(p, str) else path.parent / p for p in places))
 

@@ -93,9 +93,9 @@ class FMoWRGB(TileDataset):
         try:
             table = pd.read_csv(path)
         except (ValueError, UnicodeDecodeError) as error:
-            raise ValueError(f'The list {path} is not a valid CSV file ({error})') from error
+            raise ValueError(f'the list {path} is not a valid CSV file ({error})') from error
         if table.empty:
-            raise ValueError(f'The list {path} is empty; download the complete list')
+            raise ValueError(f'the list {path} is empty; download the complete list')
         rows = self._rows(table)
         exists = np.array([file.is_file() for file in rows['path']])
         self.missing = [str(file) for file in rows['path'][~exists]]
@@ -121,7 +121,7 @@ class FMoWRGB(TileDataset):
         """Build the table from label, path and, if present, timestamp, the first columns of the list."""
         if table.shape[1] < 2:
             raise ValueError(
-                f'The list {self.list_path} must have label, path and timestamp, got {list(table.columns)}'
+                f'the list {self.list_path} must have label, path and timestamp, got {list(table.columns)}'
             )
         paths = [self.root / str(path) for path in table.iloc[:, 1]]
         names = [_NAME.fullmatch(path.stem) for path in paths]
@@ -146,7 +146,7 @@ class FMoWRGB(TileDataset):
         unknown = sorted({str(v) for v in values} - set(numbers))
         if unknown:
             raise ValueError(
-                f'The list {self.list_path} contains unknown fMoW classes (first: {unknown[:3]}), expected '
+                f'the list {self.list_path} contains unknown fMoW classes (first: {unknown[:3]}), expected '
                 f'numbers from 0 to {len(CLASSES) - 1} or names from {CLASSES[0]} to {CLASSES[-1]}'
             )
         return [numbers[str(value)] for value in values]
@@ -187,7 +187,7 @@ class FMoWSentinel(FMoWRGB):
         missing = [name for name in needed if name not in table]
         if missing:
             raise ValueError(
-                f'The list {self.list_path} is missing the columns {missing}, got {list(table.columns)}'
+                f'the list {self.list_path} is missing the columns {missing}, got {list(table.columns)}'
             )
         rows = table[needed[1:]].copy()
         rows['label'] = self._labels(table['category'])
@@ -236,7 +236,7 @@ class FMoWTemporal(FMoWRGB):
         times = pd.to_datetime(stamps, utc=True, errors='coerce', format='ISO8601')
         if times.isna().any():
             raise ValueError(
-                f'The third column of {self.list_path} must contain the time of every image, such as '
+                f'the third column of {self.list_path} must contain the time of every image, such as '
                 f'2016-05-03T10:24:00Z, got {stamps[times.isna()].iloc[0]!r}'
             )
         columns = [times.dt.year - FIRST_YEAR, times.dt.month - 1, times.dt.hour]

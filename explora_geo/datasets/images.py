@@ -201,7 +201,7 @@ def read_headers(
             skipped.append(f'{files[index]}: {error}')
     if not found:
         raise ValueError(
-            f'None of the {len(skipped)} files checked in {where} can be read as an image (first: '
+            f'none of the {len(skipped)} files checked in {where} can be read as an image (first: '
             f'{skipped[0]}); use complete image files: a folder of tiles, a pack, scenes or a list'
         )
     return found, skipped

@@ -53,7 +53,7 @@ class MaskFolderDataset(FolderDataset):
         for folder in (images, self.mask_root):
             if not folder.is_dir():
                 raise FileNotFoundError(
-                    f'The folder {folder} does not exist; {root} must contain the folders images and masks'
+                    f'the folder {folder} does not exist; {root} must contain the folders images and masks'
                 )
         super().__init__(images, labeled=False, **kwargs)
         self.classes, self.colors = tuple(classes), tuple(colors)

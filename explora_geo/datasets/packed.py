@@ -83,7 +83,7 @@ class PackedDataset(TileDataset):
         missing = int((self._states == OPEN).sum())
         if missing:
             raise ValueError(
-                f'The pack {root} is missing {missing} of {len(self._states)} tiles; run the same '
+                f'the pack {root} is missing {missing} of {len(self._states)} tiles; run the same '
                 'explora-geo pack command again to finish it'
             )
         self.file_bands = header.bands
@@ -186,7 +186,7 @@ def header_of(dataset: TileDataset) -> PackHeader:
                 dataset.classes,
                 None if dataset.labels is None else tuple(dataset.labels),
             )
-    raise ValueError(f'None of the {len(dataset)} images in {dataset.root} can be used')
+    raise ValueError(f'none of the {len(dataset)} images in {dataset.root} can be used')
 
 
 def read_header(root: Path) -> PackHeader:
@@ -205,7 +205,7 @@ def read_header(root: Path) -> PackHeader:
         tuples: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         header = PackHeader(**tuples)
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f'The header {path} is damaged ({error}); pack the archive again') from error
+        raise ValueError(f'the header {path} is damaged ({error}); pack the archive again') from error
     if header.format != FORMAT:
         raise ValueError(f'{path} is not a pack header: format must be {FORMAT!r}, got {header.format!r}')
     return header
@@ -222,7 +222,7 @@ def _open(root: Path, header: PackHeader, mode: Literal['r', 'r+'] = 'r') -> tup
             raise ValueError(f'{len(states)} states and {len(checks)} checksums for {header.shape[0]} tiles')
         reasons = dict(json.loads((root / REASONS).read_text(encoding='utf-8')))
     except (ValueError, TypeError, EOFError) as error:
-        raise ValueError(f'The pack {root} is damaged ({error}); remove it and pack again') from error
+        raise ValueError(f'the pack {root} is damaged ({error}); remove it and pack again') from error
     return np.memmap(root / PIXELS, header.dtype, mode, shape=header.shape), states, checks, reasons
 
 

@@ -96,7 +96,7 @@ class SceneDataset(RasterDataset):
                 usable[str(path)] = header
         if not usable:
             raise FileNotFoundError(
-                f'No usable georeferenced scenes in {paths}; check the path, or use FolderDataset for '
+                f'no usable georeferenced scenes in {paths}; check the path, or use FolderDataset for '
                 'images without coordinates'
             )
         self.all_bands = names

@@ -79,7 +79,7 @@ def survey(archive: PathLike | Sequence[PathLike]) -> Survey:
         root, files = None, [file for one in archive for file in _find(one)[1]]
     if not files:
         raise FileNotFoundError(
-            f'{source or "The archive"} contains no images (searched for JPEG, PNG, GeoTIFF and similar, '
+            f'{source or "the archive"} contains no images (searched for JPEG, PNG, GeoTIFF and similar, '
             'including subfolders); check the path'
         )
     remote = any(isinstance(file, str) for file in files)
@@ -96,7 +96,7 @@ def _find(archive: PathLike) -> tuple[Path | None, list[Path | str]]:
     if isinstance(place, str) or (place.is_file() and not is_list(place)):
         return None, [place]
     if not place.exists() and not is_pattern(place):
-        raise FileNotFoundError(f'The archive {archive} does not exist; check the path')
+        raise FileNotFoundError(f'the archive {archive} does not exist; check the path')
     return locate_images(place)
 
 
@@ -161,7 +161,7 @@ def sample_values(
                 low, high = min(low, float(data.min())), max(high, float(data.max()))
     if low > high:
         reason = f'first: {skipped[0]}' if skipped else 'they contain only nodata'
-        raise ValueError(f'The files checked in {survey.source} have no usable pixels ({reason})')
+        raise ValueError(f'the files checked in {survey.source} have no usable pixels ({reason})')
     return (low, high, float(1 - full / pixels)), skipped
 
 

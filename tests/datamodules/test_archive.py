@@ -273,14 +273,14 @@ def _list(text: str, name: str = 'list.txt') -> Callable[[Path], Path]:
 
 
 BAD: list[tuple[Callable[[Path], Any], dict[str, Any], str]] = [
-    (lambda f: f / 'nowhere', {}, r'The archive .*nowhere does not exist; check the path$'),
-    (lambda f: f / '*.tif', {}, r'No files match .*\*\.tif; check the pattern$'),
-    (lambda f: [], {}, r'The archive contains no images'),
+    (lambda f: f / 'nowhere', {}, r'the archive .*nowhere does not exist; check the path$'),
+    (lambda f: f / '*.tif', {}, r'no files match .*\*\.tif; check the pattern$'),
+    (lambda f: [], {}, r'the archive contains no images'),
     (_empty, {}, r'contains no images \(searched for JPEG, PNG, GeoTIFF'),
     (_mixed, {}, r'mixes files with [34] bands \(.*\.tif\) and with [34] bands \(.*\.tif\); keep one kind'),
     (_ranges, {}, r'mixes files with (8|16)-bit pixels \(.*\) and with (8|16)-bit pixels'),
-    (_damaged, {}, r'None of the 1 files checked in .* can be read as an image \(first: .*a\.png: '),
-    (lambda f: _empty(f) / 'notes.md', {}, r'None of the 1 files .* can be read as an image'),
+    (_damaged, {}, r'none of the 1 files checked in .* can be read as an image \(first: .*a\.png: '),
+    (lambda f: _empty(f) / 'notes.md', {}, r'none of the 1 files .* can be read as an image'),
     (
         lambda f: write_tif(f / '1.tif', 3, side=12).parent,
         {},
@@ -315,12 +315,12 @@ BAD: list[tuple[Callable[[Path], Any], dict[str, Any], str]] = [
     (
         lambda f: [write_tif(f / '1.tif', 3)],
         {'kind': 'tiles'},
-        r'To read .* as tiles, pass their folder, a pattern',
+        r'to read .* as tiles, pass their folder, a pattern',
     ),
-    (_list('\n# nothing\n'), {}, r'The list .*list\.txt contains no paths; add one path per line$'),
+    (_list('\n# nothing\n'), {}, r'the list .*list\.txt contains no paths; add one path per line$'),
     (_list('id,name\n1,a.tif\n', 'list.csv'), {}, r"columns \['id', 'name'\] include none of path, location"),
     (_list('no table', 'list.parquet'), {}, r'list\.parquet cannot be read as a list of files \('),
-    (_list('gone/1.tif\ngone/2.tif'), {}, r'None of the 2 files checked in .*first: .*gone/1\.tif: '),
+    (_list('gone/1.tif\ngone/2.tif'), {}, r'none of the 2 files checked in .*first: .*gone/1\.tif: '),
 ]
 
 
@@ -359,7 +359,7 @@ def test_labeled_tiles_of_the_same_files_have_the_bands_that_the_user_named() ->
             MS,
             r'have uint16 pixels, but the archive .* has uint8; use labeled tiles with the same pixel type$',
         ),
-        (DATA / 'nowhere', r'The archive .*nowhere does not exist'),
+        (DATA / 'nowhere', r'the archive .*nowhere does not exist'),
     ],
 )
 def test_labels_that_do_not_fit_get_one_sentence(tiles: Path, folder: Path, message: str) -> None:

@@ -214,7 +214,7 @@ def test_a_batch_to_measure_without_a_usable_tile_is_left_out_by_name(flat: Path
         assert [len(batch['image']) for batch in loader] == [2, 2]
     with (
         pytest.warns(UserWarning, match='Skipping a batch'),
-        pytest.raises(ValueError, match=r'No images can be used \(first: .*z\.jpg'),
+        pytest.raises(ValueError, match=r'no images can be used \(first: .*z\.jpg'),
     ):
         list(SkippingDataLoader(Subset(dataset, [4])))
 

@@ -209,7 +209,7 @@ def test_missing_empty_and_wrong_folders_say_so(tmp_path: Path, tiles: Path) -> 
 
 def test_a_folder_of_unreadable_files_says_so(tmp_path: Path) -> None:
     (tmp_path / 'a.jpg').write_bytes(b'no image')
-    with pytest.raises(ValueError, match='None of the 1 files checked'):
+    with pytest.raises(ValueError, match='none of the 1 files checked'):
         FolderDataset(tmp_path)
     with pytest.raises(ValueError, match=r'a\.jpg'):
         FolderDataset(tmp_path, strict=True)

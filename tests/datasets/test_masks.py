@@ -87,7 +87,7 @@ def test_a_mask_that_does_not_fit_is_named(masks: Path, change: object, sentence
 
 def test_both_folders_are_needed(masks: Path) -> None:
     shutil.rmtree(masks / 'masks')
-    with pytest.raises(FileNotFoundError, match=r'The folder .*masks does not exist'):
+    with pytest.raises(FileNotFoundError, match=r'the folder .*masks does not exist'):
         MaskFolderDataset(masks)
 
 

@@ -136,6 +136,6 @@ def test_a_folder_without_a_usable_tile_makes_no_pack(tmp_path: Path, tiles: Pat
     source = FolderDataset(tiles)
     for path in source.files:
         path.write_bytes(b'')
-    with pytest.raises(ValueError, match='None of the 24 images'):
+    with pytest.raises(ValueError, match='none of the 24 images'):
         next(pack(source, tmp_path / 'pack'))
     assert not (tmp_path / 'pack').exists()

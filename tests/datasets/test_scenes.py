@@ -78,7 +78,7 @@ def test_bands_and_paths_are_checked(tmp_path: Path) -> None:
         SceneDataset(NAIP, bands=['swir'], file_bands=BANDS)
     with pytest.raises(FileNotFoundError, match='does not exist'):
         SceneDataset(tmp_path / 'nowhere')
-    with pytest.raises(FileNotFoundError, match='No usable georeferenced scene'):
+    with pytest.raises(FileNotFoundError, match='no usable georeferenced scene'):
         SceneDataset(tmp_path)
 
 
