@@ -46,7 +46,11 @@ CAPACITY = {
     'D-unfreeze-two': 'unfreezing [L-1,L] only',
     'D-full': ARMS['full'],
 }
-RATIOS = {'D-explora-x1': '1', 'D-explora': '3', 'D-explora-x10': '10 (a third of the rate)'}
+RATIOS = {
+    'D-explora-x1': 'the same',
+    'D-explora': 'three times',
+    'D-explora-x10': "ten times, at a third of the block's rate",
+}
 SIMPLER = {
     'Diet': 'DIET, 1,000 images',
     'align': 'patch kernel alignment',
