@@ -175,11 +175,11 @@ def params(
 
 @app.command(rich_help_panel='Plan and prepare')
 def pack(
-    root: Annotated[Path, Argument(help='Folder of tiles, with or without one sub-folder per class.')],
+    root: Annotated[Path, Argument(help='Folder of tiles, with or without a subfolder per class.')],
     out: Annotated[Path, Argument(help='Output folder of the pack.')],
     size: Annotated[int | None, Option(help='Side of the tiles, pixels; as in the files by default.')] = None,
     bands: Annotated[str, Option(help='Bands to keep, such as B04,B03,B02; all if empty.')] = '',
-    file_bands: Annotated[str, Option(help='Names of all bands in file order, if the files lack them.')] = '',
+    file_bands: Annotated[str, Option(help='Names of all bands in file order, if not in the files.')] = '',
     dry_run: Annotated[bool, Option('--dry-run', help='Print the size of the pack and stop.')] = False,
 ) -> None:
     """Copy an archive into a single pixel file that reads many times faster than the tiles.

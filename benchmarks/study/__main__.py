@@ -17,7 +17,7 @@ if __name__ == '__main__':
     parser.add_argument('groups', nargs='+', choices=groups)
     parser.add_argument('--seconds', type=float, default=1e9, help='start nothing after these')
     parser.add_argument('--processes', type=int, default=1)
-    parser.add_argument('--only', default='', help='only jobs whose key holds this text')
+    parser.add_argument('--only', default='', help='only jobs whose key contains this text')
     given = parser.parse_args()
     jobs = [job for group in given.groups for job in groups[group] if given.only in job.key]
     arguments = (given.data, given.cache, given.out, jobs, time.time() + given.seconds)

@@ -81,7 +81,7 @@ def run(
     scale: _SCALE = 'demo',
     seeds: _SEEDS = None,
     resume: Annotated[
-        bool, typer.Option(help='Go on with what was stopped at its last checkpoint, or start it anew.')
+        bool, typer.Option(help='Resume stopped runs from their last checkpoint, or start over.')
     ] = True,
     store: Annotated[Path, typer.Option(help='Folder of stages.')] = Path('runs/bench'),
     out: _OUT = RESULTS,

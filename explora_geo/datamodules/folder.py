@@ -16,7 +16,7 @@ from explora_geo.datasets.remote import PathLike
 class FolderDataModule(TileDataModule):
     """LightningDataModule for folders of image tiles.
 
-    Training needs no labels. If a folder has one sub-folder per class, batches carry ``label``,
+    Training needs no labels. If a folder has one subfolder per class, batches carry ``label``,
     which validation uses to monitor the features by k-nearest neighbors. Labels are numbered by
     the training folder's classes wherever those include the classes of the other folder.
     """

@@ -20,7 +20,7 @@ PARTS = frozenset({'train', 'training', 'val', 'valid', 'validation', 'test', 't
 class FolderDataset(TileDataset):
     """A folder of image tiles of any file type, pixel type and band count.
 
-    If all images lie in sub-folders, each sub-folder is a class, unless these are the parts of a data set
+    If all images lie in subfolders, each subfolder is a class, unless these are the parts of a data set
     (train, val, test); any other folder is read as unlabeled. Plain images (JPEG, PNG, ...) are read with
     Pillow, rasters (GeoTIFF, JPEG 2000, ...) with rasterio. Palette and CMYK images become red, green and
     blue, and the alpha channel of a plain RGBA image is dropped unless four bands are named.
@@ -43,7 +43,7 @@ class FolderDataset(TileDataset):
             bands: Names of the bands to return, in any order; all bands if None.
             file_bands: Names of all bands in file order. Defaults to the band descriptions stored in
                 the files, or to red, green and blue for 8-bit images with three bands.
-            labeled: Whether sub-folders are classes; if None, they are if every image lies in
+            labeled: Whether subfolders are classes; if None, they are if every image lies in
                 one.
             is_valid_file: Function that tells whether a file belongs to the dataset.
             **kwargs: ``size``, ``min_size``, ``strict``, ``cache`` and ``transforms``; see
