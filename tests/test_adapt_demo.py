@@ -84,7 +84,7 @@ def test_the_page_has_three_columns_and_rivals_quoted_with_their_command(
     assert all(row['beside']['gain'] and row['best_block'] for row in report['scores']['rows'])
     assert 'turns_source' in report['quoted']['rows'][0]
     assert report['adaptation']['short'] and report['adaptation']['strength'] == 1
-    assert report['verdict']['text'].startswith('The earlier adapter ')
+    assert report['verdict']['text'].startswith('The ready-made adapter ')
     assert 'This short run' in page and report['quoted']['command'] in page
     assert 'explora-geo adapt YOUR_TILES' in report['next'][0]
     sides = [

@@ -22,7 +22,7 @@ VARIANTS = {
     'whitened': ('turns', 'P', 'Source, whitened'),
     'adapted': ('adapted', 'D', 'Adapted'),
     'turns_adapted': ('adapted', 'v', 'Adapted, mean of turns'),
-    'beside': ('few', '*', 'Earlier adapter'),
+    'beside': ('few', '*', 'Ready-made adapter'),
 }
 _STYLE: Any = {
     'svg.fonttype': 'none',

@@ -104,7 +104,7 @@ def _render(report: Mapping[str, Any], pictures: Mapping[str, Any]) -> str:
         if points:
             curves.append((curve['title'], curve_chart(curve, points, f'c{number}')))
     names = {'source': 'source', 'adapted': 'this short run' if short else 'adapted'}
-    names['beside'] = 'earlier adapter'
+    names['beside'] = 'ready-made adapter'
     kinds = {k: v for k, v in names.items() if f'patches_{k}' in pictures}
     return template.render(
         report=report,

@@ -50,7 +50,7 @@ def _beside(rows: list[Any], how: Mapping[str, Any]) -> Verdict:
     long = _with_labels([{**r, 'gain': r['beside']['gain'], 'adapted': r['beside']} for r in rows])
     steps = f'{how["steps"]} steps' if how.get('steps') else 'a few steps'
     advice = f'This run was short ({steps}) and only shows the workflow: {_points(rows)}. {long.advice}'
-    return long._replace(text=long.text.replace('Adapting', 'The earlier adapter', 1), advice=advice)
+    return long._replace(text=long.text.replace('Adapting', 'The ready-made adapter', 1), advice=advice)
 
 
 def _with_labels(rows: list[Any]) -> Verdict:

@@ -240,7 +240,7 @@ def test_a_short_run_stands_beside_the_adapter_made_beforehand_and_quoted_rivals
         'Source',
         'This short run',
         'Gain, points',
-        'Earlier adapter',
+        'Ready-made adapter',
         'Source, best block',
         'Source, mean of 4 turns \N{DAGGER}',
         'Source, whitened \N{DAGGER}',
@@ -250,5 +250,5 @@ def test_a_short_run_stands_beside_the_adapter_made_beforehand_and_quoted_rivals
     assert [*re.findall(r'<span>([^<]*)</span>', trio)[1:4]] == [
         'source',
         'this short run',
-        'earlier adapter',
+        'ready-made adapter',
     ]

@@ -81,7 +81,7 @@ def test_a_short_run_is_called_short_and_the_adapter_made_beforehand_is_judged()
         r['beside'] = {'mean': r['source']['mean'] + gain, 'gain': {'mean': gain, 'low': 0.02, 'high': 0.1}}
     found = judge({**scored(*rows), 'adaptation': {'short': True, 'steps': 24, 'strength': 1}})
     assert found.outcome == 'helps'
-    assert found.text == 'The earlier adapter helps: k-NN +6.0, linear probe +5.0 points.'
+    assert found.text == 'The ready-made adapter helps: k-NN +6.0, linear probe +5.0 points.'
     assert found.advice.startswith(
         f'This run was short (24 steps) and only shows the workflow: k-NN {MINUS}5.0'
     )
