@@ -53,9 +53,7 @@ class SpaceNet1Dataset(TileDataset):
     def _sample(self, index: int) -> dict[str, Any]:
         """Return the image and, except in the test part, ``mask``, int64, shape (H, W)."""
         file, names = self.files[index], self.file_bands
-        count = read_header(file).count
-        if count != len(names):
-            raise BadTileError(f'has {count} bands, expected {len(names)}: {names}')
+        read_header(file).check_count(names)
         with readable(file, RuntimeError):  # geopandas' reader raises its own subclass
             found = self.source[index]
         pixels = found['image'].numpy()

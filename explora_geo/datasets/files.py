@@ -52,6 +52,14 @@ def find_images(root: PathLike, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> li
     return sorted(found)
 
 
+def no_images(where: PathLike, which: str = '') -> FileNotFoundError:
+    """Return the error for an archive without images, or without those that *which* describes."""
+    return FileNotFoundError(
+        f'{where} contains no images{which} (searched for JPEG, PNG, GeoTIFF and similar, including '
+        'subfolders); check the path'
+    )
+
+
 def locate_images(root: PathLike) -> tuple[Path | None, list[Path | str]]:
     """Find the images of a folder, a list of files, or a pattern such as `tiles/*/*.tif`.
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from explora_geo.bands import name_bands, spell
 from explora_geo.datasets.base import TileDataset
-from explora_geo.datasets.files import locate_images
+from explora_geo.datasets.files import locate_images, no_images
 from explora_geo.datasets.images import Header, depth, read_headers
 from explora_geo.datasets.remote import PathLike
 
@@ -59,11 +59,7 @@ class FolderDataset(TileDataset):
         paths = [Path(path) for path in found]
         files = [path for path in paths if is_valid_file is None or is_valid_file(path)]
         if not files:
-            which = ' for this split' if is_valid_file is not None else ''
-            raise FileNotFoundError(
-                f'{folder} contains no images{which} (searched for JPEG, PNG, GeoTIFF and similar, '
-                'including subfolders); check the path'
-            )
+            raise no_images(folder, ' for this split' if is_valid_file is not None else '')
         loose = [path for path in files if path.parent == folder]
         if labeled and loose:
             raise ValueError(

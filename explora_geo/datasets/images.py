@@ -62,6 +62,11 @@ class Header:
         """The shorter side, pixels."""
         return min(self.height, self.width)
 
+    def check_count(self, names: Sequence[str]) -> None:
+        """Raise BadTileError unless there is one name for each band."""
+        if self.count != len(names):
+            raise BadTileError(f'has {self.count} bands, expected {len(names)}: {tuple(names)}')
+
 
 def read_header(path: PathLike, names: Sequence[str] | None = None) -> Header:
     """Read the bands, pixel type, size and location of the image that :func:`read_image` returns.
@@ -138,8 +143,7 @@ def read_image(
             or has NaN or infinite pixels.
     """
     with _open(path, names) as (header, read):
-        if header.count != len(names):
-            raise BadTileError(f'has {header.count} bands, expected {len(names)}: {tuple(names)}')
+        header.check_count(names)
         pixels = read(_own_positions(header.descriptions, names, positions) if by_name else positions)
     if np.iscomplexobj(pixels):
         raise BadTileError('has complex pixels')

@@ -192,8 +192,7 @@ def _check(header: Header, names: Sequence[str], first: Header, by_name: bool) -
     """Raise BadTileError if a scene has no CRS, or differs from the first in bands or kind of pixels."""
     if header.crs is None:
         raise BadTileError('has no coordinate reference system')
-    if header.count != len(names):
-        raise BadTileError(f'has {header.count} bands, expected {len(names)}: {names}')
+    header.check_count(names)
     if by_name and all(header.descriptions) and not same_bands(header.descriptions, names):
         raise BadTileError(f'has the bands {header.descriptions}, expected {names} in this order')
     if depth(header.dtype) != depth(first.dtype):

@@ -12,7 +12,7 @@ import numpy as np
 from rasterio.windows import Window
 
 from explora_geo.bands import RGB, canonical, default_bands, same_bands
-from explora_geo.datasets.files import evenly_spaced, is_list, is_pattern, locate_images
+from explora_geo.datasets.files import evenly_spaced, is_list, is_pattern, locate_images, no_images
 from explora_geo.datasets.images import (
     BadTileError,
     Header,
@@ -78,10 +78,7 @@ def survey(archive: PathLike | Sequence[PathLike]) -> Survey:
         source = ', '.join(str(one) for one in archive)
         root, files = None, [file for one in archive for file in _find(one)[1]]
     if not files:
-        raise FileNotFoundError(
-            f'{source or "the archive"} contains no images (searched for JPEG, PNG, GeoTIFF and similar, '
-            'including subfolders); check the path'
-        )
+        raise no_images(source or 'the archive')
     remote = any(isinstance(file, str) for file in files)
     found, skipped = read_headers(files, OPENED_REMOTE if remote else OPENED, source)
     for what, key in (('bands', lambda h: h.count), ('pixels', lambda h: depth(h.dtype))):

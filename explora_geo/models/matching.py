@@ -29,7 +29,7 @@ def match_data(datamodule: Any, vit: ViT, statistics: Literal['model', 'data'] |
     if hasattr(datamodule, 'use_bands'):
         datamodule.use_bands(bands)
     elif given := getattr(datamodule, 'bands', None):  # nothing can reorder them
-        if match_bands(given, bands, 'the data contains') != list(range(len(given))):
+        if match_bands(given, bands) != list(range(len(given))):
             raise ValueError(
                 f'the model expects bands {", ".join(bands)}, but the data contains {", ".join(given)}: '
                 'select the same bands in the same order'
