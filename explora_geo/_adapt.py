@@ -141,8 +141,8 @@ def adapt(
             raise
         # Errors from Lightning's logger do not name the file.
         bare = error.strerror == os.strerror(error.errno)
-        text = f'no space left to write to {folder}: free some space' if bare else error.strerror
-        raise OSError(error.errno, f'{text}; repeat the command to resume') from error
+        text = f'no space left to write to {folder}: make room and rerun' if bare else error.strerror
+        raise OSError(error.errno, f'{text} to resume') from error
     return Adapted(folder, job.adapter, page, report)
 
 
