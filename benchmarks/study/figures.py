@@ -1,7 +1,7 @@
 """Figures of the study: gain from adaptation by length, labels and images, and forgetting."""
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import cycle
+from itertools import cycle, product
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +34,14 @@ SIZES = {'tiny': 'ViT-Ti', 'small': 'ViT-S', 'base': 'ViT-B'}
 BUDGETS = {'eurosat': {22: '1 %', 216: '10 %', 0: 'all'}, 'aid': {5: '5 a class', 25: '25 a class', 0: 'all'}}
 
 
-def _panels(count: int) -> tuple[Figure, Sequence[Axes]]:
-    figure, axes = plt.subplots(1, count, figsize=(4.4 * count, 3.4), layout='constrained', squeeze=False)
-    for axis in axes[0]:
+def _panels(count: int, rows: int = 1) -> tuple[Figure, Sequence[Axes]]:
+    size = 4.4 * count, 3.4 * rows
+    figure, axes = plt.subplots(rows, count, figsize=size, layout='constrained', squeeze=False)
+    for axis in axes.flat:
         axis.axhline(0, color='gray', lw=0.8)
         axis.spines[['top', 'right']].set_visible(False)
         axis.grid(alpha=0.3)
-    return figure, axes[0]
+    return figure, list(axes.flat)
 
 
 def _save(figure: Figure, file: Path) -> None:
@@ -85,20 +86,25 @@ def by_labels(rows: list[Row], file: Path) -> None:
     _save(figure, file)
 
 
-def by_number(of: Mapping[str, list[Row]], number: Callable[[Row], int], title: str, file: Path) -> None:
-    """Plot gain against a number of each row, such as its steps; one line per key of `ARMS` (what trains)."""
-    figure, axes = _panels(2)
-    ticks = sorted({number(r) for mine in of.values() for r in mine})
-    for axis, method in zip(axes, (0, 1), strict=True):
+def by_number(
+    panels: Mapping[str, Mapping[str, list[Row]]], number: Callable[[Row], int], title: str, file: Path
+) -> None:
+    """Plot gain against a number of each row, such as its steps: a row of panels per name, a line per arm."""
+    figure, axes = _panels(2, len(panels))
+    pairs = product(panels.items(), (0, 1))
+    for axis, ((name, of), method) in zip(axes, pairs, strict=True):
+        ticks = sorted({number(r) for mine in of.values() for r in mine})
         for key, mine in of.items():
             known = [n for n in ticks if any(number(r) == n for r in mine)]
-            pairs = [combined([r for r in mine if number(r) == n], method)[:2] for n in known]
-            mean, half = 100 * np.array(pairs).T
+            points = [combined([r for r in mine if number(r) == n], method)[:2] for n in known]
+            mean, half = 100 * np.array(points).T
             axis.errorbar(known, mean, half, fmt='o-', color=COLORS[key], capsize=3, label=ARMS[key])
-        axis.set(xscale='log', xlabel=title, ylabel=f'gain by {METHODS[method]}, points')
+        label = f'gain by {METHODS[method]}, points'
+        axis.set(title=name, xscale='log', xlabel=title, ylabel=label)
         axis.set_xticks(ticks, [f'{n:,}' for n in ticks])
         axis.minorticks_off()
-    axes[1].legend(frameon=False, fontsize=8, loc='lower right')
+    handles, titles = axes[0].get_legend_handles_labels()
+    figure.legend(handles, titles, loc='outside lower center', ncols=4, frameon=False, fontsize=8)
     _save(figure, file)
 
 

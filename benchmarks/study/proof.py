@@ -122,8 +122,9 @@ def headline(rows: list[Row], domain: str, names: dict[str, str] | None = None) 
     found = [r for r in where(rows, domain=domain) if r.get('labels') and r['name'] in names]
     cells = [(str(n), how) for how in ('linear', 'tuned') for n in BUDGETS[domain]]
     if found:
-        first = [np.mean([r['labels'][n][how][0] for r in found if r['seed'] == 0]) for n, how in cells]
-        lines.append(['source as it is', '', *(f'{100 * x:.1f}' for x in first)])
+        of = {r['seed']: r['labels'] for r in found}
+        first = [np.mean([labels[n][how][0] for labels in of.values()]) for n, how in cells]
+        lines.append(['source as it is', str(len(of)), *(f'{100 * x:.1f}' for x in first)])
     for name, title in names.items():
         mine = where(found, name=name)
         if mine:
@@ -172,13 +173,13 @@ def lengths(rows: list[Row], letter: str) -> list[str]:
         for n in steps:
             cells = [gained(r['gain']['one'][m] for r in of[n]) for m in range(3)]
             mark = ' **(chosen)**' if n == best else ''
-            lines.append([f'{title}, {n} steps{mark}', str(len(of[n])), *cells])
+            lines.append([f'{title}, {n:,} steps{mark}', str(len(of[n])), *cells])
     return markdown_table(['row', 'seeds', *METHODS], lines)
 
 
 def _apart(row: Row) -> str:
     """How a row differs from 200 steps of the ViT-Ti/16, for its title."""
-    steps = '' if row['steps'] == 200 else f', {row["steps"]} steps'
+    steps = '' if row['steps'] == 200 else f', {row["steps"]:,} steps'
     return steps + (', from the six blocks' if row['source'] == 'depth6' else '')
 
 
@@ -290,10 +291,13 @@ def main(file: Path, folder: Path) -> None:
     figures.gain_against_loss(panels, folder / 'forgetting.png')
     arms = {key: where(d200, name=f'D-{key}') for key in ('explora', 'full')}
     figures.by_number(
-        arms, lambda r: r['images'] or figures.ARCHIVE, 'unlabeled tiles', folder / 'images.png'
+        {'D': arms}, lambda r: r['images'] or figures.ARCHIVE, 'unlabeled tiles', folder / 'images.png'
     )
-    arms = {key: where(here, name=f'M-{key}', images=0) for key in ('explora', 'lora', 'unfreeze', 'full')}
-    figures.by_number(arms, lambda r: r['steps'], 'steps of 32 tiles', folder / 'lengths_m.png')
+    trained = {
+        letter: {key: where(here, name=f'{letter}-{key}', images=0) for key in ARMS if key != 'scratch'}
+        for letter in 'MD'
+    }
+    figures.by_number(trained, lambda r: r['steps'], 'steps of 32 tiles', folder / 'lengths.png')
     figures.by_block(analyzed, folder / 'blocks.png')
     figures.by_weights(whole, CAPACITY, folder / 'weights.png')
     figures.memory(read_lines(file.parent / 'speed' / 'peak.jsonl'), folder / 'memory.png')
