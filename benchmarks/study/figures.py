@@ -44,6 +44,12 @@ def _panels(count: int, rows: int = 1) -> tuple[Figure, Sequence[Axes]]:
     return figure, list(axes.flat)
 
 
+def _legend_below(figure: Figure, axis: Axes, columns: int, **style: Any) -> None:
+    handles, titles = axis.get_legend_handles_labels()
+    style |= {'ncols': columns, 'frameon': False, 'fontsize': 8}
+    figure.legend(handles, titles, loc='outside lower center', **style)
+
+
 def _save(figure: Figure, file: Path) -> None:
     with atomic_path(file) as part:
         figure.savefig(part, dpi=100, format='png')
@@ -79,10 +85,7 @@ def by_labels(rows: list[Row], file: Path) -> None:
                     label = ARMS[key] if how == 'tuned' else None
                     axis.plot(list(budgets.values()), points, line, color=color, label=label)
         axis.set(title=TITLES[domain], xlabel='labels', ylabel='gain, points')
-    handles, names = axes[0].get_legend_handles_labels()
-    title = 'LoRA-r8; dotted: linear probe'
-    style: Any = {'ncols': 3, 'frameon': False, 'fontsize': 8, 'title_fontsize': 8}
-    figure.legend(handles, names, loc='outside lower center', title=title, **style)
+    _legend_below(figure, axes[0], 3, title='LoRA-r8; dotted: linear probe', title_fontsize=8)
     _save(figure, file)
 
 
@@ -103,8 +106,7 @@ def by_number(
         axis.set(title=name, xscale='log', xlabel=title, ylabel=label)
         axis.set_xticks(ticks, [f'{n:,}' for n in ticks])
         axis.minorticks_off()
-    handles, titles = axes[0].get_legend_handles_labels()
-    figure.legend(handles, titles, loc='outside lower center', ncols=4, frameon=False, fontsize=8)
+    _legend_below(figure, axes[0], 4)
     _save(figure, file)
 
 
@@ -126,8 +128,7 @@ def by_weights(rows: list[Row], names: Mapping[str, str], file: Path) -> None:
         axis.set_xticks([0.1, 0.3, 1, 3, 10], ['0.1', '0.3', '1', '3', '10'])
         axis.set_xlim(0.03, 10)
         axis.minorticks_off()
-    handles, titles = axes[0].get_legend_handles_labels()
-    figure.legend(handles, titles, loc='outside lower center', ncols=4, frameon=False, fontsize=8)
+    _legend_below(figure, axes[0], 4)
     _save(figure, file)
 
 
