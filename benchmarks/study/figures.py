@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from explora_geo.checkpoints import atomic_path
 
+from ..tables.summary import Spread
 from .report import METHODS, MINUTES, TITLES, Row, combined, where
 
 ARMS = {
@@ -44,6 +45,10 @@ def _panels(count: int, rows: int = 1) -> tuple[Figure, Sequence[Axes]]:
     return figure, list(axes.flat)
 
 
+def _intervals(axis: Axes, x: Sequence[float], found: Sequence[Spread], **style: Any) -> None:
+    axis.errorbar(x, [f.mean for f in found], [f.half or 0.0 for f in found], capsize=3, **style)
+
+
 def _legend_below(figure: Figure, axis: Axes, columns: int, **style: Any) -> None:
     handles, titles = axis.get_legend_handles_labels()
     style |= {'ncols': columns, 'frameon': False, 'fontsize': 8}
@@ -63,9 +68,8 @@ def default_by_length(rows: list[Row], file: Path) -> None:
     for axis, domain in zip(axes, domains, strict=True):
         for method, (name, color) in enumerate(zip(METHODS, list(COLORS.values())[:3], strict=True)):
             of = [where(rows, name='anchor', source='depth6', domain=domain, views=v) for v in MINUTES]
-            points = 100 * np.array([combined(part, method)[:2] for part in of])
-            mean, half = points.T
-            axis.errorbar(list(MINUTES.values()), mean, half, fmt='o-', color=color, capsize=3, label=name)
+            points = [combined(part, method) for part in of]
+            _intervals(axis, list(MINUTES.values()), points, fmt='o-', color=color, label=name)
         axis.set(title=TITLES[domain], xscale='log', xlabel='minutes of two cores', ylabel='gain, points')
         axis.set_xticks(list(MINUTES.values()), [str(m) for m in MINUTES.values()])
         axis.minorticks_off()
@@ -99,9 +103,8 @@ def by_number(
         ticks = sorted({number(r) for mine in of.values() for r in mine})
         for key, mine in of.items():
             known = [n for n in ticks if any(number(r) == n for r in mine)]
-            points = [combined([r for r in mine if number(r) == n], method)[:2] for n in known]
-            mean, half = 100 * np.array(points).T
-            axis.errorbar(known, mean, half, fmt='o-', color=COLORS[key], capsize=3, label=ARMS[key])
+            points = [combined([r for r in mine if number(r) == n], method) for n in known]
+            _intervals(axis, known, points, fmt='o-', color=COLORS[key], label=ARMS[key])
         label = f'gain by {METHODS[method]}, points'
         axis.set(title=name, xscale='log', xlabel=title, ylabel=label)
         axis.set_xticks(ticks, [f'{n:,}' for n in ticks])
@@ -117,10 +120,9 @@ def by_weights(rows: list[Row], names: Mapping[str, str], file: Path) -> None:
         for (name, title), marker in zip(names.items(), cycle(MARKERS), strict=False):
             mine = where(rows, name=name)
             if mine:
-                mean, half, _ = combined(mine, method)
                 key = next(k for k in COLORS if k in name)
-                point = mine[0]['trained'] / 1e6, 100 * mean, 100 * half
-                axis.errorbar(*point, fmt=marker, ms=7, color=COLORS[key], capsize=3, label=title)
+                style = {'fmt': marker, 'ms': 7, 'color': COLORS[key], 'label': title}
+                _intervals(axis, [mine[0]['trained'] / 1e6], [combined(mine, method)], **style)
         axis.set(
             xscale='log', xlabel='weights that train, millions', ylabel=f'gain by {METHODS[method]}, points'
         )

@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr
 
+from explora_geo.checkpoints import atomic_path
 from explora_geo.evaluation.comparison import MARGIN
 from explora_geo.evaluation.label_free import DEFAULT_SCORE, SCORES
 
 from ..tables.records import markdown_table
 from ..tables.records import read as read_lines
+from ..tables.summary import Spread, welch
 from .domains import LABELED
 
 Row = Mapping[str, Any]
@@ -34,14 +36,16 @@ def where(rows: Iterable[Row], **values: Any) -> list[Row]:
     return [r for r in rows if all(r.get(k) == v for k, v in values.items())]
 
 
-def pooled(pairs: Iterable[Sequence[float]]) -> tuple[float, float, float]:
-    """Return the mean gain over seeds, half its 95 % interval over test images and seeds, and the worst."""
-    gains = np.array(list(pairs))
-    seeds = 1.96 * gains[:, 0].std(ddof=1) / len(gains) ** 0.5 if len(gains) > 1 else 0.0
-    return float(gains[:, 0].mean()), float(np.hypot(gains[:, 1].mean(), seeds)), float(gains[:, 0].min())
+def pooled(pairs: Iterable[Sequence[float]]) -> Spread:
+    """Return the mean gain over seeds in points, whose error covers test images and, with several, seeds."""
+    mean, half = 100 * np.array(list(pairs)).T
+    parts = [((half.mean() / 1.96) ** 2, np.inf)]  # all seeds share their test images
+    if len(mean) > 1:
+        parts.append((mean.var(ddof=1) / len(mean), len(mean) - 1))
+    return Spread(float(mean.mean()), *welch(parts), len(mean))
 
 
-def combined(rows: Iterable[Row], method: int, variant: str = 'one') -> tuple[float, float, float]:
+def combined(rows: Iterable[Row], method: int, variant: str = 'one') -> Spread:
     """Return the `pooled` gains of rows by a method."""
     return pooled(r['gain'][variant][method] for r in rows)
 
@@ -66,8 +70,8 @@ def harm(rows: list[Row], name: str = 'anchor', source: str = 'depth6') -> list[
                 found = where(rows, name=recipe, source=source, domain=domain, views=views)
                 if found:
                     cells = [combined(found, i) for i in range(3)]
-                    texts = [f'**{100 * m:+.1f}** ± {100 * h:.1f}' for m, h, _ in cells]
-                    worst = f'{100 * min(c[2] for c in cells):+.1f}'
+                    texts = [f'**{c.mean:+.1f}** ± {c.half:.1f}' for c in cells]
+                    worst = f'{100 * min(g for r in found for g, _ in r["gain"]["one"]):+.1f}'
                     lines.append([f'{how}, {views:,} ({minutes})', str(len(found)), *texts, worst])
     return markdown_table(['domain, views (minutes)', 'seeds', *METHODS, 'worst of all'], lines)
 
@@ -80,8 +84,7 @@ def recipes(rows: list[Row], source: str = 'depth6', views: int = 6_400) -> list
         parts = [where(rows, name=name, domain=domain) for domain in domains]
         if all(parts):
             cells = [combined(part, i) for part in parts for i in range(3)]
-            texts = [f'{100 * mean:+.1f} ± {100 * half:.1f}' for mean, half, _ in cells]
-            lines.append((-sum(c[0] for c in cells), [f'`{name}`', *texts]))
+            lines.append((-sum(c.mean for c in cells), [f'`{name}`', *(c.text('+') for c in cells)]))
     header = ['recipe', *(f'{TITLES[d]}: {m}' for d in domains for m in METHODS)]
     return markdown_table(header, [cells for _, cells in sorted(lines, key=lambda line: line[0])])
 
@@ -137,7 +140,8 @@ def main(file: Path, folder: Path) -> None:
     """Write the tables."""
     rows, methods = read(file), ' / '.join(METHODS)
     found = label_free(rows)
-    (folder / 'label_free.json').write_text(json.dumps(found, indent=1) + '\n', encoding='utf-8')
+    with atomic_path(folder / 'label_free.json') as part:
+        part.write_text(json.dumps(found, indent=1) + '\n', encoding='utf-8')
     sections = {
         'Do no harm: the default of `explora-geo adapt`': (
             'Gains in points over the source, mean over seeds with 95 % intervals over images and seeds. '
@@ -169,7 +173,8 @@ def main(file: Path, folder: Path) -> None:
     )
     for title, (note, table) in sections.items():
         text += '\n'.join([f'\n## {title}', '', *([note, ''] if note else []), *table, ''])
-    (folder / 'README.md').write_text(text, encoding='utf-8')
+    with atomic_path(folder / 'README.md') as part:
+        part.write_text(text, encoding='utf-8')
 
 
 if __name__ == '__main__':

@@ -68,11 +68,21 @@ def score_title(score: str) -> str:
     return f'{_METHODS.get(method, method)}, {number}'
 
 
+def welch(parts: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Return the error of a sum and its degrees of freedom (Welch and Satterthwaite).
+
+    `parts` holds the variance of each independent term and the degrees of freedom of that variance.
+    """
+    variance = sum(v for v, _ in parts)
+    below = sum(v**2 / n for v, n in parts)
+    return float(variance**0.5), float(variance**2 / below if below else parts[0][1])
+
+
 def spread(values: Sequence[Sequence[float]], single: bool | None = None) -> Spread:
     """Compute mean and error of values by seed and label draw.
 
-    All seeds share the same draws, so seeds and draws each contribute the variance of their own means
-    (Welch and Satterthwaite's degrees of freedom). By default, equal seeds count as one configuration.
+    All seeds share the same draws, so seeds and draws each contribute the variance of their own means. By
+    default, equal seeds count as one configuration.
     """
     draws = min(map(len, values))
     table = np.array([row[:draws] for row in values])
@@ -84,11 +94,7 @@ def spread(values: Sequence[Sequence[float]], single: bool | None = None) -> Spr
         parts.append((table.mean(1).var(ddof=1) / seeds, seeds - 1))
     if draws > 1 and seeds > 1:  # one seed says nothing about the variance between seeds
         parts.append((table.mean(0).var(ddof=1) / draws, draws - 1))
-    error, freedom = None, 0.0
-    if parts:
-        variance = sum(v for v, _ in parts)
-        below = sum(v**2 / n for v, n in parts)
-        error, freedom = float(variance**0.5), float(variance**2 / below if below else parts[0][1])
+    error, freedom = welch(parts) if parts else (None, 0.0)
     return Spread(float(table.mean()), error, freedom, seeds, draws, single)
 
 
