@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from explora_geo.checkpoints import atomic_path
 
 from ..tables.summary import Spread
-from .report import METHODS, MINUTES, TITLES, Row, combined, where
+from .report import METHODS, MINUTES, TITLES, Row, combined, pooled, where
 
 ARMS = {
     'explora': 'ExPLoRA [L]-r32',
@@ -78,18 +78,22 @@ def default_by_length(rows: list[Row], file: Path) -> None:
 
 
 def by_labels(rows: list[Row], file: Path) -> None:
-    """Plot each row's gain over the source with few and with all labels, tuned by LoRA-r8."""
-    figure, axes = _panels(2)
-    for axis, (domain, budgets) in zip(axes, BUDGETS.items(), strict=True):
-        for key, color in COLORS.items():
-            mine = [r for r in where(rows, name=f'D-{key}', domain=domain) if r.get('labels')]
-            for how, line in (('tuned', 'o-'), ('linear', 'o:')):
-                if mine:
-                    points = [100 * np.mean([r['labels'][str(n)][how][2] for r in mine]) for n in budgets]
-                    label = ARMS[key] if how == 'tuned' else None
-                    axis.plot(list(budgets.values()), points, line, color=color, label=label)
-        axis.set(title=TITLES[domain], xlabel='labels', ylabel='gain, points')
-    _legend_below(figure, axes[0], 3, title='LoRA-r8; dotted: linear probe', title_fontsize=8)
+    """Plot each row's gain over its source with few and with all labels, a row of panels per archive."""
+    scored = [r for r in rows if r.get('labels')]
+    shown = {f'D-{key}': title for key, title in ARMS.items() if key != 'scratch'}
+    shown['anchor'] = 'the default, six blocks'
+    figure, axes = _panels(2, len(BUDGETS))
+    pairs = product(BUDGETS.items(), {'tuned': 'LoRA-r8 tuning', 'linear': 'linear probe'}.items())
+    for axis, ((domain, budgets), (how, method)) in zip(axes, pairs, strict=True):
+        for i, ((name, title), color) in enumerate(zip(shown.items(), COLORS.values(), strict=True)):
+            if mine := where(scored, name=name, domain=domain):
+                found = [pooled(r['labels'][str(n)][how][2:] for r in mine) for n in budgets]
+                places = [x + 0.12 * (i - 2) for x in range(len(budgets))]
+                _intervals(axis, places, found, fmt='o', ms=5, color=color, label=title)
+        axis.set(title=TITLES[domain], xlabel='labels', ylabel=f'gain by {method}, points')
+        axis.set_xticks(range(len(budgets)), list(budgets.values()))
+        axis.grid(visible=False, axis='x')
+    _legend_below(figure, axes[0], 5)
     _save(figure, file)
 
 
