@@ -303,6 +303,7 @@ def main(file: Path, folder: Path) -> None:
     d200 = [r for r in here if r.get('steps') == 200 or r['name'] == 'Diet']
     whole = [r for r in d200 if not r['images'] or r['name'] == 'Diet']
     aid = where(models, domain='aid', source='vit_ti16', steps=200)
+    d_rows = {'EuroSAT': whole, 'AID': aid}
     few = {k: CAPACITY[k] for k in ('D-explora', 'D-full')}
     told = {title: where(here, name=name) for name, title in ANALYZED.items()}
     attended, analyzed = (
@@ -335,9 +336,8 @@ def main(file: Path, folder: Path) -> None:
         'Headline: EuroSAT, M': headline(rows, 'eurosat', M_ROWS),
         'Headline: AID': headline(rows, 'aid'),
         **{f'Headline: {TITLES[d]}, the six blocks': headline(rows, d, SHIPPED) for d in BUDGETS},
-        'D-ExPLoRA less other rows': differences(
-            {'EuroSAT': whole, 'AID': aid}, 'D-explora', D_ROWS | SIMPLER
-        ),
+        'D-ExPLoRA less other rows': differences(d_rows, 'D-explora', D_ROWS | SIMPLER),
+        'D-ExPLoRA [L]-r64 less other rows': differences(d_rows, 'D-explora-r64', D_ROWS),
         'M-ExPLoRA less other rows, EuroSAT': differences(
             {f'{n:,} steps': where(here, steps=n, images=0) for n in steps},
             'M-explora',
