@@ -15,7 +15,7 @@ from ..tables.summary import spread
 from . import figures
 from .figures import ARMS, BUDGETS
 from .jobs import FOUR
-from .report import METHODS, TITLES, Row, pooled, read, where
+from .report import METHODS, TITLES, Row, gains_of, pooled, read, where
 
 D_ROWS = {f'D-{key}': title for key, title in ARMS.items()} | {'anchor-small': 'the anchor (not the paper)'}
 SHIPPED = {'anchor': 'the anchor [L]-r32, the default'}
@@ -146,9 +146,8 @@ def gains(rows: list[Row], names: dict[str, str], key: Callable[[Row], str] = la
         mine = where(rows, name=name)
         for part in dict.fromkeys(map(key, mine)):
             same = [r for r in mine if key(r) == part]
-            cells = [gained(r['gain']['one'][m] for r in same) for m in range(3)]
             trained = f'{same[0].get("trained", 0) / 1e3:,.0f} k'
-            lines.append([f'{title}{part}', str(len(same)), trained, *cells])
+            lines.append([f'{title}{part}', str(len(same)), trained, *gains_of(same)])
     return markdown_table(['row', 'seeds', 'trains', *METHODS], lines)
 
 
@@ -182,8 +181,7 @@ def widths(of: Mapping[int, list[Row]]) -> list[str]:
         for width, pair in names.items():
             for name, title in zip(pair, ('ExPLoRA [L]-r32', 'all weights'), strict=True):
                 if mine := where(of[width], name=name):
-                    cells = [gained(r['gain']['one'][m] for r in mine) for m in range(3)]
-                    lines.append([f'{objective}, width {width}: {title}', str(len(mine)), *cells])
+                    lines.append([f'{objective}, width {width}: {title}', str(len(mine)), *gains_of(mine)])
     return markdown_table(['row', 'seeds', *METHODS], lines)
 
 
@@ -198,9 +196,8 @@ def lengths(rows: list[Row], letter: str) -> list[str]:
         of = {n: where(mine, steps=n) for n in steps}
         best = max(steps, key=lambda n: np.mean([r['validated'] for r in of[n]]))
         for n in steps:
-            cells = [gained(r['gain']['one'][m] for r in of[n]) for m in range(3)]
             mark = ' **(chosen)**' if n == best else ''
-            lines.append([f'{title}, {n:,} steps{mark}', str(len(of[n])), *cells])
+            lines.append([f'{title}, {n:,} steps{mark}', str(len(of[n])), *gains_of(of[n])])
     return markdown_table(['row', 'seeds', *METHODS], lines)
 
 

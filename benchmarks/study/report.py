@@ -17,6 +17,7 @@ from ..tables.records import markdown_table
 from ..tables.records import read as read_lines
 from ..tables.summary import Spread, welch
 from .domains import LABELED
+from .scoring import NORMAL
 
 Row = Mapping[str, Any]
 METHODS = ('k-NN', 'linear probe', '10 labels a class')
@@ -39,7 +40,7 @@ def where(rows: Iterable[Row], **values: Any) -> list[Row]:
 def pooled(pairs: Iterable[Sequence[float]]) -> Spread:
     """Return the mean gain over seeds in points, whose error covers test images and, with several, seeds."""
     mean, half = 100 * np.array(list(pairs)).T
-    parts = [((half.mean() / 1.96) ** 2, np.inf)]  # all seeds share their test images
+    parts = [((half.mean() / NORMAL) ** 2, np.inf)]  # all seeds share their test images
     if len(mean) > 1:
         parts.append((mean.var(ddof=1) / len(mean), len(mean) - 1))
     return Spread(float(mean.mean()), *welch(parts), len(mean))
@@ -48,6 +49,11 @@ def pooled(pairs: Iterable[Sequence[float]]) -> Spread:
 def combined(rows: Iterable[Row], method: int, variant: str = 'one') -> Spread:
     """Return the `pooled` gains of rows by a method."""
     return pooled(r['gain'][variant][method] for r in rows)
+
+
+def gains_of(rows: list[Row]) -> list[str]:
+    """Return the `combined` gains by every method, as text."""
+    return [combined(rows, method).text('+') for method in range(len(METHODS))]
 
 
 def harm(rows: list[Row], name: str = 'anchor', source: str = 'depth6') -> list[str]:

@@ -15,6 +15,7 @@ from .domains import Domain
 PENALTIES = (0.003, 0.01, 0.03, 0.1, 0.3)
 FEW, DRAWS, NEIGHBORS = 10, 5, 20
 CHOOSE = 2_000  # images for choosing rates and lengths
+NORMAL = 1.96  # standard errors on either side of a mean in its 95 % interval
 
 
 class Hits(NamedTuple):
@@ -130,7 +131,7 @@ def score(domain: Domain, train: Tensor, val: Tensor, test: Tensor) -> Hits:
 def gain(before: Tensor, after: Tensor) -> list[float]:
     """Return the mean paired difference of hits and the half-width of its 95 % interval over test images."""
     difference = after.float() - before.float()
-    half = 1.96 * float(difference.std()) / len(difference) ** 0.5
+    half = NORMAL * float(difference.std()) / len(difference) ** 0.5
     return [round(float(difference.mean()), 5), round(half, 5)]
 
 
